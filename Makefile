@@ -1,0 +1,39 @@
+# Each target sets up what it needs in .venv, once, and again when pyproject.toml changes.
+# A fresh machine needs Python 3.11 or later with venv, and gcc.
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+
+# Asked for its version rather than looked up: a version manager's shim may exist and yet not run.
+PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/demo.stamp
+	$(RUN) -m examples.training_loop
+
+test: $(VENV)/dev.stamp
+	$(RUN) -m pytest
+
+check: $(VENV)/dev.stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy --strict broker clients
+
+bench: $(VENV)/bench.stamp
+	$(RUN) -m bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/venv.stamp:
+	@test -n "$(PYTHON)" || { echo "tensorbus needs Python 3.11 or later; set PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The extra's name is the stem: dev.stamp installs .[dev]. The stamp appears only after a complete install.
+$(VENV)/%.stamp: $(VENV)/venv.stamp pyproject.toml
+	$(PIP) install --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Collectives: groups, operations and reductions. Pure: no input or output, no clock."""

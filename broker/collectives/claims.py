@@ -1,0 +1,184 @@
+"""What a rank asks for when it starts a collective operation.
+
+Every rank sends its claim with its first chunk. The broker compares the claims of all ranks before it reduces anything,
+so ranks whose programs have run apart are told so, each with the words of all the others, in place of a wrong sum.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from broker import limits
+from broker.errors import InvalidValue
+
+ITEM_BYTES: Final = {
+    "bool": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
+"""Bytes of one element, by the name that travels on the wire."""
+
+ARRAY_BYTES_MAX: Final = 2**63 - 1
+"""What a 64-bit machine can address. The broker holds only chunks, so this is no bound on memory."""
+TIMEOUT_NS_MAX: Final = 2**62
+"""146 years: the sum with any clock still fits 64 bits."""
+
+
+class CollectiveKind(StrEnum):
+    """What an operation does."""
+
+    ALL_REDUCE = "all_reduce"
+    BROADCAST = "broadcast"
+    ALL_GATHER = "all_gather"
+    REDUCE_SCATTER = "reduce_scatter"
+    BARRIER = "barrier"
+
+
+class ReduceOp(StrEnum):
+    """How contributions become one array."""
+
+    SUM = "sum"
+    MEAN = "mean"
+    MIN = "min"
+    MAX = "max"
+    PRODUCT = "product"
+
+
+REDUCING_KINDS: Final = frozenset({CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER})
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """One rank's view of an operation; `check()` it before use when it comes from a stranger.
+
+    Attributes:
+        kind: what to do.
+        op: how to reduce; None for the kinds that do not reduce.
+        root: the rank that broadcasts; None for the other kinds.
+        dtype: a name of `ITEM_BYTES`.
+        shape: of the array that each rank contributes; `(0,)` for a barrier.
+        timeout_ns: how long this rank waits for the others, from the arrival of this claim.
+        chunk_bytes: payload of every round but the last, which may be shorter.
+    """
+
+    kind: CollectiveKind
+    op: ReduceOp | None
+    root: int | None
+    dtype: str
+    shape: tuple[int, ...]
+    timeout_ns: int
+    chunk_bytes: int = limits.CHUNK_BYTES
+
+    @classmethod
+    def barrier(cls, timeout_ns: int) -> Claim:
+        """A claim that only waits for all ranks."""
+        return cls(CollectiveKind.BARRIER, None, None, "uint8", (0,), timeout_ns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array that each rank contributes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def rounds(self) -> int:
+        """Chunks of the array; an empty array and a barrier have one, of no bytes."""
+        return max(1, -(-self.nbytes // self.chunk_bytes))
+
+    def describe(self) -> str:
+        """The claim in words, such as `all_reduce sum float32 (1024, 1024)`."""
+        if self.kind is CollectiveKind.BARRIER:
+            return str(self.kind)
+        words: list[str] = [self.kind]
+        if self.op is not None:
+            words.append(self.op)
+        if self.root is not None:
+            words.append(f"from rank {self.root}")
+        words += [self.dtype, str(tuple(self.shape))]
+        if self.chunk_bytes != limits.CHUNK_BYTES:
+            words.append(f"in chunks of {self.chunk_bytes} bytes")
+        return " ".join(words)
+
+    def matches(self, other: Claim) -> bool:
+        """Whether both ask for the same operation. Ranks may wait for different times."""
+        return (
+            self.kind is other.kind
+            and self.op is other.op
+            and self.root == other.root
+            and self.dtype == other.dtype
+            and self.shape == other.shape
+            and self.chunk_bytes == other.chunk_bytes
+        )
+
+    def check(self, world_size: int) -> None:
+        """Refuse a claim that no group of this size can carry out.
+
+        Raises:
+            InvalidValue: an unknown dtype, a shape that no array has, a root that is no rank, an op that the kind or
+                the dtype does not have, a time-out or a chunk out of bounds.
+        """
+        self._check_array()
+        self._check_root(world_size)
+        self._check_op()
+        if not 0 < self.timeout_ns <= TIMEOUT_NS_MAX:
+            raise InvalidValue("timeout_ns", self.timeout_ns, f"must be from 1 to {TIMEOUT_NS_MAX}")
+        multiple, longest = limits.CHUNK_BYTES_MULTIPLE, limits.FRAME_PAYLOAD_BYTES_MAX
+        if self.chunk_bytes % multiple or not 0 < self.chunk_bytes <= longest:
+            raise InvalidValue("chunk_bytes", self.chunk_bytes, f"must be a multiple of {multiple} up to {longest}")
+
+    def _check_array(self) -> None:
+        if self.dtype not in ITEM_BYTES:
+            raise InvalidValue("dtype", self.dtype, f"collectives carry {', '.join(ITEM_BYTES)}; convert the array")
+        if len(self.shape) > limits.DIMENSIONS_MAX:
+            raise InvalidValue("shape", self.shape, f"has more than {limits.DIMENSIONS_MAX} axes; reshape the array")
+        if any(length < 0 for length in self.shape):
+            raise InvalidValue("shape", self.shape, "has a negative axis")
+        # As numpy does, an empty axis does not excuse the others.
+        if math.prod(max(1, length) for length in self.shape) * ITEM_BYTES[self.dtype] > ARRAY_BYTES_MAX:
+            raise InvalidValue("shape", self.shape, f"is over {ARRAY_BYTES_MAX} bytes, more than any memory holds")
+        if self.kind is CollectiveKind.BARRIER and self.shape != (0,):
+            raise InvalidValue("shape", self.shape, "a barrier carries no array: its shape is (0,)")
+        if self.kind is CollectiveKind.REDUCE_SCATTER and not self.shape:
+            raise InvalidValue("shape", self.shape, "reduce_scatter shares out the first axis, so it needs one")
+
+    def _check_root(self, world_size: int) -> None:
+        if self.kind is not CollectiveKind.BROADCAST:
+            if self.root is not None:
+                raise InvalidValue("root", self.root, f"{self.kind} has no root")
+        elif self.root is None or not 0 <= self.root < world_size:
+            raise InvalidValue("root", self.root, f"must be a rank, from 0 to {world_size - 1}")
+
+    def _check_op(self) -> None:
+        if self.kind not in REDUCING_KINDS:
+            if self.op is not None:
+                raise InvalidValue("op", str(self.op), f"{self.kind} does not reduce")
+        elif self.op is None:
+            raise InvalidValue("op", self.op, f"{self.kind} needs one of {', '.join(ReduceOp)}")
+        elif problem := op_problem(self.op, self.dtype):
+            raise InvalidValue("op", str(self.op), problem)
+
+
+def op_problem(op: ReduceOp, dtype: str) -> str | None:
+    """Why this dtype has no such reduction, or None when it has one."""
+    ordered_only = op in (ReduceOp.MIN, ReduceOp.MAX)
+    if dtype == "bool" and not ordered_only:
+        return "bool has no arithmetic: use max for or, min for and, or convert the array to an integer"
+    if dtype.startswith("complex") and ordered_only:
+        return f"{dtype} has no order: reduce the absolute values instead"
+    if op is ReduceOp.MEAN and dtype.startswith(("int", "uint")):
+        return f"the mean of {dtype} is no {dtype}: use sum, or convert the array to a float"
+    return None

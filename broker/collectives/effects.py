@@ -1,0 +1,127 @@
+"""What a group asks its broker to do: frames to send, each to one session, in the order in which they are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from broker.buffers import Buffer
+from broker.errors import CollectiveError, CollectiveMismatchError, RankTimeoutError
+from broker.ids import Generation, GroupNumber, Rank, SessionId
+
+
+class RefusalKind(StrEnum):
+    """Why a session cannot be a member."""
+
+    ALREADY_MEMBER = "already_member"
+    WORLD_SIZE = "world_size"
+    RANK_OUT_OF_RANGE = "rank_out_of_range"
+    RANK_TAKEN = "rank_taken"
+    FULL = "full"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The session is a member from this generation on; `ranks` are all members, ascending."""
+
+    session: SessionId
+    rank: Rank
+    generation: Generation
+    ranks: tuple[Rank, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The session is not a member; `missing_ranks` and `timeout_s` are set when it has waited in vain."""
+
+    session: SessionId
+    kind: RefusalKind
+    text: str
+    missing_ranks: tuple[Rank, ...] = ()
+    timeout_s: float = 0.0
+
+    def error(self, group: str) -> CollectiveError:
+        """What the session's program is to catch."""
+        if self.kind is RefusalKind.TIMEOUT:
+            return RankTimeoutError(group, 0, self.missing_ranks, self.timeout_s)
+        return CollectiveError(group, self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A stretch of an operation's result. Results of one round may share a payload; nobody may write to it.
+
+    Attributes:
+        position: whose array this is a part of for all_gather, the receiver's own for reduce_scatter, else 0.
+        last: nothing more comes for this operation.
+    """
+
+    session: SessionId
+    sequence: int
+    round: int
+    position: int
+    payload: Buffer
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The ranks do not ask for the same operation, or for one that these members cannot carry out."""
+
+    claims: Mapping[int, str]
+
+    def error(self, group: str, sequence: int) -> CollectiveMismatchError:
+        """What every rank's program is to catch."""
+        return CollectiveMismatchError(group, sequence, self.claims)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """These ranks held the operation up until its deadline."""
+
+    ranks: tuple[Rank, ...]
+    timeout_s: float
+
+    def error(self, group: str, sequence: int) -> RankTimeoutError:
+        """What every rank's program is to catch."""
+        return RankTimeoutError(group, sequence, self.ranks, self.timeout_s)
+
+
+Failure = Mismatch | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The operation has failed on every rank; the group goes on with the next one."""
+
+    session: SessionId
+    generation: Generation
+    sequence: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The members have changed: operations in progress are void and the next one has sequence 1.
+
+    Attributes:
+        lost_ranks: who is gone, ascending; empty when somebody has joined.
+        ranks: all members, ascending.
+    """
+
+    session: SessionId
+    generation: Generation
+    lost_ranks: tuple[Rank, ...]
+    ranks: tuple[Rank, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dissolved:
+    """Nobody is a member or waits to be one: the group can be forgotten."""
+
+    group: GroupNumber
+
+
+Effect = Joined | Refused | Result | Failed | Changed | Dissolved

@@ -1,0 +1,312 @@
+"""A collective group in the broker: who is in it, and the operations that its members have in progress.
+
+Ranks are stable identities from 0 to world_size - 1. The first generation begins when world_size sessions have joined.
+Each change of the members begins another one, in which sequences start at 1 again:
+
+    join ... join      the world_size-th: generation 1, everybody gets Joined
+    lost or leave      generation + 1 at once; operations in progress are void; every survivor gets one Changed
+    join later         with a free rank, as soon as no operation is in progress: generation + 1, Changed and Joined
+
+A contribution that was under way when its generation ended is dropped: its sender is told by the Changed that crosses
+it. What the group holds is bounded by `limits`: operations and rounds ahead for each rank, and failures not yet told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from broker import limits
+from broker.buffers import Buffer
+from broker.collectives.claims import Claim
+from broker.collectives.effects import Changed, Dissolved, Effect, Failed, Joined, RefusalKind, Refused
+from broker.collectives.failures import Failures
+from broker.collectives.operation import Operation
+from broker.collectives.snapshots import GroupSnapshot, OperationSnapshot
+from broker.errors import InvalidValue, ProtocolError
+from broker.ids import Generation, GroupNumber, Rank, SessionId
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A member's place; `next_sequence` is the first operation that it has not started."""
+
+    session: SessionId
+    rank: Rank
+    next_sequence: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Newcomer:
+    """A session that waits to become a member; a rank of None is chosen when it does."""
+
+    session: SessionId
+    rank: Rank | None
+    timeout_ns: int
+    deadline_ns: int
+
+
+class Group:
+    """The members and operations of one group: events in, effects out.
+
+    Effects are to be carried out in their order; those for one session must reach it in this order.
+    """
+
+    def __init__(self, name: str, number: GroupNumber, world_size: int, now_ns: int) -> None:
+        """A group without members; the first to join has said how large it is to be.
+
+        Raises:
+            InvalidValue: a world_size that no group may have.
+        """
+        if not 1 <= world_size <= limits.WORLD_SIZE_MAX:
+            raise InvalidValue("world_size", world_size, f"must be from 1 to {limits.WORLD_SIZE_MAX}")
+        self.name = name
+        self.number = number
+        self.world_size = world_size
+        self.created_ns = now_ns
+        self.generation = Generation(0)
+        self._seats: dict[SessionId, _Seat] = {}
+        self._sessions: dict[Rank, SessionId] = {}
+        self._newcomers: dict[SessionId, _Newcomer] = {}
+        self._operations: dict[int, Operation] = {}
+        self._failures = Failures()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Group {self.name!r} generation={self.generation} ranks={list(self.ranks)}/{self.world_size} "
+            f"waiting={len(self._newcomers)} operations={len(self._operations)}>"
+        )
+
+    @property
+    def ranks(self) -> tuple[Rank, ...]:
+        """All members, ascending."""
+        return tuple(self._sessions)
+
+    @property
+    def held_bytes(self) -> int:
+        """Payload that waits for other ranks."""
+        return sum(operation.held_bytes for operation in self._operations.values())
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        """When `tick` has something to do, if nothing else happens before."""
+        deadlines = [operation.deadline_ns for operation in self._operations.values()]
+        deadlines += [newcomer.deadline_ns for newcomer in self._newcomers.values()]
+        return min(deadlines, default=None)
+
+    def join(self, session: SessionId, rank: int | None, world_size: int, timeout_ns: int, now_ns: int) -> list[Effect]:
+        """A session wants to be a member.
+
+        It gets Joined or Refused, now or by its time-out; `rank` None takes the lowest one that nobody asks for.
+        """
+        refused = self._refusal(session, rank, world_size)
+        if refused is not None:
+            return [refused, *self._dissolve_if_empty()]
+        wanted = None if rank is None else Rank(rank)
+        self._newcomers[session] = _Newcomer(session, wanted, timeout_ns, now_ns + timeout_ns)
+        return self._admit()
+
+    def leave(self, session: SessionId) -> list[Effect]:
+        """A member goes, in good order; it gets no effect."""
+        return self._remove(session)
+
+    def lost(self, session: SessionId) -> list[Effect]:
+        """A session has died; one that is no member changes nothing."""
+        return self._remove(session)
+
+    def contribute(
+        self,
+        session: SessionId,
+        generation: int,
+        sequence: int,
+        round_number: int,
+        claim: Claim | None,
+        payload: Buffer,
+        now_ns: int,
+    ) -> list[Effect]:
+        """A chunk has come. Its payload must not change while the group holds it.
+
+        Raises:
+            ProtocolError: the sender does not keep to the rules; nothing has changed, and its session is to be closed.
+        """
+        seat = self._seats.get(session)
+        if seat is None:
+            raise ProtocolError(f"a contribution to group {self.name!r} from a session that is no member")
+        if generation > self.generation:
+            raise ProtocolError(
+                f"a contribution to generation {generation} of group {self.name!r}, which has not begun"
+            )
+        if generation < self.generation:
+            return []
+        if round_number:
+            if claim is not None:
+                raise ProtocolError(f"a claim in round {round_number}; only round 0 has one")
+            effects = self._go_on(seat, sequence, round_number, payload)
+        elif claim is None:
+            raise ProtocolError("round 0 of a collective operation without a claim")
+        else:
+            effects = self._begin(seat, sequence, claim, payload, now_ns)
+        return effects
+
+    def tick(self, now_ns: int) -> list[Effect]:
+        """Time has passed: operations and joins whose deadline is over fail."""
+        effects: list[Effect] = []
+        for operation in [*self._operations.values()]:
+            effects += operation.expire(now_ns)
+            self._retire(operation)
+        effects += self._admit()
+        late = [newcomer for newcomer in self._newcomers.values() if now_ns >= newcomer.deadline_ns]
+        effects += self._refuse_late(late)
+        return effects
+
+    def snapshot(self) -> GroupSnapshot:
+        """The state of the group, for people."""
+        return GroupSnapshot(
+            name=self.name,
+            number=self.number,
+            created_ns=self.created_ns,
+            generation=self.generation,
+            world_size=self.world_size,
+            ranks=self.ranks,
+            missing_ranks=self._missing_ranks(),
+            waiting=len(self._newcomers),
+            operations=tuple(OperationSnapshot.of(operation) for _, operation in sorted(self._operations.items())),
+        )
+
+    def _refusal(self, session: SessionId, rank: int | None, world_size: int) -> Refused | None:
+        if session in self._seats or session in self._newcomers:
+            return Refused(session, RefusalKind.ALREADY_MEMBER, "this session has joined already")
+        if world_size != self.world_size:
+            text = f"world_size {world_size} differs from the {self.world_size} of those who joined before"
+            return Refused(session, RefusalKind.WORLD_SIZE, text)
+        if rank is not None and not 0 <= rank < self.world_size:
+            text = f"rank {rank} is not from 0 to {self.world_size - 1}"
+            return Refused(session, RefusalKind.RANK_OUT_OF_RANGE, text)
+        if rank is not None and rank in self._claimed_ranks():
+            text = f"rank {rank} is held by another session; give each process its own rank, or none"
+            return Refused(session, RefusalKind.RANK_TAKEN, text)
+        if len(self._seats) + len(self._newcomers) == self.world_size:
+            return Refused(session, RefusalKind.FULL, f"all {self.world_size} ranks are taken")
+        return None
+
+    def _claimed_ranks(self) -> set[int]:
+        """Ranks that somebody has or has asked for by number."""
+        asked = {newcomer.rank for newcomer in self._newcomers.values() if newcomer.rank is not None}
+        return {*self._sessions, *asked}
+
+    def _placements(self) -> dict[Rank, SessionId]:
+        """The rank of each newcomer if all were admitted now."""
+        claimed = self._claimed_ranks()
+        free = (Rank(rank) for rank in range(self.world_size) if rank not in claimed)
+        return {
+            next(free) if newcomer.rank is None else newcomer.rank: newcomer.session
+            for newcomer in self._newcomers.values()
+        }
+
+    def _missing_ranks(self) -> tuple[Rank, ...]:
+        """Ranks that nobody has and nobody waits for."""
+        present = {*self._sessions, *self._placements()}
+        return tuple(Rank(rank) for rank in range(self.world_size) if rank not in present)
+
+    def _admit(self) -> list[Effect]:
+        """Make members of all newcomers, if the group can take them now."""
+        forming = not self._seats
+        if not self._newcomers or self._operations or (forming and len(self._newcomers) < self.world_size):
+            return []
+        old = [*self._sessions.values()]
+        placed = self._placements()
+        self._newcomers.clear()
+        self._seats.update({session: _Seat(session, rank) for rank, session in placed.items()})
+        self._begin_generation()
+        effects: list[Effect] = [Changed(session, self.generation, (), self.ranks) for session in old]
+        effects += [Joined(session, rank, self.generation, self.ranks) for rank, session in sorted(placed.items())]
+        return effects
+
+    def _remove(self, session: SessionId) -> list[Effect]:
+        seat = self._seats.pop(session, None)
+        if seat is None:
+            return [] if self._newcomers.pop(session, None) is None else self._dissolve_if_empty()
+        self._begin_generation()
+        effects: list[Effect] = [
+            Changed(survivor, self.generation, (seat.rank,), self.ranks) for survivor in self._sessions.values()
+        ]
+        return [*effects, *self._admit(), *self._dissolve_if_empty()]
+
+    def _begin_generation(self) -> None:
+        self.generation = Generation(self.generation + 1)
+        self._operations.clear()
+        self._failures = Failures()
+        for seat in self._seats.values():
+            seat.next_sequence = 1
+        # A new dictionary, because the operations of the old generation keep the old one.
+        self._sessions = dict(sorted((seat.rank, seat.session) for seat in self._seats.values()))
+
+    def _refuse_late(self, late: Iterable[_Newcomer]) -> list[Effect]:
+        """Refuse newcomers whose time is over; each is told the ranks that were missing to all of them."""
+        if self._seats:
+            missing = tuple(sorted({rank for each in self._operations.values() for rank in each.missing_ranks}))
+        else:
+            missing = self._missing_ranks()
+        effects: list[Effect] = []
+        for newcomer in late:
+            del self._newcomers[newcomer.session]
+            timeout_s = newcomer.timeout_ns / 1e9
+            text = f"ranks {list(missing)} had not arrived after {timeout_s:g} s"
+            effects.append(Refused(newcomer.session, RefusalKind.TIMEOUT, text, missing, timeout_s))
+        return effects + self._dissolve_if_empty() if effects else effects
+
+    def _dissolve_if_empty(self) -> list[Effect]:
+        return [] if self._seats or self._newcomers else [Dissolved(self.number)]
+
+    def _begin(self, seat: _Seat, sequence: int, claim: Claim, payload: Buffer, now_ns: int) -> list[Effect]:
+        if sequence != seat.next_sequence:
+            raise ProtocolError(f"rank {seat.rank} started operation {sequence} in place of {seat.next_sequence}")
+        try:
+            claim.check(self.world_size)
+        except InvalidValue as error:
+            raise ProtocolError(f"rank {seat.rank} claims what cannot be: {error}") from error
+        operation = self._operations.get(sequence)
+        if operation is None:
+            failure = self._failures.find(sequence)
+            if failure is not None:
+                self._started(seat)
+                return [Failed(seat.session, self.generation, sequence, failure)]
+            operation = self._new_operation(seat, sequence)
+        effects = operation.arrive(seat.rank, claim, payload, now_ns)
+        self._operations[sequence] = operation
+        self._started(seat)
+        self._retire(operation)
+        return effects + self._admit()
+
+    def _new_operation(self, seat: _Seat, sequence: int) -> Operation:
+        # Nobody was further than this rank, so it takes part in every operation in progress.
+        if len(self._operations) >= limits.OPERATIONS_AHEAD:
+            raise ProtocolError(
+                f"rank {seat.rank} started operation {sequence} with {len(self._operations)} in progress: "
+                f"a rank may have {limits.OPERATIONS_AHEAD}"
+            )
+        return Operation(self.generation, sequence, self._sessions)
+
+    def _go_on(self, seat: _Seat, sequence: int, round_number: int, payload: Buffer) -> list[Effect]:
+        if not 0 < sequence < seat.next_sequence:
+            raise ProtocolError(f"round {round_number} of operation {sequence}, which rank {seat.rank} has not started")
+        operation = self._operations.get(sequence)
+        if operation is None:
+            # It has failed while this chunk was under way.
+            return []
+        effects = operation.contribute(seat.rank, round_number, payload)
+        self._retire(operation)
+        return effects + self._admit()
+
+    def _started(self, seat: _Seat) -> None:
+        seat.next_sequence += 1
+        if self._failures:
+            self._failures.forget_before(min(each.next_sequence for each in self._seats.values()))
+
+    def _retire(self, operation: Operation) -> None:
+        """Forget an operation that has ended, but not its failure while somebody has not heard of it."""
+        if not operation.ended:
+            return
+        del self._operations[operation.sequence]
+        if operation.failure is not None and len(operation.arrived_ns) < len(self._seats):
+            self._failures.remember(operation.sequence, operation.failure)

@@ -1,0 +1,275 @@
+"""One collective operation in the broker, by the schedule `star`: chunks of all ranks in, results of each round out.
+
+                 a claim, others lacking              the last round is out
+                +-----------------------+           +----------------------> FINISHED
+                v                       |           |
+            GATHERING ------------------+------> RUNNING
+                |    the last claim, all match      |
+                | claims differ                     | deadline
+                v                                   v
+           MISMATCHED -----------------------> FAILED <---- deadline, from GATHERING
+                      all claims here, or grace over
+
+An operation belongs to one generation, so its ranks never change: when the members do, the group forgets it.
+What it holds is bounded: `limits.ROUNDS_AHEAD` chunks for each rank.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from enum import Enum
+
+import numpy as np
+
+from broker import limits
+from broker.buffers import Buffer
+from broker.collectives.claims import Claim, CollectiveKind
+from broker.collectives.effects import Effect, Failed, Failure, Mismatch, Missing, Result
+from broker.collectives.layout import chunk_bounds, overlap, shard_bounds
+from broker.collectives.reduce import accumulate
+from broker.errors import ProtocolError
+from broker.ids import Generation, Rank, SessionId
+
+
+class OperationState(Enum):
+    """Where an operation stands; the drawing above has the ways between."""
+
+    GATHERING = "gathering"
+    MISMATCHED = "mismatched"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class _Contribution:
+    """What one rank has sent: its claim, and the chunks whose round is not complete."""
+
+    __slots__ = ("arrived_ns", "array_bytes", "chunks", "claim", "received", "rounds")
+
+    def __init__(self, rank: Rank, claim: Claim, now_ns: int) -> None:
+        self.claim = claim
+        self.arrived_ns = now_ns
+        # Only the root of a broadcast has anything to send; the others' first, empty chunk carries their claim.
+        listens = claim.kind is CollectiveKind.BROADCAST and claim.root != rank
+        self.array_bytes = 0 if listens else claim.nbytes
+        self.rounds = 1 if listens else claim.rounds
+        self.received = 0
+        self.chunks: deque[Buffer] = deque()
+
+    def receive(self, round_number: int, payload: Buffer, rounds_done: int) -> None:
+        if round_number != self.received:
+            raise ProtocolError(f"round {round_number} of a collective operation came in place of {self.received}")
+        if round_number >= self.rounds:
+            raise ProtocolError(f"round {round_number} of a collective operation that has {self.rounds}")
+        if round_number >= rounds_done + limits.ROUNDS_AHEAD:
+            raise ProtocolError(
+                f"round {round_number} of a collective operation came before the result of round {rounds_done}: "
+                f"a rank may be {limits.ROUNDS_AHEAD} rounds ahead"
+            )
+        start, stop = chunk_bounds(round_number, self.claim.chunk_bytes, self.array_bytes)
+        if len(payload) != stop - start:
+            raise ProtocolError(
+                f"round {round_number} of {self.claim.describe()} has {len(payload)} bytes, not {stop - start}"
+            )
+        self.received += 1
+        self.chunks.append(payload)
+
+
+class Operation:
+    """One operation of a group, from the first claim to its end.
+
+    A payload is kept as it is until its round is complete and must not change until then; all_gather and broadcast
+    pass it on in their results. Every method returns effects; `state` says whether the operation has ended.
+    """
+
+    __slots__ = (
+        "_contributions",
+        "_generation",
+        "_lacking",
+        "_problem",
+        "_senders",
+        "_sessions",
+        "deadline_ns",
+        "failure",
+        "rounds_done",
+        "sequence",
+        "state",
+        "timeout_ns",
+    )
+
+    def __init__(self, generation: Generation, sequence: int, sessions: Mapping[Rank, SessionId]) -> None:
+        """`sessions` are the members of the generation, in ascending order of rank."""
+        self.sequence = sequence
+        self.state = OperationState.GATHERING
+        self.rounds_done = 0
+        self.deadline_ns = 0
+        self.timeout_ns = 0
+        self.failure: Failure | None = None
+        self._generation = generation
+        self._sessions = sessions
+        self._contributions: dict[Rank, _Contribution] = {}
+        self._problem = ""
+        # Those whose chunks make up a round: all ranks, or the root alone. Empty until the operation runs.
+        self._senders: dict[Rank, _Contribution] = {}
+        # Senders whose chunk of the current round is not here: counted, so that a chunk costs no walk over the ranks.
+        self._lacking = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Operation {self.sequence} {self.state.name} {self.describe()} "
+            f"arrived={len(self._contributions)}/{len(self._sessions)} rounds={self.rounds_done}>"
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether all that this operation had to say has been said."""
+        return self.state in (OperationState.FINISHED, OperationState.FAILED)
+
+    @property
+    def arrived_ns(self) -> dict[Rank, int]:
+        """When each rank's claim came, in the order of their coming."""
+        return {rank: each.arrived_ns for rank, each in self._contributions.items()}
+
+    @property
+    def held_bytes(self) -> int:
+        """Payload that waits for other ranks."""
+        return sum(len(chunk) for each in self._contributions.values() for chunk in each.chunks)
+
+    @property
+    def missing_ranks(self) -> tuple[Rank, ...]:
+        """Who holds the operation up: ranks whose claim, or whose chunk of the current round, is not here."""
+        if self.state is OperationState.RUNNING:
+            return tuple(rank for rank, sender in self._senders.items() if not sender.chunks)
+        return tuple(rank for rank in self._sessions if rank not in self._contributions)
+
+    def describe(self) -> str:
+        """The first claim in words."""
+        return next((each.claim.describe() for each in self._contributions.values()), "")
+
+    def arrive(self, rank: Rank, claim: Claim, payload: Buffer, now_ns: int) -> list[Effect]:
+        """A rank's claim has come with its first chunk.
+
+        Raises:
+            ProtocolError: the payload is not as long as the claim says; nothing has changed.
+        """
+        contribution = _Contribution(rank, claim, now_ns)
+        contribution.receive(0, payload, self.rounds_done)
+        self._contributions[rank] = contribution
+        self._hasten(now_ns + claim.timeout_ns, claim.timeout_ns)
+        if self.state is OperationState.GATHERING:
+            self._compare(claim, now_ns)
+        if self.state is OperationState.MISMATCHED:
+            # Nothing will be reduced any more.
+            for each in self._contributions.values():
+                each.chunks.clear()
+        if len(self._contributions) < len(self._sessions):
+            return []
+        return self._fail() if self.state is OperationState.MISMATCHED else self._run(claim)
+
+    def contribute(self, rank: Rank, round_number: int, payload: Buffer) -> list[Effect]:
+        """A later chunk has come from a rank that has arrived.
+
+        Raises:
+            ProtocolError: the round is out of order or too far ahead, or the payload has the wrong length.
+        """
+        if self.state is OperationState.MISMATCHED:
+            return []
+        contribution = self._contributions[rank]
+        contribution.receive(round_number, payload, self.rounds_done)
+        if self.state is OperationState.RUNNING and len(contribution.chunks) == 1:
+            self._lacking -= 1
+        return self._complete_rounds(contribution.claim)
+
+    def expire(self, now_ns: int) -> list[Effect]:
+        """Fail when the deadline has passed."""
+        return self._fail() if now_ns >= self.deadline_ns and not self.ended else []
+
+    def _hasten(self, deadline_ns: int, timeout_ns: int) -> None:
+        if not self.deadline_ns or deadline_ns < self.deadline_ns:
+            self.deadline_ns, self.timeout_ns = deadline_ns, timeout_ns
+
+    def _compare(self, claim: Claim, now_ns: int) -> None:
+        first = next(iter(self._contributions.values())).claim
+        if claim is first:
+            self._problem = self._problem_of(claim)
+        if self._problem or not claim.matches(first):
+            self.state = OperationState.MISMATCHED
+            self._hasten(now_ns + limits.MISMATCH_GRACE_NS, limits.MISMATCH_GRACE_NS)
+
+    def _problem_of(self, claim: Claim) -> str:
+        """Why these members cannot do what they may all have asked for, as words to follow the claim."""
+        members = len(self._sessions)
+        if claim.kind is CollectiveKind.BROADCAST and claim.root not in self._sessions:
+            return f", but rank {claim.root} is not in generation {self._generation}"
+        if claim.kind is CollectiveKind.REDUCE_SCATTER and claim.shape[0] % members:
+            return f", but {claim.shape[0]} rows cannot be shared out evenly to {members} members"
+        return ""
+
+    def _fail(self) -> list[Effect]:
+        failure: Failure
+        if self.state is OperationState.MISMATCHED:
+            failure = Mismatch(
+                {rank: each.claim.describe() + self._problem for rank, each in self._contributions.items()}
+            )
+        else:
+            failure = Missing(self.missing_ranks, self.timeout_ns / 1e9)
+        self.state, self.failure = OperationState.FAILED, failure
+        return [Failed(self._sessions[rank], self._generation, self.sequence, failure) for rank in self._contributions]
+
+    def _run(self, claim: Claim) -> list[Effect]:
+        self.state = OperationState.RUNNING
+        ranks = self._sessions if claim.root is None else [Rank(claim.root)]
+        self._senders = {rank: self._contributions[rank] for rank in ranks}
+        return self._complete_rounds(claim)
+
+    def _complete_rounds(self, claim: Claim) -> list[Effect]:
+        effects: list[Effect] = []
+        while self.state is OperationState.RUNNING and not self._lacking:
+            chunks = [sender.chunks.popleft() for sender in self._senders.values()]
+            self._lacking = sum(not sender.chunks for sender in self._senders.values())
+            last = self.rounds_done == claim.rounds - 1
+            effects += self._results(claim, chunks, last=last)
+            self.rounds_done += 1
+            if last:
+                self.state = OperationState.FINISHED
+        return effects
+
+    def _results(self, claim: Claim, chunks: Sequence[Buffer], *, last: bool) -> list[Effect]:
+        number = self.rounds_done
+        if claim.kind is CollectiveKind.ALL_GATHER:
+            final = len(chunks) - 1
+            return [
+                Result(session, self.sequence, number, position, chunk, last and position == final)
+                for session in self._sessions.values()
+                for position, chunk in enumerate(chunks)
+            ]
+        if claim.kind is CollectiveKind.REDUCE_SCATTER:
+            total = _reduced(claim, chunks)
+            parts = _shard_parts(claim, number, total, len(self._sessions))
+            return [
+                Result(session, self.sequence, number, position, part, last)
+                for position, (session, part) in enumerate(zip(self._sessions.values(), parts, strict=True))
+            ]
+        payload = _reduced(claim, chunks) if claim.kind is CollectiveKind.ALL_REDUCE else chunks[0]
+        # The root of a broadcast has its array; its empty results are its clock.
+        return [
+            Result(session, self.sequence, number, 0, b"" if rank == claim.root else payload, last)
+            for rank, session in self._sessions.items()
+        ]
+
+
+def _reduced(claim: Claim, chunks: Sequence[Buffer]) -> memoryview:
+    assert claim.op is not None, "Claim.check() has refused this"
+    # Not a bytearray: that would write zeros first.
+    out = np.empty(len(chunks[0]), np.uint8).data
+    accumulate(claim.op, chunks, claim.dtype, len(chunks), out)
+    return out
+
+
+def _shard_parts(claim: Claim, round_number: int, total: memoryview, members: int) -> list[memoryview]:
+    """What each position gets of one round's reduced chunk."""
+    array_bytes = claim.nbytes
+    chunk = chunk_bounds(round_number, claim.chunk_bytes, array_bytes)
+    meetings = [overlap(chunk, shard_bounds(position, members, array_bytes)) for position in range(members)]
+    return [total[start - chunk[0] : stop - chunk[0]] for start, stop in meetings]

@@ -1,0 +1,292 @@
+"""The daemon's settings: flags, then TENSORBUS_* variables, then a TOML file, then defaults.
+
+`Config` is the table: a setting is a field, its name is the key in the file, the variable is `TENSORBUS_` and the name
+in capitals, the flag is the name with hyphens. Its type says how a value is read and checked (`_KINDS`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+import sys
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from broker import limits
+from broker.errors import ConfigError
+
+VARIABLE_PREFIX: Final = "TENSORBUS_"
+FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
+FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN"})
+"""Variables with the prefix that are not settings: the file's name, and what the clients read."""
+
+ADMIN_OFF: Final = "off"
+
+
+class LogLevel(StrEnum):
+    """The least severe log records that are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def environment() -> Mapping[str, str]:
+    """The process's environment; the daemon reads it here and nowhere else."""
+    return os.environ
+
+
+def default_listen(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """The addresses of a daemon that was told none: TCP on this host, and a Unix socket of this user."""
+    runtime_directory = variables.get("XDG_RUNTIME_DIR")
+    path = f"{runtime_directory}/tensorbus.sock" if runtime_directory else f"/tmp/tensorbus-{os.getuid()}.sock"
+    return ("tcp://127.0.0.1:4870", f"unix://{path}")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one daemon.
+
+    Attributes:
+        listen: addresses to accept sessions at.
+        admin: host:port of the HTTP endpoint, or "off".
+        name: the broker's name in logs, metrics and the dashboard.
+        log_level: the least severe log records that are written.
+        sessions_max: sessions open at once.
+        subscriptions_per_session_max: subscriptions of one session.
+        hello_timeout_s: how long a new connection may take to say hello.
+        heartbeat_interval_s: how long a silent session waits before it sends a heartbeat.
+        heartbeat_timeout_s: how long a peer may be silent before its session is closed.
+        ring_messages: messages that a topic keeps for replay.
+        ring_bytes: payload bytes that a topic keeps for replay.
+        publish_window_messages: messages of one topic that a publisher may send ahead of credit.
+        publish_window_bytes: bytes of one topic that a publisher may send ahead of credit.
+        drain_timeout_s: how long the daemon waits at its end for what is queued.
+        metrics_topic_labels: label metrics by topic; off where topics are many, as each makes a time series.
+    """
+
+    listen: tuple[str, ...] = field(default_factory=lambda: default_listen(environment()))
+    admin: str = "127.0.0.1:4871"
+    name: str = field(default_factory=socket.gethostname)
+    log_level: LogLevel = LogLevel.INFO
+    sessions_max: int = limits.SESSIONS_MAX
+    subscriptions_per_session_max: int = limits.SUBSCRIPTIONS_PER_SESSION_MAX
+    hello_timeout_s: float = limits.HELLO_TIMEOUT_S
+    heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
+    heartbeat_timeout_s: float = limits.HEARTBEAT_TIMEOUT_S
+    ring_messages: int = limits.RING_MESSAGES
+    ring_bytes: int = limits.RING_BYTES
+    publish_window_messages: int = limits.PUBLISH_WINDOW_MESSAGES
+    publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
+    drain_timeout_s: float = limits.DRAIN_TIMEOUT_S
+    metrics_topic_labels: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, and for each setting where its value came from.
+
+    Attributes:
+        config: the settings.
+        origins: "flag --listen", "TENSORBUS_LISTEN", the file's path, or "default", by setting.
+    """
+
+    config: Config
+    origins: dict[str, str]
+
+
+def load(flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None) -> Loaded:
+    """Joins the sources of settings; the first one that has a setting wins.
+
+    Args:
+        flags: values by setting; None or an empty tuple is a flag that was not given.
+        environment: the environment variables.
+        file: the TOML file; None takes the one that TENSORBUS_CONFIG names, if any.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type or out of range, or the file cannot be read. A value is
+            checked even where a stronger source hides it.
+    """
+    if file is None and environment.get(FILE_VARIABLE):
+        file = Path(environment[FILE_VARIABLE])
+    values: dict[str, object] = {"listen": default_listen(environment)}
+    origins = {entry.name: "default" for entry in fields(Config)}
+    for name, value, origin in _given(flags, environment, file):
+        values[name] = _checked(name, value, origin)
+        origins[name] = origin
+    # Each value was checked against the field's type.
+    config = Config(**values)  # type: ignore[arg-type]
+    if config.heartbeat_timeout_s <= config.heartbeat_interval_s:
+        raise ConfigError(
+            f"setting heartbeat_timeout_s ({origins['heartbeat_timeout_s']})",
+            config.heartbeat_timeout_s,
+            f"must be longer than heartbeat_interval_s, {config.heartbeat_interval_s:g} "
+            f"({origins['heartbeat_interval_s']}); three times as long is usual",
+        )
+    return Loaded(config, origins)
+
+
+def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
+    """Returns each setting's name, value in words and origin, for `--show-config`."""
+    return [
+        (entry.name, _value_text(entry.name, getattr(loaded.config, entry.name)), loaded.origins[entry.name])
+        for entry in fields(Config)
+    ]
+
+
+def _given(
+    flags: Mapping[str, object], variables: Mapping[str, str], file: Path | None
+) -> Iterator[tuple[str, object, str]]:
+    """Yields (setting, value, origin) from each source, the weakest source first."""
+    if file is not None:
+        for name, value in _read_file(file).items():
+            _check_known(name, name, str(file))
+            yield name, value, str(file)
+    for variable in sorted(variables):
+        if variable.startswith(VARIABLE_PREFIX) and variable not in FOREIGN_VARIABLES:
+            name = variable.removeprefix(VARIABLE_PREFIX).lower()
+            _check_known(name, variable, "the environment")
+            yield name, _parsed(name, variables[variable], variable), variable
+    for name, value in flags.items():
+        if value is not None and value != ():
+            flag = f"flag --{name.replace('_', '-')}"
+            _check_known(name, name, "the flags")
+            yield name, _parsed(name, value, flag) if isinstance(value, str) else value, flag
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError("config file", str(file), f"cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ConfigError("config file", str(file), f"is not TOML: {exc}") from exc
+
+
+def _check_known(name: str, written: str, origin: str) -> None:
+    if name in _TYPES:
+        return
+    nearest = difflib.get_close_matches(name, _TYPES, n=1, cutoff=0.5)
+    advice = f"did you mean {nearest[0]}?" if nearest else f"the settings are {', '.join(_TYPES)}"
+    raise ConfigError("setting", written, f"unknown, in {origin}; {advice}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How values of one type are read.
+
+    Attributes:
+        expected: what a value must be, in words.
+        parse: reads the text of a variable or a flag; raises ValueError or KeyError.
+        accept: checks and converts a value from any source; None refuses it.
+    """
+
+    expected: str
+    parse: Callable[[str], object]
+    accept: Callable[[object], object | None]
+
+
+_SIZE = re.compile(r"(\d+) ?(B|KiB|MiB|GiB)")
+_UNIT_BYTES: Final = {"B": 1, "KiB": limits.KIB, "MiB": limits.MIB, "GiB": 1024 * limits.MIB}
+_BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _accept_text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _accept_texts(value: object) -> tuple[str, ...] | None:
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) and item for item in value):
+        return tuple(value)
+    return None
+
+
+def _accept_log_level(value: object) -> LogLevel | None:
+    return next((level for level in LogLevel if level == value), None)
+
+
+def _accept_integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _accept_number(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
+        return float(value)
+    return None
+
+
+def _accept_boolean(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _accept_size(value: object) -> int | None:
+    if isinstance(value, str) and (size := _SIZE.fullmatch(value)):
+        value = int(size[1]) * _UNIT_BYTES[size[2]]
+    return _accept_integer(value)
+
+
+def _accept_admin(value: object) -> str | None:
+    if value == ADMIN_OFF:
+        return ADMIN_OFF
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    return f"{host}:{port}" if host and port.isascii() and port.isdigit() and int(port) < 65536 else None
+
+
+_KINDS: Final[dict[object, _Kind]] = {
+    str: _Kind("text that is not empty", str, _accept_text),
+    tuple[str, ...]: _Kind(
+        "a list of addresses", lambda text: [part.strip() for part in text.split(",")], _accept_texts
+    ),
+    LogLevel: _Kind(f"one of {', '.join(LogLevel)}", str.lower, _accept_log_level),
+    int: _Kind("an integer above 0", int, _accept_integer),
+    float: _Kind("a number of seconds above 0", float, _accept_number),
+    bool: _Kind("true or false", lambda text: _BOOLEANS[text.lower()], _accept_boolean),
+}
+_SIZE_KIND: Final = _Kind(
+    'bytes above 0, as 4194304 or "4MiB"', lambda text: int(text) if text.isdecimal() else text, _accept_size
+)
+_ADMIN_KIND: Final = _Kind(f'host:port, or "{ADMIN_OFF}"', str, _accept_admin)
+_TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
+
+
+def _kind(name: str) -> _Kind:
+    if name == "admin":
+        return _ADMIN_KIND
+    return _SIZE_KIND if name.endswith("_bytes") else _KINDS[_TYPES[name]]
+
+
+def _parsed(name: str, text: str, origin: str) -> object:
+    try:
+        return _kind(name).parse(text)
+    except (ValueError, KeyError) as exc:
+        raise _refusal(name, text, origin) from exc
+
+
+def _checked(name: str, value: object, origin: str) -> object:
+    accepted = _kind(name).accept(value)
+    if accepted is None:
+        raise _refusal(name, value, origin)
+    return accepted
+
+
+def _refusal(name: str, value: object, origin: str) -> ConfigError:
+    return ConfigError(f"setting {name} ({origin})", value, f"expected {_kind(name).expected}")
+
+
+def _value_text(name: str, value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and name.endswith("_bytes"):
+        unit = next(unit for unit in ("GiB", "MiB", "KiB", "B") if value % _UNIT_BYTES[unit] == 0)
+        return f"{value // _UNIT_BYTES[unit]}{unit}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,205 @@
+"""Every error that tensorbus raises, in one tree.
+
+An error carries its numbers and names as attributes and builds its text from them, so that a program can act on the
+attributes and a person can act on the text: what happened, the value, the limit, what to do.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping, Sequence
+
+
+class BrokerError(Exception):
+    """The root of all errors of tensorbus."""
+
+
+class InvalidValue(BrokerError, ValueError):
+    """An argument that cannot be used: a topic, a filter, an option, an array.
+
+    Attributes:
+        what: the argument, in words (`"topic"`).
+        value: the value that was given.
+    """
+
+    def __init__(self, what: str, value: object, problem: str) -> None:
+        self.what = what
+        self.value = value
+        super().__init__(f"{what} {value!r}: {problem}")
+
+
+class ConfigError(InvalidValue):
+    """A setting that cannot be used; the text names the setting and where it came from."""
+
+
+class ConnectError(BrokerError):
+    """No broker could be reached, or it refused the session.
+
+    Attributes:
+        address: the address (or addresses) that were tried.
+        reason: what the attempt met.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"cannot connect to {address}: {reason}")
+
+
+class ListenError(BrokerError):
+    """The daemon cannot accept connections at an address: in use, forbidden, or not on this machine."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"cannot listen on {address}: {reason}")
+
+
+class ConnectionClosed(BrokerError):
+    """The connection, the client or the subscription is closed; nothing more goes through it.
+
+    Attributes:
+        code: the close code of docs/wire.md section 7, 0 when the peer vanished without one.
+        reason: the peer's words, or what the operating system said.
+    """
+
+    def __init__(self, reason: str, code: int = 0) -> None:
+        self.reason = reason
+        self.code = code
+        super().__init__(f"closed: {reason}" + (f" (code {code})" if code else ""))
+
+
+class TimeoutError(BrokerError, builtins.TimeoutError):
+    """A wait reached its time-out; what was waited for may still happen later.
+
+    Attributes:
+        waited_for: in words.
+        timeout_s: how long was waited, in seconds.
+    """
+
+    def __init__(self, waited_for: str, timeout_s: float) -> None:
+        self.waited_for = waited_for
+        self.timeout_s = timeout_s
+        super().__init__(f"timed out after {timeout_s:g} s waiting for {waited_for}")
+
+
+class PermissionDenied(BrokerError):
+    """The broker does not allow this session to do this."""
+
+
+class LimitExceeded(BrokerError):
+    """A bound of the broker or of this client was reached; the text names the limit, its value and how to raise it.
+
+    Attributes:
+        limit: the name of the limit.
+        value: what was asked for.
+        maximum: the limit's value.
+    """
+
+    def __init__(self, limit: str, value: int, maximum: int, advice: str = "") -> None:
+        self.limit = limit
+        self.value = value
+        self.maximum = maximum
+        super().__init__(f"{limit}: {value} is over the limit of {maximum}" + (f"; {advice}" if advice else ""))
+
+
+class ProtocolError(BrokerError):
+    """Bytes that docs/wire.md does not allow.
+
+    Attributes:
+        code: the close code that the session ends with (docs/wire.md section 7).
+    """
+
+    def __init__(self, text: str, code: int = 2) -> None:
+        self.code = code
+        super().__init__(text)
+
+
+class NoResponders(BrokerError):
+    """A request to a topic at which nobody responds.
+
+    Attributes:
+        topic: the topic of the request.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        super().__init__(f"nobody responds at {topic!r}: start a responder, or check the topic's spelling")
+
+
+class RequestFailed(BrokerError):
+    """The responder's function raised; the text is what it said.
+
+    Attributes:
+        topic: the topic of the request.
+        remote_error: the type and text of the responder's exception.
+    """
+
+    def __init__(self, topic: str, remote_error: str) -> None:
+        self.topic = topic
+        self.remote_error = remote_error
+        super().__init__(f"the responder at {topic!r} failed: {remote_error}")
+
+
+class CollectiveError(BrokerError):
+    """A collective operation or its group failed.
+
+    Attributes:
+        group: the group's name.
+    """
+
+    def __init__(self, group: str, text: str) -> None:
+        self.group = group
+        Exception.__init__(self, f"group {group!r}: {text}")
+
+
+class CollectiveMismatchError(CollectiveError):
+    """The ranks did not ask for the same operation; it failed on every rank and no array was changed.
+
+    Attributes:
+        sequence: the number of the operation in the group's generation.
+        claims: for each rank that arrived, what it asked for, in words.
+    """
+
+    def __init__(self, group: str, sequence: int, claims: Mapping[int, str]) -> None:
+        self.sequence = sequence
+        self.claims = dict(claims)
+        told = "; ".join(f"rank {rank}: {claim}" for rank, claim in sorted(self.claims.items()))
+        super().__init__(group, f"operation {sequence} does not match on all ranks: {told}")
+
+
+class RankTimeoutError(CollectiveError, TimeoutError):
+    """Ranks did not arrive before the deadline; the operation failed on every rank and no array was changed.
+
+    Attributes:
+        missing_ranks: the ranks that had not arrived, ascending.
+        sequence: the number of the operation, or 0 while the group forms.
+        timeout_s: the deadline that was reached, in seconds.
+    """
+
+    def __init__(self, group: str, sequence: int, missing_ranks: Sequence[int], timeout_s: float) -> None:
+        self.sequence = sequence
+        self.missing_ranks = sorted(missing_ranks)
+        self.timeout_s = timeout_s
+        self.waited_for = f"ranks {self.missing_ranks}"
+        what = f"operation {sequence}" if sequence else "forming the group"
+        CollectiveError.__init__(self, group, f"{what}: after {timeout_s:g} s ranks {self.missing_ranks} had not arrived")
+
+
+class GenerationChangedError(CollectiveError):
+    """The members of the group changed; pending operations failed and no array was changed by them.
+
+    Raised once per change on every rank, in a pending call or in the next one. Calls after it run in the new generation.
+
+    Attributes:
+        generation: the new generation.
+        lost_ranks: ranks that are gone, ascending; empty when somebody joined.
+        ranks: the ranks of the new generation, ascending.
+    """
+
+    def __init__(self, group: str, generation: int, lost_ranks: Sequence[int], ranks: Sequence[int]) -> None:
+        self.generation = generation
+        self.lost_ranks = sorted(lost_ranks)
+        self.ranks = sorted(ranks)
+        lost = f"lost ranks {self.lost_ranks}, " if self.lost_ranks else ""
+        super().__init__(group, f"generation {generation}: {lost}now ranks {self.ranks}")

@@ -1,0 +1,110 @@
+"""Every bound of tensorbus, with its unit and its reason. What a user may want to change is a setting in config.py."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# Before a session is open: a stranger may cost this much and no more.
+HELLO_BODY_BYTES_MAX: Final = 64 * KIB
+"""A hello names a client and its wishes; nothing in it is long."""
+HELLO_TIMEOUT_S: Final = 3.0
+"""A peer that has not said hello by then is not one of ours."""
+
+# One frame.
+CHUNK_BYTES: Final = 256 * KIB
+"""Payload of one frame, and so the longest that a control message waits behind a bulk one; it fits the L2 cache."""
+FRAME_PAYLOAD_BYTES_MAX: Final = 1 * MIB
+"""A frame with a longer payload is refused before memory is reserved; longer messages come in chunks."""
+FRAME_BODY_BYTES_MAX: Final = 256 * KIB
+"""Headers, shapes and names; a longer body belongs in a payload."""
+SCRATCH_BYTES: Final = 64 * KIB
+"""What one read may take in besides the payload that it completes: headers, bodies, small payloads."""
+PLACED_BYTES_MIN: Final = 16 * KIB
+"""Payloads from this length on are received straight into their final buffer; below, one copy is cheaper than a call."""
+
+# Batches (docs/wire.md section 6).
+BATCH_BYTES: Final = 64 * KIB
+"""A batch is sent when it holds this much."""
+BATCH_WINDOW_NS: Final = 200_000
+"""A batch is sent when its first message is this old."""
+BATCH_GAP_NS: Final = 50_000
+"""Messages of a topic further apart than this are never batched: the link is idle between them."""
+BATCH_BURST_MESSAGES: Final = 8
+"""Batching starts after this many messages of a topic in close succession; the first ones leave at once."""
+BATCH_MESSAGES_MAX: Final = 4096
+"""Entries of a batch; 64 KiB of empty ones."""
+
+# Names.
+TOPIC_BYTES_MAX: Final = 512
+TOPIC_LEVELS_MAX: Final = 32
+NAME_BYTES_MAX: Final = 128
+"""Client, group and queue-group names: they stand in logs and tables."""
+
+# Per session in the broker.
+SESSIONS_MAX: Final = 4096
+SUBSCRIPTIONS_PER_SESSION_MAX: Final = 4096
+TOPICS_PER_SESSION_MAX: Final = 65_536
+STREAMS_PER_SESSION_MAX: Final = 64
+"""Chunked messages that a peer may have open at once."""
+CONTROL_QUEUE_BYTES_MAX: Final = 8 * MIB
+"""Replies that wait for a peer that does not read; beyond this the session is closed."""
+TOPICS_MAX: Final = 100_000
+GROUPS_MAX: Final = 1024
+WORLD_SIZE_MAX: Final = 1024
+
+# Queues and windows.
+PUBLISH_WINDOW_MESSAGES: Final = 1024
+"""Messages of one topic that a publisher may send ahead of the broker's credit."""
+PUBLISH_WINDOW_BYTES: Final = 16 * MIB
+"""Bytes of one topic that a publisher may send ahead of the broker's credit: the memory that a slow reader can cost."""
+QUEUE_MESSAGES: Final = 1024
+"""Default bound of a subscription, in messages that the application has not taken."""
+QUEUE_MESSAGES_MAX: Final = 1_000_000
+QUEUE_BYTES: Final = 64 * MIB
+"""Default bound of a subscription in bytes; one longer message may always be under way."""
+RING_MESSAGES: Final = 1024
+RING_BYTES: Final = 4 * MIB
+"""What a topic keeps for replay by default."""
+INBOX_MESSAGES: Final = 65_536
+"""Replies under way to one session."""
+
+# Transports.
+IOV_BUFFERS_MAX: Final = 1024
+"""Buffers of one gathered write or scattered read: Linux's IOV_MAX (limits.h, UIO_MAXIOV)."""
+LISTEN_BACKLOG: Final = 1024
+"""Connections that wait to be accepted: every rank of the largest group may dial at the same moment."""
+LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
+"""SO_SNDBUF of Unix-domain sockets: the default holds less than one chunk, so writer and reader would take turns."""
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""sun_path without its closing NUL (unix(7))."""
+
+# Collectives.
+ROUNDS_AHEAD: Final = 8
+"""Chunks of an operation that a rank sends ahead of the results: bounds what the broker holds per rank."""
+OPERATIONS_AHEAD: Final = 64
+"""Operations of a group that a rank may have started and not finished."""
+MISMATCH_GRACE_NS: Final = 250_000_000
+"""After a mismatch is seen the broker waits this long for the other ranks' claims, to name them all."""
+FAILED_OPERATIONS_MAX: Final = 1024
+"""Failures of a group that are kept for ranks that arrive late; about older ones these hear the same words."""
+DIMENSIONS_MAX: Final = 32
+"""Axes of a collective's array: what every numpy can hold."""
+CHUNK_BYTES_MULTIPLE: Final = 16
+"""A collective's chunk is a multiple of this, the longest element (complex128), so no element is ever split."""
+BUCKET_BYTES: Final = 25 * MIB
+"""Gradients that are reduced in one call: the default of PyTorch DDP."""
+COLLECTIVE_TIMEOUT_S: Final = 60.0
+
+# Time.
+HEARTBEAT_INTERVAL_S: Final = 5.0
+HEARTBEAT_TIMEOUT_S: Final = 30.0
+CLOSE_TIMEOUT_S: Final = 1.0
+"""How long an orderly close waits for the queued frames to leave."""
+DRAIN_TIMEOUT_S: Final = 5.0
+"""How long the daemon waits at its end for what is queued."""
+RECONNECT_DELAY_FIRST_S: Final = 0.05
+RECONNECT_DELAY_MAX_S: Final = 2.0
+CONNECT_TIMEOUT_S: Final = 5.0

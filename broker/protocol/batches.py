@@ -1,0 +1,72 @@
+"""Batches: many small messages of one topic in one frame (docs/wire.md section 6).
+
+A batch is an ordinary PUBLISH or DELIVER with the flag BATCH, `count` messages, and this payload:
+
+      0         1       2            4               8              16
+      +---------+-------+------------+---------------+---------------+------ - -
+      | content | flags | body  u16  | payload   u32  | time_ns  u64 | body, payload, next entry ...
+      +---------+-------+------------+---------------+---------------+------ - -
+
+The broker passes it on without opening it and gives its messages the sequences first, first + 1, ...
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from broker.errors import ProtocolError
+
+ENTRY: Final = struct.Struct("<BBHIQ")
+ENTRY_BYTES: Final = ENTRY.size
+ENTRY_BODY_BYTES_MAX: Final = 0xFFFF
+
+
+class Entry(NamedTuple):
+    """One message of a batch."""
+
+    content: int
+    time_ns: int
+    body: bytes
+    payload: bytes
+
+
+def split_batch(payload: bytes, count: int) -> list[Entry]:
+    """The messages of a batch.
+
+    Raises:
+        ProtocolError: the lengths inside do not add up to the payload, or the count is another one.
+    """
+    entries = []
+    unpack, append, offset, end = ENTRY.unpack_from, entries.append, 0, len(payload)
+    while offset + ENTRY_BYTES <= end:
+        content, _, body_bytes, size, time_ns = unpack(payload, offset)
+        body_start = offset + ENTRY_BYTES
+        payload_start = body_start + body_bytes
+        offset = payload_start + size
+        append(Entry(content, time_ns, payload[body_start:payload_start], payload[payload_start:offset]))
+    if offset != end or len(entries) != count:
+        raise ProtocolError(f"batch of {count} messages in {end} bytes is truncated or lies about its lengths")
+    return entries
+
+
+class Batch:
+    """A batch that is being filled, on the publisher's side."""
+
+    __slots__ = ("count", "opened_ns", "parts", "size_bytes")
+
+    def __init__(self, opened_ns: int) -> None:
+        self.opened_ns = opened_ns
+        self.parts: list[bytes] = []
+        self.count = 0
+        self.size_bytes = 0
+
+    def add(self, content: int, time_ns: int, body: bytes, payload: bytes) -> None:
+        """Appends one message."""
+        self.parts += (ENTRY.pack(content, 0, len(body), len(payload), time_ns), body, payload)
+        self.count += 1
+        self.size_bytes += ENTRY_BYTES + len(body) + len(payload)
+
+    def payload(self) -> bytes:
+        """The payload of the batch's frame."""
+        return b"".join(self.parts)

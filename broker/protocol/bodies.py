@@ -1,0 +1,135 @@
+"""Frame bodies: typed MessagePack, validated on the way in (docs/wire.md section 3)."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from broker.errors import ProtocolError
+from broker.protocol.tensors import TensorMeta
+
+
+class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
+    """What a client says first."""
+
+    name: str
+    token: str = ""
+    tenant: str = ""
+    client: str = ""
+    """The client library and its version, for people."""
+    process: int = 0
+    """The process id, for people who look for a hanging rank."""
+    host: str = ""
+
+
+class Welcome(msgspec.Struct, tag="welcome"):
+    """The broker's answer: the session is open, and these are its limits."""
+
+    session: int
+    broker: str
+    chunk_bytes: int
+    publish_window_messages: int
+    publish_window_bytes: int
+    heartbeat_interval_ms: int
+    heartbeat_timeout_ms: int
+
+
+class Refusal(msgspec.Struct, tag="refusal"):
+    """The broker's other answer."""
+
+    code: int
+    reason: str
+
+
+class Topic(msgspec.Struct, omit_defaults=True):
+    """TOPIC: gives a number to a topic and, from the broker, its publisher."""
+
+    name: str
+    sender: str = ""
+
+
+class MessageBody(msgspec.Struct, omit_defaults=True):
+    """PUBLISH and DELIVER: what the receiving client needs besides the payload. The broker passes it on unread."""
+
+    headers: dict[str, str] | None = None
+    tensor: TensorMeta | None = None
+    reply_to: str = ""
+    request: int = 0
+    """The request's number with its sender; the same in every retry and in the replies."""
+    last: bool = False
+    """Of a reply: this responder is done."""
+    error: str = ""
+    """Of a reply: the responder's function raised."""
+
+
+class Subscribe(msgspec.Struct, omit_defaults=True):
+    """SUBSCRIBE: the wishes of a subscription."""
+
+    filter: str
+    overflow: str = "block"
+    queue_messages: int = 1024
+    queue_bytes: int = 64 << 20
+    queue_group: str = ""
+    replay: int | str | None = None
+    responder: bool = False
+
+
+class Failure(msgspec.Struct, omit_defaults=True):
+    """ERROR, STREAM_ABORT and CLOSE: a code of section 7 and words for people."""
+
+    code: int
+    reason: str
+    limit: str = ""
+    value: int = 0
+    maximum: int = 0
+
+
+class Join(msgspec.Struct, omit_defaults=True):
+    """JOIN: a wish to be a member of a group."""
+
+    group: str
+    world_size: int
+    rank: int | None = None
+    timeout_ns: int = 0
+
+
+class Membership(msgspec.Struct, omit_defaults=True):
+    """JOINED and CHANGED: a generation of a group."""
+
+    generation: int
+    ranks: list[int]
+    rank: int = -1
+    lost_ranks: list[int] = []
+
+
+class CollectiveFailure(msgspec.Struct, omit_defaults=True):
+    """FAILED: why an operation failed on every rank; exactly one of the three is set."""
+
+    claims: dict[int, str] | None = None
+    missing_ranks: list[int] | None = None
+    timeout_s: float = 0.0
+    text: str = ""
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+encode_body = _ENCODER.encode
+"""Any of the bodies above to bytes."""
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+_DECODERS: Final[dict[type[msgspec.Struct], msgspec.msgpack.Decoder[msgspec.Struct]]] = {}
+
+
+def decode_body(data: bytes, kind: type[Body]) -> Body:
+    """Bytes to one of the bodies above.
+
+    Raises:
+        ProtocolError: the bytes are not MessagePack, or not of this shape.
+    """
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        decoder = _DECODERS[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        return decoder.decode(data)  # type: ignore[return-value]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"malformed {kind.__name__} body of {len(data)} bytes: {error}") from error

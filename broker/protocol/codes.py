@@ -1,0 +1,43 @@
+"""Codes of errors and of closes (docs/wire.md section 7), and the errors that a client raises for them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from broker import errors
+
+
+class Code(IntEnum):
+    """Why something was refused or closed."""
+
+    NORMAL = 1
+    PROTOCOL = 2
+    VERSION = 3
+    NOT_OURS = 4
+    HEARTBEAT = 5
+    LIMIT = 6
+    DENIED = 7
+    SHUTDOWN = 8
+    INVALID = 9
+    NO_RESPONDERS = 10
+    NOT_FOUND = 11
+    PUBLISHER_GONE = 12
+    DROPPED = 13
+    RANK_TIMEOUT = 14
+    COLLECTIVE = 15
+    INTERNAL = 16
+
+
+def error_for(code: int, reason: str, what: str) -> errors.BrokerError:
+    """The error that a client raises for an ERROR frame about `what`."""
+    if code == Code.DENIED:
+        return errors.PermissionDenied(reason)
+    if code == Code.INVALID:
+        return errors.InvalidValue("request", what, reason)
+    if code == Code.PROTOCOL:
+        return errors.ProtocolError(reason)
+    if code == Code.NO_RESPONDERS:
+        return errors.NoResponders(what)
+    if code == Code.COLLECTIVE:
+        return errors.CollectiveError(what, reason)
+    return errors.BrokerError(f"{what}: {reason}")

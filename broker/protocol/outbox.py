@@ -1,0 +1,76 @@
+"""What waits to be sent on one session, in three lanes.
+
+Frames are pulled when the link can take them, not pushed ahead of time: so a control message overtakes whatever has not
+left yet, and a queue may still drop a message up to the moment at which it leaves. A lane holds ready frames and
+sources; sources of a lane take turns, one frame each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from broker.buffers import Buffer
+from broker.protocol.frames import LANES, Frame, encode
+
+BUFFERS_MAX = 512
+"""Buffers of one gathered write; the kernel takes 1,024."""
+
+
+class Source(Protocol):
+    """Something that has frames when it is asked."""
+
+    def pull(self, buffers: list[Buffer]) -> int:
+        """Appends the next frame's buffers and returns their bytes; 0 takes the source out of the outbox."""
+        ...
+
+
+class Outbox:
+    """The frames of one session that have not been handed to the link."""
+
+    __slots__ = ("_lanes", "queued_bytes")
+
+    def __init__(self) -> None:
+        self._lanes: tuple[deque[Frame | Source], ...] = tuple(deque() for _ in range(LANES))
+        self.queued_bytes = 0
+        """Of ready frames; sources count for themselves."""
+
+    def put(self, frame: Frame) -> None:
+        """Queues a ready frame in its lane."""
+        self._lanes[frame.lane].append(frame)
+        self.queued_bytes += 64 + len(frame.body) + len(frame.payload)
+
+    def attach(self, source: Source, lane: int) -> None:
+        """Adds a source, which stays until it returns 0. The caller sees to it that a source is in a lane once."""
+        self._lanes[lane].append(source)
+
+    def take(self, budget_bytes: int, buffers: list[Buffer]) -> int:
+        """Appends frames of about `budget_bytes` for one gathered write; returns their bytes, 0 when nothing waits."""
+        size = 0
+        for lane in self._lanes:
+            while lane:
+                item = lane.popleft()
+                if isinstance(item, Frame):
+                    self.queued_bytes -= 64 + len(item.body) + len(item.payload)
+                    size += encode(item, buffers)
+                else:
+                    pulled = item.pull(buffers)
+                    if not pulled:
+                        continue
+                    lane.append(item)
+                    size += pulled
+                if size >= budget_bytes or len(buffers) >= BUFFERS_MAX:
+                    return size
+        return size
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        for lane in self._lanes:
+            lane.clear()
+        self.queued_bytes = 0
+
+    def __bool__(self) -> bool:
+        return any(self._lanes)
+
+    def __repr__(self) -> str:
+        return f"<Outbox control={len(self._lanes[0])} default={len(self._lanes[1])} bulk={len(self._lanes[2])}>"

@@ -1,0 +1,74 @@
+"""Buffers that are used again, so that large receives cost no page faults in the steady state.
+
+A fresh buffer of megabytes is fresh pages: the kernel zeroes each one on first touch, which costs more than the copy
+itself. The pool keeps the buffers that it gave out and hands one out again when nobody else refers to it any more. Who
+still uses a buffer is not tracked by calls, which can be forgotten, but read off its reference count: every array and
+memoryview over a buffer holds a reference to it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+ByteArray = npt.NDArray[np.uint8]
+
+_GRAIN_BYTES: Final = 4096
+_REFERENCES_WHEN_FREE: Final = 3
+"""The shelf's list, the local variable in `acquire`, and the argument of getrefcount."""
+_LOOKS_MAX: Final = 8
+"""Buffers of a size that are looked at before a new one is made: bounds the time of `acquire`."""
+
+
+class BufferPool:
+    """Byte buffers by size. One thread at a time may call."""
+
+    def __init__(self, bytes_max: int) -> None:
+        """Args:
+        bytes_max: memory that the pool remembers; what is over it is given out and forgotten.
+        """
+        self.bytes_max = bytes_max
+        self.held_bytes = 0
+        self._shelves: dict[int, list[ByteArray]] = {}
+
+    def acquire(self, size_bytes: int) -> ByteArray:
+        """A buffer of at least `size_bytes`, cut to that length; its content is arbitrary.
+
+        It is the caller's as long as the caller refers to it, to a view or to a memoryview of it.
+        """
+        rounded = -(-size_bytes // _GRAIN_BYTES) * _GRAIN_BYTES
+        shelf = self._shelves.get(rounded)
+        if shelf is None:
+            shelf = self._shelves[rounded] = []
+        for position in range(min(len(shelf), _LOOKS_MAX)):
+            buffer = shelf[position]
+            if sys.getrefcount(buffer) == _REFERENCES_WHEN_FREE:
+                if position:
+                    shelf.append(shelf.pop(position))
+                return buffer[:size_bytes]
+        if len(shelf) > _LOOKS_MAX:
+            # The first ones are in long use; look at others next time.
+            shelf.append(shelf.pop(0))
+        buffer = np.empty(rounded, np.uint8)
+        if self.held_bytes + rounded <= self.bytes_max or self._trim(rounded):
+            shelf.insert(0, buffer)
+            self.held_bytes += rounded
+        return buffer[:size_bytes]
+
+    def _trim(self, wanted_bytes: int) -> bool:
+        """Forgets free buffers of other sizes until `wanted_bytes` fit; says whether they do."""
+        for size, shelf in list(self._shelves.items()):
+            kept = []
+            for buffer in shelf:
+                if self.held_bytes + wanted_bytes > self.bytes_max and sys.getrefcount(buffer) == _REFERENCES_WHEN_FREE:
+                    self.held_bytes -= size
+                else:
+                    kept.append(buffer)
+            shelf[:] = kept
+        return self.held_bytes + wanted_bytes <= self.bytes_max
+
+    def __repr__(self) -> str:
+        return f"<BufferPool {self.held_bytes} of {self.bytes_max} bytes>"

@@ -1,0 +1,336 @@
+"""A session: one conversation between a client and the broker, with no input or output of its own.
+
+Bytes go in with `received`, frames come out; frames go in with `put` and `attach`, buffers for the link come out with
+`to_send`. Both ends use this class. The states and what moves them (docs/wire.md section 1.3):
+
+    AWAIT_HELLO --opened--> OPEN --close--> CLOSING --sent--> CLOSED
+         |                   |  \\--peer closed / lost---------^
+         \\------ failed ------+--> CLOSING (a last CLOSE is on its way)
+
+A remote fault never raises: it puts the session into CLOSING with `failure` as the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from broker.buffers import Buffer
+from broker.errors import BrokerError, ConnectionClosed, ProtocolError
+from broker.limits import CHUNK_BYTES, HELLO_TIMEOUT_S, PLACED_BYTES_MIN, SCRATCH_BYTES
+from broker.protocol.bodies import Failure, Hello, Refusal, Welcome, decode_body, encode_body
+from broker.protocol.codes import Code
+from broker.protocol.frames import HEADER, HEADER_BYTES, KINDS, Frame, Kind, Lane, check_header
+from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
+from broker.protocol.outbox import Outbox, Source
+
+
+class Phase(Enum):
+    """Where a session is."""
+
+    AWAIT_HELLO = "awaiting hello"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Event(Enum):
+    """What moves a session."""
+
+    OPENED = "opened"
+    CLOSE = "close"
+    FAILED = "failed"
+    SENT = "sent"
+    PEER_CLOSED = "peer closed"
+
+
+TRANSITIONS: Final = {
+    (Phase.AWAIT_HELLO, Event.OPENED): Phase.OPEN,
+    (Phase.AWAIT_HELLO, Event.CLOSE): Phase.CLOSING,
+    (Phase.AWAIT_HELLO, Event.FAILED): Phase.CLOSING,
+    (Phase.OPEN, Event.CLOSE): Phase.CLOSING,
+    (Phase.OPEN, Event.FAILED): Phase.CLOSING,
+    (Phase.CLOSING, Event.SENT): Phase.CLOSED,
+    **{(phase, Event.PEER_CLOSED): Phase.CLOSED for phase in Phase},
+}
+
+Received = Frame | Hello | Welcome
+Allocate = Callable[[Frame, int], memoryview]
+
+_OVERRUN_BYTES: Final = 4096
+"""While a placed payload is under way: room for what follows it, small because it has to be copied."""
+
+
+class Session:
+    """One end of a conversation. One thread at a time may call.
+
+    Attributes:
+        phase: where it is.
+        failure: why it is not open any more, once it is not.
+        is_client: which end this is.
+    """
+
+    def __init__(
+        self, *, hello: Hello | None, now_ns: int, allocate: Allocate, heartbeat_interval_s: float, heartbeat_timeout_s: float
+    ) -> None:
+        """Args:
+        hello: what the client's end says first; None makes this the broker's end.
+        now_ns: the monotonic time.
+        allocate: gives the memory for the payload of a frame whose header and body have come, of so many bytes.
+        heartbeat_interval_s: silence after which a PING is sent.
+        heartbeat_timeout_s: silence after which the peer counts as gone.
+        """
+        self.phase = Phase.AWAIT_HELLO
+        self.failure: BrokerError | None = None
+        self.is_client = hello is not None
+        self.outbox = Outbox()
+        self.opened_ns = now_ns
+        self.last_received_ns = now_ns
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self.set_heartbeat(heartbeat_interval_s, heartbeat_timeout_s)
+        self._last_ping_ns = now_ns
+        self._allocate = allocate
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self._start = self._end = 0
+        self._placed: Frame | None = None
+        self._placed_rest = memoryview(b"")
+        self._unsent: list[Buffer] = []
+        self._unsent_bytes = 0
+        self._farewell: Frame | None = None
+        self._last_stream = 0
+        if hello is not None:
+            self._send_raw(encode_greeting(hello))
+
+    def set_heartbeat(self, interval_s: float, timeout_s: float) -> None:
+        """Changes the heartbeat, as the Welcome says."""
+        self.heartbeat_interval_ns = int(interval_s * 1e9)
+        self.heartbeat_timeout_ns = int(timeout_s * 1e9)
+
+    # Bytes in.
+
+    def receive_buffers(self) -> list[memoryview]:
+        """Where the next bytes of the link belong, for one scattered read."""
+        if self._placed is not None:
+            return [self._placed_rest, self._scratch[:_OVERRUN_BYTES]]
+        return [self._scratch[self._end :]]
+
+    def received(self, size: int, now_ns: int) -> list[Received]:
+        """Takes note of `size` bytes in the receive buffers; returns what is complete now, in order."""
+        self.last_received_ns = now_ns
+        self.received_bytes += size
+        out: list[Received] = []
+        if self._placed is not None:
+            rest = len(self._placed_rest)
+            if size < rest:
+                self._placed_rest = self._placed_rest[size:]
+                return out
+            size -= rest
+            self._deliver(self._placed, out)
+            self._placed = None
+        self._end += size
+        try:
+            if self.phase is Phase.AWAIT_HELLO:
+                self._read_greeting(out)
+            if self.phase is Phase.OPEN or self.phase is Phase.CLOSING:
+                self._read_frames(out)
+        except ProtocolError as error:
+            self.fail(error)
+        return out
+
+    def _read_greeting(self, out: list[Received]) -> None:
+        data = self._scratch[self._start : self._end]
+        try:
+            greeting = decode_greeting(data)
+        except ProtocolError as error:
+            if self.is_client:
+                raise
+            answer = encode_greeting(Refusal(error.code, str(error)))
+            self._move(Event.FAILED, error)
+            self._send_raw(answer_to_stranger(bytes(data[:16])) if error.code == Code.NOT_OURS else answer)
+            return
+        if greeting is None:
+            self._make_room(len(data) + 1)
+            return
+        body, _, _, used = greeting
+        self._start += used
+        if isinstance(body, Refusal) and self.is_client:
+            self._move(Event.PEER_CLOSED, ConnectionClosed(body.reason, body.code))
+        elif isinstance(body, Welcome if self.is_client else Hello):
+            self._move(Event.OPENED, None)
+            out.append(body)  # type: ignore[arg-type]
+        else:
+            raise ProtocolError(f"a {type(body).__name__} from the wrong side")
+
+    def _read_frames(self, out: list[Received]) -> None:
+        scratch, start, end = self._scratch, self._start, self._end
+        while end - start >= HEADER_BYTES:
+            fields = HEADER.unpack_from(scratch, start)
+            kind, flags, lane, content, number, target, stream, count, body_bytes, size, total_bytes, sequence, time_ns = fields
+            if kind not in KINDS or lane > 2 or body_bytes or size >= PLACED_BYTES_MIN:
+                check_header(kind, lane, body_bytes, size)
+            body_start = start + HEADER_BYTES
+            payload_start = body_start + body_bytes
+            placed = size >= PLACED_BYTES_MIN
+            frame_end = payload_start if placed else payload_start + size
+            if frame_end > end:
+                self._start = start
+                self._make_room(frame_end - start)
+                return
+            body = bytes(scratch[body_start:payload_start]) if body_bytes else b""
+            frame = Frame(kind, flags, lane, content, number, target, stream, count, total_bytes, sequence, time_ns, body)
+            start = frame_end
+            if placed:
+                memory = self._allocate(frame, size)
+                frame.payload = memory
+                have = min(size, end - start)
+                memory[:have] = scratch[start : start + have]
+                start += have
+                if have < size:
+                    self._placed, self._placed_rest = frame, memory[have:]
+                    break
+            elif size:
+                frame.payload = bytes(scratch[payload_start:frame_end])
+            self._deliver(frame, out)
+        self._start = start
+        self._make_room(HEADER_BYTES)
+
+    def _make_room(self, wanted: int) -> None:
+        """Moves what is left to the front when `wanted` bytes from `_start` on would not fit; grows if it must."""
+        left = self._end - self._start
+        if not left:
+            self._start = self._end = 0
+        elif self._start + wanted > len(self._scratch) or self._end == len(self._scratch):
+            rest = bytes(self._scratch[self._start : self._end])
+            if wanted > len(self._scratch):
+                self._scratch = memoryview(bytearray(wanted + SCRATCH_BYTES))
+            self._scratch[:left] = rest
+            self._start, self._end = 0, left
+
+    def _deliver(self, frame: Frame, out: list[Received]) -> None:
+        """Session frames are dealt with here, all others handed out."""
+        kind = frame.kind
+        if kind == Kind.PING:
+            self.put(Frame(Kind.PONG, lane=Lane.CONTROL, sequence=frame.sequence, time_ns=frame.time_ns))
+        elif kind == Kind.CLOSE:
+            failure = decode_body(frame.body, Failure)
+            self._move(Event.PEER_CLOSED, ConnectionClosed(failure.reason, failure.code))
+        elif kind != Kind.PONG:
+            out.append(frame)
+
+    # Bytes out.
+
+    def put(self, frame: Frame) -> None:
+        """Queues a frame."""
+        self.outbox.put(frame)
+
+    def attach(self, source: Source, lane: int) -> None:
+        """Adds a source of frames."""
+        self.outbox.attach(source, lane)
+
+    def next_stream(self) -> int:
+        """A number for a chunked message in this direction."""
+        self._last_stream = self._last_stream % 0xFFFFFFFF + 1
+        return self._last_stream
+
+    def to_send(self, budget_bytes: int = CHUNK_BYTES) -> list[Buffer]:
+        """Buffers for one gathered write: what is left of the last one, or the next frames. Empty when nothing waits."""
+        if not self._unsent:
+            buffers: list[Buffer] = []
+            self._unsent_bytes = self.outbox.take(budget_bytes, buffers)
+            if not self._unsent_bytes and self._farewell is not None:
+                self.outbox.put(self._farewell)
+                self._farewell = None
+                self._unsent_bytes = self.outbox.take(budget_bytes, buffers)
+            self._unsent = buffers
+            if not buffers and self.phase is Phase.CLOSING:
+                self._move(Event.SENT, None)
+        return self._unsent
+
+    def sent(self, size: int) -> bool:
+        """Takes note of `size` bytes that the link took; says whether it took all that `to_send` gave."""
+        self.sent_bytes += size
+        self._unsent_bytes -= size
+        if not self._unsent_bytes:
+            self._unsent = []
+            return True
+        buffers = self._unsent
+        position = 0
+        while size >= len(buffers[position]):
+            size -= len(buffers[position])
+            position += 1
+        self._unsent = buffers[position:]
+        if size:
+            self._unsent[0] = memoryview(self._unsent[0])[size:]
+        return False
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the link owes a write."""
+        return bool(self._unsent) or bool(self.outbox) or self._farewell is not None
+
+    def _send_raw(self, data: bytes) -> None:
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+
+    # Life.
+
+    def welcome(self, welcome: Welcome) -> None:
+        """The broker's end: answers the Hello."""
+        self._send_raw(encode_greeting(welcome, VERSION_MAX, VERSION_MAX))
+
+    def refuse(self, code: Code, reason: str) -> None:
+        """The broker's end: answers the Hello with a refusal; the session is over."""
+        self._move(Event.CLOSE, ConnectionClosed(reason, code))
+        self._send_raw(encode_greeting(Refusal(code, reason)))
+
+    def close(self, code: Code, reason: str) -> None:
+        """Closes in order: what is queued still leaves, then a CLOSE with the reason."""
+        if self.phase is Phase.OPEN:
+            self._farewell = _close_frame(code, reason)
+        self._move(Event.CLOSE, ConnectionClosed(reason, code))
+
+    def fail(self, error: ProtocolError) -> None:
+        """Closes at once because the peer is at fault or silent: what is queued is dropped, the peer is told why."""
+        if self.phase is Phase.OPEN:
+            self.outbox.clear()
+            self._farewell = _close_frame(error.code, str(error))
+        self._move(Event.FAILED, error)
+
+    def lost(self, error: BrokerError) -> None:
+        """The link is gone."""
+        self._move(Event.PEER_CLOSED, error)
+
+    def tick(self, now_ns: int) -> None:
+        """Notices a silent peer and keeps a quiet one talking; call several times within a heartbeat interval."""
+        silent_ns = now_ns - self.last_received_ns
+        if self.phase is Phase.AWAIT_HELLO:
+            if now_ns - self.opened_ns > HELLO_TIMEOUT_S * 1e9:
+                self.fail(ProtocolError(f"no complete hello within {HELLO_TIMEOUT_S:g} s", Code.NOT_OURS))
+        elif self.phase is Phase.OPEN:
+            if silent_ns > self.heartbeat_timeout_ns:
+                seconds = self.heartbeat_timeout_ns / 1e9
+                self.fail(ProtocolError(f"nothing heard from the peer for {seconds:g} s", Code.HEARTBEAT))
+            elif silent_ns > self.heartbeat_interval_ns and now_ns - self._last_ping_ns > self.heartbeat_interval_ns:
+                self._last_ping_ns = now_ns
+                self.put(Frame(Kind.PING, lane=Lane.CONTROL, time_ns=now_ns))
+
+    def _move(self, event: Event, cause: BrokerError | None) -> None:
+        following = TRANSITIONS.get((self.phase, event))
+        if following is None:
+            return
+        self.phase = following
+        if cause is not None and self.failure is None:
+            self.failure = cause
+        if following is Phase.CLOSED:
+            self.outbox.clear()
+            self._farewell = None
+
+    def __repr__(self) -> str:
+        cause = f" {self.failure}" if self.failure else ""
+        return f"<Session {self.phase.name} received={self.received_bytes} sent={self.sent_bytes} {self.outbox!r}{cause}>"
+
+
+def _close_frame(code: int, reason: str) -> Frame:
+    return Frame(Kind.CLOSE, lane=Lane.CONTROL, body=encode_body(Failure(code, reason)))

@@ -1,0 +1,176 @@
+"""Tensors on the wire: which bytes an array is, and how to read them back (docs/wire.md section 8).
+
+A tensor travels as its elements in memory order plus a TensorMeta. A C- or Fortran-contiguous array goes as it lies in
+memory, without a copy; any other layout is copied once into C order. Big-endian arrays keep their byte order. Nothing
+here can run code of the sender's: object arrays, which would need that, are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Final, cast
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from broker.buffers import Buffer
+from broker.errors import InvalidValue, ProtocolError
+
+Array = npt.NDArray[np.generic]
+
+_NUMPY_NAMES: Final = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+)
+DTYPES: Final[dict[str, np.dtype[np.generic]]] = {name: np.dtype(name) for name in _NUMPY_NAMES}
+"""The dtypes that numpy knows by itself. `bfloat16` is the one more that the wire has: two bytes, the upper half of a float32."""
+BFLOAT16: Final = "bfloat16"
+DIMENSIONS_MAX: Final = 32
+"""numpy 1 has no more."""
+
+
+class TensorMeta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the bytes of a tensor mean.
+
+    Attributes:
+        dtype: a name out of DTYPES, or `bfloat16`.
+        shape: lengths of the axes; empty for a scalar.
+        order: `C`, the last axis is contiguous, or `F`, the first one is.
+        byte_order: `<` little-endian, `>` big-endian.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    order: str = "C"
+    byte_order: str = "<"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return 2 if self.dtype == BFLOAT16 else DTYPES[self.dtype].itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * self.itemsize
+
+    def check(self, size_bytes: int) -> None:
+        """Refuses a description that does not fit its payload.
+
+        Raises:
+            ProtocolError: unknown dtype, impossible shape, or a payload of another length.
+        """
+        if self.dtype != BFLOAT16 and self.dtype not in DTYPES:
+            raise ProtocolError(f"tensor of unknown dtype {self.dtype!r}: known are {', '.join(DTYPES)}, {BFLOAT16}")
+        if len(self.shape) > DIMENSIONS_MAX or any(length < 0 for length in self.shape):
+            raise ProtocolError(f"tensor of impossible shape {self.shape}: at most {DIMENSIONS_MAX} axes, none negative")
+        if self.order not in ("C", "F") or self.byte_order not in ("<", ">"):
+            raise ProtocolError(f"tensor in unknown order {self.order!r} or byte order {self.byte_order!r}")
+        if self.nbytes != size_bytes:
+            raise ProtocolError(f"tensor {self.dtype}{list(self.shape)} has {self.nbytes} bytes, its payload {size_bytes}")
+
+
+def describe(array: Array) -> TensorMeta:
+    """The TensorMeta of a numpy array as it would travel.
+
+    Raises:
+        InvalidValue: the dtype has no place on the wire.
+    """
+    dtype = array.dtype
+    name = dtype.name
+    if name not in DTYPES and name != BFLOAT16:
+        raise InvalidValue("array of dtype", str(dtype), _refusal(dtype))
+    big = dtype.byteorder == ">" or (dtype.byteorder == "=" and sys.byteorder == "big")
+    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+    return TensorMeta(name, array.shape, "F" if fortran else "C", ">" if big and dtype.itemsize > 1 else "<")
+
+
+def _refusal(dtype: np.dtype[np.generic]) -> str:
+    if dtype.hasobject:
+        return "object arrays cannot be sent, because reading them would need pickle; send numbers, or a list or dict"
+    return f"cannot be sent; convert it to one of {', '.join(DTYPES)}, {BFLOAT16}"
+
+
+def flat_bytes(array: Array) -> memoryview:
+    """The elements of an array in memory order, without a copy when it is contiguous in C or Fortran order."""
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        array = np.ascontiguousarray(array)
+    flat = array.reshape(-1, order="A")
+    return memoryview(flat.view(np.uint8)) if flat.size else memoryview(b"")
+
+
+def read_tensor(meta: TensorMeta, payload: Buffer) -> Array:
+    """An array over the payload's memory; writable when the payload is.
+
+    Raises:
+        ProtocolError: the payload does not fit the description.
+        InvalidValue: a bfloat16 tensor, and the package ml_dtypes is not installed.
+    """
+    flat = np.frombuffer(payload, np.uint8)
+    meta.check(flat.nbytes)
+    if meta.dtype == BFLOAT16:
+        typed: Array = flat.view(_bfloat16())
+    else:
+        typed = flat.view(DTYPES[meta.dtype].newbyteorder(meta.byte_order))
+    return typed.reshape(meta.shape, order="F" if meta.order == "F" else "C")
+
+
+def _bfloat16() -> np.dtype[np.generic]:
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise InvalidValue(
+            "tensor of dtype", BFLOAT16, "numpy has no bfloat16 by itself; pip install ml_dtypes, or send float16 or float32"
+        ) from error
+    return cast("np.dtype[np.generic]", np.dtype(ml_dtypes.bfloat16))
+
+
+def as_array(value: object) -> Array | None:
+    """A numpy array over the memory of anything that is an array, without a copy where that is possible.
+
+    Takes numpy arrays and scalars, torch tensors (also bfloat16, and ones that require a gradient), objects with
+    `__dlpack__`, `__array_interface__`, `__cuda_array_interface__` (copied to the host) or the buffer protocol. `bytes`
+    and `bytearray` are not arrays here.
+
+    Returns:
+        The array, or None when the value is none of these.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    if value is None or isinstance(value, (bool, int, float, str, bytes, bytearray, list, tuple, dict)):
+        return None
+    if type(value).__module__.partition(".")[0] == "torch":
+        return _from_torch(value)
+    if hasattr(value, "__cuda_array_interface__"):
+        return _from_device(value)
+    if hasattr(value, "__dlpack__"):
+        return cast(Array, np.from_dlpack(value))  # type: ignore[arg-type]
+    if hasattr(value, "__array_interface__"):
+        return np.asarray(value)
+    try:
+        return np.asarray(memoryview(value))  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _from_torch(value: object) -> Array | None:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return None
+    tensor = value.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.dtype == torch.bfloat16:
+        return cast(Array, tensor.contiguous().view(torch.int16).numpy().view(_bfloat16()))
+    return cast(Array, tensor.numpy())
+
+
+def _from_device(value: object) -> Array:
+    try:
+        import cupy
+    except ImportError as error:
+        raise InvalidValue("array on a device", type(value).__name__, "reading it needs cupy: pip install cupy-cuda12x") from error
+    return cast(Array, cupy.asnumpy(cupy.asarray(value)))

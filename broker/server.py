@@ -1,0 +1,224 @@
+"""The daemon: sockets in, BrokerState in the middle, sockets out. The only place with an event loop.
+
+Everything runs on one thread. A readable connection is read once, its frames go through the state, and then every
+session that has something to send is flushed as far as its link takes it; what a link does not take waits, in the
+state's bounded queues, until the link is writable. No connection ever waits for another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from broker.config import Config
+from broker.errors import ConnectionClosed, LimitExceeded
+from broker.ids import SessionId
+from broker.limits import CLOSE_TIMEOUT_S
+from broker.protocol.session import Phase
+from broker.state import BrokerState, Settings
+from broker.state.records import SessionRecord
+from broker.transport import registry
+from broker.transport.base import Connection, Listener
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.05
+ACCEPT_PAUSE_S: Final = 0.2
+"""After the process has run out of descriptors: when to try again."""
+ACCEPTS_MAX: Final = 64
+"""Connections that are accepted before the others get their turn."""
+
+
+class _Link:
+    """A session and its connection."""
+
+    __slots__ = ("closing_since_ns", "connection", "record", "writing")
+
+    def __init__(self, connection: Connection, record: SessionRecord) -> None:
+        self.connection = connection
+        self.record = record
+        self.writing = False
+        self.closing_since_ns = 0
+
+
+class Server:
+    """A broker that listens.
+
+    Attributes:
+        state: what it knows.
+        listeners: where it listens.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.state = BrokerState(
+            Settings(
+                name=config.name,
+                wall_offset_ns=time.time_ns() - time.monotonic_ns(),
+                sessions_max=config.sessions_max,
+                subscriptions_per_session_max=config.subscriptions_per_session_max,
+                heartbeat_interval_s=config.heartbeat_interval_s,
+                heartbeat_timeout_s=config.heartbeat_timeout_s,
+                ring_messages=config.ring_messages,
+                ring_bytes=config.ring_bytes,
+                publish_window_messages=config.publish_window_messages,
+                publish_window_bytes=config.publish_window_bytes,
+            )
+        )
+        self.listeners: list[Listener] = []
+        self.started_ns = time.monotonic_ns()
+        self.idle = asyncio.Event()
+        """Set while no session is open."""
+        self.idle.set()
+        self._links: dict[SessionId, _Link] = {}
+        self._loop = asyncio.get_running_loop()
+        self._ticking: asyncio.TimerHandle | None = None
+
+    def start(self, addresses: Sequence[str]) -> None:
+        """Listens on all addresses; from here on sessions are served.
+
+        Raises:
+            InvalidValue: an address is malformed or of an unknown scheme.
+            ListenError: an address cannot be listened on. Nothing is left listening.
+        """
+        try:
+            for address in addresses:
+                self.listeners.append(registry.listen(address))
+        except BaseException:
+            self._stop_listening()
+            raise
+        for listener in self.listeners:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+        self._tick()
+
+    async def stop(self, reason: str = "the broker is shutting down") -> None:
+        """Ends in order: no new sessions, and every open one gets what waits for it and a CLOSE.
+
+        A session that does not read within the drain time-out is cut off. Cancelling leaves sessions open; call again.
+        """
+        self._stop_listening()
+        self.state.drain(reason)
+        self._run()
+        try:
+            async with asyncio.timeout(self.config.drain_timeout_s):
+                await self.idle.wait()
+        except TimeoutError:
+            log.warning("server.drain_timeout sessions=%d", len(self._links))
+        for link in list(self._links.values()):
+            self._close(link, abort=True)
+        if self._ticking is not None:
+            self._ticking.cancel()
+
+    def _stop_listening(self) -> None:
+        for listener in self.listeners:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+        self.listeners.clear()
+
+    # Connections.
+
+    def _accept(self, listener: Listener) -> None:
+        for _ in range(ACCEPTS_MAX):
+            try:
+                connection = listener.accept()
+            except LimitExceeded as error:
+                log.error("server.accept_paused %s", error)
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
+                return
+            if connection is None:
+                return
+            record = self.state.connect(connection.peer_address, time.monotonic_ns())
+            link = self._links[record.id] = _Link(connection, record)
+            self.idle.clear()
+            self._loop.add_reader(connection.fileno(), self._readable, link)
+            self._run()
+
+    def _accept_again(self, listener: Listener) -> None:
+        if listener in self.listeners:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _readable(self, link: _Link) -> None:
+        record = link.record
+        session = record.session
+        try:
+            size = link.connection.receive_into(session.receive_buffers())
+        except ConnectionClosed as error:
+            session.lost(error)
+            self._close(link)
+            self._run()
+            return
+        if not size:
+            return
+        now_ns = time.monotonic_ns()
+        receive = self.state.receive
+        for received in session.received(size, now_ns):
+            receive(record.id, received, now_ns)
+        if session.phase is not Phase.OPEN:
+            self._flush(link)
+        self._run()
+
+    def _run(self) -> None:
+        """Carries out the state's instructions."""
+        links, take_ready = self._links, self.state.take_ready
+        while ready := take_ready():
+            for record in ready:
+                link = links.get(record.id)
+                if link is not None and not link.writing:
+                    self._flush(link)
+
+    def _flush(self, link: _Link) -> None:
+        """Sends as much as the link takes."""
+        session, send = link.record.session, link.connection.send
+        try:
+            while buffers := session.to_send():
+                if not session.sent(send(buffers)):
+                    if not link.writing:
+                        link.writing = True
+                        self._loop.add_writer(link.connection.fileno(), self._writable, link)
+                    return
+        except ConnectionClosed as error:
+            session.lost(error)
+        if link.writing:
+            link.writing = False
+            self._loop.remove_writer(link.connection.fileno())
+        if session.phase is Phase.CLOSED:
+            self._close(link)
+
+    def _writable(self, link: _Link) -> None:
+        self._flush(link)
+        self._run()
+
+    def _close(self, link: _Link, *, abort: bool = False) -> None:
+        record = link.record
+        if self._links.pop(record.id, None) is None:
+            return
+        descriptor = link.connection.fileno()
+        self._loop.remove_reader(descriptor)
+        self._loop.remove_writer(descriptor)
+        if abort:
+            link.connection.abort()
+        else:
+            link.connection.close()
+        log.info("session.closed id=%d name=%r peer=%s cause=%s", record.id, record.name, record.peer, record.session.failure)
+        self.state.disconnect(record.id, time.monotonic_ns())
+        if not self._links:
+            self.idle.set()
+
+    def _tick(self) -> None:
+        now_ns = time.monotonic_ns()
+        self.state.tick(now_ns)
+        self._run()
+        for link in list(self._links.values()):
+            if link.record.session.phase is Phase.CLOSING:
+                link.closing_since_ns = link.closing_since_ns or now_ns
+                if now_ns - link.closing_since_ns > CLOSE_TIMEOUT_S * 1e9:
+                    self._close(link, abort=True)
+        self._run()
+        self._ticking = self._loop.call_later(TICK_S, self._tick)
+
+    def __repr__(self) -> str:
+        return f"<Server listeners={[str(listener.address) for listener in self.listeners]} {self.state!r}>"

@@ -1,0 +1,286 @@
+"""BrokerState: everything the broker knows, with no input or output of its own.
+
+Events go in (`connect`, `receive`, `disconnect`, `tick`), instructions for the server come out of `instructions()`. What
+the broker answers waits in the outboxes of the protocol sessions until the server pulls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, ProtocolError
+from broker.ids import SessionId, SubscriptionNumber
+from broker.limits import (
+    CHUNK_BYTES,
+    CONTROL_QUEUE_BYTES_MAX,
+    INBOX_MESSAGES,
+    KIB,
+    MIB,
+    NAME_BYTES_MAX,
+    QUEUE_BYTES,
+    QUEUE_MESSAGES_MAX,
+)
+from broker.protocol.bodies import Failure, Hello, Subscribe, Welcome, decode_body, encode_body
+from broker.protocol.codes import Code
+from broker.protocol.frames import Frame, Kind, Lane
+from broker.protocol.pool import BufferPool
+from broker.protocol.session import Phase, Received, Session
+from broker.protocol.values import encode_value
+from broker.state.delivery import Subscription
+from broker.state.groups import Groups
+from broker.state.publishing import Publishing
+from broker.state.records import SessionRecord
+from broker.state.settings import Settings
+from broker.state.topics import INBOX, Router
+from broker.topics.messages import Message
+from broker.topics.queues import Overflow, Queue
+
+OVERFLOWS: Final = tuple(overflow.value for overflow in Overflow)
+POOL_BYTES_MAX: Final = 256 * MIB
+"""Chunk buffers that the broker keeps for reuse; in steady state it needs a few times the publishers' window."""
+
+
+class BrokerState:
+    """The broker without its sockets. One thread at a time may call."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.now_ns = 0
+        self.sessions: dict[SessionId, SessionRecord] = {}
+        self.sessions_opened = 0
+        self.draining = False
+        self.router = Router(settings.ring_messages, settings.ring_bytes)
+        self.publishing = Publishing(
+            self.router, settings.publish_window_messages, settings.publish_window_bytes, self._flush
+        )
+        self.groups = Groups(self._flush, self.announce)
+        self.pool = BufferPool(POOL_BYTES_MAX)
+        self._ready: dict[SessionId, SessionRecord] = {}
+        self._last_id = 0
+        self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
+            Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
+            Kind.STREAM_ABORT: lambda session, frame, _: self.publishing.abort(session, frame),
+            Kind.SUBSCRIBE: self._subscribe,
+            Kind.UNSUBSCRIBE: self._unsubscribe,
+            Kind.CREDIT: self._credit,
+            Kind.FLUSH: self._flushed,
+            Kind.JOIN: self.groups.join,
+            Kind.LEAVE: self.groups.leave,
+            Kind.CONTRIBUTE: self.groups.contribute,
+        }
+
+    # Events.
+
+    def connect(self, peer: str, now_ns: int) -> SessionRecord:
+        """Somebody has connected; they have yet to say hello."""
+        self.now_ns = now_ns
+        self._last_id += 1
+        session_id = SessionId(self._last_id)
+        session = Session(
+            hello=None,
+            now_ns=now_ns,
+            allocate=self._allocate,
+            heartbeat_interval_s=self.settings.heartbeat_interval_s,
+            heartbeat_timeout_s=self.settings.heartbeat_timeout_s,
+        )
+        record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns)
+        if len(self.sessions) > self.settings.sessions_max:
+            limit = LimitExceeded(
+                "sessions_max", len(self.sessions), self.settings.sessions_max, "raise it in the broker's configuration"
+            )
+            session.refuse(Code.LIMIT, str(limit))
+            self._flush(record)
+        return record
+
+    def receive(self, session_id: SessionId, received: Received, now_ns: int) -> None:
+        """Something has arrived on a session. Never raises for what a peer did: that closes the peer's session."""
+        self.now_ns = now_ns
+        record = self.sessions.get(session_id)
+        if record is None or record.session.phase is not Phase.OPEN:
+            return
+        try:
+            if isinstance(received, Frame):
+                kind = received.kind
+                if kind == Kind.PUBLISH:
+                    self.publishing.publish(record, received)
+                elif kind == Kind.CHUNK:
+                    self.publishing.chunk(record, received)
+                else:
+                    handler = self._handlers.get(kind)
+                    if handler is None:
+                        raise ProtocolError(f"a {Kind(kind).name} frame from a client")
+                    handler(record, received, now_ns)
+            elif isinstance(received, Hello):
+                self._hello(record, received)
+        except ProtocolError as error:
+            record.session.fail(error)
+            self._flush(record)
+        if record.session.outbox.queued_bytes > CONTROL_QUEUE_BYTES_MAX and not record.groups:
+            record.session.fail(ProtocolError("the client asks and does not read the answers", Code.LIMIT))
+            self._flush(record)
+
+    def disconnect(self, session_id: SessionId, now_ns: int) -> None:
+        """A session is over, however it ended; everybody who depends on it is told."""
+        self.now_ns = now_ns
+        record = self.sessions.pop(session_id, None)
+        if record is None:
+            return
+        record.session.lost(ConnectionClosed("disconnected"))
+        self._ready.pop(session_id, None)
+        for subscription in record.subscriptions.values():
+            self.router.remove(subscription)
+            self.publishing.unblock(subscription)
+        self.publishing.disconnect(record)
+        self.groups.disconnect(record, now_ns)
+        if record.name:
+            self.announce("$sys/sessions", {"event": "closed", "session": session_id, "name": record.name})
+
+    def tick(self, now_ns: int) -> None:
+        """Time passes: heartbeats, and deadlines of collectives. Call about ten times a second."""
+        self.now_ns = now_ns
+        for record in self.sessions.values():
+            session = record.session
+            session.tick(now_ns)
+            if session.has_unsent or session.phase in (Phase.CLOSING, Phase.CLOSED):
+                self._flush(record)
+        self.groups.tick(now_ns)
+
+    def drain(self, reason: str) -> None:
+        """The broker is about to end: every session gets what waits for it and then a CLOSE."""
+        self.draining = True
+        for record in self.sessions.values():
+            record.session.close(Code.SHUTDOWN, reason)
+            self._flush(record)
+
+    def take_ready(self) -> list[SessionRecord]:
+        """The instructions for the server: sessions that have something to send or are over, each once.
+
+        For each of them the server sends what `session.to_send()` gives, and closes the connection when the session's
+        phase is CLOSED after that.
+        """
+        ready = list(self._ready.values())
+        self._ready.clear()
+        return ready
+
+    def announce(self, topic: str, value: object) -> None:
+        """Publishes something that the broker itself has to say, below `$sys/`."""
+        record = self.router.topic(topic)
+        content, _, payload = encode_value(value)
+        sequence, time_ns = record.ring.next_sequence, self.now_ns + self.settings.wall_offset_ns
+        message = Message(topic, "broker", sequence, 1, Lane.DEFAULT, 0, content, time_ns, b"", payload, len(payload))
+        self.router.route(record, message)
+
+    # What clients ask.
+
+    def _hello(self, record: SessionRecord, hello: Hello) -> None:
+        if len(hello.name.encode()) > NAME_BYTES_MAX or len(hello.host) > NAME_BYTES_MAX:
+            record.session.refuse(Code.LIMIT, f"name_bytes_max: the client's name is over the limit of {NAME_BYTES_MAX} bytes")
+            self._flush(record)
+            return
+        record.name = hello.name or f"client-{record.id}"
+        record.host, record.process = hello.host, hello.process
+        self.sessions_opened += 1
+        settings = self.settings
+        record.session.welcome(
+            Welcome(
+                session=record.id,
+                broker=settings.name,
+                chunk_bytes=CHUNK_BYTES,
+                publish_window_messages=settings.publish_window_messages,
+                publish_window_bytes=settings.publish_window_bytes,
+                heartbeat_interval_ms=int(settings.heartbeat_interval_s * 1000),
+                heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
+            )
+        )
+        self._add(record, SubscriptionNumber(0), Subscribe(f"{INBOX}{record.id}", "drop_oldest", INBOX_MESSAGES, QUEUE_BYTES))
+        self._flush(record)
+        event = {"event": "opened", "session": record.id, "name": record.name, "host": hello.host, "process": hello.process}
+        self.announce("$sys/sessions", event)
+
+    def _subscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        wishes = decode_body(frame.body, Subscribe)
+        limit = self.settings.subscriptions_per_session_max
+        problem = _problem_with(wishes)
+        if frame.number in record.subscriptions:
+            problem = f"subscription number {frame.number} is in use"
+        if problem is None and len(record.subscriptions) > limit:
+            body = Failure(Code.LIMIT, "", "subscriptions_per_session_max", len(record.subscriptions), limit)
+            self._answer_error(record, frame.target, body)
+            return
+        if problem is None:
+            try:
+                subscription = self._add(record, SubscriptionNumber(frame.number), wishes)
+            except InvalidValue as error:
+                problem = str(error)
+        if problem is not None:
+            self._answer_error(record, frame.target, Failure(Code.INVALID, problem))
+            return
+        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
+        if wishes.replay is not None:
+            self.router.replay(subscription, wishes.replay)
+        self._flush(record)
+
+    def _add(self, record: SessionRecord, number: SubscriptionNumber, wishes: Subscribe) -> Subscription:
+        subscription = Subscription(
+            record,
+            number,
+            wishes.filter,
+            Queue(Overflow(wishes.overflow), wishes.queue_messages, wishes.queue_bytes),
+            queue_group=wishes.queue_group,
+            responder=wishes.responder,
+            flush=self._flush,
+            unblock=self.publishing.unblock,
+        )
+        self.router.add(subscription)
+        record.subscriptions[number] = subscription
+        return subscription
+
+    def _unsubscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        subscription = record.subscriptions.pop(frame.number, None) if frame.number else None
+        if subscription is None:
+            self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
+            return
+        self.router.remove(subscription)
+        self.publishing.unblock(subscription)
+        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
+        self._flush(record)
+
+    def _credit(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        subscription = record.subscriptions.get(frame.number)
+        # Credit for a subscription that was just ended is on its way when the end arrives: nothing to do.
+        if subscription is not None:
+            subscription.grant(frame.count, frame.total_bytes)
+
+    def _flushed(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
+        self._flush(record)
+
+    def _answer_error(self, record: SessionRecord, reference: int, failure: Failure) -> None:
+        record.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, target=reference, body=encode_body(failure)))
+        self._flush(record)
+
+    def _flush(self, record: SessionRecord) -> None:
+        self._ready[record.id] = record
+
+    def _allocate(self, frame: Frame, size_bytes: int) -> memoryview:
+        return memoryview(self.pool.acquire(size_bytes))
+
+    def __repr__(self) -> str:
+        return f"<BrokerState sessions={len(self.sessions)} topics={len(self.router.topics)}>"
+
+
+def _problem_with(wishes: Subscribe) -> str | None:
+    if wishes.overflow not in OVERFLOWS:
+        return f"overflow {wishes.overflow!r} is none of {', '.join(OVERFLOWS)}"
+    if not 1 <= wishes.queue_messages <= QUEUE_MESSAGES_MAX:
+        return f"queue_messages {wishes.queue_messages} is not between 1 and {QUEUE_MESSAGES_MAX}"
+    if wishes.queue_bytes < 64 * KIB:
+        return f"queue_bytes {wishes.queue_bytes} is below {64 * KIB}"
+    if len(wishes.queue_group.encode()) > NAME_BYTES_MAX:
+        return f"queue_group is over the limit of {NAME_BYTES_MAX} bytes"
+    if isinstance(wishes.replay, str) and wishes.replay not in ("latest", "all"):
+        return f"replay {wishes.replay!r} is neither 'latest', 'all' nor a sequence"
+    if isinstance(wishes.replay, int) and wishes.replay < 0:
+        return f"replay {wishes.replay} is not a sequence: they start at 1"
+    return None

@@ -1,0 +1,295 @@
+"""From a subscription's queue to frames on its session.
+
+A subscription is in its session's outbox once per lane, as a LaneSource, as long as it has something to send and credit
+for it. A LaneSource sends one message after the other; a large one chunk by chunk as it arrives (cut-through).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from broker.buffers import Buffer
+from broker.ids import SubscriptionNumber
+from broker.limits import TOPICS_PER_SESSION_MAX
+from broker.protocol.bodies import Failure, Topic, encode_body
+from broker.protocol.codes import Code
+from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
+from broker.topics.messages import Chunk, Message
+from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, LANES, Overflow, Queue
+
+if TYPE_CHECKING:
+    from broker.state.records import SessionRecord
+    from broker.state.topics import TopicRecord
+
+_PACK: Final = HEADER.pack
+_DELIVER: Final = int(Kind.DELIVER)
+_CHUNK: Final = int(Kind.CHUNK)
+_KEPT_FLAGS: Final = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST)
+
+
+class Subscription:
+    """One subscription of one session.
+
+    Attributes:
+        blocking: topics whose publishers get no credit because this subscription is over its limit.
+        delivered: messages that were handed to the session, ever.
+    """
+
+    __slots__ = (
+        "blocking",
+        "delivered",
+        "filter",
+        "flush",
+        "number",
+        "queue",
+        "queue_group",
+        "responder",
+        "session",
+        "sources",
+        "told_dropped",
+        "unblock",
+    )
+
+    def __init__(
+        self,
+        session: SessionRecord,
+        number: SubscriptionNumber,
+        topic_filter: str,
+        queue: Queue,
+        *,
+        queue_group: str,
+        responder: bool,
+        flush: Callable[[SessionRecord], None],
+        unblock: Callable[[Subscription], None],
+    ) -> None:
+        """Args:
+        flush: called when the session has something to send.
+        unblock: called when `blocking` is not empty and the subscription is under its limit again.
+        """
+        self.session = session
+        self.number = number
+        self.filter = topic_filter
+        self.queue = queue
+        self.queue_group = queue_group
+        self.responder = responder
+        self.flush = flush
+        self.unblock = unblock
+        self.sources = tuple(LaneSource(self, lane) for lane in range(LANES))
+        self.blocking: dict[TopicRecord, None] = {}
+        self.delivered = 0
+        self.told_dropped = 0
+
+    def offer(self, message: Message) -> None:
+        """Queues a message by the subscription's policy and wakes the session."""
+        if self.queue.offer(message):
+            source = self.sources[message.lane]
+            if not source.attached:
+                source.attach()
+            if message.stream is not None and self.queue.overflow is not Overflow.BLOCK:
+                message.stream.watchers.append(self)
+        if self.queue.dropped != self.told_dropped:
+            self.tell_dropped()
+
+    def tell_dropped(self) -> None:
+        """Tells the subscriber how many messages it has lost, in all."""
+        self.told_dropped = self.queue.dropped
+        self.session.session.put(
+            Frame(Kind.DROPPED, lane=Lane.CONTROL, number=self.number, sequence=self.told_dropped)
+        )
+        self.flush(self.session)
+
+    def grant(self, messages: int, size_bytes: int) -> None:
+        """The subscriber has room again."""
+        self.queue.grant(messages, size_bytes)
+        for source in self.sources:
+            if not source.attached and (source.message is not None or self.queue.has_waiting(source.lane)):
+                source.attach()
+        self.check_blocking()
+
+    def check_blocking(self) -> None:
+        """Lets publishers go on if they were held back and need not be any more: all, or those of messages under way."""
+        if self.blocking and (not self.queue.over_limit or any(source.keeps_up for source in self.sources)):
+            self.unblock(self)
+
+    def holds_back(self, message: Message | None) -> bool:
+        """Whether a publisher has to wait for this subscription.
+
+        Args:
+            message: the large message that the publisher is sending. While this subscription is sending it on, only its
+                lag counts: what waits behind it can do nothing before it has passed.
+        """
+        if self.queue.overflow is not Overflow.BLOCK:
+            return False
+        if message is not None and self.sources[message.lane].message is message:
+            return self.sources[message.lane].lag_bytes > BLOCKED_BYTES_MAX
+        return self.queue.over_limit
+
+    def watch(self, message: Message) -> bool:
+        """Gives up a large message that this subscription is too slow for; says whether it still wants it."""
+        stream = message.stream
+        source = self.sources[message.lane]
+        if stream is None or (source.message is message and source.lag_bytes <= self.queue.bytes_max):
+            return stream is not None
+        if source.message is message:
+            source.give_up()
+        elif stream.received_bytes <= self.queue.bytes_max:
+            return True
+        elif self.queue.remove(message):
+            self.tell_dropped()
+        return False
+
+    def __repr__(self) -> str:
+        return f"<Subscription {self.number} {self.filter!r} of {self.session.name!r} {self.queue!r}>"
+
+
+class LaneSource:
+    """The frames of one lane of a subscription, as the outbox asks for them.
+
+    Attributes:
+        message: the large message that is being sent, if one is.
+    """
+
+    __slots__ = ("_chunk", "_given_up", "_sent_bytes", "_stream_number", "attached", "lane", "message", "subscription")
+
+    def __init__(self, subscription: Subscription, lane: int) -> None:
+        self.subscription = subscription
+        self.lane = lane
+        self.attached = False
+        self.message: Message | None = None
+        self._chunk: Chunk | None = None
+        self._sent_bytes = 0
+        self._stream_number = 0
+        self._given_up = False
+
+    @property
+    def lag_bytes(self) -> int:
+        """Of the message that is being sent: what has arrived and was not sent."""
+        if self.message is None or self.message.stream is None:
+            return 0
+        return self.message.stream.received_bytes - self._sent_bytes
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether a large message is being sent and its publisher need not wait."""
+        return self.message is not None and self.lag_bytes <= BLOCKED_BYTES_MAX
+
+    def attach(self) -> None:
+        """Puts the source into its session's outbox."""
+        self.attached = True
+        self.subscription.session.session.attach(self, self.lane)
+        self.subscription.flush(self.subscription.session)
+
+    def resume(self) -> None:
+        """The stream has more."""
+        if not self.attached and self.message is not None:
+            self.attach()
+
+    def give_up(self) -> None:
+        """Stops in the middle of a message because the subscriber is too slow for it."""
+        self._given_up = True
+        self.subscription.queue.dropped += 1
+        self.resume()
+        self.subscription.tell_dropped()
+
+    def pull(self, buffers: list[Buffer]) -> int:
+        """Appends one frame; see Source."""
+        size = self._next_message(buffers) if self.message is None else self._next_chunk(self.message, buffers)
+        self.attached = size > 0
+        if self.subscription.blocking:
+            self.subscription.check_blocking()
+        return size
+
+    def _next_message(self, buffers: list[Buffer]) -> int:
+        subscription = self.subscription
+        queue = subscription.queue
+        message = queue.take(self.lane)
+        while message is not None and message.stream is not None and message.stream.aborted is not None:
+            queue.dropped += message.count
+            message.release()
+            queue.grant(message.count, 0)
+            message = queue.take(self.lane)
+        if queue.dropped != subscription.told_dropped:
+            subscription.tell_dropped()
+        if message is None:
+            return 0
+        size = 0
+        session = subscription.session
+        publication = session.announced.get((message.topic, message.sender))
+        if publication is None:
+            publication, size = _announce(session, message, buffers)
+        stream_number = 0
+        if message.stream is not None:
+            self.message, self._chunk, self._sent_bytes, self._given_up = message, message.first, 0, False
+            stream_number = self._stream_number = session.session.next_stream()
+        message.release()
+        subscription.delivered += message.count
+        body, payload = message.body, message.payload
+        payload_size = len(payload)
+        queue.credit_bytes -= len(body) + payload_size
+        header = _PACK(
+            _DELIVER,
+            message.flags & _KEPT_FLAGS,
+            message.lane,
+            message.content,
+            publication,
+            subscription.number,
+            stream_number,
+            message.count,
+            len(body),
+            payload_size,
+            message.size_bytes - len(body),
+            message.sequence,
+            message.time_ns,
+        )
+        buffers.append(header + body if body else header)
+        if payload_size:
+            buffers.append(payload)
+        return size + HEADER_BYTES + len(body) + payload_size
+
+    def _next_chunk(self, message: Message, buffers: list[Buffer]) -> int:
+        stream, chunk = message.stream, self._chunk
+        if stream is None or chunk is None:
+            return 0
+        if self._given_up or stream.aborted is not None:
+            reason = "the subscriber is too slow for it" if self._given_up else stream.aborted or ""
+            code = Code.DROPPED if self._given_up else Code.PUBLISHER_GONE
+            if not self._given_up:
+                self.subscription.queue.dropped += 1
+                self.subscription.tell_dropped()
+            self.message = self._chunk = None
+            body = encode_body(Failure(code, reason))
+            return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
+        following = chunk.following
+        if following is None:
+            if self not in stream.waiters:
+                stream.waiters.append(self)
+            return 0
+        if self.lane != CONTROL and self.subscription.queue.credit_bytes <= 0:
+            return 0
+        payload = following.payload
+        size = len(payload)
+        last = stream.complete and following is stream.last
+        flags = int(Flag.LAST) if last else 0
+        buffers.append(
+            _PACK(_CHUNK, flags, self.lane, 0, 0, 0, self._stream_number, 0, 0, size, 0, self._sent_bytes, 0)
+        )
+        if size:
+            buffers.append(payload)
+        self._sent_bytes += size
+        self.subscription.queue.credit_bytes -= size
+        self._chunk = following
+        if last:
+            self.message = self._chunk = None
+        return HEADER_BYTES + size
+
+
+def _announce(session: SessionRecord, message: Message, buffers: list[Buffer]) -> tuple[int, int]:
+    """Gives a number to a topic and its publisher on this session, ahead of their first message."""
+    if len(session.announced) >= TOPICS_PER_SESSION_MAX:
+        # Numbers are used again from the start; the receiver takes the newest meaning.
+        session.announced.clear()
+    number = len(session.announced) + 1
+    session.announced[message.topic, message.sender] = number
+    body = encode_body(Topic(message.topic, message.sender))
+    return number, encode(Frame(Kind.TOPIC, lane=message.lane, number=number, body=body), buffers)

@@ -1,0 +1,182 @@
+"""Collective groups on the wire: frames to events of `broker.collectives`, and effects back to frames.
+
+All frames of groups travel in the default lane, so that a session sees them in the order of the effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from broker.collectives.claims import Claim
+from broker.collectives.effects import Changed, Dissolved, Effect, Failed, Joined, Mismatch, RefusalKind, Refused, Result
+from broker.collectives.group import Group
+from broker.errors import InvalidValue, ProtocolError
+from broker.ids import GroupNumber, SessionId
+from broker.limits import GROUPS_MAX, NAME_BYTES_MAX
+from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership, decode_body, encode_body
+from broker.protocol.codes import Code
+from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.state.records import SessionRecord
+
+
+class Groups:
+    """All groups of the broker."""
+
+    def __init__(
+        self, flush: Callable[[SessionRecord], None], announce: Callable[[str, object], None]
+    ) -> None:
+        self.by_number: dict[GroupNumber, Group] = {}
+        self._by_name: dict[str, Group] = {}
+        self._sessions: dict[SessionId, SessionRecord] = {}
+        self._references: dict[tuple[GroupNumber, SessionId], int] = {}
+        self._flush = flush
+        self._announce = announce
+        self._last_number = 0
+
+    def join(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """JOIN: a session wants to be a member."""
+        wish = decode_body(frame.body, Join)
+        group = self._by_name.get(wish.group)
+        if group is None:
+            group_or_problem = self._create(wish, now_ns)
+            if isinstance(group_or_problem, str):
+                self._refuse(session, frame.target, Failure(Code.INVALID, group_or_problem))
+                return
+            group = group_or_problem
+        if (group.number, session.id) not in self._references:
+            self._references[group.number, session.id] = frame.target
+        self._sessions[session.id] = session
+        session.groups.add(group.name)
+        self._carry_out(group, group.join(session.id, wish.rank, wish.world_size, wish.timeout_ns, now_ns))
+
+    def _create(self, wish: Join, now_ns: int) -> Group | str:
+        if not wish.group or len(wish.group.encode()) > NAME_BYTES_MAX:
+            return f"a group's name has 1 to {NAME_BYTES_MAX} bytes"
+        if len(self.by_number) >= GROUPS_MAX:
+            return f"groups_max: over the limit of {GROUPS_MAX}"
+        self._last_number += 1
+        try:
+            group = Group(wish.group, GroupNumber(self._last_number), wish.world_size, now_ns)
+        except InvalidValue as error:
+            return str(error)
+        self.by_number[group.number] = group
+        self._by_name[group.name] = group
+        return group
+
+    def leave(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """LEAVE: a member goes in order."""
+        group = self._member_of(session, frame)
+        session.groups.discard(group.name)
+        session.session.put(Frame(Kind.DONE, target=frame.target))
+        self._flush(session)
+        self._carry_out(group, group.leave(session.id))
+
+    def contribute(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """CONTRIBUTE: a chunk of a member's array."""
+        group = self._member_of(session, frame)
+        claim = None
+        if frame.body:
+            try:
+                claim = msgspec.msgpack.decode(frame.body, type=Claim)
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+                raise ProtocolError(f"malformed claim: {error}") from error
+        effects = group.contribute(
+            session.id, frame.target, frame.sequence, frame.stream, claim, frame.payload, now_ns
+        )
+        self._carry_out(group, effects)
+
+    def _member_of(self, session: SessionRecord, frame: Frame) -> Group:
+        group = self.by_number.get(GroupNumber(frame.number))
+        if group is None or group.name not in session.groups:
+            raise ProtocolError(f"{Kind(frame.kind).name} for group number {frame.number}, which this session has not joined")
+        return group
+
+    def disconnect(self, session: SessionRecord, now_ns: int) -> None:
+        """A session is over: its groups lose a member."""
+        for name in list(session.groups):
+            group = self._by_name[name]
+            self._carry_out(group, group.lost(session.id))
+        self._sessions.pop(session.id, None)
+        for key in [key for key in self._references if key[1] == session.id]:
+            del self._references[key]
+
+    def tick(self, now_ns: int) -> None:
+        """Time passes: deadlines."""
+        for group in list(self.by_number.values()):
+            self._carry_out(group, group.tick(now_ns))
+
+    def _carry_out(self, group: Group, effects: Iterable[Effect]) -> None:
+        told_generation = 0
+        for effect in effects:
+            if isinstance(effect, Changed) and effect.generation > told_generation:
+                told_generation = effect.generation
+                for rank in effect.lost_ranks:
+                    self._tell(group, "lost", rank)
+            if isinstance(effect, Result):
+                self._result(group, effect)
+            elif isinstance(effect, Dissolved):
+                self.by_number.pop(group.number, None)
+                self._by_name.pop(group.name, None)
+            else:
+                session = self._sessions.get(effect.session)
+                if session is not None:
+                    self._notice(group, session, effect)
+                    self._flush(session)
+
+    def _result(self, group: Group, effect: Result) -> None:
+        session = self._sessions.get(effect.session)
+        if session is None:
+            return
+        session.session.put(
+            Frame(
+                Kind.RESULT, Flag.LAST if effect.last else 0, Lane.DEFAULT, number=group.number, target=group.generation,
+                stream=effect.round, count=effect.position, sequence=effect.sequence, payload=effect.payload,
+            )
+        )  # fmt: skip
+        self._flush(session)
+
+    def _notice(self, group: Group, session: SessionRecord, effect: Joined | Refused | Failed | Changed) -> None:
+        number = group.number
+        if isinstance(effect, Joined):
+            reference = self._references.pop((number, session.id), 0)
+            body = encode_body(Membership(effect.generation, list(effect.ranks), effect.rank))
+            session.session.put(Frame(Kind.JOINED, number=number, target=reference, body=body))
+            self._tell(group, "joined", effect.rank)
+        elif isinstance(effect, Refused):
+            reference = self._references.pop((number, session.id), 0)
+            if effect.kind is not RefusalKind.ALREADY_MEMBER:
+                session.groups.discard(group.name)
+            if effect.kind is RefusalKind.TIMEOUT:
+                failure = CollectiveFailure(missing_ranks=list(effect.missing_ranks), timeout_s=effect.timeout_s)
+                session.session.put(Frame(Kind.FAILED, target=reference, body=encode_body(failure)))
+            else:
+                self._refuse(session, reference, Failure(Code.COLLECTIVE, effect.text))
+        elif isinstance(effect, Failed):
+            failure = (
+                CollectiveFailure(claims=dict(effect.failure.claims))
+                if isinstance(effect.failure, Mismatch)
+                else CollectiveFailure(missing_ranks=list(effect.failure.ranks), timeout_s=effect.failure.timeout_s)
+            )
+            session.session.put(
+                Frame(
+                    Kind.FAILED, number=number, target=effect.generation, sequence=effect.sequence,
+                    body=encode_body(failure),
+                )
+            )  # fmt: skip
+        else:
+            body = encode_body(
+                Membership(effect.generation, list(effect.ranks), lost_ranks=list(effect.lost_ranks))
+            )
+            session.session.put(Frame(Kind.CHANGED, number=number, target=effect.generation, body=body))
+
+    def _tell(self, group: Group, event: str, rank: int) -> None:
+        told: dict[str, object] = {
+            "event": event, "group": group.name, "rank": rank, "generation": group.generation, "ranks": list(group.ranks),
+        }  # fmt: skip
+        self._announce(f"$sys/groups/{group.name}", told)
+
+    def _refuse(self, session: SessionRecord, reference: int, failure: Failure) -> None:
+        session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, target=reference, body=encode_body(failure)))
+        self._flush(session)

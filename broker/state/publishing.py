@@ -1,0 +1,202 @@
+"""What arrives from publishers: topics, messages, chunks; and the credit that they get for more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from broker.errors import InvalidValue, LimitExceeded, ProtocolError
+from broker.limits import BATCH_MESSAGES_MAX, FRAME_PAYLOAD_BYTES_MAX, STREAMS_PER_SESSION_MAX, TOPICS_PER_SESSION_MAX
+from broker.protocol.batches import ENTRY_BYTES
+from broker.protocol.bodies import Failure, Topic, decode_body, encode_body
+from broker.protocol.codes import Code
+from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.state.delivery import Subscription
+from broker.state.records import SessionRecord
+from broker.state.topics import Publisher, Router
+from broker.topics.messages import Message, Stream
+from broker.topics.names import check_topic
+
+_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE = (
+    int(flag) for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE)
+)
+
+
+class Publishing:
+    """The publishing half of the broker's state."""
+
+    def __init__(
+        self, router: Router, window_messages: int, window_bytes: int, flush: Callable[[SessionRecord], None]
+    ) -> None:
+        self.router = router
+        self.window_messages = window_messages
+        self.window_bytes = window_bytes
+        self.flush = flush
+        self._owners: dict[Publisher, SessionRecord] = {}
+
+    def topic(self, session: SessionRecord, frame: Frame) -> None:
+        """TOPIC: the session gives a number to a topic."""
+        body = decode_body(frame.body, Topic)
+        try:
+            name = check_topic(body.name, reserved=body.name.startswith("$inbox/"))
+        except InvalidValue as error:
+            raise ProtocolError(str(error), Code.INVALID) from error
+        if len(session.publishers) >= TOPICS_PER_SESSION_MAX:
+            raise ProtocolError(f"topics_per_session_max: over the limit of {TOPICS_PER_SESSION_MAX}", Code.LIMIT)
+        old = session.publishers.get(frame.number)
+        if old is not None:
+            self._forget(old)
+        try:
+            record = self.router.topic(name)
+        except LimitExceeded as error:
+            raise ProtocolError(str(error), Code.LIMIT) from error
+        publisher = Publisher(record, frame.number, session.name, self.window_messages, self.window_bytes)
+        session.publishers[frame.number] = publisher
+        self._owners[publisher] = session
+
+    def publish(self, session: SessionRecord, frame: Frame) -> None:
+        """PUBLISH: a message, a batch, or the start of a large message."""
+        publisher = session.publishers.get(frame.number)
+        if publisher is None:
+            raise ProtocolError(f"PUBLISH to topic number {frame.number}, which no TOPIC has named")
+        flags, payload, topic = frame.flags, frame.payload, publisher.topic
+        count = frame.count if flags & _BATCH else 1
+        if flags & _BATCH and not 0 < count <= min(BATCH_MESSAGES_MAX, len(payload) // ENTRY_BYTES):
+            raise ProtocolError(f"batch of {count} messages in {len(payload)} bytes; the limit is {BATCH_MESSAGES_MAX}")
+        if flags & _REQUEST and not self.router.routes(topic).responds:
+            self._refuse_request(session, frame, topic.name)
+            return
+        stream = self._open(session, publisher, frame) if flags & _CHUNKED else None
+        message = Message(
+            topic.name, publisher.sender, topic.ring.next_sequence, count, frame.lane, flags,
+            frame.content, frame.time_ns, frame.body, payload,
+            frame.total_bytes if stream is not None else len(payload), stream,
+        )  # fmt: skip
+        self._use_credit(session, publisher, frame.lane, count, len(frame.body) + len(payload))
+        if stream is not None:
+            publisher.message = message
+            publisher.acknowledge = frame.target if flags & _ACKNOWLEDGE else 0
+        elif flags & _ACKNOWLEDGE:
+            self._acknowledge(session, frame.target, message.sequence + count - 1)
+        self.router.route(topic, message)
+
+    def _refuse_request(self, session: SessionRecord, frame: Frame, topic: str) -> None:
+        if frame.flags & _CHUNKED:
+            raise ProtocolError("a request in chunks: requests are at most one frame long", Code.LIMIT)
+        body = encode_body(Failure(Code.NO_RESPONDERS, f"nobody responds at {topic!r}"))
+        session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, target=frame.target, body=body))
+        self.flush(session)
+
+    def _open(self, session: SessionRecord, publisher: Publisher, frame: Frame) -> Stream:
+        if publisher.message is not None:
+            raise ProtocolError(f"a second large message on topic {publisher.topic.name!r} before the first is complete")
+        if len(session.streams) >= STREAMS_PER_SESSION_MAX or frame.stream in session.streams:
+            raise ProtocolError(f"stream {frame.stream} is in use, or more than {STREAMS_PER_SESSION_MAX} are open")
+        if frame.payload:
+            raise ProtocolError("the first frame of a large message has a payload; it belongs in its chunks")
+        session.streams[frame.stream] = publisher
+        return Stream()
+
+    def chunk(self, session: SessionRecord, frame: Frame) -> None:
+        """CHUNK: more of a large message."""
+        publisher = session.streams.get(frame.stream)
+        message = publisher.message if publisher is not None else None
+        if publisher is None or message is None or message.stream is None:
+            raise ProtocolError(f"CHUNK of stream {frame.stream}, which no PUBLISH has opened")
+        stream = message.stream
+        complete = bool(frame.flags & Flag.LAST)
+        expected = message.size_bytes - len(message.body)
+        arrived = stream.received_bytes + len(frame.payload)
+        if arrived > expected or complete != (arrived == expected):
+            raise ProtocolError(f"stream {frame.stream} announced {expected} bytes and has {arrived}, last={complete}")
+        if complete:
+            publisher.message = None
+            del session.streams[frame.stream]
+        stream.append(frame.payload, complete=complete)
+        stream.watchers = [watcher for watcher in stream.watchers if watcher.watch(message)]
+        self._use_credit(session, publisher, message.lane, 0, len(frame.payload))
+        if complete and publisher.acknowledge:
+            self._acknowledge(session, publisher.acknowledge, message.sequence)
+
+    def abort(self, session: SessionRecord, frame: Frame) -> None:
+        """STREAM_ABORT: the publisher gives a large message up."""
+        publisher = session.streams.pop(frame.stream, None)
+        if publisher is None:
+            raise ProtocolError(f"STREAM_ABORT of stream {frame.stream}, which is not open")
+        self._abort(publisher, decode_body(frame.body, Failure).reason)
+
+    def _abort(self, publisher: Publisher, reason: str) -> None:
+        message, publisher.message = publisher.message, None
+        if message is not None and message.stream is not None:
+            publisher.topic.ring.discard(message)
+            message.stream.abort(reason)
+
+    def disconnect(self, session: SessionRecord) -> None:
+        """The session is over; its unfinished messages are aborted."""
+        for publisher in session.publishers.values():
+            self._abort(publisher, f"the publisher {session.name!r} is gone")
+            self._forget(publisher)
+        session.publishers.clear()
+        session.streams.clear()
+
+    def _forget(self, publisher: Publisher) -> None:
+        self._owners.pop(publisher, None)
+        if publisher.held_back:
+            publisher.topic.held_back.remove(publisher)
+
+    def _acknowledge(self, session: SessionRecord, reference: int, sequence: int) -> None:
+        session.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=reference, sequence=sequence))
+        self.flush(session)
+
+    # Credit.
+
+    def _use_credit(self, session: SessionRecord, publisher: Publisher, lane: int, messages: int, size_bytes: int) -> None:
+        """Takes a frame off the publisher's credit and tops it up at half; control messages are free."""
+        if lane == Lane.CONTROL:
+            return
+        publisher.credit_messages -= messages
+        publisher.credit_bytes -= size_bytes
+        if publisher.credit_messages < self.window_messages // 2 or publisher.credit_bytes < self.window_bytes // 2:
+            if publisher.credit_messages < -BATCH_MESSAGES_MAX or publisher.credit_bytes < -2 * FRAME_PAYLOAD_BYTES_MAX:
+                raise ProtocolError(f"topic {publisher.topic.name!r}: the publisher ignores its credit", Code.LIMIT)
+            self.top_up(session, publisher)
+
+    def top_up(self, session: SessionRecord, publisher: Publisher) -> None:
+        """Gives a publisher its whole window again, unless a subscription holds it back."""
+        if publisher.held_back:
+            return
+        topic = publisher.topic
+        blockers = [
+            subscription
+            for subscription in self.router.routes(topic).subscriptions()
+            if subscription.holds_back(publisher.message)
+        ]
+        if blockers:
+            publisher.held_back = True
+            topic.held_back.append(publisher)
+            for subscription in blockers:
+                subscription.blocking[topic] = None
+            return
+        messages = self.window_messages - publisher.credit_messages
+        size_bytes = self.window_bytes - publisher.credit_bytes
+        publisher.credit_messages += messages
+        publisher.credit_bytes += size_bytes
+        session.session.put(
+            Frame(
+                Kind.CREDIT, Flag.TOPIC_CREDIT, Lane.CONTROL,
+                number=publisher.number, count=messages, total_bytes=size_bytes,
+            )
+        )  # fmt: skip
+        self.flush(session)
+
+    def unblock(self, subscription: Subscription) -> None:
+        """A subscription is under its limit again: its publishers are looked at anew."""
+        topics, subscription.blocking = list(subscription.blocking), {}
+        for topic in topics:
+            waiting, topic.held_back = topic.held_back, []
+            for publisher in waiting:
+                publisher.held_back = False
+                owner = self._owners.get(publisher)
+                if owner is not None:
+                    self.top_up(owner, publisher)
+
+

@@ -1,0 +1,52 @@
+"""What the broker remembers of a session."""
+
+from __future__ import annotations
+
+from broker.ids import SessionId
+from broker.protocol.session import Session
+from broker.state.delivery import Subscription
+from broker.state.topics import Publisher
+
+
+class SessionRecord:
+    """A client of the broker.
+
+    Attributes:
+        name: what the client calls itself; empty until its hello.
+        publishers: the topics to which it publishes, by its own numbers.
+        streams: its large messages that are arriving, by its own numbers.
+        subscriptions: by its own numbers; 0 is its inbox.
+        groups: names of the collective groups in which it is a member or waits to be one.
+    """
+
+    __slots__ = (
+        "announced",
+        "groups",
+        "host",
+        "id",
+        "name",
+        "opened_ns",
+        "peer",
+        "process",
+        "publishers",
+        "session",
+        "streams",
+        "subscriptions",
+    )
+
+    def __init__(self, session_id: SessionId, session: Session, peer: str, now_ns: int) -> None:
+        self.id = session_id
+        self.session = session
+        self.peer = peer
+        self.opened_ns = now_ns
+        self.name = ""
+        self.host = ""
+        self.process = 0
+        self.publishers: dict[int, Publisher] = {}
+        self.streams: dict[int, Publisher] = {}
+        self.subscriptions: dict[int, Subscription] = {}
+        self.groups: set[str] = set()
+        self.announced: dict[tuple[str, str], int] = {}
+
+    def __repr__(self) -> str:
+        return f"<SessionRecord {self.id} {self.name!r} {self.peer} {self.session.phase.value}>"

@@ -1,0 +1,28 @@
+"""The settings of the broker's state, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker import limits
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a BrokerState needs to know from the configuration.
+
+    Attributes:
+        name: what the broker calls itself.
+        wall_offset_ns: wall-clock time minus monotonic time, for the time stamps of the broker's own messages.
+    """
+
+    name: str = "tensorbus"
+    wall_offset_ns: int = 0
+    sessions_max: int = limits.SESSIONS_MAX
+    subscriptions_per_session_max: int = limits.SUBSCRIPTIONS_PER_SESSION_MAX
+    heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
+    heartbeat_timeout_s: float = limits.HEARTBEAT_TIMEOUT_S
+    ring_messages: int = limits.RING_MESSAGES
+    ring_bytes: int = limits.RING_BYTES
+    publish_window_messages: int = limits.PUBLISH_WINDOW_MESSAGES
+    publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES

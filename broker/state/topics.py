@@ -1,0 +1,229 @@
+"""Topics in the broker: who gets a message, what is kept of it, and how far publishers may run ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from broker.errors import LimitExceeded
+from broker.limits import TOPICS_MAX
+from broker.protocol.batches import split_batch
+from broker.protocol.frames import Flag
+from broker.state.delivery import Subscription
+from broker.topics.messages import Message
+from broker.topics.names import check_filter
+from broker.topics.queues import Overflow
+from broker.topics.ring import Ring
+from broker.topics.trie import Trie
+
+INBOX: Final = "$inbox/"
+
+
+@dataclass(slots=True)
+class Routes:
+    """Where the messages of a topic go: to each of `everyone`, and to one of each queue group."""
+
+    version: int
+    everyone: list[Subscription]
+    queue_groups: list[list[Subscription]]
+    responds: bool
+
+    def subscriptions(self) -> list[Subscription]:
+        """All of them."""
+        return self.everyone + [member for group in self.queue_groups for member in group]
+
+
+class TopicRecord:
+    """One topic.
+
+    Attributes:
+        published: messages that were published to it, ever.
+        held_back: publishers without credit because a subscription is over its limit.
+    """
+
+    __slots__ = ("held_back", "name", "published", "published_bytes", "ring", "routes")
+
+    def __init__(self, name: str, ring: Ring) -> None:
+        self.name = name
+        self.ring = ring
+        self.routes: Routes | None = None
+        self.held_back: list[Publisher] = []
+        self.published = 0
+        self.published_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<TopicRecord {self.name!r} {self.ring!r}>"
+
+
+class Publisher:
+    """A session's right to publish to a topic.
+
+    Attributes:
+        number: the session's number for the topic.
+        sender: the session's name.
+        credit_messages: how many more messages it may send; can fall below zero by one batch.
+        credit_bytes: how many more bytes it may send; can fall below zero by one frame.
+        message: the large message that is arriving, if one is; its first frame is what `opening` asked for.
+        acknowledge: the reference of the DONE that is due when it is complete, 0 for none.
+    """
+
+    __slots__ = ("acknowledge", "credit_bytes", "credit_messages", "held_back", "message", "number", "sender", "topic")
+
+    def __init__(self, topic: TopicRecord, number: int, sender: str, credit_messages: int, credit_bytes: int) -> None:
+        self.topic = topic
+        self.number = number
+        self.sender = sender
+        self.credit_messages = credit_messages
+        self.credit_bytes = credit_bytes
+        self.held_back = False
+        self.message: Message | None = None
+        self.acknowledge = 0
+
+
+class Router:
+    """All topics and all subscriptions."""
+
+    def __init__(self, ring_messages: int, ring_bytes: int) -> None:
+        self.ring_messages = ring_messages
+        self.ring_bytes = ring_bytes
+        self.topics: dict[str, TopicRecord] = {}
+        self._trie: Trie[Subscription] = Trie()
+        self._inboxes: dict[str, Subscription] = {}
+
+    def topic(self, name: str) -> TopicRecord:
+        """The record of a topic, which comes into being when it is first asked for.
+
+        Raises:
+            LimitExceeded: there are too many topics.
+        """
+        record = self.topics.get(name)
+        if record is None:
+            if len(self.topics) >= TOPICS_MAX:
+                self._forget_idle()
+            if len(self.topics) >= TOPICS_MAX:
+                raise LimitExceeded("topics_max", len(self.topics) + 1, TOPICS_MAX, "use fewer topic names")
+            keeps = not name.startswith(INBOX)
+            record = TopicRecord(name, Ring(self.ring_messages if keeps else 0, self.ring_bytes if keeps else 0))
+            self.topics[name] = record
+        return record
+
+    def _forget_idle(self) -> None:
+        """Makes room by forgetting the inboxes of sessions that are gone."""
+        for name in [name for name in self.topics if name.startswith(INBOX) and name not in self._inboxes]:
+            del self.topics[name]
+
+    def add(self, subscription: Subscription) -> None:
+        """Starts routing to a subscription."""
+        if subscription.filter.startswith(INBOX):
+            self._inboxes[subscription.filter] = subscription
+        else:
+            self._trie.add(check_filter(subscription.filter), subscription)
+
+    def remove(self, subscription: Subscription) -> None:
+        """Stops routing to a subscription; what waited in a queue group goes to its other members."""
+        if subscription.filter.startswith(INBOX):
+            self._inboxes.pop(subscription.filter, None)
+            record = self.topics.pop(subscription.filter, None)
+            if record is not None:
+                record.routes = None
+        else:
+            self._trie.remove(subscription.filter, subscription)
+        for message in subscription.queue.drain():
+            if subscription.queue_group:
+                self._requeue(message, subscription.queue_group)
+            message.release()
+
+    def _requeue(self, message: Message, queue_group: str) -> None:
+        for group in self.routes(self.topic(message.topic)).queue_groups:
+            if group[0].queue_group == queue_group:
+                _least_loaded(group).offer(message)
+
+    def routes(self, topic: TopicRecord) -> Routes:
+        """Where a topic's messages go at the moment."""
+        routes = topic.routes
+        if routes is None or routes.version != self._trie.version:
+            routes = topic.routes = self._find_routes(topic.name)
+        return routes
+
+    def _find_routes(self, name: str) -> Routes:
+        if name.startswith(INBOX):
+            inbox = self._inboxes.get(name)
+            return Routes(self._trie.version, [inbox] if inbox is not None else [], [], responds=False)
+        everyone: list[Subscription] = []
+        groups: dict[str, list[Subscription]] = {}
+        responds = False
+        for subscription in self._trie.match(name):
+            responds = responds or subscription.responder
+            if subscription.queue_group:
+                groups.setdefault(subscription.queue_group, []).append(subscription)
+            else:
+                everyone.append(subscription)
+        return Routes(self._trie.version, everyone, list(groups.values()), responds)
+
+    def route(self, topic: TopicRecord, message: Message) -> None:
+        """Gives a message, whose sequence is the topic's next one, to the ring and to everybody who wants it."""
+        topic.published += message.count
+        topic.published_bytes += message.size_bytes
+        topic.ring.append(message)
+        routes = topic.routes
+        if routes is None or routes.version != self._trie.version:
+            routes = topic.routes = self._find_routes(topic.name)
+        if message.count == 1:
+            for subscription in routes.everyone:
+                subscription.offer(message)
+            for group in routes.queue_groups:
+                _least_loaded(group).offer(message)
+        else:
+            _route_batch(routes, message)
+        message.release()
+
+    def replay(self, subscription: Subscription, replay: int | str) -> None:
+        """Queues what the rings keep for a new subscription, topic by topic in the order of their sequences."""
+        for topic in list(self.topics.values()):
+            if topic.name.startswith(INBOX) or subscription not in self.routes(topic).subscriptions():
+                continue
+            if replay == "latest":
+                kept = [last for message in topic.ring.last() for last in _singles(message)[-1:]]
+            else:
+                kept = topic.ring.since(0 if replay == "all" else int(replay))
+                if replay != "all":
+                    kept = [part for message in kept for part in _from_sequence(message, int(replay))]
+            for message in kept:
+                subscription.offer(message)
+
+
+def _least_loaded(group: list[Subscription]) -> Subscription:
+    return min(group, key=lambda member: (member.queue.unread_messages, member.delivered))
+
+
+def _route_batch(routes: Routes, message: Message) -> None:
+    """Passes a batch on unopened to those who want all of it, and message by message to the others."""
+    for subscription in routes.everyone:
+        if subscription.queue.overflow is Overflow.BLOCK or subscription.queue.has_room(message):
+            subscription.offer(message)
+        else:
+            for single in _singles(message):
+                subscription.offer(single)
+    for group in routes.queue_groups:
+        for single in _singles(message):
+            _least_loaded(group).offer(single)
+
+
+def _from_sequence(message: Message, sequence: int) -> list[Message]:
+    return [message] if message.sequence >= sequence else [m for m in _singles(message) if m.sequence >= sequence]
+
+
+def _singles(message: Message) -> list[Message]:
+    """The messages of a batch, opened once for all who need them one by one."""
+    if message.count == 1:
+        return [message]
+    if message.singles is None:
+        flags = message.flags & ~Flag.BATCH
+        message.singles = [
+            Message(
+                message.topic, message.sender, message.sequence + offset, 1, message.lane, flags,
+                entry.content, entry.time_ns, entry.body, entry.payload, len(entry.payload),
+            )
+            for offset, entry in enumerate(split_batch(bytes(message.payload), message.count))
+        ]  # fmt: skip
+    return message.singles

@@ -1,0 +1,159 @@
+"""A message in the broker, whole or still arriving.
+
+A small message is one record with its payload. A large one arrives in chunks and is forwarded as they come: its record
+points at a linked list of chunks, every reader holds the chunk that it has reached, and a chunk is freed by itself when
+the last reader has moved past it:
+
+    Message.stream --> Stream.last -------------------.
+                                                      v
+    Message.first --> Chunk --next--> Chunk --next--> Chunk      (first is kept while the ring or a queue holds the message)
+                        ^               ^
+                     reader A        reader B
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from broker.buffers import Buffer
+
+
+class Chunk:
+    """A piece of a large message."""
+
+    __slots__ = ("following", "payload")
+
+    def __init__(self, payload: Buffer) -> None:
+        self.payload = payload
+        self.following: Chunk | None = None
+
+
+class Waiter(Protocol):
+    """A reader of a stream that has reached its end for now."""
+
+    def resume(self) -> None:
+        """Called when the stream goes on, is complete, or is aborted."""
+        ...
+
+
+class Watcher(Protocol):
+    """A subscription that may give a large message up."""
+
+    def watch(self, message: Message) -> bool:
+        """Called as the message grows; says whether it is still wanted."""
+        ...
+
+
+class Stream:
+    """The arriving side of a large message.
+
+    Attributes:
+        last: the newest chunk; at first an empty one, so that readers have something to hold.
+        received_bytes: what has arrived.
+        complete: all has arrived.
+        aborted: why it never will, or None.
+        waiters: readers that wait for more.
+        watchers: subscriptions that may be too slow and then give the message up; the broker's state asks them.
+    """
+
+    __slots__ = ("aborted", "complete", "last", "received_bytes", "waiters", "watchers")
+
+    def __init__(self) -> None:
+        self.last = Chunk(b"")
+        self.received_bytes = 0
+        self.complete = False
+        self.aborted: str | None = None
+        self.waiters: list[Waiter] = []
+        self.watchers: list[Watcher] = []
+
+    def append(self, payload: Buffer, *, complete: bool) -> None:
+        """Adds the next chunk and wakes the readers."""
+        chunk = Chunk(payload)
+        self.last.following = chunk
+        self.last = chunk
+        self.received_bytes += len(payload)
+        self.complete = complete
+        self._wake()
+
+    def abort(self, reason: str) -> None:
+        """The publisher will not finish."""
+        self.aborted = reason
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            waiter.resume()
+
+
+class Message:
+    """One message, or one unopened batch of `count` messages, as all its subscribers share it.
+
+    Attributes:
+        topic: its name.
+        sender: the publisher's name.
+        sequence: of the (first) message in its topic, from 1 upwards.
+        count: messages in it.
+        size_bytes: payload and body in bytes, of a large message what it will have in all.
+        first: of a large message, the chunk from which a new reader starts; gone when nobody holds the message any more.
+        holders: how many hold the message for later readers: the ring, the queues in which it waits.
+    """
+
+    __slots__ = (
+        "body",
+        "content",
+        "count",
+        "first",
+        "flags",
+        "holders",
+        "lane",
+        "payload",
+        "sender",
+        "sequence",
+        "singles",
+        "size_bytes",
+        "stream",
+        "time_ns",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        sender: str,
+        sequence: int,
+        count: int,
+        lane: int,
+        flags: int,
+        content: int,
+        time_ns: int,
+        body: bytes,
+        payload: Buffer,
+        total_bytes: int,
+        stream: Stream | None = None,
+    ) -> None:
+        self.topic = topic
+        self.sender = sender
+        self.sequence = sequence
+        self.count = count
+        self.lane = lane
+        self.flags = flags
+        self.content = content
+        self.time_ns = time_ns
+        self.body = body
+        self.payload = payload
+        self.size_bytes = total_bytes + len(body)
+        self.stream = stream
+        self.first = stream.last if stream is not None else None
+        self.holders = 1
+        """The publisher's call itself, until the message is in all queues."""
+        self.singles: list[Message] | None = None
+
+    def release(self) -> None:
+        """One holder fewer."""
+        self.holders -= 1
+        if not self.holders:
+            self.first = None
+
+    def __repr__(self) -> str:
+        return f"<Message {self.topic} sequence={self.sequence} count={self.count} {self.size_bytes} bytes>"

@@ -1,0 +1,185 @@
+"""The queue of one subscription: bound, credit and overflow policy.
+
+    offer() -->  [ lane 0 | lane 1 | lane 2 ]  --> take(lane)
+                 at most queue_messages wait       as the reader's credit allows
+
+Credit is what the reader has room for: `take` uses it up, `grant` adds to it. Unread messages are those that wait here
+and those that were sent and not yet taken by the application, which is what the credit is short of. The policies:
+
+    block        everything is queued; `over_limit` tells the topic to stop crediting its publishers
+    drop_newest  what would make more than queue_messages unread is dropped
+    drop_oldest  the oldest waiting ones make room; the reader does the same with those that have reached it
+    latest       one message waits, the newest; the reader asks for each one
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Final
+
+from broker.topics.messages import Message
+
+LANES: Final = 3
+CONTROL: Final = 0
+UNLIMITED: Final = 1 << 60
+CONTROL_WAITING_MAX: Final = 65_536
+"""Control messages need no credit; a subscription that has left this many waiting loses the next ones."""
+BLOCKED_BYTES_MAX: Final = 8 << 20
+"""What a `block` subscription lets wait in the broker before its publishers are held back: enough for the link, little
+enough to stay in the processor's cache."""
+
+
+class Overflow(Enum):
+    """What happens to messages for which a subscription has no room."""
+
+    BLOCK = "block"
+    DROP_OLDEST = "drop_oldest"
+    DROP_NEWEST = "drop_newest"
+    LATEST = "latest"
+
+
+class Queue:
+    """Messages on their way to one subscription.
+
+    Attributes:
+        waiting_messages: how many wait here.
+        waiting_bytes: their bytes; of a message that is being sent, what has arrived and not been sent.
+        dropped: messages that were dropped here, ever.
+    """
+
+    __slots__ = (
+        "_lanes",
+        "bytes_max",
+        "credit_bytes",
+        "credit_messages",
+        "credit_messages_max",
+        "dropped",
+        "messages_max",
+        "overflow",
+        "waiting_bytes",
+        "waiting_messages",
+    )
+
+    def __init__(self, overflow: Overflow, messages_max: int, bytes_max: int) -> None:
+        """Args:
+        overflow: the policy.
+        messages_max: the bound in messages; `latest` has 1.
+        bytes_max: the bound in bytes; a single longer message is still taken when nothing else waits.
+        """
+        self.overflow = overflow
+        self.messages_max = 1 if overflow is Overflow.LATEST else messages_max
+        self.bytes_max = bytes_max
+        self.credit_messages_max = UNLIMITED if overflow is Overflow.DROP_OLDEST else self.messages_max
+        self.credit_messages = 0 if overflow is Overflow.LATEST else self.credit_messages_max
+        self.credit_bytes = bytes_max
+        self.waiting_messages = 0
+        self.waiting_bytes = 0
+        self.dropped = 0
+        self._lanes: tuple[deque[Message], ...] = tuple(deque() for _ in range(LANES))
+
+    @property
+    def unread_messages(self) -> int:
+        """Messages that the application has not taken: waiting here, or sent and not credited."""
+        return self.waiting_messages + self.credit_messages_max - self.credit_messages
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether publishers to a `block` subscription have to wait."""
+        return self.overflow is Overflow.BLOCK and (
+            self.waiting_messages > self.credit_messages or self.waiting_bytes > BLOCKED_BYTES_MAX
+        )
+
+    def has_room(self, message: Message) -> bool:
+        """Whether all of a message (or batch) fits without a drop."""
+        overflow = self.overflow
+        if overflow is Overflow.BLOCK:
+            return message.lane != CONTROL or self.waiting_messages < CONTROL_WAITING_MAX
+        if overflow is Overflow.LATEST:
+            return message.count == 1 and not self.waiting_messages
+        waiting = self.waiting_messages if overflow is Overflow.DROP_OLDEST else self.unread_messages
+        if waiting + message.count > self.messages_max:
+            return False
+        return not waiting or self.waiting_bytes + message.size_bytes <= self.bytes_max
+
+    def offer(self, message: Message) -> bool:
+        """Queues a message, dropping by policy what there is no room for.
+
+        Returns:
+            Whether the message itself was queued.
+        """
+        if not self.has_room(message):
+            if self.overflow is Overflow.DROP_NEWEST or self.overflow is Overflow.BLOCK:
+                self.dropped += message.count
+                return False
+            while self.waiting_messages and not self.has_room(message):
+                self._drop_oldest()
+        self._lanes[message.lane].append(message)
+        message.holders += 1
+        self.waiting_messages += message.count
+        self.waiting_bytes += message.size_bytes
+        return True
+
+    def _drop_oldest(self) -> None:
+        lane = max((lane for lane in self._lanes if lane), key=lambda lane: -lane[0].sequence)
+        oldest = lane.popleft()
+        self.waiting_messages -= oldest.count
+        self.waiting_bytes -= oldest.size_bytes
+        self.dropped += oldest.count
+        oldest.release()
+
+    def take(self, lane: int) -> Message | None:
+        """The next message of a lane, if there is one and credit for it. Control messages need no credit.
+
+        The caller has taken over a hold on the message and releases it.
+        """
+        queue = self._lanes[lane]
+        if not queue:
+            return None
+        message = queue[0]
+        if lane != CONTROL and (
+            self.credit_messages <= 0
+            or (self.credit_bytes < message.size_bytes and self.credit_bytes < self.bytes_max and message.stream is None)
+            or self.credit_bytes <= 0
+        ):
+            return None
+        queue.popleft()
+        self.waiting_messages -= message.count
+        self.waiting_bytes -= message.size_bytes
+        self.credit_messages -= message.count
+        return message
+
+    def grant(self, messages: int, size_bytes: int) -> None:
+        """The application took messages; the reader has room for as many more."""
+        self.credit_messages = min(self.credit_messages_max, self.credit_messages + messages)
+        self.credit_bytes = min(self.bytes_max, self.credit_bytes + size_bytes)
+
+    def drain(self) -> list[Message]:
+        """Empties the queue; the caller releases the messages."""
+        waiting = [message for lane in self._lanes for message in lane]
+        for lane in self._lanes:
+            lane.clear()
+        self.waiting_messages = self.waiting_bytes = 0
+        return waiting
+
+    def remove(self, message: Message) -> bool:
+        """Drops one waiting message; says whether it waited here."""
+        lane = self._lanes[message.lane]
+        if message not in lane:
+            return False
+        lane.remove(message)
+        self.waiting_messages -= message.count
+        self.waiting_bytes -= message.size_bytes
+        self.dropped += message.count
+        message.release()
+        return True
+
+    def has_waiting(self, lane: int) -> bool:
+        """Whether a lane holds anything."""
+        return bool(self._lanes[lane])
+
+    def __repr__(self) -> str:
+        return (
+            f"<Queue {self.overflow.value} waiting={self.waiting_messages} credit={self.credit_messages} "
+            f"credit_bytes={self.credit_bytes} dropped={self.dropped}>"
+        )

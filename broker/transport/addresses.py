@@ -1,0 +1,125 @@
+"""Addresses: `tcp://host:port`, `unix:///path`, `inproc://name` and the schemes that look like one of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv6Address
+from typing import Final
+
+from broker.errors import InvalidValue
+from broker.limits import NAME_BYTES_MAX, SOCKET_PATH_BYTES_MAX
+
+PORT_MAX: Final = 65_535
+
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+_INPROC_NAME: Final = re.compile(r"[^\s,\x00-\x1f\x7f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a broker listens; `str()` gives the text that `parse` takes.
+
+    Attributes:
+        scheme: the transport, in lower case.
+        host: name or number, IPv6 without brackets; empty where the scheme has none.
+        port: 0 to 65535, 0 for "any free one" when listening.
+        path: of the socket file, absolute; empty where the scheme has none.
+        name: within this process; empty where the scheme has none.
+    """
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        if not self.host:
+            return f"{self.scheme}://{self.path or self.name}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def parse(text: str) -> Address:
+    """Reads one address.
+
+    Raises:
+        InvalidValue: the text is not an address; the error says what is wrong with it.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        raise InvalidValue("address", text, "no scheme; write one like tcp://host:port or unix:///path")
+    scheme = scheme.lower()
+    parser = _PARSERS.get(scheme)
+    if parser is None:
+        raise InvalidValue("address", text, f"unknown scheme {scheme!r}; known ones are {', '.join(_PARSERS)}")
+    return parser(text, scheme, rest)
+
+
+def parse_list(text: str) -> tuple[Address, ...]:
+    """Reads addresses separated by commas, with or without spaces around them; a path with a comma cannot stand here.
+
+    Raises:
+        InvalidValue: one of them is not an address, or is empty.
+    """
+    return tuple(parse(part.strip()) for part in text.split(","))
+
+
+def _parse_host_port(text: str, scheme: str, rest: str) -> Address:
+    host, separator, port = rest.rpartition(":")
+    if not separator or port.endswith("]"):
+        raise InvalidValue("address", text, f"no port; write {scheme}://host:port")
+    if not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
+        raise InvalidValue("address", text, f"the port must be a number from 0 to {PORT_MAX}, not {port!r}")
+    return Address(scheme, host=_parse_host(text, scheme, host), port=int(port))
+
+
+def _parse_host(text: str, scheme: str, host: str) -> str:
+    if not host:
+        raise InvalidValue("address", text, f"no host; to listen on every interface write {scheme}://0.0.0.0:port")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return str(IPv6Address(host[1:-1]))
+        except AddressValueError as error:
+            raise InvalidValue("address", text, f"{host} is not an IPv6 address: {error}") from error
+    if ":" in host:
+        raise InvalidValue("address", text, f"write an IPv6 address in brackets: {scheme}://[::1]:port")
+    if not _HOST_NAME.fullmatch(host):
+        raise InvalidValue("address", text, f"{host!r} is not a host name; letters, digits, '.', '-' and '_' are")
+    return host
+
+
+def _parse_path(text: str, scheme: str, path: str) -> Address:
+    if not path:
+        raise InvalidValue("address", text, f"no path; write {scheme}:///path/of/socket")
+    if not path.startswith("/"):
+        raise InvalidValue("address", text, f"the path must be absolute: three slashes, as in {scheme}:///{path}")
+    if "\0" in path:
+        raise InvalidValue("address", text, "the path holds a NUL")
+    path_bytes = len(os.fsencode(path))
+    if path_bytes > SOCKET_PATH_BYTES_MAX:
+        problem = f"the path has {path_bytes} bytes, a socket's may have {SOCKET_PATH_BYTES_MAX}; choose a shorter one"
+        raise InvalidValue("address", text, problem)
+    return Address(scheme, path=path)
+
+
+def _parse_name(text: str, scheme: str, name: str) -> Address:
+    if not _INPROC_NAME.fullmatch(name):
+        raise InvalidValue("address", text, f"write {scheme}://name, the name without spaces, commas and controls")
+    name_bytes = len(name.encode(errors="surrogateescape"))
+    if name_bytes > NAME_BYTES_MAX:
+        raise InvalidValue("address", text, f"the name has {name_bytes} bytes, the limit is {NAME_BYTES_MAX}")
+    return Address(scheme, name=name)
+
+
+_PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
+    "tcp": _parse_host_port,
+    "unix": _parse_path,
+    "inproc": _parse_name,
+    "zmq+tcp": _parse_host_port,
+    "zmq+ipc": _parse_path,
+    "ucx": _parse_host_port,
+}

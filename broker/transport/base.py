@@ -1,0 +1,194 @@
+"""The contract of every transport: a reliable, ordered stream of bytes between two processes, driven by readiness.
+
+Nothing here blocks except `Transport.connect`. A call moves what can be moved now and says how much; a caller that got
+0 waits until `fileno()` is ready, in an event loop (`loop.add_reader`, `loop.add_writer`) or with `select.poll`, and
+calls again. Readiness is level-triggered, and may be spurious: a call after a wake-up may still return 0.
+
+Who may call at once. One thread may receive from a connection while another sends on it. Two threads may not receive,
+or send, at the same time, and `close` and `abort` may not run beside any other call on the same connection: the thread
+that polls a connection closes it, and other threads wake that thread to ask for it. Different connections are
+independent. `Transport.connect` and `Transport.listen` may be called from any thread at any time.
+
+Buffers. A buffer is lent for the time of the call only: when `send` returns, the kernel has its own copy of the bytes
+that were counted; when `receive_into` returns, nothing writes to the buffers any more. Buffers are flat bytes (see
+broker.buffers). Nothing checks that per call: a contiguous array of another format or shape stands for its bytes too,
+and one that is not contiguous raises BufferError or TypeError, with nothing moved. But every count is in bytes, so a
+caller that means to go on after a partial `send` needs `memoryview(array).cast("B")`, whose slices count alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from broker.buffers import Buffer
+from broker.transport.addresses import Address
+
+
+class _Closing(ABC):
+    """Something that `close` ends and that works as a context manager."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends it; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Connection(_Closing):
+    """One end of a stream of bytes. See the module for threads and buffers."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def local_address(self) -> str:
+        """This end, fit for a log; still known after close."""
+
+    @property
+    @abstractmethod
+    def peer_address(self) -> str:
+        """The other end, fit for a log; still known after close."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether `close` or `abort` was called here. A peer that went away shows in the next call instead."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The descriptor to wait on: readable when `receive_into`, writable when `send` has something to do.
+
+        Returns:
+            The same descriptor for the connection's life, -1 after close. Take it out of every loop and poll set before
+            closing: the number is free for another file then.
+        """
+
+    @abstractmethod
+    def receive_into(self, buffers: Sequence[memoryview]) -> int:
+        """Takes the bytes that are there, filling the buffers in turn.
+
+        Args:
+            buffers: writable; empty ones are skipped. At most the first IOV_BUFFERS_MAX are used. Without room for a
+                byte in them the call returns 0 and cannot tell whether the peer has closed.
+
+        Returns:
+            The number of bytes written to the buffers; 0 when nothing is there now.
+
+        Raises:
+            ConnectionClosed: the peer has closed or the link failed, and all bytes that had arrived were taken; or this
+                end is closed. The connection stays to be closed by its owner.
+        """
+
+    @abstractmethod
+    def send(self, buffers: Sequence[Buffer]) -> int:
+        """Hands bytes to the kernel, the buffers in turn.
+
+        Args:
+            buffers: the bytes to send; empty ones are skipped. At most the first IOV_BUFFERS_MAX are used.
+
+        Returns:
+            The number of bytes accepted, maybe fewer than given and ending anywhere within a buffer; 0 when none can be
+            accepted now, or when none were given.
+
+        Raises:
+            ConnectionClosed: the peer has closed or the link failed, or this end is closed. Bytes accepted earlier may
+                not have arrived; bytes that the peer sent before may still be received.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the connection in order; a second call does nothing.
+
+        What `send` has accepted is still delivered, after this call and even after this process; the peer then reads
+        the end. What has arrived and was not received is dropped. A peer that goes on sending afterwards is cut off,
+        on tcp with the loss of what it has not yet taken: let the peer fall silent first where every byte counts.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Ends the connection at once, dropping what is under way where the transport can; a second call does nothing.
+
+        On tcp the peer gets a reset. For broken protocols and for deadlines.
+        """
+
+
+class Listener(_Closing):
+    """An address at which connections arrive. One thread at a time may call it."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def address(self) -> Address:
+        """The address to dial, with the real port where 0 was asked for."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The descriptor to wait on: readable when somebody waits to be accepted; -1 after close."""
+
+    @abstractmethod
+    def accept(self) -> Connection | None:
+        """Takes the next connection that waits.
+
+        Returns:
+            The connection, which the caller owns; None when nobody waits, or when the one who waited has given up.
+
+        Raises:
+            LimitExceeded: no descriptor is left. The connection goes on waiting and `fileno()` stays readable, so
+                the caller pauses listening until it has closed something.
+            ConnectionClosed: the listener is closed or has failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends listening; a second call does nothing.
+
+        Those who wait to be accepted are refused or cut off; connections accepted before live on. A transport that left
+        a socket file removes it, if it is still its own.
+        """
+
+
+class Transport(ABC):
+    """A way to move bytes, chosen by the scheme of an address. It has no state of its own; any thread may call it."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def scheme(self) -> str:
+        """The scheme that it serves, as in `tcp`."""
+
+    @abstractmethod
+    def connect(self, address: Address, timeout_s: float) -> Connection:
+        """Dials an address; blocks until the connection stands or the time is up.
+
+        Args:
+            address: one of this scheme.
+            timeout_s: for the whole attempt, in seconds; looking a host name up is bounded by the system's resolver
+                instead.
+
+        Returns:
+            The connection, which the caller owns. The peer's process may not have accepted it yet.
+
+        Raises:
+            ConnectError: with the address and, in plain words, what the attempt met. Nothing is left open.
+        """
+
+    @abstractmethod
+    def listen(self, address: Address) -> Listener:
+        """Starts to accept connections at an address; does not block beyond looking a host name up.
+
+        Raises:
+            ListenError: the address is in use, not allowed or not of this machine; the text says what to do.
+        """

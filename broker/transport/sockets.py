@@ -1,0 +1,242 @@
+"""Connections and listeners over a stream socket of the kernel: what tcp, unix and inproc have in common.
+
+`SocketConnection.send` and `receive_into` are the hottest Python of the data path, a call or two per message, so they
+hold one system call each, keep the socket's bound methods in slots, and leave every question that only matters after a
+failure (is this end closed? was there room for a byte?) to the path that runs after one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import struct
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from broker.buffers import Buffer
+from broker.errors import ConnectError, ConnectionClosed, LimitExceeded, ListenError
+from broker.limits import IOV_BUFFERS_MAX, LOCAL_SEND_BUFFER_BYTES, SCRATCH_BYTES
+from broker.transport.addresses import Address
+from broker.transport.base import Connection, Listener
+
+# A program may have restored SIGPIPE's default action; a peer that went away must not kill it.
+_NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
+
+# Lingering for zero seconds is how one asks tcp for a reset (socket(7), struct linger); Unix-domain sockets ignore it.
+_LINGER_ZERO: Final = struct.pack("ii", 1, 0)
+
+_DROPPED_READS_MAX: Final = 128
+"""Reads of SCRATCH_BYTES that close spends on bytes nobody wants: more than tcp's default receive buffer holds."""
+
+_WORDS: Final = {
+    errno.ECONNREFUSED: "nobody listens there; is the broker running, and is the address right?",
+    errno.ENOENT: "there is no such file; is the broker running, and is the path right?",
+    errno.EHOSTUNREACH: "no route to the host; is it up, and is the address right?",
+    errno.ENETUNREACH: "no route to its network; is the address right?",
+    errno.EACCES: "permission denied; a socket file lets only its owner in, a port below 1024 only a privileged user",
+    errno.EADDRINUSE: "the address is in use; stop what listens there or choose another one",
+    errno.EADDRNOTAVAIL: "the host is not an address of this machine; 0.0.0.0 stands for all that are",
+    errno.EMFILE: "this process may open no more files; raise its limit (ulimit -n)",
+    errno.ECONNRESET: "the peer reset the connection",
+    errno.EPIPE: "the peer closed the connection",
+    errno.ETIMEDOUT: "the peer stopped answering",
+}
+
+# accept(2): errors of the connection that waited, not of the listener.
+_ACCEPT_TRANSIENT: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+    }
+)
+
+
+def in_plain_words(error: OSError) -> str:
+    """What an error of a socket call means, and what to do about it."""
+    if isinstance(error, socket.gaierror):
+        return f"the host name cannot be looked up ({error.strerror})"
+    return _WORDS.get(error.errno or 0) or error.strerror or str(error)
+
+
+def connect_error(address: Address, error: OSError, timeout_s: float) -> ConnectError:
+    """The error of a dial that failed; EAGAIN is how one over a Unix-domain socket runs out of time."""
+    if isinstance(error, (TimeoutError, BlockingIOError)):
+        return ConnectError(
+            str(address), f"no answer within {timeout_s:g} s; is the host up, and does a firewall block it?"
+        )
+    return ConnectError(str(address), in_plain_words(error))
+
+
+def listen_error(address: Address, error: OSError) -> ListenError:
+    """The error of a listener that could not start."""
+    return ListenError(str(address), in_plain_words(error))
+
+
+def enlarge_send_buffer(sock: socket.socket) -> None:
+    """Lets a Unix-domain socket take whole chunks; net.core.wmem_max may cap it, and does so silently."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_SEND_BUFFER_BYTES)
+
+
+class SocketConnection(Connection):
+    """A connection over a connected stream socket, which it owns."""
+
+    __slots__ = (
+        "_closed",
+        "_local_address",
+        "_peer_address",
+        "_recv_into",
+        "_recvmsg_into",
+        "_send",
+        "_sendmsg",
+        "_socket",
+    )
+
+    def __init__(self, sock: socket.socket, local_address: str, peer_address: str) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._local_address = local_address
+        self._peer_address = peer_address
+        self._closed = False
+        self._send: Callable[[Buffer, int], int] = sock.send
+        self._sendmsg = sock.sendmsg
+        self._recv_into: Callable[[memoryview], int] = sock.recv_into
+        self._recvmsg_into = sock.recvmsg_into
+
+    @property
+    def local_address(self) -> str:
+        return self._local_address
+
+    @property
+    def peer_address(self) -> str:
+        return self._peer_address
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive_into(self, buffers: Sequence[memoryview]) -> int:
+        try:
+            if len(buffers) == 1:
+                received_bytes = self._recv_into(buffers[0])
+            else:
+                if len(buffers) > IOV_BUFFERS_MAX:
+                    buffers = buffers[:IOV_BUFFERS_MAX]
+                received_bytes = self._recvmsg_into(buffers)[0]
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._failure(error) from error
+        if not received_bytes and any(buffer.nbytes for buffer in buffers):
+            raise ConnectionClosed("the peer closed the connection")
+        return received_bytes
+
+    def send(self, buffers: Sequence[Buffer]) -> int:
+        try:
+            if len(buffers) == 1:
+                return self._send(buffers[0], _NO_SIGNAL)
+            if len(buffers) > IOV_BUFFERS_MAX:
+                buffers = buffers[:IOV_BUFFERS_MAX]
+            return self._sendmsg(buffers, (), _NO_SIGNAL)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        # Closing over unread bytes makes the kernel send a reset and drop what the peer has not acknowledged.
+        self._drop_received()
+        self._socket.close()
+
+    def abort(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        self._socket.close()
+
+    def __repr__(self) -> str:
+        state = "CLOSED" if self._closed else "OPEN"
+        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
+
+    def _failure(self, error: OSError) -> ConnectionClosed:
+        return ConnectionClosed("it was closed on this side" if self._closed else in_plain_words(error))
+
+    def _drop_received(self) -> None:
+        try:
+            for _ in range(_DROPPED_READS_MAX):
+                if not self._socket.recv(SCRATCH_BYTES):
+                    return
+        except OSError:
+            # Nothing more is there, or the link has failed already: either way nothing is left to drop.
+            return
+
+
+class SocketListener(Listener):
+    """A listener over a listening stream socket, which it owns; a subclass makes the connections."""
+
+    __slots__ = ("_address", "_socket", "_system_files_max")
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._address = address
+        # Read now: when the system has no descriptor left, neither is there one to read this with.
+        self._system_files_max = int(Path("/proc/sys/fs/file-max").read_text())
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def accept(self) -> Connection | None:
+        try:
+            sock, peer = self._socket.accept()
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in _ACCEPT_TRANSIENT:
+                return None
+            raise self._failure(error) from error
+        return self._connection(sock, peer)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __repr__(self) -> str:
+        state = "CLOSED" if self.fileno() < 0 else "OPEN"
+        return f"<Listener {state} address={self._address} fd={self.fileno()}>"
+
+    @abstractmethod
+    def _connection(self, sock: socket.socket, peer: object) -> Connection:
+        """The connection over a socket just accepted; `peer` is what accept(2) said of the other end."""
+
+    def _failure(self, error: OSError) -> LimitExceeded | ConnectionClosed:
+        if error.errno == errno.EMFILE:
+            files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return LimitExceeded("RLIMIT_NOFILE", files_max + 1, files_max, "raise it with ulimit -n or LimitNOFILE=")
+        if error.errno == errno.ENFILE:
+            files_max = self._system_files_max
+            return LimitExceeded("fs.file-max", files_max + 1, files_max, "raise it with sysctl")
+        if self.fileno() < 0:
+            return ConnectionClosed("the listener was closed on this side")
+        return ConnectionClosed(f"the listener failed: {os.strerror(error.errno or 0)}")

@@ -1,0 +1,117 @@
+"""The tcp transport: `tcp://host:port`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from dataclasses import replace
+from typing import Final, cast
+
+from broker.errors import ConnectError
+from broker.limits import LISTEN_BACKLOG
+from broker.transport.addresses import Address
+from broker.transport.base import Connection, Listener, Transport
+from broker.transport.registry import register
+from broker.transport.sockets import SocketConnection, SocketListener, connect_error, listen_error
+
+_ATTEMPT_S_MIN: Final = 0.001
+"""A socket with a time-out of zero would not wait at all."""
+
+_SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+
+
+class TcpTransport(Transport):
+    """Streams over TCP, IPv4 or IPv6, each small write leaving at once."""
+
+    __slots__ = ()
+
+    @property
+    def scheme(self) -> str:
+        return "tcp"
+
+    def connect(self, address: Address, timeout_s: float) -> Connection:
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            candidates = _look_up(address)
+        except OSError as error:
+            raise connect_error(address, error, timeout_s) from error
+        failures: list[ConnectError] = []
+        for tried, (family, target) in enumerate(candidates):
+            # An equal share of what is left: a first address that swallows packets leaves time for the second.
+            attempt_s = max((deadline_s - time.monotonic()) / (len(candidates) - tried), _ATTEMPT_S_MIN)
+            try:
+                return _dial(family, target, attempt_s)
+            except OSError as error:
+                failures.append(connect_error(replace(address, host=target[0], port=target[1]), error, attempt_s))
+        if len({failure.reason for failure in failures}) == 1:
+            raise ConnectError(str(address), failures[0].reason)
+        raise ConnectError(str(address), "; ".join(f"{failure.address}: {failure.reason}" for failure in failures))
+
+    def listen(self, address: Address) -> Listener:
+        try:
+            # `localhost` may stand for ::1 too, but what everybody dials by number is 127.0.0.1.
+            family, target = min(_look_up(address), key=lambda found: found[0] != socket.AF_INET)
+            sock = _listening(family, target)
+            return TcpListener(sock, replace(address, port=sock.getsockname()[1]))
+        except OSError as error:
+            raise listen_error(address, error) from error
+
+
+class TcpListener(SocketListener):
+    """Accepts tcp connections."""
+
+    __slots__ = ()
+
+    def _connection(self, sock: socket.socket, peer: object) -> Connection:
+        assert isinstance(peer, tuple)
+        return _connected(sock, (peer[0], peer[1]))
+
+
+def _look_up(address: Address) -> list[tuple[int, _SocketAddress]]:
+    """The address families and socket addresses that a host stands for, best first (RFC 6724)."""
+    # As bytes, because for a str Python insists on IDNA and raises UnicodeError over, say, two dots in a row.
+    found = socket.getaddrinfo(address.host.encode(), address.port, type=socket.SOCK_STREAM)
+    return [(family, cast("_SocketAddress", target)) for family, _, _, _, target in found]
+
+
+def _dial(family: int, target: _SocketAddress, attempt_s: float) -> Connection:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(attempt_s)
+        sock.connect(target)
+        if sock.getsockname() == target:
+            # With nobody at a port of the ephemeral range, TCP may connect a socket to itself (RFC 9293, 3.5).
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return _connected(sock, target)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _listening(family: int, target: _SocketAddress) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A daemon that restarts takes its port back although old connections still linger in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(target)
+        sock.listen(LISTEN_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connected(sock: socket.socket, peer: _SocketAddress) -> SocketConnection:
+    """A connection over a connected socket: no waiting for fuller packets, and a dead peer is noticed in the end."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return SocketConnection(sock, _text(sock.getsockname()), _text(peer))
+
+
+def _text(target: _SocketAddress) -> str:
+    return str(Address("tcp", host=target[0], port=target[1]))
+
+
+register(TcpTransport())

@@ -1,0 +1,46 @@
+"""The transports under test, and connected pairs of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from broker.transport import Connection, Listener, connect, listen
+
+from .driving import PATIENCE_S, accept
+
+SCHEMES = ("tcp", "unix", "inproc")
+
+
+@dataclass(frozen=True)
+class TransportPair:
+    """Two ends of one connection, and the listener between them."""
+
+    listener: Listener
+    dialled: Connection
+    accepted: Connection
+
+
+@pytest.fixture(params=SCHEMES)
+def listen_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address of each transport at which a test may listen."""
+    addresses = {"tcp": "tcp://127.0.0.1:0", "unix": f"unix://{tmp_path}/bus.sock", "inproc": "inproc://conformance"}
+    return addresses[request.param]
+
+
+@pytest.fixture
+def listener(listen_address: str) -> Iterator[Listener]:
+    with listen(listen_address) as listener:
+        yield listener
+
+
+@pytest.fixture
+def transport_pair(listener: Listener) -> Iterator[TransportPair]:
+    with ExitStack() as ends:
+        dialled = ends.enter_context(connect(listener.address, PATIENCE_S))
+        accepted = ends.enter_context(accept(listener))
+        yield TransportPair(listener, dialled, accepted)

@@ -1,0 +1,110 @@
+"""Drives non-blocking connections from one thread, for the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Sequence
+
+from broker.buffers import Buffer
+from broker.errors import ConnectionClosed
+from broker.transport import Connection, Listener
+
+PATIENCE_S = 10.0
+"""No wait of these tests takes this long unless something is broken."""
+
+
+def is_ready(fileno: int, event: int, timeout_s: float = 0.0) -> bool:
+    """Whether a descriptor reports an event (or an error or hang-up, which count as any) within a time."""
+    poll = select.poll()
+    poll.register(fileno, event)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def wait_readable(end: Connection | Listener) -> None:
+    assert is_ready(end.fileno(), select.POLLIN, PATIENCE_S), f"{end} did not become readable"
+
+
+def wait_writable(end: Connection) -> None:
+    assert is_ready(end.fileno(), select.POLLOUT, PATIENCE_S), f"{end} did not become writable"
+
+
+def accept(listener: Listener) -> Connection:
+    wait_readable(listener)
+    connection = listener.accept()
+    assert connection is not None
+    return connection
+
+
+def rest_of(buffers: Sequence[Buffer], sent_bytes: int) -> list[Buffer]:
+    """What is left of flat buffers after a partial send."""
+    left: list[Buffer] = []
+    for buffer in buffers:
+        skipped = min(sent_bytes, len(buffer))
+        sent_bytes -= skipped
+        if skipped < len(buffer):
+            left.append(memoryview(buffer)[skipped:])
+    return left
+
+
+def send_all(connection: Connection, buffers: Sequence[Buffer]) -> None:
+    """Sends everything to a peer that has room for it."""
+    left = rest_of(buffers, 0)
+    while left:
+        wait_writable(connection)
+        left = rest_of(left, connection.send(left))
+
+
+def send_for_ever(connection: Connection) -> None:
+    """Sends until it raises: a peer that is gone may say so only after the first bytes have reached it."""
+    while True:
+        wait_writable(connection)
+        connection.send([b"x"])
+
+
+def fill(connection: Connection) -> bytes:
+    """Sends until nothing more is accepted; returns what was."""
+    accepted = bytearray()
+    block = os.urandom(100_003)
+    while sent_bytes := connection.send([block]):
+        accepted += block[:sent_bytes]
+    return bytes(accepted)
+
+
+def receive_exactly(connection: Connection, total_bytes: int) -> bytes:
+    """Receives a number of bytes, not one more."""
+    received = bytearray(total_bytes)
+    room = memoryview(received)
+    while room:
+        wait_readable(connection)
+        room = room[connection.receive_into([room]) :]
+    return bytes(received)
+
+
+def receive_until_closed(connection: Connection) -> tuple[bytes, ConnectionClosed]:
+    """Receives all there is until the peer's end, and returns it with the error that told of the end."""
+    received = bytearray()
+    room = memoryview(bytearray(65_536))
+    while True:
+        wait_readable(connection)
+        try:
+            received += room[: connection.receive_into([room])]
+        except ConnectionClosed as error:
+            return bytes(received), error
+
+
+def exchange(sender: Connection, receiver: Connection, payload: Buffer, into: memoryview) -> None:
+    """Moves a payload of any length with both ends driven by one poll."""
+    left, room = memoryview(payload), into
+    poll = select.poll()
+    poll.register(sender.fileno(), select.POLLOUT)
+    poll.register(receiver.fileno(), select.POLLIN)
+    while room:
+        ready = {fileno for fileno, _ in poll.poll(PATIENCE_S * 1000)}
+        assert ready, f"{len(room)} bytes did not arrive"
+        if sender.fileno() in ready and left:
+            left = left[sender.send([left]) :]
+            if not left:
+                poll.unregister(sender.fileno())
+        if receiver.fileno() in ready:
+            room = room[receiver.receive_into([room]) :]
