@@ -183,7 +183,9 @@ class RankTimeoutError(CollectiveError, TimeoutError):
         self.timeout_s = timeout_s
         self.waited_for = f"ranks {self.missing_ranks}"
         what = f"operation {sequence}" if sequence else "forming the group"
-        CollectiveError.__init__(self, group, f"{what}: after {timeout_s:g} s ranks {self.missing_ranks} had not arrived")
+        CollectiveError.__init__(
+            self, group, f"{what}: after {timeout_s:g} s ranks {self.missing_ranks} had not arrived"
+        )
 
 
 class GenerationChangedError(CollectiveError):

@@ -11,13 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded
 from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S
-from broker.protocol.session import Phase
+from broker.protocol.session import Deliver, Phase
 from broker.state import BrokerState, Settings
 from broker.state.records import SessionRecord
 from broker.transport import registry
@@ -35,11 +36,12 @@ ACCEPTS_MAX: Final = 64
 class _Link:
     """A session and its connection."""
 
-    __slots__ = ("closing_since_ns", "connection", "record", "writing")
+    __slots__ = ("closing_since_ns", "connection", "deliver", "record", "writing")
 
-    def __init__(self, connection: Connection, record: SessionRecord) -> None:
+    def __init__(self, connection: Connection, record: SessionRecord, deliver: Deliver) -> None:
         self.connection = connection
         self.record = record
+        self.deliver = deliver
         self.writing = False
         self.closing_since_ns = 0
 
@@ -73,6 +75,8 @@ class Server:
         self.idle = asyncio.Event()
         """Set while no session is open."""
         self.idle.set()
+        self.busy = asyncio.Event()
+        """Set once the first session has been open."""
         self._links: dict[SessionId, _Link] = {}
         self._loop = asyncio.get_running_loop()
         self._ticking: asyncio.TimerHandle | None = None
@@ -132,8 +136,9 @@ class Server:
             if connection is None:
                 return
             record = self.state.connect(connection.peer_address, time.monotonic_ns())
-            link = self._links[record.id] = _Link(connection, record)
+            link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
             self.idle.clear()
+            self.busy.set()
             self._loop.add_reader(connection.fileno(), self._readable, link)
             self._run()
 
@@ -153,10 +158,7 @@ class Server:
             return
         if not size:
             return
-        now_ns = time.monotonic_ns()
-        receive = self.state.receive
-        for received in session.received(size, now_ns):
-            receive(record.id, received, now_ns)
+        session.received(size, time.monotonic_ns(), link.deliver)
         if session.phase is not Phase.OPEN:
             self._flush(link)
         self._run()
@@ -203,7 +205,9 @@ class Server:
             link.connection.abort()
         else:
             link.connection.close()
-        log.info("session.closed id=%d name=%r peer=%s cause=%s", record.id, record.name, record.peer, record.session.failure)
+        log.info(
+            "session.closed id=%d name=%r peer=%s cause=%s", record.id, record.name, record.peer, record.session.failure
+        )
         self.state.disconnect(record.id, time.monotonic_ns())
         if not self._links:
             self.idle.set()

@@ -36,6 +36,8 @@ ITEM_BYTES: Final = {
 
 ARRAY_BYTES_MAX: Final = 2**63 - 1
 """What a 64-bit machine can address. The broker holds only chunks, so this is no bound on memory."""
+_DTYPE_LETTERS_SHOWN: Final = 16
+"""How much of a stranger's dtype an error repeats."""
 TIMEOUT_NS_MAX: Final = 2**62
 """146 years: the sum with any clock still fits 64 bits."""
 
@@ -142,9 +144,10 @@ class Claim(msgspec.Struct, frozen=True):
 
     def _check_array(self) -> None:
         if self.dtype not in ITEM_BYTES:
-            raise InvalidValue("dtype", self.dtype, f"collectives carry {', '.join(ITEM_BYTES)}; convert the array")
+            problem = f"collectives carry {', '.join(ITEM_BYTES)}; convert the array"
+            raise InvalidValue("dtype", self.dtype[:_DTYPE_LETTERS_SHOWN], problem)
         if len(self.shape) > limits.DIMENSIONS_MAX:
-            raise InvalidValue("shape", self.shape, f"has more than {limits.DIMENSIONS_MAX} axes; reshape the array")
+            raise InvalidValue("number of axes", len(self.shape), f"at most {limits.DIMENSIONS_MAX}; reshape the array")
         if any(length < 0 for length in self.shape):
             raise InvalidValue("shape", self.shape, "has a negative axis")
         # As numpy does, an empty axis does not excuse the others.

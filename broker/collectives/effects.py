@@ -54,11 +54,13 @@ class Result:
     """A stretch of an operation's result. Results of one round may share a payload; nobody may write to it.
 
     Attributes:
+        generation: of the operation; the group's own may be a later one by now, when the end has let a newcomer in.
         position: whose array this is a part of for all_gather, the receiver's own for reduce_scatter, else 0.
         last: nothing more comes for this operation.
     """
 
     session: SessionId
+    generation: Generation
     sequence: int
     round: int
     position: int

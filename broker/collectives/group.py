@@ -171,6 +171,7 @@ class Group:
             missing_ranks=self._missing_ranks(),
             waiting=len(self._newcomers),
             operations=tuple(OperationSnapshot.of(operation) for _, operation in sorted(self._operations.items())),
+            untold_failures=len(self._failures),
         )
 
     def _refusal(self, session: SessionId, rank: int | None, world_size: int) -> Refused | None:

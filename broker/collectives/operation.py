@@ -240,7 +240,7 @@ class Operation:
         if claim.kind is CollectiveKind.ALL_GATHER:
             final = len(chunks) - 1
             return [
-                Result(session, self.sequence, number, position, chunk, last and position == final)
+                Result(session, self._generation, self.sequence, number, position, chunk, last and position == final)
                 for session in self._sessions.values()
                 for position, chunk in enumerate(chunks)
             ]
@@ -248,13 +248,13 @@ class Operation:
             total = _reduced(claim, chunks)
             parts = _shard_parts(claim, number, total, len(self._sessions))
             return [
-                Result(session, self.sequence, number, position, part, last)
+                Result(session, self._generation, self.sequence, number, position, part, last)
                 for position, (session, part) in enumerate(zip(self._sessions.values(), parts, strict=True))
             ]
         payload = _reduced(claim, chunks) if claim.kind is CollectiveKind.ALL_REDUCE else chunks[0]
         # The root of a broadcast has its array; its empty results are its clock.
         return [
-            Result(session, self.sequence, number, 0, b"" if rank == claim.root else payload, last)
+            Result(session, self._generation, self.sequence, number, 0, b"" if rank == claim.root else payload, last)
             for rank, session in self._sessions.items()
         ]
 

@@ -5,7 +5,8 @@ in float32 and rounded once, at the end: rounding after every addition would los
 numpy has no bfloat16; its bits are the upper half of a float32, which is how it is widened and narrowed here.
 
 Complex products are made of real ones: numpy multiplies complex numbers with or without fused operations depending on
-the number of elements, their alignment and whether `out` is an input, so its last bit would depend on where a buffer lies.
+the number of elements, their alignment and whether `out` is an input, so the last bit would depend on where a buffer
+lies.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ _UFUNCS: Final[dict[ReduceOp, np.ufunc]] = {
 }
 # Sums of complex numbers are sums of their parts, and so are means: dividing by a complex number would round twice.
 _PART_DTYPES: Final = {"complex64": "float32", "complex128": "float64"}
-_QUIET_NAN_BIT: Final = 0x40
 
 
 def accumulate(
@@ -115,14 +115,13 @@ def _widen(bfloat16: Buffer, float32_bits: NDArray[np.uint32]) -> None:
 
 
 def _narrow(float32_bits: NDArray[np.uint32], scratch: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
-    """Round to nearest, ties to even: add just under half of the last kept bit, and that bit itself, then cut."""
+    """Round to nearest, ties to even: add just under half of the last kept bit, and that bit itself, then cut.
+
+    A NaN stays one: it was widened, or the processor made it, so its lower half is zero and nothing is carried.
+    """
     np.right_shift(float32_bits, np.uint32(16), out=scratch)
     np.bitwise_and(scratch, np.uint32(1), out=scratch)
     np.add(scratch, np.uint32(0x7FFF), out=scratch)
     np.add(scratch, float32_bits, out=scratch)
     np.right_shift(scratch, np.uint32(16), out=scratch)
     np.copyto(out, scratch, casting="same_kind")
-    nan = np.isnan(float32_bits.view(np.float32))
-    if nan.any():
-        # The carry could make a NaN an infinity or a zero. Cutting keeps its sign, and the quiet bit keeps it a NaN.
-        out[nan] = (float32_bits[nan] >> np.uint32(16)) | np.uint32(_QUIET_NAN_BIT)

@@ -43,7 +43,13 @@ class OperationSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class GroupSnapshot:
-    """A group for the admin interface; `missing_ranks` are free ranks, `waiting` the sessions that wait for one."""
+    """A group for the admin interface.
+
+    Attributes:
+        missing_ranks: those that nobody has and nobody waits for.
+        waiting: sessions that are to become members.
+        untold_failures: failed operations that some rank has not started, and so not heard of.
+    """
 
     name: str
     number: GroupNumber
@@ -54,3 +60,4 @@ class GroupSnapshot:
     missing_ranks: tuple[Rank, ...]
     waiting: int
     operations: tuple[OperationSnapshot, ...]
+    untold_failures: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from broker import errors
+from broker.protocol.bodies import Failure
 
 
 class Code(IntEnum):
@@ -28,8 +29,11 @@ class Code(IntEnum):
     INTERNAL = 16
 
 
-def error_for(code: int, reason: str, what: str) -> errors.BrokerError:
+def error_for(failure: Failure, what: str) -> errors.BrokerError:
     """The error that a client raises for an ERROR frame about `what`."""
+    code, reason = failure.code, failure.reason
+    if code == Code.LIMIT and failure.limit:
+        return errors.LimitExceeded(failure.limit, failure.value, failure.maximum)
     if code == Code.DENIED:
         return errors.PermissionDenied(reason)
     if code == Code.INVALID:

@@ -121,7 +121,9 @@ class Frame(msgspec.Struct, gc=False):
 
     def __repr__(self) -> str:
         size = payload_bytes(self.payload)
-        return f"<{Kind(self.kind).name} number={self.number} target={self.target} sequence={self.sequence} {size} bytes>"
+        return (
+            f"<{Kind(self.kind).name} number={self.number} target={self.target} sequence={self.sequence} {size} bytes>"
+        )
 
 
 def payload_bytes(payload: Buffer) -> int:

@@ -31,10 +31,14 @@ VERSION_MAX: Final = 1
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Hello | Welcome | Refusal)
 _HTTP_METHODS: Final = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"PATCH ")
-_EXPLANATION: Final = b"This is a tensorbus broker. This port speaks the tensorbus protocol; HTTP is at the admin address.\r\n"
+_EXPLANATION: Final = (
+    b"This is a tensorbus broker. This port speaks the tensorbus protocol; HTTP is at the admin address.\r\n"
+)
 
 
-def encode_greeting(body: Hello | Welcome | Refusal, version_min: int = VERSION_MIN, version_max: int = VERSION_MAX) -> bytes:
+def encode_greeting(
+    body: Hello | Welcome | Refusal, version_min: int = VERSION_MIN, version_max: int = VERSION_MAX
+) -> bytes:
     """A Hello, Welcome or Refusal with the preamble in front."""
     data = _encoder.encode(body)
     return PREAMBLE.pack(MAGIC, version_min, version_max, len(data)) + data
@@ -51,7 +55,9 @@ def decode_greeting(data: memoryview) -> tuple[Hello | Welcome | Refusal, int, i
     """
     start = bytes(data[: len(MAGIC)])
     if not MAGIC.startswith(start[: len(MAGIC)]):
-        raise ProtocolError(f"the peer does not speak the tensorbus protocol: its first bytes are {start!r}", Code.NOT_OURS)
+        raise ProtocolError(
+            f"the peer does not speak the tensorbus protocol: its first bytes are {start!r}", Code.NOT_OURS
+        )
     if len(data) < PREAMBLE_BYTES:
         return None
     _, version_min, version_max, body_bytes = PREAMBLE.unpack_from(data)

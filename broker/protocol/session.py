@@ -57,6 +57,7 @@ TRANSITIONS: Final = {
 
 Received = Frame | Hello | Welcome
 Allocate = Callable[[Frame, int], memoryview]
+Deliver = Callable[[Received, int], None]
 
 _OVERRUN_BYTES: Final = 4096
 """While a placed payload is under way: room for what follows it, small because it has to be copied."""
@@ -72,7 +73,13 @@ class Session:
     """
 
     def __init__(
-        self, *, hello: Hello | None, now_ns: int, allocate: Allocate, heartbeat_interval_s: float, heartbeat_timeout_s: float
+        self,
+        *,
+        hello: Hello | None,
+        now_ns: int,
+        allocate: Allocate,
+        heartbeat_interval_s: float,
+        heartbeat_timeout_s: float,
     ) -> None:
         """Args:
         hello: what the client's end says first; None makes this the broker's end.
@@ -116,30 +123,36 @@ class Session:
             return [self._placed_rest, self._scratch[:_OVERRUN_BYTES]]
         return [self._scratch[self._end :]]
 
-    def received(self, size: int, now_ns: int) -> list[Received]:
-        """Takes note of `size` bytes in the receive buffers; returns what is complete now, in order."""
+    def received(self, size: int, now_ns: int, deliver: Deliver) -> None:
+        """Takes note of `size` bytes in the receive buffers.
+
+        Args:
+            size: what the link has put there.
+            now_ns: the monotonic time.
+            deliver: called with each thing that is complete now, before the next one is looked at, so that memory for a
+                payload can depend on the frames before it. When it raises ProtocolError the session fails.
+        """
         self.last_received_ns = now_ns
         self.received_bytes += size
-        out: list[Received] = []
         if self._placed is not None:
             rest = len(self._placed_rest)
             if size < rest:
                 self._placed_rest = self._placed_rest[size:]
-                return out
+                return
             size -= rest
-            self._deliver(self._placed, out)
-            self._placed = None
         self._end += size
         try:
+            if self._placed is not None:
+                placed, self._placed = self._placed, None
+                self._take(placed, now_ns, deliver)
             if self.phase is Phase.AWAIT_HELLO:
-                self._read_greeting(out)
+                self._read_greeting(now_ns, deliver)
             if self.phase is Phase.OPEN or self.phase is Phase.CLOSING:
-                self._read_frames(out)
+                self._read_frames(now_ns, deliver)
         except ProtocolError as error:
             self.fail(error)
-        return out
 
-    def _read_greeting(self, out: list[Received]) -> None:
+    def _read_greeting(self, now_ns: int, deliver: Deliver) -> None:
         data = self._scratch[self._start : self._end]
         try:
             greeting = decode_greeting(data)
@@ -159,15 +172,29 @@ class Session:
             self._move(Event.PEER_CLOSED, ConnectionClosed(body.reason, body.code))
         elif isinstance(body, Welcome if self.is_client else Hello):
             self._move(Event.OPENED, None)
-            out.append(body)  # type: ignore[arg-type]
+            deliver(body, now_ns)  # type: ignore[arg-type]
         else:
             raise ProtocolError(f"a {type(body).__name__} from the wrong side")
 
-    def _read_frames(self, out: list[Received]) -> None:
+    def _read_frames(self, now_ns: int, deliver: Deliver) -> None:
         scratch, start, end = self._scratch, self._start, self._end
         while end - start >= HEADER_BYTES:
             fields = HEADER.unpack_from(scratch, start)
-            kind, flags, lane, content, number, target, stream, count, body_bytes, size, total_bytes, sequence, time_ns = fields
+            (
+                kind,
+                flags,
+                lane,
+                content,
+                number,
+                target,
+                stream,
+                count,
+                body_bytes,
+                size,
+                total_bytes,
+                sequence,
+                time_ns,
+            ) = fields
             if kind not in KINDS or lane > 2 or body_bytes or size >= PLACED_BYTES_MIN:
                 check_header(kind, lane, body_bytes, size)
             body_start = start + HEADER_BYTES
@@ -179,7 +206,9 @@ class Session:
                 self._make_room(frame_end - start)
                 return
             body = bytes(scratch[body_start:payload_start]) if body_bytes else b""
-            frame = Frame(kind, flags, lane, content, number, target, stream, count, total_bytes, sequence, time_ns, body)
+            frame = Frame(
+                kind, flags, lane, content, number, target, stream, count, total_bytes, sequence, time_ns, body
+            )
             start = frame_end
             if placed:
                 memory = self._allocate(frame, size)
@@ -192,7 +221,9 @@ class Session:
                     break
             elif size:
                 frame.payload = bytes(scratch[payload_start:frame_end])
-            self._deliver(frame, out)
+            # Whatever happens in there, this frame is done with.
+            self._start = start
+            self._take(frame, now_ns, deliver)
         self._start = start
         self._make_room(HEADER_BYTES)
 
@@ -208,7 +239,7 @@ class Session:
             self._scratch[:left] = rest
             self._start, self._end = 0, left
 
-    def _deliver(self, frame: Frame, out: list[Received]) -> None:
+    def _take(self, frame: Frame, now_ns: int, deliver: Deliver) -> None:
         """Session frames are dealt with here, all others handed out."""
         kind = frame.kind
         if kind == Kind.PING:
@@ -217,7 +248,7 @@ class Session:
             failure = decode_body(frame.body, Failure)
             self._move(Event.PEER_CLOSED, ConnectionClosed(failure.reason, failure.code))
         elif kind != Kind.PONG:
-            out.append(frame)
+            deliver(frame, now_ns)
 
     # Bytes out.
 
@@ -329,7 +360,9 @@ class Session:
 
     def __repr__(self) -> str:
         cause = f" {self.failure}" if self.failure else ""
-        return f"<Session {self.phase.name} received={self.received_bytes} sent={self.sent_bytes} {self.outbox!r}{cause}>"
+        return (
+            f"<Session {self.phase.name} received={self.received_bytes} sent={self.sent_bytes} {self.outbox!r}{cause}>"
+        )
 
 
 def _close_frame(code: int, reason: str) -> Frame:

@@ -65,11 +65,15 @@ class TensorMeta(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.dtype != BFLOAT16 and self.dtype not in DTYPES:
             raise ProtocolError(f"tensor of unknown dtype {self.dtype!r}: known are {', '.join(DTYPES)}, {BFLOAT16}")
         if len(self.shape) > DIMENSIONS_MAX or any(length < 0 for length in self.shape):
-            raise ProtocolError(f"tensor of impossible shape {self.shape}: at most {DIMENSIONS_MAX} axes, none negative")
+            raise ProtocolError(
+                f"tensor of impossible shape {self.shape}: at most {DIMENSIONS_MAX} axes, none negative"
+            )
         if self.order not in ("C", "F") or self.byte_order not in ("<", ">"):
             raise ProtocolError(f"tensor in unknown order {self.order!r} or byte order {self.byte_order!r}")
         if self.nbytes != size_bytes:
-            raise ProtocolError(f"tensor {self.dtype}{list(self.shape)} has {self.nbytes} bytes, its payload {size_bytes}")
+            raise ProtocolError(
+                f"tensor {self.dtype}{list(self.shape)} has {self.nbytes} bytes, its payload {size_bytes}"
+            )
 
 
 def describe(array: Array) -> TensorMeta:
@@ -122,7 +126,9 @@ def _bfloat16() -> np.dtype[np.generic]:
         import ml_dtypes
     except ImportError as error:
         raise InvalidValue(
-            "tensor of dtype", BFLOAT16, "numpy has no bfloat16 by itself; pip install ml_dtypes, or send float16 or float32"
+            "tensor of dtype",
+            BFLOAT16,
+            "numpy has no bfloat16 by itself; pip install ml_dtypes, or send float16 or float32",
         ) from error
     return cast("np.dtype[np.generic]", np.dtype(ml_dtypes.bfloat16))
 
@@ -172,5 +178,7 @@ def _from_device(value: object) -> Array:
     try:
         import cupy
     except ImportError as error:
-        raise InvalidValue("array on a device", type(value).__name__, "reading it needs cupy: pip install cupy-cuda12x") from error
+        raise InvalidValue(
+            "array on a device", type(value).__name__, "reading it needs cupy: pip install cupy-cuda12x"
+        ) from error
     return cast(Array, cupy.asnumpy(cupy.asarray(value)))

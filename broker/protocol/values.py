@@ -1,9 +1,9 @@
 """Values of the application to payloads and back (docs/wire.md section 8).
 
-    bytes, bytearray          -> BYTES        the bytes themselves
-    an array at the top       -> TENSOR       its elements, not copied, and a TensorMeta in the body
-    everything else           -> MESSAGEPACK  None, bool, int, float, str, bytes, list, dict; an array inside travels as
-                                              extension 1: the length of its TensorMeta (u32), that, its elements (copied)
+bytes, bytearray          -> BYTES        the bytes themselves
+an array at the top       -> TENSOR       its elements, not copied, and a TensorMeta in the body
+everything else           -> MESSAGEPACK  None, bool, int, float, str, bytes, list, dict; an array inside travels as
+                                          extension 1: the length of its TensorMeta (u32), that, its elements (copied)
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def _encode_inner(value: object) -> object:
     array = as_array(value)
     if array is None:
         raise InvalidValue(
-            "value of type", type(value).__name__, "cannot be sent: send None, bool, int, float, str, bytes, list, dict or arrays"
+            "value of type",
+            type(value).__name__,
+            "cannot be sent: send None, bool, int, float, str, bytes, list, dict or arrays",
         )
     meta = _meta_encoder.encode(describe(array))
     return msgspec.msgpack.Ext(TENSOR_EXTENSION, b"".join((_LENGTH.pack(len(meta)), meta, flat_bytes(array))))

@@ -93,11 +93,10 @@ class BrokerState:
             self._flush(record)
         return record
 
-    def receive(self, session_id: SessionId, received: Received, now_ns: int) -> None:
+    def receive(self, record: SessionRecord, received: Received, now_ns: int) -> None:
         """Something has arrived on a session. Never raises for what a peer did: that closes the peer's session."""
         self.now_ns = now_ns
-        record = self.sessions.get(session_id)
-        if record is None or record.session.phase is not Phase.OPEN:
+        if record.session.phase is not Phase.OPEN:
             return
         try:
             if isinstance(received, Frame):
@@ -175,7 +174,9 @@ class BrokerState:
 
     def _hello(self, record: SessionRecord, hello: Hello) -> None:
         if len(hello.name.encode()) > NAME_BYTES_MAX or len(hello.host) > NAME_BYTES_MAX:
-            record.session.refuse(Code.LIMIT, f"name_bytes_max: the client's name is over the limit of {NAME_BYTES_MAX} bytes")
+            record.session.refuse(
+                Code.LIMIT, f"name_bytes_max: the client's name is over the limit of {NAME_BYTES_MAX} bytes"
+            )
             self._flush(record)
             return
         record.name = hello.name or f"client-{record.id}"
@@ -193,9 +194,17 @@ class BrokerState:
                 heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
             )
         )
-        self._add(record, SubscriptionNumber(0), Subscribe(f"{INBOX}{record.id}", "drop_oldest", INBOX_MESSAGES, QUEUE_BYTES))
+        self._add(
+            record, SubscriptionNumber(0), Subscribe(f"{INBOX}{record.id}", "drop_oldest", INBOX_MESSAGES, QUEUE_BYTES)
+        )
         self._flush(record)
-        event = {"event": "opened", "session": record.id, "name": record.name, "host": hello.host, "process": hello.process}
+        event = {
+            "event": "opened",
+            "session": record.id,
+            "name": record.name,
+            "host": hello.host,
+            "process": hello.process,
+        }
         self.announce("$sys/sessions", event)
 
     def _subscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

@@ -94,9 +94,7 @@ class Subscription:
     def tell_dropped(self) -> None:
         """Tells the subscriber how many messages it has lost, in all."""
         self.told_dropped = self.queue.dropped
-        self.session.session.put(
-            Frame(Kind.DROPPED, lane=Lane.CONTROL, number=self.number, sequence=self.told_dropped)
-        )
+        self.session.session.put(Frame(Kind.DROPPED, lane=Lane.CONTROL, number=self.number, sequence=self.told_dropped))
         self.flush(self.session)
 
     def grant(self, messages: int, size_bytes: int) -> None:

@@ -10,7 +10,17 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from broker.collectives.claims import Claim
-from broker.collectives.effects import Changed, Dissolved, Effect, Failed, Joined, Mismatch, RefusalKind, Refused, Result
+from broker.collectives.effects import (
+    Changed,
+    Dissolved,
+    Effect,
+    Failed,
+    Joined,
+    Mismatch,
+    RefusalKind,
+    Refused,
+    Result,
+)
 from broker.collectives.group import Group
 from broker.errors import InvalidValue, ProtocolError
 from broker.ids import GroupNumber, SessionId
@@ -24,9 +34,7 @@ from broker.state.records import SessionRecord
 class Groups:
     """All groups of the broker."""
 
-    def __init__(
-        self, flush: Callable[[SessionRecord], None], announce: Callable[[str, object], None]
-    ) -> None:
+    def __init__(self, flush: Callable[[SessionRecord], None], announce: Callable[[str, object], None]) -> None:
         self.by_number: dict[GroupNumber, Group] = {}
         self._by_name: dict[str, Group] = {}
         self._sessions: dict[SessionId, SessionRecord] = {}
@@ -82,15 +90,15 @@ class Groups:
                 claim = msgspec.msgpack.decode(frame.body, type=Claim)
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
                 raise ProtocolError(f"malformed claim: {error}") from error
-        effects = group.contribute(
-            session.id, frame.target, frame.sequence, frame.stream, claim, frame.payload, now_ns
-        )
+        effects = group.contribute(session.id, frame.target, frame.sequence, frame.stream, claim, frame.payload, now_ns)
         self._carry_out(group, effects)
 
     def _member_of(self, session: SessionRecord, frame: Frame) -> Group:
         group = self.by_number.get(GroupNumber(frame.number))
         if group is None or group.name not in session.groups:
-            raise ProtocolError(f"{Kind(frame.kind).name} for group number {frame.number}, which this session has not joined")
+            raise ProtocolError(
+                f"{Kind(frame.kind).name} for group number {frame.number}, which this session has not joined"
+            )
         return group
 
     def disconnect(self, session: SessionRecord, now_ns: int) -> None:
@@ -166,9 +174,7 @@ class Groups:
                 )
             )  # fmt: skip
         else:
-            body = encode_body(
-                Membership(effect.generation, list(effect.ranks), lost_ranks=list(effect.lost_ranks))
-            )
+            body = encode_body(Membership(effect.generation, list(effect.ranks), lost_ranks=list(effect.lost_ranks)))
             session.session.put(Frame(Kind.CHANGED, number=number, target=effect.generation, body=body))
 
     def _tell(self, group: Group, event: str, rank: int) -> None:

@@ -88,7 +88,9 @@ class Publishing:
 
     def _open(self, session: SessionRecord, publisher: Publisher, frame: Frame) -> Stream:
         if publisher.message is not None:
-            raise ProtocolError(f"a second large message on topic {publisher.topic.name!r} before the first is complete")
+            raise ProtocolError(
+                f"a second large message on topic {publisher.topic.name!r} before the first is complete"
+            )
         if len(session.streams) >= STREAMS_PER_SESSION_MAX or frame.stream in session.streams:
             raise ProtocolError(f"stream {frame.stream} is in use, or more than {STREAMS_PER_SESSION_MAX} are open")
         if frame.payload:
@@ -149,7 +151,9 @@ class Publishing:
 
     # Credit.
 
-    def _use_credit(self, session: SessionRecord, publisher: Publisher, lane: int, messages: int, size_bytes: int) -> None:
+    def _use_credit(
+        self, session: SessionRecord, publisher: Publisher, lane: int, messages: int, size_bytes: int
+    ) -> None:
         """Takes a frame off the publisher's credit and tops it up at half; control messages are free."""
         if lane == Lane.CONTROL:
             return
@@ -198,5 +202,3 @@ class Publishing:
                 owner = self._owners.get(publisher)
                 if owner is not None:
                     self.top_up(owner, publisher)
-
-

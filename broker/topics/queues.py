@@ -139,7 +139,9 @@ class Queue:
         message = queue[0]
         if lane != CONTROL and (
             self.credit_messages <= 0
-            or (self.credit_bytes < message.size_bytes and self.credit_bytes < self.bytes_max and message.stream is None)
+            or (
+                self.credit_bytes < message.size_bytes and self.credit_bytes < self.bytes_max and message.stream is None
+            )
             or self.credit_bytes <= 0
         ):
             return None

@@ -166,6 +166,7 @@ def deliver(member: Member, effect: Effect, *, placed: bool = False) -> None:
     elif isinstance(effect, Failed):
         member.operation(effect.sequence).failed(effect.failure.error(member.group, effect.sequence))
     elif isinstance(effect, Result):
+        assert effect.generation == member.generation
         operation = member.operation(effect.sequence)
         payload = effect.payload
         if placed:

@@ -27,3 +27,12 @@ def test_the_oldest_failures_share_the_words_of_the_last_one_forgotten() -> None
     assert len(failures) == limits.FAILED_OPERATIONS_MAX
     assert failures.find(1) == failures.find(3) == missing(3)
     assert failures.find(4) == missing(4)
+
+
+def test_an_old_operation_that_fails_late_does_not_bring_forgotten_ones_back() -> None:
+    failures = Failures()
+    for sequence in range(2, limits.FAILED_OPERATIONS_MAX + 5):
+        failures.remember(sequence, missing(sequence))
+    failures.remember(1, missing(1))
+    assert (failures.find(1), failures.find(4)) == (missing(1), missing(1))
+    assert failures.find(5) == missing(5)

@@ -1,0 +1,357 @@
+"""The synchronous client, for training scripts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.errors import InvalidValue, TimeoutError
+from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
+from broker.protocol.bodies import Subscribe
+from broker.transport.addresses import parse_list
+from clients import environment, link, operations
+from clients.core import BATCH_OPENED, Core, Outbound, Reconnected, try_publish
+from clients.driver import Driver
+from clients.groups import Group
+from clients.handlers import Handler, Handlers, responder
+from clients.messages import Message, Sent
+from clients.options import group_place, subscribe_wishes
+from clients.subscriptions import Subscription
+
+PUBLISH_TIMEOUT_S = 30.0
+_SENT = Sent()
+
+
+def connect(
+    url: str | None = None,
+    *,
+    name: str = "",
+    token: str | None = None,
+    tenant: str = "",
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    reconnect_timeout_s: float = 30.0,
+    on_reconnect: Callable[[Reconnected], None] | None = None,
+) -> Client:
+    """Connects to a broker.
+
+    Args:
+        url: an address such as tcp://host:port, unix:///path or inproc://name (a broker inside this process, started when
+            nobody else has), or several with commas between, which are tried in turn and fail over. Default:
+            $TENSORBUS_URL, else tcp://127.0.0.1:4870.
+        name: what the client is called in messages, logs and tables; default: the broker gives one.
+        token: proves who this is; default: $TENSORBUS_TOKEN.
+        tenant: whose topics and groups to see.
+        connect_timeout_s: for the first connection, in seconds.
+        reconnect_timeout_s: how long to try again after the connection was lost, in seconds; 0 never tries. After that
+            the client is closed and every call raises ConnectionClosed.
+        on_reconnect: called, on the client's own thread, after the client has connected and subscribed again; its argument
+            says what may have been lost.
+
+    Raises:
+        InvalidValue: a malformed address or one of an unknown scheme.
+        ConnectError: no broker can be reached; the text has the reason for each address.
+        PermissionDenied: the broker does not let this client in.
+    """
+    return Client(
+        url or environment.broker_url(),
+        name=name,
+        token=environment.token() if token is None else token,
+        tenant=tenant,
+        connect_timeout_s=connect_timeout_s,
+        reconnect_timeout_s=reconnect_timeout_s,
+        on_reconnect=on_reconnect,
+    )
+
+
+class Client:
+    """A connection to a broker. Any thread may call anything; a call that waits holds up no other thread's call.
+
+    A child process after fork must not use its parent's client; it makes its own.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        token: str,
+        tenant: str,
+        connect_timeout_s: float,
+        reconnect_timeout_s: float,
+        on_reconnect: Callable[[Reconnected], None] | None,
+    ) -> None:
+        """See `connect`."""
+        self._core = Core(name, self._reply)
+        self._driver = Driver(
+            self._core,
+            parse_list(url),
+            link.hello(name, token, tenant),
+            connect_timeout_s=connect_timeout_s,
+            reconnect_timeout_s=reconnect_timeout_s,
+            on_reconnect=on_reconnect,
+        )
+        self._handlers = Handlers(self._driver)
+
+    @property
+    def name(self) -> str:
+        """What this client calls itself."""
+        return self._core.name
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at this moment."""
+        return self._core.session is not None
+
+    def publish(
+        self,
+        topic: str,
+        value: object,
+        *,
+        headers: Mapping[str, str] | None = None,
+        lane: str = "default",
+        ack: str | None = None,
+        urgent: bool = False,
+        timeout_s: float = PUBLISH_TIMEOUT_S,
+    ) -> int | None:
+        """Publishes a value. When this returns, the value may be changed.
+
+        Args:
+            topic: slash-separated levels, no wildcards.
+            value: None, bool, int, float, str, bytes, list, dict; or an array: numpy, torch, cupy, anything with DLPack or
+                the buffer protocol.
+            headers: short texts that travel with it.
+            lane: `control` passes everything, `bulk` lets everything pass.
+            ack: "accepted" waits until the broker has the message, and returns its sequence.
+            urgent: never waits for a batch.
+            timeout_s: how long to wait for room when a subscriber with overflow="block" does not keep up, in seconds.
+
+        Raises:
+            InvalidValue: a topic, value or option that cannot be used; nothing was sent.
+            TimeoutError: no room in time; the message arrives nowhere. With ack: it may have arrived.
+            ConnectionClosed: the client is closed, or the connection ended before the message had left.
+        """
+        message = Outbound.of(topic, value, lane)
+        if headers is not None:
+            message.headers = dict(headers)
+        message.urgent = urgent
+        driver = self._driver
+        if ack is not None:
+            if ack != "accepted":
+                raise InvalidValue("ack", ack, "is neither None nor 'accepted'")
+            return driver.run(operations.publish(driver, message, timeout_s, acknowledge=True))
+        if len(message.payload) < PLACED_BYTES_MIN:
+            with driver.lock:
+                waits_for = try_publish(self._core, message, time.monotonic_ns(), time.time_ns())
+                if waits_for is None:
+                    driver.flush()
+                    return None
+                if waits_for is BATCH_OPENED:
+                    driver.batch_opened()
+                    return None
+        return driver.run(operations.publish(driver, message, timeout_s))
+
+    def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
+        """An uninitialised array that suits the transport for publishing.
+
+        Args:
+            shape: lengths of the axes.
+            dtype: a numpy dtype.
+        """
+        return np.empty(shape, dtype)
+
+    def flush(self, timeout_s: float | None = 5.0) -> None:
+        """Waits until everything that was published so far has reached the broker.
+
+        Raises:
+            TimeoutError: not in time; it may still arrive.
+            ConnectionClosed: the connection ended; what was published shortly before may be lost.
+        """
+        self._driver.run(operations.flush(self._driver, timeout_s))
+
+    def subscribe(
+        self,
+        topic_filter: str,
+        *,
+        overflow: str = "block",
+        queue_messages: int = QUEUE_MESSAGES,
+        queue_bytes: int = QUEUE_BYTES,
+        queue_group: str | None = None,
+        replay: str | int | None = None,
+        handler: Handler | None = None,
+        timeout_s: float = 5.0,
+    ) -> Subscription:
+        """Subscribes; when this returns, the broker has acknowledged.
+
+        Args:
+            topic_filter: a topic, or one with `+` for one level and `#` for all the rest.
+            overflow: when queue_messages are unread: `block` holds publishers of these topics back, `drop_oldest` and
+                `drop_newest` drop and count, `latest` keeps the newest only.
+            queue_messages: the bound, in messages.
+            queue_bytes: the bound, in bytes; one longer message may always be under way.
+            queue_group: each message goes to one of the group's subscriptions, to the least loaded.
+            replay: `latest` starts with each topic's last value, `all` with everything that is retained, a number with the
+                retained messages from that sequence on.
+            handler: called with each message on the client's own thread; then the subscription is not to be read.
+            timeout_s: how long the broker may take to acknowledge, in seconds.
+
+        Raises:
+            InvalidValue: a filter or an option that cannot be used.
+            LimitExceeded: too many subscriptions.
+            TimeoutError: no acknowledgement in time.
+        """
+        wishes = subscribe_wishes(topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay)
+        return self._subscribe(wishes, handler, timeout_s)
+
+    def _subscribe(self, wishes: Subscribe, handler: Handler | None, timeout_s: float) -> Subscription:
+        state = self._driver.run(operations.subscribe(self._driver, wishes, timeout_s))
+        if handler is not None:
+            self._handlers.add(state, handler)
+        return Subscription(self._driver, state)
+
+    def respond(
+        self,
+        topic_filter: str,
+        function: Callable[[Message], object],
+        *,
+        queue_group: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> Subscription:
+        """Answers requests.
+
+        Args:
+            topic_filter: where requests come.
+            function: called with each request, on the client's own thread; what it returns is the reply, what it raises
+                reaches the requester as RequestFailed.
+            queue_group: each request goes to one of the group's responders.
+            timeout_s: how long the broker may take to acknowledge, in seconds.
+
+        Returns:
+            The subscription; closing it ends the responding.
+        """
+        wishes = subscribe_wishes(topic_filter, "block", QUEUE_MESSAGES, QUEUE_BYTES, queue_group, None, responder=True)
+        return self._subscribe(wishes, responder(function), timeout_s)
+
+    def request(
+        self,
+        topic: str,
+        value: object = None,
+        *,
+        timeout_s: float = 5.0,
+        retries: int = 0,
+        headers: Mapping[str, str] | None = None,
+        lane: str = "default",
+    ) -> Message:
+        """Asks and waits for the first reply.
+
+        Args:
+            topic: where responders are.
+            value: as for publish.
+            timeout_s: how long each try waits, in seconds.
+            retries: further tries after the first; a responder may then see the request more than once.
+            headers: short texts that travel with it.
+            lane: see publish; the reply takes the same.
+
+        Raises:
+            NoResponders: nobody responds at the topic.
+            RequestFailed: the responder's function raised.
+            TimeoutError: no reply came in any of the tries.
+        """
+        message = self._request(topic, value, headers, lane, retries)
+        return self._driver.run(operations.request(self._driver, message, timeout_s, retries))
+
+    def _request(
+        self, topic: str, value: object, headers: Mapping[str, str] | None, lane: str, retries: int
+    ) -> Outbound:
+        if retries < 0:
+            raise InvalidValue("retries", retries, "must be 0 or more")
+        message = Outbound.of(topic, value, lane)
+        message.headers = None if headers is None else dict(headers)
+        return message
+
+    def request_many(
+        self, topic: str, value: object = None, *, timeout_s: float = 1.0, max_replies: int | None = None
+    ) -> Iterator[Message]:
+        """Asks all responders and yields their replies as they come.
+
+        Args:
+            topic: where responders are.
+            value: as for publish.
+            timeout_s: how long to wait for replies in all, in seconds; then the iteration ends.
+            max_replies: ends the iteration earlier; None takes all that come in time.
+
+        Raises:
+            NoResponders: nobody responds at the topic.
+            RequestFailed: one of the responders' functions raised.
+        """
+        message = self._request(topic, value, None, "default", 0)
+        deadline = operations.Deadline(timeout_s)
+        pending = self._driver.run(operations.start_request(self._driver, message, deadline))
+        replies = 0
+        try:
+            while max_replies is None or replies < max_replies:
+                try:
+                    yield self._driver.run(operations.next_reply(self._driver, pending, deadline))
+                except TimeoutError:
+                    return
+                replies += 1
+        finally:
+            with self._driver.lock:
+                self._core.forget_request(pending)
+
+    def _reply(self, request: Message, value: object, last: bool, error: str) -> Awaitable[None]:
+        message = Outbound.answer(request, value, last, error)
+        self._driver.run(operations.publish(self._driver, message, PUBLISH_TIMEOUT_S))
+        return _SENT
+
+    def group(
+        self,
+        name: str,
+        *,
+        world_size: int | None = None,
+        rank: int | None = None,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+    ) -> Group:
+        """Becomes a member of a collective group; returns when the group has formed.
+
+        A group that exists admits newcomers with a free rank between two operations.
+
+        Args:
+            name: the group's name; the same on all ranks.
+            world_size: how many ranks the group is made for; default: $WORLD_SIZE.
+            rank: this member's rank; default: $RANK, and without it the broker gives the lowest free one.
+            timeout_s: how long to wait for the others, in seconds.
+
+        Raises:
+            InvalidValue: no world_size, or a rank outside of it.
+            CollectiveError: the rank is taken, the group is full or was made for another world_size.
+            RankTimeoutError: the group did not form in time; missing_ranks says who was not there.
+        """
+        size, wanted = group_place(name, world_size, rank)
+        place = self._driver.run(operations.join(self._driver, name, size, wanted, timeout_s))
+        return Group(self._driver, place)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed.
+
+        Args:
+            timeout_s: how long to wait for the link to take what is queued, in seconds.
+        """
+        self._handlers.stop()
+        self._driver.close("the client was closed", timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected else "closed" if self._core.closed else "reconnecting"
+        return f"<Client {self.name!r} {state}>"

@@ -1,0 +1,427 @@
+"""The client without its sockets: what the synchronous and the asynchronous client share. Pure: time is an argument.
+
+Frames go in with `receive`; what is to be sent waits in the session's outbox. Whoever waits does so on a Signal.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from broker.buffers import Buffer
+from broker.errors import BrokerError, ConnectionClosed, InvalidValue, RequestFailed
+from broker.protocol.bodies import Failure, Membership, MessageBody, Subscribe, Welcome, decode_body, encode_body
+from broker.protocol.codes import error_for
+from broker.protocol.frames import Content, Flag, Frame, Kind, Lane
+from broker.protocol.session import Received, Session
+from broker.protocol.tensors import TensorMeta
+from broker.protocol.values import encode_value
+from clients.incoming import Incoming, SubscriptionState
+from clients.membership import Place, Places, failure_error
+from clients.messages import Message, Reply
+from clients.outgoing import Outgoing, StreamSource
+from clients.signals import Pending, Signal
+
+LANES: Final[Mapping[str, int]] = {lane.name.lower(): int(lane) for lane in Lane}
+
+
+class PendingRequest(Signal):
+    """A request that waits for replies; ready while it has one or has failed."""
+
+    __slots__ = ("error", "number", "replies", "topic")
+
+    def __init__(self, topic: str, number: int) -> None:
+        super().__init__()
+        self.topic = topic
+        self.number = number
+        self.replies: deque[Message] = deque()
+        self.error: BrokerError | None = None
+
+    def fail(self, error: BrokerError) -> None:
+        """There will be no reply."""
+        self.error = self.error or error
+        self.set()
+
+    def take(self) -> Message:
+        """The next reply.
+
+        Raises:
+            RequestFailed: the responder's function raised.
+            BrokerError: the request has failed.
+        """
+        if not self.replies:
+            assert self.error is not None
+            raise self.error
+        message = self.replies.popleft()
+        if not self.replies and self.error is None:
+            self.clear()
+        if message.body.error:
+            raise RequestFailed(self.topic, message.body.error)
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """What a client says after it has found a broker again.
+
+    Attributes:
+        lost_messages_max: published messages of which the old connection had not confirmed the arrival: at most so many
+            are lost. Call flush, or publish with ack="accepted", to know more closely.
+        cause: why the old connection ended.
+        subscriptions: filters that were subscribed again; what was published meanwhile was missed.
+    """
+
+    lost_messages_max: int
+    cause: str
+    subscriptions: tuple[str, ...]
+
+
+class Core:
+    """The state of one client. One thread at a time may call.
+
+    Attributes:
+        session: None while there is no connection.
+        online: ready while there is one.
+        closed: why there will never be one again.
+    """
+
+    def __init__(self, name: str, reply: Reply) -> None:
+        """Args:
+        name: what the client calls itself.
+        reply: publishes the answer to a request, in the way of the client.
+        """
+        self.name = name
+        self.session: Session | None = None
+        self.session_number = 0
+        self.online = Signal()
+        self.closed: BrokerError | None = None
+        self.outgoing = Outgoing()
+        self.incoming = Incoming(reply, self._replied)
+        self.places = Places()
+        self.lost: Reconnected | None = None
+        """What the last connection's end may have cost, until the next one is open."""
+        self._pendings: dict[int, Pending] = {}
+        self._requests: dict[int, PendingRequest] = {}
+        self._request_references: dict[int, int] = {}
+        self._last_reference = 0
+        self._last_subscription = 0
+
+    # The connection.
+
+    def connected(self, session: Session, welcome: Welcome) -> None:
+        """A session is open: topics, subscriptions and batches move to it."""
+        self.session = session
+        self.session_number = welcome.session
+        session.set_heartbeat(welcome.heartbeat_interval_ms / 1000, welcome.heartbeat_timeout_ms / 1000)
+        self.outgoing.connected(session, welcome.publish_window_messages, welcome.publish_window_bytes)
+        self.incoming.connected(session)
+        for subscription in self.incoming.subscriptions.values():
+            self._send_subscribe(subscription, 0)
+        self.online.set()
+
+    def disconnected(self, error: ConnectionClosed) -> None:
+        """The connection is gone; what waited for an answer fails, subscriptions stay."""
+        self.session = None
+        self.online.clear()
+        self.incoming.disconnected()
+        lost = self.outgoing.disconnected(error)
+        filters = tuple(subscription.wishes.filter for subscription in self.incoming.subscriptions.values())
+        self.lost = Reconnected(lost, str(error), filters)
+        self.places.disconnected(error)
+        pendings, self._pendings = self._pendings, {}
+        for pending in pendings.values():
+            pending.fail(error)
+        for request in list(self._requests.values()):
+            request.fail(error)
+
+    def close(self, error: BrokerError) -> None:
+        """The client is closed for good; every waiter learns it."""
+        if self.closed is not None:
+            return
+        self.closed = error
+        cause = error if isinstance(error, ConnectionClosed) else ConnectionClosed(str(error))
+        self.disconnected(cause)
+        for subscription in self.incoming.subscriptions.values():
+            subscription.close(cause)
+        for topic in self.outgoing.topics.values():
+            topic.credit.set()
+        self.online.set()
+
+    def check_open(self) -> None:
+        """Raises if the client is closed for good.
+
+        Raises:
+            ConnectionClosed: it is.
+        """
+        if self.closed is not None:
+            raise ConnectionClosed(str(self.closed)) from self.closed
+
+    def tick(self, now_ns: int, batches_before_ns: int) -> None:
+        """Time passes: heartbeats, batches that are old enough."""
+        if self.session is not None:
+            self.session.tick(now_ns)
+            if self.outgoing.open_batches:
+                self.outgoing.send_batches(batches_before_ns)
+
+    # Frames in.
+
+    def allocate(self, frame: Frame, size_bytes: int) -> memoryview:
+        """Memory for a payload that is about to be received."""
+        if frame.kind == Kind.RESULT:
+            memory = self.places.destination(frame, size_bytes)
+            if memory is not None:
+                return memory
+        return self.incoming.allocate(frame, size_bytes)
+
+    def receive(self, received: Received, now_ns: int) -> None:
+        """Something has come from the broker.
+
+        Raises:
+            ProtocolError: the broker does not keep to the protocol; the session is to be closed.
+        """
+        if not isinstance(received, Frame):
+            return
+        kind = received.kind
+        if kind == Kind.DELIVER:
+            self.incoming.deliver(received)
+        elif kind == Kind.CHUNK:
+            self.incoming.chunk(received)
+        elif kind == Kind.TOPIC:
+            self.incoming.topic(received)
+        elif kind == Kind.CREDIT:
+            self.outgoing.granted(received)
+        elif kind in (Kind.DONE, Kind.JOINED):
+            self._answered(received)
+        elif kind == Kind.ERROR:
+            self._refused(received)
+        elif kind == Kind.DROPPED:
+            self.incoming.dropped(received)
+        elif kind == Kind.STREAM_ABORT:
+            self.incoming.abort(received)
+        elif kind == Kind.FAILED and not received.number:
+            pending = self._pendings.pop(received.target, None)
+            if pending is not None:
+                pending.fail(failure_error(pending.what, received))
+        else:
+            self.places.receive(received)
+
+    def _answered(self, frame: Frame) -> None:
+        pending = self._pendings.pop(frame.target, None)
+        if pending is not None:
+            pending.number, pending.sequence, pending.body = frame.number, frame.sequence, frame.body
+            if isinstance(pending, PendingJoin) and self.session is not None:
+                pending.seat(self.session, self.places, frame)
+            pending.set()
+        elif frame.kind == Kind.JOINED:
+            # Whoever asked has given up; the group shall not wait for a member that never calls.
+            self.send(Frame(Kind.LEAVE, number=frame.number))
+
+    def _refused(self, frame: Frame) -> None:
+        failure = decode_body(frame.body, Failure)
+        pending = self._pendings.pop(frame.target, None)
+        if pending is not None:
+            pending.fail(error_for(failure, pending.what))
+        number = self._request_references.pop(frame.target, None)
+        request = self._requests.get(number) if number is not None else None
+        if request is not None:
+            request.fail(error_for(failure, request.topic))
+
+    def pending(self, pending: Pending) -> int:
+        """Registers something that waits for an answer; returns the reference for its frame."""
+        self._last_reference = self._last_reference % 0xFFFFFFFF + 1
+        self._pendings[self._last_reference] = pending
+        return self._last_reference
+
+    def forget(self, pending: Pending) -> None:
+        """Nobody waits for this answer any more."""
+        for reference in [reference for reference, waiting in self._pendings.items() if waiting is pending]:
+            del self._pendings[reference]
+
+    def ask(self, kind: Kind, what: str, *, number: int = 0, body: bytes = b"") -> Pending:
+        """Sends a frame that the broker answers."""
+        pending = Pending(what)
+        self.send(Frame(kind, lane=Lane.CONTROL, number=number, target=self.pending(pending), body=body))
+        return pending
+
+    def send(self, frame: Frame) -> None:
+        """Queues a frame.
+
+        Raises:
+            ConnectionClosed: there is no connection at the moment, or never again.
+        """
+        if self.session is None:
+            self.check_open()
+            raise ConnectionClosed("there is no connection to the broker at the moment")
+        self.session.put(frame)
+
+    # Subscriptions.
+
+    def subscribe(self, wishes: Subscribe) -> tuple[SubscriptionState, Pending]:
+        """Asks for a subscription."""
+        self._last_subscription += 1
+        subscription = SubscriptionState(self._last_subscription, wishes)
+        pending = Pending(wishes.filter)
+        self.incoming.subscriptions[subscription.number] = subscription
+        self._send_subscribe(subscription, self.pending(pending))
+        return subscription, pending
+
+    def _send_subscribe(self, subscription: SubscriptionState, reference: int) -> None:
+        body = encode_body(subscription.wishes)
+        number = subscription.number
+        self.send(Frame(Kind.SUBSCRIBE, lane=Lane.CONTROL, number=number, target=reference, body=body))
+        # A broker replays for the first session only; what a later one would replay has been seen.
+        subscription.wishes.replay = None
+
+    def unsubscribe(self, subscription: SubscriptionState) -> Pending | None:
+        """Ends a subscription; None when there is nobody to tell."""
+        if self.incoming.subscriptions.pop(subscription.number, None) is None:
+            return None
+        subscription.close(ConnectionClosed("the subscription is closed"))
+        if self.session is None:
+            return None
+        return self.ask(
+            Kind.UNSUBSCRIBE, f"unsubscribe from {subscription.wishes.filter!r}", number=subscription.number
+        )
+
+    # Requests.
+
+    def new_request(self, topic: str) -> PendingRequest:
+        """A number for a request; `forget_request` when nobody waits for replies any more."""
+        self._last_reference = self._last_reference % 0xFFFFFFFF + 1
+        request = self._requests[self._last_reference] = PendingRequest(topic, self._last_reference)
+        return request
+
+    def forget_request(self, request: PendingRequest) -> None:
+        """Later replies are dropped."""
+        self._requests.pop(request.number, None)
+        self._request_references.pop(request.number, None)
+
+    def request_reference(self, request: PendingRequest) -> int:
+        """The reference under which the broker may say that nobody responds."""
+        self._request_references[request.number] = request.number
+        return request.number
+
+    def _replied(self, message: Message) -> None:
+        request = self._requests.get(message.body.request)
+        # A reply to a request that has been given up, or a second one after a retry.
+        if request is not None:
+            request.replies.append(message)
+            request.set()
+        self.incoming.give_inbox_credit()
+
+    def inbox(self) -> str:
+        """The topic on which replies come to this client."""
+        return f"$inbox/{self.session_number}"
+
+
+class PendingJoin(Pending):
+    """A wish to be a member of a group; the place is taken in the moment in which the answer comes."""
+
+    __slots__ = ("place", "world_size")
+
+    def __init__(self, group: str, world_size: int) -> None:
+        super().__init__(group)
+        self.world_size = world_size
+        self.place: Place | None = None
+
+    def seat(self, session: Session, places: Places, frame: Frame) -> None:
+        """Takes the place that JOINED gives."""
+        membership = decode_body(frame.body, Membership)
+        self.place = Place(session, self.what, frame.number, self.world_size, membership)
+        places.by_number[frame.number] = self.place
+
+
+@dataclass(slots=True)
+class Outbound:
+    """A message that is ready to be published."""
+
+    topic: str
+    lane: int
+    content: int
+    tensor: TensorMeta | None
+    payload: Buffer
+    headers: dict[str, str] | None = None
+    urgent: bool = False
+    flags: int = 0
+    reference: int = 0
+    reply_to: str = ""
+    request: int = 0
+    last: bool = False
+    error: str = ""
+
+    @classmethod
+    def answer(cls, request: Message, value: object, last: bool, error: str) -> Outbound:
+        """The reply to a request."""
+        reply = cls.of(request.body.reply_to, value, request.lane)
+        reply.request, reply.last, reply.error, reply.urgent = request.body.request, last, error, True
+        return reply
+
+    @classmethod
+    def of(cls, topic: str, value: object, lane: str) -> Outbound:
+        """Encodes a value.
+
+        Raises:
+            InvalidValue: the value or the lane cannot be used.
+        """
+        number = LANES.get(lane)
+        if number is None:
+            raise InvalidValue("lane", lane, f"is none of {', '.join(LANES)}")
+        content, tensor, payload = encode_value(value)
+        return cls(topic, number, content, tensor, payload)
+
+    def body(self) -> bytes:
+        """The body of the message's frame; empty when there is nothing to say."""
+        if self.headers is None and self.tensor is None and not self.request:
+            return b""
+        return encode_body(MessageBody(self.headers, self.tensor, self.reply_to, self.request, self.last, self.error))
+
+
+def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Signal | None:
+    """Publishes a message as far as that goes without waiting.
+
+    Returns:
+        None when it has been queued; a StreamSource that is ready when it has left; or another Signal to wait for
+        before this is called again with the same message.
+
+    Raises:
+        InvalidValue: the topic cannot be published to.
+        ConnectionClosed: the client is closed.
+    """
+    if core.session is None:
+        core.check_open()
+        return core.online
+    outgoing = core.outgoing
+    topic = outgoing.topics.get(message.topic) or outgoing.topic(message.topic)
+    payload = message.payload
+    if message.lane != Lane.CONTROL and (topic.credit_messages <= 0 or topic.credit_bytes <= 0):
+        topic.credit.clear()
+        return topic.credit
+    body = message.body()
+    if not outgoing.is_small(payload):
+        if topic.stream is not None:
+            return topic.stream_over
+        opening = Frame(
+            Kind.PUBLISH, message.flags | Flag.CHUNKED, message.lane, message.content,
+            number=topic.number, target=message.reference, total_bytes=len(payload), time_ns=wall_ns, body=body,
+        )  # fmt: skip
+        return outgoing.start_stream(topic, opening, payload)
+    data = payload if type(payload) is bytes else bytes(payload)
+    if (
+        not message.flags
+        and message.lane == Lane.DEFAULT
+        and not message.urgent
+        and outgoing.wants_batch(topic, now_ns)
+        and outgoing.batches_body(body, data)
+    ):
+        opened = outgoing.add_to_batch(topic, message.content, body, data, wall_ns, now_ns)
+        return BATCH_OPENED if opened else None
+    outgoing.publish_small(topic, message.lane, message.flags, message.content, message.reference, body, data, wall_ns)
+    return None
+
+
+BATCH_OPENED: Final = Signal(ready=True)
+"""What try_publish returns when somebody has to see to it that a batch leaves in time."""
+
+__all__ = ["BATCH_OPENED", "Content", "Core", "Outbound", "PendingJoin", "Reconnected", "StreamSource", "try_publish"]

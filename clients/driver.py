@@ -1,0 +1,355 @@
+"""What drives a synchronous client: the lock, the link, and who reads it.
+
+Nothing is handed from thread to thread on the way out: whoever publishes encodes the frame and sends it. On the way in,
+whoever waits reads. The first thread that has to wait takes the pump, which is the right to poll and read the
+connection; others wait until the pump has brought what they want. A waiting `next()` is thus woken by the kernel itself.
+
+    publish ----------------------------------> lock, encode, send
+    next, request, wait ... nothing there yet -> pump free:  poll, read, hand out, wake the others
+                                                 pump taken: wait for whoever has it
+    keeper thread ---------------------------> heartbeats, batches that are due, reconnecting, and the pump when nobody
+                                                 has waited for a while, so that a client stays alive while its
+                                                 application computes
+
+The lock is held while state is touched and never while a thread sleeps or runs the application's functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Final, TypeVar
+
+from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, ProtocolError, TimeoutError
+from broker.limits import BATCH_WINDOW_NS, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
+from broker.protocol.bodies import Hello
+from broker.protocol.codes import Code
+from broker.protocol.session import Phase
+from broker.transport.addresses import Address
+from clients.core import Core, Reconnected
+from clients.link import Link, dial, flush, read
+from clients.signals import Signal
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.1
+IDLE_S: Final = 0.05
+"""When nobody has waited for so long, the keeper reads."""
+SHORT_READ_BYTES: Final = 4096
+READS_MAX: Final = 64
+"""Reads in a row before the lock is given up."""
+
+T = TypeVar("T")
+
+
+class Driver:
+    """One synchronous client's link and threads."""
+
+    def __init__(
+        self,
+        core: Core,
+        addresses: Sequence[Address],
+        greeting: Hello,
+        *,
+        connect_timeout_s: float,
+        reconnect_timeout_s: float,
+        on_reconnect: Callable[[Reconnected], None] | None,
+    ) -> None:
+        """Connects.
+
+        Raises:
+            ConnectError: no broker can be reached.
+            PermissionDenied: the broker does not let this client in.
+        """
+        self.core = core
+        self.lock = threading.Lock()
+        self._condition = threading.Condition(self.lock)
+        self._addresses = addresses
+        self._greeting = greeting
+        self._connect_timeout_s = connect_timeout_s
+        self._reconnect_timeout_s = reconnect_timeout_s
+        self._on_reconnect = on_reconnect
+        self._link: Link | None = None
+        self._pumping = False
+        self._followers = 0
+        self._last_wait = time.monotonic()
+        self._eager = 0
+        self._closing = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._keeper_wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = select.poll()
+        self._poller.register(self._wake, select.POLLIN)
+        try:
+            link = dial(addresses, greeting, connect_timeout_s, core.allocate)
+        except BaseException:
+            self._close_descriptors()
+            raise
+        with self.lock:
+            self._adopt(link)
+        self._keeper = threading.Thread(target=self._keep, name=f"tensorbus-keeper-{core.name}", daemon=True)
+        self._keeper.start()
+
+    # For callers.
+
+    def run(self, operation: Coroutine[object, None, T]) -> T:
+        """Runs an operation that is written once for both kinds of client; here every wait in it blocks.
+
+        The operation runs under the lock, which its waits give up.
+        """
+        with self.lock:
+            try:
+                operation.send(None)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            finally:
+                operation.close()
+        raise AssertionError("an operation of a synchronous client waited for something else than a signal")
+
+    async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
+        """Waits, under the lock, until a signal is ready.
+
+        Raises:
+            TimeoutError: it did not become ready in time; it still may.
+        """
+        self.block(signal, timeout_s, what)
+
+    def block(self, signal: Signal, timeout_s: float | None, what: str) -> None:
+        """As `wait`. The lock is held by the caller and is given up meanwhile."""
+        self.core.outgoing.send_batches()
+        self.flush()
+        if signal.ready:
+            return
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not signal.ready:
+            remaining_s = None if deadline is None else deadline - time.monotonic()
+            if remaining_s is not None and remaining_s <= 0:
+                # What has arrived meanwhile counts.
+                self._read_all()
+                if signal.ready:
+                    break
+                raise TimeoutError(what, timeout_s or 0.0)
+            if self._pumping or self._link is None:
+                self._followers += 1
+                try:
+                    self._condition.wait(remaining_s)
+                finally:
+                    self._followers -= 1
+            else:
+                self._pump(remaining_s)
+        self._last_wait = time.monotonic()
+
+    def flush(self) -> None:
+        """Sends what waits as far as the link takes it. The lock is held."""
+        link = self._link
+        if link is None:
+            return
+        try:
+            if flush(link.session, link.connection):
+                self.core.outgoing.link_drained()
+            elif self._pumping:
+                # Whoever polls has to poll for writing as well.
+                os.eventfd_write(self._wake, 1)
+        except ConnectionClosed as error:
+            self._lose(error)
+
+    def batch_opened(self) -> None:
+        """A batch has to leave within the batch window even if nothing else happens."""
+        os.eventfd_write(self._keeper_wake, 1)
+        if self._pumping:
+            os.eventfd_write(self._wake, 1)
+
+    def notify(self) -> None:
+        """Makes whoever waits look again."""
+        with self.lock:
+            self._condition.notify_all()
+            os.eventfd_write(self._wake, 1)
+
+    def expect_results(self, *, more: bool) -> None:
+        """While results of asynchronous work are due, the keeper reads whenever nobody else does."""
+        self._eager += 1 if more else -1
+        if more:
+            os.eventfd_write(self._keeper_wake, 1)
+
+    def close(self, reason: str, timeout_s: float) -> None:
+        """Closes in order: what is queued still leaves. Every waiter gets ConnectionClosed."""
+        with self.lock:
+            if self._closing:
+                return
+            self._closing = True
+            link = self._link
+            if link is not None:
+                self.core.outgoing.send_batches()
+                link.session.close(Code.NORMAL, reason)
+                over = Signal()
+                self.flush()
+                deadline = time.monotonic() + timeout_s
+                while self._link is not None and link.session.phase is Phase.CLOSING and time.monotonic() < deadline:
+                    try:
+                        self.block(over, 0.01, "the last frames to leave")
+                    except TimeoutError:
+                        self.flush()
+            self._shut(ConnectionClosed(reason, Code.NORMAL))
+        if threading.current_thread() is not self._keeper:
+            self._keeper.join()
+
+    # The pump.
+
+    def _pump(self, timeout_s: float | None) -> None:
+        """Polls once and reads what is there. The lock is held, and given up while polling."""
+        link = self._link
+        assert link is not None
+        events = select.POLLIN | (select.POLLOUT if link.session.has_unsent else 0)
+        self._poller.modify(link.connection.fileno(), events)
+        self._pumping = True
+        self.lock.release()
+        try:
+            ready = self._poller.poll(None if timeout_s is None else timeout_s * 1000)
+        finally:
+            self.lock.acquire()
+            self._pumping = False
+        for descriptor, _ in ready:
+            if descriptor == self._wake:
+                os.eventfd_read(self._wake)
+        if ready and link is self._link:
+            if events & select.POLLOUT:
+                self.flush()
+            self._read_all()
+        if self._followers:
+            self._condition.notify_all()
+
+    def _read_all(self) -> None:
+        """Reads until nothing is there. The lock is held."""
+        link = self._link
+        if link is None or self._pumping:
+            return
+        session, connection, receive = link.session, link.connection, self.core.receive
+        try:
+            for _ in range(READS_MAX):
+                size = read(session, connection, receive)
+                if session.failure is not None and not self._closing:
+                    break
+                # A short read has emptied the socket; asking again would only cost a system call.
+                if size < SHORT_READ_BYTES:
+                    break
+        except ConnectionClosed as error:
+            self._lose(error)
+            return
+        if session.has_unsent:
+            self.flush()
+        if session.failure is not None and (session.phase is Phase.CLOSED or not self._closing):
+            failure = session.failure
+            self._lose(failure if isinstance(failure, ConnectionClosed) else ConnectionClosed(str(failure)))
+
+    # The link's life.
+
+    def _adopt(self, link: Link) -> None:
+        self._link = link
+        self._poller.register(link.connection.fileno(), select.POLLIN)
+        self.core.connected(link.session, link.welcome)
+        for received in link.early:
+            self.core.receive(received, 0)
+        self.flush()
+
+    def _lose(self, error: ConnectionClosed) -> None:
+        """The connection is gone. The lock is held."""
+        link, self._link = self._link, None
+        if link is None:
+            return
+        log.warning("connection.closed name=%r broker=%s cause=%s", self.core.name, link.connection.peer_address, error)
+        link.session.lost(error)
+        self._poller.unregister(link.connection.fileno())
+        link.connection.close()
+        if self._closing or self._reconnect_timeout_s <= 0 or error.code == Code.DENIED:
+            self.core.close(error)
+        else:
+            self.core.disconnected(error)
+        self._condition.notify_all()
+        os.eventfd_write(self._wake, 1)
+        os.eventfd_write(self._keeper_wake, 1)
+
+    def _shut(self, error: BrokerError) -> None:
+        """Ends for good. The lock is held."""
+        self._closing = True
+        link, self._link = self._link, None
+        if link is not None:
+            self._poller.unregister(link.connection.fileno())
+            link.connection.close()
+        self.core.close(error)
+        self._condition.notify_all()
+        os.eventfd_write(self._wake, 1)
+        os.eventfd_write(self._keeper_wake, 1)
+
+    def _close_descriptors(self) -> None:
+        os.close(self._wake)
+        os.close(self._keeper_wake)
+
+    # The keeper.
+
+    def _keep(self) -> None:
+        poller = select.poll()
+        poller.register(self._keeper_wake, select.POLLIN)
+        last_tick_ns = 0
+        while True:
+            with self.lock:
+                if self.core.closed is not None:
+                    self._shut(self.core.closed)
+                    return
+                now_ns = time.monotonic_ns()
+                if now_ns - last_tick_ns >= TICK_S * 1e9 or self.core.outgoing.open_batches:
+                    last_tick_ns = now_ns
+                    self.core.tick(now_ns, now_ns - BATCH_WINDOW_NS)
+                    self.flush()
+                offline = self._link is None
+                leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or self._idle())
+                if leads and not self.core.outgoing.open_batches:
+                    self._pump(TICK_S)
+                    continue
+            if offline:
+                self._reconnect()
+                continue
+            pause_s = BATCH_WINDOW_NS / 1e9 if self.core.outgoing.open_batches else IDLE_S
+            if poller.poll(pause_s * 1000):
+                os.eventfd_read(self._keeper_wake)
+
+    def _idle(self) -> bool:
+        return time.monotonic() - self._last_wait > IDLE_S
+
+    def _reconnect(self) -> None:
+        """Tries until a broker answers, or the time is over. Called by the keeper, without the lock."""
+        deadline = time.monotonic() + self._reconnect_timeout_s
+        delay_s = RECONNECT_DELAY_FIRST_S
+        poller = select.poll()
+        poller.register(self._keeper_wake, select.POLLIN)
+        while not self._closing:
+            try:
+                link = dial(
+                    self._addresses, self._greeting, min(self._connect_timeout_s, max(0.1, deadline - time.monotonic())),
+                    self.core.allocate,
+                )  # fmt: skip
+            except (ConnectError, PermissionDenied) as error:
+                if time.monotonic() + delay_s > deadline or isinstance(error, PermissionDenied):
+                    with self.lock:
+                        self._shut(
+                            ConnectionClosed(f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}")
+                        )
+                    return
+                if poller.poll(delay_s * 1000):
+                    os.eventfd_read(self._keeper_wake)
+                delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
+                continue
+            with self.lock:
+                if self._closing:
+                    link.connection.close()
+                    return
+                self._adopt(link)
+                told, self.core.lost = self.core.lost, None
+                self._condition.notify_all()
+            if told is not None:
+                log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
+                if self._on_reconnect is not None:
+                    self._on_reconnect(told)
+            return

@@ -1,0 +1,40 @@
+"""What clients take from the environment."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from broker.errors import InvalidValue
+
+DEFAULT_URL: Final = "tcp://127.0.0.1:4870"
+
+
+def broker_url() -> str:
+    """$TENSORBUS_URL, or the daemon's default address."""
+    return os.environ.get("TENSORBUS_URL") or DEFAULT_URL
+
+
+def token() -> str:
+    """$TENSORBUS_TOKEN, or nothing."""
+    return os.environ.get("TENSORBUS_TOKEN", "")
+
+
+def rank() -> int | None:
+    """$RANK, as torchrun and others set it."""
+    return _number("RANK")
+
+
+def world_size() -> int | None:
+    """$WORLD_SIZE, as torchrun and others set it."""
+    return _number("WORLD_SIZE")
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InvalidValue(f"environment variable {name}", text, "is not a whole number") from error

@@ -1,0 +1,117 @@
+"""The client's own thread, on which handlers and responders run.
+
+It starts with the first handler. A handler runs without any lock, so it may use the client; handlers of one client run
+one after the other. What a handler raises is logged and goes nowhere else; what a responder raises goes to the requester.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from broker.errors import BrokerError
+from clients import operations
+from clients.driver import Driver
+from clients.incoming import SubscriptionState
+from clients.messages import Message
+from clients.signals import Signal
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Message], None]
+
+
+class Handlers:
+    """The handlers of one client."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._work = Signal()
+        self._due: deque[SubscriptionState] = deque()
+        self._handlers: dict[SubscriptionState, Handler] = {}
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def add(self, subscription: SubscriptionState, handler: Handler) -> None:
+        """From now on a handler gets the subscription's messages."""
+        with self._driver.lock:
+            self._handlers[subscription] = handler
+
+            def due() -> None:
+                self._due.append(subscription)
+                self._work.set()
+
+            subscription.on_message = due
+            if subscription.ready or subscription.is_latest:
+                due()
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name=f"tensorbus-handlers-{self._driver.core.name}", daemon=True
+                )
+                self._thread.start()
+
+    def stop(self) -> None:
+        """The thread ends when its current handler has returned."""
+        with self._driver.lock:
+            self._stopping = True
+            self._work.set()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._driver.notify()
+            thread.join()
+
+    def _run(self) -> None:
+        driver = self._driver
+        while True:
+            with driver.lock:
+                driver.block(self._work, None, "messages for handlers")
+                if self._stopping:
+                    return
+                due = self._due.popleft() if self._due else None
+                if not self._due:
+                    self._work.clear()
+                message = operations.take(driver, due) if due is not None else None
+                # Of a `latest` subscription the next message was asked for above, or is asked for when this one is done.
+                handler = self._handlers.get(due) if due is not None else None
+            if message is not None and handler is not None:
+                self._call(handler, message)
+                if due is not None and due.is_latest:
+                    with driver.lock:
+                        self._due.append(due)
+                        self._work.set()
+
+    def _call(self, handler: Handler, message: Message) -> None:
+        try:
+            handler(message)
+        except Exception:
+            log.exception("handler.failed topic=%r", message.topic)
+
+
+def responder(function: Callable[[Message], object]) -> Handler:
+    """A handler that replies with what a function returns, or with the error that it raises."""
+
+    def respond(message: Message) -> None:
+        if not message.is_request:
+            return
+        try:
+            value = function(message)
+        except Exception as error:
+            log.exception("responder.failed topic=%r", message.topic)
+            _reply_error(message, error)
+        else:
+            try:
+                message.reply(value)
+            except BrokerError as error:
+                log.exception("responder.reply_failed topic=%r", message.topic)
+                _reply_error(message, error)
+
+    return respond
+
+
+def _reply_error(message: Message, error: Exception) -> None:
+    try:
+        message.reply_error(f"{type(error).__name__}: {error}")
+    except BrokerError:
+        log.exception("responder.unreachable topic=%r", message.topic)

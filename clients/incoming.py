@@ -1,0 +1,291 @@
+"""What a client receives: subscriptions, their local queues and credit, and large messages as they arrive. Pure.
+
+The broker sends what it has credit for. A subscription gives credit back as the application takes messages; of a large
+message, chunk by chunk as they arrive in its final buffer, and then owes its whole length until the application has
+taken it. So a subscription holds at most queue_bytes, plus the one message that reached over it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from broker.errors import BrokerError, ProtocolError
+from broker.limits import MIB
+from broker.protocol.batches import split_batch
+from broker.protocol.bodies import Subscribe, Topic, decode_body
+from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.protocol.pool import BufferPool
+from broker.protocol.session import Session
+from clients.messages import Message, Publication, Reply
+from clients.signals import Signal
+
+POOL_BYTES_MAX: Final = 512 * MIB
+"""Message buffers that a client keeps for reuse once the application has let go of them."""
+INBOX: Final = 0
+
+
+class SubscriptionState(Signal):
+    """One subscription; ready while it has a message or is closed.
+
+    Attributes:
+        wishes: as the broker was asked.
+        pending: messages that wait in this process.
+        dropped: messages that were dropped by the overflow policy, here or in the broker.
+        closed: why it will get no more messages, once it will not.
+    """
+
+    __slots__ = (
+        "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes", "_owed_messages", "_threshold",
+        "asked", "closed", "number", "on_message", "wishes",
+    )  # fmt: skip
+
+    def __init__(self, number: int, wishes: Subscribe) -> None:
+        super().__init__()
+        self.number = number
+        self.wishes = wishes
+        self.closed: BrokerError | None = None
+        self.on_message: Callable[[], None] | None = None
+        self.asked = False
+        self._messages: deque[Message] = deque()
+        self._owed_messages = 0
+        self._owed_bytes = 0
+        self._dropped_here = self._dropped_there = self._dropped_before = 0
+        bound = wishes.queue_messages
+        # A small queue is credited message by message, so that the broker's count of unread messages is exact.
+        self._threshold = 1 if bound <= 16 else bound // 4
+
+    @property
+    def pending(self) -> int:
+        """Messages that wait in this process."""
+        return len(self._messages)
+
+    @property
+    def dropped(self) -> int:
+        """Messages that were dropped, here or in the broker."""
+        return self._dropped_here + self._dropped_there + self._dropped_before
+
+    @property
+    def is_latest(self) -> bool:
+        """Whether the subscription asks for each message."""
+        return self.wishes.overflow == "latest"
+
+    def append(self, message: Message) -> None:
+        """A message has arrived."""
+        messages = self._messages
+        messages.append(message)
+        if self.wishes.overflow == "drop_oldest" and len(messages) > self.wishes.queue_messages:
+            self._dropped_here += 1
+            self._taken(messages.popleft())
+        self.asked = False
+        if not self.ready:
+            self.set()
+        if self.on_message is not None:
+            self.on_message()
+
+    def take(self) -> Message | None:
+        """The next message, if there is one."""
+        if not self._messages:
+            return None
+        message = self._messages.popleft()
+        if not self._messages and self.closed is None:
+            self.clear()
+        self._taken(message)
+        return message
+
+    def _taken(self, message: Message) -> None:
+        self._owed_messages += 1
+        self._owed_bytes += message.size_bytes
+
+    def chunk_arrived(self, size_bytes: int) -> None:
+        """Part of a large message is in its final buffer."""
+        self._owed_bytes += size_bytes
+
+    def stream_complete(self, size_bytes: int) -> None:
+        """A large message is complete and counts until it is taken."""
+        self._owed_bytes -= size_bytes
+
+    def credit(self) -> Frame | None:
+        """The CREDIT that is due, if one is."""
+        messages, size_bytes = self._owed_messages, self._owed_bytes
+        if self.is_latest:
+            # Messages are asked for one by one; of a large one the bytes are credited as they arrive.
+            messages = 0
+        if (not messages or messages < self._threshold) and size_bytes < self.wishes.queue_bytes // 8:
+            return None
+        self._owed_messages = 0
+        if size_bytes > 0:
+            self._owed_bytes = 0
+        return Frame(Kind.CREDIT, lane=Lane.CONTROL, number=self.number, count=messages, total_bytes=max(0, size_bytes))
+
+    def ask(self) -> Frame | None:
+        """Of a `latest` subscription: the CREDIT for one message, if it waits and has not asked."""
+        if not self.is_latest or self.asked or self._messages:
+            return None
+        self.asked = True
+        return Frame(Kind.CREDIT, lane=Lane.CONTROL, number=self.number, count=1, total_bytes=self.wishes.queue_bytes)
+
+    def broker_dropped(self, total: int) -> None:
+        """DROPPED: what the broker has dropped in this session."""
+        self._dropped_there = total
+
+    def reconnected(self) -> None:
+        """A new session knows nothing of what was owed."""
+        self._dropped_before += self._dropped_there
+        self._dropped_there = 0
+        self.asked = False
+        self._owed_messages = -len(self._messages)
+        self._owed_bytes = -sum(message.size_bytes for message in self._messages)
+
+    def close(self, error: BrokerError) -> None:
+        """No more messages will come; those that are here can still be taken."""
+        if self.closed is None:
+            self.closed = error
+            self.set()
+            if self.on_message is not None:
+                self.on_message()
+
+
+class _Assembly:
+    """A large message that is arriving."""
+
+    __slots__ = ("arrived_bytes", "frame", "memory", "subscription")
+
+    def __init__(self, subscription: SubscriptionState | None, frame: Frame, memory: memoryview) -> None:
+        self.subscription = subscription
+        self.frame = frame
+        self.memory = memory
+        self.arrived_bytes = 0
+
+
+class Incoming:
+    """All that one client receives, but for collectives."""
+
+    def __init__(self, reply: Reply, on_reply: Callable[[Message], None]) -> None:
+        """Args:
+        reply: publishes the answer to a request.
+        on_reply: called with every message that comes to this client's inbox.
+        """
+        self.session: Session | None = None
+        self.subscriptions: dict[int, SubscriptionState] = {}
+        self.pool = BufferPool(POOL_BYTES_MAX)
+        self._reply = reply
+        self._on_reply = on_reply
+        self._publications: dict[int, Publication] = {}
+        self._assemblies: dict[int, _Assembly] = {}
+        self._inbox = SubscriptionState(INBOX, Subscribe("$inbox"))
+
+    def connected(self, session: Session) -> None:
+        """A session is open; nothing is known in it yet."""
+        self.session = session
+        self._publications.clear()
+        self._assemblies.clear()
+        for subscription in (self._inbox, *self.subscriptions.values()):
+            subscription.reconnected()
+
+    def disconnected(self) -> None:
+        """The session is over: what had not arrived completely never will."""
+        self.session = None
+        self._assemblies.clear()
+
+    def allocate(self, frame: Frame, size_bytes: int) -> memoryview:
+        """Memory for a payload that is about to be received: its place in the message that it is a part of."""
+        if frame.kind == Kind.CHUNK:
+            assembly = self._assemblies.get(frame.stream)
+            if assembly is not None and frame.sequence + size_bytes <= len(assembly.memory):
+                return assembly.memory[frame.sequence : frame.sequence + size_bytes]
+        return memoryview(self.pool.acquire(size_bytes))
+
+    def topic(self, frame: Frame) -> None:
+        """TOPIC: the broker gives a number to a topic and its publisher."""
+        body = decode_body(frame.body, Topic)
+        self._publications[frame.number] = Publication(body.name, body.sender)
+
+    def deliver(self, frame: Frame) -> None:
+        """DELIVER: a message, a batch, or the start of a large message."""
+        subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
+        if frame.flags & Flag.CHUNKED:
+            memory = memoryview(self.pool.acquire(frame.total_bytes))
+            self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
+            return
+        # Messages can be on their way when a subscription ends.
+        if subscription is None:
+            return
+        publication = self._publications[frame.number]
+        if frame.flags & Flag.BATCH:
+            sequence = frame.sequence
+            for content, time_ns, body, payload in split_batch(bytes(frame.payload), frame.count):
+                message = Message(publication, sequence, time_ns, frame.lane, content, body, payload, self._reply)
+                subscription.append(message)
+                sequence += 1
+        else:
+            self._complete(subscription, frame)
+
+    def _complete(self, subscription: SubscriptionState, frame: Frame) -> None:
+        message = Message(
+            self._publications[frame.number],
+            frame.sequence,
+            frame.time_ns,
+            frame.lane,
+            frame.content,
+            frame.body,
+            frame.payload,
+            self._reply,
+        )
+        if subscription is self._inbox:
+            subscription._taken(message)
+            self._on_reply(message)
+        else:
+            subscription.append(message)
+
+    def chunk(self, frame: Frame) -> None:
+        """CHUNK: more of a large message."""
+        assembly = self._assemblies.get(frame.stream)
+        if assembly is None:
+            raise ProtocolError(f"CHUNK of stream {frame.stream}, which no DELIVER has opened")
+        size = len(frame.payload)
+        end = frame.sequence + size
+        if frame.sequence != assembly.arrived_bytes or end > len(assembly.memory):
+            raise ProtocolError(
+                f"CHUNK of stream {frame.stream} at {frame.sequence}, expected {assembly.arrived_bytes}"
+            )
+        payload = frame.payload
+        if size and not (isinstance(payload, memoryview) and payload.obj is assembly.memory.obj):
+            assembly.memory[frame.sequence : end] = frame.payload
+        assembly.arrived_bytes = end
+        subscription = assembly.subscription
+        if subscription is not None:
+            subscription.chunk_arrived(size)
+        if frame.flags & Flag.LAST:
+            if end != len(assembly.memory):
+                raise ProtocolError(f"stream {frame.stream} ended after {end} of {len(assembly.memory)} bytes")
+            del self._assemblies[frame.stream]
+            if subscription is not None:
+                subscription.stream_complete(end)
+                assembly.frame.payload = assembly.memory
+                self._complete(subscription, assembly.frame)
+        if subscription is not None:
+            self.give_credit(subscription)
+
+    def abort(self, frame: Frame) -> None:
+        """STREAM_ABORT: a large message will not be completed; the broker has counted it as dropped."""
+        self._assemblies.pop(frame.stream, None)
+
+    def dropped(self, frame: Frame) -> None:
+        """DROPPED: how many messages the broker has dropped for a subscription."""
+        subscription = self.subscriptions.get(frame.number)
+        if subscription is not None:
+            subscription.broker_dropped(frame.sequence)
+
+    def give_credit(self, subscription: SubscriptionState) -> bool:
+        """Sends the credit that is due; says whether some was."""
+        frame = subscription.credit()
+        if frame is None or self.session is None:
+            return False
+        self.session.put(frame)
+        return True
+
+    def give_inbox_credit(self) -> bool:
+        """As `give_credit`, for replies."""
+        return self.give_credit(self._inbox)

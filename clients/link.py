@@ -1,0 +1,126 @@
+"""Connecting, and moving bytes between a session and its connection: the same for both kinds of client."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied
+from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
+from broker.protocol.bodies import Hello, Welcome
+from broker.protocol.codes import Code
+from broker.protocol.frames import Frame
+from broker.protocol.session import Allocate, Deliver, Phase, Received, Session
+from broker.transport import registry
+from broker.transport.addresses import Address
+from broker.transport.base import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An open session and its connection."""
+
+    connection: Connection
+    session: Session
+    welcome: Welcome
+    early: Sequence[Received]
+    """What came together with the Welcome."""
+
+
+def hello(name: str, token: str, tenant: str) -> Hello:
+    """What a client says about itself."""
+    return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname())
+
+
+def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
+    """Opens a session at the first address that works.
+
+    Args:
+        addresses: tried in turn; all share the time-out.
+        greeting: see `hello`.
+        timeout_s: for everything up to the broker's Welcome, in seconds.
+        allocate: see Session.
+
+    Raises:
+        ConnectError: none works; the text has each one's reason.
+        PermissionDenied: a broker does not let this client in.
+    """
+    deadline = time.monotonic() + timeout_s
+    reasons = []
+    for position, address in enumerate(addresses):
+        share_s = max(0.05, (deadline - time.monotonic()) / (len(addresses) - position))
+        try:
+            return _open(address, greeting, share_s, allocate)
+        except ConnectError as error:
+            reasons.append(error.reason if len(addresses) == 1 else f"{address}: {error.reason}")
+    raise ConnectError(", ".join(str(address) for address in addresses), "; ".join(reasons))
+
+
+def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
+    deadline = time.monotonic() + timeout_s
+    connection = registry.connect(address, timeout_s)
+    session = Session(
+        hello=greeting,
+        now_ns=time.monotonic_ns(),
+        allocate=allocate,
+        heartbeat_interval_s=HEARTBEAT_INTERVAL_S,
+        heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
+    )
+    try:
+        early: list[Received] = []
+        while session.phase is Phase.AWAIT_HELLO:
+            flush(session, connection)
+            _wait_readable(connection, address, deadline, timeout_s)
+            read(session, connection, lambda received, _: early.append(received))
+        if session.phase is not Phase.OPEN:
+            raise session.failure or ConnectionClosed("the broker closed the connection")
+    except BrokerError as error:
+        connection.close()
+        if isinstance(error, ConnectError):
+            raise
+        if isinstance(error, ConnectionClosed) and error.code == Code.DENIED:
+            raise PermissionDenied(error.reason) from error
+        reason = error.reason if isinstance(error, ConnectionClosed) else str(error)
+        raise ConnectError(str(address), f"no session: {reason}") from error
+    except BaseException:
+        connection.close()
+        raise
+    welcome = early.pop(0)
+    assert isinstance(welcome, Welcome)
+    return Link(connection, session, welcome, [item for item in early if isinstance(item, Frame)])
+
+
+def _wait_readable(connection: Connection, address: Address, deadline: float, timeout_s: float) -> None:
+    poller = select.poll()
+    poller.register(connection.fileno(), select.POLLIN)
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0 or not poller.poll(remaining_s * 1000):
+        raise ConnectError(str(address), f"connected, but no tensorbus broker answered within {timeout_s:g} s")
+
+
+def read(session: Session, connection: Connection, deliver: Deliver) -> int:
+    """Reads once and delivers what is complete; returns the bytes that were there.
+
+    Raises:
+        ConnectionClosed: the connection is gone.
+    """
+    size = connection.receive_into(session.receive_buffers())
+    if size:
+        session.received(size, time.monotonic_ns(), deliver)
+    return size
+
+
+def flush(session: Session, connection: Connection) -> bool:
+    """Sends until nothing waits or the link is full; says whether nothing waits.
+
+    Raises:
+        ConnectionClosed: the connection is gone.
+    """
+    while buffers := session.to_send():
+        if not session.sent(connection.send(buffers)):
+            return False
+    return True

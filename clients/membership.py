@@ -1,0 +1,168 @@
+"""A client's places in collective groups: frames to the operations of `Member`, and their rounds to frames. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker.buffers import Buffer
+from broker.collectives.member import Member, MemberOperation
+from broker.errors import (
+    BrokerError,
+    CollectiveError,
+    CollectiveMismatchError,
+    ConnectionClosed,
+    ProtocolError,
+    RankTimeoutError,
+)
+from broker.ids import Generation, Rank
+from broker.protocol.bodies import CollectiveFailure, Membership, decode_body
+from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
+from broker.protocol.session import Session
+from clients.signals import Signal
+
+
+class Place:
+    """This client's membership of one group.
+
+    Attributes:
+        number: the broker's number for the group.
+        member: what is known of the group.
+        closed: why the place is lost, once it is.
+        changed: becomes ready when an operation ends or the members change.
+    """
+
+    def __init__(self, session: Session, name: str, number: int, world_size: int, joined: Membership) -> None:
+        self.name = name
+        self.number = number
+        self.member = Member(
+            name, Rank(joined.rank), world_size, Generation(joined.generation), [Rank(rank) for rank in joined.ranks]
+        )
+        self.closed: BrokerError | None = None
+        self.signals: dict[int, Signal] = {}
+        self._session = session
+        self._attached = False
+
+    def started(self, operation: MemberOperation) -> Signal:
+        """An operation has been started; the signal becomes ready when it is done."""
+        signal = self.signals[id(operation)] = Signal(ready=operation.done)
+        self.attach()
+        return signal
+
+    def attach(self) -> None:
+        """Asks the outbox to pull rounds."""
+        if not self._attached:
+            self._attached = True
+            self._session.attach(self, Lane.DEFAULT)
+
+    def pull(self, buffers: list[Buffer]) -> int:
+        """Appends one CONTRIBUTE frame; see Source."""
+        next_round = self.member.next_round()
+        if next_round is None:
+            self._attached = False
+            return 0
+        operation, (number, payload, claim) = next_round
+        body = msgspec.msgpack.encode(claim) if claim is not None else b""
+        frame = Frame(
+            Kind.CONTRIBUTE, number=self.number, target=self.member.generation, sequence=operation.sequence,
+            stream=number, body=body, payload=payload,
+        )  # fmt: skip
+        return encode(frame, buffers)
+
+    def find(self, frame: Frame) -> MemberOperation | None:
+        """The operation that a frame belongs to, unless it is over."""
+        if frame.target != self.member.generation:
+            return None
+        for operation in self.member.pending:
+            if operation.sequence == frame.sequence:
+                return operation
+        return None
+
+    def result(self, frame: Frame) -> None:
+        """RESULT: a chunk of a result."""
+        operation = self.find(frame)
+        if operation is None:
+            return
+        placed = isinstance(frame.payload, memoryview)
+        operation.result(
+            frame.stream, frame.count, None if placed else frame.payload, last=bool(frame.flags & Flag.LAST)
+        )
+        self._over([operation])
+        self.attach()
+
+    def failed(self, frame: Frame) -> None:
+        """FAILED: an operation has failed on every rank."""
+        operation = self.find(frame)
+        if operation is None:
+            return
+        operation.failed(failure_error(self.name, frame))
+        self._over([operation])
+        self.attach()
+
+    def membership_changed(self, frame: Frame) -> None:
+        """CHANGED: the group has a new generation."""
+        body = decode_body(frame.body, Membership)
+        pending = self.member.pending
+        self.member.changed(
+            Generation(body.generation), [Rank(rank) for rank in body.lost_ranks], [Rank(rank) for rank in body.ranks]
+        )
+        self._over(pending)
+        self.attach()
+
+    def close(self, error: BrokerError) -> None:
+        """The place is lost, with the connection or by leaving."""
+        if self.closed is None:
+            self.closed = error
+        pending = self.member.pending
+        self.member.closed(error)
+        self._over(pending)
+
+    def _over(self, operations: tuple[MemberOperation, ...] | list[MemberOperation]) -> None:
+        for operation in operations:
+            if operation.done:
+                signal = self.signals.pop(id(operation), None)
+                if signal is not None:
+                    signal.set()
+
+
+def failure_error(group: str, frame: Frame) -> CollectiveError:
+    """The error of a FAILED frame."""
+    body = decode_body(frame.body, CollectiveFailure)
+    if body.claims is not None:
+        return CollectiveMismatchError(group, frame.sequence, body.claims)
+    if body.missing_ranks is not None:
+        return RankTimeoutError(group, frame.sequence, body.missing_ranks, body.timeout_s)
+    return CollectiveError(group, body.text)
+
+
+class Places:
+    """All groups of one client."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Place] = {}
+
+    def destination(self, frame: Frame, size_bytes: int) -> memoryview | None:
+        """Where the payload of a RESULT belongs, or None when its operation is over."""
+        place = self.by_number.get(frame.number)
+        operation = place.find(frame) if place is not None else None
+        return operation.destination(frame.stream, frame.count, size_bytes) if operation is not None else None
+
+    def receive(self, frame: Frame) -> None:
+        """RESULT, FAILED or CHANGED."""
+        place = self.by_number.get(frame.number)
+        # Frames can be on their way when a member leaves.
+        if place is None:
+            return
+        if frame.kind == Kind.RESULT:
+            place.result(frame)
+        elif frame.kind == Kind.FAILED:
+            place.failed(frame)
+        elif frame.kind == Kind.CHANGED:
+            place.membership_changed(frame)
+        else:
+            raise ProtocolError(f"a {Kind(frame.kind).name} frame for a group")
+
+    def disconnected(self, error: ConnectionClosed) -> None:
+        """The session is over, and with it every membership."""
+        for place in self.by_number.values():
+            place.close(error)
+        self.by_number.clear()

@@ -1,0 +1,162 @@
+"""A message as the application sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from broker.buffers import Buffer
+from broker.errors import InvalidValue
+from broker.protocol.bodies import MessageBody, decode_body
+from broker.protocol.frames import Lane
+from broker.protocol.values import decode_value
+
+NO_BODY: Final = MessageBody()
+LANE_NAMES: Final = tuple(lane.name.lower() for lane in Lane)
+
+
+class Sent:
+    """What `reply` returns in the synchronous client: it is done already, and awaiting it does nothing."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+Reply = Callable[["Message", object, bool, str], Awaitable[None]]
+"""Answers a request: the request, the value, whether it is the last answer, and the error in place of a value."""
+
+
+class Publication(NamedTuple):
+    """A topic and who publishes to it."""
+
+    topic: str
+    sender: str
+
+
+class Message:
+    """One message of a topic.
+
+    `value` is decoded when it is first asked for; an array's memory is the message's own and may be written to.
+
+    Attributes:
+        sequence: in its topic, from 1 upwards; a gap is a message that this subscription did not get.
+        published_ns: the publisher's wall clock, in nanoseconds since the epoch.
+        size_bytes: of body and payload.
+    """
+
+    __slots__ = (
+        "_body",
+        "_content",
+        "_lane",
+        "_payload",
+        "_publication",
+        "_reply",
+        "_value",
+        "published_ns",
+        "sequence",
+    )
+
+    def __init__(
+        self,
+        publication: Publication,
+        sequence: int,
+        published_ns: int,
+        lane: int,
+        content: int,
+        body: bytes,
+        payload: Buffer,
+        reply: Reply | None,
+    ) -> None:
+        """Made by a subscription."""
+        self._publication = publication
+        self.sequence = sequence
+        self.published_ns = published_ns
+        self._lane = lane
+        self._content = content
+        self._body: bytes | MessageBody = body
+        self._payload = payload
+        self._reply = reply
+        self._value: object = msgspec.UNSET
+
+    @property
+    def topic(self) -> str:
+        """The topic that it was published to."""
+        return self._publication.topic
+
+    @property
+    def sender(self) -> str:
+        """The publisher's name."""
+        return self._publication.sender
+
+    @property
+    def lane(self) -> str:
+        """`control`, `default` or `bulk`."""
+        return LANE_NAMES[self._lane]
+
+    @property
+    def value(self) -> object:
+        """What was published: an array for an array, bytes for bytes, plain Python values otherwise.
+
+        Raises:
+            ProtocolError: the publisher sent something that cannot be read.
+        """
+        if self._value is msgspec.UNSET:
+            self._value = decode_value(self._content, self.body.tensor, self._payload)
+        return self._value
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the publisher gave as headers."""
+        return self.body.headers or {}
+
+    @property
+    def body(self) -> MessageBody:
+        """The decoded body of the message's frame."""
+        if not isinstance(self._body, MessageBody):
+            self._body = decode_body(self._body, MessageBody) if self._body else NO_BODY
+        return self._body
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the payload."""
+        return len(self._payload)
+
+    @property
+    def payload(self) -> Buffer:
+        """The payload as it travelled."""
+        return self._payload
+
+    @property
+    def is_request(self) -> bool:
+        """Whether the sender waits for a reply."""
+        return bool(self.body.reply_to)
+
+    def reply(self, value: object, *, last: bool = True) -> Awaitable[None]:
+        """Answers a request.
+
+        Args:
+            value: as for publish.
+            last: False when more replies of this responder follow (request_many).
+
+        Returns:
+            Something to await in the asynchronous client; in the synchronous one the reply has left already.
+
+        Raises:
+            InvalidValue: the message is not a request, or the value cannot be sent.
+        """
+        return self._answer(value, last, "")
+
+    def reply_error(self, error: str) -> Awaitable[None]:
+        """Answers a request with an error, which is raised as RequestFailed where the request was made."""
+        return self._answer(None, True, error or "unknown error")
+
+    def _answer(self, value: object, last: bool, error: str) -> Awaitable[None]:
+        if self._reply is None or not self.is_request:
+            raise InvalidValue("message on topic", self.topic, "is not a request, so nobody waits for a reply")
+        return self._reply(self, value, last, error)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.topic} sequence={self.sequence} from {self.sender!r} {self.size_bytes} bytes>"

@@ -1,0 +1,298 @@
+"""What a client can do, written once for both kinds of client.
+
+Each operation is a coroutine that waits only through its driver. The asynchronous client awaits it; the synchronous
+client runs it to its end in one step, because its driver blocks inside `wait`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from broker.errors import ConnectionClosed, TimeoutError
+from broker.protocol.bodies import Join, Subscribe, encode_body
+from broker.protocol.frames import Flag, Frame, Kind, Lane
+from clients.core import BATCH_OPENED, Core, Outbound, PendingJoin, PendingRequest, try_publish
+from clients.incoming import SubscriptionState
+from clients.membership import Place
+from clients.messages import Message
+from clients.outgoing import StreamSource
+from clients.signals import Pending, Signal
+
+
+class Driver(Protocol):
+    """What an operation needs of its client."""
+
+    core: Core
+
+    async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
+        """Waits until a signal is ready.
+
+        Raises:
+            TimeoutError: it did not become ready in time.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Sends what is queued as far as the link takes it."""
+        ...
+
+    def batch_opened(self) -> None:
+        """Sees to it that a batch leaves within the batch window."""
+        ...
+
+
+class Deadline:
+    """A time-out that several waits share."""
+
+    __slots__ = ("_end", "timeout_s")
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self.timeout_s = timeout_s
+        self._end = None if timeout_s is None else time.monotonic() + timeout_s
+
+    @property
+    def remaining_s(self) -> float | None:
+        """What is left, at least 0; None without a time-out."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+
+async def online(driver: Driver, deadline: Deadline) -> None:
+    """Waits until there is a connection.
+
+    Raises:
+        ConnectionClosed: there never will be one again, or not in time.
+    """
+    while driver.core.session is None:
+        driver.core.check_open()
+        try:
+            await driver.wait(driver.core.online, deadline.remaining_s, "a connection to the broker")
+        except TimeoutError as error:
+            raise ConnectionClosed(f"no connection to the broker within {deadline.timeout_s:g} s") from error
+
+
+async def answer(driver: Driver, pending: Pending, deadline: Deadline) -> int:
+    """Waits for the broker's answer; returns its sequence."""
+    try:
+        await _wait(driver, pending, deadline, pending.what)
+    except BaseException:
+        driver.core.forget(pending)
+        raise
+    return pending.result()
+
+
+async def _wait(driver: Driver, signal: Signal, deadline: Deadline, what: str) -> None:
+    try:
+        await driver.wait(signal, deadline.remaining_s, what)
+    except TimeoutError as error:
+        raise TimeoutError(what, deadline.timeout_s or 0.0) from error
+
+
+async def publish(
+    driver: Driver, message: Outbound, timeout_s: float | None, *, acknowledge: bool = False
+) -> int | None:
+    """Publishes a message.
+
+    Returns:
+        Its sequence when it is to be acknowledged, else None.
+    """
+    core = driver.core
+    deadline = Deadline(timeout_s)
+    pending = None
+    if acknowledge:
+        pending = Pending(f"the broker to accept a message on {message.topic!r}")
+        message.flags |= Flag.ACKNOWLEDGE
+        message.reference = core.pending(pending)
+    await hand_over(driver, message, deadline)
+    if pending is None:
+        driver.flush()
+        return None
+    return await answer(driver, pending, deadline)
+
+
+async def hand_over(driver: Driver, message: Outbound, deadline: Deadline) -> None:
+    """Gives a message to the link; a large one has left when this returns.
+
+    Raises:
+        TimeoutError: there was no credit or no connection in time; nothing of the message arrives anywhere.
+        ConnectionClosed: the connection ended in the middle, or the client is closed.
+    """
+    core = driver.core
+    while True:
+        signal = try_publish(core, message, time.monotonic_ns(), time.time_ns())
+        if signal is None:
+            driver.flush()
+            return
+        if signal is BATCH_OPENED:
+            driver.batch_opened()
+            return
+        what = f"room on topic {message.topic!r}: a subscriber with overflow='block' does not keep up"
+        if signal is core.online:
+            what = "a connection to the broker"
+        try:
+            await _wait(driver, signal, deadline, what)
+        except BaseException as error:
+            if isinstance(signal, StreamSource):
+                core.outgoing.give_up(signal, f"the publisher gave it up: {type(error).__name__}")
+                driver.flush()
+            raise
+        if isinstance(signal, StreamSource):
+            if signal.error is not None:
+                raise signal.error
+            return
+
+
+async def flush(driver: Driver, timeout_s: float | None) -> None:
+    """Waits until the broker has everything that was published so far."""
+    core = driver.core
+    deadline = Deadline(timeout_s)
+    await online(driver, deadline)
+    for topic in list(core.outgoing.topics.values()):
+        if topic.stream is not None:
+            await _wait(driver, topic.stream, deadline, f"the message on topic {topic.name!r} to leave")
+    core.outgoing.send_batches()
+    published = core.outgoing.unconfirmed
+    pending = Pending("the broker to confirm what was published")
+    # In the bulk lane, so that it passes nothing that was published.
+    core.send(Frame(Kind.FLUSH, lane=Lane.BULK, target=core.pending(pending)))
+    await answer(driver, pending, deadline)
+    core.outgoing.unconfirmed -= min(published, core.outgoing.unconfirmed)
+
+
+async def subscribe(driver: Driver, wishes: Subscribe, timeout_s: float | None) -> SubscriptionState:
+    """Subscribes; when this returns, the broker has acknowledged."""
+    deadline = Deadline(timeout_s)
+    await online(driver, deadline)
+    subscription, pending = driver.core.subscribe(wishes)
+    try:
+        await answer(driver, pending, deadline)
+    except BaseException:
+        driver.core.incoming.subscriptions.pop(subscription.number, None)
+        raise
+    return subscription
+
+
+async def unsubscribe(driver: Driver, subscription: SubscriptionState, timeout_s: float | None) -> None:
+    """Ends a subscription; when this returns, the broker sends no more for it."""
+    pending = driver.core.unsubscribe(subscription)
+    if pending is not None:
+        try:
+            await answer(driver, pending, Deadline(timeout_s))
+        except ConnectionClosed:
+            # With the connection the subscription has ended as well.
+            return
+
+
+async def next_message(driver: Driver, subscription: SubscriptionState, timeout_s: float | None) -> Message:
+    """The next message of a subscription.
+
+    Raises:
+        TimeoutError: none came in time.
+        ConnectionClosed: the subscription or the client is closed, and no message is left.
+    """
+    deadline = Deadline(timeout_s)
+    while True:
+        message = take(driver, subscription)
+        if message is not None:
+            return message
+        if subscription.closed is not None:
+            raise subscription.closed
+        await _wait(driver, subscription, deadline, f"a message on {subscription.wishes.filter!r}")
+
+
+def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
+    """The next message if it is here; gives credit, or asks for one."""
+    core = driver.core
+    message = subscription.take()
+    if message is None:
+        ask = subscription.ask() if core.session is not None else None
+        if ask is not None:
+            core.send(ask)
+            driver.flush()
+    elif core.incoming.give_credit(subscription):
+        driver.flush()
+    return message
+
+
+async def request(driver: Driver, message: Outbound, timeout_s: float, retries: int) -> Message:
+    """Asks and waits for the first reply.
+
+    Each try waits timeout_s. All tries carry the same number, so a responder can recognise a repeated request.
+
+    Raises:
+        NoResponders: nobody responds at the topic.
+        RequestFailed: the responder's function raised.
+        TimeoutError: no reply came in any of the tries.
+    """
+    pending = driver.core.new_request(message.topic)
+    try:
+        for attempt in range(retries + 1):
+            deadline = Deadline(timeout_s)
+            try:
+                await _send_request(driver, message, pending, deadline)
+                await _wait(driver, pending, deadline, f"a reply to a request on {message.topic!r}")
+                return pending.take()
+            except (TimeoutError, ConnectionClosed):
+                driver.core.check_open()
+                if attempt == retries:
+                    raise
+                pending.error = None
+                pending.clear()
+        raise AssertionError("retries is negative")
+    finally:
+        driver.core.forget_request(pending)
+
+
+async def _send_request(driver: Driver, message: Outbound, pending: PendingRequest, deadline: Deadline) -> None:
+    core = driver.core
+    await online(driver, deadline)
+    message.flags = Flag.REQUEST
+    message.reply_to, message.request = core.inbox(), pending.number
+    message.reference = core.request_reference(pending)
+    await hand_over(driver, message, deadline)
+
+
+async def start_request(driver: Driver, message: Outbound, deadline: Deadline) -> PendingRequest:
+    """Asks; replies are taken with `next_reply`, and `core.forget_request` ends it."""
+    pending = driver.core.new_request(message.topic)
+    try:
+        await _send_request(driver, message, pending, deadline)
+    except BaseException:
+        driver.core.forget_request(pending)
+        raise
+    return pending
+
+
+async def next_reply(driver: Driver, pending: PendingRequest, deadline: Deadline) -> Message:
+    """The next reply of a request."""
+    await _wait(driver, pending, deadline, f"a reply to a request on {pending.topic!r}")
+    return pending.take()
+
+
+async def join(driver: Driver, group: str, world_size: int, rank: int | None, timeout_s: float) -> Place:
+    """Becomes a member of a group; when this returns, the group has formed.
+
+    Raises:
+        RankTimeoutError: the group did not form in time; missing_ranks are the ones that nobody holds.
+        CollectiveError: the rank is taken, the world size differs, ...
+    """
+    core = driver.core
+    deadline = Deadline(timeout_s + 5.0)
+    await online(driver, deadline)
+    pending = PendingJoin(group, world_size)
+    body = encode_body(Join(group, world_size, rank, int(timeout_s * 1e9)))
+    core.send(Frame(Kind.JOIN, lane=Lane.CONTROL, target=core.pending(pending), body=body))
+    await answer(driver, pending, deadline)
+    assert pending.place is not None
+    return pending.place
+
+
+async def leave(driver: Driver, place: Place, timeout_s: float | None) -> None:
+    """Leaves a group; pending operations fail with ConnectionClosed."""
+    core = driver.core
+    if place.closed is not None:
+        return
+    pending = core.ask(Kind.LEAVE, f"leave group {place.name!r}", number=place.number)
+    place.close(ConnectionClosed(f"group {place.name!r} was left"))
+    core.places.by_number.pop(place.number, None)
+    await answer(driver, pending, Deadline(timeout_s))

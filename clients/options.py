@@ -1,0 +1,70 @@
+"""Checks of what callers ask for, the same for both kinds of client."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.errors import InvalidValue
+from broker.limits import NAME_BYTES_MAX, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
+from broker.protocol.bodies import Subscribe
+from broker.topics.names import check_filter
+from clients import environment
+
+OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
+QUEUE_BYTES_MIN: Final = 64 * 1024
+
+
+def subscribe_wishes(
+    topic_filter: str,
+    overflow: str,
+    queue_messages: int,
+    queue_bytes: int,
+    queue_group: str | None,
+    replay: str | int | None,
+    *,
+    responder: bool = False,
+) -> Subscribe:
+    """The wishes of a subscription.
+
+    Raises:
+        InvalidValue: one of them cannot be met.
+    """
+    check_filter(topic_filter)
+    if overflow not in OVERFLOWS:
+        raise InvalidValue("overflow", overflow, f"is none of {', '.join(OVERFLOWS)}")
+    if not 1 <= queue_messages <= QUEUE_MESSAGES_MAX:
+        raise InvalidValue("queue_messages", queue_messages, f"must be from 1 to {QUEUE_MESSAGES_MAX}")
+    if queue_bytes < QUEUE_BYTES_MIN:
+        raise InvalidValue("queue_bytes", queue_bytes, f"must be at least {QUEUE_BYTES_MIN}")
+    if queue_group is not None and not 0 < len(queue_group.encode()) <= NAME_BYTES_MAX:
+        raise InvalidValue("queue_group", queue_group, f"must have 1 to {NAME_BYTES_MAX} bytes")
+    if isinstance(replay, bool) or not (replay in (None, "latest", "all") or (isinstance(replay, int) and replay >= 0)):
+        raise InvalidValue("replay", replay, "is neither 'latest', 'all' nor a sequence")
+    return Subscribe(
+        topic_filter,
+        overflow,
+        1 if overflow == "latest" else queue_messages,
+        queue_bytes,
+        queue_group or "",
+        replay,
+        responder,
+    )
+
+
+def group_place(name: str, world_size: int | None, rank: int | None) -> tuple[int, int | None]:
+    """The world size and rank to ask for, with the environment's where the caller gave none.
+
+    Raises:
+        InvalidValue: one of them cannot be.
+    """
+    if not name or len(name.encode()) > NAME_BYTES_MAX:
+        raise InvalidValue("group name", name, f"must have 1 to {NAME_BYTES_MAX} bytes")
+    size = environment.world_size() if world_size is None else world_size
+    if size is None:
+        raise InvalidValue("world_size", None, "is needed: pass it, or set WORLD_SIZE")
+    if not 1 <= size <= WORLD_SIZE_MAX:
+        raise InvalidValue("world_size", size, f"must be from 1 to {WORLD_SIZE_MAX}")
+    wanted = environment.rank() if rank is None else rank
+    if wanted is not None and not 0 <= wanted < size:
+        raise InvalidValue("rank", wanted, f"must be from 0 to {size - 1}, the world size less one")
+    return size, wanted

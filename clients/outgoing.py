@@ -1,0 +1,306 @@
+"""What a client publishes: topic numbers, credit, batches and large messages. Pure: time is an argument.
+
+A payload below 16 KiB goes out as one frame, or, when messages of a topic follow each other closely, as part of a batch:
+
+    gap to the topic's previous message > 50 us   -> leaves at once
+    the 8th in close succession                   -> opens a batch
+    64 KiB, 200 us, or something that must not overtake -> the batch leaves
+
+A longer payload is a StreamSource, from which the outbox pulls chunks as link and credit allow. It refers to the
+caller's memory, so the caller waits until the last chunk has been handed to the link.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.buffers import Buffer
+from broker.errors import BrokerError, ConnectionClosed
+from broker.limits import (
+    BATCH_BURST_MESSAGES,
+    BATCH_BYTES,
+    BATCH_GAP_NS,
+    BATCH_MESSAGES_MAX,
+    BATCH_WINDOW_NS,
+    CHUNK_BYTES,
+    PLACED_BYTES_MIN,
+)
+from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
+from broker.protocol.bodies import Failure, Topic, encode_body
+from broker.protocol.codes import Code
+from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
+from broker.protocol.session import Session
+from broker.topics.names import check_topic
+from clients.signals import Signal
+
+BATCHED_BYTES_MAX: Final = 8 * 1024
+"""Longer payloads gain nothing from a batch."""
+
+
+class OutgoingTopic:
+    """A topic to which this client publishes.
+
+    Attributes:
+        credit: ready while there is credit for another message.
+        stream_over: ready while no large message is under way.
+    """
+
+    __slots__ = (
+        "batch", "credit", "credit_bytes", "credit_messages", "last_ns", "name", "number", "rapid", "stream", "stream_over",
+    )  # fmt: skip
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        self.number = number
+        self.credit_messages = 0
+        self.credit_bytes = 0
+        self.credit = Signal()
+        self.stream: StreamSource | None = None
+        self.stream_over = Signal(ready=True)
+        self.batch: Batch | None = None
+        self.last_ns = 0
+        self.rapid = 0
+
+
+class StreamSource(Signal):
+    """A large message on its way out; ready when its last byte was handed to the link, or it was given up.
+
+    Attributes:
+        error: why it was given up.
+    """
+
+    __slots__ = ("_lane", "_opening", "_outgoing", "_payload", "_position", "attached", "error", "number", "topic")
+
+    def __init__(self, outgoing: Outgoing, topic: OutgoingTopic, opening: Frame, payload: Buffer) -> None:
+        super().__init__()
+        self.topic = topic
+        self.number = opening.stream
+        self.attached = True
+        self.error: BrokerError | None = None
+        self._outgoing = outgoing
+        self._opening: Frame | None = opening
+        self._lane = opening.lane
+        self._payload = memoryview(payload)
+        self._position = 0
+
+    def pull(self, buffers: list[Buffer]) -> int:
+        """Appends one frame; see Source."""
+        topic = self.topic
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            topic.credit_messages -= 1
+            return encode(opening, buffers)
+        rest = len(self._payload) - self._position
+        if self.ready or not rest or (topic.credit_bytes <= 0 and self._lane != Lane.CONTROL):
+            self.attached = False
+            return 0
+        size = min(rest, CHUNK_BYTES)
+        flags = Flag.LAST if size == rest else 0
+        payload = self._payload[self._position : self._position + size]
+        frame = Frame(Kind.CHUNK, flags, self._lane, stream=self.number, sequence=self._position, payload=payload)
+        self._position += size
+        topic.credit_bytes -= size
+        if size == rest:
+            self._outgoing.finishing.append(self)
+        return encode(frame, buffers)
+
+
+class Outgoing:
+    """All that one client publishes.
+
+    Attributes:
+        session: where it goes; None while there is no connection.
+        open_batches: topics with a batch that has not left.
+        finishing: large messages whose last chunk is with the link, which still refers to their memory.
+        unconfirmed: messages that were published since the broker last confirmed that it has all.
+    """
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.topics: dict[str, OutgoingTopic] = {}
+        self.open_batches: list[OutgoingTopic] = []
+        self.finishing: list[StreamSource] = []
+        self.unconfirmed = 0
+        self._by_number: list[OutgoingTopic] = []
+        self._streams: dict[int, StreamSource] = {}
+        self._window_messages = 0
+        self._window_bytes = 0
+
+    def connected(self, session: Session, window_messages: int, window_bytes: int) -> None:
+        """A session is open: every topic has its whole window."""
+        self.session = session
+        self._window_messages, self._window_bytes = window_messages, window_bytes
+        for topic in self._by_number:
+            self._announce(topic)
+
+    def disconnected(self, error: ConnectionClosed) -> int:
+        """The session is over; returns how many messages may be lost."""
+        self.session = None
+        for topic in self.open_batches:
+            topic.batch = None
+        self.open_batches.clear()
+        self.finishing.clear()
+        for stream in list(self._streams.values()):
+            self.stream_ended(stream, error)
+        lost, self.unconfirmed = self.unconfirmed, 0
+        return lost
+
+    def topic(self, name: str) -> OutgoingTopic:
+        """The topic of a name, which is announced to the broker when it is first used.
+
+        Raises:
+            InvalidValue: the name is not a topic, or is the broker's own.
+        """
+        topic = self.topics.get(name)
+        if topic is None:
+            check_topic(name, reserved=type(name) is str and name.startswith("$inbox/"))
+            topic = self.topics[name] = OutgoingTopic(name, len(self._by_number) + 1)
+            self._by_number.append(topic)
+            if self.session is not None:
+                self._announce(topic)
+        return topic
+
+    def _announce(self, topic: OutgoingTopic) -> None:
+        assert self.session is not None
+        body = encode_body(Topic(topic.name))
+        self.session.put(Frame(Kind.TOPIC, lane=Lane.CONTROL, number=topic.number, body=body))
+        topic.credit_messages, topic.credit_bytes = self._window_messages, self._window_bytes
+        topic.credit.set()
+
+    def granted(self, frame: Frame) -> None:
+        """CREDIT for a topic."""
+        topic = self._by_number[frame.number - 1]
+        topic.credit_messages += frame.count
+        topic.credit_bytes += frame.total_bytes
+        stream = topic.stream
+        if stream is not None and not stream.attached and not stream.ready and self.session is not None:
+            stream.attached = True
+            self.session.attach(stream, stream._lane)
+        topic.credit.set()
+
+    def publish_small(
+        self,
+        topic: OutgoingTopic,
+        lane: int,
+        flags: int,
+        content: int,
+        reference: int,
+        body: bytes,
+        payload: bytes,
+        time_ns: int,
+    ) -> None:
+        """Sends one small message at once. The caller has seen to credit."""
+        session = self.session
+        assert session is not None
+        self.unconfirmed += 1
+        if lane != Lane.CONTROL:
+            if topic.batch is not None:
+                self.send_batch(topic)
+            self._use_credit(topic, 1, len(body) + len(payload))
+        session.put(
+            Frame(
+                Kind.PUBLISH, flags, lane, content,
+                number=topic.number, target=reference, time_ns=time_ns, body=body, payload=payload,
+            )
+        )  # fmt: skip
+
+    def wants_batch(self, topic: OutgoingTopic, now_ns: int) -> bool:
+        """Whether messages of this topic follow each other so closely that a batch pays."""
+        gap_ns, topic.last_ns = now_ns - topic.last_ns, now_ns
+        if topic.batch is not None:
+            return True
+        if gap_ns > BATCH_GAP_NS:
+            topic.rapid = 0
+            return False
+        topic.rapid += 1
+        return topic.rapid >= BATCH_BURST_MESSAGES
+
+    def add_to_batch(
+        self, topic: OutgoingTopic, content: int, body: bytes, payload: bytes, time_ns: int, now_ns: int
+    ) -> bool:
+        """Puts one small message into the topic's batch; says whether the batch has just been opened."""
+        batch = topic.batch
+        opened = batch is None
+        if batch is None:
+            batch = topic.batch = Batch(now_ns)
+            self.open_batches.append(topic)
+        batch.add(content, time_ns, body, payload)
+        self.unconfirmed += 1
+        if (
+            batch.size_bytes >= BATCH_BYTES
+            or now_ns - batch.opened_ns >= BATCH_WINDOW_NS
+            or batch.count >= min(BATCH_MESSAGES_MAX, topic.credit_messages)
+        ):
+            self.send_batch(topic)
+            return False
+        return opened
+
+    def send_batch(self, topic: OutgoingTopic) -> None:
+        """Lets a topic's batch leave."""
+        batch, topic.batch = topic.batch, None
+        if batch is None or self.session is None:
+            return
+        self.open_batches.remove(topic)
+        payload = batch.payload()
+        self._use_credit(topic, batch.count, len(payload))
+        self.session.put(
+            Frame(Kind.PUBLISH, Flag.BATCH, Lane.DEFAULT, number=topic.number, count=batch.count, payload=payload)
+        )
+
+    def send_batches(self, opened_before_ns: int | None = None) -> None:
+        """Lets all batches leave, or those that were opened before a time."""
+        for topic in list(self.open_batches):
+            if opened_before_ns is None or (topic.batch is not None and topic.batch.opened_ns <= opened_before_ns):
+                self.send_batch(topic)
+
+    def start_stream(self, topic: OutgoingTopic, opening: Frame, payload: Buffer) -> StreamSource:
+        """Starts a large message; the caller has seen that no other one is under way on the topic."""
+        session = self.session
+        assert session is not None
+        if topic.batch is not None:
+            self.send_batch(topic)
+        self.unconfirmed += 1
+        opening.stream = session.next_stream()
+        stream = self._streams[opening.stream] = topic.stream = StreamSource(self, topic, opening, payload)
+        topic.stream_over.clear()
+        session.attach(stream, opening.lane)
+        return stream
+
+    def give_up(self, stream: StreamSource, reason: str) -> None:
+        """Aborts a large message whose caller does not wait any longer."""
+        if stream.ready:
+            return
+        if self.session is not None and stream._opening is None:
+            body = encode_body(Failure(Code.PUBLISHER_GONE, reason))
+            self.session.put(Frame(Kind.STREAM_ABORT, lane=stream._lane, stream=stream.number, body=body))
+        self.stream_ended(stream, ConnectionClosed(reason))
+
+    def link_drained(self) -> None:
+        """The link has taken all that it was given: the memory of finished messages is the callers' again."""
+        if self.finishing:
+            finishing, self.finishing = self.finishing, []
+            for stream in finishing:
+                self.stream_ended(stream, None)
+
+    def stream_ended(self, stream: StreamSource, error: BrokerError | None) -> None:
+        """A large message has left, or never will."""
+        self._streams.pop(stream.number, None)
+        stream.error = error
+        stream.set()
+        if stream.topic.stream is stream:
+            stream.topic.stream = None
+            stream.topic.stream_over.set()
+
+    def _use_credit(self, topic: OutgoingTopic, messages: int, size_bytes: int) -> None:
+        topic.credit_messages -= messages
+        topic.credit_bytes -= size_bytes
+        if topic.credit_messages <= 0 or topic.credit_bytes <= 0:
+            topic.credit.clear()
+
+    def batches_body(self, body: bytes, payload: Buffer) -> bool:
+        """Whether a message is small enough for a batch."""
+        return len(payload) <= BATCHED_BYTES_MAX and len(body) <= ENTRY_BODY_BYTES_MAX
+
+    def is_small(self, payload: Buffer) -> bool:
+        """Whether a payload goes out as one frame."""
+        return len(payload) < PLACED_BYTES_MIN

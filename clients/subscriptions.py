@@ -1,0 +1,80 @@
+"""A subscription of the synchronous client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from broker.errors import ConnectionClosed
+from clients import operations
+from clients.driver import Driver
+from clients.incoming import SubscriptionState
+from clients.messages import Message
+
+
+class Subscription:
+    """Messages of the topics that a filter matches, in the order of each publisher.
+
+    Iterating waits for each message and ends when the subscription is closed. Several threads may take messages; each
+    message goes to one of them. Closing it ends the waits of all.
+    """
+
+    def __init__(self, driver: Driver, state: SubscriptionState) -> None:
+        """Made by `Client.subscribe`."""
+        self._driver = driver
+        self._state = state
+
+    @property
+    def filter(self) -> str:
+        """The topic filter."""
+        return self._state.wishes.filter
+
+    @property
+    def dropped(self) -> int:
+        """Messages that the overflow policy has dropped, in the broker or here."""
+        return self._state.dropped
+
+    @property
+    def pending(self) -> int:
+        """Messages that have reached this process and were not taken."""
+        return self._state.pending
+
+    def next(self, timeout_s: float | None = None) -> Message:
+        """The next message.
+
+        Args:
+            timeout_s: how long to wait; None waits as long as the client is open.
+
+        Raises:
+            TimeoutError: none came in time; the subscription goes on.
+            ConnectionClosed: the subscription or the client is closed and no message is left.
+        """
+        driver = self._driver
+        with driver.lock:
+            message = operations.take(driver, self._state)
+        if message is not None:
+            return message
+        return driver.run(operations.next_message(driver, self._state, timeout_s))
+
+    def close(self) -> None:
+        """Ends the subscription. Messages that are here can still be taken."""
+        self._driver.run(operations.unsubscribe(self._driver, self._state, 5.0))
+
+    def __iter__(self) -> Iterator[Message]:
+        while True:
+            try:
+                yield self.next()
+            except ConnectionClosed:
+                return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Subscription {self.filter!r} pending={self.pending} dropped={self.dropped}>"

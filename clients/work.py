@@ -1,0 +1,67 @@
+"""A collective operation that runs while the application goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from broker.collectives.member import MemberOperation
+from clients.driver import Driver
+from clients.signals import Signal
+
+
+class Work:
+    """The handle of an operation that was started with `async_op=True`.
+
+    The array must not be touched until `wait` has returned; until then it holds what it held. Threads may share a Work.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        operation: MemberOperation,
+        signal: Signal,
+        complete: Callable[[memoryview], object],
+        grace_s: float,
+    ) -> None:
+        """Made by a Group."""
+        self._driver = driver
+        self._operation = operation
+        self._signal = signal
+        self._complete = complete
+        self._grace_s = grace_s
+        self._finished = False
+        self._value: object = None
+        driver.expect_results(more=True)
+        signal.callbacks.append(lambda: driver.expect_results(more=False))
+        if signal.ready:
+            signal.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether `wait` will return or raise at once."""
+        return self._signal.ready
+
+    def wait(self, timeout_s: float | None = None) -> object:
+        """Waits for the result, which is then in the array.
+
+        Args:
+            timeout_s: how long to wait for it here; None waits for the operation's own deadline. The operation goes on
+                after a time-out, and wait may be called again.
+
+        Returns:
+            What the call without async_op would have returned.
+
+        Raises:
+            TimeoutError: not done in time.
+            CollectiveError: the operation has failed; the array is as it was.
+        """
+        with self._driver.lock:
+            if not self._finished:
+                what = self._operation.claim.describe()
+                self._driver.block(self._signal, self._grace_s if timeout_s is None else timeout_s, what)
+                self._value = self._complete(self._operation.finish())
+                self._finished = True
+            return self._value
+
+    def __repr__(self) -> str:
+        return f"<Work {self._operation!r}>"
