@@ -191,7 +191,8 @@ class RankTimeoutError(CollectiveError, TimeoutError):
 class GenerationChangedError(CollectiveError):
     """The members of the group changed; pending operations failed and no array was changed by them.
 
-    Raised once per change on every rank, in a pending call or in the next one. Calls after it run in the new generation.
+    Raised once per change on every rank, in a pending call or in the next one. Calls after it run in the new
+    generation.
 
     Attributes:
         generation: the new generation.

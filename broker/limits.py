@@ -23,7 +23,8 @@ FRAME_BODY_BYTES_MAX: Final = 256 * KIB
 SCRATCH_BYTES: Final = 64 * KIB
 """What one read may take in besides the payload that it completes: headers, bodies, small payloads."""
 PLACED_BYTES_MIN: Final = 16 * KIB
-"""Payloads from this length on are received straight into their final buffer; below, one copy is cheaper than a call."""
+"""Payloads from this length on are received straight into their final buffer; below, one copy is cheaper than a
+call."""
 
 # Batches (docs/wire.md section 6).
 BATCH_BYTES: Final = 64 * KIB

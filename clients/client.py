@@ -40,8 +40,8 @@ def connect(
     """Connects to a broker.
 
     Args:
-        url: an address such as tcp://host:port, unix:///path or inproc://name (a broker inside this process, started when
-            nobody else has), or several with commas between, which are tried in turn and fail over. Default:
+        url: an address such as tcp://host:port, unix:///path or inproc://name (a broker inside this process, started
+            when nobody else has), or several with commas between, which are tried in turn and fail over. Default:
             $TENSORBUS_URL, else tcp://127.0.0.1:4870.
         name: what the client is called in messages, logs and tables; default: the broker gives one.
         token: proves who this is; default: $TENSORBUS_TOKEN.
@@ -49,8 +49,8 @@ def connect(
         connect_timeout_s: for the first connection, in seconds.
         reconnect_timeout_s: how long to try again after the connection was lost, in seconds; 0 never tries. After that
             the client is closed and every call raises ConnectionClosed.
-        on_reconnect: called, on the client's own thread, after the client has connected and subscribed again; its argument
-            says what may have been lost.
+        on_reconnect: called, on the client's own thread, after the client has connected and subscribed again; its
+            argument says what may have been lost.
 
     Raises:
         InvalidValue: a malformed address or one of an unknown scheme.
@@ -122,8 +122,8 @@ class Client:
 
         Args:
             topic: slash-separated levels, no wildcards.
-            value: None, bool, int, float, str, bytes, list, dict; or an array: numpy, torch, cupy, anything with DLPack or
-                the buffer protocol.
+            value: None, bool, int, float, str, bytes, list, dict; or an array: numpy, torch, cupy, anything with DLPack
+                or the buffer protocol.
             headers: short texts that travel with it.
             lane: `control` passes everything, `bulk` lets everything pass.
             ack: "accepted" waits until the broker has the message, and returns its sequence.
@@ -194,8 +194,8 @@ class Client:
             queue_messages: the bound, in messages.
             queue_bytes: the bound, in bytes; one longer message may always be under way.
             queue_group: each message goes to one of the group's subscriptions, to the least loaded.
-            replay: `latest` starts with each topic's last value, `all` with everything that is retained, a number with the
-                retained messages from that sequence on.
+            replay: `latest` starts with each topic's last value, `all` with everything that is retained, a number with
+                the retained messages from that sequence on.
             handler: called with each message on the client's own thread; then the subscription is not to be read.
             timeout_s: how long the broker may take to acknowledge, in seconds.
 

@@ -2,7 +2,8 @@
 
 Nothing is handed from thread to thread on the way out: whoever publishes encodes the frame and sends it. On the way in,
 whoever waits reads. The first thread that has to wait takes the pump, which is the right to poll and read the
-connection; others wait until the pump has brought what they want. A waiting `next()` is thus woken by the kernel itself.
+connection; others wait until the pump has brought what they want. A waiting `next()` is thus woken by the kernel
+itself.
 
     publish ----------------------------------> lock, encode, send
     next, request, wait ... nothing there yet -> pump free:  poll, read, hand out, wake the others
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final, TypeVar
 
-from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, ProtocolError, TimeoutError
+from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
 from broker.limits import BATCH_WINDOW_NS, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
@@ -326,10 +327,8 @@ class Driver:
         poller.register(self._keeper_wake, select.POLLIN)
         while not self._closing:
             try:
-                link = dial(
-                    self._addresses, self._greeting, min(self._connect_timeout_s, max(0.1, deadline - time.monotonic())),
-                    self.core.allocate,
-                )  # fmt: skip
+                attempt_s = min(self._connect_timeout_s, max(0.1, deadline - time.monotonic()))
+                link = dial(self._addresses, self._greeting, attempt_s, self.core.allocate)
             except (ConnectError, PermissionDenied) as error:
                 if time.monotonic() + delay_s > deadline or isinstance(error, PermissionDenied):
                     with self.lock:

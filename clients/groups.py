@@ -18,16 +18,17 @@ from clients.work import Work
 T = TypeVar("T")
 
 GRACE_S = 5.0
-"""The broker names the missing ranks at the deadline; a client that has not heard even that by then raises by itself."""
+"""The broker names the missing ranks at the deadline; a client that has not heard even that by then raises by
+itself."""
 
 
 class Group:
     """One rank's membership of a group.
 
-    Every call must be made by all ranks in the same order. A call either succeeds on all ranks or fails on all ranks, and
-    a failed one has changed no array. When a rank is lost or somebody joins, each rank gets GenerationChangedError once,
-    and calls after that run with the present ranks. Threads may call; the order of their calls must then be the same
-    everywhere.
+    Every call must be made by all ranks in the same order. A call either succeeds on all ranks or fails on all ranks,
+    and a failed one has changed no array. When a rank is lost or somebody joins, each rank gets GenerationChangedError
+    once, and calls after that run with the present ranks. Threads may call; the order of their calls must then be the
+    same everywhere.
 
     Attributes:
         name: the group's name.
@@ -110,18 +111,13 @@ class Group:
             CollectiveError: as for all_reduce; no array is changed unless all buckets have succeeded.
         """
         buckets = Buckets(arrays)
-        packed = [buckets.pack(bucket) for bucket in buckets]
-        works = [self.all_reduce(flat, op, timeout_s=timeout_s, async_op=True) for flat in packed]
-        failure: Exception | None = None
-        for work in works:
-            try:
-                work.wait()
-            except Exception as error:  # The others have to end too before the arrays may be used again.
-                failure = failure or error
-        if failure is not None:
-            raise failure
-        for bucket, flat in zip(buckets, packed, strict=True):
-            buckets.unpack(bucket, flat)
+        flats = [buckets.pack(bucket) for bucket in buckets]
+        works = [self.all_reduce(flat, op, timeout_s=timeout_s, async_op=True) for flat in flats]
+        failures = [failure for work in works if (failure := work.exception()) is not None]
+        if failures:
+            raise failures[0]
+        for bucket in buckets:
+            buckets.unpack(bucket)
 
     def broadcast(
         self, array: T, root: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False

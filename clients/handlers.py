@@ -1,7 +1,8 @@
 """The client's own thread, on which handlers and responders run.
 
 It starts with the first handler. A handler runs without any lock, so it may use the client; handlers of one client run
-one after the other. What a handler raises is logged and goes nowhere else; what a responder raises goes to the requester.
+one after the other. What a handler raises is logged and goes nowhere else; what a responder raises goes to the
+requester.
 """
 
 from __future__ import annotations
@@ -73,7 +74,6 @@ class Handlers:
                 if not self._due:
                     self._work.clear()
                 message = operations.take(driver, due) if due is not None else None
-                # Of a `latest` subscription the next message was asked for above, or is asked for when this one is done.
                 handler = self._handlers.get(due) if due is not None else None
             if message is not None and handler is not None:
                 self._call(handler, message)

@@ -37,8 +37,8 @@ class SubscriptionState(Signal):
     """
 
     __slots__ = (
-        "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes", "_owed_messages", "_threshold",
-        "asked", "closed", "number", "on_message", "wishes",
+        "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes", "_owed_messages",
+        "_threshold", "asked", "closed", "number", "on_message", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -195,7 +195,7 @@ class Incoming:
             assembly = self._assemblies.get(frame.stream)
             if assembly is not None and frame.sequence + size_bytes <= len(assembly.memory):
                 return assembly.memory[frame.sequence : frame.sequence + size_bytes]
-        return memoryview(self.pool.acquire(size_bytes))
+        return self.pool.acquire(size_bytes).data
 
     def topic(self, frame: Frame) -> None:
         """TOPIC: the broker gives a number to a topic and its publisher."""
@@ -206,7 +206,7 @@ class Incoming:
         """DELIVER: a message, a batch, or the start of a large message."""
         subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
         if frame.flags & Flag.CHUNKED:
-            memory = memoryview(self.pool.acquire(frame.total_bytes))
+            memory = self.pool.acquire(frame.total_bytes).data
             self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
             return
         # Messages can be on their way when a subscription ends.

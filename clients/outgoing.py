@@ -1,6 +1,7 @@
 """What a client publishes: topic numbers, credit, batches and large messages. Pure: time is an argument.
 
-A payload below 16 KiB goes out as one frame, or, when messages of a topic follow each other closely, as part of a batch:
+A payload below 16 KiB goes out as one frame, or, when messages of a topic follow each other closely, as part of a
+batch:
 
     gap to the topic's previous message > 50 us   -> leaves at once
     the 8th in close succession                   -> opens a batch
@@ -46,7 +47,8 @@ class OutgoingTopic:
     """
 
     __slots__ = (
-        "batch", "credit", "credit_bytes", "credit_messages", "last_ns", "name", "number", "rapid", "stream", "stream_over",
+        "batch", "credit", "credit_bytes", "credit_messages", "last_ns", "name", "number", "rapid", "stream",
+        "stream_over",
     )  # fmt: skip
 
     def __init__(self, name: str, number: int) -> None:

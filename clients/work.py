@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.collectives.member import MemberOperation
+from broker.errors import BrokerError
 from clients.driver import Driver
 from clients.signals import Signal
 
@@ -62,6 +63,14 @@ class Work:
                 self._value = self._complete(self._operation.finish())
                 self._finished = True
             return self._value
+
+    def exception(self, timeout_s: float | None = None) -> BrokerError | None:
+        """As `wait`, but returns the error that it would raise, or None."""
+        try:
+            self.wait(timeout_s)
+        except BrokerError as error:
+            return error
+        return None
 
     def __repr__(self) -> str:
         return f"<Work {self._operation!r}>"

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 
 def chunk_bounds(round_number: int, chunk_bytes: int, array_bytes: int) -> tuple[int, int]:
-    """The first byte of a round's chunk and the byte after its last, in the array."""
-    start = round_number * chunk_bytes
+    """The first byte of a round's chunk and the byte after its last, in the array; of no length beyond its end."""
+    start = min(round_number * chunk_bytes, array_bytes)
     return start, min(start + chunk_bytes, array_bytes)
 
 

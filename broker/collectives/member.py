@@ -211,8 +211,7 @@ class MemberOperation:
 
     def next_round(self) -> Round | None:
         """The next contribution to send, or None while this operation has to wait (or has nothing more to send)."""
-        rounds = 1 if self._receives_broadcast else self._rounds
-        if self.done or self._sent >= min(rounds, self._received + limits.ROUNDS_AHEAD):
+        if self.done or self._sent >= min(self._rounds, self._received + limits.ROUNDS_AHEAD):
             return None
         claim = None
         if not self.opened:

@@ -50,10 +50,11 @@ class _Contribution:
     def __init__(self, rank: Rank, claim: Claim, now_ns: int) -> None:
         self.claim = claim
         self.arrived_ns = now_ns
-        # Only the root of a broadcast has anything to send; the others' first, empty chunk carries their claim.
+        # Only the root of a broadcast has bytes to send. The others' empty chunks say how far they have got, so that
+        # results for a rank that does not read them cannot pile up.
         listens = claim.kind is CollectiveKind.BROADCAST and claim.root != rank
         self.array_bytes = 0 if listens else claim.nbytes
-        self.rounds = 1 if listens else claim.rounds
+        self.rounds = claim.rounds
         self.received = 0
         self.chunks: deque[Buffer] = deque()
 
@@ -110,7 +111,7 @@ class Operation:
         self._sessions = sessions
         self._contributions: dict[Rank, _Contribution] = {}
         self._problem = ""
-        # Those whose chunks make up a round: all ranks, or the root alone. Empty until the operation runs.
+        # In ascending order of rank; empty until the operation runs.
         self._senders: dict[Rank, _Contribution] = {}
         # Senders whose chunk of the current round is not here: counted, so that a chunk costs no walk over the ranks.
         self._lacking = 0
@@ -219,8 +220,7 @@ class Operation:
 
     def _run(self, claim: Claim) -> list[Effect]:
         self.state = OperationState.RUNNING
-        ranks = self._sessions if claim.root is None else [Rank(claim.root)]
-        self._senders = {rank: self._contributions[rank] for rank in ranks}
+        self._senders = {rank: self._contributions[rank] for rank in self._sessions}
         return self._complete_rounds(claim)
 
     def _complete_rounds(self, claim: Claim) -> list[Effect]:
@@ -251,7 +251,12 @@ class Operation:
                 Result(session, self._generation, self.sequence, number, position, part, last)
                 for position, (session, part) in enumerate(zip(self._sessions.values(), parts, strict=True))
             ]
-        payload = _reduced(claim, chunks) if claim.kind is CollectiveKind.ALL_REDUCE else chunks[0]
+        if claim.kind is CollectiveKind.ALL_REDUCE:
+            payload: Buffer = _reduced(claim, chunks)
+        elif claim.root is not None:
+            payload = chunks[list(self._sessions).index(Rank(claim.root))]
+        else:
+            payload = b""
         # The root of a broadcast has its array; its empty results are its clock.
         return [
             Result(session, self._generation, self.sequence, number, 0, b"" if rank == claim.root else payload, last)

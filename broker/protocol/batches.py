@@ -37,7 +37,7 @@ def split_batch(payload: bytes, count: int) -> list[Entry]:
     Raises:
         ProtocolError: the lengths inside do not add up to the payload, or the count is another one.
     """
-    entries = []
+    entries: list[Entry] = []
     unpack, append, offset, end = ENTRY.unpack_from, entries.append, 0, len(payload)
     while offset + ENTRY_BYTES <= end:
         content, _, body_bytes, size, time_ns = unpack(payload, offset)

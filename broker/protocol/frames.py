@@ -128,7 +128,7 @@ class Frame(msgspec.Struct, gc=False):
 
 def payload_bytes(payload: Buffer) -> int:
     """The length of a flat payload, in bytes."""
-    return payload.nbytes if isinstance(payload, memoryview) else len(payload)  # type: ignore[arg-type]
+    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
 
 
 def encode(frame: Frame, buffers: list[Buffer]) -> int:
@@ -174,5 +174,6 @@ def check_header(kind: int, lane: int, body_bytes: int, size: int) -> None:
         raise ProtocolError(f"frame body of {body_bytes} bytes is over the limit of {FRAME_BODY_BYTES_MAX}")
     if size > FRAME_PAYLOAD_BYTES_MAX:
         raise ProtocolError(
-            f"frame payload of {size} bytes is over the limit of {FRAME_PAYLOAD_BYTES_MAX}: longer messages come in chunks"
+            f"frame payload of {size} bytes is over the limit of {FRAME_PAYLOAD_BYTES_MAX}: "
+            "longer messages come in chunks"
         )

@@ -6,8 +6,8 @@
       +------------------------+-------------+-------------+---------------+---- - -
 
 The client sends a Hello with the versions that it speaks; the broker answers with a Welcome (both fields then hold the
-version it chose) or a Refusal. The magic holds a byte that no text has and the two line ends, so that a peer that speaks
-something else, or a link that converts text, is noticed at once.
+version it chose) or a Refusal. The magic holds a byte that no text has and the two line ends, so that a peer that
+speaks something else, or a link that converts text, is noticed at once.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def decode_greeting(data: memoryview) -> tuple[Hello | Welcome | Refusal, int, i
         return None
     if version_max < VERSION_MIN or version_min > VERSION_MAX:
         raise ProtocolError(
-            f"no common version: the peer speaks {version_min} to {version_max}, this side {VERSION_MIN} to {VERSION_MAX}; "
-            "upgrade the older one",
+            f"no common version: the peer speaks {version_min} to {version_max}, "
+            f"this side {VERSION_MIN} to {VERSION_MAX}; upgrade the older one",
             Code.VERSION,
         )
     try:
@@ -82,6 +82,6 @@ def decode_greeting(data: memoryview) -> tuple[Hello | Welcome | Refusal, int, i
 def answer_to_stranger(first_bytes: bytes) -> bytes:
     """What the broker says to a peer that speaks something else, so that a person sees the mistake."""
     if first_bytes.startswith(_HTTP_METHODS):
-        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {len(_EXPLANATION)}\r\nConnection: close\r\n\r\n"
-        return head.encode() + _EXPLANATION
+        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {len(_EXPLANATION)}\r\n"
+        return head.encode() + b"Connection: close\r\n\r\n" + _EXPLANATION
     return _EXPLANATION

@@ -172,7 +172,7 @@ class Session:
             self._move(Event.PEER_CLOSED, ConnectionClosed(body.reason, body.code))
         elif isinstance(body, Welcome if self.is_client else Hello):
             self._move(Event.OPENED, None)
-            deliver(body, now_ns)  # type: ignore[arg-type]
+            deliver(body, now_ns)
         else:
             raise ProtocolError(f"a {type(body).__name__} from the wrong side")
 
@@ -266,7 +266,8 @@ class Session:
         return self._last_stream
 
     def to_send(self, budget_bytes: int = CHUNK_BYTES) -> list[Buffer]:
-        """Buffers for one gathered write: what is left of the last one, or the next frames. Empty when nothing waits."""
+        """Buffers for one gathered write: what is left of the last one, or the next frames. Empty when nothing
+        waits."""
         if not self._unsent:
             buffers: list[Buffer] = []
             self._unsent_bytes = self.outbox.take(budget_bytes, buffers)

@@ -25,7 +25,8 @@ _NUMPY_NAMES: Final = (
     *("float16", "float32", "float64", "complex64", "complex128"),
 )
 DTYPES: Final[dict[str, np.dtype[np.generic]]] = {name: np.dtype(name) for name in _NUMPY_NAMES}
-"""The dtypes that numpy knows by itself. `bfloat16` is the one more that the wire has: two bytes, the upper half of a float32."""
+"""The dtypes that numpy knows by itself. `bfloat16` is the one more that the wire has: two bytes, the upper half of a
+float32."""
 BFLOAT16: Final = "bfloat16"
 DIMENSIONS_MAX: Final = 32
 """numpy 1 has no more."""
@@ -102,7 +103,7 @@ def flat_bytes(array: Array) -> memoryview:
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         array = np.ascontiguousarray(array)
     flat = array.reshape(-1, order="A")
-    return memoryview(flat.view(np.uint8)) if flat.size else memoryview(b"")
+    return flat.view(np.uint8).data if flat.size else memoryview(b"")
 
 
 def read_tensor(meta: TensorMeta, payload: Buffer) -> Array:
@@ -117,7 +118,7 @@ def read_tensor(meta: TensorMeta, payload: Buffer) -> Array:
     if meta.dtype == BFLOAT16:
         typed: Array = flat.view(_bfloat16())
     else:
-        typed = flat.view(DTYPES[meta.dtype].newbyteorder(meta.byte_order))
+        typed = flat.view(DTYPES[meta.dtype].newbyteorder(">" if meta.byte_order == ">" else "<"))
     return typed.reshape(meta.shape, order="F" if meta.order == "F" else "C")
 
 
@@ -154,7 +155,7 @@ def as_array(value: object) -> Array | None:
     if hasattr(value, "__cuda_array_interface__"):
         return _from_device(value)
     if hasattr(value, "__dlpack__"):
-        return cast(Array, np.from_dlpack(value))  # type: ignore[arg-type]
+        return cast(Array, np.from_dlpack(value))
     if hasattr(value, "__array_interface__"):
         return np.asarray(value)
     try:

@@ -1,7 +1,7 @@
 """BrokerState: everything the broker knows, with no input or output of its own.
 
-Events go in (`connect`, `receive`, `disconnect`, `tick`), instructions for the server come out of `instructions()`. What
-the broker answers waits in the outboxes of the protocol sessions until the server pulls it.
+Events go in (`connect`, `receive`, `disconnect`, `tick`), instructions for the server come out of `instructions()`.
+What the broker answers waits in the outboxes of the protocol sessions until the server pulls it.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ class BrokerState:
         self._ready[record.id] = record
 
     def _allocate(self, frame: Frame, size_bytes: int) -> memoryview:
-        return memoryview(self.pool.acquire(size_bytes))
+        return self.pool.acquire(size_bytes).data
 
     def __repr__(self) -> str:
         return f"<BrokerState sessions={len(self.sessions)} topics={len(self.router.topics)}>"

@@ -106,7 +106,8 @@ class Subscription:
         self.check_blocking()
 
     def check_blocking(self) -> None:
-        """Lets publishers go on if they were held back and need not be any more: all, or those of messages under way."""
+        """Lets publishers go on if they were held back and need not be any more: all, or those of messages under
+        way."""
         if self.blocking and (not self.queue.over_limit or any(source.keeps_up for source in self.sources)):
             self.unblock(self)
 

@@ -139,7 +139,7 @@ class Groups:
             return
         session.session.put(
             Frame(
-                Kind.RESULT, Flag.LAST if effect.last else 0, Lane.DEFAULT, number=group.number, target=group.generation,
+                Kind.RESULT, Flag.LAST if effect.last else 0, number=group.number, target=effect.generation,
                 stream=effect.round, count=effect.position, sequence=effect.sequence, payload=effect.payload,
             )
         )  # fmt: skip
@@ -179,8 +179,12 @@ class Groups:
 
     def _tell(self, group: Group, event: str, rank: int) -> None:
         told: dict[str, object] = {
-            "event": event, "group": group.name, "rank": rank, "generation": group.generation, "ranks": list(group.ranks),
-        }  # fmt: skip
+            "event": event,
+            "group": group.name,
+            "rank": rank,
+            "generation": group.generation,
+            "ranks": list(group.ranks),
+        }
         self._announce(f"$sys/groups/{group.name}", told)
 
     def _refuse(self, session: SessionRecord, reference: int, failure: Failure) -> None:

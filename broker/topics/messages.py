@@ -6,7 +6,8 @@ the last reader has moved past it:
 
     Message.stream --> Stream.last -------------------.
                                                       v
-    Message.first --> Chunk --next--> Chunk --next--> Chunk      (first is kept while the ring or a queue holds the message)
+    Message.first --> Chunk --next--> Chunk --next--> Chunk      (first is kept while the ring or a queue holds the
+    message)
                         ^               ^
                      reader A        reader B
 """
@@ -95,7 +96,8 @@ class Message:
         sequence: of the (first) message in its topic, from 1 upwards.
         count: messages in it.
         size_bytes: payload and body in bytes, of a large message what it will have in all.
-        first: of a large message, the chunk from which a new reader starts; gone when nobody holds the message any more.
+        first: of a large message, the chunk from which a new reader starts; gone when nobody holds the message any
+            more.
         holders: how many hold the message for later readers: the ring, the queues in which it waits.
     """
 

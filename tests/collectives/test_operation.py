@@ -125,19 +125,22 @@ def test_a_broadcast_gives_the_chunks_to_the_others_and_an_empty_clock_to_its_ro
         Result(11, 1, 1, 0, 0, b"", False),
         Result(12, 1, 1, 0, 0, CHUNK, False),
     ]
-    assert subject.missing_ranks == (1,)
-    effects = subject.contribute(Rank(1), 1, b"tail")
+    assert subject.missing_ranks == (0, 1, 2)
+    assert subject.contribute(Rank(1), 1, b"tail") == []
+    assert subject.contribute(Rank(0), 1, b"") == []
+    assert subject.missing_ranks == (2,), "a receiver that does not read holds the root back"
+    effects = subject.contribute(Rank(2), 1, b"")
     assert effects[0] == Result(10, 1, 1, 1, 0, b"tail", True)
 
 
-def test_a_receiver_of_a_broadcast_sends_nothing_but_its_claim() -> None:
+def test_a_receiver_of_a_broadcast_sends_empty_chunks() -> None:
     its_claim = claim(CollectiveKind.BROADCAST, None, 1, shape=(17,))
     subject = operation()
     with pytest.raises(ProtocolError, match="has 64 bytes, not 0"):
         arrive(subject, 0, its_claim)
     arrive(subject, 0, its_claim, b"")
-    with pytest.raises(ProtocolError, match="that has 1"):
-        subject.contribute(Rank(0), 1, b"")
+    with pytest.raises(ProtocolError, match="has 1 bytes, not 0"):
+        subject.contribute(Rank(0), 1, b"x")
 
 
 def test_an_all_gather_gives_every_rank_the_chunks_of_all_positions() -> None:
