@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from broker.errors import InvalidValue, TimeoutError
+from broker.errors import TimeoutError
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Subscribe
 from broker.transport.addresses import parse_list
@@ -20,10 +20,9 @@ from clients.driver import Driver
 from clients.groups import Group
 from clients.handlers import Handler, Handlers, responder
 from clients.messages import Message, Sent
-from clients.options import group_place, subscribe_wishes
+from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, request_message, subscribe_wishes
 from clients.subscriptions import Subscription
 
-PUBLISH_TIMEOUT_S = 30.0
 _SENT = Sent()
 
 
@@ -135,14 +134,9 @@ class Client:
             TimeoutError: no room in time; the message arrives nowhere. With ack: it may have arrived.
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
-        message = Outbound.of(topic, value, lane)
-        if headers is not None:
-            message.headers = dict(headers)
-        message.urgent = urgent
+        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
         driver = self._driver
-        if ack is not None:
-            if ack != "accepted":
-                raise InvalidValue("ack", ack, "is neither None nor 'accepted'")
+        if acknowledge:
             return driver.run(operations.publish(driver, message, timeout_s, acknowledge=True))
         if len(message.payload) < PLACED_BYTES_MIN:
             with driver.lock:
@@ -261,17 +255,8 @@ class Client:
             RequestFailed: the responder's function raised.
             TimeoutError: no reply came in any of the tries.
         """
-        message = self._request(topic, value, headers, lane, retries)
+        message = request_message(topic, value, headers, lane, retries)
         return self._driver.run(operations.request(self._driver, message, timeout_s, retries))
-
-    def _request(
-        self, topic: str, value: object, headers: Mapping[str, str] | None, lane: str, retries: int
-    ) -> Outbound:
-        if retries < 0:
-            raise InvalidValue("retries", retries, "must be 0 or more")
-        message = Outbound.of(topic, value, lane)
-        message.headers = None if headers is None else dict(headers)
-        return message
 
     def request_many(
         self, topic: str, value: object = None, *, timeout_s: float = 1.0, max_replies: int | None = None
@@ -288,7 +273,7 @@ class Client:
             NoResponders: nobody responds at the topic.
             RequestFailed: one of the responders' functions raised.
         """
-        message = self._request(topic, value, None, "default", 0)
+        message = request_message(topic, value, None, "default", 0)
         deadline = operations.Deadline(timeout_s)
         pending = self._driver.run(operations.start_request(self._driver, message, deadline))
         replies = 0

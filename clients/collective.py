@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
 from broker.collectives.member import Member
 from broker.errors import InvalidValue
 from broker.protocol.tensors import Array, as_array, describe, flat_bytes
+
+GRACE_S: Final = 5.0
+"""The broker names the missing ranks at the deadline; a client that has not heard even that by then raises itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,12 @@ from broker.collectives.buckets import Buckets
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
 from clients import collective, operations
-from clients.collective import Prepared
+from clients.collective import GRACE_S, Prepared
 from clients.driver import Driver
 from clients.membership import Place
 from clients.work import Work
 
 T = TypeVar("T")
-
-GRACE_S = 5.0
-"""The broker names the missing ranks at the deadline; a client that has not heard even that by then raises by
-itself."""
 
 
 class Group:
@@ -160,10 +156,7 @@ class Group:
     def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False) -> object:
         driver, place = self._driver, self._place
         with driver.lock:
-            if place.closed is not None:
-                raise place.closed
-            operation = place.member.start(prepared.claim, prepared.contribution, prepared.target)
-            signal = place.started(operation)
+            operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
             if async_op:
                 driver.flush()
                 return Work(driver, operation, signal, prepared.complete, timeout_s + GRACE_S)

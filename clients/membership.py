@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from broker.buffers import Buffer
+from broker.collectives.claims import Claim
 from broker.collectives.member import Member, MemberOperation
 from broker.errors import (
     BrokerError,
@@ -42,11 +43,22 @@ class Place:
         self._session = session
         self._attached = False
 
-    def started(self, operation: MemberOperation) -> Signal:
-        """An operation has been started; the signal becomes ready when it is done."""
-        signal = self.signals[id(operation)] = Signal(ready=operation.done)
+    def start(
+        self, claim: Claim, contribution: memoryview | None, target: memoryview | None
+    ) -> tuple[MemberOperation, Signal]:
+        """Starts an operation; the signal becomes ready when it is done.
+
+        Raises:
+            InvalidValue: the claim cannot be.
+            GenerationChangedError: the members have changed since the last call.
+            BrokerError: the place is lost.
+        """
+        if self.closed is not None:
+            raise self.closed
+        operation = self.member.start(claim, contribution, target)
+        signal = self.signals[id(operation)] = Signal()
         self.attach()
-        return signal
+        return operation, signal
 
     def attach(self) -> None:
         """Asks the outbox to pull rounds."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-from broker.errors import InvalidValue
+from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import NAME_BYTES_MAX, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
 from broker.protocol.bodies import Subscribe
 from broker.topics.names import check_filter
 from clients import environment
+from clients.core import Outbound
 
 OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
+PUBLISH_TIMEOUT_S: Final = 30.0
+HEADERS_BYTES_MAX: Final = 32 * 1024
+"""Headers are small by nature; they travel in the frame's body with every message."""
 QUEUE_BYTES_MIN: Final = 64 * 1024
 
 
@@ -49,6 +54,45 @@ def subscribe_wishes(
         replay,
         responder,
     )
+
+
+def outbound(
+    topic: str, value: object, headers: Mapping[str, str] | None, lane: str, ack: str | None, *, urgent: bool
+) -> tuple[Outbound, bool]:
+    """A message to publish, and whether it is to be acknowledged.
+
+    Raises:
+        InvalidValue: the value or an option cannot be used.
+    """
+    if ack not in (None, "accepted"):
+        raise InvalidValue("ack", ack, "is neither None nor 'accepted'")
+    message = Outbound.of(topic, value, lane)
+    if headers is not None:
+        message.headers = _checked(headers)
+    message.urgent = urgent
+    return message, ack is not None
+
+
+def request_message(topic: str, value: object, headers: Mapping[str, str] | None, lane: str, retries: int) -> Outbound:
+    """A request to publish.
+
+    Raises:
+        InvalidValue: the value or an option cannot be used.
+    """
+    if retries < 0:
+        raise InvalidValue("retries", retries, "must be 0 or more")
+    message, _ = outbound(topic, value, headers, lane, None, urgent=True)
+    return message
+
+
+def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+    for name, text in headers.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise InvalidValue("headers", {name: text}, "names and values are texts")
+    size = sum(len(name) + len(text) for name, text in headers.items())
+    if size > HEADERS_BYTES_MAX:
+        raise LimitExceeded("headers_bytes_max", size, HEADERS_BYTES_MAX, "put it into the value")
+    return dict(headers)
 
 
 def group_place(name: str, world_size: int | None, rank: int | None) -> tuple[int, int | None]:

@@ -1,0 +1,1 @@
+"""Benchmarks of tensorbus beside its peers. README.md has the method; run with `python -m bench`."""

@@ -1,0 +1,7 @@
+"""The asynchronous client: `await clients.aio.connect(...)` gives the names of `clients.Client` as coroutines."""
+
+from clients.aio.client import Client, connect
+from clients.aio.groups import Group, Work
+from clients.aio.subscriptions import Subscription
+
+__all__ = ["Client", "Group", "Subscription", "Work", "connect"]

@@ -1,0 +1,229 @@
+"""The asynchronous client: the same names as `clients.Client`, as coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.errors import ConnectionClosed, TimeoutError
+from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
+from broker.protocol.bodies import Subscribe
+from broker.transport.addresses import parse_list
+from clients import environment, link, operations
+from clients.aio.driver import AsyncDriver
+from clients.aio.groups import Group
+from clients.aio.subscriptions import Subscription
+from clients.core import Core, Outbound, Reconnected
+from clients.messages import Message
+from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, request_message, subscribe_wishes
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Message], Awaitable[None] | None]
+Responder = Callable[[Message], object]
+
+
+async def connect(
+    url: str | None = None,
+    *,
+    name: str = "",
+    token: str | None = None,
+    tenant: str = "",
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    reconnect_timeout_s: float = 30.0,
+    on_reconnect: Callable[[Reconnected], None] | None = None,
+) -> Client:
+    """Connects to a broker; arguments and errors as for `clients.connect`. The client belongs to the running loop."""
+    core = Core(name, lambda *answer: client._reply(*answer))
+    driver = AsyncDriver(
+        core,
+        parse_list(url or environment.broker_url()),
+        link.hello(name, environment.token() if token is None else token, tenant),
+        connect_timeout_s=connect_timeout_s,
+        reconnect_timeout_s=reconnect_timeout_s,
+        on_reconnect=on_reconnect,
+    )
+    client = Client(core, driver)
+    await driver.connect()
+    return client
+
+
+class Client:
+    """A connection to a broker, for one event loop. `clients.Client` documents arguments and errors."""
+
+    def __init__(self, core: Core, driver: AsyncDriver) -> None:
+        """See `connect`."""
+        self._core = core
+        self._driver = driver
+
+    @property
+    def name(self) -> str:
+        """What this client calls itself."""
+        return self._core.name
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at this moment."""
+        return self._core.session is not None
+
+    async def publish(
+        self,
+        topic: str,
+        value: object,
+        *,
+        headers: Mapping[str, str] | None = None,
+        lane: str = "default",
+        ack: str | None = None,
+        urgent: bool = False,
+        timeout_s: float = PUBLISH_TIMEOUT_S,
+    ) -> int | None:
+        """Publishes a value. When this returns, the value may be changed; when it is cancelled, it arrives nowhere."""
+        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
+        return await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)
+
+    def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
+        """An uninitialised array that suits the transport for publishing."""
+        return np.empty(shape, dtype)
+
+    async def flush(self, timeout_s: float | None = 5.0) -> None:
+        """Waits until everything that was published so far has reached the broker."""
+        await operations.flush(self._driver, timeout_s)
+
+    async def subscribe(
+        self,
+        topic_filter: str,
+        *,
+        overflow: str = "block",
+        queue_messages: int = QUEUE_MESSAGES,
+        queue_bytes: int = QUEUE_BYTES,
+        queue_group: str | None = None,
+        replay: str | int | None = None,
+        handler: Handler | None = None,
+        timeout_s: float = 5.0,
+    ) -> Subscription:
+        """Subscribes; a handler may be a function or a coroutine function, and is called for one message at a time."""
+        wishes = subscribe_wishes(topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay)
+        return await self._subscribe(wishes, handler, timeout_s)
+
+    async def _subscribe(self, wishes: Subscribe, handler: Handler | None, timeout_s: float) -> Subscription:
+        state = await operations.subscribe(self._driver, wishes, timeout_s)
+        subscription = Subscription(self._driver, state)
+        if handler is not None:
+            self._driver.start(asyncio.get_running_loop().create_task(_handle(subscription, handler)))
+        return subscription
+
+    async def respond(
+        self,
+        topic_filter: str,
+        function: Responder,
+        *,
+        queue_group: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> Subscription:
+        """Answers requests with what a function or coroutine function returns."""
+
+        async def handler(message: Message) -> None:
+            if message.is_request:
+                await _respond(message, function)
+
+        wishes = subscribe_wishes(topic_filter, "block", QUEUE_MESSAGES, QUEUE_BYTES, queue_group, None, responder=True)
+        return await self._subscribe(wishes, handler, timeout_s)
+
+    async def request(
+        self,
+        topic: str,
+        value: object = None,
+        *,
+        timeout_s: float = 5.0,
+        retries: int = 0,
+        headers: Mapping[str, str] | None = None,
+        lane: str = "default",
+    ) -> Message:
+        """Asks and waits for the first reply."""
+        message = request_message(topic, value, headers, lane, retries)
+        return await operations.request(self._driver, message, timeout_s, retries)
+
+    async def request_many(
+        self, topic: str, value: object = None, *, timeout_s: float = 1.0, max_replies: int | None = None
+    ) -> AsyncIterator[Message]:
+        """Asks all responders and yields their replies as they come."""
+        message = request_message(topic, value, None, "default", 0)
+        deadline = operations.Deadline(timeout_s)
+        pending = await operations.start_request(self._driver, message, deadline)
+        replies = 0
+        try:
+            while max_replies is None or replies < max_replies:
+                try:
+                    yield await operations.next_reply(self._driver, pending, deadline)
+                except TimeoutError:
+                    return
+                replies += 1
+        finally:
+            self._core.forget_request(pending)
+
+    def _reply(self, request: Message, value: object, last: bool, error: str) -> Awaitable[None]:
+        async def send() -> None:
+            await operations.publish(self._driver, Outbound.answer(request, value, last, error), PUBLISH_TIMEOUT_S)
+
+        # A task, so that the reply leaves even if nobody awaits it.
+        task = asyncio.get_running_loop().create_task(send())
+        self._driver.start(task)
+        return task
+
+    async def group(
+        self,
+        name: str,
+        *,
+        world_size: int | None = None,
+        rank: int | None = None,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+    ) -> Group:
+        """Becomes a member of a collective group; returns when the group has formed."""
+        size, wanted = group_place(name, world_size, rank)
+        return Group(self._driver, await operations.join(self._driver, name, size, wanted, timeout_s))
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""
+        await self._driver.close("the client was closed", timeout_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected else "closed" if self._core.closed else "reconnecting"
+        return f"<aio.Client {self.name!r} {state}>"
+
+
+async def _handle(subscription: Subscription, handler: Handler) -> None:
+    async for message in subscription:
+        try:
+            outcome = handler(message)
+            if outcome is not None:
+                await outcome
+        except Exception:
+            log.exception("handler.failed topic=%r", message.topic)
+
+
+async def _respond(message: Message, function: Responder) -> None:
+    try:
+        value = function(message)
+        if inspect.isawaitable(value):
+            value = await value
+        await message.reply(value)
+    except ConnectionClosed:
+        raise
+    except Exception as error:
+        log.exception("responder.failed topic=%r", message.topic)
+        await message.reply_error(f"{type(error).__name__}: {error}")

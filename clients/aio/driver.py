@@ -1,0 +1,224 @@
+"""What drives an asynchronous client: the event loop reads and writes its link; a wait is a future."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
+from broker.limits import BATCH_WINDOW_NS, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
+from broker.protocol.bodies import Hello
+from broker.protocol.codes import Code
+from broker.protocol.session import Phase
+from broker.transport.addresses import Address
+from clients.core import Core, Reconnected
+from clients.link import Link, dial, flush, read
+from clients.signals import Signal
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.1
+
+
+class AsyncDriver:
+    """One asynchronous client's link. Everything happens on the loop it was made in."""
+
+    def __init__(
+        self,
+        core: Core,
+        addresses: Sequence[Address],
+        greeting: Hello,
+        *,
+        connect_timeout_s: float,
+        reconnect_timeout_s: float,
+        on_reconnect: Callable[[Reconnected], None] | None,
+    ) -> None:
+        self.core = core
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._addresses = addresses
+        self._greeting = greeting
+        self._connect_timeout_s = connect_timeout_s
+        self._reconnect_timeout_s = reconnect_timeout_s
+        self._on_reconnect = on_reconnect
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None
+        self._writing = False
+        self._closing = False
+        self._ticking: asyncio.TimerHandle | None = None
+
+    async def connect(self) -> None:
+        """Connects.
+
+        Raises:
+            ConnectError: no broker can be reached.
+            PermissionDenied: the broker does not let this client in.
+        """
+        self._adopt(await asyncio.to_thread(self._dial, self._connect_timeout_s))
+        self._tick()
+
+    def _dial(self, timeout_s: float) -> Link:
+        return dial(self._addresses, self._greeting, timeout_s, self.core.allocate)
+
+    async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
+        """Waits until a signal is ready; cancelling leaves everything as it is.
+
+        Raises:
+            TimeoutError: it did not become ready in time; it still may.
+        """
+        self.core.outgoing.send_batches()
+        self.flush()
+        if signal.ready:
+            return
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        signal.callbacks.append(wake)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except builtins.TimeoutError as error:
+            raise TimeoutError(what, timeout_s or 0.0) from error
+        finally:
+            if wake in signal.callbacks:
+                signal.callbacks.remove(wake)
+
+    def flush(self) -> None:
+        """Sends what waits as far as the link takes it; the rest follows when the link is writable."""
+        link = self._link
+        if link is None or self._writing:
+            return
+        try:
+            if flush(link.session, link.connection):
+                self.core.outgoing.link_drained()
+            else:
+                self._writing = True
+                self._loop.add_writer(link.connection.fileno(), self._writable, link)
+        except ConnectionClosed as error:
+            self._lose(error)
+
+    def batch_opened(self) -> None:
+        """A batch has to leave within the batch window even if nothing else happens."""
+        self._loop.call_later(BATCH_WINDOW_NS / 1e9, self._send_batches)
+
+    def start(self, task: asyncio.Task[None]) -> None:
+        """Keeps a task until it is done, or until the client is closed."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def close(self, reason: str, timeout_s: float) -> None:
+        """Closes in order: what is queued still leaves. Every waiter gets ConnectionClosed."""
+        if self._closing:
+            return
+        self._closing = True
+        link = self._link
+        if link is not None:
+            self.core.outgoing.send_batches()
+            link.session.close(Code.NORMAL, reason)
+            self.flush()
+            deadline = time.monotonic() + timeout_s
+            while self._link is link and link.session.phase is Phase.CLOSING and time.monotonic() < deadline:
+                await asyncio.sleep(0.001)
+        self._shut(ConnectionClosed(reason, Code.NORMAL))
+        current = asyncio.current_task()
+        tasks = [task for task in self.tasks if task is not current]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # The loop's callbacks.
+
+    def _send_batches(self) -> None:
+        self.core.outgoing.send_batches()
+        self.flush()
+
+    def _writable(self, link: Link) -> None:
+        if link is not self._link:
+            return
+        self._writing = False
+        self._loop.remove_writer(link.connection.fileno())
+        self.flush()
+
+    def _readable(self, link: Link) -> None:
+        session = link.session
+        try:
+            read(session, link.connection, self.core.receive)
+        except ConnectionClosed as error:
+            self._lose(error)
+            return
+        self.flush()
+        failure = session.failure
+        if failure is not None and (session.phase is Phase.CLOSED or not self._closing):
+            self._lose(failure if isinstance(failure, ConnectionClosed) else ConnectionClosed(str(failure)))
+
+    def _tick(self) -> None:
+        now_ns = time.monotonic_ns()
+        self.core.tick(now_ns, now_ns - BATCH_WINDOW_NS)
+        self.flush()
+        if self.core.closed is None:
+            self._ticking = self._loop.call_later(TICK_S, self._tick)
+
+    # The link's life.
+
+    def _adopt(self, link: Link) -> None:
+        self._link = link
+        self.core.connected(link.session, link.welcome)
+        for received in link.early:
+            self.core.receive(received, 0)
+        self._loop.add_reader(link.connection.fileno(), self._readable, link)
+        self.flush()
+
+    def _drop_link(self) -> Link | None:
+        link, self._link = self._link, None
+        self._writing = False
+        if link is not None:
+            self._loop.remove_reader(link.connection.fileno())
+            self._loop.remove_writer(link.connection.fileno())
+            link.connection.close()
+        return link
+
+    def _lose(self, error: ConnectionClosed) -> None:
+        link = self._drop_link()
+        if link is None:
+            return
+        log.warning("connection.closed name=%r cause=%s", self.core.name, error)
+        link.session.lost(error)
+        if self._closing or self._reconnect_timeout_s <= 0 or error.code == Code.DENIED:
+            self.core.close(error)
+        else:
+            self.core.disconnected(error)
+            self.start(self._loop.create_task(self._reconnect()))
+
+    def _shut(self, error: BrokerError) -> None:
+        self._drop_link()
+        self.core.close(error)
+        if self._ticking is not None:
+            self._ticking.cancel()
+
+    async def _reconnect(self) -> None:
+        deadline = time.monotonic() + self._reconnect_timeout_s
+        delay_s = RECONNECT_DELAY_FIRST_S
+        while not self._closing:
+            try:
+                attempt_s = min(self._connect_timeout_s, max(0.1, deadline - time.monotonic()))
+                link = await asyncio.to_thread(self._dial, attempt_s)
+            except (ConnectError, PermissionDenied) as error:
+                if time.monotonic() + delay_s > deadline or isinstance(error, PermissionDenied):
+                    self._shut(ConnectionClosed(f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}"))
+                    return
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
+                continue
+            self._adopt(link)
+            told, self.core.lost = self.core.lost, None
+            if told is not None:
+                log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
+                if self._on_reconnect is not None:
+                    self._on_reconnect(told)
+            return
