@@ -56,8 +56,13 @@ class Bus(ABC):
     """One process's connection to a broker."""
 
     @abstractmethod
-    def publisher(self, topic: str, *, control: bool = False) -> Publisher:
-        """A publisher; control asks for whatever the system has to let small messages pass large ones."""
+    def publisher(self, topic: str, *, lane: str = "default") -> Publisher:
+        """A publisher.
+
+        Args:
+            topic: where to.
+            lane: `control` asks for what the system has to let messages pass others, `bulk` to let others pass them.
+        """
 
     @abstractmethod
     def subscriber(self, topic: str, size_bytes: int) -> Subscriber:

@@ -1,4 +1,4 @@
-"""Runs a tensorbus broker on uvloop at one address, without its command line: `python -m bench.launch_broker ADDRESS`."""
+"""Runs a tensorbus broker without its command line: `python -m bench.launch_broker ADDRESS`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The bare byte relay: the least that a broker in Python can do, and so the yardstick of the benchmarks.
 
-A client says one byte for its role and one for its channel, and then publishers send bytes and subscribers get them.
+A client says its role and the four bytes of its channel, and then publishers send bytes and subscribers get them.
 The relay never looks at the bytes: no frames, no topics, no queues but the sockets'. It only stops reading a channel's
 publishers while one of the channel's subscribers does not read, or it would collect a gigabyte.
 
@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from bench.contestant import Bus, Contestant, Payload, Publisher, Subscriber, Te
 
 SOCKET_BUFFER_BYTES = 1 << 20
 """Of Unix sockets, whose default makes writer and reader take turns; TCP's grow by themselves."""
+HELLO_BYTES = 5
 READ_BYTES = 1 << 18
 JOIN_BYTES = 1 << 16
 """Small records are joined to this much before they are sent: the size of a batch of tensorbus."""
@@ -54,15 +57,15 @@ class Channel:
 class Peer(asyncio.Protocol):
     """One connection of the relay."""
 
-    def __init__(self, channels: defaultdict[int, Channel]) -> None:
+    def __init__(self, channels: defaultdict[bytes, Channel]) -> None:
         self._channels = channels
         self._channel: Channel | None = None
         self._subscribers: list[asyncio.Transport] = []
         self._full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are Transports in all but their base class.
+        self._transport = cast(asyncio.Transport, transport)
         enlarge(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
@@ -72,15 +75,15 @@ class Peer(asyncio.Protocol):
             subscriber.write(data)
 
     def _introduce(self, data: bytes) -> bytes:
-        """Takes the two bytes of the hello, which a client sends in one call and which arrive together."""
-        self._channel = channel = self._channels[data[1]]
+        """Takes the hello, which a client sends in one call and which is too short to arrive in parts."""
+        self._channel = channel = self._channels[data[1:HELLO_BYTES]]
         if data[:1] == b"S":
             channel.subscribers.append(self._transport)
             self._transport.write(b"k")
             return b""
         channel.publishers.add(self._transport)
         self._subscribers = channel.subscribers
-        return data[2:]
+        return data[HELLO_BYTES:]
 
     def pause_writing(self) -> None:
         assert self._channel is not None
@@ -105,16 +108,16 @@ class Peer(asyncio.Protocol):
 async def serve(address: str) -> None:
     """Relays until the process is ended."""
     loop = asyncio.get_running_loop()
-    channels: defaultdict[int, Channel] = defaultdict(Channel)
+    channels: defaultdict[bytes, Channel] = defaultdict(Channel)
     scheme, _, rest = address.partition("://")
     if scheme == "unix":
-        await loop.create_unix_server(lambda: Peer(channels), rest)
+        server = await loop.create_unix_server(lambda: Peer(channels), rest)
     else:
         host, _, port = rest.rpartition(":")
         server = await loop.create_server(lambda: Peer(channels), host, int(port))
         address = f"tcp://{host}:{server.sockets[0].getsockname()[1]}"
     print(f"listening on {address}", flush=True)
-    await asyncio.Event().wait()
+    await server.serve_forever()
 
 
 def enlarge(sock: socket.socket) -> None:
@@ -125,7 +128,7 @@ def enlarge(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def dial(address: str, role: bytes, channel: int) -> socket.socket:
+def dial(address: str, role: bytes, topic: str) -> socket.socket:
     """Connects a publisher or a subscriber."""
     scheme, _, rest = address.partition("://")
     if scheme == "unix":
@@ -135,7 +138,7 @@ def dial(address: str, role: bytes, channel: int) -> socket.socket:
         host, _, port = rest.rpartition(":")
         sock = socket.create_connection((host, int(port)))
     enlarge(sock)
-    sock.sendall(role + bytes([channel]))
+    sock.sendall(role + zlib.crc32(topic.encode()).to_bytes(HELLO_BYTES - 1, "little"))
     if role == b"S":
         sock.recv(1)
     return sock
@@ -149,9 +152,15 @@ class RelayPublisher(Publisher):
         self._sock.sendall(payload)
 
     def send_many(self, payloads: Sequence[bytes]) -> None:
-        step = max(1, JOIN_BYTES // len(payloads[0]))
-        for start in range(0, len(payloads), step):
-            self._sock.sendall(b"".join(payloads[start : start + step]))
+        # An application has its messages one by one, so they are gathered one by one.
+        join_messages = max(1, JOIN_BYTES // len(payloads[0]))
+        gathered: list[bytes] = []
+        for payload in payloads:
+            gathered.append(payload)
+            if len(gathered) == join_messages:
+                self._sock.sendall(b"".join(gathered))
+                gathered.clear()
+        self._sock.sendall(b"".join(gathered))
 
     def send_tensor(self, tensor: Tensor) -> None:
         self._sock.sendall(tensor.data.cast("B"))
@@ -200,18 +209,18 @@ def receive_exactly(sock: socket.socket, record: memoryview) -> None:
 
 
 class RelayBus(Bus):
-    """Each topic is a channel, named by its number, with a socket for each publisher and subscriber."""
+    """Each topic is a channel, named by its checksum, with a socket for each publisher and subscriber."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._sockets: list[socket.socket] = []
 
     def _dial(self, role: bytes, topic: str) -> socket.socket:
-        sock = dial(self._address, role, sum(topic.encode()) % 256)
+        sock = dial(self._address, role, topic)
         self._sockets.append(sock)
         return sock
 
-    def publisher(self, topic: str, *, control: bool = False) -> Publisher:
+    def publisher(self, topic: str, *, lane: str = "default") -> Publisher:
         return RelayPublisher(self._dial(b"P", topic))
 
     def subscriber(self, topic: str, size_bytes: int) -> Subscriber:

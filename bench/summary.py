@@ -45,7 +45,7 @@ def medians(repeats: Sequence[Figures]) -> dict[str, float]:
 def ratio(name: str, repeats: Sequence[Figures | None], reference: Sequence[Figures | None]) -> float | None:
     """The median of the ratios of a figure to the reference's in the same repeat.
 
-    Both ran within seconds of each other in one repeat, so what the machine did at that time is in both and cancels out.
+    Both ran within seconds of each other, so what slows the machine down for a while is in both and cancels out.
 
     Args:
         name: the figure.

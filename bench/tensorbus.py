@@ -27,7 +27,7 @@ class TensorbusPublisher(Publisher):
             publish(topic, payload)
 
     def send_tensor(self, tensor: Tensor) -> None:
-        self._client.publish(self._topic, tensor)
+        self._client.publish(self._topic, tensor, lane=self._lane)
 
     def flush(self) -> None:
         self._client.flush(timeout_s=30.0)
@@ -57,8 +57,8 @@ class TensorbusBus(Bus):
         # A benchmark whose broker is gone is to end, not to wait for it.
         self.client = clients.connect(address, reconnect_timeout_s=0.0)
 
-    def publisher(self, topic: str, *, control: bool = False) -> Publisher:
-        return TensorbusPublisher(self.client, topic, "control" if control else "default")
+    def publisher(self, topic: str, *, lane: str = "default") -> Publisher:
+        return TensorbusPublisher(self.client, topic, lane)
 
     def subscriber(self, topic: str, size_bytes: int) -> Subscriber:
         return TensorbusSubscriber(self.client.subscribe(topic))
@@ -73,7 +73,7 @@ class Tensorbus(Contestant):
     name = "tensorbus"
 
     def broker_command(self, address: str) -> list[str]:
-        if importlib.util.find_spec("broker.__main__") is None:
+        if importlib.util.find_spec("broker.cli") is None:
             return [sys.executable, "-m", "bench.launch_broker", address]
         return [sys.executable, "-m", "broker", "serve", "--listen", address, "--admin", "off"]
 

@@ -70,7 +70,7 @@ class Config:
         publish_window_messages: messages of one topic that a publisher may send ahead of credit.
         publish_window_bytes: bytes of one topic that a publisher may send ahead of credit.
         drain_timeout_s: how long the daemon waits at its end for what is queued.
-        metrics_topic_labels: label metrics by topic; off where topics are many, as each makes a time series.
+        metrics_topic_labels: count messages by topic too; each topic makes a time series, so they should be few.
     """
 
     listen: tuple[str, ...] = field(default_factory=lambda: default_listen(environment()))
@@ -87,7 +87,7 @@ class Config:
     publish_window_messages: int = limits.PUBLISH_WINDOW_MESSAGES
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
     drain_timeout_s: float = limits.DRAIN_TIMEOUT_S
-    metrics_topic_labels: bool = True
+    metrics_topic_labels: bool = False
 
 
 @dataclass(frozen=True, slots=True)

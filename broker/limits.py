@@ -52,6 +52,8 @@ STREAMS_PER_SESSION_MAX: Final = 64
 """Chunked messages that a peer may have open at once."""
 CONTROL_QUEUE_BYTES_MAX: Final = 8 * MIB
 """Replies that wait for a peer that does not read; beyond this the session is closed."""
+QUEUED_BYTES_MAX: Final = 512 * MIB
+"""Results of collectives that wait for such a peer: OPERATIONS_AHEAD times ROUNDS_AHEAD of the longest chunks."""
 TOPICS_MAX: Final = 100_000
 GROUPS_MAX: Final = 1024
 WORLD_SIZE_MAX: Final = 1024
@@ -66,6 +68,11 @@ QUEUE_MESSAGES: Final = 1024
 QUEUE_MESSAGES_MAX: Final = 1_000_000
 QUEUE_BYTES: Final = 64 * MIB
 """Default bound of a subscription in bytes; one longer message may always be under way."""
+QUEUE_BYTES_MIN: Final = 64 * KIB
+QUEUE_BYTES_MAX: Final = 4096 * MIB
+"""What one subscription may ask the broker to hold for it."""
+STREAM_LAG_BYTES_MAX: Final = 64 * MIB
+"""How far a subscription that drops may lag behind a message that is under way before it gives that message up."""
 RING_MESSAGES: Final = 1024
 RING_BYTES: Final = 4 * MIB
 """What a topic keeps for replay by default."""

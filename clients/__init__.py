@@ -25,11 +25,18 @@ from broker.errors import (
 from clients.client import Client, connect
 from clients.core import Reconnected
 from clients.groups import Group
-from clients.messages import Message
+from clients.messages import DEFERRED, Message
+from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
+from clients.optimizers import SGD, Adam, Optimizer
+from clients.parameter_server import ParameterServer
 from clients.subscriptions import Subscription
+from clients.trainer import Pulled, Trainer
 from clients.work import Work
 
 __all__ = [
+    "DEFERRED",
+    "SGD",
+    "Adam",
     "BrokerError",
     "Client",
     "CollectiveError",
@@ -38,17 +45,25 @@ __all__ = [
     "ConnectionClosed",
     "GenerationChangedError",
     "Group",
+    "GroupStatus",
     "InvalidValue",
     "LimitExceeded",
     "Message",
+    "Monitor",
     "NoResponders",
+    "Optimizer",
+    "ParameterServer",
     "PermissionDenied",
     "ProtocolError",
+    "Pulled",
     "RankTimeoutError",
     "Reconnected",
     "RequestFailed",
+    "Snapshot",
     "Subscription",
     "TimeoutError",
+    "Trainer",
+    "TrainerStatus",
     "Work",
     "connect",
 ]

@@ -15,12 +15,12 @@ from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_
 from broker.protocol.bodies import Subscribe
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations
-from clients.core import BATCH_OPENED, Core, Outbound, Reconnected, try_publish
+from clients.core import BATCH_OPENED, Core, Reconnected, try_publish
 from clients.driver import Driver
 from clients.groups import Group
 from clients.handlers import Handler, Handlers, responder
-from clients.messages import Message, Sent
-from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, request_message, subscribe_wishes
+from clients.messages import Answer, Message, Sent
+from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, reply_message, request_message, subscribe_wishes
 from clients.subscriptions import Subscription
 
 _SENT = Sent()
@@ -220,7 +220,8 @@ class Client:
         Args:
             topic_filter: where requests come.
             function: called with each request, on the client's own thread; what it returns is the reply, what it raises
-                reaches the requester as RequestFailed.
+                reaches the requester as RequestFailed. When it returns clients.DEFERRED there is no reply yet: call the
+                request's `reply` later, from any thread.
             queue_group: each request goes to one of the group's responders.
             timeout_s: how long the broker may take to acknowledge, in seconds.
 
@@ -288,9 +289,8 @@ class Client:
             with self._driver.lock:
                 self._core.forget_request(pending)
 
-    def _reply(self, request: Message, value: object, last: bool, error: str) -> Awaitable[None]:
-        message = Outbound.answer(request, value, last, error)
-        self._driver.run(operations.publish(self._driver, message, PUBLISH_TIMEOUT_S))
+    def _reply(self, request: Message, answer: Answer) -> Awaitable[None]:
+        self._driver.run(operations.publish(self._driver, reply_message(request, answer), PUBLISH_TIMEOUT_S))
         return _SENT
 
     def group(

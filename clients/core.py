@@ -352,13 +352,6 @@ class Outbound:
     error: str = ""
 
     @classmethod
-    def answer(cls, request: Message, value: object, last: bool, error: str) -> Outbound:
-        """The reply to a request."""
-        reply = cls.of(request.body.reply_to, value, request.lane)
-        reply.request, reply.last, reply.error, reply.urgent = request.body.request, last, error, True
-        return reply
-
-    @classmethod
     def of(cls, topic: str, value: object, lane: str) -> Outbound:
         """Encodes a value.
 

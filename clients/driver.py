@@ -29,7 +29,7 @@ from broker.errors import BrokerError, ConnectError, ConnectionClosed, Permissio
 from broker.limits import BATCH_WINDOW_NS, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
-from broker.protocol.session import Phase
+from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from clients.core import Core, Reconnected
 from clients.link import Link, dial, flush, read
@@ -241,8 +241,12 @@ class Driver:
             return
         if session.has_unsent:
             self.flush()
-        if session.failure is not None and (session.phase is Phase.CLOSED or not self._closing):
-            failure = session.failure
+        self._check_session(session)
+
+    def _check_session(self, session: Session) -> None:
+        """Gives the connection up when its session has failed or is over. The lock is held."""
+        failure = session.failure
+        if failure is not None and (session.phase is Phase.CLOSED or not self._closing):
             self._lose(failure if isinstance(failure, ConnectionClosed) else ConnectionClosed(str(failure)))
 
     # The link's life.
@@ -304,6 +308,8 @@ class Driver:
                     last_tick_ns = now_ns
                     self.core.tick(now_ns, now_ns - BATCH_WINDOW_NS)
                     self.flush()
+                    if self._link is not None:
+                        self._check_session(self._link.session)
                 offline = self._link is None
                 leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or self._idle())
                 if leads and not self.core.outgoing.open_batches:

@@ -108,7 +108,12 @@ class Group:
         """
         buckets = Buckets(arrays)
         flats = [buckets.pack(bucket) for bucket in buckets]
-        works = [self.all_reduce(flat, op, timeout_s=timeout_s, async_op=True) for flat in flats]
+        prepared = [collective.all_reduce(self._place.member, flat, op, timeout_s) for flat in flats]
+        # Under one hold of the lock, so that no change of the members comes between two buckets: all start in the same
+        # generation or none does, as on the other ranks.
+        with self._driver.lock:
+            works = [self._start(bucket, timeout_s) for bucket in prepared]
+            self._driver.flush()
         failures = [failure for work in works if (failure := work.exception()) is not None]
         if failures:
             raise failures[0]
@@ -153,13 +158,18 @@ class Group:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
         self._driver.run(operations.leave(self._driver, self._place, 5.0))
 
+    def _start(self, prepared: Prepared, timeout_s: float) -> Work:
+        operation, signal = self._place.start(prepared.claim, prepared.contribution, prepared.target)
+        return Work(self._driver, operation, signal, prepared.complete, timeout_s + GRACE_S)
+
     def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False) -> object:
         driver, place = self._driver, self._place
         with driver.lock:
-            operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
             if async_op:
+                work = self._start(prepared, timeout_s)
                 driver.flush()
-                return Work(driver, operation, signal, prepared.complete, timeout_s + GRACE_S)
+                return work
+            operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
             driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
             return prepared.complete(operation.finish())
 

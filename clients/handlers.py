@@ -16,7 +16,7 @@ from broker.errors import BrokerError
 from clients import operations
 from clients.driver import Driver
 from clients.incoming import SubscriptionState
-from clients.messages import Message
+from clients.messages import DEFERRED, Message
 from clients.signals import Signal
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ class Handlers:
                 self._work.set()
 
             subscription.on_message = due
-            if subscription.ready or subscription.is_latest:
+            # What is replayed may be here before its handler. A `latest` subscription has to ask for its first message.
+            for _ in range(1 if subscription.is_latest else subscription.pending):
                 due()
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -101,6 +102,8 @@ def responder(function: Callable[[Message], object]) -> Handler:
             log.exception("responder.failed topic=%r", message.topic)
             _reply_error(message, error)
         else:
+            if value is DEFERRED:
+                return
             try:
                 message.reply(value)
             except BrokerError as error:

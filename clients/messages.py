@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from enum import Enum
 from typing import Final, NamedTuple
 
 import msgspec
@@ -25,8 +26,26 @@ class Sent:
         yield
 
 
-Reply = Callable[["Message", object, bool, str], Awaitable[None]]
-"""Answers a request: the request, the value, whether it is the last answer, and the error in place of a value."""
+class Answer(NamedTuple):
+    """What a responder says to a request: a value, or an error in place of it; `last` when no more follows."""
+
+    value: object
+    headers: Mapping[str, str] | None = None
+    last: bool = True
+    error: str = ""
+
+
+Reply = Callable[["Message", Answer], Awaitable[None]]
+"""Sends the answer to a request."""
+
+
+class Deferred(Enum):
+    """What a responder's function returns when it has kept the request and will call its `reply` later."""
+
+    DEFERRED = "deferred"
+
+
+DEFERRED: Final = Deferred.DEFERRED
 
 
 class Publication(NamedTuple):
@@ -134,11 +153,12 @@ class Message:
         """Whether the sender waits for a reply."""
         return bool(self.body.reply_to)
 
-    def reply(self, value: object, *, last: bool = True) -> Awaitable[None]:
-        """Answers a request.
+    def reply(self, value: object, *, headers: Mapping[str, str] | None = None, last: bool = True) -> Awaitable[None]:
+        """Answers a request, at once or later, from any thread.
 
         Args:
             value: as for publish.
+            headers: short texts that travel with it.
             last: False when more replies of this responder follow (request_many).
 
         Returns:
@@ -147,16 +167,16 @@ class Message:
         Raises:
             InvalidValue: the message is not a request, or the value cannot be sent.
         """
-        return self._answer(value, last, "")
+        return self._answer(Answer(value, headers, last))
 
     def reply_error(self, error: str) -> Awaitable[None]:
         """Answers a request with an error, which is raised as RequestFailed where the request was made."""
-        return self._answer(None, True, error or "unknown error")
+        return self._answer(Answer(None, error=error or "unknown error"))
 
-    def _answer(self, value: object, last: bool, error: str) -> Awaitable[None]:
+    def _answer(self, answer: Answer) -> Awaitable[None]:
         if self._reply is None or not self.is_request:
             raise InvalidValue("message on topic", self.topic, "is not a request, so nobody waits for a reply")
-        return self._reply(self, value, last, error)
+        return self._reply(self, answer)
 
     def __repr__(self) -> str:
         return f"<Message {self.topic} sequence={self.sequence} from {self.sender!r} {self.size_bytes} bytes>"

@@ -11,6 +11,7 @@ from broker.protocol.bodies import Subscribe
 from broker.topics.names import check_filter
 from clients import environment
 from clients.core import Outbound
+from clients.messages import Answer, Message
 
 OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 PUBLISH_TIMEOUT_S: Final = 30.0
@@ -82,6 +83,17 @@ def request_message(topic: str, value: object, headers: Mapping[str, str] | None
     if retries < 0:
         raise InvalidValue("retries", retries, "must be 0 or more")
     message, _ = outbound(topic, value, headers, lane, None, urgent=True)
+    return message
+
+
+def reply_message(request: Message, answer: Answer) -> Outbound:
+    """The reply to a request.
+
+    Raises:
+        InvalidValue: the value or a header cannot be sent.
+    """
+    message, _ = outbound(request.body.reply_to, answer.value, answer.headers, request.lane, None, urgent=True)
+    message.request, message.last, message.error = request.body.request, answer.last, answer.error
     return message
 
 

@@ -146,6 +146,13 @@ class Process:
         return f"<{type(self).__name__} pid={self.pid} running={self.running}>"
 
 
+def run(*arguments: str, stdin: bytes = b"", environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+    """Runs a command of tensorbus to its end; returns its exit status, standard output and standard error."""
+    with Process(*arguments, stdin=stdin, environment=environment) as process:
+        output = process.read_rest()
+        return process.wait(), output.decode(), process.errors
+
+
 class Daemon:
     """A `tensorbus serve` of the test's own.
 
@@ -186,16 +193,25 @@ class Daemon:
         return self.urls[0]
 
     def start(self) -> Self:
-        """Starts it; when this returns, it accepts connections. A second start takes the addresses of the first."""
+        """Starts it; when this returns, it accepts connections. A second start takes the addresses of the first.
+
+        Raises:
+            EOFError: it has ended instead; the text has what it said.
+            TimeoutError: it did not say in time where it listens.
+        """
         if self.process is not None:
             self.process.close()
         addresses = self.urls or self._listen
         admin = self.admin_url.removeprefix("http://") or self._admin
         listen = [part for address in addresses for part in ("--listen", address)]
         self.process = Process("serve", *listen, "--admin", admin, *self._arguments, environment=self._environment)
-        self.urls = tuple(self._read_value("listening on ") for _ in addresses)
-        if admin != "off":
-            self.admin_url = self._read_value("admin on ")
+        try:
+            self.urls = tuple(self._read_value("listening on ") for _ in addresses)
+            if admin != "off":
+                self.admin_url = self._read_value("admin on ")
+        except BaseException:
+            self.process.close()
+            raise
         return self
 
     def _read_value(self, prefix: str) -> str:

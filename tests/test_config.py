@@ -69,12 +69,12 @@ def test_every_kind_of_setting_reads_from_a_file(tmp_path: Path) -> None:
         hello_timeout_s = 2
         ring_bytes = "4MiB"
         publish_window_bytes = 4096
-        metrics_topic_labels = false
+        metrics_topic_labels = true
         """,
     )
     config = load({}, {}, file).config
     assert config.listen == ("tcp://0.0.0.0:1", "unix:///x")
-    assert (config.admin, config.log_level, config.metrics_topic_labels) == ("[::1]:0", LogLevel.DEBUG, False)
+    assert (config.admin, config.log_level, config.metrics_topic_labels) == ("[::1]:0", LogLevel.DEBUG, True)
     assert (config.ring_bytes, config.publish_window_bytes) == (4 * limits.MIB, 4096)
     assert config.hello_timeout_s == 2.0
     assert isinstance(config.hello_timeout_s, float)
@@ -87,12 +87,12 @@ def test_every_kind_of_setting_reads_from_the_environment() -> None:
         "TENSORBUS_HELLO_TIMEOUT_S": "0.5",
         "TENSORBUS_RING_BYTES": "512 KiB",
         "TENSORBUS_PUBLISH_WINDOW_BYTES": "4096",
-        "TENSORBUS_METRICS_TOPIC_LABELS": "0",
+        "TENSORBUS_METRICS_TOPIC_LABELS": "1",
         "TENSORBUS_SESSIONS_MAX": "12",
     }
     config = load({}, variables, None).config
     assert config.listen == ("tcp://0.0.0.0:1", "unix:///x")
-    assert (config.log_level, config.hello_timeout_s, config.metrics_topic_labels) == (LogLevel.WARNING, 0.5, False)
+    assert (config.log_level, config.hello_timeout_s, config.metrics_topic_labels) == (LogLevel.WARNING, 0.5, True)
     assert (config.ring_bytes, config.publish_window_bytes, config.sessions_max) == (512 * limits.KIB, 4096, 12)
 
 
@@ -189,7 +189,7 @@ def test_describe_tells_each_setting_with_its_origin() -> None:
     assert rows["ring_bytes"] == ("3KiB", "flag --ring-bytes")
     assert rows["publish_window_bytes"] == ("16MiB", "default")
     assert rows["log_level"] == ("error", "flag --log-level")
-    assert rows["metrics_topic_labels"] == ("true", "default")
+    assert rows["metrics_topic_labels"] == ("false", "default")
     assert rows["hello_timeout_s"] == ("3", "default")
     assert list(rows) == [entry.name for entry in dataclasses.fields(Config)]
 

@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.config": (*OPEN, "broker.config"),
     "broker.server": (*OPEN, *PURE, "broker.transport", "broker.config", "broker.server"),
     "broker.embedded": EVERYTHING,
+    "broker.__main__": EVERYTHING,
     "broker.cli": EVERYTHING,
     "broker.admin": EVERYTHING,
     "broker.metrics": EVERYTHING,

@@ -8,12 +8,13 @@ sources; sources of a lane take turns, one frame each.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
 
 from broker.buffers import Buffer
-from broker.protocol.frames import LANES, Frame, encode
+from broker.protocol.frames import HEADER_BYTES, LANES, Frame, Lane, encode
 
-BUFFERS_MAX = 512
+_CONTROL: Final = int(Lane.CONTROL)
+BUFFERS_MAX: Final = 512
 """Buffers of one gathered write; the kernel takes 1,024."""
 
 
@@ -28,17 +29,22 @@ class Source(Protocol):
 class Outbox:
     """The frames of one session that have not been handed to the link."""
 
-    __slots__ = ("_lanes", "queued_bytes")
+    __slots__ = ("_lanes", "control_bytes", "queued_bytes")
 
     def __init__(self) -> None:
         self._lanes: tuple[deque[Frame | Source], ...] = tuple(deque() for _ in range(LANES))
         self.queued_bytes = 0
         """Of ready frames; sources count for themselves."""
+        self.control_bytes = 0
+        """Of these, the ones in the control lane."""
 
     def put(self, frame: Frame) -> None:
         """Queues a ready frame in its lane."""
         self._lanes[frame.lane].append(frame)
-        self.queued_bytes += 64 + len(frame.body) + len(frame.payload)
+        size = HEADER_BYTES + len(frame.body) + len(frame.payload)
+        self.queued_bytes += size
+        if frame.lane == _CONTROL:
+            self.control_bytes += size
 
     def attach(self, source: Source, lane: int) -> None:
         """Adds a source, which stays until it returns 0. The caller sees to it that a source is in a lane once."""
@@ -51,8 +57,11 @@ class Outbox:
             while lane:
                 item = lane.popleft()
                 if isinstance(item, Frame):
-                    self.queued_bytes -= 64 + len(item.body) + len(item.payload)
-                    size += encode(item, buffers)
+                    encoded = encode(item, buffers)
+                    self.queued_bytes -= encoded
+                    if item.lane == _CONTROL:
+                        self.control_bytes -= encoded
+                    size += encoded
                 else:
                     pulled = item.pull(buffers)
                     if not pulled:
@@ -67,7 +76,7 @@ class Outbox:
         """Forgets everything."""
         for lane in self._lanes:
             lane.clear()
-        self.queued_bytes = 0
+        self.queued_bytes = self.control_bytes = 0
 
     def __bool__(self) -> bool:
         return any(self._lanes)

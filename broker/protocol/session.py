@@ -18,7 +18,14 @@ from typing import Final
 
 from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectionClosed, ProtocolError
-from broker.limits import CHUNK_BYTES, HELLO_TIMEOUT_S, PLACED_BYTES_MIN, SCRATCH_BYTES
+from broker.limits import (
+    CHUNK_BYTES,
+    CONTROL_QUEUE_BYTES_MAX,
+    HELLO_TIMEOUT_S,
+    PLACED_BYTES_MIN,
+    QUEUED_BYTES_MAX,
+    SCRATCH_BYTES,
+)
 from broker.protocol.bodies import Failure, Hello, Refusal, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, KINDS, Frame, Kind, Lane, check_header
@@ -106,6 +113,8 @@ class Session:
         self._unsent: list[Buffer] = []
         self._unsent_bytes = 0
         self._farewell: Frame | None = None
+        # After a fault, or the peer's CLOSE, what still comes in means nothing any more.
+        self._deaf = False
         self._last_stream = 0
         if hello is not None:
             self._send_raw(encode_greeting(hello))
@@ -118,7 +127,9 @@ class Session:
     # Bytes in.
 
     def receive_buffers(self) -> list[memoryview]:
-        """Where the next bytes of the link belong, for one scattered read."""
+        """Where the next bytes of the link belong, for one scattered read. There is always room for some."""
+        if self._deaf:
+            return [self._scratch]
         if self._placed is not None:
             return [self._placed_rest, self._scratch[:_OVERRUN_BYTES]]
         return [self._scratch[self._end :]]
@@ -134,6 +145,8 @@ class Session:
         """
         self.last_received_ns = now_ns
         self.received_bytes += size
+        if self._deaf:
+            return
         if self._placed is not None:
             rest = len(self._placed_rest)
             if size < rest:
@@ -147,10 +160,12 @@ class Session:
                 self._take(placed, now_ns, deliver)
             if self.phase is Phase.AWAIT_HELLO:
                 self._read_greeting(now_ns, deliver)
-            if self.phase is Phase.OPEN or self.phase is Phase.CLOSING:
+            if self.phase is not Phase.AWAIT_HELLO and not self._deaf:
                 self._read_frames(now_ns, deliver)
         except ProtocolError as error:
             self.fail(error)
+        if not self.is_client:
+            self.check_queued()
 
     def _read_greeting(self, now_ns: int, deliver: Deliver) -> None:
         data = self._scratch[self._start : self._end]
@@ -224,6 +239,8 @@ class Session:
             # Whatever happens in there, this frame is done with.
             self._start = start
             self._take(frame, now_ns, deliver)
+            if self._deaf:
+                return
         self._start = start
         self._make_room(HEADER_BYTES)
 
@@ -251,6 +268,17 @@ class Session:
             deliver(frame, now_ns)
 
     # Bytes out.
+
+    def check_queued(self) -> None:
+        """The broker's end: fails when the client does not read the answers that it asks for."""
+        outbox = self.outbox
+        if outbox.control_bytes > CONTROL_QUEUE_BYTES_MAX:
+            problem = f"answers of {outbox.control_bytes} bytes are over the limit of {CONTROL_QUEUE_BYTES_MAX}"
+        elif outbox.queued_bytes > QUEUED_BYTES_MAX:
+            problem = f"results of {outbox.queued_bytes} bytes are over the limit of {QUEUED_BYTES_MAX}"
+        else:
+            return
+        self.fail(ProtocolError(f"the client does not read: waiting {problem}", Code.LIMIT))
 
     def put(self, frame: Frame) -> None:
         """Queues a frame."""
@@ -349,6 +377,8 @@ class Session:
                 self.put(Frame(Kind.PING, lane=Lane.CONTROL, time_ns=now_ns))
 
     def _move(self, event: Event, cause: BrokerError | None) -> None:
+        if event is Event.FAILED or event is Event.PEER_CLOSED:
+            self._deaf = True
         following = TRANSITIONS.get((self.phase, event))
         if following is None:
             return

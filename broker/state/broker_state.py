@@ -13,12 +13,12 @@ from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, Protoco
 from broker.ids import SessionId, SubscriptionNumber
 from broker.limits import (
     CHUNK_BYTES,
-    CONTROL_QUEUE_BYTES_MAX,
     INBOX_MESSAGES,
-    KIB,
     MIB,
     NAME_BYTES_MAX,
     QUEUE_BYTES,
+    QUEUE_BYTES_MAX,
+    QUEUE_BYTES_MIN,
     QUEUE_MESSAGES_MAX,
 )
 from broker.protocol.bodies import Failure, Hello, Subscribe, Welcome, decode_body, encode_body
@@ -32,7 +32,8 @@ from broker.state.groups import Groups
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.state.settings import Settings
-from broker.state.topics import INBOX, Router
+from broker.state.topics import INBOX, Router, opened
+from broker.state.totals import Totals
 from broker.topics.messages import Message
 from broker.topics.queues import Overflow, Queue
 
@@ -115,9 +116,6 @@ class BrokerState:
         except ProtocolError as error:
             record.session.fail(error)
             self._flush(record)
-        if record.session.outbox.queued_bytes > CONTROL_QUEUE_BYTES_MAX and not record.groups:
-            record.session.fail(ProtocolError("the client asks and does not read the answers", Code.LIMIT))
-            self._flush(record)
 
     def disconnect(self, session_id: SessionId, now_ns: int) -> None:
         """A session is over, however it ended; everybody who depends on it is told."""
@@ -128,9 +126,11 @@ class BrokerState:
         record.session.lost(ConnectionClosed("disconnected"))
         self._ready.pop(session_id, None)
         for subscription in record.subscriptions.values():
+            subscription.forget()
             self.router.remove(subscription)
             self.publishing.unblock(subscription)
         self.publishing.disconnect(record)
+        self.router.ended.add_session(record.session)
         self.groups.disconnect(record, now_ns)
         if record.name:
             self.announce("$sys/sessions", {"event": "closed", "session": session_id, "name": record.name})
@@ -141,6 +141,7 @@ class BrokerState:
         for record in self.sessions.values():
             session = record.session
             session.tick(now_ns)
+            session.check_queued()
             if session.has_unsent or session.phase in (Phase.CLOSING, Phase.CLOSED):
                 self._flush(record)
         self.groups.tick(now_ns)
@@ -162,9 +163,24 @@ class BrokerState:
         self._ready.clear()
         return ready
 
+    def totals(self) -> Totals:
+        """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""
+        totals = self.router.ended.copy()
+        for topic in self.router.topics.values():
+            totals.add_topic(topic)
+        for record in self.sessions.values():
+            totals.add_session(record.session)
+            for subscription in record.subscriptions.values():
+                totals.add_subscription(subscription)
+        return totals
+
     def announce(self, topic: str, value: object) -> None:
         """Publishes something that the broker itself has to say, below `$sys/`."""
-        record = self.router.topic(topic)
+        try:
+            record = self.router.topic(topic)
+        except LimitExceeded:
+            # Clients have used up all topics. They hear of it when they publish; this event is lost.
+            return
         content, _, payload = encode_value(value)
         sequence, time_ns = record.ring.next_sequence, self.now_ns + self.settings.wall_offset_ns
         message = Message(topic, "broker", sequence, 1, Lane.DEFAULT, 0, content, time_ns, b"", payload, len(payload))
@@ -209,6 +225,9 @@ class BrokerState:
 
     def _subscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         wishes = decode_body(frame.body, Subscribe)
+        if wishes.filter.startswith(INBOX):
+            self._answer_error(record, frame.target, Failure(Code.DENIED, "an inbox belongs to its session"))
+            return
         limit = self.settings.subscriptions_per_session_max
         problem = _problem_with(wishes)
         if frame.number in record.subscriptions:
@@ -235,7 +254,7 @@ class BrokerState:
             record,
             number,
             wishes.filter,
-            Queue(Overflow(wishes.overflow), wishes.queue_messages, wishes.queue_bytes),
+            Queue(Overflow(wishes.overflow), wishes.queue_messages, wishes.queue_bytes, opened),
             queue_group=wishes.queue_group,
             responder=wishes.responder,
             flush=self._flush,
@@ -250,6 +269,7 @@ class BrokerState:
         if subscription is None:
             self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
             return
+        subscription.end()
         self.router.remove(subscription)
         self.publishing.unblock(subscription)
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
@@ -281,15 +301,15 @@ class BrokerState:
 
 def _problem_with(wishes: Subscribe) -> str | None:
     if wishes.overflow not in OVERFLOWS:
-        return f"overflow {wishes.overflow!r} is none of {', '.join(OVERFLOWS)}"
+        return f"overflow {wishes.overflow[:16]!r} is none of {', '.join(OVERFLOWS)}"
     if not 1 <= wishes.queue_messages <= QUEUE_MESSAGES_MAX:
         return f"queue_messages {wishes.queue_messages} is not between 1 and {QUEUE_MESSAGES_MAX}"
-    if wishes.queue_bytes < 64 * KIB:
-        return f"queue_bytes {wishes.queue_bytes} is below {64 * KIB}"
+    if not QUEUE_BYTES_MIN <= wishes.queue_bytes <= QUEUE_BYTES_MAX:
+        return f"queue_bytes {wishes.queue_bytes} is not between {QUEUE_BYTES_MIN} and {QUEUE_BYTES_MAX}"
     if len(wishes.queue_group.encode()) > NAME_BYTES_MAX:
         return f"queue_group is over the limit of {NAME_BYTES_MAX} bytes"
     if isinstance(wishes.replay, str) and wishes.replay not in ("latest", "all"):
-        return f"replay {wishes.replay!r} is neither 'latest', 'all' nor a sequence"
+        return f"replay {wishes.replay[:16]!r} is neither 'latest', 'all' nor a sequence"
     if isinstance(wishes.replay, int) and wishes.replay < 0:
         return f"replay {wishes.replay} is not a sequence: they start at 1"
     return None

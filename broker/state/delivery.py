@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from broker.buffers import Buffer
 from broker.ids import SubscriptionNumber
-from broker.limits import TOPICS_PER_SESSION_MAX
+from broker.limits import STREAM_LAG_BYTES_MAX, TOPICS_PER_SESSION_MAX
+from broker.protocol.batches import ENTRY_BYTES
 from broker.protocol.bodies import Failure, Topic, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _PACK: Final = HEADER.pack
 _DELIVER: Final = int(Kind.DELIVER)
 _CHUNK: Final = int(Kind.CHUNK)
+_BATCH: Final = int(Flag.BATCH)
 _KEPT_FLAGS: Final = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST)
 
 
@@ -41,13 +43,13 @@ class Subscription:
         "delivered",
         "filter",
         "flush",
+        "notice",
         "number",
         "queue",
         "queue_group",
         "responder",
         "session",
         "sources",
-        "told_dropped",
         "unblock",
     )
 
@@ -76,9 +78,9 @@ class Subscription:
         self.flush = flush
         self.unblock = unblock
         self.sources = tuple(LaneSource(self, lane) for lane in range(LANES))
+        self.notice = DropNotice(self)
         self.blocking: dict[TopicRecord, None] = {}
         self.delivered = 0
-        self.told_dropped = 0
 
     def offer(self, message: Message) -> None:
         """Queues a message by the subscription's policy and wakes the session."""
@@ -86,16 +88,18 @@ class Subscription:
             source = self.sources[message.lane]
             if not source.attached:
                 source.attach()
-            if message.stream is not None and self.queue.overflow is not Overflow.BLOCK:
+            # Nothing holds back the publisher of a control message, so even a `block` subscription may give one up.
+            if message.stream is not None and (self.queue.overflow is not Overflow.BLOCK or message.lane == CONTROL):
                 message.stream.watchers.append(self)
-        if self.queue.dropped != self.told_dropped:
+        if self.queue.dropped != self.notice.told:
             self.tell_dropped()
 
     def tell_dropped(self) -> None:
         """Tells the subscriber how many messages it has lost, in all."""
-        self.told_dropped = self.queue.dropped
-        self.session.session.put(Frame(Kind.DROPPED, lane=Lane.CONTROL, number=self.number, sequence=self.told_dropped))
-        self.flush(self.session)
+        if not self.notice.attached:
+            self.notice.attached = True
+            self.session.session.attach(self.notice, CONTROL)
+            self.flush(self.session)
 
     def grant(self, messages: int, size_bytes: int) -> None:
         """The subscriber has room again."""
@@ -128,18 +132,55 @@ class Subscription:
         """Gives up a large message that this subscription is too slow for; says whether it still wants it."""
         stream = message.stream
         source = self.sources[message.lane]
-        if stream is None or (source.message is message and source.lag_bytes <= self.queue.bytes_max):
-            return stream is not None
+        if stream is None:
+            return False
+        # Not the subscription's own bound alone, or a reader with a small one would get no large message at all.
+        allowed_bytes = max(self.queue.bytes_max, STREAM_LAG_BYTES_MAX)
         if source.message is message:
+            if source.lag_bytes <= allowed_bytes:
+                return True
             source.give_up()
-        elif stream.received_bytes <= self.queue.bytes_max:
+        elif stream.received_bytes <= allowed_bytes:
             return True
         elif self.queue.remove(message):
             self.tell_dropped()
         return False
 
+    def end(self) -> None:
+        """The subscriber wants no more: large messages that are under way are given up."""
+        for source in self.sources:
+            if source.message is not None:
+                source.give_up()
+
+    def forget(self) -> None:
+        """The session is gone: lets go of what was under way, which would otherwise be held to the message's end."""
+        for source in self.sources:
+            source.let_go()
+
     def __repr__(self) -> str:
         return f"<Subscription {self.number} {self.filter!r} of {self.session.name!r} {self.queue!r}>"
+
+
+class DropNotice:
+    """Tells a subscriber how many messages it has lost: one frame, however many are lost before it leaves."""
+
+    __slots__ = ("_subscription", "attached", "told")
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self.attached = False
+        self.told = 0
+
+    def pull(self, buffers: list[Buffer]) -> int:
+        """Appends one frame; see Source."""
+        dropped = self._subscription.queue.dropped
+        if dropped == self.told:
+            self.attached = False
+            return 0
+        self.told = dropped
+        return encode(
+            Frame(Kind.DROPPED, lane=Lane.CONTROL, number=self._subscription.number, sequence=dropped), buffers
+        )
 
 
 class LaneSource:
@@ -185,11 +226,16 @@ class LaneSource:
             self.attach()
 
     def give_up(self) -> None:
-        """Stops in the middle of a message because the subscriber is too slow for it."""
+        """Stops in the middle of a message because the subscriber is too slow for it, or does not want it any more."""
         self._given_up = True
+        self._chunk = None
         self.subscription.queue.dropped += 1
         self.resume()
         self.subscription.tell_dropped()
+
+    def let_go(self) -> None:
+        """Forgets the message that is being sent."""
+        self.message = self._chunk = None
 
     def pull(self, buffers: list[Buffer]) -> int:
         """Appends one frame; see Source."""
@@ -208,7 +254,7 @@ class LaneSource:
             message.release()
             queue.grant(message.count, 0)
             message = queue.take(self.lane)
-        if queue.dropped != subscription.told_dropped:
+        if queue.dropped != subscription.notice.told:
             subscription.tell_dropped()
         if message is None:
             return 0
@@ -226,6 +272,9 @@ class LaneSource:
         body, payload = message.body, message.payload
         payload_size = len(payload)
         queue.credit_bytes -= len(body) + payload_size
+        if message.flags & _BATCH:
+            # The reader credits bodies and payloads, and knows nothing of a batch any more.
+            queue.credit_bytes += ENTRY_BYTES * message.count
         header = _PACK(
             _DELIVER,
             message.flags & _KEPT_FLAGS,
@@ -248,17 +297,12 @@ class LaneSource:
 
     def _next_chunk(self, message: Message, buffers: list[Buffer]) -> int:
         stream, chunk = message.stream, self._chunk
-        if stream is None or chunk is None:
+        if stream is None:
             return 0
         if self._given_up or stream.aborted is not None:
-            reason = "the subscriber is too slow for it" if self._given_up else stream.aborted or ""
-            code = Code.DROPPED if self._given_up else Code.PUBLISHER_GONE
-            if not self._given_up:
-                self.subscription.queue.dropped += 1
-                self.subscription.tell_dropped()
-            self.message = self._chunk = None
-            body = encode_body(Failure(code, reason))
-            return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
+            return self._abort(message, stream.aborted or "", buffers)
+        if chunk is None:
+            return 0
         following = chunk.following
         if following is None:
             if self not in stream.waiters:
@@ -281,6 +325,19 @@ class LaneSource:
         if last:
             self.message = self._chunk = None
         return HEADER_BYTES + size
+
+    def _abort(self, message: Message, reason: str, buffers: list[Buffer]) -> int:
+        """Tells the subscriber that the rest of a message will not come. It counts as one that was taken."""
+        code = Code.PUBLISHER_GONE
+        if self._given_up:
+            code, reason = Code.DROPPED, "the subscriber is too slow for it"
+        else:
+            self.subscription.queue.dropped += 1
+            self.subscription.tell_dropped()
+        self.let_go()
+        self.subscription.queue.grant(message.count, len(message.body))
+        body = encode_body(Failure(code, reason))
+        return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
 
 
 def _announce(session: SessionRecord, message: Message, buffers: list[Buffer]) -> tuple[int, int]:

@@ -53,11 +53,15 @@ class Groups:
                 self._refuse(session, frame.target, Failure(Code.INVALID, group_or_problem))
                 return
             group = group_or_problem
-        if (group.number, session.id) not in self._references:
-            self._references[group.number, session.id] = frame.target
+        key = group.number, session.id
+        waiting = self._references.get(key)
+        self._references[key] = frame.target
         self._sessions[session.id] = session
         session.groups.add(group.name)
         self._carry_out(group, group.join(session.id, wish.rank, wish.world_size, wish.timeout_ns, now_ns))
+        if waiting is not None:
+            # The session's first JOIN still waits for the others; this second one was refused.
+            self._references[key] = waiting
 
     def _create(self, wish: Join, now_ns: int) -> Group | str:
         if not wish.group or len(wish.group.encode()) > NAME_BYTES_MAX:
@@ -77,6 +81,7 @@ class Groups:
         """LEAVE: a member goes in order."""
         group = self._member_of(session, frame)
         session.groups.discard(group.name)
+        self._references.pop((group.number, session.id), None)
         session.session.put(Frame(Kind.DONE, target=frame.target))
         self._flush(session)
         self._carry_out(group, group.leave(session.id))

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
-from broker.limits import BATCH_MESSAGES_MAX, FRAME_PAYLOAD_BYTES_MAX, STREAMS_PER_SESSION_MAX, TOPICS_PER_SESSION_MAX
+from broker.limits import (
+    BATCH_MESSAGES_MAX,
+    FRAME_PAYLOAD_BYTES_MAX,
+    PLACED_BYTES_MIN,
+    STREAMS_PER_SESSION_MAX,
+    TOPICS_PER_SESSION_MAX,
+)
 from broker.protocol.batches import ENTRY_BYTES
 from broker.protocol.bodies import Failure, Topic, decode_body, encode_body
 from broker.protocol.codes import Code
@@ -40,10 +46,12 @@ class Publishing:
             name = check_topic(body.name, reserved=body.name.startswith("$inbox/"))
         except InvalidValue as error:
             raise ProtocolError(str(error), Code.INVALID) from error
-        if len(session.publishers) >= TOPICS_PER_SESSION_MAX:
-            raise ProtocolError(f"topics_per_session_max: over the limit of {TOPICS_PER_SESSION_MAX}", Code.LIMIT)
         old = session.publishers.get(frame.number)
+        if old is None and len(session.publishers) >= TOPICS_PER_SESSION_MAX:
+            raise ProtocolError(f"topics_per_session_max: over the limit of {TOPICS_PER_SESSION_MAX}", Code.LIMIT)
         if old is not None:
+            session.streams = {stream: other for stream, other in session.streams.items() if other is not old}
+            self._abort(old, f"the publisher {session.name!r} has named its topic anew")
             self._forget(old)
         try:
             record = self.router.topic(name)
@@ -62,9 +70,7 @@ class Publishing:
         count = frame.count if flags & _BATCH else 1
         if flags & _BATCH and not 0 < count <= min(BATCH_MESSAGES_MAX, len(payload) // ENTRY_BYTES):
             raise ProtocolError(f"batch of {count} messages in {len(payload)} bytes; the limit is {BATCH_MESSAGES_MAX}")
-        if flags & _REQUEST and not self.router.routes(topic).responds:
-            self._refuse_request(session, frame, topic.name)
-            return
+        routed = not flags & _REQUEST or self.router.routes(topic).responds
         stream = self._open(session, publisher, frame) if flags & _CHUNKED else None
         message = Message(
             topic.name, publisher.sender, topic.ring.next_sequence, count, frame.lane, flags,
@@ -74,14 +80,17 @@ class Publishing:
         self._use_credit(session, publisher, frame.lane, count, len(frame.body) + len(payload))
         if stream is not None:
             publisher.message = message
-            publisher.acknowledge = frame.target if flags & _ACKNOWLEDGE else 0
-        elif flags & _ACKNOWLEDGE:
+            publisher.acknowledge = frame.target if flags & _ACKNOWLEDGE and routed else 0
+        elif flags & _ACKNOWLEDGE and routed:
             self._acknowledge(session, frame.target, message.sequence + count - 1)
-        self.router.route(topic, message)
+        if routed:
+            self.router.route(topic, message)
+        else:
+            self._refuse_request(session, frame, topic.name)
+            message.release()
 
     def _refuse_request(self, session: SessionRecord, frame: Frame, topic: str) -> None:
-        if frame.flags & _CHUNKED:
-            raise ProtocolError("a request in chunks: requests are at most one frame long", Code.LIMIT)
+        """Nobody responds. The chunks of a large request are on their way already: they come in and go nowhere."""
         body = encode_body(Failure(Code.NO_RESPONDERS, f"nobody responds at {topic!r}"))
         session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, target=frame.target, body=body))
         self.flush(session)
@@ -108,6 +117,11 @@ class Publishing:
         complete = bool(frame.flags & Flag.LAST)
         expected = message.size_bytes - len(message.body)
         arrived = stream.received_bytes + len(frame.payload)
+        if not complete and len(frame.payload) < PLACED_BYTES_MIN:
+            # Each chunk costs more than its bytes, which are all that its publisher's credit counts.
+            raise ProtocolError(
+                f"chunk of {len(frame.payload)} bytes: all but the last have at least {PLACED_BYTES_MIN} bytes"
+            )
         if arrived > expected or complete != (arrived == expected):
             raise ProtocolError(f"stream {frame.stream} announced {expected} bytes and has {arrived}, last={complete}")
         if complete:
@@ -159,7 +173,7 @@ class Publishing:
             return
         publisher.credit_messages -= messages
         publisher.credit_bytes -= size_bytes
-        if publisher.credit_messages < self.window_messages // 2 or publisher.credit_bytes < self.window_bytes // 2:
+        if publisher.credit_messages <= self.window_messages // 2 or publisher.credit_bytes <= self.window_bytes // 2:
             if publisher.credit_messages < -BATCH_MESSAGES_MAX or publisher.credit_bytes < -2 * FRAME_PAYLOAD_BYTES_MAX:
                 raise ProtocolError(f"topic {publisher.topic.name!r}: the publisher ignores its credit", Code.LIMIT)
             self.top_up(session, publisher)

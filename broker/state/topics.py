@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from broker.errors import LimitExceeded
+from broker.errors import LimitExceeded, ProtocolError
 from broker.limits import TOPICS_MAX
 from broker.protocol.batches import split_batch
 from broker.protocol.frames import Flag
 from broker.state.delivery import Subscription
+from broker.state.totals import Totals
 from broker.topics.messages import Message
 from broker.topics.names import check_filter
 from broker.topics.queues import Overflow
@@ -81,12 +83,17 @@ class Publisher:
 
 
 class Router:
-    """All topics and all subscriptions."""
+    """All topics and all subscriptions.
+
+    Attributes:
+        ended: what topics, subscriptions and sessions had counted that are gone.
+    """
 
     def __init__(self, ring_messages: int, ring_bytes: int) -> None:
         self.ring_messages = ring_messages
         self.ring_bytes = ring_bytes
         self.topics: dict[str, TopicRecord] = {}
+        self.ended = Totals()
         self._trie: Trie[Subscription] = Trie()
         self._inboxes: dict[str, Subscription] = {}
 
@@ -110,7 +117,13 @@ class Router:
     def _forget_idle(self) -> None:
         """Makes room by forgetting the inboxes of sessions that are gone."""
         for name in [name for name in self.topics if name.startswith(INBOX) and name not in self._inboxes]:
-            del self.topics[name]
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        record = self.topics.pop(name, None)
+        if record is not None:
+            record.routes = None
+            self.ended.add_topic(record)
 
     def add(self, subscription: Subscription) -> None:
         """Starts routing to a subscription."""
@@ -123,15 +136,14 @@ class Router:
         """Stops routing to a subscription; what waited in a queue group goes to its other members."""
         if subscription.filter.startswith(INBOX):
             self._inboxes.pop(subscription.filter, None)
-            record = self.topics.pop(subscription.filter, None)
-            if record is not None:
-                record.routes = None
+            self._forget(subscription.filter)
         else:
             self._trie.remove(subscription.filter, subscription)
         for message in subscription.queue.drain():
             if subscription.queue_group:
                 self._requeue(message, subscription.queue_group)
             message.release()
+        self.ended.add_subscription(subscription)
 
     def _requeue(self, message: Message, queue_group: str) -> None:
         for group in self.routes(self.topic(message.topic)).queue_groups:
@@ -183,13 +195,13 @@ class Router:
             if topic.name.startswith(INBOX) or subscription not in self.routes(topic).subscriptions():
                 continue
             if replay == "latest":
-                kept = [last for message in topic.ring.last() for last in _singles(message)[-1:]]
+                kept = [last for message in topic.ring.last() for last in opened(message)[-1:]]
             else:
                 kept = topic.ring.since(0 if replay == "all" else int(replay))
                 if replay != "all":
                     kept = [part for message in kept for part in _from_sequence(message, int(replay))]
             for message in kept:
-                subscription.offer(message)
+                _offer(subscription, message, opened)
 
 
 def _least_loaded(group: list[Subscription]) -> Subscription:
@@ -199,18 +211,32 @@ def _least_loaded(group: list[Subscription]) -> Subscription:
 def _route_batch(routes: Routes, message: Message) -> None:
     """Passes a batch on unopened to those who want all of it, and message by message to the others."""
     for subscription in routes.everyone:
-        if subscription.queue.overflow is Overflow.BLOCK or subscription.queue.has_room(message):
-            subscription.offer(message)
-        else:
-            for single in _singles(message):
-                subscription.offer(single)
+        _offer(subscription, message, _singles)
     for group in routes.queue_groups:
         for single in _singles(message):
             _least_loaded(group).offer(single)
 
 
+def _offer(subscription: Subscription, message: Message, split: Callable[[Message], list[Message]]) -> None:
+    """Offers a batch whole where it fits, else message by message."""
+    queue = subscription.queue
+    if message.count == 1 or queue.overflow is Overflow.BLOCK or queue.has_room(message):
+        subscription.offer(message)
+    else:
+        for single in split(message):
+            subscription.offer(single)
+
+
 def _from_sequence(message: Message, sequence: int) -> list[Message]:
-    return [message] if message.sequence >= sequence else [m for m in _singles(message) if m.sequence >= sequence]
+    return [message] if message.sequence >= sequence else [m for m in opened(message) if m.sequence >= sequence]
+
+
+def opened(message: Message) -> list[Message]:
+    """The messages of a batch that was accepted before; empty when it is malformed, which is not the asker's fault."""
+    try:
+        return _singles(message)
+    except ProtocolError:
+        return []
 
 
 def _singles(message: Message) -> list[Message]:

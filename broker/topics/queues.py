@@ -8,13 +8,14 @@ and those that were sent and not yet taken by the application, which is what the
 
     block        everything is queued; `over_limit` tells the topic to stop crediting its publishers
     drop_newest  what would make more than queue_messages unread is dropped
-    drop_oldest  the oldest waiting ones make room; the reader does the same with those that have reached it
+    drop_oldest  the oldest ones of the least urgent lane that waits make room; the reader does the same with those that have reached it
     latest       one message waits, the newest; the reader asks for each one
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
@@ -24,10 +25,14 @@ LANES: Final = 3
 CONTROL: Final = 0
 UNLIMITED: Final = 1 << 60
 CONTROL_WAITING_MAX: Final = 65_536
-"""Control messages need no credit; a subscription that has left this many waiting loses the next ones."""
+"""Control messages need no credit; a subscription that has left this many waiting, or its bound in bytes of them,
+loses the next ones."""
 BLOCKED_BYTES_MAX: Final = 8 << 20
 """What a `block` subscription lets wait in the broker before its publishers are held back: enough for the link, little
 enough to stay in the processor's cache."""
+
+
+Split = Callable[[Message], Sequence[Message]]
 
 
 class Overflow(Enum):
@@ -44,12 +49,14 @@ class Queue:
 
     Attributes:
         waiting_messages: how many wait here.
-        waiting_bytes: their bytes; of a message that is being sent, what has arrived and not been sent.
+        waiting_bytes: their bytes, of large ones what they will have when they are complete.
         dropped: messages that were dropped here, ever.
     """
 
     __slots__ = (
+        "_control_bytes",
         "_lanes",
+        "_split",
         "bytes_max",
         "credit_bytes",
         "credit_messages",
@@ -61,11 +68,12 @@ class Queue:
         "waiting_messages",
     )
 
-    def __init__(self, overflow: Overflow, messages_max: int, bytes_max: int) -> None:
+    def __init__(self, overflow: Overflow, messages_max: int, bytes_max: int, split: Split = lambda _: []) -> None:
         """Args:
         overflow: the policy.
         messages_max: the bound in messages; `latest` has 1.
         bytes_max: the bound in bytes; a single longer message is still taken when nothing else waits.
+        split: opens a batch of which the oldest messages have to go; empty when it cannot, and then all of it goes.
         """
         self.overflow = overflow
         self.messages_max = 1 if overflow is Overflow.LATEST else messages_max
@@ -75,7 +83,9 @@ class Queue:
         self.credit_bytes = bytes_max
         self.waiting_messages = 0
         self.waiting_bytes = 0
+        self._control_bytes = 0
         self.dropped = 0
+        self._split = split
         self._lanes: tuple[deque[Message], ...] = tuple(deque() for _ in range(LANES))
 
     @property
@@ -94,7 +104,10 @@ class Queue:
         """Whether all of a message (or batch) fits without a drop."""
         overflow = self.overflow
         if overflow is Overflow.BLOCK:
-            return message.lane != CONTROL or self.waiting_messages < CONTROL_WAITING_MAX
+            return message.lane != CONTROL or (
+                len(self._lanes[CONTROL]) < CONTROL_WAITING_MAX
+                and (not self._control_bytes or self._control_bytes + message.size_bytes <= self.bytes_max)
+            )
         if overflow is Overflow.LATEST:
             return message.count == 1 and not self.waiting_messages
         waiting = self.waiting_messages if overflow is Overflow.DROP_OLDEST else self.unread_messages
@@ -115,17 +128,32 @@ class Queue:
             while self.waiting_messages and not self.has_room(message):
                 self._drop_oldest()
         self._lanes[message.lane].append(message)
+        self._count_in(message)
+        return True
+
+    def _count_in(self, message: Message) -> None:
         message.holders += 1
         self.waiting_messages += message.count
         self.waiting_bytes += message.size_bytes
-        return True
+        if message.lane == CONTROL:
+            self._control_bytes += message.size_bytes
+
+    def _count_out(self, message: Message) -> None:
+        self.waiting_messages -= message.count
+        self.waiting_bytes -= message.size_bytes
+        if message.lane == CONTROL:
+            self._control_bytes -= message.size_bytes
 
     def _drop_oldest(self) -> None:
-        lane = max((lane for lane in self._lanes if lane), key=lambda lane: -lane[0].sequence)
+        """Drops the oldest message of the least urgent lane."""
+        lane = next(lane for lane in reversed(self._lanes) if lane)
         oldest = lane.popleft()
-        self.waiting_messages -= oldest.count
-        self.waiting_bytes -= oldest.size_bytes
-        self.dropped += oldest.count
+        self._count_out(oldest)
+        parts = self._split(oldest) if oldest.count > 1 else ()
+        for part in reversed(parts[1:]):
+            lane.appendleft(part)
+            self._count_in(part)
+        self.dropped += oldest.count - len(parts[1:])
         oldest.release()
 
     def take(self, lane: int) -> Message | None:
@@ -137,17 +165,11 @@ class Queue:
         if not queue:
             return None
         message = queue[0]
-        if lane != CONTROL and (
-            self.credit_messages <= 0
-            or (
-                self.credit_bytes < message.size_bytes and self.credit_bytes < self.bytes_max and message.stream is None
-            )
-            or self.credit_bytes <= 0
-        ):
+        # Whatever credit is left is enough: else a message longer than the reader's bound would never go.
+        if lane != CONTROL and (self.credit_messages <= 0 or self.credit_bytes <= 0):
             return None
         queue.popleft()
-        self.waiting_messages -= message.count
-        self.waiting_bytes -= message.size_bytes
+        self._count_out(message)
         self.credit_messages -= message.count
         return message
 
@@ -161,7 +183,7 @@ class Queue:
         waiting = [message for lane in self._lanes for message in lane]
         for lane in self._lanes:
             lane.clear()
-        self.waiting_messages = self.waiting_bytes = 0
+        self.waiting_messages = self.waiting_bytes = self._control_bytes = 0
         return waiting
 
     def remove(self, message: Message) -> bool:
@@ -170,8 +192,7 @@ class Queue:
         if message not in lane:
             return False
         lane.remove(message)
-        self.waiting_messages -= message.count
-        self.waiting_bytes -= message.size_bytes
+        self._count_out(message)
         self.dropped += message.count
         message.release()
         return True

@@ -11,7 +11,8 @@ class Ring:
     """The retained messages of one topic; the last one is the topic's last value.
 
     A message that is longer than the whole ring passes through the topic and is not kept; what was kept before it goes,
-    so that the last value is never an older one than the topic's.
+    so that the last value is never an older one than the topic's. The newest batch is kept whole, however many messages
+    it has.
     """
 
     __slots__ = ("_messages", "bytes_max", "held_bytes", "held_messages", "messages_max", "next_sequence")
@@ -36,7 +37,10 @@ class Ring:
         message.holders += 1
         self.held_messages += message.count
         self.held_bytes += message.size_bytes
-        while messages and (self.held_messages > self.messages_max or self.held_bytes > self.bytes_max):
+        least = 1 if self.messages_max else 0
+        while messages and (
+            self.held_bytes > self.bytes_max or (self.held_messages > self.messages_max and len(messages) > least)
+        ):
             oldest = messages.popleft()
             self.held_messages -= oldest.count
             self.held_bytes -= oldest.size_bytes

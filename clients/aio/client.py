@@ -20,9 +20,9 @@ from clients import environment, link, operations
 from clients.aio.driver import AsyncDriver
 from clients.aio.groups import Group
 from clients.aio.subscriptions import Subscription
-from clients.core import Core, Outbound, Reconnected
-from clients.messages import Message
-from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, request_message, subscribe_wishes
+from clients.core import Core, Reconnected
+from clients.messages import DEFERRED, Answer, Message
+from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, reply_message, request_message, subscribe_wishes
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Client:
         queue_group: str | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
-        """Answers requests with what a function or coroutine function returns."""
+        """Answers requests with what a function or coroutine function returns; clients.DEFERRED answers later."""
 
         async def handler(message: Message) -> None:
             if message.is_request:
@@ -168,9 +168,11 @@ class Client:
         finally:
             self._core.forget_request(pending)
 
-    def _reply(self, request: Message, value: object, last: bool, error: str) -> Awaitable[None]:
+    def _reply(self, request: Message, answer: Answer) -> Awaitable[None]:
+        message = reply_message(request, answer)
+
         async def send() -> None:
-            await operations.publish(self._driver, Outbound.answer(request, value, last, error), PUBLISH_TIMEOUT_S)
+            await operations.publish(self._driver, message, PUBLISH_TIMEOUT_S)
 
         # A task, so that the reply leaves even if nobody awaits it.
         task = asyncio.get_running_loop().create_task(send())
@@ -221,7 +223,8 @@ async def _respond(message: Message, function: Responder) -> None:
         value = function(message)
         if inspect.isawaitable(value):
             value = await value
-        await message.reply(value)
+        if value is not DEFERRED:
+            await message.reply(value)
     except ConnectionClosed:
         raise
     except Exception as error:

@@ -13,7 +13,7 @@ from broker.errors import BrokerError, ConnectError, ConnectionClosed, Permissio
 from broker.limits import BATCH_WINDOW_NS, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
-from broker.protocol.session import Phase
+from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from clients.core import Core, Reconnected
 from clients.link import Link, dial, flush, read
@@ -153,6 +153,10 @@ class AsyncDriver:
             self._lose(error)
             return
         self.flush()
+        self._check_session(session)
+
+    def _check_session(self, session: Session) -> None:
+        """Gives the connection up when its session has failed or is over."""
         failure = session.failure
         if failure is not None and (session.phase is Phase.CLOSED or not self._closing):
             self._lose(failure if isinstance(failure, ConnectionClosed) else ConnectionClosed(str(failure)))
@@ -161,6 +165,8 @@ class AsyncDriver:
         now_ns = time.monotonic_ns()
         self.core.tick(now_ns, now_ns - BATCH_WINDOW_NS)
         self.flush()
+        if self._link is not None:
+            self._check_session(self._link.session)
         if self.core.closed is None:
             self._ticking = self._loop.call_later(TICK_S, self._tick)
 

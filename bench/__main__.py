@@ -1,0 +1,84 @@
+"""`python -m bench`: runs the benchmarks and prints their tables. See README.md."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from bench import cases, contestants, machine
+from bench.case import Case
+from bench.report import as_json, print_report
+from bench.runner import Row, run_point
+
+REPEATS = 5
+CASE_NAMES = ",".join(case.name for case in cases.ALL)
+CONTESTANT_NAMES = ",".join(contestant.name for contestant in contestants.ALL)
+TRANSPORTS = "tcp,unix"
+
+
+def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    """Reads a list with commas, and refuses a name that the default does not have."""
+    known = str(parameter.default).split(",")
+    names = value.split(",")
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
+    return names
+
+
+@click.command()
+@click.option("--only", default=CASE_NAMES, callback=_chosen, show_default=True, help="Benchmarks to run.")
+@click.option("--transports", default=TRANSPORTS, callback=_chosen, show_default=True, help="Transports to measure.")
+@click.option(
+    "--contestants", "names", default=CONTESTANT_NAMES, callback=_chosen, show_default=True, help="Systems to measure."
+)
+@click.option("--repeats", type=click.IntRange(1), help=f"Runs of each step; default: {REPEATS}, or 1 with --quick.")
+@click.option("--quick", is_flag=True, help="A run of seconds that shows that everything works, not how fast.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="A file for every repeat's figures."
+)
+def main(
+    only: list[str], transports: list[str], names: list[str], repeats: int | None, quick: bool, json_file: Path | None
+) -> None:
+    """Measures tensorbus and its peers side by side."""
+    # Ended by a signal, the run still ends its processes.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    chosen = [case for case in cases.ALL if case.name in only]
+    neighbours = machine.Neighbours()
+    rows = measure(chosen, transports, names, repeats or (1 if quick else REPEATS), quick=quick)
+    facts = {**machine.facts(), "cores used by others": round(neighbours.cores(), 2)}
+    print_report(chosen, rows, facts, contestants.REFERENCE)
+    if json_file is not None:
+        text = json.dumps(as_json(chosen, rows, facts, contestants.REFERENCE), indent=1)
+        json_file.write_text(text + "\n", encoding="utf-8")
+    if any(row.failures for row in rows):
+        sys.exit(1)
+
+
+def measure(
+    chosen: Sequence[Case], transports: Sequence[str], names: Sequence[str], repeats: int, *, quick: bool
+) -> list[Row]:
+    """Runs all points of the chosen cases."""
+    rows: list[Row] = []
+    for case in chosen:
+        able = [one for one in contestants.ALL if one.name in names and one.name in (case.contestants or names)]
+        for transport in transports:
+            for point in case.points(quick):
+                rows += run_point(case, point, transport, able, repeats, tell)
+    tell("")
+    return rows
+
+
+def tell(step: str) -> None:
+    """Shows on a terminal what is being measured."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{step}", err=True, nl=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A benchmark: the points it measures, and the columns of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.processes import Team
+from bench.tasks import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        figure: the name of the figure.
+        title: what stands above it.
+        decimals: digits after the point.
+        ratio: whether the ratio to the reference stands beside it.
+    """
+
+    figure: str
+    title: str
+    decimals: int = 0
+    ratio: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One thing that is measured of each contestant.
+
+    Attributes:
+        label: what it is, as in `64 B`.
+        measure: runs it once and returns its figures.
+    """
+
+    label: str
+    measure: Callable[[Team], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A benchmark.
+
+    Attributes:
+        name: on the command line.
+        title: above its table.
+        columns: of its table.
+        points: given whether to be quick, what it measures.
+        roles: what its workers do, by name.
+        contestants: who can take part; empty for all.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    points: Callable[[bool], Sequence[Point]]
+    roles: Mapping[str, Role]
+    contestants: tuple[str, ...] = ()
+
+
+def size_text(size_bytes: int) -> str:
+    """A size in words, as in `64 KiB`."""
+    for unit, unit_bytes in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size_bytes >= unit_bytes:
+            return f"{size_bytes // unit_bytes} {unit}"
+    return f"{size_bytes} B"

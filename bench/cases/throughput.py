@@ -1,0 +1,87 @@
+"""How many small messages per second subscribers receive from one publisher that sends as fast as it can."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from bench import payloads
+from bench.case import Case, Column, Point, size_text
+from bench.contestant import Bus
+from bench.processes import StepFailed, Team
+from bench.tasks import Part, Result, Task
+
+TOPIC = "bench/throughput"
+SIZES_BYTES = (64, 1 << 10)
+SUBSCRIBERS = (1, 4)
+DURATION_S = 2.0
+WARM_UP = 20_000
+
+
+def publish(bus: Bus, task: Task) -> Part:
+    """Sends for a time, then the end."""
+    cycle = payloads.cycle(task.size_bytes)
+    publisher = bus.publisher(TOPIC)
+    yield
+    count = 0
+    deadline = time.monotonic() + task.duration_s
+    while count < 2 * task.warm_up or time.monotonic() < deadline:
+        publisher.send_many(cycle)
+        count += len(cycle)
+    publisher.send_many([payloads.end(task.size_bytes)])
+    publisher.flush()
+    return Result(count=count)
+
+
+def receive(bus: Bus, task: Task) -> Part:
+    """Receives until the end comes, and times what comes after the warm-up."""
+    cycle, end = payloads.cycle(task.size_bytes), payloads.end(task.size_bytes)
+    length, index, began, warm_up = len(cycle), 0, 0.0, task.warm_up
+    subscriber = bus.subscriber(TOPIC, task.size_bytes)
+    yield
+    for payload in subscriber.receive_many():
+        if payload != cycle[index % length]:
+            if payload == end:
+                break
+            payloads.check(payload, cycle[index % length], index)
+        index += 1
+        if index == warm_up:
+            began = time.monotonic()
+    return Result(count=index, elapsed_s=time.monotonic() - began)
+
+
+def measure(team: Team, size_bytes: int, subscribers: int, duration_s: float, warm_up: int) -> dict[str, float]:
+    """One run; the rate is the sum over the subscribers."""
+    tasks = [Task("throughput.receive", size_bytes=size_bytes, warm_up=warm_up)] * subscribers
+    tasks.append(Task("throughput.publish", size_bytes=size_bytes, duration_s=duration_s, warm_up=warm_up))
+    *received, sent = team.run(tasks)
+    if any(result.count != sent.count for result in received):
+        raise StepFailed(f"{sent.count} messages were sent, {[result.count for result in received]} received")
+    rate_hz = sum((result.count - warm_up) / result.elapsed_s for result in received)
+    return {"thousand_per_s": rate_hz / 1e3, "mb_per_s": rate_hz * size_bytes / 1e6, "count": sent.count}
+
+
+def points(quick: bool) -> list[Point]:
+    """The sizes and numbers of subscribers."""
+    duration_s, warm_up = (0.1, 1000) if quick else (DURATION_S, WARM_UP)
+    return [
+        Point(
+            f"{size_text(size_bytes)}, 1 to {subscribers}",
+            partial(measure, size_bytes=size_bytes, subscribers=subscribers, duration_s=duration_s, warm_up=warm_up),
+        )
+        for size_bytes in SIZES_BYTES[: 1 if quick else None]
+        for subscribers in SUBSCRIBERS[: 1 if quick else None]
+    ]
+
+
+CASE = Case(
+    name="throughput",
+    title="Messages received, thousands per second over all subscribers",
+    columns=(
+        Column("thousand_per_s", "thousand/s", 1, ratio=True),
+        Column("mb_per_s", "MB/s", 1),
+        Column("count", "messages"),
+    ),
+    points=points,
+    roles={"throughput.publish": publish, "throughput.receive": receive},
+)

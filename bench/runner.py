@@ -1,0 +1,59 @@
+"""Runs points of a case, the contestants taking turns, and keeps every repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.case import Case, Point
+from bench.contestant import Contestant
+from bench.processes import StepFailed, Team
+from bench.summary import Figures
+
+
+@dataclass(slots=True)
+class Row:
+    """One contestant at one point.
+
+    Attributes:
+        case: the benchmark's name.
+        transport: `tcp` or `unix`.
+        point: the label of what was measured.
+        contestant: the system's name.
+        repeats: its figures, by repeat; None where the step failed.
+        failures: why, for each step that failed.
+    """
+
+    case: str
+    transport: str
+    point: str
+    contestant: str
+    repeats: list[Figures | None]
+    failures: list[str]
+
+
+def run_point(
+    case: Case,
+    point: Point,
+    transport: str,
+    contestants: Sequence[Contestant],
+    repeats: int,
+    tell: Callable[[str], None],
+) -> list[Row]:
+    """Measures one point: in each repeat every contestant once, with the order turned around from repeat to repeat.
+
+    A step that fails does not end the run; its repeat stays empty.
+    """
+    able = [contestant for contestant in contestants if transport in contestant.transports]
+    rows = {one.name: Row(case.name, transport, point.label, one.name, [], []) for one in able}
+    for repeat in range(repeats):
+        for contestant in able if repeat % 2 == 0 else reversed(able):
+            tell(f"{case.name} {transport} {point.label}: {contestant.name}, repeat {repeat + 1} of {repeats}")
+            row = rows[contestant.name]
+            try:
+                with Team(contestant, transport) as team:
+                    row.repeats.append(point.measure(team))
+            except StepFailed as failure:
+                row.repeats.append(None)
+                row.failures.append(str(failure))
+    return list(rows.values())

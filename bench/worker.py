@@ -1,0 +1,32 @@
+"""One process of a benchmark: `python -m bench.worker TASK`, where TASK is a Task in JSON.
+
+See bench.processes for the words that it exchanges with its parent.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from bench import contestants
+from bench.cases import ROLES
+from bench.tasks import Task
+
+
+def main(task: Task) -> None:
+    """Does one part and prints its result."""
+    bus = contestants.by_name(task.contestant).connect(task.address)
+    part = ROLES[task.role](bus, task)
+    next(part)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        next(part)
+    except StopIteration as done:
+        print(msgspec.json.encode(done.value).decode(), flush=True)
+    bus.close()
+
+
+if __name__ == "__main__":
+    main(msgspec.json.decode(sys.argv[1], type=Task))

@@ -1,0 +1,149 @@
+"""The HTTP interface for people and monitoring: it shows, and changes nothing.
+
+    /healthz            200 while the event loop runs
+    /readyz             200 while sessions are accepted, 503 before that and while the broker drains
+    /metrics            for Prometheus (broker/metrics.py)
+    /api/v1/server      the broker as a whole       \\
+    /api/v1/sessions    {"sessions": [...]}          | JSON; the keys are the fields of the types
+    /api/v1/topics      {"topics": [...]}            | in broker/admin_views.py
+    /api/v1/groups      {"groups": [...]}           /
+    /                   a page with these links
+
+Errors are JSON too: {"error": "what happened"}. There is no authentication, so the default address is this host's own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from broker import admin_views as views
+from broker.errors import ListenError
+from broker.metrics import Metrics
+from broker.server import Server
+from broker.transport.sockets import in_plain_words
+
+SHUTDOWN_TIMEOUT_S: Final = 1.0
+"""How long the end waits for answers that are under way."""
+
+_VIEWS: Final = ("/api/v1/server", "/api/v1/sessions", "/api/v1/topics", "/api/v1/groups")
+_LINKS: Final = ("/healthz", "/readyz", "/metrics", *_VIEWS)
+_PAGE: Final = "<!doctype html><meta charset=utf-8><title>tensorbus</title><h1>tensorbus</h1><ul>{}</ul>".format(
+    "".join(f'<li><a href="{path}">{path}</a>' for path in _LINKS)
+)
+
+
+class Admin:
+    """The HTTP interface of one server, on the server's event loop."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._metrics = Metrics(server)
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, address: str) -> str:
+        """Listens; from here on requests are answered.
+
+        Args:
+            address: host:port, an IPv6 host in brackets; port 0 takes any free one.
+
+        Returns:
+            The root of the interface with the real port, as in http://127.0.0.1:4871.
+
+        Raises:
+            ListenError: the address cannot be listened on. Nothing is left listening.
+        """
+        host, _, port = address.rpartition(":")
+        runner = web.AppRunner(
+            self._application(), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+        )
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host.removeprefix("[").removesuffix("]"), int(port)).start()
+        except OSError as error:
+            await runner.cleanup()
+            advice = "--admin HOST:PORT chooses another address, --admin off does without"
+            raise ListenError(f"http://{address}", f"{in_plain_words(error)} ({advice})") from error
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        return f"http://{host}:{runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        """Stops listening and ends what is under way; a second call does nothing."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    def _application(self) -> web.Application:
+        application = web.Application(middlewares=[_errors_as_json])
+        handlers: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
+            "/": self._index,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._scrape,
+            "/api/v1/server": self._show_server,
+            "/api/v1/sessions": self._show_sessions,
+            "/api/v1/topics": self._show_topics,
+            "/api/v1/groups": self._show_groups,
+        }
+        for path, handler in handlers.items():
+            application.router.add_get(path, handler, allow_head=False)
+        return application
+
+    async def _index(self, request: web.Request) -> web.Response:
+        return web.Response(text=_PAGE, content_type="text/html")
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        if self._server.state.draining:
+            return web.Response(status=503, text="draining")
+        if not self._server.listeners:
+            return web.Response(status=503, text="not listening")
+        return web.Response(text="ready")
+
+    async def _scrape(self, request: web.Request) -> web.Response:
+        text, content_type = self._metrics.render(request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    async def _show_server(self, request: web.Request) -> web.Response:
+        return _json(views.server_view(self._server, time.monotonic_ns()))
+
+    async def _show_sessions(self, request: web.Request) -> web.Response:
+        return _json({"sessions": views.session_views(self._server, time.monotonic_ns())})
+
+    async def _show_topics(self, request: web.Request) -> web.Response:
+        return _json({"topics": views.topic_views(self._server)})
+
+    async def _show_groups(self, request: web.Request) -> web.Response:
+        return _json({"groups": views.group_views(self._server, time.monotonic_ns())})
+
+    def __repr__(self) -> str:
+        addresses = [] if self._runner is None else self._runner.addresses
+        return f"<Admin addresses={addresses}>"
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed as error:
+        text = f"{request.method} {request.path}: nothing can be changed here, only GET is answered"
+        response = _json({"error": text}, error.status)
+        response.headers["Allow"] = "GET"
+        return response
+    except web.HTTPNotFound as error:
+        return _json({"error": f"{request.path}: no such path; there are /, {', '.join(_LINKS)}"}, error.status)

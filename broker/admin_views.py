@@ -1,0 +1,324 @@
+"""What the HTTP interface tells, as types: their fields are the keys of the JSON, and are kept stable.
+
+Times are durations in seconds up to the moment of the answer, so that nobody has to compare clocks. Whoever reads the
+answers in Python can decode them with these types.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from broker.collectives.snapshots import GroupSnapshot, OperationSnapshot
+from broker.metrics import public_topics, sessions_open, subscriptions_open, version
+from broker.server import Server
+from broker.state.delivery import Subscription
+from broker.state.records import SessionRecord
+from broker.state.topics import Router, TopicRecord
+
+
+class ServerView(msgspec.Struct, frozen=True):
+    """`/api/v1/server`: the broker as a whole.
+
+    Attributes:
+        name: what it calls itself.
+        version: of tensorbus.
+        process: its process number.
+        uptime_s: time since it started, in seconds.
+        listeners: the addresses at which it accepts sessions.
+        draining: whether it is about to end.
+        sessions: open ones.
+        subscriptions: of clients.
+        topics: of clients.
+        groups: collective groups.
+        published_messages: ever; likewise all that follow.
+        published_bytes: payload and headers.
+        delivered_messages: handed to subscribers.
+        dropped_messages: lost by subscribers, by overflow policy.
+        received_bytes: from clients, all kinds of frames together.
+        sent_bytes: to clients, all kinds of frames together.
+    """
+
+    name: str
+    version: str
+    process: int
+    uptime_s: float
+    listeners: list[str]
+    draining: bool
+    sessions: int
+    subscriptions: int
+    topics: int
+    groups: int
+    published_messages: int
+    published_bytes: int
+    delivered_messages: int
+    dropped_messages: dict[str, int]
+    received_bytes: int
+    sent_bytes: int
+
+
+class SubscriptionView(msgspec.Struct, frozen=True):
+    """One subscription of a session.
+
+    Attributes:
+        number: within the session.
+        filter: which topics.
+        overflow: its policy.
+        queue_group: empty when it is in none.
+        waiting_messages: on their way in the broker.
+        waiting_bytes: their bytes.
+        unread_messages: that the application has not taken; those that wait are among them.
+        delivered_messages: handed to the session, ever.
+        dropped_messages: lost, ever.
+        blocks_topics: topics whose publishers wait for this subscription, sorted.
+    """
+
+    number: int
+    filter: str
+    overflow: str
+    queue_group: str
+    waiting_messages: int
+    waiting_bytes: int
+    unread_messages: int
+    delivered_messages: int
+    dropped_messages: int
+    blocks_topics: list[str]
+
+
+class SessionView(msgspec.Struct, frozen=True):
+    """One of the `sessions` of `/api/v1/sessions`.
+
+    Attributes:
+        id: never used twice in a broker's life.
+        name: what the client calls itself; empty until it has said hello.
+        host: the client's machine, as it says.
+        process: the client's process number, as it says.
+        peer: the address it came from.
+        phase: `awaiting hello`, `open`, `closing` or `closed`.
+        open_s: since it connected, in seconds.
+        silent_s: since its last bytes came, in seconds; heartbeats count.
+        received_bytes: from the client.
+        sent_bytes: to the client.
+        subscriptions: without the inbox.
+        publishes: topics to which it has published, sorted.
+        groups: collective groups in which it is a member or waits to be one, sorted.
+    """
+
+    id: int
+    name: str
+    host: str
+    process: int
+    peer: str
+    phase: str
+    open_s: float
+    silent_s: float
+    received_bytes: int
+    sent_bytes: int
+    subscriptions: list[SubscriptionView]
+    publishes: list[str]
+    groups: list[str]
+
+
+class TopicView(msgspec.Struct, frozen=True):
+    """One of the `topics` of `/api/v1/topics`.
+
+    Attributes:
+        name: the topic.
+        published_messages: ever.
+        published_bytes: payload and headers, ever.
+        next_sequence: of the message that will come next.
+        oldest_sequence: that can be replayed; `next_sequence` when none can.
+        retained_messages: kept for replay.
+        retained_bytes: kept for replay.
+        subscriptions: that get its messages.
+        held_back_publishers: that wait for a slow subscriber.
+    """
+
+    name: str
+    published_messages: int
+    published_bytes: int
+    next_sequence: int
+    oldest_sequence: int
+    retained_messages: int
+    retained_bytes: int
+    subscriptions: int
+    held_back_publishers: int
+
+
+class OperationView(msgspec.Struct, frozen=True):
+    """A collective operation in progress.
+
+    Attributes:
+        sequence: in its generation.
+        state: `gathering`, `mismatched` or `running`.
+        claim: what the ranks ask for, in words.
+        arrived_ranks: in the order of their coming.
+        missing_ranks: who holds it up at this moment, ascending.
+        waiting_s: since the first rank came, in seconds.
+        deadline_s: until it fails, in seconds.
+        rounds_done: chunks that are reduced and sent.
+        held_bytes: payload that waits for other ranks.
+    """
+
+    sequence: int
+    state: str
+    claim: str
+    arrived_ranks: list[int]
+    missing_ranks: list[int]
+    waiting_s: float
+    deadline_s: float
+    rounds_done: int
+    held_bytes: int
+
+
+class GroupView(msgspec.Struct, frozen=True):
+    """One of the `groups` of `/api/v1/groups`.
+
+    Attributes:
+        name: the group.
+        number: in this broker.
+        generation: 0 until it has formed.
+        world_size: ranks that it is made for.
+        ranks: its members, ascending.
+        missing_ranks: those that nobody has and nobody waits for, ascending.
+        waiting: sessions that are to become members.
+        age_s: since the first one joined, in seconds.
+        operations: in progress, by sequence.
+        untold_failures: failed operations that some rank has not started, and so not heard of.
+    """
+
+    name: str
+    number: int
+    generation: int
+    world_size: int
+    ranks: list[int]
+    missing_ranks: list[int]
+    waiting: int
+    age_s: float
+    operations: list[OperationView]
+    untold_failures: int
+
+
+def server_view(server: Server, now_ns: int) -> ServerView:
+    """The broker at this moment."""
+    state = server.state
+    totals = state.totals()
+    return ServerView(
+        name=server.config.name,
+        version=version(),
+        process=os.getpid(),
+        uptime_s=_seconds(now_ns - server.started_ns),
+        listeners=[str(listener.address) for listener in server.listeners],
+        draining=state.draining,
+        sessions=sessions_open(state),
+        subscriptions=subscriptions_open(state),
+        topics=len(public_topics(state)),
+        groups=len(state.groups.by_number),
+        published_messages=totals.published_messages,
+        published_bytes=totals.published_bytes,
+        delivered_messages=totals.delivered_messages,
+        dropped_messages={overflow.value: count for overflow, count in totals.dropped_messages.items()},
+        received_bytes=totals.received_bytes,
+        sent_bytes=totals.sent_bytes,
+    )
+
+
+def session_views(server: Server, now_ns: int) -> list[SessionView]:
+    """All sessions, oldest first."""
+    return [_session_view(record, now_ns) for record in server.state.sessions.values()]
+
+
+def _session_view(record: SessionRecord, now_ns: int) -> SessionView:
+    session = record.session
+    return SessionView(
+        id=record.id,
+        name=record.name,
+        host=record.host,
+        process=record.process,
+        peer=record.peer,
+        phase=session.phase.value,
+        open_s=_seconds(now_ns - record.opened_ns),
+        silent_s=_seconds(now_ns - session.last_received_ns),
+        received_bytes=session.received_bytes,
+        sent_bytes=session.sent_bytes,
+        subscriptions=[_subscription_view(subscription) for n, subscription in record.subscriptions.items() if n],
+        publishes=sorted({publisher.topic.name for publisher in record.publishers.values()}),
+        groups=sorted(record.groups),
+    )
+
+
+def _subscription_view(subscription: Subscription) -> SubscriptionView:
+    queue = subscription.queue
+    return SubscriptionView(
+        number=subscription.number,
+        filter=subscription.filter,
+        overflow=queue.overflow.value,
+        queue_group=subscription.queue_group,
+        waiting_messages=queue.waiting_messages,
+        waiting_bytes=queue.waiting_bytes,
+        unread_messages=queue.unread_messages,
+        delivered_messages=subscription.delivered,
+        dropped_messages=queue.dropped,
+        blocks_topics=sorted(topic.name for topic in subscription.blocking),
+    )
+
+
+def topic_views(server: Server) -> list[TopicView]:
+    """The topics of clients, by name."""
+    topics = sorted(public_topics(server.state), key=lambda topic: topic.name)
+    return [_topic_view(server.state.router, topic) for topic in topics]
+
+
+def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
+    ring = topic.ring
+    return TopicView(
+        name=topic.name,
+        published_messages=topic.published,
+        published_bytes=topic.published_bytes,
+        next_sequence=ring.next_sequence,
+        oldest_sequence=ring.oldest_sequence,
+        retained_messages=ring.held_messages,
+        retained_bytes=ring.held_bytes,
+        subscriptions=len(router.routes(topic).subscriptions()),
+        held_back_publishers=len(topic.held_back),
+    )
+
+
+def group_views(server: Server, now_ns: int) -> list[GroupView]:
+    """All collective groups, oldest first."""
+    return [_group_view(group.snapshot(), now_ns) for group in server.state.groups.by_number.values()]
+
+
+def _group_view(group: GroupSnapshot, now_ns: int) -> GroupView:
+    return GroupView(
+        name=group.name,
+        number=group.number,
+        generation=group.generation,
+        world_size=group.world_size,
+        ranks=list(group.ranks),
+        missing_ranks=list(group.missing_ranks),
+        waiting=group.waiting,
+        age_s=_seconds(now_ns - group.created_ns),
+        operations=[_operation_view(operation, now_ns) for operation in group.operations],
+        untold_failures=group.untold_failures,
+    )
+
+
+def _operation_view(operation: OperationSnapshot, now_ns: int) -> OperationView:
+    return OperationView(
+        sequence=operation.sequence,
+        state=operation.state.value,
+        claim=operation.claim,
+        arrived_ranks=list(operation.arrived_ns),
+        missing_ranks=list(operation.missing_ranks),
+        waiting_s=_seconds(now_ns - min(operation.arrived_ns.values(), default=now_ns)),
+        deadline_s=_seconds(operation.deadline_ns - now_ns),
+        rounds_done=operation.rounds_done,
+        held_bytes=operation.held_bytes,
+    )
+
+
+def _seconds(duration_ns: int) -> float:
+    """Rounded to microseconds: more digits would only be noise."""
+    return round(duration_ns / 1e9, 6)

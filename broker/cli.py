@@ -1,0 +1,175 @@
+"""The command `tensorbus`: flags in, one line of plain words for what goes wrong; the work is done elsewhere.
+
+A command imports what it needs when it runs, so that `tensorbus pub` starts without the daemon's libraries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import IO, Final, TypeVar
+
+import click
+
+from broker.config import Config, describe, environment, load
+from broker.errors import BrokerError
+from broker.topics.queues import Overflow
+
+C = TypeVar("C", bound=Callable[..., None])
+
+LANES: Final = ("control", "default", "bulk")
+_METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL"}
+
+
+class _Failure(click.ClickException):
+    """What the user is told in place of a traceback."""
+
+    exit_code = 1
+
+    def show(self, file: IO[str] | None = None) -> None:
+        click.echo(f"tensorbus: {' '.join(self.message.splitlines())}", file=file, err=file is None)
+
+
+class _Commands(click.Group):
+    """Commands whose errors of tensorbus become one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokerError as error:
+            raise _Failure(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """A low-latency message broker for machine-learning clusters."""
+
+
+def _with_settings(command: C) -> C:
+    """Gives a command one flag for each setting, explained in the words of Config."""
+    explained = dict(re.findall(r"^ {8}(\w+): (.+)$", Config.__doc__ or "", re.MULTILINE))
+    for entry in reversed(fields(Config)):
+        flag = f"--{entry.name.replace('_', '-')}"
+        many = entry.name == "listen"
+        text = explained.get(entry.name, "") + (" May be given several times." if many else "")
+        text = text[:1].upper() + text[1:]
+        metavar = _METAVARS.get(entry.name, "VALUE")
+        command = click.option(flag, entry.name, multiple=many, metavar=metavar, help=text)(command)
+    return command
+
+
+@main.command()
+@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
+@click.option("--show-config", is_flag=True, help="Print each setting, its value and where it is from; then exit.")
+@_with_settings
+def serve(file: Path | None, *, show_config: bool, **settings: object) -> None:
+    """Run the broker until Ctrl-C or SIGTERM.
+
+    A setting is taken from its flag, else from its variable (TENSORBUS_ and its name in capitals), else from the file,
+    else it has its default. Prints one line for each address at which it accepts sessions.
+    """
+    loaded = load(settings, environment(), file)
+    if show_config:
+        rows = [("SETTING", "VALUE", "FROM"), *describe(loaded)]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        for name, value, origin in rows:
+            click.echo(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
+        return
+    from broker.cli_serve import run
+
+    run(loaded.config)
+
+
+_url = click.option("--url", metavar="URL", help="The broker's address; default: $TENSORBUS_URL, else this host's.")
+
+
+@main.command()
+@click.argument("topic")
+@click.argument("value", required=False)
+@click.option("--json", "as_json", is_flag=True, help="VALUE is JSON; with - each line of the input is.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Publish each value N times.")
+@click.option("--lane", type=click.Choice(LANES), default="default", show_default=True, help="What it may overtake.")
+@click.option("--ack", is_flag=True, help="Wait for each message to be accepted, and print its sequence.")
+@_url
+def pub(topic: str, value: str | None, *, as_json: bool, count: int, lane: str, ack: bool, url: str | None) -> None:
+    """Publish VALUE to TOPIC; returns when the broker has it.
+
+    VALUE is text, or what is read from the standard input if it is - (bytes). Without it, None is published.
+    """
+    from broker.cli_messages import publish, values_of
+
+    publish(url, topic, values_of(value, as_json=as_json), count=count, lane=lane, ack=ack)
+
+
+@main.command()
+@click.argument("topic_filter", metavar="FILTER")
+@click.option("--count", type=click.IntRange(min=1), help="End after N messages.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with all there is to a message.")
+@click.option("--raw", is_flag=True, help="The payloads as they travelled, with nothing between them.")
+@click.option("--replay", metavar="latest|all|SEQUENCE", help="Begin with what the topics have retained.")
+@click.option(
+    "--overflow",
+    type=click.Choice([overflow.value for overflow in Overflow]),
+    default="block",
+    show_default=True,
+    help="What happens when this program does not keep up; block slows the publishers down.",
+)
+@click.option(
+    "--reconnect-timeout",
+    "reconnect_timeout_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to look for a broker that has gone.",
+)
+@_url
+def sub(
+    topic_filter: str,
+    *,
+    count: int | None,
+    as_json: bool,
+    raw: bool,
+    replay: str | None,
+    overflow: str,
+    reconnect_timeout_s: float,
+    url: str | None,
+) -> None:
+    """Print the messages of the topics that FILTER matches, until Ctrl-C.
+
+    A line is the topic and the value. In JSON, bytes are {"base64": ...} and tensors {"dtype", "shape"} with small
+    ones' "data"; a number that JSON does not have, such as NaN, is null.
+    """
+    from broker.cli_messages import Form, subscribe
+
+    if as_json and raw:
+        raise click.UsageError("--json and --raw exclude each other.")
+    form = Form.JSON if as_json else Form.RAW if raw else Form.TEXT
+    start = int(replay) if replay is not None and replay.isdecimal() else replay
+    subscribe(url, topic_filter, form, count, replay=start, overflow=overflow, reconnect_timeout_s=reconnect_timeout_s)
+
+
+@main.command()
+@click.argument("topic")
+@click.argument("value", required=False)
+@click.option("--json", "as_json", is_flag=True, help="VALUE is JSON, and so is what is printed.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the reply.",
+)
+@_url
+def request(topic: str, value: str | None, *, as_json: bool, timeout_s: float, url: str | None) -> None:
+    """Ask at TOPIC and print the value of the first reply.
+
+    VALUE is as for pub.
+    """
+    from broker.cli_messages import ask, values_of
+
+    ask(url, topic, values_of(value, as_json=as_json), as_json=as_json, timeout_s=timeout_s)

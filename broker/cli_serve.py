@@ -1,0 +1,75 @@
+"""Runs the daemon: the event loop, signals, and the lines that say where it listens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import sys
+
+import click
+import uvloop
+
+from broker.admin import Admin
+from broker.config import ADMIN_OFF, Config, LogLevel
+from broker.server import Server
+
+
+def run(config: Config) -> None:
+    """Serves until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
+
+    Raises:
+        InvalidValue: an address is malformed or of an unknown scheme.
+        ListenError: an address cannot be listened on.
+    """
+    _start_logging(config.log_level)
+    _raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config))
+
+
+def _start_logging(level: LogLevel) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+
+
+def _raise_descriptor_limit() -> None:
+    """Each session takes a descriptor, and the soft limit, often 1,024, is there for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _serve(config: Config) -> None:
+    stopping = _catch_signals()
+    server = Server(config)
+    admin = Admin(server)
+    server.start(config.listen)
+    try:
+        lines = [f"listening on {listener.address}" for listener in server.listeners]
+        if config.admin != ADMIN_OFF:
+            lines.append(f"admin on {await admin.start(config.admin)}")
+        for line in lines:
+            click.echo(line)
+        await stopping.wait()
+    finally:
+        await server.stop()
+        await admin.stop()
+
+
+def _catch_signals() -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets; the second one does what it does by default."""
+    stopping = asyncio.Event()
+
+    def stop(number: signal.Signals) -> None:
+        if stopping.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    return stopping

@@ -1,0 +1,137 @@
+"""Metrics in the words of Prometheus: base units, `_total` for what only grows.
+
+The broker counts in plain integers; they are read when somebody scrapes, so that metrics cost nothing in between. No
+label ever holds the name of a client. Topics are labels only where the configuration says so, because each makes a time
+series of its own.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from broker.server import Server
+from broker.state import BrokerState
+from broker.state.topics import TopicRecord
+
+
+def version() -> str:
+    """The installed version of tensorbus; `unknown` when it runs from a tree that was never installed."""
+    try:
+        return metadata.version("tensorbus")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def sessions_open(state: BrokerState) -> int:
+    """Sessions that have said hello."""
+    return sum(1 for record in state.sessions.values() if record.name)
+
+
+def subscriptions_open(state: BrokerState) -> int:
+    """Subscriptions that clients have asked for; the inbox of each session is none."""
+    return sum(1 for record in state.sessions.values() for number in record.subscriptions if number)
+
+
+def public_topics(state: BrokerState) -> list[TopicRecord]:
+    """The topics of clients, without the broker's own and the inboxes."""
+    return [topic for topic in state.router.topics.values() if not topic.name.startswith("$")]
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own. The server's thread may call."""
+
+    def __init__(self, server: Server) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_BrokerCollector(server))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The metrics of this moment.
+
+        Args:
+            accept: the scraper's Accept header, which chooses between Prometheus text and OpenMetrics.
+
+        Returns:
+            The text and its content type.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+class _BrokerCollector(Collector):
+    """Reads the server's state when it is asked."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields every metric of the broker."""
+        server = self._server
+        uptime_ns = time.monotonic_ns() - server.started_ns
+        yield _gauge("uptime_seconds", "Time since the broker started.", uptime_ns / 1e9)
+        build = {"version": version(), "python": platform.python_version()}
+        yield InfoMetricFamily("tensorbus_build", "What runs here.", build)
+        yield from _counters(server.state)
+        yield from _gauges(server.state)
+        if server.config.metrics_topic_labels:
+            yield _by_topic(server.state)
+
+
+def _counters(state: BrokerState) -> Iterator[Metric]:
+    totals = state.totals()
+    yield _counter("sessions_opened", "Sessions that said hello.", state.sessions_opened)
+    yield _counter("messages_published", "Messages that clients published.", totals.published_messages)
+    yield _counter("published_bytes", "Payload and headers of the messages published.", totals.published_bytes)
+    yield _counter("messages_delivered", "Messages handed to subscribers.", totals.delivered_messages)
+    yield _counter("received_bytes", "Bytes that came from clients, all kinds together.", totals.received_bytes)
+    yield _counter("sent_bytes", "Bytes that went to clients, all kinds together.", totals.sent_bytes)
+    dropped = CounterMetricFamily(
+        "tensorbus_messages_dropped", "Messages that subscribers lost, by overflow policy.", labels=["overflow"]
+    )
+    for overflow, count in totals.dropped_messages.items():
+        dropped.add_metric([overflow.value], count)
+    yield dropped
+
+
+def _gauges(state: BrokerState) -> Iterator[Metric]:
+    groups = state.groups.by_number.values()
+    rings = [topic.ring for topic in state.router.topics.values()]
+    queues = [
+        subscription.queue for record in state.sessions.values() for subscription in record.subscriptions.values()
+    ]
+    yield _gauge("sessions", "Sessions that are open.", sessions_open(state))
+    yield _gauge("topics", "Topics of clients.", len(public_topics(state)))
+    yield _gauge("subscriptions", "Subscriptions of clients.", subscriptions_open(state))
+    yield _gauge("groups", "Collective groups.", len(groups))
+    yield _gauge("group_members", "Members of all collective groups.", sum(len(group.ranks) for group in groups))
+    yield _gauge("retained_bytes", "What topics keep for replay.", sum(ring.held_bytes for ring in rings))
+    yield _gauge(
+        "waiting_messages", "Messages that wait for subscribers.", sum(queue.waiting_messages for queue in queues)
+    )
+
+
+def _by_topic(state: BrokerState) -> Metric:
+    published = CounterMetricFamily(
+        "tensorbus_topic_messages_published", "Messages that clients published, by topic.", labels=["topic"]
+    )
+    for topic in public_topics(state):
+        published.add_metric([topic.name], topic.published)
+    return published
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    """The exposition adds `_total` to the name."""
+    return CounterMetricFamily(f"tensorbus_{name}", text, value)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"tensorbus_{name}", text, value)

@@ -1,0 +1,70 @@
+"""What has ended still counts: totals that do not fall when a session, a subscription or a topic goes.
+
+Whatever counts, counts for itself while it lives; that costs the hot path one addition. At its end its counts are added
+here, once. The broker's total of anything is thus what is here and what is counted by those that live.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from broker.topics.queues import Overflow
+
+if TYPE_CHECKING:
+    from broker.protocol.session import Session
+    from broker.state.delivery import Subscription
+    from broker.state.topics import TopicRecord
+
+SYSTEM_TOPICS: Final = "$sys/"
+"""What the broker itself has to say is not counted as published, or a silent bus would seem busy."""
+
+
+class Totals:
+    """Counts of messages and bytes, summed over some sessions, subscriptions and topics."""
+
+    __slots__ = (
+        "delivered_messages",
+        "dropped_messages",
+        "published_bytes",
+        "published_messages",
+        "received_bytes",
+        "sent_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.published_messages = 0
+        self.published_bytes = 0
+        self.delivered_messages = 0
+        self.dropped_messages = dict.fromkeys(Overflow, 0)
+        self.received_bytes = 0
+        self.sent_bytes = 0
+
+    def add_topic(self, topic: TopicRecord) -> None:
+        """Adds what was published to a topic, unless it is one of the broker's own."""
+        if not topic.name.startswith(SYSTEM_TOPICS):
+            self.published_messages += topic.published
+            self.published_bytes += topic.published_bytes
+
+    def add_subscription(self, subscription: Subscription) -> None:
+        """Adds what was delivered to a subscription, and what it has lost."""
+        self.delivered_messages += subscription.delivered
+        self.dropped_messages[subscription.queue.overflow] += subscription.queue.dropped
+
+    def add_session(self, session: Session) -> None:
+        """Adds the bytes of a session's link."""
+        self.received_bytes += session.received_bytes
+        self.sent_bytes += session.sent_bytes
+
+    def copy(self) -> Totals:
+        """The same counts, to add others to."""
+        copied = Totals()
+        for name in self.__slots__:
+            setattr(copied, name, getattr(self, name))
+        copied.dropped_messages = dict(self.dropped_messages)
+        return copied
+
+    def __repr__(self) -> str:
+        return (
+            f"<Totals published={self.published_messages} delivered={self.delivered_messages} "
+            f"dropped={sum(self.dropped_messages.values())}>"
+        )

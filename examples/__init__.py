@@ -1,0 +1,1 @@
+"""Complete jobs that use tensorbus as an application would: through `clients` alone."""

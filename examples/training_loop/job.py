@@ -1,0 +1,48 @@
+"""What the processes of one training run have to agree on. It travels to them as JSON on their command lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Final, Self
+
+MODES: Final = ("all-reduce", "ps-sync", "ps-async")
+STALENESS: Final[dict[str, int | None]] = {"ps-sync": 0, "ps-async": None}
+"""Of the parameter server, in the modes that have one."""
+MODELS: Final = ("digits", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        mode: one of MODES; also the name of the trainers' group.
+        trainers: how many there are.
+        epochs: passes over the training data.
+        batch_size: samples of one step, over all trainers.
+        learning_rate: of SGD with momentum.
+        model: one of MODELS.
+        seed: of everything that is random.
+    """
+
+    mode: str = "all-reduce"
+    trainers: int = 2
+    epochs: int = 25
+    batch_size: int = 64
+    learning_rate: float = 0.2
+    model: str = "digits"
+    seed: int = 0
+
+    def to_json(self) -> str:
+        """The job for a command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The job that `to_json` gave."""
+        return cls(**json.loads(text))
+
+    def trainer_name(self, rank: int) -> str:
+        """What the client of a rank is called."""
+        return f"{self.mode}.trainer-{rank}"

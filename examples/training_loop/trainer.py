@@ -1,0 +1,167 @@
+"""One trainer: the two training loops, and the process that runs one of them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import clients
+from examples.training_loop.data import Batches
+from examples.training_loop.job import Job
+from examples.training_loop.model import Gradients, Model, make_model
+
+MOMENTUM = 0.9
+JOIN_TIMEOUT_S = 60.0
+LOSS, CORRECT, SAMPLES, STOP = range(4)
+"""Where the totals of a step stand in the array that is reduced together with the gradients."""
+
+
+@dataclass(slots=True)
+class Result:
+    """How a run has ended for one trainer.
+
+    Attributes:
+        losses: mean loss of each step that it has seen, by step.
+        accuracy: on the test samples.
+        digest: of the bytes of all parameters, to compare ranks.
+        duration_s: of the training, in seconds.
+    """
+
+    losses: dict[int, float] = field(default_factory=dict)
+    accuracy: float = 0.0
+    digest: str = ""
+    duration_s: float = 0.0
+
+
+def optimizer_of(job: Job) -> clients.Optimizer:
+    """What makes steps of gradients, in the trainers or in the parameter server."""
+    # Asynchronous gradients are steps of their own, each of a share of the batch, so each goes a share of the way. A whole
+    # step for each, out of parameters that others have changed since, diverges.
+    share = 1 / job.trainers if job.mode == "ps-async" else 1
+    return clients.SGD(job.learning_rate * share, momentum=MOMENTUM)
+
+
+def train(trainer: clients.Trainer, model: Model, job: Job) -> Result:
+    """Trains until all epochs are done or somebody says stop."""
+    result = Result()
+    started_s = time.monotonic()
+    loop = all_reduce_loop if job.mode == "all-reduce" else parameter_server_loop
+    loop(trainer, model, job, result)
+    result.duration_s = time.monotonic() - started_s
+    result.accuracy = model.accuracy()
+    whole = b"".join(np.ascontiguousarray(array).tobytes() for array in model.parameters.values())
+    result.digest = hashlib.sha256(whole).hexdigest()
+    return result
+
+
+def all_reduce_loop(trainer: clients.Trainer, model: Model, job: Job, result: Result) -> None:
+    """Every rank has the parameters, and makes the same step of the same gradients: those of the whole batch.
+
+    What is summed over the ranks are sums over samples, and the number of samples with them. So the mean is that of the
+    whole batch whatever the shards are, also in the step in which a rank is lost and its share with it.
+    """
+    batches = Batches(model.train_samples, job.batch_size, job.seed)
+    steps = job.epochs * batches.steps_per_epoch
+    optimizer = optimizer_of(job)
+    state = [*model.parameters.values(), *optimizer.state(model.parameters).values()]
+    step = trainer.synchronise(0, state)
+    while step < steps:
+        started_s = time.perf_counter()
+        gradients = model.gradients(batches.shard(step, trainer.position, len(trainer.ranks)))
+        totals = np.array([gradients.loss, gradients.correct, gradients.samples, trainer.stopping], np.float64)
+        computed_s = time.perf_counter()
+        try:
+            trainer.all_reduce_gradients([*gradients.arrays.values(), totals], op="sum")
+        except clients.GenerationChangedError:
+            step = trainer.synchronise(step, state)
+            continue
+        for array in gradients.arrays.values():
+            array /= totals[SAMPLES]
+        optimizer.step(model.parameters, gradients.arrays)
+        result.losses[step] = float(totals[LOSS] / totals[SAMPLES])
+        _report(trainer, step, result.losses[step], gradients, started_s, computed_s)
+        step += 1
+        # Summed like the rest, so all ranks see it in the same step.
+        if totals[STOP]:
+            break
+
+
+def parameter_server_loop(trainer: clients.Trainer, model: Model, job: Job, result: Result) -> None:
+    """The server has the parameters; a rank gives it the mean of its shard and takes what has come of all."""
+    batches = Batches(model.train_samples, job.batch_size, job.seed)
+    steps = job.epochs * batches.steps_per_epoch
+    pulled = trainer.pull()
+    while pulled.step < steps and not trainer.stopping:
+        started_s = time.perf_counter()
+        step = pulled.step
+        _load(model, pulled)
+        gradients = model.gradients(batches.shard(step, trainer.position, len(trainer.ranks)))
+        computed_s = time.perf_counter()
+        mean = {name: array / gradients.samples for name, array in gradients.arrays.items()}
+        trainer.push(mean, step=step, samples=gradients.samples)
+        result.losses[step] = gradients.loss / gradients.samples
+        pulled = trainer.pull()
+        _report(trainer, step, result.losses[step], gradients, started_s, computed_s)
+    _load(model, pulled)
+
+
+def _load(model: Model, pulled: clients.Pulled) -> None:
+    for name, array in model.parameters.items():
+        array[...] = pulled.parameters[name]
+
+
+def _report(
+    trainer: clients.Trainer, step: int, loss: float, gradients: Gradients, started_s: float, computed_s: float
+) -> None:
+    trainer.report(
+        step,
+        loss=loss,
+        step_time_s=time.perf_counter() - started_s,
+        samples=gradients.samples,
+        compute_time_s=computed_s - started_s,
+    )
+
+
+def run(url: str, job: Job, rank: int) -> Result:
+    """Connects, trains, and publishes the result."""
+    name = job.trainer_name(rank)
+    # Before the group forms: a rank that is still loading its data would make the others wait in their first step.
+    model = make_model(job)
+    with clients.connect(url, name=name) as bus:
+
+        def changed(change: clients.GenerationChangedError) -> None:
+            event = {"lost_ranks": change.lost_ranks, "ranks": change.ranks, "generation": change.generation}
+            bus.publish(f"events/{job.mode}/{rank}", event, lane="control", urgent=True)
+
+        with clients.Trainer(
+            bus, job.mode, world_size=job.trainers, rank=rank, timeout_s=JOIN_TIMEOUT_S, on_change=changed
+        ) as trainer:
+            result = train(trainer, model, job)
+        value = {
+            "rank": rank,
+            "steps": len(result.losses),
+            "losses": np.array(list(result.losses.values())),
+            "accuracy": result.accuracy,
+            "digest": result.digest,
+            "duration_s": result.duration_s,
+        }
+        bus.publish(f"results/{job.mode}/{rank}", value, ack="accepted")
+    return result
+
+
+def main() -> None:
+    """Runs one rank as a process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", required=True, help="the broker's address")
+    parser.add_argument("--job", required=True, type=Job.from_json, help="what to train, as JSON")
+    parser.add_argument("--rank", required=True, type=int)
+    arguments = parser.parse_args()
+    run(arguments.url, arguments.job, arguments.rank)
+
+
+if __name__ == "__main__":
+    main()

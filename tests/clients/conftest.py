@@ -1,0 +1,67 @@
+"""One suite for both kinds of client, over every transport."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+import clients
+from tests.clients.asynchronous import AsyncLoop
+from tests.clients.serving import ServingThread
+
+_names = itertools.count()
+
+
+class Connect(Protocol):
+    """Makes a client of the kind under test."""
+
+    def __call__(self, name: str, **options: object) -> clients.Client: ...
+
+
+@pytest.fixture(params=["inproc", "tcp", "unix"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingThread]:
+    address = {
+        "inproc": f"inproc://broker-{next(_names)}",
+        "tcp": "tcp://127.0.0.1:0",
+        "unix": f"unix://{tmp_path}/broker.sock",
+    }[request.param]
+    with ServingThread(address) as serving:
+        yield serving
+
+
+@pytest.fixture
+def tcp_broker() -> Iterator[ServingThread]:
+    with ServingThread("tcp://127.0.0.1:0") as serving:
+        yield serving
+
+
+@pytest.fixture(params=["synchronous", "asynchronous"])
+def connect(request: pytest.FixtureRequest, broker: ServingThread) -> Iterator[Connect]:
+    opened: list[clients.Client] = []
+    loop = AsyncLoop() if request.param == "asynchronous" else None
+    make: Callable[..., clients.Client] = clients.connect if loop is None else loop.connect
+
+    def connect_client(name: str, **options: object) -> clients.Client:
+        client = make(broker.url, name=name, **options)
+        opened.append(client)
+        return client
+
+    yield connect_client
+    for client in opened:
+        client.close()
+    if loop is not None:
+        loop.close()
+
+
+@pytest.fixture
+def bus(connect: Connect) -> clients.Client:
+    return connect("first")
+
+
+@pytest.fixture
+def other(connect: Connect) -> clients.Client:
+    return connect("second")

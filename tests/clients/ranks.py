@@ -1,0 +1,58 @@
+"""Ranks of a training job on threads of the tests, each with a client of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import clients
+
+T = TypeVar("T")
+
+PATIENCE_S = 20.0
+
+_names = itertools.count()
+
+
+def embedded_url() -> str:
+    """The address of an embedded broker that no other test uses."""
+    return f"inproc://ranks-{next(_names)}"
+
+
+@contextmanager
+def running() -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
+    """Gives a function that starts functions on threads; their failures surface when their results are asked for."""
+    with ThreadPoolExecutor(16) as pool:
+        yield pool.submit
+
+
+def all_together(*functions: Callable[[], T]) -> list[T]:
+    """Calls functions at the same time and returns what they return."""
+    with running() as start:
+        futures = [start(function) for function in functions]
+        return [future.result(PATIENCE_S) for future in futures]
+
+
+def trainers(
+    url: str,
+    count: int,
+    *,
+    world_size: int | None = None,
+    on_change: Callable[[int, clients.GenerationChangedError], None] | None = None,
+) -> list[clients.Trainer]:
+    """Trainers with the ranks from 0 upwards, in a group of their own."""
+
+    def join(rank: int) -> clients.Trainer:
+        bus = clients.connect(url, name=f"trainer-{rank}")
+        told = None if on_change is None else (lambda change: on_change(rank, change))
+        return clients.Trainer(bus, world_size=world_size or count, rank=rank, timeout_s=10.0, on_change=told)
+
+    return all_together(*(lambda rank=rank: join(rank) for rank in range(count)))
+
+
+def bus_of(trainer: clients.Trainer) -> clients.Client:
+    """The client of a trainer, to end it as a dying process would."""
+    return trainer._bus

@@ -1,0 +1,70 @@
+"""A broker on a thread of the tests, with its real server and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import TracebackType
+from typing import Self
+
+import uvloop
+
+from broker.config import ADMIN_OFF, Config
+from broker.server import Server
+
+
+class ServingThread:
+    """A server that listens at one address until the context is left.
+
+    Attributes:
+        url: where clients connect.
+        server: to look into; only `call` may touch it while it runs.
+    """
+
+    def __init__(self, address: str, **settings: object) -> None:
+        self._config = Config(listen=(address,), admin=ADMIN_OFF, name="test", drain_timeout_s=1.0, **settings)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="test-broker", daemon=True)
+        self.url = ""
+        self.server: Server
+        self._loop: asyncio.AbstractEventLoop
+        self._end: asyncio.Event
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = asyncio.Event()
+        self.server = Server(self._config)
+        self.server.start(self._config.listen)
+        self.url = str(self.server.listeners[0].address)
+        self._ready.set()
+        await self._end.wait()
+        await self.server.stop()
+
+    def call(self, function: object, *arguments: object) -> object:
+        """Calls something on the server's thread and returns what it returned."""
+        done: list[object] = []
+        finished = threading.Event()
+
+        def run() -> None:
+            done.append(function(*arguments))
+            finished.set()
+
+        self._loop.call_soon_threadsafe(run)
+        assert finished.wait(10.0)
+        return done[0]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(10.0), "the broker did not start"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(10.0)
+        assert not self._thread.is_alive(), "the broker did not stop"
