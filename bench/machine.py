@@ -55,7 +55,7 @@ def own_s() -> float:
 
 
 class Neighbours:
-    """How much of the processors others have used since this was made: figures taken beside much of that mean little."""
+    """How much of the processors others have used since this was made; beside much of that, figures mean little."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()

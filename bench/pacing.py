@@ -9,16 +9,16 @@ broker's, message i counts from the wake-up.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-
-from bench.contestant import Publisher
+from collections.abc import Callable, Sequence
 
 
-def send_paced(publisher: Publisher, cycle: Sequence[bytes], count: int, rate_hz: float, delay_s: float) -> list[int]:
+def send_paced(
+    send: Callable[[bytes], None], cycle: Sequence[bytes], count: int, rate_hz: float, delay_s: float
+) -> list[int]:
     """Sends messages at a steady rate.
 
     Args:
-        publisher: where to.
+        send: publishes one message.
         cycle: message i is element i, over and over.
         count: how many.
         rate_hz: messages per second.
@@ -27,7 +27,7 @@ def send_paced(publisher: Publisher, cycle: Sequence[bytes], count: int, rate_hz
     Returns:
         When each message counts as begun, on CLOCK_MONOTONIC in nanoseconds.
     """
-    clock, send, length, interval_ns = time.monotonic_ns, publisher.send, len(cycle), 1e9 / rate_hz
+    clock, length, interval_ns = time.monotonic_ns, len(cycle), 1e9 / rate_hz
     began_ns = []
     start_ns = clock() + int(delay_s * 1e9)
     for index in range(count):
@@ -38,5 +38,4 @@ def send_paced(publisher: Publisher, cycle: Sequence[bytes], count: int, rate_hz
             due_ns = clock()
         send(cycle[index % length])
         began_ns.append(due_ns)
-    publisher.flush()
     return began_ns

@@ -3,8 +3,9 @@
 A worker is started with its task and says `ready` on its standard output; when all are ready the parent says `go` to
 all at once; a worker then does its part and prints its result as one line of JSON.
 
-The limit is an alarm(2) that is set before exec and survives it: the kernel ends a process whose time is up, whatever
-it does and even when the parent is gone. So the parent reads pipes without time-outs; a dead worker is an end of file.
+The limit is a timer, setitimer(2), that is set before exec and survives it: the kernel ends a process whose time is up,
+whatever it does and even when the parent is gone. So the parent reads pipes without time-outs; a worker that is dead is
+an end of file.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class StepFailed(Exception):
 class Child:
     """A process with pipes to its standard input and output; what it writes to standard error is kept for a failure."""
 
-    def __init__(self, name: str, command: Sequence[str], limit_s: int) -> None:
+    def __init__(self, name: str, command: Sequence[str], limit_s: float) -> None:
         self.name = name
         self._errors = os.memfd_create("standard-error")
         self._process = subprocess.Popen(
@@ -48,7 +49,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            preexec_fn=lambda: signal.alarm(limit_s),
+            preexec_fn=lambda: signal.setitimer(signal.ITIMER_REAL, limit_s),
         )
 
     @property
@@ -76,8 +77,8 @@ class Child:
         """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(text + "\n")
-            self._process.stdin.flush()
+            # Not through the file's buffer, which would fail once more when it is closed.
+            os.write(self._process.stdin.fileno(), text.encode() + b"\n")
         except BrokenPipeError as error:
             raise StepFailed(self._epitaph()) from error
 
@@ -110,7 +111,7 @@ class Team:
         address: where the broker listens.
     """
 
-    def __init__(self, contestant: Contestant, transport: str, limit_s: int = LIMIT_S) -> None:
+    def __init__(self, contestant: Contestant, transport: str, limit_s: float = LIMIT_S) -> None:
         self._contestant = contestant
         self._transport = transport
         self._limit_s = limit_s

@@ -145,6 +145,8 @@ def dial(address: str, role: bytes, topic: str) -> socket.socket:
 
 
 class RelayPublisher(Publisher):
+    """Writes records to a blocking socket."""
+
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
@@ -170,6 +172,8 @@ class RelayPublisher(Publisher):
 
 
 class RelaySubscriber(Subscriber):
+    """Reads records from a blocking socket."""
+
     def __init__(self, sock: socket.socket, size_bytes: int) -> None:
         self._sock = sock
         self._size_bytes = size_bytes

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from bench.case import Case, Column
 from bench.machine import Facts
-from bench.runner import Row
+from bench.runner import OTHERS, Row
 from bench.summary import medians, ratio
 
-WIDTH = 150
+WIDTH = 160
 """Columns of a table that goes to a file."""
 
 
@@ -32,7 +32,7 @@ def table(case: Case, rows: Sequence[Row], reference: str) -> Table:
     result = Table(title=case.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for title in ("transport", "what", "contestant"):
         result.add_column(title, no_wrap=True)
-    for column in case.columns:
+    for column in (*case.columns, OTHERS):
         result.add_column(column.title, justify="right")
         if column.ratio:
             result.add_column(f"/{reference}", justify="right")
@@ -41,7 +41,7 @@ def table(case: Case, rows: Sequence[Row], reference: str) -> Table:
     for row in rows:
         point = (row.transport, row.point)
         labels = point if point != before else ("", "")
-        result.add_row(*labels, row.contestant, *cells(case.columns, row, rows, reference))
+        result.add_row(*labels, row.contestant, *cells((*case.columns, OTHERS), row, rows, reference))
         before = point
     return result
 

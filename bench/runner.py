@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from bench.case import Case, Point
+from bench.case import Case, Column, Point
 from bench.contestant import Contestant
+from bench.machine import Neighbours
 from bench.processes import StepFailed, Team
 from bench.summary import Figures
+
+OTHERS: Final = Column("others_cores", "others' cores", 2)
+"""In every table: how many cores processes that do not belong to the run have kept busy meanwhile."""
 
 
 @dataclass(slots=True)
@@ -50,10 +55,13 @@ def run_point(
         for contestant in able if repeat % 2 == 0 else reversed(able):
             tell(f"{case.name} {transport} {point.label}: {contestant.name}, repeat {repeat + 1} of {repeats}")
             row = rows[contestant.name]
+            neighbours = Neighbours()
             try:
                 with Team(contestant, transport) as team:
-                    row.repeats.append(point.measure(team))
+                    figures = point.measure(team)
             except StepFailed as failure:
                 row.repeats.append(None)
                 row.failures.append(str(failure))
+            else:
+                row.repeats.append({**figures, OTHERS.figure: neighbours.cores()})
     return list(rows.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +12,8 @@ from bench.contestant import Bus, Contestant, Payload, Publisher, Subscriber, Te
 
 
 class TensorbusPublisher(Publisher):
+    """Publishes in one lane; batches and urgency are left to the client."""
+
     def __init__(self, client: clients.Client, topic: str, lane: str) -> None:
         self._client = client
         self._topic = topic
@@ -34,6 +35,8 @@ class TensorbusPublisher(Publisher):
 
 
 class TensorbusSubscriber(Subscriber):
+    """Takes messages on the thread that calls."""
+
     def __init__(self, subscription: clients.Subscription) -> None:
         self._subscription = subscription
 
@@ -53,6 +56,12 @@ class TensorbusSubscriber(Subscriber):
 
 
 class TensorbusBus(Bus):
+    """One synchronous client.
+
+    Attributes:
+        client: for what only tensorbus has.
+    """
+
     def __init__(self, address: str) -> None:
         # A benchmark whose broker is gone is to end, not to wait for it.
         self.client = clients.connect(address, reconnect_timeout_s=0.0)
@@ -73,8 +82,6 @@ class Tensorbus(Contestant):
     name = "tensorbus"
 
     def broker_command(self, address: str) -> list[str]:
-        if importlib.util.find_spec("broker.cli") is None:
-            return [sys.executable, "-m", "bench.launch_broker", address]
         return [sys.executable, "-m", "broker", "serve", "--listen", address, "--admin", "off"]
 
     def connect(self, address: str) -> TensorbusBus:

@@ -15,7 +15,7 @@ from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_
 from broker.protocol.bodies import Subscribe
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations
-from clients.core import BATCH_OPENED, Core, Reconnected, try_publish
+from clients.core import BATCH_OPENED, BATCHED, Core, Reconnected, try_publish
 from clients.driver import Driver
 from clients.groups import Group
 from clients.handlers import Handler, Handlers, responder
@@ -141,6 +141,8 @@ class Client:
         if len(message.payload) < PLACED_BYTES_MIN:
             with driver.lock:
                 waits_for = try_publish(self._core, message, time.monotonic_ns(), time.time_ns())
+                if waits_for is BATCHED:
+                    return None
                 if waits_for is None:
                     driver.flush()
                     return None

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectionClosed, InvalidValue, RequestFailed
+from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.bodies import Failure, Membership, MessageBody, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import error_for
 from broker.protocol.frames import Content, Flag, Frame, Kind, Lane
@@ -21,9 +24,13 @@ from broker.protocol.values import encode_value
 from clients.incoming import Incoming, SubscriptionState
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply
-from clients.outgoing import Outgoing, StreamSource
+from clients.outgoing import BATCH_OPENED, BATCHED, Outgoing, StreamSource
 from clients.signals import Pending, Signal
 
+_DELIVER: Final = int(Kind.DELIVER)
+_CHUNK: Final = int(Kind.CHUNK)
+_CONTROL: Final = int(Lane.CONTROL)
+_DEFAULT: Final = int(Lane.DEFAULT)
 LANES: Final[Mapping[str, int]] = {lane.name.lower(): int(lane) for lane in Lane}
 
 
@@ -184,9 +191,9 @@ class Core:
         if not isinstance(received, Frame):
             return
         kind = received.kind
-        if kind == Kind.DELIVER:
+        if kind == _DELIVER:
             self.incoming.deliver(received)
-        elif kind == Kind.CHUNK:
+        elif kind == _CHUNK:
             self.incoming.chunk(received)
         elif kind == Kind.TOPIC:
             self.incoming.topic(received)
@@ -333,8 +340,7 @@ class PendingJoin(Pending):
         places.by_number[frame.number] = self.place
 
 
-@dataclass(slots=True)
-class Outbound:
+class Outbound(msgspec.Struct, gc=False):
     """A message that is ready to be published."""
 
     topic: str
@@ -375,8 +381,8 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     """Publishes a message as far as that goes without waiting.
 
     Returns:
-        None when it has been queued; a StreamSource that is ready when it has left; or another Signal to wait for
-        before this is called again with the same message.
+        None when it has been queued; BATCHED or BATCH_OPENED when it is in a batch; a StreamSource that is ready when
+        it has left; or another Signal to wait for before this is called again with the same message.
 
     Raises:
         InvalidValue: the topic cannot be published to.
@@ -388,11 +394,11 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     outgoing = core.outgoing
     topic = outgoing.topics.get(message.topic) or outgoing.topic(message.topic)
     payload = message.payload
-    if message.lane != Lane.CONTROL and (topic.credit_messages <= 0 or topic.credit_bytes <= 0):
+    if message.lane != _CONTROL and (topic.credit_messages <= 0 or topic.credit_bytes <= 0):
         topic.credit.clear()
         return topic.credit
     body = message.body()
-    if not outgoing.is_small(payload):
+    if len(payload) >= PLACED_BYTES_MIN:
         if topic.stream is not None:
             return topic.stream_over
         opening = Frame(
@@ -402,19 +408,25 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         return outgoing.start_stream(topic, opening, payload)
     data = payload if type(payload) is bytes else bytes(payload)
     if (
-        not message.flags
-        and message.lane == Lane.DEFAULT
+        message.lane == _DEFAULT
+        and not message.flags
         and not message.urgent
         and outgoing.wants_batch(topic, now_ns)
         and outgoing.batches_body(body, data)
     ):
-        opened = outgoing.add_to_batch(topic, message.content, body, data, wall_ns, now_ns)
-        return BATCH_OPENED if opened else None
+        return outgoing.add_to_batch(topic, message.content, body, data, wall_ns, now_ns)
     outgoing.publish_small(topic, message.lane, message.flags, message.content, message.reference, body, data, wall_ns)
     return None
 
 
-BATCH_OPENED: Final = Signal(ready=True)
-"""What try_publish returns when somebody has to see to it that a batch leaves in time."""
-
-__all__ = ["BATCH_OPENED", "Content", "Core", "Outbound", "PendingJoin", "Reconnected", "StreamSource", "try_publish"]
+__all__ = [
+    "BATCHED",
+    "BATCH_OPENED",
+    "Content",
+    "Core",
+    "Outbound",
+    "PendingJoin",
+    "Reconnected",
+    "StreamSource",
+    "try_publish",
+]

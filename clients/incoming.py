@@ -24,6 +24,8 @@ from clients.signals import Signal
 POOL_BYTES_MAX: Final = 512 * MIB
 """Message buffers that a client keeps for reuse once the application has let go of them."""
 INBOX: Final = 0
+_BATCH: Final = Flag.BATCH
+_CHUNKED: Final = Flag.CHUNKED
 
 
 class SubscriptionState(Signal):
@@ -31,6 +33,8 @@ class SubscriptionState(Signal):
 
     Attributes:
         wishes: as the broker was asked.
+        what: what a reader waits for, in words.
+        is_latest: whether it asks for each message.
         pending: messages that wait in this process.
         dropped: messages that were dropped by the overflow policy, here or in the broker.
         closed: why it will get no more messages, once it will not.
@@ -38,13 +42,15 @@ class SubscriptionState(Signal):
 
     __slots__ = (
         "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes", "_owed_messages",
-        "_threshold", "asked", "closed", "number", "on_message", "wishes",
+        "_threshold", "asked", "closed", "is_latest", "number", "on_message", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
         super().__init__()
         self.number = number
         self.wishes = wishes
+        self.what = f"a message on {wishes.filter!r}"
+        self.is_latest = wishes.overflow == "latest"
         self.closed: BrokerError | None = None
         self.on_message: Callable[[], None] | None = None
         self.asked = False
@@ -66,11 +72,6 @@ class SubscriptionState(Signal):
         """Messages that were dropped, here or in the broker."""
         return self._dropped_here + self._dropped_there + self._dropped_before
 
-    @property
-    def is_latest(self) -> bool:
-        """Whether the subscription asks for each message."""
-        return self.wishes.overflow == "latest"
-
     def append(self, message: Message) -> None:
         """A message has arrived."""
         messages = self._messages
@@ -90,8 +91,9 @@ class SubscriptionState(Signal):
             return None
         message = self._messages.popleft()
         if not self._messages and self.closed is None:
-            self.clear()
-        self._taken(message)
+            self.ready = False
+        self._owed_messages += 1
+        self._owed_bytes += message.size_bytes
         return message
 
     def _taken(self, message: Message) -> None:
@@ -205,7 +207,8 @@ class Incoming:
     def deliver(self, frame: Frame) -> None:
         """DELIVER: a message, a batch, or the start of a large message."""
         subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
-        if frame.flags & Flag.CHUNKED:
+        flags = frame.flags
+        if flags & _CHUNKED:
             memory = self.pool.acquire(frame.total_bytes).data
             self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
             return
@@ -213,7 +216,7 @@ class Incoming:
         if subscription is None:
             return
         publication = self._publications[frame.number]
-        if frame.flags & Flag.BATCH:
+        if flags & _BATCH:
             sequence = frame.sequence
             for content, time_ns, body, payload in split_batch(bytes(frame.payload), frame.count):
                 message = Message(publication, sequence, time_ns, frame.lane, content, body, payload, self._reply)
@@ -224,15 +227,9 @@ class Incoming:
 
     def _complete(self, subscription: SubscriptionState, frame: Frame) -> None:
         message = Message(
-            self._publications[frame.number],
-            frame.sequence,
-            frame.time_ns,
-            frame.lane,
-            frame.content,
-            frame.body,
-            frame.payload,
-            self._reply,
-        )
+            self._publications[frame.number], frame.sequence, frame.time_ns, frame.lane,
+            frame.content, frame.body, frame.payload, self._reply,
+        )  # fmt: skip
         if subscription is self._inbox:
             subscription._taken(message)
             self._on_reply(message)

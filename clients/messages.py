@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-import msgspec
-
 from broker.buffers import Buffer
 from broker.errors import InvalidValue
 from broker.protocol.bodies import MessageBody, decode_body
@@ -15,6 +13,7 @@ from broker.protocol.frames import Lane
 from broker.protocol.values import decode_value
 
 NO_BODY: Final = MessageBody()
+_UNREAD: Final = object()
 LANE_NAMES: Final = tuple(lane.name.lower() for lane in Lane)
 
 
@@ -67,16 +66,9 @@ class Message:
     """
 
     __slots__ = (
-        "_body",
-        "_content",
-        "_lane",
-        "_payload",
-        "_publication",
-        "_reply",
-        "_value",
-        "published_ns",
+        "_body", "_content", "_decoded", "_lane", "_payload", "_publication", "_reply", "_value", "published_ns",
         "sequence",
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -95,10 +87,11 @@ class Message:
         self.published_ns = published_ns
         self._lane = lane
         self._content = content
-        self._body: bytes | MessageBody = body
+        self._body = body
         self._payload = payload
         self._reply = reply
-        self._value: object = msgspec.UNSET
+        self._decoded: MessageBody | None = None
+        self._value: object = _UNREAD
 
     @property
     def topic(self) -> str:
@@ -122,8 +115,9 @@ class Message:
         Raises:
             ProtocolError: the publisher sent something that cannot be read.
         """
-        if self._value is msgspec.UNSET:
-            self._value = decode_value(self._content, self.body.tensor, self._payload)
+        if self._value is _UNREAD:
+            tensor = self.body.tensor if self._body else None
+            self._value = decode_value(self._content, tensor, self._payload)
         return self._value
 
     @property
@@ -134,14 +128,14 @@ class Message:
     @property
     def body(self) -> MessageBody:
         """The decoded body of the message's frame."""
-        if not isinstance(self._body, MessageBody):
-            self._body = decode_body(self._body, MessageBody) if self._body else NO_BODY
-        return self._body
+        if self._decoded is None:
+            self._decoded = decode_body(self._body, MessageBody) if self._body else NO_BODY
+        return self._decoded
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the payload."""
-        return len(self._payload)
+        """Bytes of body and payload."""
+        return len(self._body) + len(self._payload)
 
     @property
     def payload(self) -> Buffer:

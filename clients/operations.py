@@ -12,7 +12,7 @@ from typing import Protocol
 from broker.errors import ConnectionClosed, TimeoutError
 from broker.protocol.bodies import Join, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from clients.core import BATCH_OPENED, Core, Outbound, PendingJoin, PendingRequest, try_publish
+from clients.core import BATCH_OPENED, BATCHED, Core, Outbound, PendingJoin, PendingRequest, try_publish
 from clients.incoming import SubscriptionState
 from clients.membership import Place
 from clients.messages import Message
@@ -123,6 +123,8 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline) -> No
         if signal is None:
             driver.flush()
             return
+        if signal is BATCHED:
+            return
         if signal is BATCH_OPENED:
             driver.batch_opened()
             return
@@ -197,7 +199,7 @@ async def next_message(driver: Driver, subscription: SubscriptionState, timeout_
             return message
         if subscription.closed is not None:
             raise subscription.closed
-        await _wait(driver, subscription, deadline, f"a message on {subscription.wishes.filter!r}")
+        await _wait(driver, subscription, deadline, subscription.what)
 
 
 def take(driver: Driver, subscription: SubscriptionState) -> Message | None:

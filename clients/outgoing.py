@@ -24,16 +24,21 @@ from broker.limits import (
     BATCH_MESSAGES_MAX,
     BATCH_WINDOW_NS,
     CHUNK_BYTES,
-    PLACED_BYTES_MIN,
 )
 from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
 from broker.protocol.bodies import Failure, Topic, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
+from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
 from broker.protocol.session import Session
 from broker.topics.names import check_topic
 from clients.signals import Signal
 
+_PACK: Final = HEADER.pack
+_PUBLISH: Final = int(Kind.PUBLISH)
+BATCHED: Final = Signal(ready=True)
+"""What `add_to_batch` returns when there is nothing else to do."""
+BATCH_OPENED: Final = Signal(ready=True)
+"""What it returns when somebody has to see to it that a batch leaves in time."""
 BATCHED_BYTES_MAX: Final = 8 * 1024
 """Longer payloads gain nothing from a batch."""
 
@@ -199,6 +204,17 @@ class Outgoing:
             if topic.batch is not None:
                 self.send_batch(topic)
             self._use_credit(topic, 1, len(body) + len(payload))
+        buffers = session.direct()
+        if buffers is not None:
+            size = len(payload)
+            header = _PACK(
+                _PUBLISH, flags, lane, content, topic.number, reference, 0, 0, len(body), size, 0, 0, time_ns
+            )
+            buffers.append(header + body if body else header)
+            if size:
+                buffers.append(payload)
+            session.add_direct(HEADER_BYTES + len(body) + size)
+            return
         session.put(
             Frame(
                 Kind.PUBLISH, flags, lane, content,
@@ -219,23 +235,28 @@ class Outgoing:
 
     def add_to_batch(
         self, topic: OutgoingTopic, content: int, body: bytes, payload: bytes, time_ns: int, now_ns: int
-    ) -> bool:
-        """Puts one small message into the topic's batch; says whether the batch has just been opened."""
+    ) -> Signal | None:
+        """Puts one small message into the topic's batch.
+
+        Returns:
+            BATCH_OPENED, BATCHED, or None when the batch was queued.
+        """
         batch = topic.batch
         opened = batch is None
         if batch is None:
             batch = topic.batch = Batch(now_ns)
+            batch.count_max = min(BATCH_MESSAGES_MAX, topic.credit_messages)
             self.open_batches.append(topic)
         batch.add(content, time_ns, body, payload)
         self.unconfirmed += 1
         if (
             batch.size_bytes >= BATCH_BYTES
             or now_ns - batch.opened_ns >= BATCH_WINDOW_NS
-            or batch.count >= min(BATCH_MESSAGES_MAX, topic.credit_messages)
+            or batch.count >= batch.count_max
         ):
             self.send_batch(topic)
-            return False
-        return opened
+            return None
+        return BATCH_OPENED if opened else BATCHED
 
     def send_batch(self, topic: OutgoingTopic) -> None:
         """Lets a topic's batch leave."""
@@ -302,7 +323,3 @@ class Outgoing:
     def batches_body(self, body: bytes, payload: Buffer) -> bool:
         """Whether a message is small enough for a batch."""
         return len(payload) <= BATCHED_BYTES_MAX and len(body) <= ENTRY_BODY_BYTES_MAX
-
-    def is_small(self, payload: Buffer) -> bool:
-        """Whether a payload goes out as one frame."""
-        return len(payload) < PLACED_BYTES_MIN

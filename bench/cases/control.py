@@ -34,7 +34,9 @@ def publish(bus: Bus, task: Task) -> Part:
     publisher = bus.publisher(CONTROL_TOPIC, lane="control")
     cycle = payloads.cycle(CONTROL_BYTES)
     yield
-    return Result(times_ns=tuple(send_paced(publisher, cycle, task.count, task.rate_hz, task.duration_s)))
+    times_ns = send_paced(publisher.send, cycle, task.count, task.rate_hz, task.duration_s)
+    publisher.flush()
+    return Result(times_ns=tuple(times_ns))
 
 
 def stream(bus: Bus, task: Task) -> Part:

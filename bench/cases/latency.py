@@ -25,7 +25,8 @@ def publish(bus: Bus, task: Task) -> Part:
     cycle = payloads.cycle(task.size_bytes)
     publisher = bus.publisher(TOPIC)
     yield
-    times_ns = send_paced(publisher, cycle, task.warm_up + task.count, task.rate_hz, DELAY_S)
+    times_ns = send_paced(publisher.send, cycle, task.warm_up + task.count, task.rate_hz, DELAY_S)
+    publisher.flush()
     return Result(times_ns=tuple(times_ns))
 
 

@@ -16,6 +16,7 @@ import struct
 from typing import Final, NamedTuple
 
 from broker.errors import ProtocolError
+from broker.limits import BATCH_MESSAGES_MAX
 
 ENTRY: Final = struct.Struct("<BBHIQ")
 ENTRY_BYTES: Final = ENTRY.size
@@ -53,12 +54,13 @@ def split_batch(payload: bytes, count: int) -> list[Entry]:
 class Batch:
     """A batch that is being filled, on the publisher's side."""
 
-    __slots__ = ("count", "opened_ns", "parts", "size_bytes")
+    __slots__ = ("count", "count_max", "opened_ns", "parts", "size_bytes")
 
     def __init__(self, opened_ns: int) -> None:
         self.opened_ns = opened_ns
         self.parts: list[bytes] = []
         self.count = 0
+        self.count_max = BATCH_MESSAGES_MAX
         self.size_bytes = 0
 
     def add(self, content: int, time_ns: int, body: bytes, payload: bytes) -> None:

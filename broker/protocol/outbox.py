@@ -29,10 +29,12 @@ class Source(Protocol):
 class Outbox:
     """The frames of one session that have not been handed to the link."""
 
-    __slots__ = ("_lanes", "control_bytes", "queued_bytes")
+    __slots__ = ("_lanes", "control_bytes", "queued_bytes", "waiting")
 
     def __init__(self) -> None:
         self._lanes: tuple[deque[Frame | Source], ...] = tuple(deque() for _ in range(LANES))
+        self.waiting = 0
+        """Frames and sources in all lanes."""
         self.queued_bytes = 0
         """Of ready frames; sources count for themselves."""
         self.control_bytes = 0
@@ -41,6 +43,7 @@ class Outbox:
     def put(self, frame: Frame) -> None:
         """Queues a ready frame in its lane."""
         self._lanes[frame.lane].append(frame)
+        self.waiting += 1
         size = HEADER_BYTES + len(frame.body) + len(frame.payload)
         self.queued_bytes += size
         if frame.lane == _CONTROL:
@@ -49,13 +52,17 @@ class Outbox:
     def attach(self, source: Source, lane: int) -> None:
         """Adds a source, which stays until it returns 0. The caller sees to it that a source is in a lane once."""
         self._lanes[lane].append(source)
+        self.waiting += 1
 
     def take(self, budget_bytes: int, buffers: list[Buffer]) -> int:
         """Appends frames of about `budget_bytes` for one gathered write; returns their bytes, 0 when nothing waits."""
         size = 0
+        if not self.waiting:
+            return 0
         for lane in self._lanes:
             while lane:
                 item = lane.popleft()
+                self.waiting -= 1
                 if isinstance(item, Frame):
                     encoded = encode(item, buffers)
                     self.queued_bytes -= encoded
@@ -67,6 +74,7 @@ class Outbox:
                     if not pulled:
                         continue
                     lane.append(item)
+                    self.waiting += 1
                     size += pulled
                 if size >= budget_bytes or len(buffers) >= BUFFERS_MAX:
                     return size
@@ -76,10 +84,10 @@ class Outbox:
         """Forgets everything."""
         for lane in self._lanes:
             lane.clear()
-        self.queued_bytes = self.control_bytes = 0
+        self.waiting = self.queued_bytes = self.control_bytes = 0
 
     def __bool__(self) -> bool:
-        return any(self._lanes)
+        return self.waiting > 0
 
     def __repr__(self) -> str:
         return f"<Outbox control={len(self._lanes[0])} default={len(self._lanes[1])} bulk={len(self._lanes[2])}>"

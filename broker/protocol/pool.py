@@ -17,10 +17,16 @@ import numpy.typing as npt
 ByteArray = npt.NDArray[np.uint8]
 
 _GRAIN_BYTES: Final = 4096
-_REFERENCES_WHEN_FREE: Final = 3
-"""The shelf's list, the local variable in `acquire`, and the argument of getrefcount."""
 _LOOKS_MAX: Final = 8
 """Buffers of a size that are looked at before a new one is made: bounds the time of `acquire`."""
+
+
+def _references(shelf: list[ByteArray], position: int) -> int:
+    return sys.getrefcount(shelf[position])
+
+
+_REFERENCES_WHEN_FREE: Final = _references([np.empty(1, np.uint8)], 0)
+"""The shelf's, and those of the call itself, which versions of Python count differently."""
 
 
 class BufferPool:
@@ -44,11 +50,10 @@ class BufferPool:
         if shelf is None:
             shelf = self._shelves[rounded] = []
         for position in range(min(len(shelf), _LOOKS_MAX)):
-            buffer = shelf[position]
-            if sys.getrefcount(buffer) == _REFERENCES_WHEN_FREE:
+            if _references(shelf, position) == _REFERENCES_WHEN_FREE:
                 if position:
                     shelf.append(shelf.pop(position))
-                return buffer[:size_bytes]
+                return shelf[-1 if position else 0][:size_bytes]
         if len(shelf) > _LOOKS_MAX:
             # The first ones are in long use; look at others next time.
             shelf.append(shelf.pop(0))
@@ -61,13 +66,12 @@ class BufferPool:
     def _trim(self, wanted_bytes: int) -> bool:
         """Forgets free buffers of other sizes until `wanted_bytes` fit; says whether they do."""
         for size, shelf in list(self._shelves.items()):
-            kept = []
-            for buffer in shelf:
-                if self.held_bytes + wanted_bytes > self.bytes_max and sys.getrefcount(buffer) == _REFERENCES_WHEN_FREE:
+            for position in reversed(range(len(shelf))):
+                if self.held_bytes + wanted_bytes <= self.bytes_max:
+                    return True
+                if _references(shelf, position) == _REFERENCES_WHEN_FREE:
+                    del shelf[position]
                     self.held_bytes -= size
-                else:
-                    kept.append(buffer)
-            shelf[:] = kept
         return self.held_bytes + wanted_bytes <= self.bytes_max
 
     def __repr__(self) -> str:

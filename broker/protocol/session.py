@@ -28,7 +28,7 @@ from broker.limits import (
 )
 from broker.protocol.bodies import Failure, Hello, Refusal, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import HEADER, HEADER_BYTES, KINDS, Frame, Kind, Lane, check_header
+from broker.protocol.frames import HEADER, HEADER_BYTES, KINDS, LANES, Frame, Kind, Lane, check_header
 from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
 from broker.protocol.outbox import Outbox, Source
 
@@ -66,6 +66,7 @@ Received = Frame | Hello | Welcome
 Allocate = Callable[[Frame, int], memoryview]
 Deliver = Callable[[Received, int], None]
 
+_SESSION_KINDS: Final = frozenset({Kind.PING, Kind.PONG, Kind.CLOSE})
 _OVERRUN_BYTES: Final = 4096
 """While a placed payload is under way: room for what follows it, small because it has to be copied."""
 
@@ -192,9 +193,8 @@ class Session:
             raise ProtocolError(f"a {type(body).__name__} from the wrong side")
 
     def _read_frames(self, now_ns: int, deliver: Deliver) -> None:
-        scratch, start, end = self._scratch, self._start, self._end
+        scratch, start, end, unpack = self._scratch, self._start, self._end, HEADER.unpack_from
         while end - start >= HEADER_BYTES:
-            fields = HEADER.unpack_from(scratch, start)
             (
                 kind,
                 flags,
@@ -209,8 +209,8 @@ class Session:
                 total_bytes,
                 sequence,
                 time_ns,
-            ) = fields
-            if kind not in KINDS or lane > 2 or body_bytes or size >= PLACED_BYTES_MIN:
+            ) = unpack(scratch, start)
+            if kind not in KINDS or lane >= LANES or body_bytes or size >= PLACED_BYTES_MIN:
                 check_header(kind, lane, body_bytes, size)
             body_start = start + HEADER_BYTES
             payload_start = body_start + body_bytes
@@ -238,7 +238,10 @@ class Session:
                 frame.payload = bytes(scratch[payload_start:frame_end])
             # Whatever happens in there, this frame is done with.
             self._start = start
-            self._take(frame, now_ns, deliver)
+            if kind in _SESSION_KINDS:
+                self._take(frame, now_ns, deliver)
+            else:
+                deliver(frame, now_ns)
             if self._deaf:
                 return
         self._start = start
@@ -287,6 +290,19 @@ class Session:
     def attach(self, source: Source, lane: int) -> None:
         """Adds a source of frames."""
         self.outbox.attach(source, lane)
+
+    def direct(self) -> list[Buffer] | None:
+        """When nothing waits to be sent, the list for the next write itself, so that a frame need not pass the outbox.
+
+        Whoever appends a frame's buffers calls `add_direct` with their bytes before anything else happens.
+        """
+        if self._unsent_bytes or self.outbox.waiting or self.phase is not Phase.OPEN:
+            return None
+        return self._unsent
+
+    def add_direct(self, size_bytes: int) -> None:
+        """See `direct`."""
+        self._unsent_bytes += size_bytes
 
     def next_stream(self) -> int:
         """A number for a chunked message in this direction."""

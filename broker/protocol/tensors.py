@@ -30,6 +30,8 @@ float32."""
 BFLOAT16: Final = "bfloat16"
 DIMENSIONS_MAX: Final = 32
 """numpy 1 has no more."""
+ARRAY_BYTES_MAX: Final = 2**63 - 1
+"""What a 64-bit machine can address; numpy has no longer array."""
 
 
 class TensorMeta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,10 +67,16 @@ class TensorMeta(msgspec.Struct, frozen=True, omit_defaults=True):
         """
         if self.dtype != BFLOAT16 and self.dtype not in DTYPES:
             raise ProtocolError(f"tensor of unknown dtype {self.dtype!r}: known are {', '.join(DTYPES)}, {BFLOAT16}")
-        if len(self.shape) > DIMENSIONS_MAX or any(length < 0 for length in self.shape):
+        if len(self.shape) > DIMENSIONS_MAX:
+            raise ProtocolError(f"tensor of {len(self.shape)} axes is over the limit of {DIMENSIONS_MAX}")
+        # As numpy does, an empty axis does not excuse the others.
+        longest = math.prod(max(1, length) for length in self.shape) * self.itemsize
+        if longest > ARRAY_BYTES_MAX or any(length < 0 for length in self.shape):
             raise ProtocolError(
-                f"tensor of impossible shape {self.shape}: at most {DIMENSIONS_MAX} axes, none negative"
+                f"tensor of impossible shape {self.shape}: none negative, and {ARRAY_BYTES_MAX} bytes at most"
             )
+        if self.dtype == BFLOAT16 and self.byte_order != "<":
+            raise ProtocolError(f"tensor of {BFLOAT16} in byte order {self.byte_order!r}: it is always little-endian")
         if self.order not in ("C", "F") or self.byte_order not in ("<", ">"):
             raise ProtocolError(f"tensor in unknown order {self.order!r} or byte order {self.byte_order!r}")
         if self.nbytes != size_bytes:
@@ -143,10 +151,18 @@ def as_array(value: object) -> Array | None:
 
     Returns:
         The array, or None when the value is none of these.
+
+    Raises:
+        InvalidValue: a masked array, whose mask has no place on the wire, or an array on a device that cannot be read.
     """
     if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, np.generic):
+        if isinstance(value, np.ma.MaskedArray):
+            raise InvalidValue(
+                "array of type", "MaskedArray", "the mask cannot be sent; send its filled() or its parts"
+            )
+        # A subclass may not take the shapes that an array takes (numpy.matrix has two axes, always).
+        return value if type(value) is np.ndarray else np.asarray(value)
+    if isinstance(value, np.generic) and not isinstance(value, (str, bytes)):
         return np.asarray(value)
     if value is None or isinstance(value, (bool, int, float, str, bytes, bytearray, list, tuple, dict)):
         return None

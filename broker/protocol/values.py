@@ -33,7 +33,7 @@ _meta_decoder: Final = msgspec.msgpack.Decoder(TensorMeta)
 
 
 def _encode_inner(value: object) -> object:
-    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+    if isinstance(value, np.generic) and value.dtype.kind in "biufUS":
         return value.item()
     array = as_array(value)
     if array is None:

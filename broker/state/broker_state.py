@@ -37,6 +37,8 @@ from broker.state.totals import Totals
 from broker.topics.messages import Message
 from broker.topics.queues import Overflow, Queue
 
+_PUBLISH: Final = int(Kind.PUBLISH)
+_CHUNK: Final = int(Kind.CHUNK)
 OVERFLOWS: Final = tuple(overflow.value for overflow in Overflow)
 POOL_BYTES_MAX: Final = 256 * MIB
 """Chunk buffers that the broker keeps for reuse; in steady state it needs a few times the publishers' window."""
@@ -102,9 +104,9 @@ class BrokerState:
         try:
             if isinstance(received, Frame):
                 kind = received.kind
-                if kind == Kind.PUBLISH:
+                if kind == _PUBLISH:
                     self.publishing.publish(record, received)
-                elif kind == Kind.CHUNK:
+                elif kind == _CHUNK:
                     self.publishing.chunk(record, received)
                 else:
                     handler = self._handlers.get(kind)

@@ -83,9 +83,15 @@ class Subscription:
         self.delivered = 0
 
     def offer(self, message: Message) -> None:
-        """Queues a message by the subscription's policy and wakes the session."""
+        """Sends a message, or queues it by the subscription's policy, and wakes the session."""
+        source = self.sources[message.lane]
+        if message.stream is None and not source.attached and source.message is None:
+            buffers = self.session.session.direct()
+            if buffers is not None and self.queue.pass_by(message):
+                self.session.session.add_direct(source.send(message, buffers))
+                self.flush(self.session)
+                return
         if self.queue.offer(message):
-            source = self.sources[message.lane]
             if not source.attached:
                 source.attach()
             # Nothing holds back the publisher of a control message, so even a `block` subscription may give one up.
@@ -110,8 +116,7 @@ class Subscription:
         self.check_blocking()
 
     def check_blocking(self) -> None:
-        """Lets publishers go on if they were held back and need not be any more: all, or those of messages under
-        way."""
+        """Lets publishers go on that were held back and need not be any more: all, or those of messages under way."""
         if self.blocking and (not self.queue.over_limit or any(source.keeps_up for source in self.sources)):
             self.unblock(self)
 
@@ -258,8 +263,15 @@ class LaneSource:
             subscription.tell_dropped()
         if message is None:
             return 0
+        size = self.send(message, buffers)
+        message.release()
+        return size
+
+    def send(self, message: Message, buffers: list[Buffer]) -> int:
+        """Appends the frame of a message, or the first one of a large message."""
+        subscription = self.subscription
+        queue, session = subscription.queue, subscription.session
         size = 0
-        session = subscription.session
         publication = session.announced.get((message.topic, message.sender))
         if publication is None:
             publication, size = _announce(session, message, buffers)
@@ -267,7 +279,6 @@ class LaneSource:
         if message.stream is not None:
             self.message, self._chunk, self._sent_bytes, self._given_up = message, message.first, 0, False
             stream_number = self._stream_number = session.session.next_stream()
-        message.release()
         subscription.delivered += message.count
         body, payload = message.body, message.payload
         payload_size = len(payload)

@@ -8,7 +8,8 @@ and those that were sent and not yet taken by the application, which is what the
 
     block        everything is queued; `over_limit` tells the topic to stop crediting its publishers
     drop_newest  what would make more than queue_messages unread is dropped
-    drop_oldest  the oldest ones of the least urgent lane that waits make room; the reader does the same with those that have reached it
+    drop_oldest  the oldest waiting ones, of the least urgent lane first, make room; the reader does the same with those
+                 that have reached it
     latest       one message waits, the newest; the reader asks for each one
 """
 
@@ -114,6 +115,13 @@ class Queue:
         if waiting + message.count > self.messages_max:
             return False
         return not waiting or self.waiting_bytes + message.size_bytes <= self.bytes_max
+
+    def pass_by(self, message: Message) -> bool:
+        """Uses up the credit for a message that can be sent at once, because nothing waits; says whether it can."""
+        if self.waiting_messages or self.credit_messages <= 0 or self.credit_bytes <= 0:
+            return False
+        self.credit_messages -= message.count
+        return True
 
     def offer(self, message: Message) -> bool:
         """Queues a message, dropping by policy what there is no room for.

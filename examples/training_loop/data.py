@@ -37,7 +37,7 @@ class Digits:
 
 
 class Batches:
-    """Which samples each step uses: every epoch all of them, in an order of its own, but for an incomplete last batch."""
+    """Which samples each step uses: every epoch all of them, in its own order, but for an incomplete last batch."""
 
     def __init__(self, samples: int, batch_size: int, seed: int) -> None:
         self.steps_per_epoch = samples // batch_size

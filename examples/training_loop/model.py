@@ -38,12 +38,10 @@ class Model(Protocol):
     Attributes:
         parameters: the live arrays, by name.
         train_samples: how many samples there are to train with.
-        target_accuracy: what the run has to reach on samples that it was not trained with.
     """
 
     parameters: dict[str, Floats]
     train_samples: int
-    target_accuracy: float
 
     def gradients(self, samples: npt.NDArray[np.int64]) -> Gradients:
         """The gradients of some training samples, given by their indices."""
@@ -56,8 +54,6 @@ class Model(Protocol):
 
 class DigitsModel:
     """A perceptron with one hidden layer: 64 pixels, 128 rectified units, 10 digits; softmax and cross-entropy."""
-
-    target_accuracy = 0.95
 
     def __init__(self, seed: int) -> None:
         self._data = Digits.load(seed)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 import clients
 from examples.training_loop.data import Batches
@@ -39,8 +40,8 @@ class Result:
 
 def optimizer_of(job: Job) -> clients.Optimizer:
     """What makes steps of gradients, in the trainers or in the parameter server."""
-    # Asynchronous gradients are steps of their own, each of a share of the batch, so each goes a share of the way. A whole
-    # step for each, out of parameters that others have changed since, diverges.
+    # Asynchronous gradients are steps of their own, each of a share of the batch, so each goes a share of the way. A
+    # whole step for each, out of parameters that others have changed since, diverges.
     share = 1 / job.trainers if job.mode == "ps-async" else 1
     return clients.SGD(job.learning_rate * share, momentum=MOMENTUM)
 
@@ -83,7 +84,7 @@ def all_reduce_loop(trainer: clients.Trainer, model: Model, job: Job, result: Re
             array /= totals[SAMPLES]
         optimizer.step(model.parameters, gradients.arrays)
         result.losses[step] = float(totals[LOSS] / totals[SAMPLES])
-        _report(trainer, step, result.losses[step], gradients, started_s, computed_s)
+        _report(trainer, step, steps, result.losses[step], gradients, started_s, computed_s)
         step += 1
         # Summed like the rest, so all ranks see it in the same step.
         if totals[STOP]:
@@ -105,7 +106,7 @@ def parameter_server_loop(trainer: clients.Trainer, model: Model, job: Job, resu
         trainer.push(mean, step=step, samples=gradients.samples)
         result.losses[step] = gradients.loss / gradients.samples
         pulled = trainer.pull()
-        _report(trainer, step, result.losses[step], gradients, started_s, computed_s)
+        _report(trainer, step, steps, result.losses[step], gradients, started_s, computed_s)
     _load(model, pulled)
 
 
@@ -115,7 +116,13 @@ def _load(model: Model, pulled: clients.Pulled) -> None:
 
 
 def _report(
-    trainer: clients.Trainer, step: int, loss: float, gradients: Gradients, started_s: float, computed_s: float
+    trainer: clients.Trainer,
+    step: int,
+    steps: int,
+    loss: float,
+    gradients: Gradients,
+    started_s: float,
+    computed_s: float,
 ) -> None:
     trainer.report(
         step,
@@ -123,6 +130,7 @@ def _report(
         step_time_s=time.perf_counter() - started_s,
         samples=gradients.samples,
         compute_time_s=computed_s - started_s,
+        values={"steps": steps},
     )
 
 
@@ -160,7 +168,9 @@ def main() -> None:
     parser.add_argument("--job", required=True, type=Job.from_json, help="what to train, as JSON")
     parser.add_argument("--rank", required=True, type=int)
     arguments = parser.parse_args()
-    run(arguments.url, arguments.job, arguments.rank)
+    # The trainers share the cores of one machine: several threads in each would only get in one another's way.
+    with threadpool_limits(limits=1):
+        run(arguments.url, arguments.job, arguments.rank)
 
 
 if __name__ == "__main__":

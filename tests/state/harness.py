@@ -78,7 +78,7 @@ class Peer:
         self.talk = talk
         self.frames: list[Frame] = []
         self.welcome: Welcome | None = None
-        self.reading = True
+        self._reading = True
         self.record: SessionRecord = talk.state.connect(f"test:{name}", talk.now_ns)
         self.session = Session(
             hello=Hello(name),
@@ -158,6 +158,18 @@ class Peer:
         self.put(Kind.CREDIT, number=number, count=messages, total_bytes=size_bytes, lane=Lane.CONTROL)
 
     # In.
+
+    @property
+    def reading(self) -> bool:
+        return self._reading
+
+    @reading.setter
+    def reading(self, reading: bool) -> None:
+        self._reading = reading
+        if not reading and not self.record.session.has_unsent:
+            # A link is full when it has not taken all of a write: here of a heartbeat's.
+            self.record.session.put(Frame(Kind.PING, lane=Lane.CONTROL))
+            self.record.session.to_send()
 
     def all_of(self, kind: Kind) -> list[Frame]:
         """What was received of a kind."""

@@ -76,7 +76,9 @@ def test_numbers_that_were_never_given_close_the_session(talk: Talk, frame: Fram
 
 
 @pytest.mark.parametrize("kind", [Kind.TOPIC, Kind.SUBSCRIBE, Kind.JOIN])
-@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x80", b"\x90", b"\x81\xa4name\x01", b"\xa3abc", b"\xdf\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"\xc1", b"\x80", b"\x90", b"\x81\xa4name\x01", b"\xa3abc", b"\xdf\xff\xff\xff\xff"]
+)
 def test_malformed_bodies_close_the_session(talk: Talk, kind: Kind, body: bytes) -> None:
     bad = talk.peer()
     bad.put(kind, body=body)

@@ -164,7 +164,10 @@ def test_drops_are_announced_in_a_bounded_number_of_frames(overflow: str) -> Non
     assert reader.dropped(number) == 2999
 
 
-def test_a_slow_reader_with_drop_oldest_costs_little_and_the_other_one_gets_everything() -> None:
+def test_a_slow_reader_with_drop_oldest_costs_little_and_the_other_one_gets_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.state.delivery.STREAM_LAG_BYTES_MAX", 1 * MIB)
     talk = Talk()
     publisher, slow, good = talk.peer(), talk.peer(), talk.peer()
     number = slow.subscribe("a", "drop_oldest", queue_bytes=1 * MIB)

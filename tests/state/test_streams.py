@@ -92,7 +92,7 @@ def test_two_publishers_that_stream_into_one_slow_block_reader_both_finish() -> 
     talk = Talk(publish_window_bytes=window)
     publishers, reader = [talk.peer(), talk.peer()], talk.peer()
     number = reader.subscribe("a", queue_bytes=256 * KIB, queue_messages=2)
-    total = 40 * MIB
+    total = 12 * MIB
     streams = [publisher.open_stream("a", total) for publisher in publishers]
     sent = [0, 0]
     credited = 0
@@ -152,7 +152,10 @@ def test_another_lane_goes_on_while_a_large_message_waits_for_its_publisher() ->
 
 
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "latest"])
-def test_a_reader_that_is_too_slow_for_a_large_message_loses_it_and_the_others_notice_nothing(overflow: str) -> None:
+def test_a_reader_that_is_too_slow_for_a_large_message_loses_it_and_the_others_notice_nothing(
+    overflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.state.delivery.STREAM_LAG_BYTES_MAX", 1 * MIB)
     talk = Talk()
     publisher, slow, good = talk.peer(), talk.peer(), talk.peer()
     number = slow.subscribe("a", overflow, queue_bytes=1 * MIB)
@@ -260,7 +263,8 @@ def test_a_held_back_publisher_whose_reader_has_died_goes_on() -> None:
     assert send_with_credit(publisher, "a", stream, sent, 60 * MIB, window) == 60 * MIB
 
 
-def test_a_large_control_message_needs_no_credit_and_is_bounded_all_the_same() -> None:
+def test_a_large_control_message_needs_no_credit_and_is_bounded_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.state.delivery.STREAM_LAG_BYTES_MAX", 1 * MIB)
     talk = Talk(publish_window_bytes=1 * MIB)
     publisher, slow, good = talk.peer(), talk.peer(), talk.peer()
     number = slow.subscribe("a", queue_bytes=4 * MIB)

@@ -92,9 +92,7 @@ def test_credit_for_an_ended_subscription_is_nothing_special() -> None:
         (Subscribe("a", replay=-3), "replay -3"),
     ],
 )
-def test_impossible_wishes_are_refused_with_the_value_and_leave_the_session_open(
-    wishes: Subscribe, words: str
-) -> None:
+def test_impossible_wishes_are_refused_with_the_value_and_leave_the_session_open(wishes: Subscribe, words: str) -> None:
     talk = Talk()
     reader = talk.peer()
     reader.put(Kind.SUBSCRIBE, body=wishes, number=1, target=5)

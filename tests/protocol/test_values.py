@@ -1,0 +1,210 @@
+"""Values to payloads and back, against the independent `msgpack` package."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+
+import msgpack
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.errors import InvalidValue, ProtocolError
+from broker.protocol.frames import Content
+from broker.protocol.tensors import TensorMeta
+from broker.protocol.values import TENSOR_EXTENSION, decode_value, encode_value
+
+PLAIN = st.recursive(
+    st.one_of(
+        *(st.none(), st.booleans(), st.integers(-(1 << 63), (1 << 64) - 1)),
+        *(st.floats(allow_nan=False), st.text(), st.binary()),
+    ),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
+    max_leaves=15,
+)
+
+
+def there_and_back(value: object) -> object:
+    return decode_value(*encode_value(value))
+
+
+@given(PLAIN)
+def test_plain_values_come_back_and_are_what_msgpack_reads(value: object) -> None:
+    content, meta, payload = encode_value(value)
+    if isinstance(value, bytes):
+        assert (content, payload) == (Content.BYTES, value)
+    else:
+        assert (content, meta) == (Content.MESSAGEPACK, None)
+        assert msgpack.unpackb(payload) == value
+        assert decode_value(Content.MESSAGEPACK, None, msgpack.packb(value)) == value
+    assert there_and_back(value) == value
+
+
+def test_bytes_stay_bytes_and_are_not_copied() -> None:
+    value = b"raw"
+    assert encode_value(value) == (Content.BYTES, None, value)
+    assert encode_value(value)[2] is value
+    assert decode_value(Content.BYTES, None, value) is value
+    assert decode_value(Content.BYTES, None, memoryview(value)) == value
+
+
+def test_a_bytearray_is_copied_so_that_it_may_change_afterwards() -> None:
+    value = bytearray(b"raw")
+    payload = encode_value(value)[2]
+    value[0] = 0
+    assert bytes(payload) == b"raw"
+
+
+def test_an_array_travels_as_its_memory() -> None:
+    array = np.arange(6, dtype="float32").reshape(2, 3)
+    content, meta, payload = encode_value(array)
+    assert (content, meta) == (Content.TENSOR, TensorMeta("float32", (2, 3)))
+    assert np.shares_memory(np.frombuffer(payload, np.uint8), array)
+    assert (there_and_back(array) == array).all()
+
+
+@pytest.mark.parametrize("payload", [b"\x01\x02", bytearray(b"\x01\x02"), memoryview(bytearray(b"\x01\x02"))])
+def test_an_array_that_was_received_may_be_written_to(payload: bytes) -> None:
+    array = decode_value(Content.TENSOR, TensorMeta("uint8", (2,)), payload)
+    array[0] = 9
+    assert array.tolist() == [9, 2]
+
+
+def test_an_array_inside_travels_as_extension_one() -> None:
+    array = np.array([[1, 2]], ">i2")
+    payload = encode_value({"weights": array, "step": 3})[2]
+    unpacked = msgpack.unpackb(payload)
+    code, data = unpacked["weights"]
+    (length,) = struct.unpack_from("<I", data)
+    assert code == TENSOR_EXTENSION
+    assert msgpack.unpackb(data[4 : 4 + length]) == {"dtype": "int16", "shape": [1, 2], "byte_order": ">"}
+    assert data[4 + length :] == array.tobytes()
+    back = there_and_back({"weights": array, "step": 3})
+    assert back["step"] == 3
+    assert back["weights"].dtype == array.dtype
+    assert back["weights"].tolist() == [[1, 2]]
+    assert back["weights"].flags.writeable
+
+
+def test_arrays_inside_of_any_layout_come_back() -> None:
+    base = np.arange(24.0).reshape(2, 3, 4)
+    arrays = [base, base.T, base[:, ::2], np.array(5), np.empty((0, 3)), np.asfortranarray(base)]
+    for array, back in zip(arrays, there_and_back(arrays), strict=True):
+        assert back.shape == array.shape
+        assert (back == array).all()
+
+
+def test_numpy_scalars_inside_are_plain_numbers() -> None:
+    value = {"a": np.float32(1.5), "b": np.int64(-3), "c": np.bool_(True), "d": np.float64(2.5), "e": np.uint8(7)}
+    back = there_and_back(value)
+    assert back == {"a": 1.5, "b": -3, "c": True, "d": 2.5, "e": 7}
+    assert [type(item) for item in back.values()] == [float, int, bool, float, int]
+
+
+@pytest.mark.parametrize("value", [np.str_("text"), np.bytes_(b"raw")])
+def test_numpy_strings_are_strings(value: np.generic) -> None:
+    assert there_and_back(value) == value
+    assert there_and_back([value]) == [value]
+
+
+def test_a_tuple_comes_back_as_a_list_and_keys_may_be_numbers() -> None:
+    assert there_and_back((1, (2, 3))) == [1, [2, 3]]
+    assert there_and_back({1: "a", "b": 2}) == {1: "a", "b": 2}
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), -0.0])
+def test_unusual_floats_come_back(number: float) -> None:
+    assert str(there_and_back([number])[0]) == str(number)
+    assert str(there_and_back(float("nan"))) == "nan"
+
+
+def recursive() -> list[object]:
+    value: list[object] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (object(), "'object'.*send None, bool, int"),
+        ({"a": [object()]}, "'object'"),
+        (print, "builtin_function"),
+        (1 << 64, "int"),
+        ([-(1 << 63) - 1], "list"),
+        ("\ud800", "str"),
+        (recursive(), "recursion"),
+        (np.array([object()]), "pickle"),
+        ([np.array([object()])], "pickle"),
+        ({"a": np.array(["x"])}, "convert it"),
+        (range(3), "range"),
+        (1j, "complex"),
+        (np.ma.masked_array([1], [True]), "mask"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isascii() else type(value).__name__,
+)
+def test_a_value_without_a_form_on_the_wire_is_refused_saying_which(value: object, words: str) -> None:
+    with pytest.raises(InvalidValue, match=words):
+        encode_value(value)
+
+
+def extension(data: bytes, code: int = TENSOR_EXTENSION) -> bytes:
+    return msgpack.packb(msgpack.ExtType(code, data))
+
+
+META = msgspec.msgpack.encode(TensorMeta("uint8", (1,)))
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (b"", "malformed"),
+        (b"\xc1", "malformed"),
+        (b"\x01\x02", "malformed"),
+        (b"\x91" * 100_000, "recursion"),
+        (b"\xa1\xff", "utf-8"),
+        (b"\x81\x80\x01", "hashable"),
+        (extension(b"x", 5), "unknown type 5"),
+        (extension(b"abc"), "truncated"),
+        (extension(b"\xff\xff\xff\xff"), "malformed"),
+        (extension(struct.pack("<I", 3) + b"abc"), "malformed"),
+        (extension(struct.pack("<I", len(META)) + META), "its payload 0"),
+        (extension(struct.pack("<I", len(META)) + META + b"ab"), "its payload 2"),
+    ],
+)
+def test_a_damaged_value_is_refused(payload: bytes, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        decode_value(Content.MESSAGEPACK, None, payload)
+
+
+def test_a_tensor_without_a_description_and_unknown_content_are_refused() -> None:
+    for content, meta in ((Content.TENSOR, None), (3, None), (255, TensorMeta("uint8", (0,)))):
+        with pytest.raises(ProtocolError, match=f"unknown content {content}"):
+            decode_value(content, meta, b"")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_value_or_refused(data: bytes) -> None:
+    check(data)
+
+
+@given(PLAIN, st.integers(0, 1000), st.integers(0, 7))
+def test_a_flipped_bit_gives_a_value_or_is_refused(value: object, position: int, bit: int) -> None:
+    payload = bytearray(encode_value({"value": value, "array": np.arange(3)})[2])
+    payload[position % len(payload)] ^= 1 << bit
+    check(bytes(payload))
+
+
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_any_tensor_extension_is_an_array_or_refused(data: bytes, length: int) -> None:
+    check(extension(struct.pack("<I", length) + data))
+    check(extension(struct.pack("<I", len(META)) + META + data))
+
+
+def check(data: bytes) -> None:
+    with suppress(ProtocolError):
+        value = decode_value(Content.MESSAGEPACK, None, data)
+        assert not callable(value)

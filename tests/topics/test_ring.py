@@ -1,0 +1,131 @@
+"""What a topic keeps."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.topics.messages import Message, Stream
+from broker.topics.ring import Ring
+
+
+def append(ring: Ring, size: int = 1, count: int = 1, stream: Stream | None = None) -> Message:
+    message = Message("a", "p", ring.next_sequence, count, 1, 0, 1, 0, b"", b"", size, stream)
+    ring.append(message)
+    message.release()
+    return message
+
+
+def kept(ring: Ring) -> list[int]:
+    return [message.sequence for message in ring.since(0)]
+
+
+def test_sequences_start_at_one_and_count_the_messages_of_batches() -> None:
+    ring = Ring(10, 100)
+    assert ring.next_sequence == 1
+    assert ring.oldest_sequence == 1
+    append(ring)
+    append(ring, count=3)
+    append(ring)
+    assert kept(ring) == [1, 2, 5]
+    assert (ring.next_sequence, ring.oldest_sequence) == (6, 1)
+
+
+def test_the_oldest_go_when_there_are_too_many() -> None:
+    ring = Ring(3, 100)
+    for _ in range(5):
+        append(ring)
+    assert kept(ring) == [3, 4, 5]
+    assert (ring.held_messages, ring.held_bytes, ring.oldest_sequence) == (3, 3, 3)
+
+
+def test_the_oldest_go_when_they_are_too_long() -> None:
+    ring = Ring(100, 10)
+    for _ in range(5):
+        append(ring, size=4)
+    assert kept(ring) == [4, 5]
+    assert ring.held_bytes == 8
+
+
+def test_a_batch_counts_with_all_its_messages() -> None:
+    ring = Ring(5, 100)
+    append(ring)
+    append(ring, count=4)
+    assert kept(ring) == [1, 2]
+    append(ring)
+    assert kept(ring) == [2, 6]
+
+
+def test_the_newest_batch_is_kept_however_many_messages_it_has() -> None:
+    ring = Ring(5, 100)
+    append(ring)
+    append(ring, count=9)
+    assert kept(ring) == [2]
+    append(ring)
+    assert kept(ring) == [11]
+
+
+def test_a_message_longer_than_the_ring_empties_it() -> None:
+    ring = Ring(5, 10)
+    append(ring)
+    append(ring, size=11)
+    assert kept(ring) == []
+    assert ring.last() == []
+    assert (ring.held_messages, ring.held_bytes, ring.next_sequence, ring.oldest_sequence) == (0, 0, 3, 3)
+
+
+def test_a_ring_of_no_messages_keeps_none() -> None:
+    ring = Ring(0, 100)
+    append(ring)
+    append(ring, count=4)
+    assert kept(ring) == []
+    assert ring.next_sequence == 6
+
+
+def test_last_is_the_newest() -> None:
+    ring = Ring(5, 100)
+    assert ring.last() == []
+    append(ring)
+    newest = append(ring)
+    assert ring.last() == [newest]
+
+
+def test_since_takes_a_batch_of_which_any_message_counts() -> None:
+    ring = Ring(50, 100)
+    for count in (1, 4, 1):
+        append(ring, count=count)
+    assert [[m.sequence for m in ring.since(s)] for s in range(1, 8)] == [
+        [1, 2, 6], [2, 6], [2, 6], [2, 6], [2, 6], [6], [],
+    ]  # fmt: skip
+
+
+def test_an_unfinished_message_can_be_discarded_once() -> None:
+    ring = Ring(5, 100)
+    append(ring)
+    unfinished = append(ring, size=7, stream=Stream())
+    append(ring)
+    assert unfinished.first is not None
+    ring.discard(unfinished)
+    ring.discard(unfinished)
+    assert kept(ring) == [1, 3]
+    assert (ring.held_messages, ring.held_bytes, unfinished.first) == (2, 2, None)
+
+
+def test_what_falls_out_of_the_ring_is_let_go_of() -> None:
+    ring = Ring(1, 100)
+    old = append(ring, stream=Stream())
+    assert old.first is not None
+    append(ring)
+    assert old.first is None
+
+
+@given(st.integers(0, 6), st.integers(0, 30), st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9)), max_size=60))
+def test_the_bounds_hold_whatever_comes(messages: int, size_bytes: int, appended: list[tuple[int, int]]) -> None:
+    ring = Ring(messages, size_bytes)
+    for size, count in appended:
+        append(ring, size, count)
+        assert ring.held_bytes == sum(message.size_bytes for message in ring.since(0)) <= size_bytes
+        assert ring.held_messages == sum(message.count for message in ring.since(0))
+        assert ring.held_messages <= messages or (len(ring.since(0)) == 1 and messages)
+        assert all(message.sequence + message.count <= ring.next_sequence for message in ring.since(0))
+    assert ring.next_sequence == 1 + sum(count for _, count in appended)
