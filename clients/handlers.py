@@ -53,6 +53,8 @@ class Handlers:
                     target=self._run, name=f"tensorbus-handlers-{self._driver.core.name}", daemon=True
                 )
                 self._thread.start()
+        # The thread may be waiting at the connection, where nothing that is here already would wake it.
+        self._driver.notify()
 
     def stop(self) -> None:
         """The thread ends when its current handler has returned."""
