@@ -49,8 +49,8 @@ def main(
     # Ended by a signal, the run still ends its processes.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = [case for case in cases.ALL if case.name in only]
-    rows = measure(chosen, transports, names, repeats or (1 if quick else REPEATS), quick=quick)
     facts = machine.facts()
+    rows = measure(chosen, transports, names, repeats or (1 if quick else REPEATS), quick=quick)
     print_report(chosen, rows, facts, contestants.REFERENCE)
     if json_file is not None:
         text = json.dumps(as_json(chosen, rows, facts, contestants.REFERENCE), indent=1)

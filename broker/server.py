@@ -62,6 +62,7 @@ class Server:
                 wall_offset_ns=time.time_ns() - time.monotonic_ns(),
                 sessions_max=config.sessions_max,
                 subscriptions_per_session_max=config.subscriptions_per_session_max,
+                hello_timeout_s=config.hello_timeout_s,
                 heartbeat_interval_s=config.heartbeat_interval_s,
                 heartbeat_timeout_s=config.heartbeat_timeout_s,
                 ring_messages=config.ring_messages,

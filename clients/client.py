@@ -15,7 +15,7 @@ from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_
 from broker.protocol.bodies import Subscribe
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations
-from clients.core import BATCH_OPENED, BATCHED, Core, Reconnected, try_publish
+from clients.core import BATCH_OPENED, BATCHED, Core, Outbound, Reconnected, try_publish
 from clients.driver import Driver
 from clients.groups import Group
 from clients.handlers import Handler, Handlers, responder
@@ -134,7 +134,11 @@ class Client:
             TimeoutError: no room in time; the message arrives nowhere. With ack: it may have arrived.
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
-        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
+        if headers is None and ack is None:
+            message, acknowledge = Outbound.of(topic, value, lane), False
+            message.urgent = urgent
+        else:
+            message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
         driver = self._driver
         if acknowledge:
             return driver.run(operations.publish(driver, message, timeout_s, acknowledge=True))

@@ -17,8 +17,8 @@ The lock is held while state is touched and never while a thread sleeps or runs 
 
 from __future__ import annotations
 
+import atexit
 import logging
-import os
 import select
 import threading
 import time
@@ -34,10 +34,12 @@ from broker.transport.addresses import Address
 from clients.core import Core, Reconnected
 from clients.link import Link, dial, flush, read
 from clients.signals import Signal
+from clients.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
+EXIT_TIMEOUT_S: Final = 1.0
 IDLE_S: Final = 0.05
 """When nobody has waited for so long, the keeper reads."""
 SHORT_READ_BYTES: Final = 4096
@@ -45,6 +47,15 @@ READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
 
 T = TypeVar("T")
+
+_open_drivers: set[Driver] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A program that ends without closing its clients loses nothing that it has published."""
+    for driver in list(_open_drivers):
+        driver.close("the program ended", EXIT_TIMEOUT_S)
 
 
 class Driver:
@@ -80,19 +91,21 @@ class Driver:
         self._last_wait = time.monotonic()
         self._eager = 0
         self._closing = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._keeper_wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake = Wakeup()
+        self._keeper_wake = Wakeup()
         self._poller = select.poll()
-        self._poller.register(self._wake, select.POLLIN)
+        self._poller.register(self._wake.descriptor, select.POLLIN)
         try:
             link = dial(addresses, greeting, connect_timeout_s, core.allocate)
         except BaseException:
-            self._close_descriptors()
+            self._wake.close()
+            self._keeper_wake.close()
             raise
         with self.lock:
             self._adopt(link)
         self._keeper = threading.Thread(target=self._keep, name=f"tensorbus-keeper-{core.name}", daemon=True)
         self._keeper.start()
+        _open_drivers.add(self)
 
     # For callers.
 
@@ -153,49 +166,57 @@ class Driver:
                 self.core.outgoing.link_drained()
             elif self._pumping:
                 # Whoever polls has to poll for writing as well.
-                os.eventfd_write(self._wake, 1)
+                self._wake.set()
         except ConnectionClosed as error:
             self._lose(error)
 
     def batch_opened(self) -> None:
         """A batch has to leave within the batch window even if nothing else happens."""
-        os.eventfd_write(self._keeper_wake, 1)
+        self._keeper_wake.set()
         if self._pumping:
-            os.eventfd_write(self._wake, 1)
+            self._wake.set()
 
     def notify(self) -> None:
         """Makes whoever waits look again."""
         with self.lock:
             self._condition.notify_all()
-            os.eventfd_write(self._wake, 1)
+            self._wake.set()
 
     def expect_results(self, *, more: bool) -> None:
         """While results of asynchronous work are due, the keeper reads whenever nobody else does."""
         self._eager += 1 if more else -1
         if more:
-            os.eventfd_write(self._keeper_wake, 1)
+            self._keeper_wake.set()
 
     def close(self, reason: str, timeout_s: float) -> None:
         """Closes in order: what is queued still leaves. Every waiter gets ConnectionClosed."""
         with self.lock:
-            if self._closing:
-                return
-            self._closing = True
-            link = self._link
-            if link is not None:
-                self.core.outgoing.send_batches()
-                link.session.close(Code.NORMAL, reason)
-                over = Signal()
-                self.flush()
-                deadline = time.monotonic() + timeout_s
-                while self._link is not None and link.session.phase is Phase.CLOSING and time.monotonic() < deadline:
-                    try:
-                        self.block(over, 0.01, "the last frames to leave")
-                    except TimeoutError:
-                        self.flush()
-            self._shut(ConnectionClosed(reason, Code.NORMAL))
+            if not self._closing:
+                self._closing = True
+                self._say_goodbye(reason, timeout_s)
+                self._shut(ConnectionClosed(reason, Code.NORMAL))
+        _open_drivers.discard(self)
         if threading.current_thread() is not self._keeper:
             self._keeper.join()
+            with self.lock:
+                self._wake.close()
+                self._keeper_wake.close()
+
+    def _say_goodbye(self, reason: str, timeout_s: float) -> None:
+        """Lets what is queued leave, then a CLOSE. The lock is held."""
+        link = self._link
+        if link is None:
+            return
+        self.core.outgoing.send_batches()
+        link.session.close(Code.NORMAL, reason)
+        self.flush()
+        never = Signal()
+        deadline = time.monotonic() + timeout_s
+        while self._link is not None and link.session.phase is Phase.CLOSING and time.monotonic() < deadline:
+            try:
+                self.block(never, 0.01, "the last frames to leave")
+            except TimeoutError:
+                self.flush()
 
     # The pump.
 
@@ -213,8 +234,8 @@ class Driver:
             self.lock.acquire()
             self._pumping = False
         for descriptor, _ in ready:
-            if descriptor == self._wake:
-                os.eventfd_read(self._wake)
+            if descriptor == self._wake.descriptor:
+                self._wake.clear()
         if ready and link is self._link:
             if events & select.POLLOUT:
                 self.flush()
@@ -273,8 +294,8 @@ class Driver:
         else:
             self.core.disconnected(error)
         self._condition.notify_all()
-        os.eventfd_write(self._wake, 1)
-        os.eventfd_write(self._keeper_wake, 1)
+        self._wake.set()
+        self._keeper_wake.set()
 
     def _shut(self, error: BrokerError) -> None:
         """Ends for good. The lock is held."""
@@ -285,18 +306,21 @@ class Driver:
             link.connection.close()
         self.core.close(error)
         self._condition.notify_all()
-        os.eventfd_write(self._wake, 1)
-        os.eventfd_write(self._keeper_wake, 1)
-
-    def _close_descriptors(self) -> None:
-        os.close(self._wake)
-        os.close(self._keeper_wake)
+        self._wake.set()
+        self._keeper_wake.set()
 
     # The keeper.
 
     def _keep(self) -> None:
-        poller = select.poll()
-        poller.register(self._keeper_wake, select.POLLIN)
+        try:
+            self._keep_alive()
+        except Exception as error:
+            # A fault of ours. Without the keeper the client would look alive and not be it.
+            log.exception("keeper.failed name=%r", self.core.name)
+            with self.lock:
+                self._shut(ConnectionClosed(f"the client failed: {type(error).__name__}: {error}"))
+
+    def _keep_alive(self) -> None:
         last_tick_ns = 0
         while True:
             with self.lock:
@@ -318,9 +342,7 @@ class Driver:
             if offline:
                 self._reconnect()
                 continue
-            pause_s = BATCH_WINDOW_NS / 1e9 if self.core.outgoing.open_batches else IDLE_S
-            if poller.poll(pause_s * 1000):
-                os.eventfd_read(self._keeper_wake)
+            self._keeper_wake.wait(BATCH_WINDOW_NS / 1e9 if self.core.outgoing.open_batches else IDLE_S)
 
     def _idle(self) -> bool:
         return time.monotonic() - self._last_wait > IDLE_S
@@ -329,8 +351,6 @@ class Driver:
         """Tries until a broker answers, or the time is over. Called by the keeper, without the lock."""
         deadline = time.monotonic() + self._reconnect_timeout_s
         delay_s = RECONNECT_DELAY_FIRST_S
-        poller = select.poll()
-        poller.register(self._keeper_wake, select.POLLIN)
         while not self._closing:
             try:
                 attempt_s = min(self._connect_timeout_s, max(0.1, deadline - time.monotonic()))
@@ -342,8 +362,7 @@ class Driver:
                             ConnectionClosed(f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}")
                         )
                     return
-                if poller.poll(delay_s * 1000):
-                    os.eventfd_read(self._keeper_wake)
+                self._keeper_wake.wait(delay_s)
                 delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
                 continue
             with self.lock:
@@ -355,6 +374,12 @@ class Driver:
                 self._condition.notify_all()
             if told is not None:
                 log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
-                if self._on_reconnect is not None:
-                    self._on_reconnect(told)
+                self._tell(told)
             return
+
+    def _tell(self, told: Reconnected) -> None:
+        if self._on_reconnect is not None:
+            try:
+                self._on_reconnect(told)
+            except Exception:
+                log.exception("on_reconnect.failed name=%r", self.core.name)

@@ -215,8 +215,8 @@ class Incoming:
         # Messages can be on their way when a subscription ends.
         if subscription is None:
             return
-        publication = self._publications[frame.number]
         if flags & _BATCH:
+            publication = self._publication(frame)
             sequence = frame.sequence
             for content, time_ns, body, payload in split_batch(bytes(frame.payload), frame.count):
                 message = Message(publication, sequence, time_ns, frame.lane, content, body, payload, self._reply)
@@ -225,9 +225,15 @@ class Incoming:
         else:
             self._complete(subscription, frame)
 
+    def _publication(self, frame: Frame) -> Publication:
+        publication = self._publications.get(frame.number)
+        if publication is None:
+            raise ProtocolError(f"DELIVER of topic number {frame.number}, which no TOPIC has named")
+        return publication
+
     def _complete(self, subscription: SubscriptionState, frame: Frame) -> None:
         message = Message(
-            self._publications[frame.number], frame.sequence, frame.time_ns, frame.lane,
+            self._publication(frame), frame.sequence, frame.time_ns, frame.lane,
             frame.content, frame.body, frame.payload, self._reply,
         )  # fmt: skip
         if subscription is self._inbox:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from broker.buffers import Buffer
-from broker.errors import BrokerError, ConnectionClosed
+from broker.errors import BrokerError, ConnectionClosed, ProtocolError
 from broker.limits import (
     BATCH_BURST_MESSAGES,
     BATCH_BYTES,
@@ -176,6 +176,8 @@ class Outgoing:
 
     def granted(self, frame: Frame) -> None:
         """CREDIT for a topic."""
+        if not 0 < frame.number <= len(self._by_number):
+            raise ProtocolError(f"CREDIT for topic number {frame.number}, which this client has not named")
         topic = self._by_number[frame.number - 1]
         topic.credit_messages += frame.count
         topic.credit_bytes += frame.total_bytes

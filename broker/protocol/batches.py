@@ -65,9 +65,14 @@ class Batch:
 
     def add(self, content: int, time_ns: int, body: bytes, payload: bytes) -> None:
         """Appends one message."""
-        self.parts += (ENTRY.pack(content, 0, len(body), len(payload), time_ns), body, payload)
+        body_bytes, size = len(body), len(payload)
+        append = self.parts.append
+        append(ENTRY.pack(content, 0, body_bytes, size, time_ns))
+        if body_bytes:
+            append(body)
+        append(payload)
         self.count += 1
-        self.size_bytes += ENTRY_BYTES + len(body) + len(payload)
+        self.size_bytes += ENTRY_BYTES + body_bytes + size
 
     def payload(self) -> bytes:
         """The payload of the batch's frame."""

@@ -88,6 +88,7 @@ class Session:
         allocate: Allocate,
         heartbeat_interval_s: float,
         heartbeat_timeout_s: float,
+        hello_timeout_s: float = HELLO_TIMEOUT_S,
     ) -> None:
         """Args:
         hello: what the client's end says first; None makes this the broker's end.
@@ -95,11 +96,13 @@ class Session:
         allocate: gives the memory for the payload of a frame whose header and body have come, of so many bytes.
         heartbeat_interval_s: silence after which a PING is sent.
         heartbeat_timeout_s: silence after which the peer counts as gone.
+        hello_timeout_s: how long the greeting may take.
         """
         self.phase = Phase.AWAIT_HELLO
         self.failure: BrokerError | None = None
         self.is_client = hello is not None
         self.outbox = Outbox()
+        self._hello_timeout_s = hello_timeout_s
         self.opened_ns = now_ns
         self.last_received_ns = now_ns
         self.received_bytes = 0
@@ -382,8 +385,10 @@ class Session:
         """Notices a silent peer and keeps a quiet one talking; call several times within a heartbeat interval."""
         silent_ns = now_ns - self.last_received_ns
         if self.phase is Phase.AWAIT_HELLO:
-            if now_ns - self.opened_ns > HELLO_TIMEOUT_S * 1e9:
-                self.fail(ProtocolError(f"no complete hello within {HELLO_TIMEOUT_S:g} s", Code.NOT_OURS))
+            if now_ns - self.opened_ns > self._hello_timeout_s * 1e9:
+                if not self.is_client and not self._unsent:
+                    self._send_raw(answer_to_stranger(b""))
+                self.fail(ProtocolError(f"no complete hello within {self._hello_timeout_s:g} s", Code.NOT_OURS))
         elif self.phase is Phase.OPEN:
             if silent_ns > self.heartbeat_timeout_ns:
                 seconds = self.heartbeat_timeout_ns / 1e9

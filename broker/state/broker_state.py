@@ -86,6 +86,7 @@ class BrokerState:
             allocate=self._allocate,
             heartbeat_interval_s=self.settings.heartbeat_interval_s,
             heartbeat_timeout_s=self.settings.heartbeat_timeout_s,
+            hello_timeout_s=self.settings.hello_timeout_s,
         )
         record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns)
         if len(self.sessions) > self.settings.sessions_max:

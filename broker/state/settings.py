@@ -20,6 +20,7 @@ class Settings:
     wall_offset_ns: int = 0
     sessions_max: int = limits.SESSIONS_MAX
     subscriptions_per_session_max: int = limits.SUBSCRIPTIONS_PER_SESSION_MAX
+    hello_timeout_s: float = limits.HELLO_TIMEOUT_S
     heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
     heartbeat_timeout_s: float = limits.HEARTBEAT_TIMEOUT_S
     ring_messages: int = limits.RING_MESSAGES

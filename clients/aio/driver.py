@@ -226,5 +226,5 @@ class AsyncDriver:
             if told is not None:
                 log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
                 if self._on_reconnect is not None:
-                    self._on_reconnect(told)
+                    self._loop.call_soon(self._on_reconnect, told)
             return

@@ -234,3 +234,8 @@ def test_a_length_that_lies_about_an_array_is_an_error_where_it_is_read(tcp_brok
             message.value  # noqa: B018 - reading it is the test
         bus.publish("lying", "truth")
         assert subscription.next(PATIENCE_S).value == "truth"
+
+
+def test_a_connection_that_says_nothing_is_closed_after_the_hello_timeout() -> None:
+    with ServingThread("tcp://127.0.0.1:0", hello_timeout_s=0.1) as broker, strange_connection(broker) as stranger:
+        assert b"This is a tensorbus broker" in read_all(stranger)

@@ -119,3 +119,14 @@ def test_clear_forgets_everything() -> None:
     assert not outbox
     assert (outbox.queued_bytes, outbox.control_bytes, taken(outbox)) == (0, 0, [])
     assert repr(outbox) == "<Outbox control=0 default=0 bulk=0>"
+
+
+def test_what_waits_is_counted_whoever_it_is() -> None:
+    outbox = Outbox()
+    outbox.put(flush(1))
+    outbox.attach(Chunks(2, 2), Lane.BULK)
+    assert outbox.waiting == 2
+    assert taken(outbox, 1) == [1]
+    assert outbox.waiting == 1
+    assert taken(outbox) == [2, 2]
+    assert outbox.waiting == 0

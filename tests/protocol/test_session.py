@@ -155,7 +155,7 @@ def test_no_hello_in_time_ends_the_session_however_slowly_it_trickles() -> None:
     assert broker.phase is Phase.AWAIT_HELLO
     read(broker, MAGIC[3:6], now_ns=5 * SECOND_NS + timeout_ns)
     broker.tick(5 * SECOND_NS + timeout_ns + 1)
-    assert sent_by(broker) == b""
+    assert b"This is a tensorbus broker" in sent_by(broker)
     assert broker.phase is Phase.CLOSED
     assert "hello within 3 s" in str(broker.failure)
 
@@ -392,6 +392,20 @@ def test_stream_numbers_differ_and_are_never_zero() -> None:
     assert [client.next_stream() for _ in range(3)] == [1, 2, 3]
     client._last_stream = 0xFFFFFFFE
     assert [client.next_stream() for _ in range(2)] == [0xFFFFFFFF, 1]
+
+
+def test_a_frame_may_pass_the_outbox_by_only_while_nothing_waits() -> None:
+    client, broker = pair()
+    buffers = broker.direct()
+    broker.add_direct(encode(Frame(Kind.DONE, target=1), buffers))
+    assert broker.direct() is None
+    broker.put(Frame(Kind.DONE, target=2))
+    assert [frame.target for frame in read(client, sent_by(broker))] == [1, 2]
+    broker.put(Frame(Kind.DONE, target=3))
+    assert broker.direct() is None
+    broker.close(Code.NORMAL, "bye")
+    sent_by(broker)
+    assert broker.direct() is None
 
 
 # Closing.

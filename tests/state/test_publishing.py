@@ -7,7 +7,7 @@ import pytest
 from broker.protocol.batches import split_batch
 from broker.protocol.bodies import MessageBody, Topic, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import Flag, Kind, Lane
+from broker.protocol.frames import Flag, Frame, Kind, Lane
 from tests.state.harness import Talk
 
 
@@ -196,3 +196,18 @@ def test_a_control_message_overtakes_a_large_message_that_has_started() -> None:
     assert before < 2 << 20
     assert len(chunks_before) <= 2, "a control message waits for one chunk at most, and for the one on the link"
     assert reader.large() == [bytes(2 << 20)]
+
+
+def test_messages_that_are_read_at_once_keep_their_order_and_lanes() -> None:
+    talk = Talk()
+    publisher, reader = talk.peer(), talk.peer()
+    reader.subscribe("a")
+    number = publisher.topic("a")
+    lanes = [Lane.DEFAULT, Lane.BULK, Lane.CONTROL, Lane.DEFAULT, Lane.BULK, Lane.CONTROL, Lane.DEFAULT]
+    for position, lane in enumerate(lanes):
+        frame = Frame(Kind.PUBLISH, lane=lane, number=number, payload=b"%d" % position)
+        publisher.session.put(frame)
+    # The publisher's own outbox sorts them by lane; the broker sends the first one that comes at once.
+    talk.settle()
+    assert reader.payloads() == [b"2", b"5", b"0", b"3", b"6", b"1", b"4"]
+    assert reader.sequences() == list(range(1, 8))
