@@ -71,6 +71,8 @@ QUEUE_BYTES: Final = 64 * MIB
 QUEUE_BYTES_MIN: Final = 64 * KIB
 QUEUE_BYTES_MAX: Final = 4096 * MIB
 """What one subscription may ask the broker to hold for it."""
+RETAINED_BYTES_MAX: Final = 1024 * MIB
+"""What all topics together keep for replay; beyond it the oldest topics let go."""
 STREAM_LAG_BYTES_MAX: Final = 64 * MIB
 """How far a subscription that drops may lag behind a message that is under way before it gives that message up."""
 RING_MESSAGES: Final = 1024

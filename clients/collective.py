@@ -59,6 +59,8 @@ def _in_place(value: object, what: str) -> tuple[Array, Array]:
     array = _array_of(value, what)
     if not array.flags.writeable:
         raise InvalidValue(what, f"{array.dtype}{list(array.shape)}", "is read-only, so no result fits in; pass a copy")
+    if not isinstance(value, np.ndarray) and not np.may_share_memory(array, _array_of(value, what)):
+        raise InvalidValue(what, type(value).__name__, "is not in host memory as it lies; pass a contiguous host copy")
     return array, _flat(array)
 
 

@@ -7,19 +7,22 @@ taken it. So a subscription holds at most queue_bytes, plus the one message that
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from broker.errors import BrokerError, ProtocolError
 from broker.limits import MIB
-from broker.protocol.batches import split_batch
+from broker.protocol.batches import ENTRY_BYTES, split_batch
 from broker.protocol.bodies import Subscribe, Topic, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
 from clients.messages import Message, Publication, Reply
 from clients.signals import Signal
+
+log = logging.getLogger(__name__)
 
 POOL_BYTES_MAX: Final = 512 * MIB
 """Message buffers that a client keeps for reuse once the application has let go of them."""
@@ -100,6 +103,12 @@ class SubscriptionState(Signal):
         self._owed_messages += 1
         self._owed_bytes += message.size_bytes
 
+    def skip(self, messages: int, size_bytes: int) -> None:
+        """Messages have arrived that cannot be read: they count as dropped."""
+        self._dropped_here += messages
+        self._owed_messages += messages
+        self._owed_bytes += size_bytes
+
     def chunk_arrived(self, size_bytes: int) -> None:
         """Part of a large message is in its final buffer."""
         self._owed_bytes += size_bytes
@@ -175,7 +184,8 @@ class Incoming:
         self._reply = reply
         self._on_reply = on_reply
         self._publications: dict[int, Publication] = {}
-        self._assemblies: dict[int, _Assembly] = {}
+        self._assemblies: dict[int, _Assembly | None] = {}
+        """None where a message is too large for this machine."""
         self._inbox = SubscriptionState(INBOX, Subscribe("$inbox"))
 
     def connected(self, session: Session) -> None:
@@ -209,21 +219,42 @@ class Incoming:
         subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
         flags = frame.flags
         if flags & _CHUNKED:
-            memory = self.pool.acquire(frame.total_bytes).data
-            self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
+            self._open(subscription, frame)
             return
         # Messages can be on their way when a subscription ends.
         if subscription is None:
             return
         if flags & _BATCH:
-            publication = self._publication(frame)
-            sequence = frame.sequence
-            for content, time_ns, body, payload in split_batch(bytes(frame.payload), frame.count):
-                message = Message(publication, sequence, time_ns, frame.lane, content, body, payload, self._reply)
-                subscription.append(message)
-                sequence += 1
+            self._open_batch(subscription, frame)
         else:
             self._complete(subscription, frame)
+
+    def _open(self, subscription: SubscriptionState | None, frame: Frame) -> None:
+        try:
+            memory = self.pool.acquire(frame.total_bytes).data
+        except (MemoryError, ValueError, OverflowError):
+            # What a publisher announces, this machine need not have. The chunks come all the same, and go nowhere.
+            log.error("message.too_large stream=%d bytes=%d", frame.stream, frame.total_bytes)
+            if subscription is not None:
+                subscription.skip(1, 0)
+            self._assemblies[frame.stream] = None
+            return
+        self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
+
+    def _open_batch(self, subscription: SubscriptionState, frame: Frame) -> None:
+        publication = self._publication(frame)
+        try:
+            entries = split_batch(bytes(frame.payload), frame.count)
+        except ProtocolError:
+            # Its publisher is at fault, and this session need not end for that.
+            log.exception("batch.unreadable topic=%r sender=%r", publication.topic, publication.sender)
+            subscription.skip(frame.count, max(0, len(frame.payload) - ENTRY_BYTES * frame.count))
+            return
+        sequence = frame.sequence
+        for content, time_ns, body, payload in entries:
+            message = Message(publication, sequence, time_ns, frame.lane, content, body, payload, self._reply)
+            subscription.append(message)
+            sequence += 1
 
     def _publication(self, frame: Frame) -> Publication:
         publication = self._publications.get(frame.number)
@@ -244,9 +275,13 @@ class Incoming:
 
     def chunk(self, frame: Frame) -> None:
         """CHUNK: more of a large message."""
-        assembly = self._assemblies.get(frame.stream)
-        if assembly is None:
+        if frame.stream not in self._assemblies:
             raise ProtocolError(f"CHUNK of stream {frame.stream}, which no DELIVER has opened")
+        assembly = self._assemblies[frame.stream]
+        if assembly is None:
+            if frame.flags & Flag.LAST:
+                del self._assemblies[frame.stream]
+            return
         size = len(frame.payload)
         end = frame.sequence + size
         if frame.sequence != assembly.arrived_bytes or end > len(assembly.memory):

@@ -58,6 +58,7 @@ class Publishing:
         except LimitExceeded as error:
             raise ProtocolError(str(error), Code.LIMIT) from error
         publisher = Publisher(record, frame.number, session.name, self.window_messages, self.window_bytes)
+        record.publishers += 1
         session.publishers[frame.number] = publisher
         self._owners[publisher] = session
 
@@ -143,7 +144,7 @@ class Publishing:
     def _abort(self, publisher: Publisher, reason: str) -> None:
         message, publisher.message = publisher.message, None
         if message is not None and message.stream is not None:
-            publisher.topic.ring.discard(message)
+            self.router.retained_bytes -= publisher.topic.ring.discard(message)
             message.stream.abort(reason)
 
     def disconnect(self, session: SessionRecord) -> None:
@@ -156,6 +157,7 @@ class Publishing:
 
     def _forget(self, publisher: Publisher) -> None:
         self._owners.pop(publisher, None)
+        publisher.topic.publishers -= 1
         if publisher.held_back:
             publisher.topic.held_back.remove(publisher)
 

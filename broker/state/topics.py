@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from broker.errors import LimitExceeded, ProtocolError
-from broker.limits import TOPICS_MAX
+from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX
 from broker.protocol.batches import split_batch
 from broker.protocol.frames import Flag
 from broker.state.delivery import Subscription
@@ -39,17 +40,19 @@ class TopicRecord:
     """One topic.
 
     Attributes:
+        publishers: sessions that have named the topic.
         published: messages that were published to it, ever.
         held_back: publishers without credit because a subscription is over its limit.
     """
 
-    __slots__ = ("held_back", "name", "published", "published_bytes", "ring", "routes")
+    __slots__ = ("held_back", "name", "published", "published_bytes", "publishers", "ring", "routes")
 
     def __init__(self, name: str, ring: Ring) -> None:
         self.name = name
         self.ring = ring
         self.routes: Routes | None = None
         self.held_back: list[Publisher] = []
+        self.publishers = 0
         self.published = 0
         self.published_bytes = 0
 
@@ -86,6 +89,7 @@ class Router:
     """All topics and all subscriptions.
 
     Attributes:
+        retained_bytes: held by all rings.
         ended: what topics, subscriptions and sessions had counted that are gone.
     """
 
@@ -93,6 +97,7 @@ class Router:
         self.ring_messages = ring_messages
         self.ring_bytes = ring_bytes
         self.topics: dict[str, TopicRecord] = {}
+        self.retained_bytes = 0
         self.ended = Totals()
         self._trie: Trie[Subscription] = Trie()
         self._inboxes: dict[str, Subscription] = {}
@@ -106,7 +111,7 @@ class Router:
         record = self.topics.get(name)
         if record is None:
             if len(self.topics) >= TOPICS_MAX:
-                self._forget_idle()
+                self._forget_idle(max(1, TOPICS_MAX // 10))
             if len(self.topics) >= TOPICS_MAX:
                 raise LimitExceeded("topics_max", len(self.topics) + 1, TOPICS_MAX, "use fewer topic names")
             keeps = not name.startswith(INBOX)
@@ -114,15 +119,35 @@ class Router:
             self.topics[name] = record
         return record
 
-    def _forget_idle(self) -> None:
-        """Makes room by forgetting the inboxes of sessions that are gone."""
-        for name in [name for name in self.topics if name.startswith(INBOX) and name not in self._inboxes]:
+    def _forget_idle(self, topics: int) -> None:
+        """Makes room by forgetting the oldest topics to which nobody publishes any more, with what they retain, and
+        the inboxes of sessions that are gone."""
+        idle = (
+            name
+            for name, record in self.topics.items()
+            if name not in self._inboxes
+            and not name.startswith("$sys/")
+            and (not record.publishers or name.startswith(INBOX))
+        )
+        for name in list(islice(idle, topics)):
             self._forget(name)
+
+    def _retain(self, topic: TopicRecord, message: Message) -> None:
+        """Keeps a message for replay, and all rings together within their bound: the oldest topics let go first."""
+        before = topic.ring.held_bytes
+        topic.ring.append(message)
+        self.retained_bytes += topic.ring.held_bytes - before
+        if self.retained_bytes > RETAINED_BYTES_MAX:
+            for record in list(self.topics.values()):
+                self.retained_bytes -= record.ring.clear()
+                if self.retained_bytes <= RETAINED_BYTES_MAX * 9 // 10:
+                    break
 
     def _forget(self, name: str) -> None:
         record = self.topics.pop(name, None)
         if record is not None:
             record.routes = None
+            self.retained_bytes -= record.ring.clear()
             self.ended.add_topic(record)
 
     def add(self, subscription: Subscription) -> None:
@@ -176,7 +201,7 @@ class Router:
         """Gives a message, whose sequence is the topic's next one, to the ring and to everybody who wants it."""
         topic.published += message.count
         topic.published_bytes += message.size_bytes
-        topic.ring.append(message)
+        self._retain(topic, message)
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
             routes = topic.routes = self._find_routes(topic.name)

@@ -46,13 +46,23 @@ class Ring:
             self.held_bytes -= oldest.size_bytes
             oldest.release()
 
-    def discard(self, message: Message) -> None:
-        """Forgets one message, whose publisher did not finish it."""
-        if message in self._messages:
-            self._messages.remove(message)
-            self.held_messages -= message.count
-            self.held_bytes -= message.size_bytes
+    def discard(self, message: Message) -> int:
+        """Forgets one message, whose publisher did not finish it; returns the bytes that were held of it."""
+        if message not in self._messages:
+            return 0
+        self._messages.remove(message)
+        self.held_messages -= message.count
+        self.held_bytes -= message.size_bytes
+        message.release()
+        return message.size_bytes
+
+    def clear(self) -> int:
+        """Lets go of everything; returns the bytes that were held."""
+        for message in self._messages:
             message.release()
+        self._messages.clear()
+        held_bytes, self.held_bytes, self.held_messages = self.held_bytes, 0, 0
+        return held_bytes
 
     def last(self) -> list[Message]:
         """The last value, or nothing."""

@@ -19,7 +19,7 @@ EVENTS_SHOWN = 5
 def render(snapshot: clients.Snapshot, jobs: Sequence[Job], events: Sequence[str]) -> RenderableType:
     """A table with a line for each trainer of each job, and the last events below."""
     table = Table(expand=False)
-    for column in ("trainer", "progress", "step", "loss", "step", "computing", "samples/s", ""):
+    for column in ("trainer", "progress", "step", "loss", "step time", "computing", "samples/s", ""):
         table.add_column(column, justify="left" if column in ("trainer", "progress", "") else "right")
     for job in jobs:
         for rank in range(job.trainers):
@@ -33,10 +33,10 @@ def render(snapshot: clients.Snapshot, jobs: Sequence[Job], events: Sequence[str
 
 def _cells(trainer: clients.TrainerStatus | None) -> list[RenderableType]:
     if trainer is None:
-        return [ProgressBar(total=1, completed=0, width=BAR_WIDTH), "", "", "", "", "", Text("waiting", style="dim")]
+        return [_bar(1, 0), "", "", "", "", "", Text("waiting", style="dim")]
     steps = trainer.values.get("steps", 1.0)
     return [
-        ProgressBar(total=steps, completed=trainer.step + 1, width=BAR_WIDTH),
+        _bar(steps, trainer.step + 1),
         f"{trainer.step + 1}/{steps:.0f}",
         f"{trainer.loss:.4f}" if trainer.loss is not None else "",
         _milliseconds(trainer.step_time_s),
@@ -44,6 +44,10 @@ def _cells(trainer: clients.TrainerStatus | None) -> list[RenderableType]:
         f"{trainer.samples_per_s:,.0f}",
         _state(trainer),
     ]
+
+
+def _bar(total: float, completed: float) -> ProgressBar:
+    return ProgressBar(total, completed, width=BAR_WIDTH, complete_style="cyan", finished_style="green")
 
 
 def _milliseconds(time_s: float | None) -> str:

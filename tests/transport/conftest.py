@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.transport import Connection, Listener, connect, listen
+from broker.transport import Connection, Listener, connect, inproc, listen
 
 from .driving import PATIENCE_S, accept
 
@@ -23,6 +23,12 @@ class TransportPair:
     listener: Listener
     dialled: Connection
     accepted: Connection
+
+
+@pytest.fixture(autouse=True)
+def no_factory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing the broker has set one; it is set again afterwards."""
+    monkeypatch.setattr(inproc, "_broker_factory", None)
 
 
 @pytest.fixture(params=SCHEMES)

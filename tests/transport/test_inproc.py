@@ -23,7 +23,6 @@ def started() -> Iterator[Started]:
     """The listeners that a factory has started, by name."""
     listeners: Started = {}
     yield listeners
-    set_broker_factory(None)
     for listener in listeners.values():
         listener.close()
 

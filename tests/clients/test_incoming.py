@@ -1,0 +1,50 @@
+"""What a client makes of frames that a faulty publisher caused."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.errors import ProtocolError
+from broker.protocol.bodies import Subscribe, Topic, encode_body
+from broker.protocol.frames import Flag, Frame, Kind
+from clients.incoming import Incoming, SubscriptionState
+
+
+def incoming() -> tuple[Incoming, SubscriptionState]:
+    subject = Incoming(lambda request, answer: None, lambda message: None)
+    subscription = SubscriptionState(1, Subscribe("t"))
+    subject.subscriptions[1] = subscription
+    subject.topic(Frame(Kind.TOPIC, number=1, body=encode_body(Topic("t", "somebody"))))
+    return subject, subscription
+
+
+@pytest.mark.parametrize("total_bytes", [1 << 62, (1 << 64) - 1])
+def test_a_message_that_no_memory_holds_is_dropped_and_its_successor_arrives(total_bytes: int) -> None:
+    subject, subscription = incoming()
+    subject.deliver(Frame(Kind.DELIVER, Flag.CHUNKED, number=1, target=1, stream=7, total_bytes=total_bytes))
+    for flags in (0, Flag.LAST):
+        memory = subject.allocate(Frame(Kind.CHUNK, stream=7), 20_000)
+        subject.chunk(Frame(Kind.CHUNK, flags, stream=7, payload=memory))
+    subject.deliver(Frame(Kind.DELIVER, number=1, target=1, content=1, payload=b"next"))
+    message = subscription.take()
+    assert message is not None
+    assert message.value == b"next"
+    assert subscription.dropped == 1
+
+
+def test_a_batch_that_lies_about_its_lengths_is_dropped_and_its_successor_arrives() -> None:
+    subject, subscription = incoming()
+    lying = b"\x01\x00\x00\x00\xff\xff\x00\x00" + bytes(24)
+    subject.deliver(Frame(Kind.DELIVER, Flag.BATCH, number=1, target=1, count=2, payload=lying))
+    subject.deliver(Frame(Kind.DELIVER, number=1, target=1, content=1, payload=b"next"))
+    message = subscription.take()
+    assert message is not None
+    assert (message.value, subscription.dropped) == (b"next", 2)
+
+
+def test_a_frame_of_an_unknown_topic_or_stream_is_a_fault_of_the_broker() -> None:
+    subject, _ = incoming()
+    with pytest.raises(ProtocolError, match="topic number 5"):
+        subject.deliver(Frame(Kind.DELIVER, number=5, target=1, payload=b"x"))
+    with pytest.raises(ProtocolError, match="stream 9"):
+        subject.chunk(Frame(Kind.CHUNK, stream=9))
