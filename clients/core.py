@@ -5,6 +5,7 @@ Frames go in with `receive`; what is to be sent waits in the session's outbox. W
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ class Core:
         self._pendings: dict[int, Pending] = {}
         self._requests: dict[int, PendingRequest] = {}
         self._request_references: dict[int, int] = {}
-        self._last_reference = 0
+        # Not from 0: a reply that was held back over a restart of the broker shall not fit another client's request.
+        self._last_reference = secrets.randbits(31)
         self._last_subscription = 0
 
     # The connection.

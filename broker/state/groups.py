@@ -130,6 +130,7 @@ class Groups:
             if isinstance(effect, Result):
                 self._result(group, effect)
             elif isinstance(effect, Dissolved):
+                self._tell(group, "dissolved", -1)
                 self.by_number.pop(group.number, None)
                 self._by_name.pop(group.name, None)
             else:
