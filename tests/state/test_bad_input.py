@@ -23,7 +23,7 @@ FROM_BROKER_ONLY = [
 ]  # fmt: skip
 
 
-def closed_with(peer: Peer, code: Code, words: str) -> None:
+def expect_closed(peer: Peer, code: Code, words: str) -> None:
     """The client has been told why, and its session is gone."""
     assert peer.session.failure is not None, f"{peer.record} is still open"
     assert peer.session.failure.code == code
@@ -40,7 +40,7 @@ def talk() -> Talk:
     return talk
 
 
-def goes_on(talk: Talk) -> None:
+def check_goes_on(talk: Talk) -> None:
     publisher, reader = talk.peers[:2]
     before = len(reader.delivered())
     publisher.publish("a", b"still here")
@@ -53,8 +53,8 @@ def goes_on(talk: Talk) -> None:
 def test_frames_of_the_wrong_direction_close_the_session(talk: Talk, kind: Kind) -> None:
     bad = talk.peer()
     bad.put(kind)
-    closed_with(bad, Code.PROTOCOL, f"{kind.name} frame from a client")
-    goes_on(talk)
+    expect_closed(bad, Code.PROTOCOL, f"{kind.name} frame from a client")
+    check_goes_on(talk)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_numbers_that_were_never_given_close_the_session(talk: Talk, frame: Fram
     bad = talk.peer()
     bad.session.put(frame)
     talk.settle()
-    closed_with(bad, Code.PROTOCOL, words)
-    goes_on(talk)
+    expect_closed(bad, Code.PROTOCOL, words)
+    check_goes_on(talk)
 
 
 @pytest.mark.parametrize("kind", [Kind.TOPIC, Kind.SUBSCRIBE, Kind.JOIN])
@@ -82,17 +82,17 @@ def test_numbers_that_were_never_given_close_the_session(talk: Talk, frame: Fram
 def test_malformed_bodies_close_the_session(talk: Talk, kind: Kind, body: bytes) -> None:
     bad = talk.peer()
     bad.put(kind, body=body)
-    closed_with(bad, Code.PROTOCOL, "malformed")
-    goes_on(talk)
+    expect_closed(bad, Code.PROTOCOL, "malformed")
+    check_goes_on(talk)
 
 
 def test_a_malformed_abort_closes_the_session_and_aborts_the_message(talk: Talk) -> None:
     bad = talk.peer()
     stream = bad.open_stream("a", 10 * CHUNK_BYTES)
     bad.put(Kind.STREAM_ABORT, stream=stream, body=b"\xc1")
-    closed_with(bad, Code.PROTOCOL, "malformed")
+    expect_closed(bad, Code.PROTOCOL, "malformed")
     assert talk.peers[1].failures(Kind.STREAM_ABORT)[0].code == Code.PUBLISHER_GONE
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 @pytest.mark.parametrize(
@@ -111,32 +111,32 @@ def test_a_large_message_of_another_length_than_announced_closes_the_session(
     stream = bad.open_stream("a", 2 * CHUNK_BYTES)
     for number, size in enumerate(sizes, start=1):
         bad.chunk(stream, bytes(size), last=last and number == len(sizes))
-    closed_with(bad, Code.PROTOCOL, words)
+    expect_closed(bad, Code.PROTOCOL, words)
     assert len(talk.peers[1].all_of(Kind.STREAM_ABORT)) == 1
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 def test_two_large_messages_at_once_on_a_topic_close_the_session(talk: Talk) -> None:
     bad = talk.peer()
     for _ in range(2):
         bad.open_stream("a", 2 * CHUNK_BYTES)
-    closed_with(bad, Code.PROTOCOL, "second large message")
-    goes_on(talk)
+    expect_closed(bad, Code.PROTOCOL, "second large message")
+    check_goes_on(talk)
 
 
 def test_a_stream_number_in_use_closes_the_session(talk: Talk) -> None:
     bad = talk.peer()
     for topic in ("a", "b"):
         bad.put(Kind.PUBLISH, Flag.CHUNKED, number=bad.topic(topic), stream=3, total_bytes=2 * CHUNK_BYTES)
-    closed_with(bad, Code.PROTOCOL, "stream 3 is in use")
-    goes_on(talk)
+    expect_closed(bad, Code.PROTOCOL, "stream 3 is in use")
+    check_goes_on(talk)
 
 
 def test_a_large_message_with_a_payload_in_its_first_frame_closes_the_session(talk: Talk) -> None:
     bad = talk.peer()
     bad.publish("a", b"payload", Flag.CHUNKED, stream=1, total_bytes=7)
-    closed_with(bad, Code.PROTOCOL, "has a payload")
-    goes_on(talk)
+    expect_closed(bad, Code.PROTOCOL, "has a payload")
+    check_goes_on(talk)
 
 
 def test_an_impossible_total_costs_nothing(talk: Talk) -> None:
@@ -144,15 +144,15 @@ def test_an_impossible_total_costs_nothing(talk: Talk) -> None:
     bad.open_stream("b", (1 << 64) - 1)
     assert talk.state.largest_allocation_bytes == 0
     bad.die()
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 @pytest.mark.parametrize(("count", "payload"), [(0, bytes(32)), (3, bytes(32)), (2, b""), (0xFFFFFFFF, bytes(32))])
 def test_a_batch_of_an_impossible_count_closes_the_session(talk: Talk, count: int, payload: bytes) -> None:
     bad = talk.peer()
     bad.publish("a", payload, Flag.BATCH, count=count)
-    closed_with(bad, Code.PROTOCOL, f"batch of {count} messages")
-    goes_on(talk)
+    expect_closed(bad, Code.PROTOCOL, f"batch of {count} messages")
+    check_goes_on(talk)
 
 
 LYING_BATCH = struct.pack("<BBHIQ", 0, 0, 0, 0xFFFFFFF, 0) + bytes(16)
@@ -162,9 +162,9 @@ def test_a_batch_that_lies_closes_its_publisher_when_it_has_to_be_opened(talk: T
     bad, member = talk.peer(), talk.peer()
     member.subscribe("b", queue_group="g")
     bad.publish("b", LYING_BATCH, Flag.BATCH, count=2)
-    closed_with(bad, Code.PROTOCOL, "batch of 2 messages")
+    expect_closed(bad, Code.PROTOCOL, "batch of 2 messages")
     assert member.is_open
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_retained_batch_that_lies_does_not_close_those_who_ask_for_it(talk: Ta
     bad.publish("b", b"good")
     assert late.is_open
     assert bad.is_open
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 def test_a_batch_that_lies_and_waits_is_dropped_whole_and_its_successor_flows(talk: Talk) -> None:
@@ -212,9 +212,9 @@ def test_impossible_headers_close_the_session_before_anything_is_reserved(
 ) -> None:
     bad = talk.peer()
     bad.inject(header)
-    closed_with(bad, Code.PROTOCOL, words)
+    expect_closed(bad, Code.PROTOCOL, words)
     assert talk.state.largest_allocation_bytes == 0
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 def test_a_broken_session_takes_whatever_still_comes_and_answers_nothing_more(talk: Talk) -> None:
@@ -227,7 +227,7 @@ def test_a_broken_session_takes_whatever_still_comes_and_answers_nothing_more(ta
     bad.reading = True
     talk.settle()
     assert bad.all_of(Kind.PONG) == []
-    closed_with(bad, Code.PROTOCOL, "unknown kind 0")
+    expect_closed(bad, Code.PROTOCOL, "unknown kind 0")
 
 
 def test_a_welcome_from_a_client_is_no_hello(talk: Talk) -> None:
@@ -237,7 +237,7 @@ def test_a_welcome_from_a_client_is_no_hello(talk: Talk) -> None:
     stranger.inject(encode_greeting(Welcome(1, "b", 1, 1, 1, 1, 1)))
     assert isinstance(record.session.failure, ProtocolError)
     assert "Welcome from the wrong side" in str(record.session.failure)
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 def _encoded(frame: Frame) -> list[bytes]:
@@ -294,7 +294,7 @@ def survives(data: bytes) -> None:
     assert talk.state.largest_allocation_bytes <= FRAME_PAYLOAD_BYTES_MAX
     assert talk.state.held_bytes() <= 8 * MIB
     assert len(bad.record.session._scratch) <= 2 * (FRAME_BODY_BYTES_MAX + 65_536)
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 @hypothesis_settings(max_examples=60)
@@ -370,7 +370,7 @@ def test_any_first_bytes_of_a_stranger_end_its_session_at_most(data: bytes) -> N
     stranger.inject(data)
     stranger.inject(data)
     assert talk.state.largest_allocation_bytes == 0
-    goes_on(talk)
+    check_goes_on(talk)
 
 
 @hypothesis_settings(max_examples=80)
@@ -384,4 +384,4 @@ def test_a_damaged_hello_opens_no_session_or_a_harmless_one(position: int, chang
     stranger = Peer.__new__(Peer)
     stranger.talk, stranger.record = talk, talk.state.connect("stranger", talk.now_ns)
     stranger.inject(bytes(data) + CONVERSATION)
-    goes_on(talk)
+    check_goes_on(talk)
