@@ -166,23 +166,22 @@ class Server:
 
     def _run(self) -> None:
         """Carries out the state's instructions."""
-        links, take_ready = self._links, self.state.take_ready
-        while ready := take_ready():
-            for record in ready:
+        links, state = self._links, self.state
+        while state.ready:
+            for record in state.take_ready():
                 link = links.get(record.id)
                 if link is not None and not link.writing:
                     self._flush(link)
 
     def _flush(self, link: _Link) -> None:
         """Sends as much as the link takes."""
-        session, send = link.record.session, link.connection.send
+        session = link.record.session
         try:
-            while buffers := session.to_send():
-                if not session.sent(send(buffers)):
-                    if not link.writing:
-                        link.writing = True
-                        self._loop.add_writer(link.connection.fileno(), self._writable, link)
-                    return
+            if not session.flush(link.connection.send):
+                if not link.writing:
+                    link.writing = True
+                    self._loop.add_writer(link.connection.fileno(), self._writable, link)
+                return
         except ConnectionClosed as error:
             session.lost(error)
         if link.writing:

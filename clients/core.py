@@ -373,9 +373,7 @@ class Outbound(msgspec.Struct, gc=False):
         return cls(topic, number, content, tensor, payload)
 
     def body(self) -> bytes:
-        """The body of the message's frame; empty when there is nothing to say."""
-        if self.headers is None and self.tensor is None and not self.request:
-            return b""
+        """The body of the message's frame."""
         return encode_body(MessageBody(self.headers, self.tensor, self.reply_to, self.request, self.last, self.error))
 
 
@@ -399,7 +397,8 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     if message.lane != _CONTROL and (topic.credit_messages <= 0 or topic.credit_bytes <= 0):
         topic.credit.clear()
         return topic.credit
-    body = message.body()
+    plain = message.headers is None and message.tensor is None and not message.request
+    body = b"" if plain else message.body()
     if len(payload) >= PLACED_BYTES_MIN:
         if topic.stream is not None:
             return topic.stream_over

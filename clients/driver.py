@@ -32,7 +32,7 @@ from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from clients.core import Core, Reconnected
-from clients.link import Link, dial, flush, read
+from clients.link import Link, dial, read
 from clients.signals import Signal
 from clients.wakeup import Wakeup
 
@@ -162,7 +162,7 @@ class Driver:
         if link is None:
             return
         try:
-            if flush(link.session, link.connection):
+            if link.session.flush(link.connection.send):
                 self.core.outgoing.link_drained()
             elif self._pumping:
                 # Whoever polls has to poll for writing as well.

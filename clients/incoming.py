@@ -45,7 +45,7 @@ class SubscriptionState(Signal):
 
     __slots__ = (
         "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes", "_owed_messages",
-        "_threshold", "asked", "closed", "is_latest", "number", "on_message", "what", "wishes",
+        "_evicts", "_threshold", "asked", "closed", "is_latest", "number", "on_message", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -53,6 +53,7 @@ class SubscriptionState(Signal):
         self.number = number
         self.wishes = wishes
         self.what = f"a message on {wishes.filter!r}"
+        self._evicts = wishes.overflow == "drop_oldest"
         self.is_latest = wishes.overflow == "latest"
         self.closed: BrokerError | None = None
         self.on_message: Callable[[], None] | None = None
@@ -79,7 +80,7 @@ class SubscriptionState(Signal):
         """A message has arrived."""
         messages = self._messages
         messages.append(message)
-        if self.wishes.overflow == "drop_oldest" and len(messages) > self.wishes.queue_messages:
+        if self._evicts and len(messages) > self.wishes.queue_messages:
             self._dropped_here += 1
             self._taken(messages.popleft())
         self.asked = False

@@ -73,7 +73,7 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
     try:
         early: list[Received] = []
         while session.phase is Phase.AWAIT_HELLO:
-            flush(session, connection)
+            session.flush(connection.send)
             _wait_readable(connection, address, deadline, timeout_s)
             read(session, connection, lambda received, _: early.append(received))
         if session.phase is not Phase.OPEN:
@@ -112,15 +112,3 @@ def read(session: Session, connection: Connection, deliver: Deliver) -> int:
     if size:
         session.received(size, time.monotonic_ns(), deliver)
     return size
-
-
-def flush(session: Session, connection: Connection) -> bool:
-    """Sends until nothing waits or the link is full; says whether nothing waits.
-
-    Raises:
-        ConnectionClosed: the connection is gone.
-    """
-    while buffers := session.to_send():
-        if not session.sent(connection.send(buffers)):
-            return False
-    return True

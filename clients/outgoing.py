@@ -35,6 +35,7 @@ from clients.signals import Signal
 
 _PACK: Final = HEADER.pack
 _PUBLISH: Final = int(Kind.PUBLISH)
+_CONTROL: Final = int(Lane.CONTROL)
 BATCHED: Final = Signal(ready=True)
 """What `add_to_batch` returns when there is nothing else to do."""
 BATCH_OPENED: Final = Signal(ready=True)
@@ -202,20 +203,20 @@ class Outgoing:
         session = self.session
         assert session is not None
         self.unconfirmed += 1
-        if lane != Lane.CONTROL:
+        if lane != _CONTROL:
             if topic.batch is not None:
                 self.send_batch(topic)
-            self._use_credit(topic, 1, len(body) + len(payload))
-        buffers = session.direct()
-        if buffers is not None:
+            topic.credit_messages -= 1
+            topic.credit_bytes -= len(body) + len(payload)
+        if not session.unsent_bytes and not session.outbox.waiting:
             size = len(payload)
             header = _PACK(
                 _PUBLISH, flags, lane, content, topic.number, reference, 0, 0, len(body), size, 0, 0, time_ns
             )
-            buffers.append(header + body if body else header)
+            session.unsent.append(header + body if body else header)
             if size:
-                buffers.append(payload)
-            session.add_direct(HEADER_BYTES + len(body) + size)
+                session.unsent.append(payload)
+            session.unsent_bytes = HEADER_BYTES + len(body) + size
             return
         session.put(
             Frame(
@@ -267,7 +268,8 @@ class Outgoing:
             return
         self.open_batches.remove(topic)
         payload = batch.payload()
-        self._use_credit(topic, batch.count, len(payload))
+        topic.credit_messages -= batch.count
+        topic.credit_bytes -= len(payload)
         self.session.put(
             Frame(Kind.PUBLISH, Flag.BATCH, Lane.DEFAULT, number=topic.number, count=batch.count, payload=payload)
         )
@@ -315,12 +317,6 @@ class Outgoing:
         if stream.topic.stream is stream:
             stream.topic.stream = None
             stream.topic.stream_over.set()
-
-    def _use_credit(self, topic: OutgoingTopic, messages: int, size_bytes: int) -> None:
-        topic.credit_messages -= messages
-        topic.credit_bytes -= size_bytes
-        if topic.credit_messages <= 0 or topic.credit_bytes <= 0:
-            topic.credit.clear()
 
     def batches_body(self, body: bytes, payload: Buffer) -> bool:
         """Whether a message is small enough for a batch."""

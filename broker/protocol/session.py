@@ -78,6 +78,8 @@ class Session:
         phase: where it is.
         failure: why it is not open any more, once it is not.
         is_client: which end this is.
+        unsent: the buffers of the next write. When there are none, and nothing waits in the outbox, a frame may be
+            appended to them at once, and its bytes added to `unsent_bytes`: it need not pass the outbox.
     """
 
     def __init__(
@@ -114,8 +116,8 @@ class Session:
         self._start = self._end = 0
         self._placed: Frame | None = None
         self._placed_rest = memoryview(b"")
-        self._unsent: list[Buffer] = []
-        self._unsent_bytes = 0
+        self.unsent: list[Buffer] = []
+        self.unsent_bytes = 0
         self._farewell: Frame | None = None
         # After a fault, or the peer's CLOSE, what still comes in means nothing any more.
         self._deaf = False
@@ -168,7 +170,7 @@ class Session:
                 self._read_frames(now_ns, deliver)
         except ProtocolError as error:
             self.fail(error)
-        if not self.is_client:
+        if self.outbox.queued_bytes and not self.is_client:
             self.check_queued()
 
     def _read_greeting(self, now_ns: int, deliver: Deliver) -> None:
@@ -294,19 +296,6 @@ class Session:
         """Adds a source of frames."""
         self.outbox.attach(source, lane)
 
-    def direct(self) -> list[Buffer] | None:
-        """When nothing waits to be sent, the list for the next write itself, so that a frame need not pass the outbox.
-
-        Whoever appends a frame's buffers calls `add_direct` with their bytes before anything else happens.
-        """
-        if self._unsent_bytes or self.outbox.waiting or self.phase is not Phase.OPEN:
-            return None
-        return self._unsent
-
-    def add_direct(self, size_bytes: int) -> None:
-        """See `direct`."""
-        self._unsent_bytes += size_bytes
-
     def next_stream(self) -> int:
         """A number for a chunked message in this direction."""
         self._last_stream = self._last_stream % 0xFFFFFFFF + 1
@@ -315,43 +304,65 @@ class Session:
     def to_send(self, budget_bytes: int = CHUNK_BYTES) -> list[Buffer]:
         """Buffers for one gathered write: what is left of the last one, or the next frames. Empty when nothing
         waits."""
-        if not self._unsent:
+        if not self.unsent:
             buffers: list[Buffer] = []
-            self._unsent_bytes = self.outbox.take(budget_bytes, buffers)
-            if not self._unsent_bytes and self._farewell is not None:
+            self.unsent_bytes = self.outbox.take(budget_bytes, buffers)
+            if not self.unsent_bytes and self._farewell is not None:
                 self.outbox.put(self._farewell)
                 self._farewell = None
-                self._unsent_bytes = self.outbox.take(budget_bytes, buffers)
-            self._unsent = buffers
+                self.unsent_bytes = self.outbox.take(budget_bytes, buffers)
+            self.unsent = buffers
             if not buffers and self.phase is Phase.CLOSING:
                 self._move(Event.SENT, None)
-        return self._unsent
+        return self.unsent
 
     def sent(self, size: int) -> bool:
         """Takes note of `size` bytes that the link took; says whether it took all that `to_send` gave."""
         self.sent_bytes += size
-        self._unsent_bytes -= size
-        if not self._unsent_bytes:
-            self._unsent = []
+        self.unsent_bytes -= size
+        if not self.unsent_bytes:
+            self.unsent = []
             return True
-        buffers = self._unsent
+        buffers = self.unsent
         position = 0
         while size >= len(buffers[position]):
             size -= len(buffers[position])
             position += 1
-        self._unsent = buffers[position:]
+        self.unsent = buffers[position:]
         if size:
-            self._unsent[0] = memoryview(self._unsent[0])[size:]
+            self.unsent[0] = memoryview(self.unsent[0])[size:]
         return False
+
+    def flush(self, send: Callable[[list[Buffer]], int]) -> bool:
+        """Gives a link what waits until it takes no more.
+
+        Args:
+            send: takes buffers and returns how many bytes of them it took.
+
+        Returns:
+            Whether nothing waits any more.
+        """
+        while self.unsent_bytes or self.outbox.waiting or self._farewell is not None or self.phase is Phase.CLOSING:
+            buffers = self.unsent if self.unsent_bytes else self.to_send()
+            if not buffers:
+                break
+            size = send(buffers)
+            if size == self.unsent_bytes:
+                self.sent_bytes += size
+                self.unsent, self.unsent_bytes = [], 0
+            else:
+                self.sent(size)
+                return False
+        return True
 
     @property
     def has_unsent(self) -> bool:
         """Whether the link owes a write."""
-        return bool(self._unsent) or bool(self.outbox) or self._farewell is not None
+        return self.unsent_bytes > 0 or self.outbox.waiting > 0 or self._farewell is not None
 
     def _send_raw(self, data: bytes) -> None:
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
+        self.unsent.append(data)
+        self.unsent_bytes += len(data)
 
     # Life.
 
@@ -386,7 +397,7 @@ class Session:
         silent_ns = now_ns - self.last_received_ns
         if self.phase is Phase.AWAIT_HELLO:
             if now_ns - self.opened_ns > self._hello_timeout_s * 1e9:
-                if not self.is_client and not self._unsent:
+                if not self.is_client and not self.unsent:
                     self._send_raw(answer_to_stranger(b""))
                 self.fail(ProtocolError(f"no complete hello within {self._hello_timeout_s:g} s", Code.NOT_OURS))
         elif self.phase is Phase.OPEN:

@@ -59,7 +59,7 @@ class BrokerState:
         )
         self.groups = Groups(self._flush, self.announce)
         self.pool = BufferPool(POOL_BYTES_MAX)
-        self._ready: dict[SessionId, SessionRecord] = {}
+        self.ready: dict[SessionId, SessionRecord] = {}
         self._last_id = 0
         self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
@@ -127,7 +127,7 @@ class BrokerState:
         if record is None:
             return
         record.session.lost(ConnectionClosed("disconnected"))
-        self._ready.pop(session_id, None)
+        self.ready.pop(session_id, None)
         for subscription in record.subscriptions.values():
             subscription.forget()
             self.router.remove(subscription)
@@ -162,9 +162,8 @@ class BrokerState:
         For each of them the server sends what `session.to_send()` gives, and closes the connection when the session's
         phase is CLOSED after that.
         """
-        ready = list(self._ready.values())
-        self._ready.clear()
-        return ready
+        ready, self.ready = self.ready, {}
+        return list(ready.values())
 
     def totals(self) -> Totals:
         """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""
@@ -293,7 +292,7 @@ class BrokerState:
         self._flush(record)
 
     def _flush(self, record: SessionRecord) -> None:
-        self._ready[record.id] = record
+        self.ready[record.id] = record
 
     def _allocate(self, frame: Frame, size_bytes: int) -> memoryview:
         return self.pool.acquire(size_bytes).data

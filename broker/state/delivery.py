@@ -85,12 +85,17 @@ class Subscription:
     def offer(self, message: Message) -> None:
         """Sends a message, or queues it by the subscription's policy, and wakes the session."""
         source = self.sources[message.lane]
-        if message.stream is None and not source.attached and source.message is None:
-            buffers = self.session.session.direct()
-            if buffers is not None and self.queue.pass_by(message):
-                self.session.session.add_direct(source.send(message, buffers))
-                self.flush(self.session)
-                return
+        session = self.session.session
+        if (
+            not session.unsent_bytes
+            and not session.outbox.waiting
+            and source.message is None
+            and message.stream is None
+            and self.queue.pass_by(message)
+        ):
+            session.unsent_bytes += source.send(message, session.unsent)
+            self.flush(self.session)
+            return
         if self.queue.offer(message):
             if not source.attached:
                 source.attach()

@@ -27,6 +27,9 @@ _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE = (
 )
 
 
+_CONTROL = int(Lane.CONTROL)
+
+
 class Publishing:
     """The publishing half of the broker's state."""
 
@@ -36,6 +39,8 @@ class Publishing:
         self.router = router
         self.window_messages = window_messages
         self.window_bytes = window_bytes
+        self._low_messages = window_messages // 2
+        self._low_bytes = window_bytes // 2
         self.flush = flush
         self._owners: dict[Publisher, SessionRecord] = {}
 
@@ -78,7 +83,12 @@ class Publishing:
             frame.content, frame.time_ns, frame.body, payload,
             frame.total_bytes if stream is not None else len(payload), stream,
         )  # fmt: skip
-        self._use_credit(session, publisher, frame.lane, count, len(frame.body) + len(payload))
+        if frame.lane != _CONTROL:
+            # Control messages are free.
+            publisher.credit_messages -= count
+            publisher.credit_bytes -= len(frame.body) + len(payload)
+            if publisher.credit_messages <= self._low_messages or publisher.credit_bytes <= self._low_bytes:
+                self._low_credit(session, publisher)
         if stream is not None:
             publisher.message = message
             publisher.acknowledge = frame.target if flags & _ACKNOWLEDGE and routed else 0
@@ -130,7 +140,10 @@ class Publishing:
             del session.streams[frame.stream]
         stream.append(frame.payload, complete=complete)
         stream.watchers = [watcher for watcher in stream.watchers if watcher.watch(message)]
-        self._use_credit(session, publisher, message.lane, 0, len(frame.payload))
+        if message.lane != _CONTROL:
+            publisher.credit_bytes -= len(frame.payload)
+            if publisher.credit_bytes <= self._low_bytes:
+                self._low_credit(session, publisher)
         if complete and publisher.acknowledge:
             self._acknowledge(session, publisher.acknowledge, message.sequence)
 
@@ -167,18 +180,11 @@ class Publishing:
 
     # Credit.
 
-    def _use_credit(
-        self, session: SessionRecord, publisher: Publisher, lane: int, messages: int, size_bytes: int
-    ) -> None:
-        """Takes a frame off the publisher's credit and tops it up at half; control messages are free."""
-        if lane == Lane.CONTROL:
-            return
-        publisher.credit_messages -= messages
-        publisher.credit_bytes -= size_bytes
-        if publisher.credit_messages <= self.window_messages // 2 or publisher.credit_bytes <= self.window_bytes // 2:
-            if publisher.credit_messages < -BATCH_MESSAGES_MAX or publisher.credit_bytes < -2 * FRAME_PAYLOAD_BYTES_MAX:
-                raise ProtocolError(f"topic {publisher.topic.name!r}: the publisher ignores its credit", Code.LIMIT)
-            self.top_up(session, publisher)
+    def _low_credit(self, session: SessionRecord, publisher: Publisher) -> None:
+        """Half of a publisher's credit is used up."""
+        if publisher.credit_messages < -BATCH_MESSAGES_MAX or publisher.credit_bytes < -2 * FRAME_PAYLOAD_BYTES_MAX:
+            raise ProtocolError(f"topic {publisher.topic.name!r}: the publisher ignores its credit", Code.LIMIT)
+        self.top_up(session, publisher)
 
     def top_up(self, session: SessionRecord, publisher: Publisher) -> None:
         """Gives a publisher its whole window again, unless a subscription holds it back."""

@@ -134,9 +134,7 @@ class Router:
 
     def _retain(self, topic: TopicRecord, message: Message) -> None:
         """Keeps a message for replay, and all rings together within their bound: the oldest topics let go first."""
-        before = topic.ring.held_bytes
-        topic.ring.append(message)
-        self.retained_bytes += topic.ring.held_bytes - before
+        self.retained_bytes += topic.ring.append(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
             for record in list(self.topics.values()):
                 self.retained_bytes -= record.ring.clear()

@@ -29,14 +29,25 @@ class Ring:
         self.held_bytes = 0
         self._messages: deque[Message] = deque()
 
-    def append(self, message: Message) -> None:
-        """Keeps a message, whose sequence is `next_sequence`, and lets go of the oldest ones."""
+    def append(self, message: Message) -> int:
+        """Keeps a message, whose sequence is `next_sequence`, and lets go of the oldest ones.
+
+        Returns:
+            By how many bytes more is held now; below 0 when less is.
+        """
+        before = self.held_bytes
         self.next_sequence += message.count
         messages = self._messages
         messages.append(message)
         message.holders += 1
         self.held_messages += message.count
         self.held_bytes += message.size_bytes
+        if self.held_bytes > self.bytes_max or self.held_messages > self.messages_max:
+            self._let_go()
+        return self.held_bytes - before
+
+    def _let_go(self) -> None:
+        messages = self._messages
         least = 1 if self.messages_max else 0
         while messages and (
             self.held_bytes > self.bytes_max or (self.held_messages > self.messages_max and len(messages) > least)

@@ -16,7 +16,7 @@ from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from clients.core import Core, Reconnected
-from clients.link import Link, dial, flush, read
+from clients.link import Link, dial, read
 from clients.signals import Signal
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class AsyncDriver:
         if link is None or self._writing:
             return
         try:
-            if flush(link.session, link.connection):
+            if link.session.flush(link.connection.send):
                 self.core.outgoing.link_drained()
             else:
                 self._writing = True

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from broker.buffers import Buffer
 from broker.errors import ConnectionClosed, ProtocolError
 from broker.limits import CHUNK_BYTES, HELLO_BODY_BYTES_MAX, HELLO_TIMEOUT_S, PLACED_BYTES_MIN, SCRATCH_BYTES
 from broker.protocol.bodies import Hello, Refusal, encode_body
@@ -352,7 +353,7 @@ def test_partial_sends_at_every_position_lose_and_repeat_nothing() -> None:
             part = b"".join(bytes(buffer) for buffer in buffers)[:size]
             done = client.sent(len(part))
             data += part
-            assert done is (len(data) == len(expected) or not client._unsent)
+            assert done is (len(data) == len(expected) or not client.unsent)
             size = 10_000
         assert data == expected, cut
 
@@ -394,18 +395,38 @@ def test_stream_numbers_differ_and_are_never_zero() -> None:
     assert [client.next_stream() for _ in range(2)] == [0xFFFFFFFF, 1]
 
 
-def test_a_frame_may_pass_the_outbox_by_only_while_nothing_waits() -> None:
+def test_a_frame_that_passes_the_outbox_by_leaves_before_what_is_queued_after_it() -> None:
     client, broker = pair()
-    buffers = broker.direct()
-    broker.add_direct(encode(Frame(Kind.DONE, target=1), buffers))
-    assert broker.direct() is None
+    broker.unsent_bytes += encode(Frame(Kind.DONE, target=1), broker.unsent)
     broker.put(Frame(Kind.DONE, target=2))
+    assert broker.has_unsent
     assert [frame.target for frame in read(client, sent_by(broker))] == [1, 2]
-    broker.put(Frame(Kind.DONE, target=3))
-    assert broker.direct() is None
-    broker.close(Code.NORMAL, "bye")
-    sent_by(broker)
-    assert broker.direct() is None
+    assert not broker.has_unsent
+
+
+def test_a_flush_goes_on_until_the_link_takes_no_more() -> None:
+    client, broker = pair()
+    for target in range(1, 200):
+        broker.put(Frame(Kind.DONE, target=target))
+    seen: list[bytes] = []
+
+    def link(buffers: list[Buffer]) -> int:
+        data = b"".join(bytes(buffer) for buffer in buffers)
+        room = 5000 - sum(len(part) for part in seen)
+        seen.append(data[:room])
+        return min(room, len(data))
+
+    assert broker.flush(link) is False
+    rest: list[bytes] = []
+
+    def endless(buffers: list[Buffer]) -> int:
+        rest.append(b"".join(bytes(buffer) for buffer in buffers))
+        return len(rest[-1])
+
+    assert broker.flush(endless) is True
+    assert not broker.has_unsent
+    frames = read(client, b"".join(seen + rest))
+    assert [frame.target for frame in frames] == list(range(1, 200))
 
 
 # Closing.
