@@ -59,7 +59,7 @@ GROUPS_MAX: Final = 1024
 WORLD_SIZE_MAX: Final = 1024
 
 # Queues and windows.
-PUBLISH_WINDOW_MESSAGES: Final = 1024
+PUBLISH_WINDOW_MESSAGES: Final = 4096
 """Messages of one topic that a publisher may send ahead of the broker's credit."""
 PUBLISH_WINDOW_BYTES: Final = 16 * MIB
 """Bytes of one topic that a publisher may send ahead of the broker's credit: the memory that a slow reader can cost."""

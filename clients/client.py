@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from time import monotonic_ns, time_ns
 from types import TracebackType
 from typing import Self
 
@@ -13,9 +13,10 @@ import numpy.typing as npt
 from broker.errors import TimeoutError
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Subscribe
+from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations
-from clients.core import BATCH_OPENED, BATCHED, Core, Outbound, Reconnected, try_publish
+from clients.core import BATCH_OPENED, LANES, SENT, Core, Reconnected
 from clients.driver import Driver
 from clients.groups import Group
 from clients.handlers import Handler, Handlers, responder
@@ -134,26 +135,27 @@ class Client:
             TimeoutError: no room in time; the message arrives nowhere. With ack: it may have arrived.
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
-        if headers is None and ack is None:
-            message, acknowledge = Outbound.of(topic, value, lane), False
-            message.urgent = urgent
-        else:
-            message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
-        driver = self._driver
-        if acknowledge:
-            return driver.run(operations.publish(driver, message, timeout_s, acknowledge=True))
-        if len(message.payload) < PLACED_BYTES_MIN:
-            with driver.lock:
-                waits_for = try_publish(self._core, message, time.monotonic_ns(), time.time_ns())
-                if waits_for is BATCHED:
+        if headers is None and ack is None and lane in LANES:
+            content, tensor, payload = encode_value(value)
+            if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
+                done = self._publish_plain(topic, LANES[lane], content, payload, urgent=urgent)
+                if done:
                     return None
-                if waits_for is None:
-                    driver.flush()
-                    return None
-                if waits_for is BATCH_OPENED:
-                    driver.batch_opened()
-                    return None
-        return driver.run(operations.publish(driver, message, timeout_s))
+        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
+        return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
+
+    def _publish_plain(self, topic: str, lane: int, content: int, payload: bytes, *, urgent: bool) -> bool:
+        """The same as operations.publish for a small message that need not wait; says whether it need not."""
+        driver, outgoing = self._driver, self._core.outgoing
+        with driver.lock:
+            now_ns = monotonic_ns()
+            done = outgoing.publish_plain(topic, lane, content, payload, now_ns, time_ns(), urgent=urgent)
+            if done is SENT:
+                driver.flush()
+                outgoing.has_left(monotonic_ns())
+            elif done is BATCH_OPENED:
+                driver.batch_opened()
+        return done is not None
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
         """An uninitialised array that suits the transport for publishing.

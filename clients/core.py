@@ -18,14 +18,14 @@ from broker.errors import BrokerError, ConnectionClosed, InvalidValue, RequestFa
 from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.bodies import Failure, Membership, MessageBody, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import error_for
-from broker.protocol.frames import Content, Flag, Frame, Kind, Lane
+from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received, Session
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import encode_value
 from clients.incoming import Incoming, SubscriptionState
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply
-from clients.outgoing import BATCH_OPENED, BATCHED, Outgoing, StreamSource
+from clients.outgoing import BATCH_OPENED, BATCHED, SENT, Outgoing, StreamSource
 from clients.signals import Pending, Signal
 
 _DELIVER: Final = int(Kind.DELIVER)
@@ -377,11 +377,11 @@ class Outbound(msgspec.Struct, gc=False):
         return encode_body(MessageBody(self.headers, self.tensor, self.reply_to, self.request, self.last, self.error))
 
 
-def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Signal | None:
+def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Signal:
     """Publishes a message as far as that goes without waiting.
 
     Returns:
-        None when it has been queued; BATCHED or BATCH_OPENED when it is in a batch; a StreamSource that is ready when
+        SENT when it has been queued; BATCHED or BATCH_OPENED when it is in a batch; a StreamSource that is ready when
         it has left; or another Signal to wait for before this is called again with the same message.
 
     Raises:
@@ -408,22 +408,23 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         )  # fmt: skip
         return outgoing.start_stream(topic, opening, payload)
     data = payload if type(payload) is bytes else bytes(payload)
-    if (
-        message.lane == _DEFAULT
-        and not message.flags
-        and not message.urgent
-        and outgoing.wants_batch(topic, now_ns)
-        and outgoing.batches_body(body, data)
-    ):
-        return outgoing.add_to_batch(topic, message.content, body, data, wall_ns, now_ns)
-    outgoing.publish_small(topic, message.lane, message.flags, message.content, message.reference, body, data, wall_ns)
-    return None
+    if message.lane == _DEFAULT and not message.flags and not message.urgent:
+        batched = outgoing.offer_to_batch(topic, message.content, body, data, wall_ns, now_ns)
+        if batched is not None:
+            return batched
+    return outgoing.publish_small(
+        topic,
+        Frame(
+            Kind.PUBLISH, message.flags, message.lane, message.content,
+            number=topic.number, target=message.reference, time_ns=wall_ns, body=body, payload=data,
+        ),
+    )  # fmt: skip
 
 
 __all__ = [
     "BATCHED",
     "BATCH_OPENED",
-    "Content",
+    "SENT",
     "Core",
     "Outbound",
     "PendingJoin",

@@ -32,7 +32,7 @@ from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from clients.core import Core, Reconnected
-from clients.link import Link, dial, read
+from clients.link import Link, dial
 from clients.signals import Signal
 from clients.wakeup import Wakeup
 
@@ -163,7 +163,8 @@ class Driver:
             return
         try:
             if link.session.flush(link.connection.send):
-                self.core.outgoing.link_drained()
+                if self.core.outgoing.finishing:
+                    self.core.outgoing.link_drained()
             elif self._pumping:
                 # Whoever polls has to poll for writing as well.
                 self._wake.set()
@@ -248,21 +249,23 @@ class Driver:
         link = self._link
         if link is None or self._pumping:
             return
-        session, connection, receive = link.session, link.connection, self.core.receive
+        session, take, receive = link.session, link.connection.receive_into, self.core.receive
         try:
             for _ in range(READS_MAX):
-                size = read(session, connection, receive)
-                if session.failure is not None and not self._closing:
+                size = take(session.receive_buffers())
+                if not size:
                     break
+                session.received(size, time.monotonic_ns(), receive)
                 # A short read has emptied the socket; asking again would only cost a system call.
-                if size < SHORT_READ_BYTES:
+                if size < SHORT_READ_BYTES or session.failure is not None:
                     break
         except ConnectionClosed as error:
             self._lose(error)
             return
         if session.has_unsent:
             self.flush()
-        self._check_session(session)
+        if session.failure is not None:
+            self._check_session(session)
 
     def _check_session(self, session: Session) -> None:
         """Gives the connection up when its session has failed or is over. The lock is held."""

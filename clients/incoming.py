@@ -40,12 +40,14 @@ class SubscriptionState(Signal):
         is_latest: whether it asks for each message.
         pending: messages that wait in this process.
         dropped: messages that were dropped by the overflow policy, here or in the broker.
+        credit_due: whether enough was taken that the broker is to be told.
         closed: why it will get no more messages, once it will not.
     """
 
     __slots__ = (
-        "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes", "_owed_messages",
-        "_evicts", "_threshold", "asked", "closed", "is_latest", "number", "on_message", "what", "wishes",
+        "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes",
+        "_owed_messages", "_evicts", "_threshold", "asked", "closed", "credit_due", "is_latest", "number", "on_message",
+        "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -65,6 +67,8 @@ class SubscriptionState(Signal):
         bound = wishes.queue_messages
         # A small queue is credited message by message, so that the broker's count of unread messages is exact.
         self._threshold = 1 if bound <= 16 else bound // 4
+        self._bytes_threshold = wishes.queue_bytes // 8
+        self.credit_due = False
 
     @property
     def pending(self) -> int:
@@ -84,7 +88,8 @@ class SubscriptionState(Signal):
             self._dropped_here += 1
             self._taken(messages.popleft())
         self.asked = False
-        if not self.ready:
+        self.ready = True
+        if self.callbacks:
             self.set()
         if self.on_message is not None:
             self.on_message()
@@ -98,6 +103,8 @@ class SubscriptionState(Signal):
             self.ready = False
         self._owed_messages += 1
         self._owed_bytes += message.size_bytes
+        if self._owed_messages >= self._threshold or self._owed_bytes >= self._bytes_threshold:
+            self.credit_due = True
         return message
 
     def _taken(self, message: Message) -> None:
@@ -124,7 +131,8 @@ class SubscriptionState(Signal):
         if self.is_latest:
             # Messages are asked for one by one; of a large one the bytes are credited as they arrive.
             messages = 0
-        if (not messages or messages < self._threshold) and size_bytes < self.wishes.queue_bytes // 8:
+        self.credit_due = False
+        if (not messages or messages < self._threshold) and size_bytes < self._bytes_threshold:
             return None
         self._owed_messages = 0
         if size_bytes > 0:
@@ -264,10 +272,17 @@ class Incoming:
         return publication
 
     def _complete(self, subscription: SubscriptionState, frame: Frame) -> None:
+        publication = self._publications.get(frame.number) or self._publication(frame)
         message = Message(
-            self._publication(frame), frame.sequence, frame.time_ns, frame.lane,
-            frame.content, frame.body, frame.payload, self._reply,
-        )  # fmt: skip
+            publication,
+            frame.sequence,
+            frame.time_ns,
+            frame.lane,
+            frame.content,
+            frame.body,
+            frame.payload,
+            self._reply,
+        )
         if subscription is self._inbox:
             subscription._taken(message)
             self._on_reply(message)

@@ -9,11 +9,12 @@ from typing import Final, NamedTuple
 from broker.buffers import Buffer
 from broker.errors import InvalidValue
 from broker.protocol.bodies import MessageBody, decode_body
-from broker.protocol.frames import Lane
+from broker.protocol.frames import Content, Lane
 from broker.protocol.values import decode_value
 
 NO_BODY: Final = MessageBody()
 _UNREAD: Final = object()
+_BYTES: Final = int(Content.BYTES)
 LANE_NAMES: Final = tuple(lane.name.lower() for lane in Lane)
 
 
@@ -116,6 +117,8 @@ class Message:
             ProtocolError: the publisher sent something that cannot be read.
         """
         if self._value is _UNREAD:
+            if self._content == _BYTES and type(self._payload) is bytes:
+                return self._payload
             tensor = self.body.tensor if self._body else None
             self._value = decode_value(self._content, tensor, self._payload)
         return self._value

@@ -12,7 +12,7 @@ from typing import Protocol
 from broker.errors import ConnectionClosed, TimeoutError
 from broker.protocol.bodies import Join, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from clients.core import BATCH_OPENED, BATCHED, Core, Outbound, PendingJoin, PendingRequest, try_publish
+from clients.core import BATCH_OPENED, BATCHED, SENT, Core, Outbound, PendingJoin, PendingRequest, try_publish
 from clients.incoming import SubscriptionState
 from clients.membership import Place
 from clients.messages import Message
@@ -120,8 +120,9 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline) -> No
     core = driver.core
     while True:
         signal = try_publish(core, message, time.monotonic_ns(), time.time_ns())
-        if signal is None:
+        if signal is SENT:
             driver.flush()
+            core.outgoing.has_left(time.monotonic_ns())
             return
         if signal is BATCHED:
             return
@@ -211,7 +212,7 @@ def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
         if ask is not None:
             core.send(ask)
             driver.flush()
-    elif core.incoming.give_credit(subscription):
+    elif subscription.credit_due and core.incoming.give_credit(subscription):
         driver.flush()
     return message
 

@@ -36,8 +36,11 @@ from clients.signals import Signal
 _PACK: Final = HEADER.pack
 _PUBLISH: Final = int(Kind.PUBLISH)
 _CONTROL: Final = int(Lane.CONTROL)
+_DEFAULT: Final = int(Lane.DEFAULT)
+SENT: Final = Signal(ready=True)
+"""What publishing returns when a frame is queued and the link is to be given what waits."""
 BATCHED: Final = Signal(ready=True)
-"""What `add_to_batch` returns when there is nothing else to do."""
+"""What it returns when there is nothing else to do."""
 BATCH_OPENED: Final = Signal(ready=True)
 """What it returns when somebody has to see to it that a batch leaves in time."""
 BATCHED_BYTES_MAX: Final = 8 * 1024
@@ -120,6 +123,7 @@ class Outgoing:
         session: where it goes; None while there is no connection.
         open_batches: topics with a batch that has not left.
         finishing: large messages whose last chunk is with the link, which still refers to their memory.
+        last_sent: the topic of the last message that went alone.
         unconfirmed: messages that were published since the broker last confirmed that it has all.
     """
 
@@ -128,6 +132,7 @@ class Outgoing:
         self.topics: dict[str, OutgoingTopic] = {}
         self.open_batches: list[OutgoingTopic] = []
         self.finishing: list[StreamSource] = []
+        self.last_sent: OutgoingTopic | None = None
         self.unconfirmed = 0
         self._by_number: list[OutgoingTopic] = []
         self._streams: dict[int, StreamSource] = {}
@@ -188,61 +193,86 @@ class Outgoing:
             self.session.attach(stream, stream._lane)
         topic.credit.set()
 
-    def publish_small(
-        self,
-        topic: OutgoingTopic,
-        lane: int,
-        flags: int,
-        content: int,
-        reference: int,
-        body: bytes,
-        payload: bytes,
-        time_ns: int,
-    ) -> None:
+    def publish_plain(
+        self, name: str, lane: int, content: int, payload: bytes, now_ns: int, wall_ns: int, *, urgent: bool
+    ) -> Signal | None:
+        """Publishes a small message without a body, if nothing stands in its way: most messages, by the shortest way.
+
+        Returns:
+            SENT when it is queued, BATCHED or BATCH_OPENED; None when it has to go the long way.
+        """
+        session, topic = self.session, self.topics.get(name)
+        if session is None or topic is None:
+            return None
+        if lane != _CONTROL:
+            if topic.credit_messages <= 0 or topic.credit_bytes <= 0:
+                return None
+            if not urgent and lane == _DEFAULT and len(payload) <= BATCHED_BYTES_MAX:
+                gap_ns, topic.last_ns = now_ns - topic.last_ns, now_ns
+                if topic.batch is not None:
+                    return self._add_to_batch(topic, content, b"", payload, wall_ns, now_ns)
+                topic.rapid = 0 if gap_ns > BATCH_GAP_NS else topic.rapid + 1
+                if topic.rapid >= BATCH_BURST_MESSAGES:
+                    return self._add_to_batch(topic, content, b"", payload, wall_ns, now_ns)
+            elif topic.batch is not None:
+                self.send_batch(topic)
+            topic.credit_messages -= 1
+            topic.credit_bytes -= len(payload)
+        self.unconfirmed += 1
+        self.last_sent = topic
+        if session.unsent_bytes or session.outbox.waiting:
+            session.put(Frame(Kind.PUBLISH, 0, lane, content, number=topic.number, time_ns=wall_ns, payload=payload))
+            return SENT
+        size = len(payload)
+        session.unsent.append(_PACK(_PUBLISH, 0, lane, content, topic.number, 0, 0, 0, 0, size, 0, 0, wall_ns))
+        if size:
+            session.unsent.append(payload)
+        session.unsent_bytes = HEADER_BYTES + size
+        return SENT
+
+    def publish_small(self, topic: OutgoingTopic, frame: Frame) -> Signal:
         """Sends one small message at once. The caller has seen to credit."""
         session = self.session
         assert session is not None
         self.unconfirmed += 1
-        if lane != _CONTROL:
+        if frame.lane != _CONTROL:
             if topic.batch is not None:
                 self.send_batch(topic)
             topic.credit_messages -= 1
-            topic.credit_bytes -= len(body) + len(payload)
-        if not session.unsent_bytes and not session.outbox.waiting:
-            size = len(payload)
-            header = _PACK(
-                _PUBLISH, flags, lane, content, topic.number, reference, 0, 0, len(body), size, 0, 0, time_ns
-            )
-            session.unsent.append(header + body if body else header)
-            if size:
-                session.unsent.append(payload)
-            session.unsent_bytes = HEADER_BYTES + len(body) + size
-            return
-        session.put(
-            Frame(
-                Kind.PUBLISH, flags, lane, content,
-                number=topic.number, target=reference, time_ns=time_ns, body=body, payload=payload,
-            )
-        )  # fmt: skip
+            topic.credit_bytes -= len(frame.body) + len(frame.payload)
+        self.last_sent = topic
+        session.put(frame)
+        return SENT
 
-    def wants_batch(self, topic: OutgoingTopic, now_ns: int) -> bool:
-        """Whether messages of this topic follow each other so closely that a batch pays."""
-        gap_ns, topic.last_ns = now_ns - topic.last_ns, now_ns
-        if topic.batch is not None:
-            return True
-        if gap_ns > BATCH_GAP_NS:
-            topic.rapid = 0
-            return False
-        topic.rapid += 1
-        return topic.rapid >= BATCH_BURST_MESSAGES
+    def has_left(self, now_ns: int) -> None:
+        """The last message has been handed to the link: how soon the next one follows is counted from here."""
+        if self.last_sent is not None:
+            self.last_sent.last_ns = now_ns
 
-    def add_to_batch(
+    def offer_to_batch(
         self, topic: OutgoingTopic, content: int, body: bytes, payload: bytes, time_ns: int, now_ns: int
     ) -> Signal | None:
+        """Puts a small message into a batch if messages of its topic follow each other so closely that it pays.
+
+        Returns:
+            BATCHED, BATCH_OPENED or SENT; None when the message is to go alone.
+        """
+        if len(payload) > BATCHED_BYTES_MAX or len(body) > ENTRY_BODY_BYTES_MAX:
+            return None
+        gap_ns, topic.last_ns = now_ns - topic.last_ns, now_ns
+        if topic.batch is None:
+            topic.rapid = 0 if gap_ns > BATCH_GAP_NS else topic.rapid + 1
+            if topic.rapid < BATCH_BURST_MESSAGES:
+                return None
+        return self._add_to_batch(topic, content, body, payload, time_ns, now_ns)
+
+    def _add_to_batch(
+        self, topic: OutgoingTopic, content: int, body: bytes, payload: bytes, time_ns: int, now_ns: int
+    ) -> Signal:
         """Puts one small message into the topic's batch.
 
         Returns:
-            BATCH_OPENED, BATCHED, or None when the batch was queued.
+            BATCH_OPENED, BATCHED, or SENT when the batch was queued.
         """
         batch = topic.batch
         opened = batch is None
@@ -258,7 +288,7 @@ class Outgoing:
             or batch.count >= batch.count_max
         ):
             self.send_batch(topic)
-            return None
+            return SENT
         return BATCH_OPENED if opened else BATCHED
 
     def send_batch(self, topic: OutgoingTopic) -> None:
@@ -317,7 +347,3 @@ class Outgoing:
         if stream.topic.stream is stream:
             stream.topic.stream = None
             stream.topic.stream_over.set()
-
-    def batches_body(self, body: bytes, payload: Buffer) -> bool:
-        """Whether a message is small enough for a batch."""
-        return len(payload) <= BATCHED_BYTES_MAX and len(body) <= ENTRY_BODY_BYTES_MAX

@@ -162,8 +162,8 @@ class BrokerState:
         For each of them the server sends what `session.to_send()` gives, and closes the connection when the session's
         phase is CLOSED after that.
         """
-        ready, self.ready = self.ready, {}
-        return list(ready.values())
+        ready, self.ready = list(self.ready.values()), {}
+        return ready
 
     def totals(self) -> Totals:
         """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""

@@ -85,14 +85,18 @@ class Subscription:
     def offer(self, message: Message) -> None:
         """Sends a message, or queues it by the subscription's policy, and wakes the session."""
         source = self.sources[message.lane]
-        session = self.session.session
+        session, queue = self.session.session, self.queue
         if (
             not session.unsent_bytes
             and not session.outbox.waiting
             and source.message is None
             and message.stream is None
-            and self.queue.pass_by(message)
+            and not queue.waiting_messages
+            and queue.credit_messages > 0
+            and queue.credit_bytes > 0
         ):
+            # Nothing waits anywhere on its way: it goes into the next write itself.
+            queue.credit_messages -= message.count
             session.unsent_bytes += source.send(message, session.unsent)
             self.flush(self.session)
             return

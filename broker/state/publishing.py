@@ -76,29 +76,31 @@ class Publishing:
         count = frame.count if flags & _BATCH else 1
         if flags & _BATCH and not 0 < count <= min(BATCH_MESSAGES_MAX, len(payload) // ENTRY_BYTES):
             raise ProtocolError(f"batch of {count} messages in {len(payload)} bytes; the limit is {BATCH_MESSAGES_MAX}")
-        routed = not flags & _REQUEST or self.router.routes(topic).responds
+        body = frame.body
         stream = self._open(session, publisher, frame) if flags & _CHUNKED else None
+        total_bytes = frame.total_bytes if stream is not None else len(payload)
         message = Message(
-            topic.name, publisher.sender, topic.ring.next_sequence, count, frame.lane, flags,
-            frame.content, frame.time_ns, frame.body, payload,
-            frame.total_bytes if stream is not None else len(payload), stream,
+            topic.name, publisher.sender, topic.ring.next_sequence, count, frame.lane, flags, frame.content,
+            frame.time_ns, body, payload, total_bytes + len(body), stream, None if stream is None else stream.last,
         )  # fmt: skip
         if frame.lane != _CONTROL:
             # Control messages are free.
             publisher.credit_messages -= count
-            publisher.credit_bytes -= len(frame.body) + len(payload)
+            publisher.credit_bytes -= len(body) + len(payload)
             if publisher.credit_messages <= self._low_messages or publisher.credit_bytes <= self._low_bytes:
                 self._low_credit(session, publisher)
-        if stream is not None:
-            publisher.message = message
-            publisher.acknowledge = frame.target if flags & _ACKNOWLEDGE and routed else 0
-        elif flags & _ACKNOWLEDGE and routed:
-            self._acknowledge(session, frame.target, message.sequence + count - 1)
-        if routed:
-            self.router.route(topic, message)
-        else:
-            self._refuse_request(session, frame, topic.name)
-            message.release()
+        if flags:
+            routed = not flags & _REQUEST or self.router.routes(topic).responds
+            if stream is not None:
+                publisher.message = message
+                publisher.acknowledge = frame.target if flags & _ACKNOWLEDGE and routed else 0
+            elif flags & _ACKNOWLEDGE and routed:
+                self._acknowledge(session, frame.target, message.sequence + count - 1)
+            if not routed:
+                self._refuse_request(session, frame, topic.name)
+                message.release()
+                return
+        self.router.route(topic, message)
 
     def _refuse_request(self, session: SessionRecord, frame: Frame, topic: str) -> None:
         """Nobody responds. The chunks of a large request are on their way already: they come in and go nowhere."""

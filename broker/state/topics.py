@@ -132,14 +132,12 @@ class Router:
         for name in list(islice(idle, topics)):
             self._forget(name)
 
-    def _retain(self, topic: TopicRecord, message: Message) -> None:
-        """Keeps a message for replay, and all rings together within their bound: the oldest topics let go first."""
-        self.retained_bytes += topic.ring.append(message)
-        if self.retained_bytes > RETAINED_BYTES_MAX:
-            for record in list(self.topics.values()):
-                self.retained_bytes -= record.ring.clear()
-                if self.retained_bytes <= RETAINED_BYTES_MAX * 9 // 10:
-                    break
+    def _let_go(self) -> None:
+        """Keeps all rings together within their bound: the oldest topics let go first."""
+        for record in list(self.topics.values()):
+            self.retained_bytes -= record.ring.clear()
+            if self.retained_bytes <= RETAINED_BYTES_MAX * 9 // 10:
+                break
 
     def _forget(self, name: str) -> None:
         record = self.topics.pop(name, None)
@@ -199,7 +197,9 @@ class Router:
         """Gives a message, whose sequence is the topic's next one, to the ring and to everybody who wants it."""
         topic.published += message.count
         topic.published_bytes += message.size_bytes
-        self._retain(topic, message)
+        self.retained_bytes += topic.ring.append(message)
+        if self.retained_bytes > RETAINED_BYTES_MAX:
+            self._let_go()
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
             routes = topic.routes = self._find_routes(topic.name)
@@ -271,7 +271,7 @@ def _singles(message: Message) -> list[Message]:
         message.singles = [
             Message(
                 message.topic, message.sender, message.sequence + offset, 1, message.lane, flags,
-                entry.content, entry.time_ns, entry.body, entry.payload, len(entry.payload),
+                entry.content, entry.time_ns, entry.body, entry.payload, len(entry.body) + len(entry.payload),
             )
             for offset, entry in enumerate(split_batch(bytes(message.payload), message.count))
         ]  # fmt: skip

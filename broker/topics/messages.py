@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
+
 from broker.buffers import Buffer
 
 
@@ -87,7 +89,7 @@ class Stream:
             waiter.resume()
 
 
-class Message:
+class Message(msgspec.Struct, eq=False):
     """One message, or one unopened batch of `count` messages, as all its subscribers share it.
 
     Attributes:
@@ -96,60 +98,29 @@ class Message:
         sequence: of the (first) message in its topic, from 1 upwards.
         count: messages in it.
         size_bytes: payload and body in bytes, of a large message what it will have in all.
+        stream: of a large message, its arriving side.
         first: of a large message, the chunk from which a new reader starts; gone when nobody holds the message any
             more.
-        holders: how many hold the message for later readers: the ring, the queues in which it waits.
+        holders: how many hold the message for later readers: the publisher's call itself, until the message is in all
+            queues; the ring; the queues in which it waits.
+        singles: of a batch that somebody has opened, its messages.
     """
 
-    __slots__ = (
-        "body",
-        "content",
-        "count",
-        "first",
-        "flags",
-        "holders",
-        "lane",
-        "payload",
-        "sender",
-        "sequence",
-        "singles",
-        "size_bytes",
-        "stream",
-        "time_ns",
-        "topic",
-    )
-
-    def __init__(
-        self,
-        topic: str,
-        sender: str,
-        sequence: int,
-        count: int,
-        lane: int,
-        flags: int,
-        content: int,
-        time_ns: int,
-        body: bytes,
-        payload: Buffer,
-        total_bytes: int,
-        stream: Stream | None = None,
-    ) -> None:
-        self.topic = topic
-        self.sender = sender
-        self.sequence = sequence
-        self.count = count
-        self.lane = lane
-        self.flags = flags
-        self.content = content
-        self.time_ns = time_ns
-        self.body = body
-        self.payload = payload
-        self.size_bytes = total_bytes + len(body)
-        self.stream = stream
-        self.first = stream.last if stream is not None else None
-        self.holders = 1
-        """The publisher's call itself, until the message is in all queues."""
-        self.singles: list[Message] | None = None
+    topic: str
+    sender: str
+    sequence: int
+    count: int
+    lane: int
+    flags: int
+    content: int
+    time_ns: int
+    body: bytes
+    payload: Buffer
+    size_bytes: int
+    stream: Stream | None = None
+    first: Chunk | None = None
+    holders: int = 1
+    singles: list[Message] | None = None
 
     def release(self) -> None:
         """One holder fewer."""

@@ -116,13 +116,6 @@ class Queue:
             return False
         return not waiting or self.waiting_bytes + message.size_bytes <= self.bytes_max
 
-    def pass_by(self, message: Message) -> bool:
-        """Uses up the credit for a message that can be sent at once, because nothing waits; says whether it can."""
-        if self.waiting_messages or self.credit_messages <= 0 or self.credit_bytes <= 0:
-            return False
-        self.credit_messages -= message.count
-        return True
-
     def offer(self, message: Message) -> bool:
         """Queues a message, dropping by policy what there is no room for.
 

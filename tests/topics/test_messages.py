@@ -28,7 +28,8 @@ class Payload(bytearray):
 
 def message(stream: Stream | None = None, body: bytes = b"", payload: bytes = b"") -> Message:
     total = 100 if stream is not None else len(payload)
-    return Message("a", "p", 1, 1, 1, 0, 1, 0, body, payload, total, stream)
+    first = None if stream is None else stream.last
+    return Message("a", "p", 1, 1, 1, 0, 1, 0, body, payload, total + len(body), stream, first)
 
 
 def test_the_size_of_a_message_is_that_of_body_and_payload() -> None:

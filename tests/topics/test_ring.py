@@ -10,7 +10,8 @@ from broker.topics.ring import Ring
 
 
 def append(ring: Ring, size: int = 1, count: int = 1, stream: Stream | None = None) -> Message:
-    message = Message("a", "p", ring.next_sequence, count, 1, 0, 1, 0, b"", b"", size, stream)
+    first = None if stream is None else stream.last
+    message = Message("a", "p", ring.next_sequence, count, 1, 0, 1, 0, b"", b"", size, stream, first)
     ring.append(message)
     message.release()
     return message
