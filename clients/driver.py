@@ -91,6 +91,8 @@ class Driver:
         self._last_wait = time.monotonic()
         self._eager = 0
         self._closing = False
+        # Whether the keeper looks after batches by itself, so that it need not be woken for each one.
+        self._keeper_watches = False
         self._wake = Wakeup()
         self._keeper_wake = Wakeup()
         self._poller = select.poll()
@@ -173,9 +175,11 @@ class Driver:
 
     def batch_opened(self) -> None:
         """A batch has to leave within the batch window even if nothing else happens."""
-        self._keeper_wake.set()
-        if self._pumping:
-            self._wake.set()
+        if not self._keeper_watches:
+            self._keeper_watches = True
+            self._keeper_wake.set()
+            if self._pumping:
+                self._wake.set()
 
     def notify(self) -> None:
         """Makes whoever waits look again."""
@@ -337,6 +341,7 @@ class Driver:
                     self.flush()
                     if self._link is not None:
                         self._check_session(self._link.session)
+                self._keeper_watches = bool(self.core.outgoing.open_batches)
                 offline = self._link is None
                 leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or self._idle())
                 if leads and not self.core.outgoing.open_batches:

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
+import msgspec
+
 from broker.buffers import Buffer
 from broker.errors import InvalidValue
 from broker.protocol.bodies import MessageBody, decode_body
@@ -55,7 +57,7 @@ class Publication(NamedTuple):
     sender: str
 
 
-class Message:
+class Message(msgspec.Struct, eq=False):
     """One message of a topic.
 
     `value` is decoded when it is first asked for; an array's memory is the message's own and may be written to.
@@ -63,36 +65,18 @@ class Message:
     Attributes:
         sequence: in its topic, from 1 upwards; a gap is a message that this subscription did not get.
         published_ns: the publisher's wall clock, in nanoseconds since the epoch.
-        size_bytes: of body and payload.
     """
 
-    __slots__ = (
-        "_body", "_content", "_decoded", "_lane", "_payload", "_publication", "_reply", "_value", "published_ns",
-        "sequence",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        publication: Publication,
-        sequence: int,
-        published_ns: int,
-        lane: int,
-        content: int,
-        body: bytes,
-        payload: Buffer,
-        reply: Reply | None,
-    ) -> None:
-        """Made by a subscription."""
-        self._publication = publication
-        self.sequence = sequence
-        self.published_ns = published_ns
-        self._lane = lane
-        self._content = content
-        self._body = body
-        self._payload = payload
-        self._reply = reply
-        self._decoded: MessageBody | None = None
-        self._value: object = _UNREAD
+    _publication: Publication
+    sequence: int
+    published_ns: int
+    _lane: int
+    _content: int
+    _body: bytes
+    _payload: Buffer
+    _reply: Reply | None
+    _decoded: MessageBody | None = None
+    _value: object = _UNREAD
 
     @property
     def topic(self) -> str:

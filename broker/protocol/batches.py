@@ -13,7 +13,7 @@ The broker passes it on without opening it and gives its messages the sequences 
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from broker.errors import ProtocolError
 from broker.limits import BATCH_MESSAGES_MAX
@@ -23,13 +23,8 @@ ENTRY_BYTES: Final = ENTRY.size
 ENTRY_BODY_BYTES_MAX: Final = 0xFFFF
 
 
-class Entry(NamedTuple):
-    """One message of a batch."""
-
-    content: int
-    time_ns: int
-    body: bytes
-    payload: bytes
+Entry = tuple[int, int, bytes, bytes]
+"""One message of a batch: content, time_ns, body, payload."""
 
 
 def split_batch(payload: bytes, count: int) -> list[Entry]:
@@ -45,7 +40,9 @@ def split_batch(payload: bytes, count: int) -> list[Entry]:
         body_start = offset + ENTRY_BYTES
         payload_start = body_start + body_bytes
         offset = payload_start + size
-        append(Entry(content, time_ns, payload[body_start:payload_start], payload[payload_start:offset]))
+        append(
+            (content, time_ns, payload[body_start:payload_start] if body_bytes else b"", payload[payload_start:offset])
+        )
     if offset != end or len(entries) != count:
         raise ProtocolError(f"batch of {count} messages in {end} bytes is truncated or lies about its lengths")
     return entries

@@ -271,8 +271,10 @@ def _singles(message: Message) -> list[Message]:
         message.singles = [
             Message(
                 message.topic, message.sender, message.sequence + offset, 1, message.lane, flags,
-                entry.content, entry.time_ns, entry.body, entry.payload, len(entry.body) + len(entry.payload),
+                content, time_ns, body, payload, len(body) + len(payload),
             )
-            for offset, entry in enumerate(split_batch(bytes(message.payload), message.count))
+            for offset, (content, time_ns, body, payload) in enumerate(
+                split_batch(bytes(message.payload), message.count)
+            )
         ]  # fmt: skip
     return message.singles
