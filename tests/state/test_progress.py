@@ -126,7 +126,7 @@ class Reader:
             if frame.flags & Flag.CHUNKED:
                 self.streams[frame.stream] = (frame, [])
             elif frame.flags & Flag.BATCH:
-                self._arrived(*(entry.payload for entry in split_batch(bytes(frame.payload), frame.count)))
+                self._arrived(*(payload for _, _, _, payload in split_batch(bytes(frame.payload), frame.count)))
             else:
                 self._arrived(bytes(frame.payload))
         elif frame.kind == Kind.CHUNK and frame.stream in self.streams:

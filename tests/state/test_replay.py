@@ -28,7 +28,7 @@ def unpacked(reader: Peer, number: int) -> list[bytes]:
     found = []
     for frame in reader.delivered(number):
         if frame.flags & Flag.BATCH:
-            found += [entry.payload for entry in split_batch(bytes(frame.payload), frame.count)]
+            found += [payload for _, _, _, payload in split_batch(bytes(frame.payload), frame.count)]
         else:
             found.append(bytes(frame.payload))
     return found
