@@ -15,7 +15,7 @@ demo: $(VENV)/demo.stamp
 	$(RUN) -m examples.training_loop
 
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4
 
 check: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .

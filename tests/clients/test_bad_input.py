@@ -140,7 +140,7 @@ def test_an_impossible_option_is_refused(tcp_broker: ServingThread, options: dic
         (2**70, "cannot be sent"),
         (np.array(["text"]), "cannot be sent"),
     ],
-    ids=str,
+    ids=["object array", "nested object array", "object", "complex", "huge int", "array of texts"],
 )
 def test_a_value_that_cannot_travel_is_refused(tcp_broker: ServingThread, value: object, problem: str) -> None:
     with clients.connect(tcp_broker.url) as bus:

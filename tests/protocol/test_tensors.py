@@ -241,7 +241,7 @@ def test_numpy_scalars_are_arrays_without_axes(value: np.generic) -> None:
         np.str_("x"),
         np.bytes_(b"x"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_array_is_none(value: object) -> None:
     assert as_array(value) is None
