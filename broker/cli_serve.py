@@ -15,6 +15,7 @@ import uvloop
 
 from broker.admin import Admin
 from broker.config import ADMIN_OFF, Config, LogLevel
+from broker.errors import InvalidValue
 from broker.server import Server
 
 GC_ALLOCATIONS: Final = 20_000
@@ -28,6 +29,9 @@ def run(config: Config) -> None:
         InvalidValue: an address is malformed or of an unknown scheme.
         ListenError: an address cannot be listened on.
     """
+    for address in config.listen:
+        if address.startswith("inproc:"):
+            raise InvalidValue("listen", address, "no other process could reach it; listen at tcp:// or unix://")
     _start_logging(config.log_level)
     _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -34,7 +34,10 @@ def start(name: str) -> None:
         finally:
             started.set()
         await server.busy.wait()
-        await server.idle.wait()
+        while not server.retire():
+            await server.idle.wait()
+            # Somebody may be waiting to be accepted, which takes a turn of the loop.
+            await asyncio.sleep(0)
         await server.stop()
 
     def run() -> None:

@@ -23,6 +23,7 @@ from broker.state import BrokerState, Settings
 from broker.state.records import SessionRecord
 from broker.transport import registry
 from broker.transport.base import Connection, Listener
+from broker.transport.inproc import InprocListener
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Server:
         self.idle.set()
         self.busy = asyncio.Event()
         """Set once the first session has been open."""
+        self._accept_paused = False
         self._links: dict[SessionId, _Link] = {}
         self._loop = asyncio.get_running_loop()
         self._ticking: asyncio.TimerHandle | None = None
@@ -98,6 +100,22 @@ class Server:
         for listener in self.listeners:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
         self._tick()
+
+    def retire(self) -> bool:
+        """Stops listening if no session is open and nobody waits to be accepted; says whether it did.
+
+        For listeners that can tell, which are those of inproc.
+        """
+        if self._links:
+            return False
+        for listener in list(self.listeners):
+            if isinstance(listener, InprocListener):
+                descriptor = listener.fileno()
+                if not listener.retire():
+                    return False
+                self._loop.remove_reader(descriptor)
+                self.listeners.remove(listener)
+        return not self.listeners
 
     async def stop(self, reason: str = "the broker is shutting down") -> None:
         """Ends in order: no new sessions, and every open one gets what waits for it and a CLOSE.
@@ -130,12 +148,18 @@ class Server:
             try:
                 connection = listener.accept()
             except LimitExceeded as error:
-                log.error("server.accept_paused %s", error)
+                if not self._accept_paused:
+                    log.error("server.accept_paused %s", error)
+                self._accept_paused = True
                 self._loop.remove_reader(listener.fileno())
                 self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
                 return
+            except ConnectionClosed as error:
+                log.error("server.accept_failed %s", error)
+                return
             if connection is None:
                 return
+            self._accept_paused = False
             record = self.state.connect(connection.peer_address, time.monotonic_ns())
             link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
             self.idle.clear()

@@ -16,6 +16,7 @@ from broker.protocol.bodies import Subscribe
 from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations
+from clients.checks import check_callable, check_connect
 from clients.core import BATCH_OPENED, LANES, SENT, Core, Reconnected
 from clients.driver import Driver
 from clients.groups import Group
@@ -49,7 +50,7 @@ def connect(
         connect_timeout_s: for the first connection, in seconds.
         reconnect_timeout_s: how long to try again after the connection was lost, in seconds; 0 never tries. After that
             the client is closed and every call raises ConnectionClosed.
-        on_reconnect: called, on the client's own thread, after the client has connected and subscribed again; its
+        on_reconnect: called, on a thread of its own, after the client has connected and subscribed again; its
             argument says what may have been lost.
 
     Raises:
@@ -71,7 +72,8 @@ def connect(
 class Client:
     """A connection to a broker. Any thread may call anything; a call that waits holds up no other thread's call.
 
-    A child process after fork must not use its parent's client; it makes its own.
+    A child process after fork makes its own client; its parent's is closed in it. Signal handlers and `__del__` must
+    not call a client, because they can interrupt a call that holds its lock: set a flag there.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Client:
         on_reconnect: Callable[[Reconnected], None] | None,
     ) -> None:
         """See `connect`."""
+        check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
         self._core = Core(name, self._reply)
         self._driver = Driver(
             self._core,
@@ -132,7 +135,7 @@ class Client:
 
         Raises:
             InvalidValue: a topic, value or option that cannot be used; nothing was sent.
-            TimeoutError: no room in time; the message arrives nowhere. With ack: it may have arrived.
+            TimeoutError: no room in time. A message of 16 KiB or more, or one with ack, may have arrived all the same.
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
         if headers is None and ack is None and lane in LANES:
@@ -206,6 +209,8 @@ class Client:
             LimitExceeded: too many subscriptions.
             TimeoutError: no acknowledgement in time.
         """
+        if handler is not None:
+            check_callable("handler", handler)
         wishes = subscribe_wishes(topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay)
         return self._subscribe(wishes, handler, timeout_s)
 
@@ -236,6 +241,7 @@ class Client:
         Returns:
             The subscription; closing it ends the responding.
         """
+        check_callable("function", function)
         wishes = subscribe_wishes(topic_filter, "block", QUEUE_MESSAGES, QUEUE_BYTES, queue_group, None, responder=True)
         return self._subscribe(wishes, responder(function), timeout_s)
 
@@ -294,8 +300,8 @@ class Client:
                     return
                 replies += 1
         finally:
-            with self._driver.lock:
-                self._core.forget_request(pending)
+            # Without the lock: the collector may end an iteration that was dropped, on a thread that holds it.
+            self._core.forget_request(pending)
 
     def _reply(self, request: Message, answer: Answer) -> Awaitable[None]:
         self._driver.run(operations.publish(self._driver, reply_message(request, answer), PUBLISH_TIMEOUT_S))

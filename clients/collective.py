@@ -12,6 +12,7 @@ from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
 from broker.collectives.member import Member
 from broker.errors import InvalidValue
 from broker.protocol.tensors import Array, as_array, describe, flat_bytes
+from clients.checks import time_limit, whole_number
 
 GRACE_S: Final = 5.0
 """The broker names the missing ranks at the deadline; a client that has not heard even that by then raises itself."""
@@ -41,9 +42,13 @@ def _claim(
         reduce_op = None if op is None else ReduceOp(op)
     except ValueError as error:
         raise InvalidValue("op", op, f"is none of {', '.join(ReduceOp)}") from error
-    if not timeout_s > 0:
+    return Claim(kind, reduce_op, root, describe(array).dtype, array.shape, _nanoseconds(timeout_s))
+
+
+def _nanoseconds(timeout_s: float) -> int:
+    if time_limit("timeout_s", timeout_s) <= 0:
         raise InvalidValue("timeout_s", timeout_s, "must be above 0")
-    return Claim(kind, reduce_op, root, describe(array).dtype, array.shape, int(timeout_s * 1e9))
+    return int(timeout_s * 1e9)
 
 
 def _array_of(value: object, what: str) -> Array:
@@ -90,6 +95,7 @@ def all_reduce(member: Member, value: object, op: str, timeout_s: float) -> Prep
 
 def broadcast(member: Member, value: object, root: int, timeout_s: float) -> Prepared:
     """Copies the root's array into every rank's array."""
+    root = whole_number("root", root)
     if root == member.rank:
         array = _array_of(value, "array for broadcast")
         claim = _claim(CollectiveKind.BROADCAST, array, timeout_s, root=root)
@@ -133,6 +139,4 @@ def reduce_scatter(member: Member, value: object, op: str, timeout_s: float) -> 
 
 def barrier(timeout_s: float) -> Prepared:
     """Waits for all ranks."""
-    if not timeout_s > 0:
-        raise InvalidValue("timeout_s", timeout_s, "must be above 0")
-    return Prepared(Claim.barrier(int(timeout_s * 1e9)), None, None, lambda _: None)
+    return Prepared(Claim.barrier(_nanoseconds(timeout_s)), None, None, lambda _: None)

@@ -5,6 +5,7 @@ Frames go in with `receive`; what is to be sent waits in the session's outbox. W
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import deque
 from collections.abc import Mapping
@@ -14,8 +15,8 @@ from typing import Final
 import msgspec
 
 from broker.buffers import Buffer
-from broker.errors import BrokerError, ConnectionClosed, InvalidValue, RequestFailed
-from broker.limits import PLACED_BYTES_MIN
+from broker.errors import BrokerError, ConnectionClosed, InvalidValue, ProtocolError, RequestFailed
+from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import Failure, Membership, MessageBody, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
@@ -27,6 +28,8 @@ from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT, Outgoing, StreamSource
 from clients.signals import Pending, Signal
+
+log = logging.getLogger(__name__)
 
 _DELIVER: Final = int(Kind.DELIVER)
 _CHUNK: Final = int(Kind.CHUNK)
@@ -120,14 +123,19 @@ class Core:
     # The connection.
 
     def connected(self, session: Session, welcome: Welcome) -> None:
-        """A session is open: topics, subscriptions and batches move to it."""
+        """A session is open: topics and subscriptions move to it."""
         self.session = session
         self.session_number = welcome.session
         session.set_heartbeat(welcome.heartbeat_interval_ms / 1000, welcome.heartbeat_timeout_ms / 1000)
         self.outgoing.connected(session, welcome.publish_window_messages, welcome.publish_window_bytes)
+        # Whoever waits for a `latest` subscription's next message has asked the old session for it.
+        asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
         self.incoming.connected(session)
         for subscription in self.incoming.subscriptions.values():
             self._send_subscribe(subscription, 0)
+            ask = subscription.ask() if asked.get(subscription.number) else None
+            if ask is not None:
+                self.send(ask)
         self.online.set()
 
     def disconnected(self, error: ConnectionClosed) -> None:
@@ -136,6 +144,8 @@ class Core:
         self.online.clear()
         self.incoming.disconnected()
         lost = self.outgoing.disconnected(error)
+        if self.lost is not None:
+            lost += self.lost.lost_messages_max
         filters = tuple(subscription.wishes.filter for subscription in self.incoming.subscriptions.values())
         self.lost = Reconnected(lost, str(error), filters)
         self.places.disconnected(error)
@@ -144,6 +154,11 @@ class Core:
             pending.fail(error)
         for request in list(self._requests.values()):
             request.fail(error)
+
+    def closing(self) -> None:
+        """A CLOSE is queued: nothing may be queued behind it."""
+        self.session = self.outgoing.session = self.incoming.session = None
+        self.online.clear()
 
     def close(self, error: BrokerError) -> None:
         """The client is closed for good; every waiter learns it."""
@@ -269,6 +284,7 @@ class Core:
 
     def subscribe(self, wishes: Subscribe) -> tuple[SubscriptionState, Pending]:
         """Asks for a subscription."""
+        encode_body(wishes)
         self._last_subscription += 1
         subscription = SubscriptionState(self._last_subscription, wishes)
         pending = Pending(wishes.filter)
@@ -313,7 +329,13 @@ class Core:
         return request.number
 
     def _replied(self, message: Message) -> None:
-        request = self._requests.get(message.body.request)
+        try:
+            number = message.body.request
+        except ProtocolError:
+            # Its sender is at fault, and this session need not end for that.
+            log.exception("reply.unreadable sender=%r", message.sender)
+            number = 0
+        request = self._requests.get(number)
         # A reply to a request that has been given up, or a second one after a retry.
         if request is not None:
             request.replies.append(message)
@@ -394,6 +416,9 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     outgoing = core.outgoing
     topic = outgoing.topics.get(message.topic) or outgoing.topic(message.topic)
     payload = message.payload
+    if message.lane == _CONTROL and core.session.outbox.control_bytes > CONTROL_QUEUE_BYTES_MAX:
+        outgoing.link_room.clear()
+        return outgoing.link_room
     if message.lane != _CONTROL and (topic.credit_messages <= 0 or topic.credit_bytes <= 0):
         topic.credit.clear()
         return topic.credit
@@ -402,6 +427,9 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     if len(payload) >= PLACED_BYTES_MIN:
         if topic.stream is not None:
             return topic.stream_over
+        if outgoing.full_of_streams:
+            outgoing.streams_room.clear()
+            return outgoing.streams_room
         opening = Frame(
             Kind.PUBLISH, message.flags | Flag.CHUNKED, message.lane, message.content,
             number=topic.number, target=message.reference, total_bytes=len(payload), time_ns=wall_ns, body=body,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import select
 import threading
 import time
@@ -31,6 +32,7 @@ from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
+from clients.checks import time_limit
 from clients.core import Core, Reconnected
 from clients.link import Link, dial
 from clients.signals import Signal
@@ -49,6 +51,16 @@ READS_MAX: Final = 64
 T = TypeVar("T")
 
 _open_drivers: set[Driver] = set()
+
+
+def _abandon_all() -> None:
+    """A forked child shares its parent's connections, and none of its threads: the clients are not the child's."""
+    for driver in list(_open_drivers):
+        driver.abandon()
+    _open_drivers.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
 
 
 @atexit.register
@@ -93,8 +105,12 @@ class Driver:
         self._closing = False
         # Whether the keeper looks after batches by itself, so that it need not be woken for each one.
         self._keeper_watches = False
-        self._wake = Wakeup()
-        self._keeper_wake = Wakeup()
+        try:
+            self._wake = Wakeup()
+            self._keeper_wake = Wakeup()
+        except OSError as error:
+            where = ", ".join(str(address) for address in addresses)
+            raise ConnectError(where, f"{error.strerror}: raise RLIMIT_NOFILE (ulimit -n)") from error
         self._poller = select.poll()
         self._poller.register(self._wake.descriptor, select.POLLIN)
         try:
@@ -121,6 +137,10 @@ class Driver:
                 operation.send(None)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
+            except BaseException:
+                # What was given up may be what somebody else waits for.
+                self._wake_waiters()
+                raise
             finally:
                 operation.close()
         raise AssertionError("an operation of a synchronous client waited for something else than a signal")
@@ -136,10 +156,10 @@ class Driver:
     def block(self, signal: Signal, timeout_s: float | None, what: str) -> None:
         """As `wait`. The lock is held by the caller and is given up meanwhile."""
         self.core.outgoing.send_batches()
-        self.flush()
+        self.flush(waits=True)
         if signal.ready:
             return
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout_s is None else time.monotonic() + time_limit("timeout_s", timeout_s)
         while not signal.ready:
             remaining_s = None if deadline is None else deadline - time.monotonic()
             if remaining_s is not None and remaining_s <= 0:
@@ -158,18 +178,24 @@ class Driver:
                 self._pump(remaining_s)
         self._last_wait = time.monotonic()
 
-    def flush(self) -> None:
-        """Sends what waits as far as the link takes it. The lock is held."""
-        link = self._link
+    def flush(self, *, waits: bool = False) -> None:
+        """Sends what waits as far as the link takes it. The lock is held.
+
+        Args:
+            waits: the caller is about to poll itself; otherwise somebody else has to send what is left.
+        """
+        link, outgoing = self._link, self.core.outgoing
         if link is None:
             return
         try:
             if link.session.flush(link.connection.send):
-                if self.core.outgoing.finishing:
-                    self.core.outgoing.link_drained()
+                if outgoing.finishing or not outgoing.link_room.ready:
+                    outgoing.link_drained()
             elif self._pumping:
                 # Whoever polls has to poll for writing as well.
                 self._wake.set()
+            elif not waits:
+                self._keeper_wake.set()
         except ConnectionClosed as error:
             self._lose(error)
 
@@ -184,8 +210,11 @@ class Driver:
     def notify(self) -> None:
         """Makes whoever waits look again."""
         with self.lock:
-            self._condition.notify_all()
-            self._wake.set()
+            self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
+        self._condition.notify_all()
+        self._wake.set()
 
     def expect_results(self, *, more: bool) -> None:
         """While results of asynchronous work are due, the keeper reads whenever nobody else does."""
@@ -202,10 +231,23 @@ class Driver:
                 self._shut(ConnectionClosed(reason, Code.NORMAL))
         _open_drivers.discard(self)
         if threading.current_thread() is not self._keeper:
-            self._keeper.join()
-            with self.lock:
-                self._wake.close()
-                self._keeper_wake.close()
+            self._keeper.join(timeout_s)
+            if not self._keeper.is_alive():
+                with self.lock:
+                    self._wake.close()
+                    self._keeper_wake.close()
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of the parent's connection without a word on it."""
+        self.lock = threading.Lock()
+        self._condition = threading.Condition(self.lock)
+        self._closing = True
+        link, self._link = self._link, None
+        if link is not None:
+            link.connection.disown()
+        self._wake.close()
+        self._keeper_wake.close()
+        self.core.close(ConnectionClosed("this client belongs to the parent process; connect again after fork"))
 
     def _say_goodbye(self, reason: str, timeout_s: float) -> None:
         """Lets what is queued leave, then a CLOSE. The lock is held."""
@@ -214,6 +256,7 @@ class Driver:
             return
         self.core.outgoing.send_batches()
         link.session.close(Code.NORMAL, reason)
+        self.core.closing()
         self.flush()
         never = Signal()
         deadline = time.monotonic() + timeout_s
@@ -343,7 +386,8 @@ class Driver:
                         self._check_session(self._link.session)
                 self._keeper_watches = bool(self.core.outgoing.open_batches)
                 offline = self._link is None
-                leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or self._idle())
+                owes = self._link is not None and self._link.session.has_unsent
+                leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or owes or self._idle())
                 if leads and not self.core.outgoing.open_batches:
                     self._pump(TICK_S)
                     continue
@@ -386,8 +430,7 @@ class Driver:
             return
 
     def _tell(self, told: Reconnected) -> None:
-        if self._on_reconnect is not None:
-            try:
-                self._on_reconnect(told)
-            except Exception:
-                log.exception("on_reconnect.failed name=%r", self.core.name)
+        """Calls on_reconnect on a thread of its own: the keeper has to go on."""
+        function = self._on_reconnect
+        if function is not None:
+            threading.Thread(target=function, args=(told,), name="tensorbus-reconnected", daemon=True).start()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 
 from broker.errors import BrokerError
@@ -30,7 +29,8 @@ class Handlers:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._work = Signal()
-        self._due: deque[SubscriptionState] = deque()
+        self._due: dict[SubscriptionState, None] = {}
+        # In the order of their turns, each once, however many messages it has.
         self._handlers: dict[SubscriptionState, Handler] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -41,13 +41,13 @@ class Handlers:
             self._handlers[subscription] = handler
 
             def due() -> None:
-                self._due.append(subscription)
-                self._work.set()
+                if subscription not in self._due:
+                    self._due[subscription] = None
+                    self._work.set()
 
             subscription.on_message = due
             # What is replayed may be here before its handler. A `latest` subscription has to ask for its first message.
-            for _ in range(1 if subscription.is_latest else subscription.pending):
-                due()
+            due()
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name=f"tensorbus-handlers-{self._driver.core.name}", daemon=True
@@ -73,22 +73,29 @@ class Handlers:
                 driver.block(self._work, None, "messages for handlers")
                 if self._stopping:
                     return
-                due = self._due.popleft() if self._due else None
-                if not self._due:
+                due = next(iter(self._due), None)
+                if due is None:
                     self._work.clear()
-                message = operations.take(driver, due) if due is not None else None
-                handler = self._handlers.get(due) if due is not None else None
-            if message is not None and handler is not None:
+                    continue
+                del self._due[due]
+                message, handler = operations.take(driver, due), self._handlers[due]
+                if due.pending:
+                    self._due[due] = None
+                elif due.closed is not None:
+                    del self._handlers[due]
+            if message is not None:
                 self._call(handler, message)
-                if due is not None and due.is_latest:
+                if due.is_latest:
                     with driver.lock:
-                        self._due.append(due)
-                        self._work.set()
+                        if due in self._handlers:
+                            self._due[due] = None
+                            self._work.set()
 
     def _call(self, handler: Handler, message: Message) -> None:
         try:
             handler(message)
-        except Exception:
+        except BaseException:
+            # Also SystemExit: the thread is the client's, and the other handlers go on.
             log.exception("handler.failed topic=%r", message.topic)
 
 
@@ -100,7 +107,7 @@ def responder(function: Callable[[Message], object]) -> Handler:
             return
         try:
             value = function(message)
-        except Exception as error:
+        except BaseException as error:
             log.exception("responder.failed topic=%r", message.topic)
             _reply_error(message, error)
         else:
@@ -115,7 +122,7 @@ def responder(function: Callable[[Message], object]) -> Handler:
     return respond
 
 
-def _reply_error(message: Message, error: Exception) -> None:
+def _reply_error(message: Message, error: BaseException) -> None:
     try:
         message.reply_error(f"{type(error).__name__}: {error}")
     except BrokerError:

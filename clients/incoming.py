@@ -41,13 +41,14 @@ class SubscriptionState(Signal):
         pending: messages that wait in this process.
         dropped: messages that were dropped by the overflow policy, here or in the broker.
         credit_due: whether enough was taken that the broker is to be told.
+        readers: threads that wait for a message.
         closed: why it will get no more messages, once it will not.
     """
 
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes",
         "_owed_messages", "_evicts", "_threshold", "asked", "closed", "credit_due", "is_latest", "number", "on_message",
-        "what", "wishes",
+        "readers", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -69,6 +70,7 @@ class SubscriptionState(Signal):
         self._threshold = 1 if bound <= 16 else bound // 4
         self._bytes_threshold = wishes.queue_bytes // 8
         self.credit_due = False
+        self.readers = 0
 
     @property
     def pending(self) -> int:
@@ -87,6 +89,7 @@ class SubscriptionState(Signal):
         if self._evicts and len(messages) > self.wishes.queue_messages:
             self._dropped_here += 1
             self._taken(messages.popleft())
+            self.credit_due = True
         self.asked = False
         self.ready = True
         if self.callbacks:
@@ -134,10 +137,11 @@ class SubscriptionState(Signal):
         self.credit_due = False
         if (not messages or messages < self._threshold) and size_bytes < self._bytes_threshold:
             return None
-        self._owed_messages = 0
-        if size_bytes > 0:
-            self._owed_bytes = 0
-        return Frame(Kind.CREDIT, lane=Lane.CONTROL, number=self.number, count=messages, total_bytes=max(0, size_bytes))
+        # Either may be below zero: what waits from an earlier session was never charged to this one.
+        messages, size_bytes = max(0, messages), max(0, size_bytes)
+        self._owed_messages -= messages
+        self._owed_bytes -= size_bytes
+        return Frame(Kind.CREDIT, lane=Lane.CONTROL, number=self.number, count=messages, total_bytes=size_bytes)
 
     def ask(self) -> Frame | None:
         """Of a `latest` subscription: the CREDIT for one message, if it waits and has not asked."""
@@ -172,7 +176,7 @@ class _Assembly:
 
     __slots__ = ("arrived_bytes", "frame", "memory", "subscription")
 
-    def __init__(self, subscription: SubscriptionState | None, frame: Frame, memory: memoryview) -> None:
+    def __init__(self, subscription: SubscriptionState | None, frame: Frame, memory: memoryview | None) -> None:
         self.subscription = subscription
         self.frame = frame
         self.memory = memory
@@ -193,8 +197,7 @@ class Incoming:
         self._reply = reply
         self._on_reply = on_reply
         self._publications: dict[int, Publication] = {}
-        self._assemblies: dict[int, _Assembly | None] = {}
-        """None where a message is too large for this machine."""
+        self._assemblies: dict[int, _Assembly] = {}
         self._inbox = SubscriptionState(INBOX, Subscribe("$inbox"))
 
     def connected(self, session: Session) -> None:
@@ -214,7 +217,11 @@ class Incoming:
         """Memory for a payload that is about to be received: its place in the message that it is a part of."""
         if frame.kind == Kind.CHUNK:
             assembly = self._assemblies.get(frame.stream)
-            if assembly is not None and frame.sequence + size_bytes <= len(assembly.memory):
+            if (
+                assembly is not None
+                and assembly.memory is not None
+                and frame.sequence + size_bytes <= len(assembly.memory)
+            ):
                 return assembly.memory[frame.sequence : frame.sequence + size_bytes]
         return self.pool.acquire(size_bytes).data
 
@@ -237,16 +244,21 @@ class Incoming:
             self._open_batch(subscription, frame)
         else:
             self._complete(subscription, frame)
+        if subscription.credit_due and subscription._evicts:
+            self.give_credit(subscription)
 
     def _open(self, subscription: SubscriptionState | None, frame: Frame) -> None:
+        if subscription is None:
+            # It has ended; what was under way comes all the same, and goes nowhere.
+            self._assemblies[frame.stream] = _Assembly(None, frame, None)
+            return
         try:
             memory = self.pool.acquire(frame.total_bytes).data
         except (MemoryError, ValueError, OverflowError):
             # What a publisher announces, this machine need not have. The chunks come all the same, and go nowhere.
             log.error("message.too_large stream=%d bytes=%d", frame.stream, frame.total_bytes)
-            if subscription is not None:
-                subscription.skip(1, 0)
-            self._assemblies[frame.stream] = None
+            subscription.skip(1, len(frame.body))
+            self._assemblies[frame.stream] = _Assembly(subscription, frame, None)
             return
         self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
 
@@ -258,11 +270,12 @@ class Incoming:
             # Its publisher is at fault, and this session need not end for that.
             log.exception("batch.unreadable topic=%r sender=%r", publication.topic, publication.sender)
             subscription.skip(frame.count, max(0, len(frame.payload) - ENTRY_BYTES * frame.count))
+            self.give_credit(subscription)
             return
         sequence = frame.sequence
         for content, time_ns, body, payload in entries:
             message = Message(publication, sequence, time_ns, frame.lane, content, body, payload, self._reply)
-            subscription.append(message)
+            self._hand_out(subscription, message)
             sequence += 1
 
     def _publication(self, frame: Frame) -> Publication:
@@ -283,6 +296,9 @@ class Incoming:
             frame.payload,
             self._reply,
         )
+        self._hand_out(subscription, message)
+
+    def _hand_out(self, subscription: SubscriptionState, message: Message) -> None:
         if subscription is self._inbox:
             subscription._taken(message)
             self._on_reply(message)
@@ -294,11 +310,14 @@ class Incoming:
         if frame.stream not in self._assemblies:
             raise ProtocolError(f"CHUNK of stream {frame.stream}, which no DELIVER has opened")
         assembly = self._assemblies[frame.stream]
-        if assembly is None:
+        size = len(frame.payload)
+        if assembly.memory is None:
             if frame.flags & Flag.LAST:
                 del self._assemblies[frame.stream]
+            if assembly.subscription is not None:
+                assembly.subscription.chunk_arrived(size)
+                self.give_credit(assembly.subscription)
             return
-        size = len(frame.payload)
         end = frame.sequence + size
         if frame.sequence != assembly.arrived_bytes or end > len(assembly.memory):
             raise ProtocolError(

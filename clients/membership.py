@@ -29,7 +29,6 @@ class Place:
         number: the broker's number for the group.
         member: what is known of the group.
         closed: why the place is lost, once it is.
-        changed: becomes ready when an operation ends or the members change.
     """
 
     def __init__(self, session: Session, name: str, number: int, world_size: int, joined: Membership) -> None:
@@ -55,6 +54,8 @@ class Place:
         """
         if self.closed is not None:
             raise self.closed
+        # Here, where a fault is the caller's: once the operation is pending, every rank waits for it.
+        msgspec.msgpack.encode(claim)
         operation = self.member.start(claim, contribution, target)
         signal = self.signals[id(operation)] = Signal()
         self.attach()

@@ -135,7 +135,7 @@ class Message(msgspec.Struct, eq=False):
         return bool(self.body.reply_to)
 
     def reply(self, value: object, *, headers: Mapping[str, str] | None = None, last: bool = True) -> Awaitable[None]:
-        """Answers a request, at once or later, from any thread.
+        """Answers a request, at once or later; with the synchronous client from any thread, else on its loop.
 
         Args:
             value: as for publish.

@@ -12,6 +12,7 @@ from typing import Protocol
 from broker.errors import ConnectionClosed, TimeoutError
 from broker.protocol.bodies import Join, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
+from clients.checks import time_limit
 from clients.core import BATCH_OPENED, BATCHED, SENT, Core, Outbound, PendingJoin, PendingRequest, try_publish
 from clients.incoming import SubscriptionState
 from clients.membership import Place
@@ -48,7 +49,7 @@ class Deadline:
     __slots__ = ("_end", "timeout_s")
 
     def __init__(self, timeout_s: float | None) -> None:
-        self.timeout_s = timeout_s
+        self.timeout_s = None if timeout_s is None else time_limit("timeout_s", timeout_s)
         self._end = None if timeout_s is None else time.monotonic() + timeout_s
 
     @property
@@ -103,15 +104,26 @@ async def publish(
         pending = Pending(f"the broker to accept a message on {message.topic!r}")
         message.flags |= Flag.ACKNOWLEDGE
         message.reference = core.pending(pending)
-    await hand_over(driver, message, deadline)
+    try:
+        await hand_over(driver, message, deadline, pending)
+    except BaseException:
+        if pending is not None:
+            core.forget(pending)
+        raise
     if pending is None:
-        driver.flush()
         return None
     return await answer(driver, pending, deadline)
 
 
-async def hand_over(driver: Driver, message: Outbound, deadline: Deadline) -> None:
+async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pending: Pending | None = None) -> None:
     """Gives a message to the link; a large one has left when this returns.
+
+    Args:
+        driver: of the client.
+        message: what to publish.
+        deadline: for all waits together.
+        pending: the acknowledgement that is to come. When the connection is lost before the message has left, it is
+            asked for again on the next one.
 
     Raises:
         TimeoutError: there was no credit or no connection in time; nothing of the message arrives anywhere.
@@ -119,6 +131,10 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline) -> No
     """
     core = driver.core
     while True:
+        if pending is not None and pending.error is not None and core.session is not None:
+            pending.error = None
+            pending.clear()
+            message.reference = core.pending(pending)
         signal = try_publish(core, message, time.monotonic_ns(), time.time_ns())
         if signal is SENT:
             driver.flush()
@@ -129,7 +145,12 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline) -> No
         if signal is BATCH_OPENED:
             driver.batch_opened()
             return
-        what = f"room on topic {message.topic!r}: a subscriber with overflow='block' does not keep up"
+        what = f"room on topic {message.topic!r}: a subscriber with overflow='block' does not keep up, or the broker"
+        if isinstance(signal, StreamSource):
+            what = (
+                f"a message of {len(message.payload)} bytes on topic {message.topic!r} to leave: the broker, or a "
+                "subscriber with overflow='block', does not keep up"
+            )
         if signal is core.online:
             what = "a connection to the broker"
         try:
@@ -170,7 +191,9 @@ async def subscribe(driver: Driver, wishes: Subscribe, timeout_s: float | None) 
     try:
         await answer(driver, pending, deadline)
     except BaseException:
-        driver.core.incoming.subscriptions.pop(subscription.number, None)
+        # The broker may have it, or be about to: nobody would read it, and a `block` one would hold its topics back.
+        driver.core.unsubscribe(subscription)
+        driver.flush()
         raise
     return subscription
 
@@ -209,6 +232,12 @@ def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
     message = subscription.take()
     if message is None:
         ask = subscription.ask() if core.session is not None else None
+        if ask is not None:
+            core.send(ask)
+            driver.flush()
+    elif subscription.is_latest:
+        # Of several threads that wait, this one has got the message that was asked for.
+        ask = subscription.ask() if subscription.readers and core.session is not None else None
         if ask is not None:
             core.send(ask)
             driver.flush()
@@ -280,6 +309,7 @@ async def join(driver: Driver, group: str, world_size: int, rank: int | None, ti
         CollectiveError: the rank is taken, the world size differs, ...
     """
     core = driver.core
+    time_limit("timeout_s", timeout_s)
     deadline = Deadline(timeout_s + 5.0)
     await online(driver, deadline)
     pending = PendingJoin(group, world_size)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import NAME_BYTES_MAX, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
+from broker.limits import QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
 from broker.protocol.bodies import Subscribe
 from broker.topics.names import check_filter
 from clients import environment
+from clients.checks import check_name, whole_number
 from clients.core import Outbound
 from clients.messages import Answer, Message
 
@@ -17,7 +18,6 @@ OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 PUBLISH_TIMEOUT_S: Final = 30.0
 HEADERS_BYTES_MAX: Final = 32 * 1024
 """Headers are small by nature; they travel in the frame's body with every message."""
-QUEUE_BYTES_MIN: Final = 64 * 1024
 
 
 def subscribe_wishes(
@@ -38,13 +38,21 @@ def subscribe_wishes(
     check_filter(topic_filter)
     if overflow not in OVERFLOWS:
         raise InvalidValue("overflow", overflow, f"is none of {', '.join(OVERFLOWS)}")
+    queue_messages = whole_number("queue_messages", queue_messages)
+    queue_bytes = whole_number("queue_bytes", queue_bytes)
+    if isinstance(replay, bool):
+        raise InvalidValue("replay", replay, "is neither 'latest', 'all' nor a sequence")
+    if not isinstance(replay, str) and replay is not None:
+        replay = whole_number("replay", replay)
     if not 1 <= queue_messages <= QUEUE_MESSAGES_MAX:
         raise InvalidValue("queue_messages", queue_messages, f"must be from 1 to {QUEUE_MESSAGES_MAX}")
-    if queue_bytes < QUEUE_BYTES_MIN:
-        raise InvalidValue("queue_bytes", queue_bytes, f"must be at least {QUEUE_BYTES_MIN}")
-    if queue_group is not None and not 0 < len(queue_group.encode()) <= NAME_BYTES_MAX:
-        raise InvalidValue("queue_group", queue_group, f"must have 1 to {NAME_BYTES_MAX} bytes")
-    if isinstance(replay, bool) or not (replay in (None, "latest", "all") or (isinstance(replay, int) and replay >= 0)):
+    if not QUEUE_BYTES_MIN <= queue_bytes <= QUEUE_BYTES_MAX:
+        raise InvalidValue("queue_bytes", queue_bytes, f"must be from {QUEUE_BYTES_MIN} to {QUEUE_BYTES_MAX}")
+    if queue_group is not None:
+        check_name("queue_group", queue_group)
+        if not queue_group:
+            raise InvalidValue("queue_group", queue_group, "must not be empty; None is for no group")
+    if not (replay in (None, "latest", "all") or (isinstance(replay, int) and 0 <= replay < 1 << 63)):
         raise InvalidValue("replay", replay, "is neither 'latest', 'all' nor a sequence")
     return Subscribe(
         topic_filter,
@@ -80,7 +88,7 @@ def request_message(topic: str, value: object, headers: Mapping[str, str] | None
     Raises:
         InvalidValue: the value or an option cannot be used.
     """
-    if retries < 0:
+    if whole_number("retries", retries) < 0:
         raise InvalidValue("retries", retries, "must be 0 or more")
     message, _ = outbound(topic, value, headers, lane, None, urgent=True)
     return message
@@ -98,6 +106,8 @@ def reply_message(request: Message, answer: Answer) -> Outbound:
 
 
 def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(headers, Mapping):
+        raise InvalidValue("headers", headers, "must be a dict of texts")
     for name, text in headers.items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise InvalidValue("headers", {name: text}, "names and values are texts")
@@ -113,14 +123,15 @@ def group_place(name: str, world_size: int | None, rank: int | None) -> tuple[in
     Raises:
         InvalidValue: one of them cannot be.
     """
-    if not name or len(name.encode()) > NAME_BYTES_MAX:
-        raise InvalidValue("group name", name, f"must have 1 to {NAME_BYTES_MAX} bytes")
-    size = environment.world_size() if world_size is None else world_size
+    check_name("group name", name)
+    if not name:
+        raise InvalidValue("group name", name, "must not be empty")
+    size = environment.world_size() if world_size is None else whole_number("world_size", world_size)
     if size is None:
         raise InvalidValue("world_size", None, "is needed: pass it, or set WORLD_SIZE")
     if not 1 <= size <= WORLD_SIZE_MAX:
         raise InvalidValue("world_size", size, f"must be from 1 to {WORLD_SIZE_MAX}")
-    wanted = environment.rank() if rank is None else rank
+    wanted = environment.rank() if rank is None else whole_number("rank", rank)
     if wanted is not None and not 0 <= wanted < size:
         raise InvalidValue("rank", wanted, f"must be from 0 to {size - 1}, the world size less one")
     return size, wanted

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from broker.buffers import Buffer
-from broker.errors import BrokerError, ConnectionClosed, ProtocolError
+from broker.errors import BrokerError, ConnectionClosed, LimitExceeded, ProtocolError
 from broker.limits import (
     BATCH_BURST_MESSAGES,
     BATCH_BYTES,
@@ -24,6 +24,9 @@ from broker.limits import (
     BATCH_MESSAGES_MAX,
     BATCH_WINDOW_NS,
     CHUNK_BYTES,
+    CONTROL_QUEUE_BYTES_MAX,
+    STREAMS_PER_SESSION_MAX,
+    TOPICS_PER_SESSION_MAX,
 )
 from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
 from broker.protocol.bodies import Failure, Topic, encode_body
@@ -96,13 +99,18 @@ class StreamSource(Signal):
 
     def pull(self, buffers: list[Buffer]) -> int:
         """Appends one frame; see Source."""
-        topic = self.topic
+        topic, charged = self.topic, self._lane != _CONTROL
+        if self.ready:
+            self.attached = False
+            return 0
         if self._opening is not None:
             opening, self._opening = self._opening, None
-            topic.credit_messages -= 1
+            if charged:
+                topic.credit_messages -= 1
+                topic.credit_bytes -= len(opening.body)
             return encode(opening, buffers)
         rest = len(self._payload) - self._position
-        if self.ready or not rest or (topic.credit_bytes <= 0 and self._lane != Lane.CONTROL):
+        if not rest or (charged and topic.credit_bytes <= 0):
             self.attached = False
             return 0
         size = min(rest, CHUNK_BYTES)
@@ -110,7 +118,8 @@ class StreamSource(Signal):
         payload = self._payload[self._position : self._position + size]
         frame = Frame(Kind.CHUNK, flags, self._lane, stream=self.number, sequence=self._position, payload=payload)
         self._position += size
-        topic.credit_bytes -= size
+        if charged:
+            topic.credit_bytes -= size
         if size == rest:
             self._outgoing.finishing.append(self)
         return encode(frame, buffers)
@@ -136,6 +145,8 @@ class Outgoing:
         self.unconfirmed = 0
         self._by_number: list[OutgoingTopic] = []
         self._streams: dict[int, StreamSource] = {}
+        self.streams_room = Signal(ready=True)
+        self.link_room = Signal(ready=True)
         self._window_messages = 0
         self._window_bytes = 0
 
@@ -167,10 +178,29 @@ class Outgoing:
         topic = self.topics.get(name)
         if topic is None:
             check_topic(name, reserved=type(name) is str and name.startswith("$inbox/"))
-            topic = self.topics[name] = OutgoingTopic(name, len(self._by_number) + 1)
-            self._by_number.append(topic)
+            topic = self._new_topic(name)
             if self.session is not None:
                 self._announce(topic)
+        return topic
+
+    def _new_topic(self, name: str) -> OutgoingTopic:
+        number = len(self._by_number) + 1
+        if number > TOPICS_PER_SESSION_MAX:
+            # A responder answers ever new sessions; whose inbox was used longest ago is the one to forget.
+            oldest = next((known for known in self.topics if known.startswith("$inbox/")), None)
+            if oldest is None or self.topics[oldest].stream is not None:
+                raise LimitExceeded(
+                    "topics_per_session_max",
+                    number,
+                    TOPICS_PER_SESSION_MAX,
+                    "put what varies into the value",
+                )
+            number = self.topics.pop(oldest).number
+            topic = self._by_number[number - 1] = OutgoingTopic(name, number)
+        else:
+            topic = OutgoingTopic(name, number)
+            self._by_number.append(topic)
+        self.topics[name] = topic
         return topic
 
     def _announce(self, topic: OutgoingTopic) -> None:
@@ -218,6 +248,8 @@ class Outgoing:
                 self.send_batch(topic)
             topic.credit_messages -= 1
             topic.credit_bytes -= len(payload)
+        elif session.outbox.control_bytes > CONTROL_QUEUE_BYTES_MAX:
+            return None
         self.unconfirmed += 1
         self.last_sent = topic
         if session.unsent_bytes or session.outbox.waiting:
@@ -243,6 +275,11 @@ class Outgoing:
         self.last_sent = topic
         session.put(frame)
         return SENT
+
+    @property
+    def full_of_streams(self) -> bool:
+        """Whether as many large messages are under way as the broker takes at once."""
+        return len(self._streams) >= STREAMS_PER_SESSION_MAX
 
     def has_left(self, now_ns: int) -> None:
         """The last message has been handed to the link: how soon the next one follows is counted from here."""
@@ -327,13 +364,21 @@ class Outgoing:
         """Aborts a large message whose caller does not wait any longer."""
         if stream.ready:
             return
-        if self.session is not None and stream._opening is None:
+        session = self.session
+        if session is not None and stream._opening is None:
+            # The link may still have to take some of the caller's memory, which is the caller's again from here on.
+            session.own_unsent()
+        if session is not None and stream._opening is None and stream in self.finishing:
+            # All of it is on its way: it arrives, and there is nothing left to abort.
+            self.finishing.remove(stream)
+        elif session is not None and stream._opening is None:
             body = encode_body(Failure(Code.PUBLISHER_GONE, reason))
-            self.session.put(Frame(Kind.STREAM_ABORT, lane=stream._lane, stream=stream.number, body=body))
+            session.put(Frame(Kind.STREAM_ABORT, lane=stream._lane, stream=stream.number, body=body))
         self.stream_ended(stream, ConnectionClosed(reason))
 
     def link_drained(self) -> None:
         """The link has taken all that it was given: the memory of finished messages is the callers' again."""
+        self.link_room.set()
         if self.finishing:
             finishing, self.finishing = self.finishing, []
             for stream in finishing:
@@ -342,6 +387,7 @@ class Outgoing:
     def stream_ended(self, stream: StreamSource, error: BrokerError | None) -> None:
         """A large message has left, or never will."""
         self._streams.pop(stream.number, None)
+        self.streams_room.set()
         stream.error = error
         stream.set()
         if stream.topic.stream is stream:

@@ -55,7 +55,11 @@ class Subscription:
             message = operations.take(driver, state)
             if message is None and state.closed is None:
                 # The same as operations.next_message, without its coroutines: the way that every message takes.
-                driver.block(state, timeout_s, state.what)
+                state.readers += 1
+                try:
+                    driver.block(state, timeout_s, state.what)
+                finally:
+                    state.readers -= 1
                 message = operations.take(driver, state)
         if message is not None:
             return message
@@ -64,6 +68,7 @@ class Subscription:
     def close(self) -> None:
         """Ends the subscription. Messages that are here can still be taken."""
         self._driver.run(operations.unsubscribe(self._driver, self._state, 5.0))
+        self._driver.notify()
 
     def __iter__(self) -> Iterator[Message]:
         while True:

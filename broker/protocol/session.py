@@ -355,6 +355,10 @@ class Session:
                 return False
         return True
 
+    def own_unsent(self) -> None:
+        """Copies what is left of the last write, so that it refers to nobody's memory: at most about a chunk."""
+        self.unsent = [bytes(buffer) for buffer in self.unsent]
+
     @property
     def has_unsent(self) -> bool:
         """Whether the link owes a write."""

@@ -1,6 +1,6 @@
 """BrokerState: everything the broker knows, with no input or output of its own.
 
-Events go in (`connect`, `receive`, `disconnect`, `tick`), instructions for the server come out of `instructions()`.
+Events go in (`connect`, `receive`, `disconnect`, `tick`), instructions for the server come out of `take_ready()`.
 What the broker answers waits in the outboxes of the protocol sessions until the server pulls it.
 """
 

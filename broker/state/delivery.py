@@ -241,6 +241,8 @@ class LaneSource:
 
     def give_up(self) -> None:
         """Stops in the middle of a message because the subscriber is too slow for it, or does not want it any more."""
+        if self._given_up:
+            return
         self._given_up = True
         self._chunk = None
         self.subscription.queue.dropped += 1

@@ -68,7 +68,7 @@ class Publisher:
         sender: the session's name.
         credit_messages: how many more messages it may send; can fall below zero by one batch.
         credit_bytes: how many more bytes it may send; can fall below zero by one frame.
-        message: the large message that is arriving, if one is; its first frame is what `opening` asked for.
+        message: the large message that is arriving, if one is.
         acknowledge: the reference of the DONE that is due when it is complete, 0 for none.
     """
 

@@ -55,7 +55,7 @@ def parse(text: str) -> Address:
     scheme = scheme.lower()
     parser = _PARSERS.get(scheme)
     if parser is None:
-        raise InvalidValue("address", text, f"unknown scheme {scheme!r}; known ones are {', '.join(_PARSERS)}")
+        raise InvalidValue("address", text, f"unknown scheme {scheme!r}; known ones are {', '.join(_READY)}")
     return parser(text, scheme, rest)
 
 
@@ -114,6 +114,9 @@ def _parse_name(text: str, scheme: str, name: str) -> Address:
         raise InvalidValue("address", text, f"the name has {name_bytes} bytes, the limit is {NAME_BYTES_MAX}")
     return Address(scheme, name=name)
 
+
+_READY: Final = ("tcp", "unix", "inproc")
+"""The schemes that have a transport; the others' addresses are understood already."""
 
 _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
     "tcp": _parse_host_port,

@@ -116,6 +116,10 @@ class Connection(_Closing):
         """
 
     @abstractmethod
+    def disown(self) -> None:
+        """Gives the descriptor back in a forked child, without a trace on the connection, which stays the parent's."""
+
+    @abstractmethod
     def abort(self) -> None:
         """Ends the connection at once, dropping what is under way where the transport can; a second call does nothing.
 

@@ -54,6 +54,17 @@ class InprocTransport(Transport):
 
     def connect(self, address: Address, timeout_s: float) -> Connection:
         listener = _listeners.get(address.name) or _start_broker(address)
+        while True:
+            try:
+                return self._connect(address, listener, timeout_s)
+            except ConnectError:
+                # A broker that ended just now leaves its name to the next one, which is started on demand as well.
+                following = _listeners.get(address.name) if _broker_factory is None else _start_broker(address)
+                if following is None or following is listener:
+                    raise
+                listener = following
+
+    def _connect(self, address: Address, listener: InprocListener, timeout_s: float) -> Connection:
         try:
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
@@ -126,15 +137,25 @@ class InprocListener(Listener):
                 os.eventfd_read(self._event)
             return connection
 
+    def retire(self) -> bool:
+        """Closes unless somebody waits to be accepted; says whether it is closed. Nobody is cut off."""
+        with _table_lock:
+            if self._waiting:
+                return False
+            self._close()
+        return True
+
     def close(self) -> None:
         with _table_lock:
-            if self._event < 0:
-                return
+            self._close()
+        while self._waiting:
+            self._waiting.popleft().close()
+
+    def _close(self) -> None:
+        if self._event >= 0:
             del _listeners[self._address.name]
             os.close(self._event)
             self._event = -1
-        while self._waiting:
-            self._waiting.popleft().close()
 
     def __repr__(self) -> str:
         state = "CLOSED" if self._event < 0 else "OPEN"

@@ -81,6 +81,8 @@ def connect_error(address: Address, error: OSError, timeout_s: float) -> Connect
 
 def listen_error(address: Address, error: OSError) -> ListenError:
     """The error of a listener that could not start."""
+    if error.errno == errno.ENOENT:
+        return ListenError(str(address), "the folder of its socket file does not exist; create it")
     return ListenError(str(address), in_plain_words(error))
 
 
@@ -163,6 +165,10 @@ class SocketConnection(Connection):
         self._closed = True
         # Closing over unread bytes makes the kernel send a reset and drop what the peer has not acknowledged.
         self._drop_received()
+        self._socket.close()
+
+    def disown(self) -> None:
+        self._closed = True
         self._socket.close()
 
     def abort(self) -> None:

@@ -20,6 +20,7 @@ from clients import environment, link, operations
 from clients.aio.driver import AsyncDriver
 from clients.aio.groups import Group
 from clients.aio.subscriptions import Subscription
+from clients.checks import check_callable, check_connect
 from clients.core import Core, Reconnected
 from clients.messages import DEFERRED, Answer, Message
 from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, reply_message, request_message, subscribe_wishes
@@ -41,6 +42,7 @@ async def connect(
     on_reconnect: Callable[[Reconnected], None] | None = None,
 ) -> Client:
     """Connects to a broker; arguments and errors as for `clients.connect`. The client belongs to the running loop."""
+    check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
     core = Core(name, lambda *answer: client._reply(*answer))
     driver = AsyncDriver(
         core,
@@ -84,7 +86,7 @@ class Client:
         urgent: bool = False,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> int | None:
-        """Publishes a value. When this returns, the value may be changed; when it is cancelled, it arrives nowhere."""
+        """Publishes a value. When this returns, the value may be changed; when it is cancelled, it may have arrived."""
         message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
         return await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)
 
@@ -109,6 +111,8 @@ class Client:
         timeout_s: float = 5.0,
     ) -> Subscription:
         """Subscribes; a handler may be a function or a coroutine function, and is called for one message at a time."""
+        if handler is not None:
+            check_callable("handler", handler)
         wishes = subscribe_wishes(topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay)
         return await self._subscribe(wishes, handler, timeout_s)
 
@@ -128,6 +132,8 @@ class Client:
         timeout_s: float = 5.0,
     ) -> Subscription:
         """Answers requests with what a function or coroutine function returns; clients.DEFERRED answers later."""
+
+        check_callable("function", function)
 
         async def handler(message: Message) -> None:
             if message.is_request:

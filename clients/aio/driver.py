@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 0.1
 
 
+def _hang_up(dialling: asyncio.Future[Link]) -> None:
+    if not dialling.cancelled() and dialling.exception() is None:
+        dialling.result().connection.close()
+
+
 class AsyncDriver:
     """One asynchronous client's link. Everything happens on the loop it was made in."""
 
@@ -57,11 +62,19 @@ class AsyncDriver:
             ConnectError: no broker can be reached.
             PermissionDenied: the broker does not let this client in.
         """
-        self._adopt(await asyncio.to_thread(self._dial, self._connect_timeout_s))
+        self._adopt(await self._dial(self._connect_timeout_s))
         self._tick()
 
-    def _dial(self, timeout_s: float) -> Link:
-        return dial(self._addresses, self._greeting, timeout_s, self.core.allocate)
+    async def _dial(self, timeout_s: float) -> Link:
+        """Dials on a thread. When it is cancelled, what the thread still opens is closed again."""
+        dialling = self._loop.run_in_executor(
+            None, dial, self._addresses, self._greeting, timeout_s, self.core.allocate
+        )
+        try:
+            return await asyncio.shield(dialling)
+        except asyncio.CancelledError:
+            dialling.add_done_callback(_hang_up)
+            raise
 
     async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
         """Waits until a signal is ready; cancelling leaves everything as it is.
@@ -84,6 +97,8 @@ class AsyncDriver:
             async with asyncio.timeout(timeout_s):
                 await future
         except builtins.TimeoutError as error:
+            if signal.ready:
+                return
             raise TimeoutError(what, timeout_s or 0.0) from error
         finally:
             if wake in signal.callbacks:
@@ -121,11 +136,14 @@ class AsyncDriver:
         if link is not None:
             self.core.outgoing.send_batches()
             link.session.close(Code.NORMAL, reason)
+            self.core.closing()
             self.flush()
-            deadline = time.monotonic() + timeout_s
-            while self._link is link and link.session.phase is Phase.CLOSING and time.monotonic() < deadline:
+        deadline = time.monotonic() + timeout_s
+        try:
+            while self._link is not None and self._link.session.phase is Phase.CLOSING and time.monotonic() < deadline:
                 await asyncio.sleep(0.001)
-        self._shut(ConnectionClosed(reason, Code.NORMAL))
+        finally:
+            self._shut(ConnectionClosed(reason, Code.NORMAL))
         current = asyncio.current_task()
         tasks = [task for task in self.tasks if task is not current]
         for task in tasks:
@@ -162,13 +180,13 @@ class AsyncDriver:
             self._lose(failure if isinstance(failure, ConnectionClosed) else ConnectionClosed(str(failure)))
 
     def _tick(self) -> None:
+        if self.core.closed is None:
+            self._ticking = self._loop.call_later(TICK_S, self._tick)
         now_ns = time.monotonic_ns()
         self.core.tick(now_ns, now_ns - BATCH_WINDOW_NS)
         self.flush()
         if self._link is not None:
             self._check_session(self._link.session)
-        if self.core.closed is None:
-            self._ticking = self._loop.call_later(TICK_S, self._tick)
 
     # The link's life.
 
@@ -213,7 +231,7 @@ class AsyncDriver:
         while not self._closing:
             try:
                 attempt_s = min(self._connect_timeout_s, max(0.1, deadline - time.monotonic()))
-                link = await asyncio.to_thread(self._dial, attempt_s)
+                link = await self._dial(attempt_s)
             except (ConnectError, PermissionDenied) as error:
                 if time.monotonic() + delay_s > deadline or isinstance(error, PermissionDenied):
                     self._shut(ConnectionClosed(f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}"))

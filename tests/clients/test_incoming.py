@@ -8,6 +8,7 @@ from broker.errors import ProtocolError
 from broker.protocol.bodies import Subscribe, Topic, encode_body
 from broker.protocol.frames import Flag, Frame, Kind
 from clients.incoming import Incoming, SubscriptionState
+from clients.messages import Message, Publication
 
 
 def incoming() -> tuple[Incoming, SubscriptionState]:
@@ -48,3 +49,40 @@ def test_a_frame_of_an_unknown_topic_or_stream_is_a_fault_of_the_broker() -> Non
         subject.deliver(Frame(Kind.DELIVER, number=5, target=1, payload=b"x"))
     with pytest.raises(ProtocolError, match="stream 9"):
         subject.chunk(Frame(Kind.CHUNK, stream=9))
+
+
+def test_messages_from_before_a_reconnect_are_never_credited_to_the_new_session() -> None:
+    _, subscription = incoming()
+    for sequence in range(3):
+        subscription.append(a_message(sequence, 200_000))
+    subscription.reconnected()
+    subscription.chunk_arrived(40 << 20)
+    frame = subscription.credit()
+    assert frame is not None
+    assert (frame.count, frame.total_bytes) == (0, (40 << 20) - 600_000)
+
+
+def test_what_a_reader_evicts_is_credited_at_once() -> None:
+    subject, _ = incoming()
+    sent: list[Frame] = []
+    subject.session = type("Link", (), {"put": lambda self, frame: sent.append(frame)})()
+    subscription = SubscriptionState(2, Subscribe("t", "drop_oldest", 2))
+    subject.subscriptions[2] = subscription
+    for _ in range(5):
+        subject.deliver(Frame(Kind.DELIVER, number=1, target=2, content=1, payload=b"x"))
+    assert sum(frame.count for frame in sent) == 3
+    assert subscription.pending == 2
+
+
+def test_chunks_that_no_memory_holds_are_credited() -> None:
+    subject, subscription = incoming()
+    sent: list[Frame] = []
+    subject.session = type("Link", (), {"put": lambda self, frame: sent.append(frame)})()
+    subject.deliver(Frame(Kind.DELIVER, Flag.CHUNKED, number=1, target=1, stream=7, total_bytes=1 << 62))
+    for _ in range(100):
+        subject.chunk(Frame(Kind.CHUNK, stream=7, payload=bytes(250_000)))
+    assert sum(frame.total_bytes for frame in sent) > 15_000_000
+
+
+def a_message(sequence: int, size: int) -> Message:
+    return Message(Publication("t", "p"), sequence, 0, 1, 1, b"", bytes(size), None)

@@ -39,7 +39,7 @@ def test_a_scheme_may_be_written_in_capitals_and_an_ipv6_address_in_full() -> No
     [
         ("", "no scheme"),
         ("127.0.0.1:4870", "no scheme"),
-        ("http://host:1", "known ones are tcp, unix, inproc, zmq+tcp, zmq+ipc, ucx"),
+        ("http://host:1", "known ones are tcp, unix, inproc"),
         ("tcp://", "no port"),
         ("tcp://host", "no port"),
         ("tcp://[::1]", "no port"),

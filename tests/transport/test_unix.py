@@ -113,7 +113,7 @@ def test_what_is_not_a_socket_is_never_removed(path: Path, kind: str) -> None:
 
 
 def test_a_directory_that_is_missing_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ListenError, match="there is no such"):
+    with pytest.raises(ListenError, match="folder of its socket file does not exist"):
         listen(f"unix://{tmp_path}/missing/bus.sock")
 
 

@@ -1,0 +1,77 @@
+"""Wrong arguments are told where they are made and cost nobody anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import clients
+from tests.clients.conftest import Connect
+from tests.clients.serving import ServingThread
+
+WRONG: dict[str, Callable[[clients.Client], object]] = {
+    "a fractional queue": lambda bus: bus.subscribe("a", queue_messages=1.5),
+    "a float for bytes": lambda bus: bus.subscribe("a", queue_bytes=1e6),
+    "endless bytes": lambda bus: bus.subscribe("a", queue_bytes=2**70),
+    "a text for a number": lambda bus: bus.subscribe("a", queue_messages="a"),
+    "a number for a group": lambda bus: bus.subscribe("a", queue_group=3),
+    "an endless sequence": lambda bus: bus.subscribe("a", replay=2**70),
+    "no function": lambda bus: bus.subscribe("a", handler=3),
+    "no responder": lambda bus: bus.respond("a", 3),
+    "a fractional world": lambda bus: bus.group("g", world_size=2.0),
+    "a fractional rank": lambda bus: bus.group("g", world_size=2, rank=0.5),
+    "no name": lambda bus: bus.group("", world_size=2),
+    "not a number of seconds": lambda bus: bus.flush(math.nan),
+    "endless seconds": lambda bus: bus.flush(math.inf),
+    "a text of seconds": lambda bus: bus.publish("a", np.zeros(10_000), timeout_s="x"),
+    "seconds below 0": lambda bus: bus.group("g", world_size=1, timeout_s=-1.0),
+    "a fraction of retries": lambda bus: bus.request("a", retries=1.5),
+    "headers in a list": lambda bus: bus.publish("a", 1, headers=["a"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_argument_is_an_invalid_value_and_the_client_goes_on(bus: clients.Client, case: str) -> None:
+    with pytest.raises(clients.InvalidValue):
+        WRONG[case](bus)
+    assert bus.publish("fine", 1, ack="accepted") == 1
+
+
+def test_numbers_of_numpy_are_numbers(bus: clients.Client) -> None:
+    bus.subscribe("a", queue_messages=np.int64(5))
+    group = bus.group("g", world_size=np.int64(1), rank=np.int32(0))
+    assert group.broadcast(np.ones(2), root=np.int64(0)).tolist() == [1.0, 1.0]
+    assert group.all_reduce(np.ones(2)).tolist() == [1.0, 1.0]
+
+
+def test_a_wrong_root_leaves_the_group_as_it_was(bus: clients.Client) -> None:
+    group = bus.group("g", world_size=1)
+    for root in ("a", 0.5, 7):
+        with pytest.raises(clients.InvalidValue):
+            group.broadcast(np.ones(2), root=root)
+    assert group.all_reduce(np.ones(2), timeout_s=5.0).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": 3},
+        {"name": "x" * 200},
+        {"connect_timeout_s": "1"},
+        {"reconnect_timeout_s": math.nan},
+        {"on_reconnect": 3},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_connect_reach_no_broker(tcp_broker: ServingThread, options: dict[str, object]) -> None:
+    with pytest.raises(clients.InvalidValue):
+        clients.connect(tcp_broker.url, **options)
+
+
+def test_a_nan_never_hangs_a_wait(bus: clients.Client, connect: Connect) -> None:
+    subscription = connect("reader").subscribe("a")
+    with pytest.raises(clients.InvalidValue):
+        subscription.next(math.nan)

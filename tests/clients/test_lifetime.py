@@ -1,0 +1,138 @@
+"""Ends: of subscriptions under waiting threads, of handlers, of embedded brokers, of forked and finished processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import clients
+from clients import aio
+from tests.clients.serving import ServingThread
+from tests.daemon import Process
+
+PATIENCE_S = 20.0
+
+
+def test_closing_a_subscription_ends_another_threads_wait(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url) as bus:
+        subscription = bus.subscribe("quiet")
+        outcome: list[object] = []
+
+        def wait() -> None:
+            try:
+                outcome.append(subscription.next(PATIENCE_S))
+            except clients.BrokerError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        subscription.close()
+        thread.join(PATIENCE_S / 2)
+        assert isinstance(outcome[0], clients.ConnectionClosed)
+
+
+def test_two_threads_share_a_latest_subscription(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url) as bus, clients.connect(tcp_broker.url) as publisher:
+        subscription = bus.subscribe("weights", overflow="latest")
+        received: list[object] = []
+        threads = [
+            threading.Thread(target=lambda: received.append(subscription.next(PATIENCE_S).value)) for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        number = 0
+        while any(thread.is_alive() for thread in threads):
+            publisher.publish("weights", number, ack="accepted")
+            number += 1
+        assert len(received) == 2
+
+
+def test_handlers_of_closed_subscriptions_are_forgotten(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url) as bus:
+        for number in range(20):
+            bus.subscribe(f"t/{number}", handler=lambda message: None).close()
+        done = threading.Event()
+        bus.subscribe("last", handler=lambda message: done.set())
+        bus.publish("last", 1)
+        assert done.wait(PATIENCE_S)
+        assert len(bus._handlers._handlers) == 1
+
+
+def test_a_handler_that_exits_stops_no_other(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url) as bus:
+        bus.respond("exits", lambda message: sys.exit(3))
+        bus.respond("works", lambda message: message.value)
+        with pytest.raises(clients.RequestFailed, match="SystemExit: 3"):
+            bus.request("exits", timeout_s=PATIENCE_S)
+        assert bus.request("works", 7, timeout_s=PATIENCE_S).value == 7
+
+
+def test_a_broker_in_the_process_can_be_left_and_entered_again_at_any_moment() -> None:
+    for number in range(100):
+        with clients.connect("inproc://churn") as bus:
+            assert bus.publish("t", number, ack="accepted") >= 1
+
+
+def test_a_cancelled_subscribe_leaves_no_subscription(tcp_broker: ServingThread) -> None:
+    async def scenario() -> None:
+        async with await aio.connect(tcp_broker.url) as bus:
+            task = asyncio.ensure_future(bus.subscribe("t"))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await bus.flush()
+            for number in range(10_000):
+                await bus.publish("t", number, timeout_s=PATIENCE_S)
+
+    asyncio.run(scenario())
+    sessions = tcp_broker.call(lambda: [list(each.subscriptions) for each in tcp_broker.server.state.sessions.values()])
+    assert all(subscriptions == [0] for subscriptions in sessions)
+
+
+def test_a_hundred_large_messages_at_once_all_arrive(tcp_broker: ServingThread) -> None:
+    async def scenario() -> list[int]:
+        async with await aio.connect(tcp_broker.url) as bus, await aio.connect(tcp_broker.url) as reader:
+            subscription = await reader.subscribe("large/+")
+            sending = asyncio.gather(*(bus.publish(f"large/{n}", np.full(40_000, n)) for n in range(100)))
+            received = [int((await subscription.next(PATIENCE_S)).value[-1]) for _ in range(100)]
+            await sending
+            return sorted(received)
+
+    assert asyncio.run(scenario()) == list(range(100))
+
+
+def test_a_cancelled_connect_leaks_nothing(tcp_broker: ServingThread) -> None:
+    async def scenario() -> None:
+        for _ in range(20):
+            task = asyncio.ensure_future(aio.connect(tcp_broker.url))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(scenario())
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_forked_child_leaves_its_parents_client_alone_and_has_none(tcp_broker: ServingThread) -> None:
+    with Process(tcp_broker.url, module="tests.clients.forking") as process:
+        assert process.read_line() == "child: this client belongs to the parent process; connect again after fork"
+        assert process.read_line() == "child: published by its own"
+        assert process.read_line() == "parent: [2.0, 2.0]"
+        assert process.wait() == 0
+
+
+def test_a_program_that_ends_without_close_loses_nothing(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url) as bus:
+        subscription = bus.subscribe("numbers", queue_messages=10_000)
+        with Process(tcp_broker.url, module="tests.clients.leaving") as process:
+            assert process.wait() == 0
+        assert [subscription.next(PATIENCE_S).value for _ in range(2000)] == list(range(2000))
