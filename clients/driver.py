@@ -394,7 +394,20 @@ class Driver:
             if offline:
                 self._reconnect()
                 continue
-            self._keeper_wake.wait(BATCH_WINDOW_NS / 1e9 if self.core.outgoing.open_batches else IDLE_S)
+            self._pause()
+
+    def _pause(self) -> None:
+        """Waits until the keeper has something to do. Without the lock, so that a busy publisher is not disturbed."""
+        while True:
+            opened_ns = self.core.outgoing.oldest_batch_ns()
+            if opened_ns is None:
+                self._keeper_wake.wait(IDLE_S)
+                return
+            due_ns = opened_ns + BATCH_WINDOW_NS - time.monotonic_ns()
+            if due_ns <= 0 or self._closing:
+                return
+            # A sleep, because poll counts in milliseconds.
+            time.sleep(due_ns / 1e9)
 
     def _idle(self) -> bool:
         return time.monotonic() - self._last_wait > IDLE_S

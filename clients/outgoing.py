@@ -341,6 +341,14 @@ class Outgoing:
             Frame(Kind.PUBLISH, Flag.BATCH, Lane.DEFAULT, number=topic.number, count=batch.count, payload=payload)
         )
 
+    def oldest_batch_ns(self) -> int | None:
+        """When a batch that is still open was opened, or None. May be called without the client's lock."""
+        for topic in self.open_batches:
+            batch = topic.batch
+            if batch is not None:
+                return batch.opened_ns
+        return None
+
     def send_batches(self, opened_before_ns: int | None = None) -> None:
         """Lets all batches leave, or those that were opened before a time."""
         for topic in list(self.open_batches):
