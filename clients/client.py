@@ -17,7 +17,7 @@ from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations
 from clients.checks import check_callable, check_connect
-from clients.core import BATCH_OPENED, LANES, SENT, Core, Reconnected
+from clients.core import BATCH_OPENED, BATCHED, LANES, SENT, Core, Reconnected
 from clients.driver import Driver
 from clients.groups import Group
 from clients.handlers import Handler, Handlers, responder
@@ -141,24 +141,22 @@ class Client:
         if headers is None and ack is None and lane in LANES:
             content, tensor, payload = encode_value(value)
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
-                done = self._publish_plain(topic, LANES[lane], content, payload, urgent=urgent)
-                if done:
-                    return None
+                # The same as operations.publish, for a small message that need not wait.
+                driver, outgoing = self._driver, self._core.outgoing
+                with driver.lock:
+                    now_ns, wall_ns = monotonic_ns(), time_ns()
+                    done = outgoing.publish_plain(topic, LANES[lane], content, payload, now_ns, wall_ns, urgent=urgent)
+                    if done is BATCHED:
+                        return None
+                    if done is SENT:
+                        driver.flush()
+                        outgoing.has_left(monotonic_ns())
+                        return None
+                    if done is BATCH_OPENED:
+                        driver.batch_opened()
+                        return None
         message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
         return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
-
-    def _publish_plain(self, topic: str, lane: int, content: int, payload: bytes, *, urgent: bool) -> bool:
-        """The same as operations.publish for a small message that need not wait; says whether it need not."""
-        driver, outgoing = self._driver, self._core.outgoing
-        with driver.lock:
-            now_ns = monotonic_ns()
-            done = outgoing.publish_plain(topic, lane, content, payload, now_ns, time_ns(), urgent=urgent)
-            if done is SENT:
-                driver.flush()
-                outgoing.has_left(monotonic_ns())
-            elif done is BATCH_OPENED:
-                driver.batch_opened()
-        return done is not None
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
         """An uninitialised array that suits the transport for publishing.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from broker.errors import BrokerError, ProtocolError
@@ -84,12 +84,21 @@ class SubscriptionState(Signal):
 
     def append(self, message: Message) -> None:
         """A message has arrived."""
-        messages = self._messages
-        messages.append(message)
-        if self._evicts and len(messages) > self.wishes.queue_messages:
-            self._dropped_here += 1
-            self._taken(messages.popleft())
-            self.credit_due = True
+        self._messages.append(message)
+        self._arrived()
+
+    def extend(self, messages: Sequence[Message]) -> None:
+        """Messages have arrived together."""
+        self._messages.extend(messages)
+        self._arrived()
+
+    def _arrived(self) -> None:
+        if self._evicts:
+            messages = self._messages
+            while len(messages) > self.wishes.queue_messages:
+                self._dropped_here += 1
+                self._taken(messages.popleft())
+                self.credit_due = True
         self.asked = False
         self.ready = True
         if self.callbacks:
@@ -272,11 +281,16 @@ class Incoming:
             subscription.skip(frame.count, max(0, len(frame.payload) - ENTRY_BYTES * frame.count))
             self.give_credit(subscription)
             return
-        sequence = frame.sequence
-        for content, time_ns, body, payload in entries:
-            message = Message(publication, sequence, time_ns, frame.lane, content, body, payload, self._reply)
-            self._hand_out(subscription, message)
-            sequence += 1
+        lane, reply = frame.lane, self._reply
+        messages = [
+            Message(publication, sequence, time_ns, lane, content, body, payload, reply)
+            for sequence, (content, time_ns, body, payload) in enumerate(entries, frame.sequence)
+        ]
+        if subscription is self._inbox:
+            for message in messages:
+                self._hand_out(subscription, message)
+        else:
+            subscription.extend(messages)
 
     def _publication(self, frame: Frame) -> Publication:
         publication = self._publications.get(frame.number)
