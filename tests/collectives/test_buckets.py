@@ -46,7 +46,7 @@ def test_packing_and_unpacking_return_every_array_even_strided_empty_and_scalar_
         np.multiply(bucket.flat, 2, out=bucket.flat)
         buckets.unpack(bucket)
     for array, old in zip(arrays, before, strict=True):
-        np.testing.assert_array_equal(array, 2 * old)
+        assert np.array_equal(array, 2 * old)
 
 
 def test_packing_reuses_the_memory_of_the_bucket() -> None:

@@ -278,7 +278,7 @@ CONVERSATION = conversation()
 GREETING = encode_greeting(Hello("fuzz"))
 
 
-def survives(data: bytes) -> None:
+def check_survives(data: bytes) -> None:
     """Feeds a session with these bytes in random pieces, and looks after the others."""
     talk = Talk()
     talk.peer("publisher")
@@ -300,13 +300,13 @@ def survives(data: bytes) -> None:
 @hypothesis_settings(max_examples=60)
 @given(st.binary(max_size=2000))
 def test_random_bytes_end_a_session_at_most(data: bytes) -> None:
-    survives(data)
+    check_survives(data)
 
 
 @hypothesis_settings(max_examples=60)
 @given(st.integers(0, len(CONVERSATION)))
 def test_a_conversation_that_breaks_off_anywhere_harms_nobody(length: int) -> None:
-    survives(CONVERSATION[:length])
+    check_survives(CONVERSATION[:length])
 
 
 @hypothesis_settings(max_examples=150)
@@ -315,7 +315,7 @@ def test_flipped_bits_harm_nobody(flips: list[tuple[int, int]]) -> None:
     data = bytearray(CONVERSATION)
     for position, bit in flips:
         data[position] ^= 1 << bit
-    survives(bytes(data))
+    check_survives(bytes(data))
 
 
 @hypothesis_settings(max_examples=100)
@@ -327,7 +327,7 @@ def test_lying_numbers_and_lengths_harm_nobody(which: int, offset: int, value: i
         body_bytes, payload_bytes = struct.unpack_from("<2I", data, start + 20)
         start += HEADER_BYTES + body_bytes + payload_bytes
     struct.pack_into("<I", data, start + offset, value)
-    survives(bytes(data))
+    check_survives(bytes(data))
 
 
 frames_of_any_kind = st.builds(
@@ -356,7 +356,7 @@ frames_of_any_kind = st.builds(
 @hypothesis_settings(max_examples=150)
 @given(st.lists(frames_of_any_kind, max_size=25))
 def test_well_formed_frames_in_any_order_harm_nobody(frames: list[Frame]) -> None:
-    survives(b"".join(b"".join(bytes(part) for part in _encoded(frame)) for frame in frames))
+    check_survives(b"".join(b"".join(bytes(part) for part in _encoded(frame)) for frame in frames))
 
 
 @hypothesis_settings(max_examples=80)
