@@ -68,6 +68,11 @@ class ConnectionClosed(BrokerError):
         self.code = code
         super().__init__(f"closed: {reason}" + (f" (code {code})" if code else ""))
 
+    @classmethod
+    def by(cls, error: BrokerError) -> ConnectionClosed:
+        """What an error that ended a connection is to those who wait for it."""
+        return cls(error.reason, error.code) if isinstance(error, ConnectionClosed) else cls(str(error))
+
 
 class TimeoutError(BrokerError, builtins.TimeoutError):
     """A wait reached its time-out; what was waited for may still happen later.

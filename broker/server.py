@@ -23,7 +23,6 @@ from broker.state import BrokerState, Settings
 from broker.state.records import SessionRecord
 from broker.transport import registry
 from broker.transport.base import Connection, Listener
-from broker.transport.inproc import InprocListener
 
 log = logging.getLogger(__name__)
 
@@ -102,20 +101,16 @@ class Server:
         self._tick()
 
     def retire(self) -> bool:
-        """Stops listening if no session is open and nobody waits to be accepted; says whether it did.
-
-        For listeners that can tell, which are those of inproc.
-        """
+        """Stops listening if no session is open and nobody waits to be accepted; says whether it did."""
         if self._links:
             return False
         for listener in list(self.listeners):
-            if isinstance(listener, InprocListener):
-                descriptor = listener.fileno()
-                if not listener.retire():
-                    return False
-                self._loop.remove_reader(descriptor)
-                self.listeners.remove(listener)
-        return not self.listeners
+            descriptor = listener.fileno()
+            if not listener.retire():
+                return False
+            self._loop.remove_reader(descriptor)
+            self.listeners.remove(listener)
+        return True
 
     async def stop(self, reason: str = "the broker is shutting down") -> None:
         """Ends in order: no new sessions, and every open one gets what waits for it and a CLOSE.

@@ -17,12 +17,13 @@ from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations
 from clients.checks import check_callable, check_connect
-from clients.core import BATCH_OPENED, BATCHED, LANES, SENT, Core, Reconnected
+from clients.core import LANES, Core, Reconnected
 from clients.driver import Driver
 from clients.groups import Group
 from clients.handlers import Handler, Handlers, responder
 from clients.messages import Answer, Message, Sent
 from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, reply_message, request_message, subscribe_wishes
+from clients.outgoing import BATCH_OPENED, BATCHED, SENT
 from clients.subscriptions import Subscription
 
 _SENT = Sent()

@@ -26,7 +26,7 @@ from broker.protocol.values import encode_value
 from clients.incoming import Incoming, SubscriptionState
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply
-from clients.outgoing import BATCH_OPENED, BATCHED, SENT, Outgoing, StreamSource
+from clients.outgoing import Outgoing
 from clients.signals import Pending, Signal
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Core:
         if self.closed is not None:
             return
         self.closed = error
-        cause = error if isinstance(error, ConnectionClosed) else ConnectionClosed(str(error))
+        cause = ConnectionClosed.by(error)
         self.disconnected(cause)
         for subscription in self.incoming.subscriptions.values():
             subscription.close(cause)
@@ -180,7 +180,7 @@ class Core:
             ConnectionClosed: it is.
         """
         if self.closed is not None:
-            raise ConnectionClosed(str(self.closed)) from self.closed
+            raise ConnectionClosed.by(self.closed) from self.closed
 
     def tick(self, now_ns: int, batches_before_ns: int) -> None:
         """Time passes: heartbeats, batches that are old enough."""
@@ -447,16 +447,3 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
             number=topic.number, target=message.reference, time_ns=wall_ns, body=body, payload=data,
         ),
     )  # fmt: skip
-
-
-__all__ = [
-    "BATCHED",
-    "BATCH_OPENED",
-    "SENT",
-    "Core",
-    "Outbound",
-    "PendingJoin",
-    "Reconnected",
-    "StreamSource",
-    "try_publish",
-]

@@ -318,7 +318,7 @@ class Driver:
         """Gives the connection up when its session has failed or is over. The lock is held."""
         failure = session.failure
         if failure is not None and (session.phase is Phase.CLOSED or not self._closing):
-            self._lose(failure if isinstance(failure, ConnectionClosed) else ConnectionClosed(str(failure)))
+            self._lose(ConnectionClosed.by(failure))
 
     # The link's life.
 

@@ -13,11 +13,11 @@ from broker.errors import ConnectionClosed, TimeoutError
 from broker.protocol.bodies import Join, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from clients.checks import time_limit
-from clients.core import BATCH_OPENED, BATCHED, SENT, Core, Outbound, PendingJoin, PendingRequest, try_publish
+from clients.core import Core, Outbound, PendingJoin, PendingRequest, try_publish
 from clients.incoming import SubscriptionState
 from clients.membership import Place
 from clients.messages import Message
-from clients.outgoing import StreamSource
+from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
 from clients.signals import Pending, Signal
 
 

@@ -80,10 +80,11 @@ class StreamSource(Signal):
     """A large message on its way out; ready when its last byte was handed to the link, or it was given up.
 
     Attributes:
+        opening: its first frame, until that has left.
         error: why it was given up.
     """
 
-    __slots__ = ("_lane", "_opening", "_outgoing", "_payload", "_position", "attached", "error", "number", "topic")
+    __slots__ = ("_outgoing", "_payload", "_position", "attached", "error", "lane", "number", "opening", "topic")
 
     def __init__(self, outgoing: Outgoing, topic: OutgoingTopic, opening: Frame, payload: Buffer) -> None:
         super().__init__()
@@ -92,19 +93,19 @@ class StreamSource(Signal):
         self.attached = True
         self.error: BrokerError | None = None
         self._outgoing = outgoing
-        self._opening: Frame | None = opening
-        self._lane = opening.lane
+        self.opening: Frame | None = opening
+        self.lane = opening.lane
         self._payload = memoryview(payload)
         self._position = 0
 
     def pull(self, buffers: list[Buffer]) -> int:
         """Appends one frame; see Source."""
-        topic, charged = self.topic, self._lane != _CONTROL
+        topic, charged = self.topic, self.lane != _CONTROL
         if self.ready:
             self.attached = False
             return 0
-        if self._opening is not None:
-            opening, self._opening = self._opening, None
+        if self.opening is not None:
+            opening, self.opening = self.opening, None
             if charged:
                 topic.credit_messages -= 1
                 topic.credit_bytes -= len(opening.body)
@@ -116,7 +117,7 @@ class StreamSource(Signal):
         size = min(rest, CHUNK_BYTES)
         flags = Flag.LAST if size == rest else 0
         payload = self._payload[self._position : self._position + size]
-        frame = Frame(Kind.CHUNK, flags, self._lane, stream=self.number, sequence=self._position, payload=payload)
+        frame = Frame(Kind.CHUNK, flags, self.lane, stream=self.number, sequence=self._position, payload=payload)
         self._position += size
         if charged:
             topic.credit_bytes -= size
@@ -220,7 +221,7 @@ class Outgoing:
         stream = topic.stream
         if stream is not None and not stream.attached and not stream.ready and self.session is not None:
             stream.attached = True
-            self.session.attach(stream, stream._lane)
+            self.session.attach(stream, stream.lane)
         topic.credit.set()
 
     def publish_plain(
@@ -237,14 +238,11 @@ class Outgoing:
         if lane != _CONTROL:
             if topic.credit_messages <= 0 or topic.credit_bytes <= 0:
                 return None
-            if not urgent and lane == _DEFAULT and len(payload) <= BATCHED_BYTES_MAX:
-                gap_ns, topic.last_ns = now_ns - topic.last_ns, now_ns
-                if topic.batch is not None:
-                    return self._add_to_batch(topic, content, b"", payload, wall_ns, now_ns)
-                topic.rapid = 0 if gap_ns > BATCH_GAP_NS else topic.rapid + 1
-                if topic.rapid >= BATCH_BURST_MESSAGES:
-                    return self._add_to_batch(topic, content, b"", payload, wall_ns, now_ns)
-            elif topic.batch is not None:
+            if not urgent and lane == _DEFAULT:
+                batched = self.offer_to_batch(topic, content, b"", payload, wall_ns, now_ns)
+                if batched is not None:
+                    return batched
+            if topic.batch is not None:
                 self.send_batch(topic)
             topic.credit_messages -= 1
             topic.credit_bytes -= len(payload)
@@ -373,15 +371,15 @@ class Outgoing:
         if stream.ready:
             return
         session = self.session
-        if session is not None and stream._opening is None:
+        if session is not None and stream.opening is None:
             # The link may still have to take some of the caller's memory, which is the caller's again from here on.
             session.own_unsent()
-        if session is not None and stream._opening is None and stream in self.finishing:
-            # All of it is on its way: it arrives, and there is nothing left to abort.
-            self.finishing.remove(stream)
-        elif session is not None and stream._opening is None:
-            body = encode_body(Failure(Code.PUBLISHER_GONE, reason))
-            session.put(Frame(Kind.STREAM_ABORT, lane=stream._lane, stream=stream.number, body=body))
+            if stream in self.finishing:
+                # All of it is on its way: it arrives, and there is nothing left to abort.
+                self.finishing.remove(stream)
+            else:
+                body = encode_body(Failure(Code.PUBLISHER_GONE, reason))
+                session.put(Frame(Kind.STREAM_ABORT, lane=stream.lane, stream=stream.number, body=body))
         self.stream_ended(stream, ConnectionClosed(reason))
 
     def link_drained(self) -> None:

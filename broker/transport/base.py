@@ -162,6 +162,14 @@ class Listener(_Closing):
         a socket file removes it, if it is still its own.
         """
 
+    def retire(self) -> bool:
+        """Closes unless somebody is known to wait to be accepted; says whether it is closed.
+
+        A transport that can tell cuts nobody off; for the others this is `close`.
+        """
+        self.close()
+        return True
+
 
 class Transport(ABC):
     """A way to move bytes, chosen by the scheme of an address. It has no state of its own; any thread may call it."""

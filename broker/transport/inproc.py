@@ -138,7 +138,7 @@ class InprocListener(Listener):
             return connection
 
     def retire(self) -> bool:
-        """Closes unless somebody waits to be accepted; says whether it is closed. Nobody is cut off."""
+        # Under the lock that a dialler takes to wait here, so that nobody is cut off.
         with _table_lock:
             if self._waiting:
                 return False

@@ -177,7 +177,7 @@ class AsyncDriver:
         """Gives the connection up when its session has failed or is over."""
         failure = session.failure
         if failure is not None and (session.phase is Phase.CLOSED or not self._closing):
-            self._lose(failure if isinstance(failure, ConnectionClosed) else ConnectionClosed(str(failure)))
+            self._lose(ConnectionClosed.by(failure))
 
     def _tick(self) -> None:
         if self.core.closed is None:

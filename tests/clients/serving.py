@@ -57,6 +57,10 @@ class ServingThread:
         assert finished.wait(10.0)
         return done[0]
 
+    def wait_until_idle(self) -> None:
+        """Waits until the server has closed its side of every session."""
+        asyncio.run_coroutine_threadsafe(self.server.idle.wait(), self._loop).result(10.0)
+
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(10.0), "the broker did not start"

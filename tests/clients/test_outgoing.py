@@ -9,8 +9,9 @@ from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S, MIB, PUBLIS
 from broker.protocol.bodies import Hello, Subscribe, Welcome
 from broker.protocol.frames import HEADER, Frame, Kind, Lane
 from broker.protocol.session import Event, Session
-from clients.core import Core, Outbound, Pending, try_publish
+from clients.core import Core, Outbound, try_publish
 from clients.messages import Sent
+from clients.signals import Pending
 
 WINDOW_MESSAGES, WINDOW_BYTES = PUBLISH_WINDOW_MESSAGES, PUBLISH_WINDOW_BYTES
 
