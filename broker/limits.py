@@ -81,6 +81,12 @@ RING_BYTES: Final = 4 * MIB
 INBOX_MESSAGES: Final = 65_536
 """Replies under way to one session."""
 
+# Work queues.
+LEASE_S: Final = 30.0
+"""How long a worker may take for a message before another one gets it."""
+DELIVERIES_MAX: Final = 5
+"""Deliveries of one message before it goes to the dead-letter topic: what five workers could not do, nobody can."""
+
 # Transports.
 IOV_BUFFERS_MAX: Final = 1024
 """Buffers of one gathered write or scattered read: Linux's IOV_MAX (limits.h, UIO_MAXIOV)."""

@@ -15,11 +15,13 @@ from broker.state.delivery import Subscription
 from broker.state.totals import Totals
 from broker.topics.messages import Message
 from broker.topics.names import check_filter
+from broker.topics.policy import TopicPolicy
 from broker.topics.queues import Overflow
 from broker.topics.ring import Ring
 from broker.topics.trie import Trie
 
 INBOX: Final = "$inbox/"
+NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
 
 
 @dataclass(slots=True)
@@ -40,16 +42,18 @@ class TopicRecord:
     """One topic.
 
     Attributes:
+        policy: what holds for it.
         publishers: sessions that have named the topic.
         published: messages that were published to it, ever.
         held_back: publishers without credit because a subscription is over its limit.
     """
 
-    __slots__ = ("held_back", "name", "published", "published_bytes", "publishers", "ring", "routes")
+    __slots__ = ("held_back", "name", "policy", "published", "published_bytes", "publishers", "ring", "routes")
 
-    def __init__(self, name: str, ring: Ring) -> None:
+    def __init__(self, name: str, ring: Ring, policy: TopicPolicy) -> None:
         self.name = name
         self.ring = ring
+        self.policy = policy
         self.routes: Routes | None = None
         self.held_back: list[Publisher] = []
         self.publishers = 0
@@ -94,8 +98,7 @@ class Router:
     """
 
     def __init__(self, ring_messages: int, ring_bytes: int) -> None:
-        self.ring_messages = ring_messages
-        self.ring_bytes = ring_bytes
+        self.policy = TopicPolicy(ring_messages=ring_messages, ring_bytes=ring_bytes)
         self.topics: dict[str, TopicRecord] = {}
         self.retained_bytes = 0
         self.ended = Totals()
@@ -115,7 +118,8 @@ class Router:
             if len(self.topics) >= TOPICS_MAX:
                 raise LimitExceeded("topics_max", len(self.topics) + 1, TOPICS_MAX, "use fewer topic names")
             keeps = not name.startswith(INBOX)
-            record = TopicRecord(name, Ring(self.ring_messages if keeps else 0, self.ring_bytes if keeps else 0))
+            policy = self.policy if keeps else NOTHING_KEPT
+            record = TopicRecord(name, Ring(policy.ring_messages, policy.ring_bytes), policy)
             self.topics[name] = record
         return record
 
