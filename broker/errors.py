@@ -20,11 +20,13 @@ class InvalidValue(BrokerError, ValueError):
     Attributes:
         what: the argument, in words (`"topic"`).
         value: the value that was given.
+        problem: what is wrong with it and what to do, in words.
     """
 
     def __init__(self, what: str, value: object, problem: str) -> None:
         self.what = what
         self.value = value
+        self.problem = problem
         super().__init__(f"{what} {value!r}: {problem}")
 
 

@@ -38,6 +38,12 @@ BATCH_BURST_MESSAGES: Final = 8
 BATCH_MESSAGES_MAX: Final = 4096
 """Entries of a batch; 64 KiB of empty ones."""
 
+# Values with tensors in them (docs/wire.md section 8).
+VALUE_DEPTH_MAX: Final = 64
+"""Lists and dicts within each other: every reader's stack holds so many, wherever it reads."""
+VALUE_TENSORS_MAX: Final = 1024 * 1024
+"""Tensors of one value: a hundred of bytes of a hostile message cost its reader one array."""
+
 # Names.
 TOPIC_BYTES_MAX: Final = 512
 TOPIC_LEVELS_MAX: Final = 32

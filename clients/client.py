@@ -127,7 +127,8 @@ class Client:
         Args:
             topic: slash-separated levels, no wildcards.
             value: None, bool, int, float, str, bytes, list, dict; or an array: numpy, torch, cupy, anything with DLPack
-                or the buffer protocol.
+                or the buffer protocol; or lists and dicts with arrays in them, as a model's state dict. Arrays are sent
+                from their own memory.
             headers: short texts that travel with it.
             lane: `control` passes everything, `bulk` lets everything pass.
             ack: "accepted" waits until the broker has the message, and returns its sequence.
@@ -139,8 +140,9 @@ class Client:
             TimeoutError: no room in time. A message of 16 KiB or more, or one with ack, may have arrived all the same.
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
+        encoded = None
         if headers is None and ack is None and lane in LANES:
-            content, tensor, payload = encode_value(value)
+            encoded = content, tensor, payload = encode_value(value)
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
                 # The same as operations.publish, for a small message that need not wait.
                 driver, outgoing = self._driver, self._core.outgoing
@@ -156,7 +158,7 @@ class Client:
                     if done is BATCH_OPENED:
                         driver.batch_opened()
                         return None
-        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
+        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent, encoded=encoded)
         return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:

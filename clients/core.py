@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from broker.buffers import Buffer
+from broker.buffers import Payload
 from broker.errors import BrokerError, ConnectionClosed, InvalidValue, ProtocolError, RequestFailed
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import Failure, Membership, MessageBody, Subscribe, Welcome, decode_body, encode_body
@@ -22,7 +22,7 @@ from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received, Session
 from broker.protocol.tensors import TensorMeta
-from broker.protocol.values import encode_value
+from broker.protocol.values import Encoded, encode_value
 from clients.incoming import Incoming, SubscriptionState
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply
@@ -371,7 +371,7 @@ class Outbound(msgspec.Struct, gc=False):
     lane: int
     content: int
     tensor: TensorMeta | None
-    payload: Buffer
+    payload: Payload
     headers: dict[str, str] | None = None
     urgent: bool = False
     flags: int = 0
@@ -382,8 +382,8 @@ class Outbound(msgspec.Struct, gc=False):
     error: str = ""
 
     @classmethod
-    def of(cls, topic: str, value: object, lane: str) -> Outbound:
-        """Encodes a value.
+    def of(cls, topic: str, value: object, lane: str, encoded: Encoded | None = None) -> Outbound:
+        """Encodes a value, unless its caller has.
 
         Raises:
             InvalidValue: the value or the lane cannot be used.
@@ -391,7 +391,7 @@ class Outbound(msgspec.Struct, gc=False):
         number = LANES.get(lane)
         if number is None:
             raise InvalidValue("lane", lane, f"is none of {', '.join(LANES)}")
-        content, tensor, payload = encode_value(value)
+        content, tensor, payload = encoded or encode_value(value)
         return cls(topic, number, content, tensor, payload)
 
     def body(self) -> bytes:

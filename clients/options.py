@@ -8,6 +8,7 @@ from typing import Final
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
 from broker.protocol.bodies import Subscribe
+from broker.protocol.values import Encoded
 from broker.topics.names import check_filter
 from clients import environment
 from clients.checks import check_name, whole_number
@@ -66,16 +67,23 @@ def subscribe_wishes(
 
 
 def outbound(
-    topic: str, value: object, headers: Mapping[str, str] | None, lane: str, ack: str | None, *, urgent: bool
+    topic: str,
+    value: object,
+    headers: Mapping[str, str] | None,
+    lane: str,
+    ack: str | None,
+    *,
+    urgent: bool,
+    encoded: Encoded | None = None,
 ) -> tuple[Outbound, bool]:
-    """A message to publish, and whether it is to be acknowledged.
+    """A message to publish, and whether it is to be acknowledged. `encoded` is the value, if it has been encoded.
 
     Raises:
         InvalidValue: the value or an option cannot be used.
     """
     if ack not in (None, "accepted"):
         raise InvalidValue("ack", ack, "is neither None nor 'accepted'")
-    message = Outbound.of(topic, value, lane)
+    message = Outbound.of(topic, value, lane, encoded)
     if headers is not None:
         message.headers = _checked(headers)
     message.urgent = urgent

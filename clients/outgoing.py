@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.buffers import Buffer
+from broker.buffers import Buffer, Payload, Pieces
 from broker.errors import BrokerError, ConnectionClosed, LimitExceeded, ProtocolError
 from broker.limits import (
     BATCH_BURST_MESSAGES,
@@ -38,6 +38,7 @@ from clients.signals import Signal
 
 _PACK: Final = HEADER.pack
 _PUBLISH: Final = int(Kind.PUBLISH)
+_CHUNK: Final = int(Kind.CHUNK)
 _CONTROL: Final = int(Lane.CONTROL)
 _DEFAULT: Final = int(Lane.DEFAULT)
 SENT: Final = Signal(ready=True)
@@ -84,9 +85,20 @@ class StreamSource(Signal):
         error: why it was given up.
     """
 
-    __slots__ = ("_outgoing", "_payload", "_position", "attached", "error", "lane", "number", "opening", "topic")
+    __slots__ = (
+        "_outgoing",
+        "_pieces",
+        "_position",
+        "_rest",
+        "attached",
+        "error",
+        "lane",
+        "number",
+        "opening",
+        "topic",
+    )
 
-    def __init__(self, outgoing: Outgoing, topic: OutgoingTopic, opening: Frame, payload: Buffer) -> None:
+    def __init__(self, outgoing: Outgoing, topic: OutgoingTopic, opening: Frame, payload: Payload) -> None:
         super().__init__()
         self.topic = topic
         self.number = opening.stream
@@ -95,7 +107,8 @@ class StreamSource(Signal):
         self._outgoing = outgoing
         self.opening: Frame | None = opening
         self.lane = opening.lane
-        self._payload = memoryview(payload)
+        self._pieces = Pieces(payload)
+        self._rest = len(payload)
         self._position = 0
 
     def pull(self, buffers: list[Buffer]) -> int:
@@ -110,20 +123,20 @@ class StreamSource(Signal):
                 topic.credit_messages -= 1
                 topic.credit_bytes -= len(opening.body)
             return encode(opening, buffers)
-        rest = len(self._payload) - self._position
-        if not rest or (charged and topic.credit_bytes <= 0):
+        if not self._rest or (charged and topic.credit_bytes <= 0):
             self.attached = False
             return 0
-        size = min(rest, CHUNK_BYTES)
-        flags = Flag.LAST if size == rest else 0
-        payload = self._payload[self._position : self._position + size]
-        frame = Frame(Kind.CHUNK, flags, self.lane, stream=self.number, sequence=self._position, payload=payload)
+        size = min(self._rest, CHUNK_BYTES)
+        flags = Flag.LAST if size == self._rest else 0
+        buffers.append(_PACK(_CHUNK, flags, self.lane, 0, 0, 0, self.number, 0, 0, size, 0, self._position, 0))
+        self._pieces.take(size, buffers)
         self._position += size
+        self._rest -= size
         if charged:
             topic.credit_bytes -= size
-        if size == rest:
+        if not self._rest:
             self._outgoing.finishing.append(self)
-        return encode(frame, buffers)
+        return HEADER_BYTES + size
 
 
 class Outgoing:
@@ -353,7 +366,7 @@ class Outgoing:
             if opened_before_ns is None or (topic.batch is not None and topic.batch.opened_ns <= opened_before_ns):
                 self.send_batch(topic)
 
-    def start_stream(self, topic: OutgoingTopic, opening: Frame, payload: Buffer) -> StreamSource:
+    def start_stream(self, topic: OutgoingTopic, opening: Frame, payload: Payload) -> StreamSource:
         """Starts a large message; the caller has seen that no other one is under way on the topic."""
         session = self.session
         assert session is not None

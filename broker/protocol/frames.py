@@ -95,6 +95,7 @@ class Content(IntEnum):
     MESSAGEPACK = 0
     BYTES = 1
     TENSOR = 2
+    STRUCTURE = 3
 
 
 KINDS: Final = frozenset(int(kind) for kind in Kind)

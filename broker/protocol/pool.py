@@ -4,6 +4,8 @@ A fresh buffer of megabytes is fresh pages: the kernel zeroes each one on first 
 itself. The pool keeps the buffers that it gave out and hands one out again when nobody else refers to it any more. Who
 still uses a buffer is not tracked by calls, which can be forgotten, but read off its reference count: every array and
 memoryview over a buffer holds a reference to it.
+
+A buffer starts at a multiple of 64 bytes, and so do then the tensors in it: what the libraries that read them ask for.
 """
 
 from __future__ import annotations
@@ -17,15 +19,20 @@ import numpy.typing as npt
 ByteArray = npt.NDArray[np.uint8]
 
 _GRAIN_BYTES: Final = 4096
+_ALIGNMENT_BYTES: Final = 64
 _LOOKS_MAX: Final = 8
 """Buffers of a size that are looked at before a new one is made: bounds the time of `acquire`."""
 
 
-def _references(shelf: list[ByteArray], position: int) -> int:
-    return sys.getrefcount(shelf[position])
+Shelf = list[tuple[ByteArray, int]]
+"""Buffers of one size, each with the place in it at which what is given out starts."""
 
 
-_REFERENCES_WHEN_FREE: Final = _references([np.empty(1, np.uint8)], 0)
+def _references(shelf: Shelf, position: int) -> int:
+    return sys.getrefcount(shelf[position][0])
+
+
+_REFERENCES_WHEN_FREE: Final = _references([(np.empty(1, np.uint8), 0)], 0)
 """The shelf's, and those of the call itself, which versions of Python count differently."""
 
 
@@ -38,7 +45,7 @@ class BufferPool:
         """
         self.bytes_max = bytes_max
         self.held_bytes = 0
-        self._shelves: dict[int, list[ByteArray]] = {}
+        self._shelves: dict[int, Shelf] = {}
 
     def acquire(self, size_bytes: int) -> ByteArray:
         """A buffer of at least `size_bytes`, cut to that length; its content is arbitrary.
@@ -53,18 +60,22 @@ class BufferPool:
             if _references(shelf, position) == _REFERENCES_WHEN_FREE:
                 if position:
                     shelf.append(shelf.pop(position))
-                return shelf[-1 if position else 0][:size_bytes]
+                buffer, start = shelf[-1 if position else 0]
+                return buffer[start : start + size_bytes]
         if len(shelf) > _LOOKS_MAX:
             # The first ones are in long use; look at others next time.
             shelf.append(shelf.pop(0))
-        buffer = np.empty(rounded, np.uint8)
+        buffer = np.empty(rounded + _ALIGNMENT_BYTES, np.uint8)
+        start = -buffer.ctypes.data % _ALIGNMENT_BYTES
         if self.held_bytes + rounded <= self.bytes_max or self._trim(rounded):
-            shelf.insert(0, buffer)
+            shelf.insert(0, (buffer, start))
             self.held_bytes += rounded
-        return buffer[:size_bytes]
+        return buffer[start : start + size_bytes]
 
     def _trim(self, wanted_bytes: int) -> bool:
         """Forgets free buffers of other sizes until `wanted_bytes` fit; says whether they do."""
+        if wanted_bytes > self.bytes_max:
+            return False
         for size, shelf in list(self._shelves.items()):
             for position in reversed(range(len(shelf))):
                 if self.held_bytes + wanted_bytes <= self.bytes_max:

@@ -8,7 +8,6 @@ here can run code of the sender's: object arrays, which would need that, are ref
 from __future__ import annotations
 
 import math
-import sys
 from typing import Final, cast
 
 import msgspec
@@ -27,6 +26,12 @@ _NUMPY_NAMES: Final = (
 DTYPES: Final[dict[str, np.dtype[np.generic]]] = {name: np.dtype(name) for name in _NUMPY_NAMES}
 """The dtypes that numpy knows by itself. `bfloat16` is the one more that the wire has: two bytes, the upper half of a
 float32."""
+_KNOWN: Final = {
+    dtype.newbyteorder(order): (name, order if dtype.itemsize > 1 else "<")
+    for name, dtype in DTYPES.items()
+    for order in ("<", ">")
+}
+"""Name and byte order of each dtype: numpy makes a name anew whenever it is asked for one, which takes long."""
 BFLOAT16: Final = "bfloat16"
 DIMENSIONS_MAX: Final = 32
 """numpy 1 has no more."""
@@ -59,11 +64,11 @@ class TensorMeta(msgspec.Struct, frozen=True, omit_defaults=True):
         """Bytes of all elements."""
         return math.prod(self.shape) * self.itemsize
 
-    def check(self, size_bytes: int) -> None:
-        """Refuses a description that does not fit its payload.
+    def check(self) -> None:
+        """Refuses a description of something that no tensor can be.
 
         Raises:
-            ProtocolError: unknown dtype, impossible shape, or a payload of another length.
+            ProtocolError: unknown dtype or order, or an impossible shape.
         """
         if self.dtype != BFLOAT16 and self.dtype not in DTYPES:
             raise ProtocolError(f"tensor of unknown dtype {self.dtype!r}: known are {', '.join(DTYPES)}, {BFLOAT16}")
@@ -79,10 +84,6 @@ class TensorMeta(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ProtocolError(f"tensor of {BFLOAT16} in byte order {self.byte_order!r}: it is always little-endian")
         if self.order not in ("C", "F") or self.byte_order not in ("<", ">"):
             raise ProtocolError(f"tensor in unknown order {self.order!r} or byte order {self.byte_order!r}")
-        if self.nbytes != size_bytes:
-            raise ProtocolError(
-                f"tensor {self.dtype}{list(self.shape)} has {self.nbytes} bytes, its payload {size_bytes}"
-            )
 
 
 def describe(array: Array) -> TensorMeta:
@@ -92,12 +93,14 @@ def describe(array: Array) -> TensorMeta:
         InvalidValue: the dtype has no place on the wire.
     """
     dtype = array.dtype
-    name = dtype.name
-    if name not in DTYPES and name != BFLOAT16:
-        raise InvalidValue("array of dtype", str(dtype), _refusal(dtype))
-    big = dtype.byteorder == ">" or (dtype.byteorder == "=" and sys.byteorder == "big")
-    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
-    return TensorMeta(name, array.shape, "F" if fortran else "C", ">" if big and dtype.itemsize > 1 else "<")
+    known = _KNOWN.get(dtype)
+    if known is None:
+        if dtype.name != BFLOAT16:
+            raise InvalidValue("array of dtype", str(dtype), _refusal(dtype))
+        known = (BFLOAT16, "<")
+    flags = array.flags
+    fortran = flags.f_contiguous and not flags.c_contiguous
+    return TensorMeta(known[0], array.shape, "F" if fortran else "C", known[1])
 
 
 def _refusal(dtype: np.dtype[np.generic]) -> str:
@@ -121,8 +124,15 @@ def read_tensor(meta: TensorMeta, payload: Buffer) -> Array:
         ProtocolError: the payload does not fit the description.
         InvalidValue: a bfloat16 tensor, and the package ml_dtypes is not installed.
     """
+    meta.check()
     flat = np.frombuffer(payload, np.uint8)
-    meta.check(flat.nbytes)
+    if meta.nbytes != flat.nbytes:
+        raise ProtocolError(f"tensor {meta.dtype}{list(meta.shape)} has {meta.nbytes} bytes, its payload {flat.nbytes}")
+    return view_tensor(meta, flat)
+
+
+def view_tensor(meta: TensorMeta, flat: npt.NDArray[np.uint8]) -> Array:
+    """As `read_tensor`, of a description that has been checked and bytes of the right length."""
     if meta.dtype == BFLOAT16:
         typed: Array = flat.view(_bfloat16())
     else:

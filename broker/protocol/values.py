@@ -2,86 +2,106 @@
 
 bytes, bytearray          -> BYTES        the bytes themselves
 an array at the top       -> TENSOR       its elements, not copied, and a TensorMeta in the body
-everything else           -> MESSAGEPACK  None, bool, int, float, str, bytes, list, dict; an array inside travels as
-                                          extension 1: the length of its TensorMeta (u32), that, its elements (copied)
+a value with arrays in it -> STRUCTURE    the value and behind it the elements of each array, not copied
+everything else           -> MESSAGEPACK  None, bool, int, float, str, bytes, list, dict
 """
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 import msgspec
-import numpy as np
 
-from broker.buffers import Buffer
+from broker.buffers import Buffer, Payload
 from broker.errors import InvalidValue, ProtocolError
+from broker.limits import VALUE_DEPTH_MAX
 from broker.protocol.frames import Content
-from broker.protocol.tensors import (
-    TensorMeta,
-    as_array,
-    describe,
-    flat_bytes,
-    read_tensor,
-)
+from broker.protocol.plain import FAILURES, HoldsTensor, can_be_key, decode_plain, encode_plain
+from broker.protocol.structures import decode_structure, encode_structure
+from broker.protocol.tensors import TensorMeta, as_array, describe, flat_bytes, read_tensor
 
-TENSOR_EXTENSION: Final = 1
-_LENGTH: Final = struct.Struct("<I")
+Encoded = tuple[int, TensorMeta | None, Payload]
+"""Content, description and payload of a message."""
 
-_meta_encoder: Final = msgspec.msgpack.Encoder()
-_meta_decoder: Final = msgspec.msgpack.Decoder(TensorMeta)
+# Plain numbers: comparing with an IntEnum takes as long as decoding a number.
+_MESSAGEPACK, _BYTES, _TENSOR, _STRUCTURE = map(int, Content)
+_PLAIN_TYPES: Final = frozenset((type(None), bool, int, float, str, list, tuple, dict))
 
 
-def _encode_inner(value: object) -> object:
-    if isinstance(value, np.generic) and value.dtype.kind in "biufUS":
-        return value.item()
-    array = as_array(value)
-    if array is None:
-        raise InvalidValue(
-            "value of type",
-            type(value).__name__,
-            "cannot be sent: send None, bool, int, float, str, bytes, list, dict or arrays",
-        )
-    meta = _meta_encoder.encode(describe(array))
-    return msgspec.msgpack.Ext(TENSOR_EXTENSION, b"".join((_LENGTH.pack(len(meta)), meta, flat_bytes(array))))
-
-
-def _decode_inner(code: int, data: memoryview) -> object:
-    if code != TENSOR_EXTENSION:
-        raise ProtocolError(f"value holds a MessagePack extension of unknown type {code}")
-    if len(data) < _LENGTH.size:
-        raise ProtocolError(f"tensor extension of {len(data)} bytes is truncated")
-    start = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-    meta = _meta_decoder.decode(data[_LENGTH.size : start])
-    return read_tensor(meta, bytearray(data[start:]))
-
-
-_encoder: Final = msgspec.msgpack.Encoder(enc_hook=_encode_inner)
-_decoder: Final = msgspec.msgpack.Decoder(ext_hook=_decode_inner)
-
-
-def encode_value(value: object) -> tuple[int, TensorMeta | None, Buffer]:
+def encode_value(value: object) -> Encoded:
     """A value as content, description and payload.
 
     Args:
-        value: see the table above. The payload of an array refers to the array's memory.
+        value: see the table above. The payload of an array, or of a value with arrays, refers to the arrays' memory.
 
     Raises:
-        InvalidValue: the value, or something in it, has no form on the wire; the text says which and what to do.
+        InvalidValue: the value, or something in it, has no form on the wire; the text says which, where it is and what
+            to do.
     """
-    if type(value) is bytes:
-        return Content.BYTES, None, value
-    if isinstance(value, bytearray):
-        return Content.BYTES, None, bytes(value)
-    array = as_array(value)
-    if array is not None:
-        return Content.TENSOR, describe(array), flat_bytes(array)
+    kind = type(value)
+    if kind is bytes:
+        return _BYTES, None, value  # type: ignore[return-value]
+    if kind not in _PLAIN_TYPES:
+        if isinstance(value, bytearray):
+            return _BYTES, None, bytes(value)
+        array = as_array(value)
+        if array is not None:
+            return _TENSOR, describe(array), flat_bytes(array)
     try:
-        return Content.MESSAGEPACK, None, _encoder.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
-        if isinstance(error, InvalidValue):
-            raise
-        raise InvalidValue("value of type", type(value).__name__, f"cannot be sent: {error}") from error
+        # Most values are plain, and only the encoder can tell without a second walk through them.
+        return _MESSAGEPACK, None, encode_plain(value)
+    except HoldsTensor:
+        pass
+    except FAILURES as error:
+        raise _refusal(value, error) from error
+    try:
+        return _STRUCTURE, None, encode_structure(value)
+    except FAILURES as error:
+        raise _refusal(value, error) from error
+
+
+def _refusal(value: object, error: Exception) -> InvalidValue:
+    """Why a value cannot be sent, and which part of it."""
+    problem = _find(value, "value", VALUE_DEPTH_MAX)
+    if problem is not None:
+        return problem
+    if isinstance(error, InvalidValue):
+        return error
+    return InvalidValue("value of type", type(value).__name__, f"cannot be sent: {error}")
+
+
+def _find(value: object, place: str, depth: int) -> InvalidValue | None:
+    """The first part of a value that cannot be sent, if that is what is wrong with it."""
+    if isinstance(value, (dict, list, tuple)):
+        if not depth:
+            return None
+        if isinstance(value, dict):
+            for key in value:
+                if not can_be_key(key):
+                    return InvalidValue(f"{place}: key", key, "cannot be sent: send text or numbers as keys")
+            parts = ((f"[{_quoted(key)}]", inner) for key, inner in value.items())
+        else:
+            parts = ((f"[{index}]", inner) for index, inner in enumerate(value))
+        for name, inner in parts:
+            problem = _find(inner, place + name, depth - 1)
+            if problem is not None:
+                return problem
+        return None
+    try:
+        converted = as_array(value)
+        if converted is not None:
+            describe(converted)
+        else:
+            encode_plain(value)
+    except InvalidValue as error:
+        return error if place == "value" else InvalidValue(f"{place}: {error.what}", error.value, error.problem)
+    except FAILURES as error:
+        return InvalidValue(f"{place} of type", type(value).__name__, f"cannot be sent: {error}")
+    return None
+
+
+def _quoted(key: object) -> str:
+    return f'"{key}"' if isinstance(key, str) else repr(key)
 
 
 def decode_value(content: int, meta: TensorMeta | None, payload: Buffer) -> object:
@@ -90,14 +110,20 @@ def decode_value(content: int, meta: TensorMeta | None, payload: Buffer) -> obje
     Raises:
         ProtocolError: the payload is not what its content says.
     """
-    if content == Content.MESSAGEPACK:
-        try:
-            return _decoder.decode(payload)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise ProtocolError(f"malformed MessagePack value: {error}") from error
-    if content == Content.BYTES:
+    try:
+        if content == _MESSAGEPACK:
+            return decode_plain(payload)
+        if content == _STRUCTURE:
+            return decode_structure(_writable(payload))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"malformed MessagePack value: {error}") from error
+    if content == _BYTES:
         return payload if type(payload) is bytes else bytes(payload)
-    if content != Content.TENSOR or meta is None:
+    if content != _TENSOR or meta is None:
         raise ProtocolError(f"message of unknown content {content}, or a tensor without a description")
-    # A small payload arrives as bytes, which numpy would show read-only.
-    return read_tensor(meta, bytearray(payload) if type(payload) is bytes else payload)
+    return read_tensor(meta, _writable(payload))
+
+
+def _writable(payload: Buffer) -> Buffer:
+    """A small payload arrives as bytes, which numpy would show read-only."""
+    return bytearray(payload) if type(payload) is bytes else payload

@@ -184,6 +184,7 @@ class BrokerState:
             # Clients have used up all topics. They hear of it when they publish; this event is lost.
             return
         content, _, payload = encode_value(value)
+        assert isinstance(payload, bytes), "the broker announces plain values"
         sequence, time_ns = record.ring.next_sequence, self.now_ns + self.settings.wall_offset_ns
         message = Message(topic, "broker", sequence, 1, Lane.DEFAULT, 0, content, time_ns, b"", payload, len(payload))
         self.router.route(record, message)

@@ -98,6 +98,8 @@ class Publishing:
                 self._acknowledge(session, frame.target, message.sequence + count - 1)
             if not routed:
                 self._refuse_request(session, frame, topic.name)
+                # It has no place among the topic's messages.
+                message.sequence = 0
                 message.release()
                 return
         self.router.route(topic, message)
@@ -141,6 +143,8 @@ class Publishing:
             publisher.message = None
             del session.streams[frame.stream]
         stream.append(frame.payload, complete=complete)
+        if complete:
+            self.router.complete(publisher.topic, message)
         stream.watchers = [watcher for watcher in stream.watchers if watcher.watch(message)]
         if message.lane != _CONTROL:
             publisher.credit_bytes -= len(frame.payload)

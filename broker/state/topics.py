@@ -216,8 +216,18 @@ class Router:
             _route_batch(routes, message)
         message.release()
 
+    def complete(self, topic: TopicRecord, message: Message) -> None:
+        """A large message that was routed when it began has arrived."""
+        self.retained_bytes += topic.ring.finish(message)
+        if self.retained_bytes > RETAINED_BYTES_MAX:
+            self._let_go()
+
     def replay(self, subscription: Subscription, replay: int | str) -> None:
-        """Queues what the rings keep for a new subscription, topic by topic in the order of their sequences."""
+        """Queues what the rings keep for a new subscription, topic by topic in the order of their sequences.
+
+        The last value is the last complete one; a newer one that is arriving follows it, and is not missed whether or
+        not its publisher finishes it.
+        """
         for topic in list(self.topics.values()):
             if topic.name.startswith(INBOX) or subscription not in self.routes(topic).subscriptions():
                 continue

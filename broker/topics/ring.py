@@ -13,9 +13,25 @@ class Ring:
     A message that is longer than the whole ring passes through the topic and is not kept; what was kept before it goes,
     so that the last value is never an older one than the topic's. The newest batch is kept whole, however many messages
     it has.
+
+    A large message that is still arriving is held beside the complete ones, within the same bounds, and pushes none of
+    them out before it is complete: if its publisher dies, the last value is what it was.
+
+    Attributes:
+        held_messages: complete ones.
+        held_bytes: of the complete ones.
     """
 
-    __slots__ = ("_messages", "bytes_max", "held_bytes", "held_messages", "messages_max", "next_sequence")
+    __slots__ = (
+        "_arriving",
+        "_arriving_bytes",
+        "_messages",
+        "bytes_max",
+        "held_bytes",
+        "held_messages",
+        "messages_max",
+        "next_sequence",
+    )
 
     def __init__(self, messages_max: int, bytes_max: int) -> None:
         """Args:
@@ -28,6 +44,8 @@ class Ring:
         self.held_messages = 0
         self.held_bytes = 0
         self._messages: deque[Message] = deque()
+        self._arriving: list[Message] = []
+        self._arriving_bytes = 0
 
     def append(self, message: Message) -> int:
         """Keeps a message, whose sequence is `next_sequence`, and lets go of the oldest ones.
@@ -37,6 +55,8 @@ class Ring:
         """
         before = self.held_bytes
         self.next_sequence += message.count
+        if message.stream is not None:
+            return self._append_arriving(message)
         messages = self._messages
         messages.append(message)
         message.holders += 1
@@ -52,40 +72,84 @@ class Ring:
         while messages and (
             self.held_bytes > self.bytes_max or (self.held_messages > self.messages_max and len(messages) > least)
         ):
-            oldest = messages.popleft()
-            self.held_messages -= oldest.count
-            self.held_bytes -= oldest.size_bytes
-            oldest.release()
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        oldest = self._messages.popleft()
+        self.held_messages -= oldest.count
+        self.held_bytes -= oldest.size_bytes
+        oldest.release()
+
+    def _append_arriving(self, message: Message) -> int:
+        if message.size_bytes > self.bytes_max:
+            return 0
+        before = self._arriving_bytes
+        self._arriving.append(message)
+        self._arriving_bytes += message.size_bytes
+        message.holders += 1
+        while self._arriving_bytes > self.bytes_max or len(self._arriving) > self.messages_max:
+            self.discard(self._arriving[0])
+        return self._arriving_bytes - before
+
+    def finish(self, message: Message) -> int:
+        """A large message is complete. It takes its place, or, when it was not held, ends that of the older ones.
+
+        Returns:
+            As `append`.
+        """
+        before, arriving = self.held_bytes, 0
+        messages = self._messages
+        if message in self._arriving:
+            message.holders += 1
+            arriving = self.discard(message)
+            newer = []
+            while messages and messages[-1].sequence > message.sequence:
+                newer.append(messages.pop())
+            messages.append(message)
+            messages.extend(reversed(newer))
+            self.held_messages += message.count
+            self.held_bytes += message.size_bytes
+            self._let_go()
+        else:
+            while messages and messages[0].sequence < message.sequence:
+                self._drop_oldest()
+        return self.held_bytes - before - arriving
 
     def discard(self, message: Message) -> int:
-        """Forgets one message, whose publisher did not finish it; returns the bytes that were held of it."""
-        if message not in self._messages:
+        """Forgets a message that is arriving; returns the bytes that were held for it."""
+        if message not in self._arriving:
             return 0
-        self._messages.remove(message)
-        self.held_messages -= message.count
-        self.held_bytes -= message.size_bytes
+        self._arriving.remove(message)
+        self._arriving_bytes -= message.size_bytes
         message.release()
         return message.size_bytes
 
     def clear(self) -> int:
         """Lets go of everything; returns the bytes that were held."""
-        for message in self._messages:
-            message.release()
-        self._messages.clear()
-        held_bytes, self.held_bytes, self.held_messages = self.held_bytes, 0, 0
+        held_bytes = self.held_bytes + self._arriving_bytes
+        while self._messages:
+            self._drop_oldest()
+        while self._arriving:
+            self.discard(self._arriving[0])
         return held_bytes
 
     def last(self) -> list[Message]:
-        """The last value, or nothing."""
-        return [self._messages[-1]] if self._messages else []
+        """The last value, or nothing; behind it newer ones that are still arriving."""
+        if not self._arriving:
+            return [self._messages[-1]] if self._messages else []
+        return self.since(self._messages[-1].sequence if self._messages else 0)
 
     def since(self, sequence: int) -> list[Message]:
         """The retained messages from a sequence on, oldest first; a batch counts if any of it does."""
-        return [message for message in self._messages if message.sequence + message.count > sequence]
+        kept = [message for message in self._messages if message.sequence + message.count > sequence]
+        if self._arriving:
+            kept += [message for message in self._arriving if message.sequence >= sequence]
+            kept.sort(key=lambda message: message.sequence)
+        return kept
 
     @property
     def oldest_sequence(self) -> int:
-        """The oldest sequence that is kept; `next_sequence` when none is."""
+        """The oldest sequence that is kept complete; `next_sequence` when none is."""
         return self._messages[0].sequence if self._messages else self.next_sequence
 
     def __repr__(self) -> str:

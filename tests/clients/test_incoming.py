@@ -6,7 +6,7 @@ import pytest
 
 from broker.errors import ProtocolError
 from broker.protocol.bodies import Subscribe, Topic, encode_body
-from broker.protocol.frames import Flag, Frame, Kind
+from broker.protocol.frames import Content, Flag, Frame, Kind
 from clients.incoming import Incoming, SubscriptionState
 from clients.messages import Message, Publication
 
@@ -41,6 +41,18 @@ def test_a_batch_that_lies_about_its_lengths_is_dropped_and_its_successor_arrive
     message = subscription.take()
     assert message is not None
     assert (message.value, subscription.dropped) == (b"next", 2)
+
+
+def test_a_damaged_structure_is_unreadable_and_its_successor_is_read() -> None:
+    subject, subscription = incoming()
+    subject.deliver(Frame(Kind.DELIVER, number=1, target=1, content=Content.STRUCTURE, payload=bytes(100)))
+    subject.deliver(Frame(Kind.DELIVER, number=1, target=1, content=1, payload=b"next"))
+    damaged, following = subscription.take(), subscription.take()
+    assert damaged is not None
+    assert following is not None
+    with pytest.raises(ProtocolError, match="malformed"):
+        _ = damaged.value
+    assert following.value == b"next"
 
 
 def test_a_frame_of_an_unknown_topic_or_stream_is_a_fault_of_the_broker() -> None:

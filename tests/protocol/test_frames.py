@@ -84,7 +84,7 @@ def test_the_header_has_52_bytes_and_the_numbers_of_the_wire_are_fixed() -> None
     flags = (Flag.ACKNOWLEDGE, Flag.REQUEST, Flag.BATCH, Flag.CHUNKED, Flag.LAST, Flag.TOPIC_CREDIT)
     assert flags == (1, 2, 4, 8, 16, 32)
     assert [int(lane) for lane in Lane] == [0, 1, 2]
-    assert [int(content) for content in Content] == [0, 1, 2]
+    assert [int(content) for content in Content] == [0, 1, 2, 3]
 
 
 def test_a_payload_is_not_copied_and_not_joined_to_its_header() -> None:

@@ -24,6 +24,21 @@ def test_a_buffer_has_the_length_that_was_asked_for() -> None:
         assert (buffer.nbytes, buffer.dtype, len(memoryview(buffer))) == (size, np.uint8, size)
 
 
+def test_a_buffer_starts_where_tensors_may_start() -> None:
+    pool = BufferPool(1 << 20)
+    kept = [pool.acquire(size) for size in (1, 5000, 5000, 300_000, 300_000)]
+    assert [address(buffer) % 64 for buffer in kept] == [0] * 5
+    del kept
+    assert address(pool.acquire(5000)) % 64 == 0
+
+
+def test_what_the_pool_cannot_remember_costs_it_nothing_that_it_has() -> None:
+    pool = BufferPool(1 << 20)
+    first = address(pool.acquire(5000))
+    pool.acquire(2 << 20)
+    assert address(pool.acquire(5000)) == first
+
+
 def test_a_buffer_that_nobody_refers_to_is_handed_out_again() -> None:
     pool = BufferPool(1 << 20)
     buffer = pool.acquire(5000)

@@ -167,3 +167,68 @@ def test_inboxes_are_not_replayed() -> None:
     thief.subscribe("#", replay="all")
     assert thief.delivered() == []
     assert talk.state.router.topic(f"$inbox/{session.record.id}").ring.last() == []
+
+
+def retained_bytes(talk: Talk) -> int:
+    return sum(topic.ring.held_bytes for topic in talk.state.router.topics.values())
+
+
+def version(number: int) -> bytes:
+    return bytes([number]) * (3 * MIB)
+
+
+def test_the_last_value_survives_a_publisher_that_dies_in_the_middle_of_the_next_one() -> None:
+    talk = Talk()
+    publisher, other = talk.peer("publisher"), talk.peer("other")
+    publisher.publish_large("weights", version(1))
+    stream = other.open_stream("weights", 3 * MIB)
+    other.chunk(stream, bytes(CHUNK_BYTES))
+    other.die()
+    reader = talk.peer()
+    reader.subscribe("weights", replay="latest")
+    assert (reader.large(), reader.sequences()) == ([version(1)], [1])
+    assert retained_bytes(talk) == talk.state.router.retained_bytes
+    assert talk.state.router.topics["weights"].ring.held_bytes == 3 * MIB
+
+
+def test_a_newcomer_gets_the_last_complete_value_and_then_the_one_that_is_arriving() -> None:
+    talk = Talk()
+    publisher = talk.peer("publisher")
+    publisher.publish_large("weights", version(1))
+    stream = publisher.open_stream("weights", 3 * MIB)
+    publisher.chunk(stream, version(2)[:CHUNK_BYTES])
+    reader = talk.peer()
+    reader.subscribe("weights", replay="latest")
+    assert reader.large() == [version(1)]
+    for start in range(CHUNK_BYTES, 3 * MIB, CHUNK_BYTES):
+        end = start + CHUNK_BYTES
+        publisher.chunk(stream, version(2)[start:end], last=end == 3 * MIB)
+    assert (reader.large(), reader.sequences()) == ([version(1), version(2)], [1, 2])
+    late = talk.peer()
+    late.subscribe("weights", replay="latest")
+    assert late.large() == [version(2)]
+    assert retained_bytes(talk) == talk.state.router.retained_bytes
+    assert talk.state.router.topics["weights"].ring.held_bytes == 3 * MIB
+
+
+def test_a_newcomer_in_the_middle_of_a_message_that_is_never_finished_has_the_last_value_all_the_same() -> None:
+    talk = Talk()
+    publisher = talk.peer("publisher")
+    publisher.publish_large("weights", version(1))
+    publisher.chunk(publisher.open_stream("weights", 3 * MIB), bytes(CHUNK_BYTES))
+    reader = talk.peer()
+    number = reader.subscribe("weights", replay="latest")
+    publisher.die()
+    assert reader.large() == [version(1)]
+    assert len(reader.failures(Kind.STREAM_ABORT)) == reader.dropped(number) == 1
+
+
+def test_a_large_request_that_nobody_answers_ends_no_last_value() -> None:
+    talk = Talk()
+    publisher = talk.peer("publisher")
+    publisher.publish("a", b"kept")
+    publisher.publish_large("a", bytes(8 * MIB), Flag.REQUEST, target=5)
+    publisher.publish_large("b", bytes(8 * MIB))
+    reader = talk.peer()
+    reader.subscribe("+", replay="latest")
+    assert reader.payloads() == [b"kept"]

@@ -112,12 +112,103 @@ def test_an_unfinished_message_can_be_discarded_once() -> None:
     assert (ring.held_messages, ring.held_bytes, unfinished.first) == (2, 2, None)
 
 
+def begin(ring: Ring, size: int = 1) -> Message:
+    return append(ring, size=size, stream=Stream())
+
+
+def finish(ring: Ring, message: Message) -> int:
+    assert message.stream is not None
+    message.stream.complete = True
+    return ring.finish(message)
+
+
 def test_what_falls_out_of_the_ring_is_let_go_of() -> None:
     ring = Ring(1, 100)
-    old = append(ring, stream=Stream())
+    old = begin(ring)
+    finish(ring, old)
     assert old.first is not None
     append(ring)
     assert old.first is None
+
+
+def test_the_last_value_stays_until_a_newer_one_is_complete() -> None:
+    ring = Ring(5, 10)
+    old = append(ring, size=9)
+    new = begin(ring, size=8)
+    assert ring.last() == [old, new]
+    assert finish(ring, new) == -9
+    assert ring.last() == [new]
+    assert (ring.held_messages, ring.held_bytes) == (1, 8)
+
+
+def test_the_last_value_is_what_it_was_when_a_newer_one_is_never_completed() -> None:
+    ring = Ring(1, 10)
+    old = append(ring, size=9)
+    new = begin(ring, size=8)
+    assert ring.discard(new) == 8
+    assert ring.last() == [old]
+    assert new.first is None
+    assert ring.next_sequence == 3
+
+
+def test_a_message_that_is_too_long_to_be_kept_ends_the_older_ones_when_it_is_complete() -> None:
+    ring = Ring(5, 10)
+    older = append(ring, size=2)
+    long = begin(ring, size=1000)
+    assert long.first is None
+    newer = append(ring, size=3)
+    assert kept(ring) == [1, 3]
+    assert finish(ring, long) == -2
+    assert older.first is None
+    assert ring.last() == [newer]
+
+
+def test_what_is_arriving_is_bounded_as_what_is_complete() -> None:
+    ring = Ring(2, 10)
+    complete = append(ring, size=10)
+    first, second, third = (begin(ring, size=4) for _ in range(3))
+    assert [message.first is None for message in (first, second, third)] == [True, False, False]
+    assert ring.last() == [complete, second, third]
+    fourth = begin(ring, size=9)
+    assert ring.last() == [complete, fourth]
+    assert ring.clear() == 19
+    assert (ring.last(), fourth.first) == ([], None)
+
+
+def test_messages_that_are_completed_out_of_order_are_kept_in_order() -> None:
+    ring = Ring(5, 100)
+    early, late = begin(ring), begin(ring)
+    append(ring)
+    finish(ring, late)
+    assert kept(ring) == [1, 2, 3]
+    finish(ring, early)
+    assert kept(ring) == [1, 2, 3]
+    assert [message.sequence for message in ring.last()] == [3]
+
+
+@given(st.lists(st.tuples(st.integers(1, 14), st.sampled_from(["append", "begin", "finish", "abort"])), max_size=60))
+def test_what_is_said_to_be_held_is_what_is_held(steps: list[tuple[int, str]]) -> None:
+    ring = Ring(3, 10)
+    held, under_way = 0, []
+    for size, step in steps:
+        if step == "append":
+            before = ring.held_bytes
+            append(ring, size)
+            held += ring.held_bytes - before
+        elif step == "begin":
+            message = Message("a", "p", ring.next_sequence, 1, 1, 0, 1, 0, b"", b"", size, Stream(), None)
+            held += ring.append(message)
+            under_way.append(message)
+        elif under_way:
+            message = under_way.pop(size % len(under_way))
+            held += finish(ring, message) if step == "finish" else -ring.discard(message)
+        kept_now = ring.since(0)
+        complete = [message for message in kept_now if message.stream is None or message.stream.complete]
+        assert held == sum(message.size_bytes for message in kept_now) <= 20
+        assert ring.held_bytes == sum(message.size_bytes for message in complete) <= 10
+        assert ring.held_messages == len(complete) <= 3
+        assert [message.sequence for message in kept_now] == sorted({message.sequence for message in kept_now})
+    assert ring.clear() == held
 
 
 @given(st.integers(0, 6), st.integers(0, 30), st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9)), max_size=60))
