@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from broker.errors import ConnectionClosed, LimitExceeded
-from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S, MIB, PUBLISH_WINDOW_BYTES, PUBLISH_WINDOW_MESSAGES
+from broker.limits import (
+    CHUNK_BYTES,
+    HEARTBEAT_INTERVAL_S,
+    HEARTBEAT_TIMEOUT_S,
+    MIB,
+    PUBLISH_WINDOW_BYTES,
+    PUBLISH_WINDOW_MESSAGES,
+)
 from broker.protocol.bodies import Hello, Subscribe, Welcome
 from broker.protocol.frames import HEADER, Frame, Kind, Lane
 from broker.protocol.session import Event, Session
@@ -104,6 +112,33 @@ def test_a_large_message_that_is_given_up_with_its_last_chunk_on_the_link_arrive
     left = b"".join(bytes(buffer) for buffer in session.unsent)
     assert left.endswith(b"x" * 20_000)
     assert Kind.STREAM_ABORT not in drain(core, session)
+
+
+def test_a_state_dict_leaves_in_full_chunks_from_the_memory_of_its_tensors() -> None:
+    core, session = connected_core()
+    weights = {f"layer.{number}": np.full(30_000 + number, number) for number in range(10)}
+    message = Outbound.of("t", weights, "default")
+    try_publish(core, message, 0, 0)
+    sent: list[memoryview] = []
+
+    def send(buffers: list[memoryview]) -> int:
+        sent.extend(buffers)
+        return sum(map(len, buffers))
+
+    session.flush(send)
+    payload = b"".join(bytes(buffer) for buffer in sent)
+    sizes, arrived = [], b""
+    while payload:
+        kind, body_bytes, size = HEADER.unpack_from(payload)[0], *HEADER.unpack_from(payload)[8:10]
+        if kind == Kind.CHUNK:
+            sizes.append(size)
+            arrived += payload[HEADER.size : HEADER.size + size]
+        payload = payload[HEADER.size + body_bytes + size :]
+    assert arrived == bytes(message.payload)
+    assert set(sizes[:-1]) == {CHUNK_BYTES}
+    views = [np.frombuffer(buffer, np.uint8) for buffer in sent if len(buffer) > 4096]
+    assert sum(view.nbytes for view in views) > 0.99 * sum(array.nbytes for array in weights.values())
+    assert all(any(np.shares_memory(view, array) for array in weights.values()) for view in views)
 
 
 def test_no_more_large_messages_are_under_way_than_a_broker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
