@@ -195,10 +195,14 @@ def _from_torch(value: object) -> Array | None:
 
     if not isinstance(value, torch.Tensor):
         return None
-    tensor = value.detach().cpu().resolve_conj().resolve_neg()
-    if tensor.dtype == torch.bfloat16:
-        return cast(Array, tensor.contiguous().view(torch.int16).numpy().view(_bfloat16()))
-    return cast(Array, tensor.numpy())
+    try:
+        tensor = value.detach().cpu().resolve_conj().resolve_neg()
+        if tensor.dtype == torch.bfloat16:
+            return cast(Array, tensor.contiguous().view(torch.int16).numpy().view(_bfloat16()))
+        return cast(Array, tensor.numpy())
+    except (RuntimeError, TypeError) as error:
+        # Sparse, quantized, without data, or of a dtype that numpy does not have.
+        raise InvalidValue("tensor of", f"{value.dtype} on {value.device}", f"cannot be sent: {error}") from error
 
 
 def _from_device(value: object) -> Array:

@@ -145,6 +145,13 @@ def test_a_state_dict_of_torch_is_taken(dtype: str) -> None:
     assert (back["model"]["step"].shape, back["epoch"]) == ((), 2)
 
 
+def test_a_tensor_of_torch_that_is_no_array_is_named_by_its_place() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for tensor in (torch.zeros(3, device="meta"), torch.zeros(3).to_sparse(), torch.zeros(3).to(torch.float8_e4m3fn)):
+        with pytest.raises(InvalidValue, match=r'^value\["a"\]\[0\]: tensor of .*cannot be sent'):
+            encode_value({"a": [tensor], "b": torch.zeros(2)})
+
+
 class TorchLike:
     """As tensors of torch do, it has no place in MessagePack and says what it is by its methods."""
 
