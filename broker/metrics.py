@@ -100,9 +100,13 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
     for overflow, count in totals.dropped_messages.items():
         dropped.add_metric([overflow.value], count)
     yield dropped
-    yield _counter("messages_redelivered", "Jobs of queue groups that were given out again.", totals.redelivered_messages)
     yield _counter(
-        "messages_dead_lettered", "Jobs that went to a dead-letter topic after too many deliveries.", totals.dead_messages
+        "messages_redelivered", "Jobs of queue groups that were given out again.", totals.redelivered_messages
+    )
+    yield _counter(
+        "messages_dead_lettered",
+        "Jobs that went to a dead-letter topic after too many deliveries.",
+        totals.dead_messages,
     )
 
 

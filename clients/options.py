@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
+from broker.limits import PRIORITY_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
 from broker.protocol.bodies import Subscribe
 from broker.topics.names import check_filter
 from clients import environment
@@ -66,7 +66,14 @@ def subscribe_wishes(
 
 
 def outbound(
-    topic: str, value: object, headers: Mapping[str, str] | None, lane: str, ack: str | None, *, urgent: bool
+    topic: str,
+    value: object,
+    headers: Mapping[str, str] | None,
+    lane: str,
+    ack: str | None,
+    *,
+    urgent: bool,
+    priority: int = 0,
 ) -> tuple[Outbound, bool]:
     """A message to publish, and whether it is to be acknowledged.
 
@@ -79,6 +86,9 @@ def outbound(
     if headers is not None:
         message.headers = _checked(headers)
     message.urgent = urgent
+    message.priority = whole_number("priority", priority)
+    if not 0 <= message.priority <= PRIORITY_MAX:
+        raise InvalidValue("priority", priority, f"must be from 0 to {PRIORITY_MAX}; the highest goes first")
     return message, ack is not None
 
 

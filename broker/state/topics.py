@@ -11,8 +11,8 @@ from broker.errors import LimitExceeded, ProtocolError
 from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX
 from broker.protocol.batches import split_batch
 from broker.protocol.frames import Flag
-from broker.state.delivery import Subscription
 from broker.state.dead_letters import dead_letter
+from broker.state.delivery import Subscription
 from broker.state.totals import Totals
 from broker.state.works import DEAD_LETTERS, Work, Works
 from broker.topics.messages import Message
@@ -63,7 +63,8 @@ class TopicRecord:
     """
 
     __slots__ = (
-        "arriving", "held_back", "name", "policy", "published", "published_bytes", "publishers", "ring", "routes", "works",
+        "arriving", "held_back", "name", "policy", "published", "published_bytes", "publishers", "ring", "routes",
+        "works",
     )  # fmt: skip
 
     def __init__(self, name: str, ring: Ring, policy: TopicPolicy) -> None:

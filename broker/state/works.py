@@ -1,13 +1,13 @@
 """Work queues: which member of a queue group gets which job of an acknowledged topic, and what becomes of it.
 
-A `Work` is one queue group on one topic: its jobs, whether or not anybody is there to do them. A `Crew` is the members of
-a group that have the same filter, and so the same works. Both sides wait for each other in the crew:
+A `Work` is one queue group on one topic: its jobs, whether or not anybody is there to do them. A `Crew` is the members
+of a group that have the same filter, and so the same works. Both sides wait for each other in the crew:
 
     a job comes     -> to the idlest member that has room; nobody has any -> its work waits among `hungry`
-    room comes      -> the hungry works of the member's crew take turns; none is hungry -> the member waits among the idle
+    room comes      -> the hungry works of the member's crew take turns; none is hungry -> the member waits for a job
 
-A member has room while it has fewer unsettled jobs than its queue_messages and credit for another message. So a slow one
-gets less, and what nobody has room for stays here, where priorities and newcomers can still change who gets it.
+A member has room while it has fewer unsettled jobs than its queue_messages and credit for another message. So a slow
+one gets less, and what nobody has room for stays here, where priorities and newcomers can still change who gets it.
 """
 
 from __future__ import annotations

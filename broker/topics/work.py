@@ -8,13 +8,13 @@
 Waiting jobs go out by priority, highest first, and inside one in the order in which they came; a job that comes back
 takes its old place. Each delivery has a number, by which its holder settles it.
 
-**The lease.** A holder may have more jobs than it works on, because they are sent ahead. So a lease is counted from the
-moment at which the holder can have begun: the oldest job's from its delivery, or from when the one before it was settled;
-that of the jobs behind it also from any later settlement, which shows that the holder gets on. One stuck job runs out of
-its lease while its neighbours are worked on, and all jobs of a holder that stands still come back together.
+**The lease.** A holder may have more jobs than it works on, because they are sent ahead. So a lease is counted from
+the moment at which the holder can have begun: the oldest job's from its delivery, or from when the one before it was
+settled; that of the jobs behind it also from any later settlement, which shows that the holder gets on. One stuck job
+runs out of its lease while its neighbours are worked on, and all jobs of a holder that stands still come back together.
 
-**What counts.** A refusal and a lease that ran out count towards max_deliveries. Of a holder that is lost only the oldest
-job does: it may be what killed its worker, and those that only waited behind it are not to blame.
+**What counts.** A refusal and a lease that ran out count towards max_deliveries. Of a holder that is lost only the
+oldest job does: it may be what killed its worker, and those that only waited behind it are not to blame.
 
 **Late.** A settlement that comes after the lease still finishes the job, unless it is done or dead already.
 """
@@ -169,8 +169,8 @@ class WorkQueue:
     """
 
     __slots__ = (
-        "_orders", "_ready", "_timers", "_timers_set", "bytes_max", "dead", "delayed", "held_bytes", "lease_ns", "leased",
-        "max_deliveries", "messages_max", "redelivered", "waiting",
+        "_orders", "_ready", "_timers", "_timers_set", "bytes_max", "dead", "delayed", "held_bytes", "lease_ns",
+        "leased", "max_deliveries", "messages_max", "redelivered", "waiting",
     )  # fmt: skip
 
     def __init__(
