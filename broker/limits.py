@@ -90,6 +90,8 @@ WORK_MESSAGES_MAX: Final = 65_536
 """Jobs of one queue group on one topic, waiting or being worked on, before the topic's publishers are held back."""
 WORK_BYTES_MAX: Final = 256 * MIB
 """Their bytes; one longer job may always be there."""
+WORK_GROUPS_MAX: Final = 64
+"""Queue groups with acknowledgement on one topic. They outlive their members, and each wants every message."""
 LATE_SETTLEMENTS_MAX: Final = 1024
 """Jobs whose lease ran out that a worker may still acknowledge: a few times what one works on at once."""
 REFUSAL_DELAY_S_MAX: Final = 86_400.0

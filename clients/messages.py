@@ -209,13 +209,13 @@ class Message(msgspec.Struct, eq=False):
         return self.deliveries > 1
 
     def ack(self) -> Awaitable[None]:
-        """Settles a job that is done; with the synchronous client from any thread, else on its loop.
+        """Settles a job that is done; from any thread.
 
         The first `ack` or `nack` counts, later ones do nothing. One that comes too late, after the connection or the
         subscription has ended, does nothing either: another member gets the job.
 
         Returns:
-            Something that may be awaited; what was said has been sent already.
+            Something that may be awaited; it need not be.
 
         Raises:
             InvalidValue: the message is not from a queue group on a topic with acknowledgement.

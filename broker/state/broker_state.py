@@ -245,6 +245,13 @@ class BrokerState:
             body = Failure(Code.LIMIT, "", "subscriptions_per_session_max", len(record.subscriptions), limit)
             self._answer_error(record, frame.target, body)
             return
+        if problem is None and wishes.queue_group:
+            try:
+                self.router.check_group(wishes.queue_group, wishes.filter)
+            except LimitExceeded as error:
+                body = Failure(Code.LIMIT, str(error), error.limit, error.value, error.maximum)
+                self._answer_error(record, frame.target, body)
+                return
         if problem is None:
             try:
                 subscription = self._add(record, SubscriptionNumber(frame.number), wishes)

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 from broker.errors import LimitExceeded, ProtocolError
-from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX
+from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
 from broker.protocol.batches import split_batch
 from broker.protocol.frames import Flag
 from broker.state.dead_letters import dead_letter
@@ -187,7 +187,7 @@ class Router:
         record = self.topics.pop(name, None)
         if record is not None:
             record.routes = None
-            self.works.forget(record)
+            self.works.forget(record.works.values())
             self.retained_bytes -= record.ring.clear()
             self.ended.add_topic(record)
 
@@ -212,6 +212,23 @@ class Router:
         worker = subscription.worker
         assert worker is not None
         self.works.room(worker)
+
+    def check_group(self, group: str, topic_filter: str) -> None:
+        """Refuses a queue group that is one too many on an acknowledged topic; those that are over make room.
+
+        Raises:
+            LimitExceeded: it is.
+        """
+        for topic in self._acknowledged(topic_filter):
+            if group not in topic.works and len(topic.works) >= WORK_GROUPS_MAX:
+                over = [work for work in topic.works.values() if work.is_over]
+                for work in over:
+                    del topic.works[work.group]
+                    self.ended.add_work(work)
+                self.works.forget(over)
+                topic.routes = None
+                if len(topic.works) >= WORK_GROUPS_MAX:
+                    raise LimitExceeded("work_groups_max", len(topic.works) + 1, WORK_GROUPS_MAX)
 
     def _acknowledged(self, topic_filter: str) -> list[TopicRecord]:
         if is_filter(topic_filter):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from broker.protocol.session import Session
     from broker.state.delivery import Subscription
     from broker.state.topics import TopicRecord
+    from broker.state.works import Work
 
 SYSTEM_TOPICS: Final = ("$sys/", "$dead/")
 """What the broker itself publishes is not counted as published, or a silent bus would seem busy."""
@@ -49,8 +50,12 @@ class Totals:
             self.published_messages += topic.published
             self.published_bytes += topic.published_bytes
         for work in topic.works.values():
-            self.redelivered_messages += work.queue.redelivered
-            self.dead_messages += work.queue.dead
+            self.add_work(work)
+
+    def add_work(self, work: Work) -> None:
+        """Adds what became of a queue group's jobs."""
+        self.redelivered_messages += work.queue.redelivered
+        self.dead_messages += work.queue.dead
 
     def add_subscription(self, subscription: Subscription) -> None:
         """Adds what was delivered to a subscription, and what it has lost."""

@@ -67,6 +67,11 @@ class Work:
         return self.queue.over_limit
 
     @property
+    def is_over(self) -> bool:
+        """Whether nobody is there, nor anything to do."""
+        return not self.crews and not self.queue.held
+
+    @property
     def members(self) -> int:
         """Subscriptions that may get its jobs."""
         return sum(len(crew.workers) for crew in self.crews)
@@ -240,9 +245,9 @@ class Works:
             work.apply_policy()
         return list(topic.works.values())
 
-    def forget(self, topic: TopicRecord) -> None:
-        """A topic is gone, and its works, which hold nothing, with it."""
-        for work in topic.works.values():
+    def forget(self, works: Iterable[Work]) -> None:
+        """Works that hold nothing are gone."""
+        for work in works:
             self._works.pop(work.queue, None)
             for crew in work.crews:
                 crew.works.pop(work, None)

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -193,7 +194,7 @@ class Client:
         return task
 
     def _settle(self, delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
-        operations.settle(self._driver, delivery, refused=refused, delay_s=delay_s)
+        self._driver.call(partial(operations.settle, self._driver, delivery, refused=refused, delay_s=delay_s))
         return _SENT
 
     async def group(

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import clients
+from broker.admin_views import QueueGroupView, SessionView, TopicView, session_views, topic_views
+from broker.metrics import Metrics
 from clients import DEFERRED, InvalidValue, Message
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
@@ -193,6 +195,7 @@ def test_an_ack_of_an_old_session_is_no_error_and_the_job_comes_again(
     assert reconnected.wait(10.0)
     with caplog.at_level(logging.DEBUG, "clients.operations"):
         message.ack()
+        worker.flush()
     assert "job.settled_too_late" in caplog.text
     jobs = [subscription.next(5.0) for _ in range(2)]
     # What was here and not taken is not handed out a second time.
@@ -306,3 +309,32 @@ def test_a_job_may_be_acknowledged_from_any_thread(tcp_broker: ServingThread) ->
             thread.join()
         bus.flush()
         assert works(tcp_broker) == (0, 0, 0)
+
+
+def test_what_becomes_of_jobs_can_be_seen(broker: ServingThread, bus: clients.Client) -> None:
+    subscription = bus.subscribe("jobs", queue_group="g", queue_messages=1)
+    for value in ("twice", "next"):
+        bus.publish("jobs", value)
+    for _ in range(2):
+        subscription.next(5.0).nack()
+    assert subscription.next(5.0).value == "next"
+    bus.publish("jobs", "waits")
+    bus.flush()
+
+    def look() -> tuple[list[TopicView], list[SessionView], str]:
+        server = broker.server
+        return topic_views(server), session_views(server, 0), Metrics(server).render()[0].decode()
+
+    topics, sessions, metrics = broker.call(look)
+    (view,) = topics[0].queue_groups
+    held_bytes = len(b"\xa5waits" + b"\xa4next")
+    assert view == QueueGroupView("g", 1, 1, 0, 1, held_bytes, 1, 1, holds_back=False)
+    assert topics[0].subscriptions == 1
+    assert sessions[0].subscriptions[0].unsettled_jobs == 1
+    for line in (
+        "messages_redelivered_total 1.0",
+        "messages_dead_lettered_total 1.0",
+        "jobs_waiting 1.0",
+        "jobs_leased 1.0",
+    ):
+        assert f"tensorbus_{line}\n" in metrics
