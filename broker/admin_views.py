@@ -16,6 +16,7 @@ from broker.server import Server
 from broker.state.delivery import Subscription
 from broker.state.records import SessionRecord
 from broker.state.topics import Router, TopicRecord
+from broker.state.works import Work
 
 
 class ServerView(msgspec.Struct, frozen=True):
@@ -36,6 +37,8 @@ class ServerView(msgspec.Struct, frozen=True):
         published_bytes: payload and headers.
         delivered_messages: handed to subscribers.
         dropped_messages: lost by subscribers, by overflow policy.
+        redelivered_messages: jobs of queue groups that were given out again.
+        dead_messages: jobs that went to a dead-letter topic after too many deliveries.
         received_bytes: from clients, all kinds of frames together.
         sent_bytes: to clients, all kinds of frames together.
     """
@@ -54,6 +57,8 @@ class ServerView(msgspec.Struct, frozen=True):
     published_bytes: int
     delivered_messages: int
     dropped_messages: dict[str, int]
+    redelivered_messages: int
+    dead_messages: int
     received_bytes: int
     sent_bytes: int
 
@@ -71,6 +76,7 @@ class SubscriptionView(msgspec.Struct, frozen=True):
         unread_messages: that the application has not taken; those that wait are among them.
         delivered_messages: handed to the session, ever.
         dropped_messages: lost, ever.
+        unsettled_jobs: of acknowledged topics, that it has and did not settle.
         blocks_topics: topics whose publishers wait for this subscription, sorted.
     """
 
@@ -83,6 +89,7 @@ class SubscriptionView(msgspec.Struct, frozen=True):
     unread_messages: int
     delivered_messages: int
     dropped_messages: int
+    unsettled_jobs: int
     blocks_topics: list[str]
 
 
@@ -120,6 +127,32 @@ class SessionView(msgspec.Struct, frozen=True):
     groups: list[str]
 
 
+class QueueGroupView(msgspec.Struct, frozen=True):
+    """A queue group with acknowledgement on one topic.
+
+    Attributes:
+        name: the queue group.
+        members: subscriptions that may get its jobs.
+        waiting_jobs: that no member has.
+        delayed_jobs: that were refused and are put off.
+        leased_jobs: that members have and did not settle.
+        held_bytes: of all of these.
+        redelivered_messages: deliveries that were not a job's first, ever.
+        dead_messages: jobs that went to the dead-letter topic, ever.
+        holds_back: whether publishers wait because there are too many jobs.
+    """
+
+    name: str
+    members: int
+    waiting_jobs: int
+    delayed_jobs: int
+    leased_jobs: int
+    held_bytes: int
+    redelivered_messages: int
+    dead_messages: int
+    holds_back: bool
+
+
 class TopicView(msgspec.Struct, frozen=True):
     """One of the `topics` of `/api/v1/topics`.
 
@@ -133,6 +166,7 @@ class TopicView(msgspec.Struct, frozen=True):
         retained_bytes: kept for replay.
         subscriptions: that get its messages.
         held_back_publishers: that wait for a slow subscriber.
+        queue_groups: with acknowledgement, by name.
     """
 
     name: str
@@ -144,6 +178,7 @@ class TopicView(msgspec.Struct, frozen=True):
     retained_bytes: int
     subscriptions: int
     held_back_publishers: int
+    queue_groups: list[QueueGroupView]
 
 
 class OperationView(msgspec.Struct, frozen=True):
@@ -219,6 +254,8 @@ def server_view(server: Server, now_ns: int) -> ServerView:
         published_bytes=totals.published_bytes,
         delivered_messages=totals.delivered_messages,
         dropped_messages={overflow.value: count for overflow, count in totals.dropped_messages.items()},
+        redelivered_messages=totals.redelivered_messages,
+        dead_messages=totals.dead_messages,
         received_bytes=totals.received_bytes,
         sent_bytes=totals.sent_bytes,
     )
@@ -260,6 +297,7 @@ def _subscription_view(subscription: Subscription) -> SubscriptionView:
         unread_messages=queue.unread_messages,
         delivered_messages=subscription.delivered,
         dropped_messages=queue.dropped,
+        unsettled_jobs=0 if subscription.worker is None else subscription.worker.load,
         blocks_topics=sorted(topic.name for topic in subscription.blocking),
     )
 
@@ -271,7 +309,7 @@ def topic_views(server: Server) -> list[TopicView]:
 
 
 def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
-    ring = topic.ring
+    ring, routes = topic.ring, router.routes(topic)
     return TopicView(
         name=topic.name,
         published_messages=topic.published,
@@ -280,8 +318,24 @@ def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
         oldest_sequence=ring.oldest_sequence,
         retained_messages=ring.held_messages,
         retained_bytes=ring.held_bytes,
-        subscriptions=len(router.routes(topic).subscriptions()),
+        subscriptions=len(routes.subscriptions()) + sum(work.members for work in routes.works),
         held_back_publishers=len(topic.held_back),
+        queue_groups=[_queue_group_view(topic.works[name]) for name in sorted(topic.works)],
+    )
+
+
+def _queue_group_view(work: Work) -> QueueGroupView:
+    queue = work.queue
+    return QueueGroupView(
+        name=work.group,
+        members=work.members,
+        waiting_jobs=queue.waiting,
+        delayed_jobs=queue.delayed,
+        leased_jobs=queue.leased,
+        held_bytes=queue.held_bytes,
+        redelivered_messages=queue.redelivered,
+        dead_messages=queue.dead,
+        holds_back=bool(work.blocking),
     )
 
 

@@ -92,6 +92,18 @@ LEASE_S: Final = 30.0
 """How long a worker may take for a message before another one gets it."""
 DELIVERIES_MAX: Final = 5
 """Deliveries of one message before it goes to the dead-letter topic: what five workers could not do, nobody can."""
+WORK_MESSAGES_MAX: Final = 65_536
+"""Jobs of one queue group on one topic, waiting or being worked on, before the topic's publishers are held back."""
+WORK_BYTES_MAX: Final = 256 * MIB
+"""Their bytes; one longer job may always be there."""
+WORK_GROUPS_MAX: Final = 64
+"""Queue groups with acknowledgement on one topic. They outlive their members, and each wants every message."""
+LATE_SETTLEMENTS_MAX: Final = 1024
+"""Jobs whose lease ran out that a worker may still acknowledge: a few times what one works on at once."""
+REFUSAL_DELAY_S_MAX: Final = 86_400.0
+"""How long a refused job may be put off, in seconds; whoever plans further ahead needs a calendar, not a queue."""
+PRIORITY_MAX: Final = 9
+"""Of a job; 0 is the lowest and the default."""
 
 # Transports.
 IOV_BUFFERS_MAX: Final = 1024

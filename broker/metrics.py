@@ -100,6 +100,14 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
     for overflow, count in totals.dropped_messages.items():
         dropped.add_metric([overflow.value], count)
     yield dropped
+    yield _counter(
+        "messages_redelivered", "Jobs of queue groups that were given out again.", totals.redelivered_messages
+    )
+    yield _counter(
+        "messages_dead_lettered",
+        "Jobs that went to a dead-letter topic after too many deliveries.",
+        totals.dead_messages,
+    )
 
 
 def _gauges(state: BrokerState) -> Iterator[Metric]:
@@ -117,6 +125,9 @@ def _gauges(state: BrokerState) -> Iterator[Metric]:
     yield _gauge(
         "waiting_messages", "Messages that wait for subscribers.", sum(queue.waiting_messages for queue in queues)
     )
+    jobs = [work.queue for topic in state.router.topics.values() for work in topic.works.values()]
+    yield _gauge("jobs_waiting", "Jobs that wait for a worker.", sum(queue.waiting + queue.delayed for queue in jobs))
+    yield _gauge("jobs_leased", "Jobs that workers have and did not settle.", sum(queue.leased for queue in jobs))
 
 
 def _by_topic(state: BrokerState) -> Metric:

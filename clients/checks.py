@@ -30,8 +30,17 @@ def time_limit(name: str, value: object) -> float:
     Raises:
         InvalidValue: it is no number, not finite, below 0, or longer than a life.
     """
-    if not isinstance(value, (int, float)) or not 0 <= value <= TIMEOUT_S_MAX:
-        raise InvalidValue(name, value, f"must be a number of seconds from 0 to {TIMEOUT_S_MAX:g}")
+    return seconds_of(name, value, TIMEOUT_S_MAX)
+
+
+def seconds_of(name: str, value: object, maximum_s: float) -> float:
+    """A number of seconds up to a limit.
+
+    Raises:
+        InvalidValue: it is no number, not finite, below 0 or over the limit.
+    """
+    if not isinstance(value, (int, float)) or not 0 <= value <= maximum_s:
+        raise InvalidValue(name, value, f"must be a number of seconds from 0 to {maximum_s:g}")
     return float(value)
 
 

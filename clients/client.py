@@ -21,7 +21,7 @@ from clients.core import LANES, Core, Reconnected
 from clients.driver import Driver
 from clients.groups import Group
 from clients.handlers import Handler, Handlers, responder
-from clients.messages import Answer, Message, Sent
+from clients.messages import Answer, Delivery, Message, Sent
 from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, reply_message, request_message, subscribe_wishes
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT
 from clients.subscriptions import Subscription
@@ -90,7 +90,7 @@ class Client:
     ) -> None:
         """See `connect`."""
         check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
-        self._core = Core(name, self._reply)
+        self._core = Core(name, self._reply, self._settle)
         self._driver = Driver(
             self._core,
             parse_list(url),
@@ -120,6 +120,7 @@ class Client:
         lane: str = "default",
         ack: str | None = None,
         urgent: bool = False,
+        priority: int = 0,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> int | None:
         """Publishes a value. When this returns, the value may be changed.
@@ -133,6 +134,7 @@ class Client:
             lane: `control` passes everything, `bulk` lets everything pass.
             ack: "accepted" waits until the broker has the message, and returns its sequence.
             urgent: never waits for a batch.
+            priority: as a job of a queue group on a topic with acknowledgement, 0 to 9; the highest goes first.
             timeout_s: how long to wait for room when a subscriber with overflow="block" does not keep up, in seconds.
 
         Raises:
@@ -141,7 +143,7 @@ class Client:
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
         encoded = None
-        if headers is None and ack is None and lane in LANES:
+        if headers is None and ack is None and not priority and lane in LANES:
             encoded = content, tensor, payload = encode_value(value)
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
                 # The same as operations.publish, for a small message that need not wait.
@@ -158,7 +160,9 @@ class Client:
                     if done is BATCH_OPENED:
                         driver.batch_opened()
                         return None
-        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent, encoded=encoded)
+        message, acknowledge = outbound(
+            topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded
+        )
         return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
@@ -199,10 +203,14 @@ class Client:
                 `drop_newest` drop and count, `latest` keeps the newest only.
             queue_messages: the bound, in messages.
             queue_bytes: the bound, in bytes; one longer message may always be under way.
-            queue_group: each message goes to one of the group's subscriptions, to the least loaded.
+            queue_group: each message goes to one of the group's subscriptions, to the least loaded. On a topic declared
+                with acknowledge=True it is to be settled (`ack`, `nack`), and a member has at most queue_messages that
+                it has not settled; a new group begins with what the topic retains, or with what replay asks for.
             replay: `latest` starts with each topic's last value, `all` with everything that is retained, a number with
                 the retained messages from that sequence on.
-            handler: called with each message on the client's own thread; then the subscription is not to be read.
+            handler: called with each message on the client's own thread; then the subscription is not to be read. A
+                job is acknowledged when the handler returns, unless it has settled it or returns clients.DEFERRED, and
+                refused when it raises.
             timeout_s: how long the broker may take to acknowledge, in seconds.
 
         Raises:
@@ -306,6 +314,11 @@ class Client:
 
     def _reply(self, request: Message, answer: Answer) -> Awaitable[None]:
         self._driver.run(operations.publish(self._driver, reply_message(request, answer), PUBLISH_TIMEOUT_S))
+        return _SENT
+
+    def _settle(self, delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
+        with self._driver.lock:
+            operations.settle(self._driver, delivery, refused=refused, delay_s=delay_s)
         return _SENT
 
     def group(

@@ -25,7 +25,7 @@ from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import Encoded, encode_value
 from clients.incoming import Incoming, SubscriptionState
 from clients.membership import Place, Places, failure_error
-from clients.messages import Message, Reply
+from clients.messages import Message, Reply, Settle
 from clients.outgoing import Outgoing
 from clients.signals import Pending, Signal
 
@@ -98,10 +98,11 @@ class Core:
         closed: why there will never be one again.
     """
 
-    def __init__(self, name: str, reply: Reply) -> None:
+    def __init__(self, name: str, reply: Reply, settle: Settle) -> None:
         """Args:
         name: what the client calls itself.
         reply: publishes the answer to a request, in the way of the client.
+        settle: tells the broker what has become of a job, in the way of the client.
         """
         self.name = name
         self.session: Session | None = None
@@ -109,7 +110,7 @@ class Core:
         self.online = Signal()
         self.closed: BrokerError | None = None
         self.outgoing = Outgoing()
-        self.incoming = Incoming(reply, self._replied)
+        self.incoming = Incoming(reply, self._replied, settle)
         self.places = Places()
         self.lost: Reconnected | None = None
         """What the last connection's end may have cost, until the next one is open."""
@@ -374,6 +375,7 @@ class Outbound(msgspec.Struct, gc=False):
     payload: Payload
     headers: dict[str, str] | None = None
     urgent: bool = False
+    priority: int = 0
     flags: int = 0
     reference: int = 0
     reply_to: str = ""
@@ -432,11 +434,12 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
             return outgoing.streams_room
         opening = Frame(
             Kind.PUBLISH, message.flags | Flag.CHUNKED, message.lane, message.content,
-            number=topic.number, target=message.reference, total_bytes=len(payload), time_ns=wall_ns, body=body,
+            number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),
+            time_ns=wall_ns, body=body,
         )  # fmt: skip
         return outgoing.start_stream(topic, opening, payload)
     data = payload if type(payload) is bytes else bytes(payload)
-    if message.lane == _DEFAULT and not message.flags and not message.urgent:
+    if message.lane == _DEFAULT and not message.flags and not message.urgent and not message.priority:
         batched = outgoing.offer_to_batch(topic, message.content, body, data, wall_ns, now_ns)
         if batched is not None:
             return batched
@@ -444,6 +447,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         topic,
         Frame(
             Kind.PUBLISH, message.flags, message.lane, message.content,
-            number=topic.number, target=message.reference, time_ns=wall_ns, body=body, payload=data,
+            number=topic.number, target=message.reference, count=message.priority, time_ns=wall_ns, body=body,
+            payload=data,
         ),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from broker.errors import BrokerError
 from clients import operations
@@ -19,8 +20,10 @@ from clients.messages import DEFERRED, Message
 from clients.signals import Signal
 
 log = logging.getLogger(__name__)
+FAILED: Final = object()
+"""In place of what a handler returns that has raised."""
 
-Handler = Callable[[Message], None]
+Handler = Callable[[Message], object]
 
 
 class Handlers:
@@ -93,10 +96,22 @@ class Handlers:
 
     def _call(self, handler: Handler, message: Message) -> None:
         try:
-            handler(message)
+            outcome = handler(message)
         except BaseException:
             # Also SystemExit: the thread is the client's, and the other handlers go on.
             log.exception("handler.failed topic=%r", message.topic)
+            outcome = FAILED
+        settle_handled(message, outcome)
+
+
+def settle_handled(message: Message, outcome: object) -> None:
+    """Settles a job for its handler, unless that has done it or will: `outcome` is what it returned, or FAILED."""
+    if not message.is_job:
+        return
+    if outcome is FAILED:
+        message.nack()
+    elif outcome is not DEFERRED:
+        message.ack()
 
 
 def responder(function: Callable[[Message], object]) -> Handler:

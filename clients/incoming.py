@@ -19,7 +19,7 @@ from broker.protocol.bodies import Subscribe, Topic, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
-from clients.messages import Message, Publication, Reply
+from clients.messages import Delivery, Message, Publication, Reply, Settle
 from clients.signals import Signal
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ POOL_BYTES_MAX: Final = 512 * MIB
 INBOX: Final = 0
 _BATCH: Final = Flag.BATCH
 _CHUNKED: Final = Flag.CHUNKED
+_TRACKED: Final = Flag.TRACKED
 
 
 class SubscriptionState(Signal):
@@ -171,6 +172,13 @@ class SubscriptionState(Signal):
         self._owed_messages = -len(self._messages)
         self._owed_bytes = -sum(message.size_bytes for message in self._messages)
 
+    def forget_jobs(self) -> None:
+        """The session is over: what it had not taken of its jobs goes to others, or comes again."""
+        rest = [message for message in self._messages if not message.is_job]
+        if len(rest) < len(self._messages):
+            self._messages = deque(rest)
+            self.ready = bool(rest) or self.closed is not None
+
     def close(self, error: BrokerError) -> None:
         """No more messages will come; those that are here can still be taken."""
         if self.closed is None:
@@ -195,9 +203,10 @@ class _Assembly:
 class Incoming:
     """All that one client receives, but for collectives."""
 
-    def __init__(self, reply: Reply, on_reply: Callable[[Message], None]) -> None:
+    def __init__(self, reply: Reply, on_reply: Callable[[Message], None], settle: Settle) -> None:
         """Args:
         reply: publishes the answer to a request.
+        settle: tells the broker what has become of a job.
         on_reply: called with every message that comes to this client's inbox.
         """
         self.session: Session | None = None
@@ -205,6 +214,7 @@ class Incoming:
         self.pool = BufferPool(POOL_BYTES_MAX)
         self._reply = reply
         self._on_reply = on_reply
+        self._settle = settle
         self._publications: dict[int, Publication] = {}
         self._assemblies: dict[int, _Assembly] = {}
         self._inbox = SubscriptionState(INBOX, Subscribe("$inbox"))
@@ -221,6 +231,8 @@ class Incoming:
         """The session is over: what had not arrived completely never will."""
         self.session = None
         self._assemblies.clear()
+        for subscription in self.subscriptions.values():
+            subscription.forget_jobs()
 
     def allocate(self, frame: Frame, size_bytes: int) -> memoryview:
         """Memory for a payload that is about to be received: its place in the message that it is a part of."""
@@ -310,6 +322,8 @@ class Incoming:
             frame.payload,
             self._reply,
         )
+        if frame.flags & _TRACKED:
+            message._delivery = Delivery(subscription.number, frame.stream, frame.count, self.session, self._settle)
         self._hand_out(subscription, message)
 
     def _hand_out(self, subscription: SubscriptionState, message: Message) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
 from broker.buffers import Buffer
 from broker.errors import InvalidValue
+from broker.limits import REFUSAL_DELAY_S_MAX
 from broker.protocol.bodies import MessageBody, decode_body
 from broker.protocol.frames import Content, Lane
+from broker.protocol.session import Session
 from broker.protocol.values import decode_value
+from clients.checks import seconds_of
 
 NO_BODY: Final = MessageBody()
 _UNREAD: Final = object()
@@ -41,8 +44,38 @@ Reply = Callable[["Message", Answer], Awaitable[None]]
 """Sends the answer to a request."""
 
 
+class Delivery:
+    """How a job came to this client, which is to settle it.
+
+    Attributes:
+        subscription: the number of the subscription that got it.
+        number: by which the broker knows the delivery, in its session.
+        count: how often the job was delivered, with this time.
+        session: in which alone it can be settled.
+        settle: does it.
+        settled: whether that was done.
+    """
+
+    __slots__ = ("count", "number", "session", "settle", "settled", "subscription")
+
+    def __init__(self, subscription: int, number: int, count: int, session: Session | None, settle: Settle) -> None:
+        self.subscription = subscription
+        self.number = number
+        self.count = count
+        self.session = session
+        self.settle = settle
+        self.settled = False
+
+
+class Settle(Protocol):
+    """Tells the broker what has become of a job; does nothing the second time."""
+
+    def __call__(self, delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]: ...
+
+
 class Deferred(Enum):
-    """What a responder's function returns when it has kept the request and will call its `reply` later."""
+    """What a function returns that has kept its message: a responder, which will call `reply` later, or a handler of
+    jobs, which will call `ack` or `nack`."""
 
     DEFERRED = "deferred"
 
@@ -77,6 +110,7 @@ class Message(msgspec.Struct, eq=False):
     _reply: Reply | None
     _decoded: MessageBody | None = None
     _value: object = _UNREAD
+    _delivery: Delivery | None = None
 
     @property
     def topic(self) -> str:
@@ -158,6 +192,56 @@ class Message(msgspec.Struct, eq=False):
         if self._reply is None or not self.is_request:
             raise InvalidValue("message on topic", self.topic, "is not a request, so nobody waits for a reply")
         return self._reply(self, answer)
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it came to a member of a queue group whose topic is acknowledged, so that it is to be settled."""
+        return self._delivery is not None
+
+    @property
+    def deliveries(self) -> int:
+        """How often it was delivered to members of its queue group, with this time: 1 the first time."""
+        return 1 if self._delivery is None else self._delivery.count
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it was delivered before, and so may have been worked on already."""
+        return self.deliveries > 1
+
+    def ack(self) -> Awaitable[None]:
+        """Settles a job that is done; from any thread.
+
+        The first `ack` or `nack` counts, later ones do nothing. One that comes too late, after the connection or the
+        subscription has ended, does nothing either: another member gets the job.
+
+        Returns:
+            Something that may be awaited; it need not be.
+
+        Raises:
+            InvalidValue: the message is not from a queue group on a topic with acknowledgement.
+        """
+        return self._job().settle(self._job(), refused=False, delay_s=0.0)
+
+    def nack(self, delay_s: float = 0.0) -> Awaitable[None]:
+        """Gives a job back that is not done, for another delivery, or for the dead letters when it had all of them.
+
+        Args:
+            delay_s: not before so many seconds, up to a day.
+
+        Raises:
+            InvalidValue: as for `ack`, or a delay that cannot be.
+        """
+        delay_s = seconds_of("delay_s", delay_s, REFUSAL_DELAY_S_MAX)
+        return self._job().settle(self._job(), refused=True, delay_s=delay_s)
+
+    def _job(self) -> Delivery:
+        if self._delivery is None:
+            raise InvalidValue(
+                "message on topic",
+                self.topic,
+                "is not to be acknowledged: it takes a queue_group, and a topic declared with acknowledge=True",
+            )
+        return self._delivery
 
     def __repr__(self) -> str:
         return f"<Message {self.topic} sequence={self.sequence} from {self.sender!r} {self.size_bytes} bytes>"

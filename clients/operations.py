@@ -6,19 +6,22 @@ client runs it to its end in one step, because its driver blocks inside `wait`.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Protocol
 
 from broker.errors import ConnectionClosed, TimeoutError
-from broker.protocol.bodies import Join, Subscribe, encode_body
+from broker.protocol.bodies import Join, Settle, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from clients.checks import time_limit
 from clients.core import Core, Outbound, PendingJoin, PendingRequest, try_publish
 from clients.incoming import SubscriptionState
 from clients.membership import Place
-from clients.messages import Message
+from clients.messages import Delivery, Message
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
 from clients.signals import Pending, Signal
+
+log = logging.getLogger(__name__)
 
 
 class Driver(Protocol):
@@ -244,6 +247,23 @@ def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
     elif subscription.credit_due and core.incoming.give_credit(subscription):
         driver.flush()
     return message
+
+
+def settle(driver: Driver, delivery: Delivery, *, refused: bool, delay_s: float) -> None:
+    """Tells the broker what has become of a job, at once; only the first word counts."""
+    core = driver.core
+    if delivery.settled:
+        return
+    delivery.settled = True
+    if core.session is None or core.session is not delivery.session:
+        log.debug("job.settled_too_late delivery=%d refused=%s: its session is over", delivery.number, refused)
+        return
+    if delivery.subscription not in core.incoming.subscriptions:
+        log.debug("job.settled_too_late delivery=%d refused=%s: its subscription is closed", delivery.number, refused)
+        return
+    body = encode_body(Settle([delivery.number], refused, int(delay_s * 1e9)))
+    core.send(Frame(Kind.SETTLE, lane=Lane.CONTROL, number=delivery.subscription, body=body))
+    driver.flush()
 
 
 async def request(driver: Driver, message: Outbound, timeout_s: float, retries: int) -> Message:

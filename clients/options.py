@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
+from broker.limits import PRIORITY_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
 from broker.protocol.bodies import Subscribe
 from broker.protocol.values import Encoded
 from broker.topics.names import check_filter
@@ -74,6 +74,7 @@ def outbound(
     ack: str | None,
     *,
     urgent: bool,
+    priority: int = 0,
     encoded: Encoded | None = None,
 ) -> tuple[Outbound, bool]:
     """A message to publish, and whether it is to be acknowledged. `encoded` is the value, if it has been encoded.
@@ -87,6 +88,9 @@ def outbound(
     if headers is not None:
         message.headers = _checked(headers)
     message.urgent = urgent
+    message.priority = whole_number("priority", priority)
+    if not 0 <= message.priority <= PRIORITY_MAX:
+        raise InvalidValue("priority", priority, f"must be from 0 to {PRIORITY_MAX}; the highest goes first")
     return message, ack is not None
 
 

@@ -141,6 +141,7 @@ def test_a_topic_tells_what_it_keeps_and_who_listens(daemon: Daemon) -> None:
         retained_bytes=5,
         subscriptions=2,
         held_back_publishers=0,
+        queue_groups=[],
     )
     assert names == sorted(names)
     assert not any(name.startswith("$") for name in names)

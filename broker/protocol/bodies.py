@@ -75,6 +75,17 @@ class Subscribe(msgspec.Struct, omit_defaults=True):
     responder: bool = False
 
 
+class Settle(msgspec.Struct, omit_defaults=True):
+    """SETTLE: what has become of jobs."""
+
+    deliveries: list[int]
+    """The numbers under which they were delivered."""
+    refused: bool = False
+    """They are not done, and are to be delivered again."""
+    delay_ns: int = 0
+    """Of refused ones: not before so long."""
+
+
 class Failure(msgspec.Struct, omit_defaults=True):
     """ERROR, STREAM_ABORT and CLOSE: a code of section 7 and words for people."""
 

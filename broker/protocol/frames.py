@@ -62,6 +62,7 @@ class Kind(IntEnum):
     RESULT = 20
     FAILED = 21
     CHANGED = 22
+    SETTLE = 27
 
 
 class Flag:
@@ -79,6 +80,8 @@ class Flag:
     """CHUNK, RESULT: nothing follows."""
     TOPIC_CREDIT: Final = 32
     """CREDIT: `number` is a topic, not a subscription."""
+    TRACKED: Final = 64
+    """DELIVER: a job, to be settled; `stream` is its delivery's number and `count` how often it was delivered."""
 
 
 class Lane(IntEnum):
@@ -168,7 +171,7 @@ def check_header(kind: int, lane: int, body_bytes: int, size: int) -> None:
         ProtocolError: the kind or lane is unknown, or a length is over its limit.
     """
     if kind not in KINDS:
-        raise ProtocolError(f"frame of unknown kind {kind}: kinds are 1 to {len(KINDS)}")
+        raise ProtocolError(f"frame of unknown kind {kind}: kinds are 1 to {max(KINDS)}")
     if lane >= LANES:
         raise ProtocolError(f"frame on unknown lane {lane}: lanes are 0 to {LANES - 1}")
     if body_bytes > FRAME_BODY_BYTES_MAX:

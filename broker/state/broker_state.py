@@ -21,7 +21,7 @@ from broker.limits import (
     QUEUE_BYTES_MIN,
     QUEUE_MESSAGES_MAX,
 )
-from broker.protocol.bodies import Failure, Hello, Subscribe, Welcome, decode_body, encode_body
+from broker.protocol.bodies import Failure, Hello, Settle, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
@@ -53,7 +53,12 @@ class BrokerState:
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
-        self.router = Router(settings.ring_messages, settings.ring_bytes)
+        self.router = Router(
+            settings.ring_messages,
+            settings.ring_bytes,
+            clock=lambda: self.now_ns,
+            unblock=lambda work: self.publishing.unblock(work),
+        )
         self.publishing = Publishing(
             self.router, settings.publish_window_messages, settings.publish_window_bytes, self._flush
         )
@@ -67,6 +72,7 @@ class BrokerState:
             Kind.SUBSCRIBE: self._subscribe,
             Kind.UNSUBSCRIBE: self._unsubscribe,
             Kind.CREDIT: self._credit,
+            Kind.SETTLE: self._settle,
             Kind.FLUSH: self._flushed,
             Kind.JOIN: self.groups.join,
             Kind.LEAVE: self.groups.leave,
@@ -148,6 +154,7 @@ class BrokerState:
             if session.has_unsent or session.phase in (Phase.CLOSING, Phase.CLOSED):
                 self._flush(record)
         self.groups.tick(now_ns)
+        self.router.works.tick(now_ns)
 
     def drain(self, reason: str) -> None:
         """The broker is about to end: every session gets what waits for it and then a CLOSE."""
@@ -239,6 +246,13 @@ class BrokerState:
             body = Failure(Code.LIMIT, "", "subscriptions_per_session_max", len(record.subscriptions), limit)
             self._answer_error(record, frame.target, body)
             return
+        if problem is None and wishes.queue_group:
+            try:
+                self.router.check_group(wishes.queue_group, wishes.filter)
+            except LimitExceeded as error:
+                body = Failure(Code.LIMIT, str(error), error.limit, error.value, error.maximum)
+                self._answer_error(record, frame.target, body)
+                return
         if problem is None:
             try:
                 subscription = self._add(record, SubscriptionNumber(frame.number), wishes)
@@ -248,6 +262,8 @@ class BrokerState:
             self._answer_error(record, frame.target, Failure(Code.INVALID, problem))
             return
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
+        if wishes.queue_group:
+            self.router.join(subscription, wishes.replay)
         if wishes.replay is not None:
             self.router.replay(subscription, wishes.replay)
         self._flush(record)
@@ -283,6 +299,13 @@ class BrokerState:
         # Credit for a subscription that was just ended is on its way when the end arrives: nothing to do.
         if subscription is not None:
             subscription.grant(frame.count, frame.total_bytes)
+
+    def _settle(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        subscription = record.subscriptions.get(frame.number)
+        body = decode_body(frame.body, Settle)
+        # As with credit: what a subscription had not settled at its end went to others.
+        if subscription is not None:
+            self.router.works.settle(subscription, body)
 
     def _flushed(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))

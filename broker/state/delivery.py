@@ -16,18 +16,19 @@ from broker.protocol.batches import ENTRY_BYTES
 from broker.protocol.bodies import Failure, Topic, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
-from broker.topics.messages import Chunk, Message
+from broker.topics.messages import Assignment, Chunk, Message
 from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, LANES, Overflow, Queue
 
 if TYPE_CHECKING:
     from broker.state.records import SessionRecord
     from broker.state.topics import TopicRecord
+    from broker.state.works import Worker
 
 _PACK: Final = HEADER.pack
 _DELIVER: Final = int(Kind.DELIVER)
 _CHUNK: Final = int(Kind.CHUNK)
 _BATCH: Final = int(Flag.BATCH)
-_KEPT_FLAGS: Final = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST)
+_KEPT_FLAGS: Final = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)
 
 
 class Subscription:
@@ -36,6 +37,7 @@ class Subscription:
     Attributes:
         blocking: topics whose publishers get no credit because this subscription is over its limit.
         delivered: messages that were handed to the session, ever.
+        worker: as a member of a queue group.
     """
 
     __slots__ = (
@@ -51,6 +53,7 @@ class Subscription:
         "session",
         "sources",
         "unblock",
+        "worker",
     )
 
     def __init__(
@@ -81,6 +84,7 @@ class Subscription:
         self.notice = DropNotice(self)
         self.blocking: dict[TopicRecord, None] = {}
         self.delivered = 0
+        self.worker: Worker | None = None
 
     def offer(self, message: Message) -> None:
         """Sends a message, or queues it by the subscription's policy, and wakes the session."""
@@ -104,8 +108,13 @@ class Subscription:
             if not source.attached:
                 source.attach()
             # Nothing holds back the publisher of a control message, so even a `block` subscription may give one up.
-            if message.stream is not None and (self.queue.overflow is not Overflow.BLOCK or message.lane == CONTROL):
-                message.stream.watchers.append(self)
+            stream = message.stream
+            if (
+                stream is not None
+                and not stream.complete
+                and (self.queue.overflow is not Overflow.BLOCK or message.lane == CONTROL)
+            ):
+                stream.watchers.append(self)
         if self.queue.dropped != self.notice.told:
             self.tell_dropped()
 
@@ -123,6 +132,8 @@ class Subscription:
             if not source.attached and (source.message is not None or self.queue.has_waiting(source.lane)):
                 source.attach()
         self.check_blocking()
+        if self.worker is not None:
+            self.worker.look_for_jobs()
 
     def check_blocking(self) -> None:
         """Lets publishers go on that were held back and need not be any more: all, or those of messages under way."""
@@ -286,26 +297,30 @@ class LaneSource:
         publication = session.announced.get((message.topic, message.sender))
         if publication is None:
             publication, size = _announce(session, message, buffers)
-        stream_number = 0
+        flags, count, stream_number = message.flags & _KEPT_FLAGS, message.count, 0
         if message.stream is not None:
             self.message, self._chunk, self._sent_bytes, self._given_up = message, message.first, 0, False
             stream_number = self._stream_number = session.session.next_stream()
-        subscription.delivered += message.count
+        subscription.delivered += count
         body, payload = message.body, message.payload
         payload_size = len(payload)
         queue.credit_bytes -= len(body) + payload_size
-        if message.flags & _BATCH:
-            # The reader credits bodies and payloads, and knows nothing of a batch any more.
-            queue.credit_bytes += ENTRY_BYTES * message.count
+        if flags:
+            if flags & _BATCH:
+                # The reader credits bodies and payloads, and knows nothing of a batch any more.
+                queue.credit_bytes += ENTRY_BYTES * count
+            elif isinstance(message, Assignment):
+                count, stream_number = message.deliveries, message.delivery
+                self._stream_number = stream_number
         header = _PACK(
             _DELIVER,
-            message.flags & _KEPT_FLAGS,
+            flags,
             message.lane,
             message.content,
             publication,
             subscription.number,
             stream_number,
-            message.count,
+            count,
             len(body),
             payload_size,
             message.size_bytes - len(body),

@@ -9,6 +9,7 @@ from broker.limits import (
     BATCH_MESSAGES_MAX,
     FRAME_PAYLOAD_BYTES_MAX,
     PLACED_BYTES_MIN,
+    PRIORITY_MAX,
     STREAMS_PER_SESSION_MAX,
     TOPICS_PER_SESSION_MAX,
 )
@@ -19,6 +20,7 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.delivery import Subscription
 from broker.state.records import SessionRecord
 from broker.state.topics import Publisher, Router
+from broker.state.works import Work
 from broker.topics.messages import Message, Stream
 from broker.topics.names import check_topic
 
@@ -83,6 +85,8 @@ class Publishing:
             topic.name, publisher.sender, topic.ring.next_sequence, count, frame.lane, flags, frame.content,
             frame.time_ns, body, payload, total_bytes + len(body), stream, None if stream is None else stream.last,
         )  # fmt: skip
+        if frame.count and not flags & _BATCH:
+            message.priority = _priority(frame.count)
         if frame.lane != _CONTROL:
             # Control messages are free.
             publisher.credit_messages -= count
@@ -164,6 +168,7 @@ class Publishing:
         message, publisher.message = publisher.message, None
         if message is not None and message.stream is not None:
             self.router.retained_bytes -= publisher.topic.ring.discard(message)
+            self.router.give_up(publisher.topic, message)
             message.stream.abort(reason)
 
     def disconnect(self, session: SessionRecord) -> None:
@@ -197,16 +202,12 @@ class Publishing:
         if publisher.held_back:
             return
         topic = publisher.topic
-        blockers = [
-            subscription
-            for subscription in self.router.routes(topic).subscriptions()
-            if subscription.holds_back(publisher.message)
-        ]
+        blockers = self.router.routes(topic).blockers(publisher.message)
         if blockers:
             publisher.held_back = True
             topic.held_back.append(publisher)
-            for subscription in blockers:
-                subscription.blocking[topic] = None
+            for blocker in blockers:
+                blocker.blocking[topic] = None
             return
         messages = self.window_messages - publisher.credit_messages
         size_bytes = self.window_bytes - publisher.credit_bytes
@@ -220,9 +221,9 @@ class Publishing:
         )  # fmt: skip
         self.flush(session)
 
-    def unblock(self, subscription: Subscription) -> None:
-        """A subscription is under its limit again: its publishers are looked at anew."""
-        topics, subscription.blocking = list(subscription.blocking), {}
+    def unblock(self, blocker: Subscription | Work) -> None:
+        """A subscription or a work is under its limit again: its publishers are looked at anew."""
+        topics, blocker.blocking = list(blocker.blocking), {}
         for topic in topics:
             waiting, topic.held_back = topic.held_back, []
             for publisher in waiting:
@@ -230,3 +231,9 @@ class Publishing:
                 owner = self._owners.get(publisher)
                 if owner is not None:
                     self.top_up(owner, publisher)
+
+
+def _priority(priority: int) -> int:
+    if priority > PRIORITY_MAX:
+        raise ProtocolError(f"message with priority {priority}: priorities are 0 to {PRIORITY_MAX}")
+    return priority

@@ -8,17 +8,20 @@ from itertools import islice
 from typing import Final
 
 from broker.errors import LimitExceeded, ProtocolError
-from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX
+from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
 from broker.protocol.batches import split_batch
 from broker.protocol.frames import Flag
+from broker.state.dead_letters import dead_letter
 from broker.state.delivery import Subscription
 from broker.state.totals import Totals
+from broker.state.works import DEAD_LETTERS, Work, Works
 from broker.topics.messages import Message
-from broker.topics.names import check_filter
+from broker.topics.names import check_filter, is_filter, matches
 from broker.topics.policy import TopicPolicy
 from broker.topics.queues import Overflow
 from broker.topics.ring import Ring
 from broker.topics.trie import Trie
+from broker.topics.work import Job
 
 INBOX: Final = "$inbox/"
 NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
@@ -26,16 +29,25 @@ NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
 
 @dataclass(slots=True)
 class Routes:
-    """Where the messages of a topic go: to each of `everyone`, and to one of each queue group."""
+    """Where the messages of a topic go: to each of `everyone`, and to one of each queue group.
+
+    Of an acknowledged topic the queue groups are `works`, whose members get messages when they have room.
+    """
 
     version: int
     everyone: list[Subscription]
     queue_groups: list[list[Subscription]]
+    works: list[Work]
     responds: bool
 
     def subscriptions(self) -> list[Subscription]:
-        """All of them."""
+        """Those that get messages at once."""
         return self.everyone + [member for group in self.queue_groups for member in group]
+
+    def blockers(self, message: Message | None) -> list[Subscription | Work]:
+        """Who holds back a publisher that is sending a large message, or none."""
+        whole: list[Subscription | Work] = [*self.subscriptions(), *self.works]
+        return [each for each in whole if each.holds_back(message)]
 
 
 class TopicRecord:
@@ -46,9 +58,14 @@ class TopicRecord:
         publishers: sessions that have named the topic.
         published: messages that were published to it, ever.
         held_back: publishers without credit because a subscription is over its limit.
+        works: its queue groups with acknowledgement, by name; they stay when their members go.
+        arriving: large messages that become jobs when they are complete; they are held until then.
     """
 
-    __slots__ = ("held_back", "name", "policy", "published", "published_bytes", "publishers", "ring", "routes")
+    __slots__ = (
+        "arriving", "held_back", "name", "policy", "published", "published_bytes", "publishers", "ring", "routes",
+        "works",
+    )  # fmt: skip
 
     def __init__(self, name: str, ring: Ring, policy: TopicPolicy) -> None:
         self.name = name
@@ -59,6 +76,13 @@ class TopicRecord:
         self.publishers = 0
         self.published = 0
         self.published_bytes = 0
+        self.works: dict[str, Work] = {}
+        self.arriving: list[Message] = []
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether somebody is to work on something that was published here."""
+        return bool(self.arriving) or any(work.queue.held for work in self.works.values())
 
     def __repr__(self) -> str:
         return f"<TopicRecord {self.name!r} {self.ring!r}>"
@@ -95,13 +119,28 @@ class Router:
     Attributes:
         retained_bytes: held by all rings.
         ended: what topics, subscriptions and sessions had counted that are gone.
+        works: the queue groups of acknowledged topics.
     """
 
-    def __init__(self, ring_messages: int, ring_bytes: int) -> None:
+    def __init__(
+        self,
+        ring_messages: int,
+        ring_bytes: int,
+        *,
+        clock: Callable[[], int],
+        unblock: Callable[[Work], None],
+    ) -> None:
+        """Args:
+        ring_messages: what each topic keeps for replay, in messages.
+        ring_bytes: what each topic keeps for replay, in bytes.
+        clock: the time of the event that is being dealt with, in nanoseconds.
+        unblock: called when a work that holds back publishers is under its limit again.
+        """
         self.policy = TopicPolicy(ring_messages=ring_messages, ring_bytes=ring_bytes)
         self.topics: dict[str, TopicRecord] = {}
         self.retained_bytes = 0
         self.ended = Totals()
+        self.works = Works(clock=clock, bury=self._bury, unblock=unblock)
         self._trie: Trie[Subscription] = Trie()
         self._inboxes: dict[str, Subscription] = {}
 
@@ -131,6 +170,7 @@ class Router:
             for name, record in self.topics.items()
             if name not in self._inboxes
             and not name.startswith("$sys/")
+            and not record.has_jobs
             and (not record.publishers or name.startswith(INBOX))
         )
         for name in list(islice(idle, topics)):
@@ -147,6 +187,7 @@ class Router:
         record = self.topics.pop(name, None)
         if record is not None:
             record.routes = None
+            self.works.forget(record.works.values())
             self.retained_bytes -= record.ring.clear()
             self.ended.add_topic(record)
 
@@ -157,6 +198,90 @@ class Router:
         else:
             self._trie.add(check_filter(subscription.filter), subscription)
 
+    def join(self, subscription: Subscription, replay: int | str | None) -> None:
+        """A subscription of a queue group begins to work on the jobs of acknowledged topics.
+
+        Where its group is new, the jobs begin with what the topic's ring still holds, or with what `replay` asks for.
+        """
+        if self.works.enlist(subscription):
+            for topic in self._acknowledged(subscription.filter):
+                is_new = subscription.queue_group not in topic.works
+                self.routes(topic)
+                if is_new:
+                    self._begin(topic, topic.works[subscription.queue_group], replay)
+        worker = subscription.worker
+        assert worker is not None
+        self.works.room(worker)
+
+    def check_group(self, group: str, topic_filter: str) -> None:
+        """Refuses a queue group that is one too many on an acknowledged topic; those that are over make room.
+
+        Raises:
+            LimitExceeded: it is.
+        """
+        for topic in self._acknowledged(topic_filter):
+            if group not in topic.works and len(topic.works) >= WORK_GROUPS_MAX:
+                over = [work for work in topic.works.values() if work.is_over]
+                for work in over:
+                    del topic.works[work.group]
+                    self.ended.add_work(work)
+                self.works.forget(over)
+                topic.routes = None
+                if len(topic.works) >= WORK_GROUPS_MAX:
+                    raise LimitExceeded("work_groups_max", len(topic.works) + 1, WORK_GROUPS_MAX)
+
+    def _acknowledged(self, topic_filter: str) -> list[TopicRecord]:
+        if is_filter(topic_filter):
+            records = [r for r in self.topics.values() if r.policy.acknowledge and matches(topic_filter, r.name)]
+        else:
+            record = self.topics.get(topic_filter)
+            records = [record] if record is not None and record.policy.acknowledge else []
+        return records
+
+    def _begin(self, topic: TopicRecord, work: Work, replay: int | str | None) -> None:
+        kept = topic.ring.last() if replay == "latest" else topic.ring.since(replay if isinstance(replay, int) else 0)
+        singles = [single for message in kept for single in opened(message)]
+        if replay == "latest":
+            singles = singles[-1:]
+        for message in singles:
+            if isinstance(replay, int) and message.sequence < replay:
+                continue
+            if message.stream is not None and not message.stream.complete:
+                self._await(topic, message)
+            else:
+                self.works.add(work, message)
+
+    def _await(self, topic: TopicRecord, message: Message) -> None:
+        if message not in topic.arriving:
+            message.holders += 1
+            topic.arriving.append(message)
+
+    def complete(self, topic: TopicRecord, message: Message) -> None:
+        """A large message that was routed when it began has arrived: the topic keeps it, and its works have a job."""
+        self.retained_bytes += topic.ring.finish(message)
+        if self.retained_bytes > RETAINED_BYTES_MAX:
+            self._let_go()
+        if topic.arriving and message in topic.arriving:
+            for work in topic.works.values():
+                self.works.add(work, message)
+            self.give_up(topic, message)
+
+    def give_up(self, topic: TopicRecord, message: Message) -> None:
+        """A large message will not be complete: it does not become a job."""
+        if message in topic.arriving:
+            topic.arriving.remove(message)
+            message.release()
+
+    def _bury(self, topic: TopicRecord, message: Message, job: Job) -> None:
+        """Publishes the message of a dead job to the topic's dead-letter topic."""
+        name = topic.policy.dead_letter or f"{DEAD_LETTERS}{topic.name}"
+        try:
+            record = self.topic(name)
+        except LimitExceeded:
+            # Clients have used up all topics; that the job died is counted all the same.
+            return
+        self.route(record, dead_letter(message, record.name, record.ring.next_sequence, job))
+
     def remove(self, subscription: Subscription) -> None:
         """Stops routing to a subscription; what waited in a queue group goes to its other members."""
         if subscription.filter.startswith(INBOX):
@@ -165,9 +290,10 @@ class Router:
         else:
             self._trie.remove(subscription.filter, subscription)
         for message in subscription.queue.drain():
-            if subscription.queue_group:
+            if subscription.queue_group and not message.flags & Flag.TRACKED:
                 self._requeue(message, subscription.queue_group)
             message.release()
+        self.works.resign(subscription)
         self.ended.add_subscription(subscription)
 
     def _requeue(self, message: Message, queue_group: str) -> None:
@@ -179,13 +305,14 @@ class Router:
         """Where a topic's messages go at the moment."""
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
-            routes = topic.routes = self._find_routes(topic.name)
+            routes = topic.routes = self._find_routes(topic)
         return routes
 
-    def _find_routes(self, name: str) -> Routes:
+    def _find_routes(self, topic: TopicRecord) -> Routes:
+        name = topic.name
         if name.startswith(INBOX):
             inbox = self._inboxes.get(name)
-            return Routes(self._trie.version, [inbox] if inbox is not None else [], [], responds=False)
+            return Routes(self._trie.version, [inbox] if inbox is not None else [], [], [], responds=False)
         everyone: list[Subscription] = []
         groups: dict[str, list[Subscription]] = {}
         responds = False
@@ -195,7 +322,11 @@ class Router:
                 groups.setdefault(subscription.queue_group, []).append(subscription)
             else:
                 everyone.append(subscription)
-        return Routes(self._trie.version, everyone, list(groups.values()), responds)
+        works: list[Work] = []
+        if topic.policy.acknowledge:
+            works = self.works.refresh(topic, [member for group in groups.values() for member in group])
+            groups.clear()
+        return Routes(self._trie.version, everyone, list(groups.values()), works, responds)
 
     def route(self, topic: TopicRecord, message: Message) -> None:
         """Gives a message, whose sequence is the topic's next one, to the ring and to everybody who wants it."""
@@ -206,7 +337,7 @@ class Router:
             self._let_go()
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
-            routes = topic.routes = self._find_routes(topic.name)
+            routes = topic.routes = self._find_routes(topic)
         if message.count == 1:
             for subscription in routes.everyone:
                 subscription.offer(message)
@@ -214,13 +345,17 @@ class Router:
                 _least_loaded(group).offer(message)
         else:
             _route_batch(routes, message)
+        if routes.works:
+            self._make_jobs(topic, routes.works, message)
         message.release()
 
-    def complete(self, topic: TopicRecord, message: Message) -> None:
-        """A large message that was routed when it began has arrived."""
-        self.retained_bytes += topic.ring.finish(message)
-        if self.retained_bytes > RETAINED_BYTES_MAX:
-            self._let_go()
+    def _make_jobs(self, topic: TopicRecord, works: list[Work], message: Message) -> None:
+        if message.stream is not None and not message.stream.complete:
+            self._await(topic, message)
+            return
+        for single in _singles(message):
+            for work in works:
+                self.works.add(work, single)
 
     def replay(self, subscription: Subscription, replay: int | str) -> None:
         """Queues what the rings keep for a new subscription, topic by topic in the order of their sequences.
@@ -278,7 +413,7 @@ def opened(message: Message) -> list[Message]:
 
 def _singles(message: Message) -> list[Message]:
     """The messages of a batch, opened once for all who need them one by one."""
-    if message.count == 1:
+    if not message.flags & Flag.BATCH:
         return [message]
     if message.singles is None:
         flags = message.flags & ~Flag.BATCH

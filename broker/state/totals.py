@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from broker.protocol.session import Session
     from broker.state.delivery import Subscription
     from broker.state.topics import TopicRecord
+    from broker.state.works import Work
 
-SYSTEM_TOPICS: Final = "$sys/"
-"""What the broker itself has to say is not counted as published, or a silent bus would seem busy."""
+SYSTEM_TOPICS: Final = ("$sys/", "$dead/")
+"""What the broker itself publishes is not counted as published, or a silent bus would seem busy."""
 
 
 class Totals:
     """Counts of messages and bytes, summed over some sessions, subscriptions and topics."""
 
     __slots__ = (
+        "dead_messages",
         "delivered_messages",
         "dropped_messages",
         "published_bytes",
         "published_messages",
         "received_bytes",
+        "redelivered_messages",
         "sent_bytes",
     )
 
@@ -36,14 +39,23 @@ class Totals:
         self.published_bytes = 0
         self.delivered_messages = 0
         self.dropped_messages = dict.fromkeys(Overflow, 0)
+        self.redelivered_messages = 0
+        self.dead_messages = 0
         self.received_bytes = 0
         self.sent_bytes = 0
 
     def add_topic(self, topic: TopicRecord) -> None:
-        """Adds what was published to a topic, unless it is one of the broker's own."""
+        """Adds what was published to a topic, unless it is one of the broker's own, and what became of its jobs."""
         if not topic.name.startswith(SYSTEM_TOPICS):
             self.published_messages += topic.published
             self.published_bytes += topic.published_bytes
+        for work in topic.works.values():
+            self.add_work(work)
+
+    def add_work(self, work: Work) -> None:
+        """Adds what became of a queue group's jobs."""
+        self.redelivered_messages += work.queue.redelivered
+        self.dead_messages += work.queue.dead
 
     def add_subscription(self, subscription: Subscription) -> None:
         """Adds what was delivered to a subscription, and what it has lost."""

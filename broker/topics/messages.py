@@ -104,6 +104,7 @@ class Message(msgspec.Struct, eq=False):
         holders: how many hold the message for later readers: the publisher's call itself, until the message is in all
             queues; the ring; the queues in which it waits.
         singles: of a batch that somebody has opened, its messages.
+        priority: as a job, 0 to 9; the highest goes first.
     """
 
     topic: str
@@ -121,6 +122,7 @@ class Message(msgspec.Struct, eq=False):
     first: Chunk | None = None
     holders: int = 1
     singles: list[Message] | None = None
+    priority: int = 0
 
     def release(self) -> None:
         """One holder fewer."""
@@ -130,3 +132,15 @@ class Message(msgspec.Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"<Message {self.topic} sequence={self.sequence} count={self.count} {self.size_bytes} bytes>"
+
+
+class Assignment(Message, eq=False):
+    """A message as one member of a queue group gets it who is to settle it.
+
+    Attributes:
+        delivery: the number by which the member settles it, in its session.
+        deliveries: how often the message was delivered, with this time.
+    """
+
+    delivery: int = 0
+    deliveries: int = 1

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -22,12 +23,14 @@ from clients.aio.groups import Group
 from clients.aio.subscriptions import Subscription
 from clients.checks import check_callable, check_connect
 from clients.core import Core, Reconnected
-from clients.messages import DEFERRED, Answer, Message
+from clients.handlers import FAILED, settle_handled
+from clients.messages import DEFERRED, Answer, Delivery, Message, Sent
 from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, reply_message, request_message, subscribe_wishes
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Message], Awaitable[None] | None]
+Handler = Callable[[Message], object]
+_SENT = Sent()
 Responder = Callable[[Message], object]
 
 
@@ -43,7 +46,11 @@ async def connect(
 ) -> Client:
     """Connects to a broker; arguments and errors as for `clients.connect`. The client belongs to the running loop."""
     check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
-    core = Core(name, lambda *answer: client._reply(*answer))
+
+    def settle(delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
+        return client._settle(delivery, refused=refused, delay_s=delay_s)
+
+    core = Core(name, lambda *answer: client._reply(*answer), settle)
     driver = AsyncDriver(
         core,
         parse_list(url or environment.broker_url()),
@@ -84,10 +91,11 @@ class Client:
         lane: str = "default",
         ack: str | None = None,
         urgent: bool = False,
+        priority: int = 0,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> int | None:
         """Publishes a value. When this returns, the value may be changed; when it is cancelled, it may have arrived."""
-        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent)
+        message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent, priority=priority)
         return await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
@@ -185,6 +193,10 @@ class Client:
         self._driver.start(task)
         return task
 
+    def _settle(self, delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
+        self._driver.call(partial(operations.settle, self._driver, delivery, refused=refused, delay_s=delay_s))
+        return _SENT
+
     async def group(
         self,
         name: str,
@@ -218,10 +230,13 @@ async def _handle(subscription: Subscription, handler: Handler) -> None:
     async for message in subscription:
         try:
             outcome = handler(message)
-            if outcome is not None:
-                await outcome
+            if inspect.isawaitable(outcome):
+                outcome = await outcome
         except Exception:
             log.exception("handler.failed topic=%r", message.topic)
+            settle_handled(message, FAILED)
+        else:
+            settle_handled(message, outcome)
 
 
 async def _respond(message: Message, function: Responder) -> None:

@@ -122,6 +122,17 @@ class AsyncDriver:
         """A batch has to leave within the batch window even if nothing else happens."""
         self._loop.call_later(BATCH_WINDOW_NS / 1e9, self._send_batches)
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Calls a function on the loop: at once, or soon when this is another thread; never when the loop is closed."""
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            function()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
+
     def start(self, task: asyncio.Task[None]) -> None:
         """Keeps a task until it is done, or until the client is closed."""
         self.tasks.add(task)

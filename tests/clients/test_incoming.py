@@ -12,7 +12,7 @@ from clients.messages import Message, Publication
 
 
 def incoming() -> tuple[Incoming, SubscriptionState]:
-    subject = Incoming(lambda request, answer: None, lambda message: None)
+    subject = Incoming(lambda request, answer: None, lambda message: None, lambda delivery, **how: None)
     subscription = SubscriptionState(1, Subscribe("t"))
     subject.subscriptions[1] = subscription
     subject.topic(Frame(Kind.TOPIC, number=1, body=encode_body(Topic("t", "somebody"))))

@@ -25,7 +25,7 @@ WINDOW_MESSAGES, WINDOW_BYTES = PUBLISH_WINDOW_MESSAGES, PUBLISH_WINDOW_BYTES
 
 
 def connected_core() -> tuple[Core, Session]:
-    core = Core("test", lambda request, answer: Sent())
+    core = Core("test", lambda request, answer: Sent(), lambda delivery, **how: Sent())
     return core, connect(core)
 
 
