@@ -74,9 +74,12 @@ class Publisher:
         credit_bytes: how many more bytes it may send; can fall below zero by one frame.
         message: the large message that is arriving, if one is.
         acknowledge: the reference of the DONE that is due when it is complete, 0 for none.
+        request: the request to which it is the last reply, 0 for none.
     """
 
-    __slots__ = ("acknowledge", "credit_bytes", "credit_messages", "held_back", "message", "number", "sender", "topic")
+    __slots__ = (
+        "acknowledge", "credit_bytes", "credit_messages", "held_back", "message", "number", "request", "sender", "topic"
+    )  # fmt: skip
 
     def __init__(self, topic: TopicRecord, number: int, sender: str, credit_messages: int, credit_bytes: int) -> None:
         self.topic = topic
@@ -87,6 +90,7 @@ class Publisher:
         self.held_back = False
         self.message: Message | None = None
         self.acknowledge = 0
+        self.request = 0
 
 
 class Router:
@@ -95,6 +99,7 @@ class Router:
     Attributes:
         retained_bytes: held by all rings.
         ended: what topics, subscriptions and sessions had counted that are gone.
+        on_moved: told of a request that waited for a subscription that has ended, and which one it waits for now.
     """
 
     def __init__(self, ring_messages: int, ring_bytes: int) -> None:
@@ -102,6 +107,7 @@ class Router:
         self.topics: dict[str, TopicRecord] = {}
         self.retained_bytes = 0
         self.ended = Totals()
+        self.on_moved: Callable[[Message, Subscription, Subscription | None], None] = lambda message, old, new: None
         self._trie: Trie[Subscription] = Trie()
         self._inboxes: dict[str, Subscription] = {}
 
@@ -165,15 +171,19 @@ class Router:
         else:
             self._trie.remove(subscription.filter, subscription)
         for message in subscription.queue.drain():
-            if subscription.queue_group:
-                self._requeue(message, subscription.queue_group)
+            member = self._requeue(message, subscription.queue_group) if subscription.queue_group else None
+            if message.flags & Flag.REQUEST:
+                self.on_moved(message, subscription, member)
             message.release()
         self.ended.add_subscription(subscription)
 
-    def _requeue(self, message: Message, queue_group: str) -> None:
+    def _requeue(self, message: Message, queue_group: str) -> Subscription | None:
         for group in self.routes(self.topic(message.topic)).queue_groups:
             if group[0].queue_group == queue_group:
-                _least_loaded(group).offer(message)
+                member = _least_loaded(group)
+                member.offer(message)
+                return member
+        return None
 
     def routes(self, topic: TopicRecord) -> Routes:
         """Where a topic's messages go at the moment."""
@@ -215,6 +225,12 @@ class Router:
         else:
             _route_batch(routes, message)
         message.release()
+
+    def responders(self, topic: TopicRecord) -> list[Subscription]:
+        """The responders to which `route` would give the next message of a topic."""
+        routes = self.routes(topic)
+        chosen = [*routes.everyone, *map(_least_loaded, routes.queue_groups)]
+        return [subscription for subscription in chosen if subscription.responder]
 
     def replay(self, subscription: Subscription, replay: int | str) -> None:
         """Queues what the rings keep for a new subscription, topic by topic in the order of their sequences."""
