@@ -148,6 +148,20 @@ class RequestFailed(BrokerError):
         super().__init__(f"the responder at {topic!r} failed: {remote_error}")
 
 
+class ResponderLost(BrokerError):
+    """A responder was gone before it had said its last reply; whether its function ran is not known.
+
+    Attributes:
+        topic: the topic of the request.
+        reason: what became of the responder.
+    """
+
+    def __init__(self, topic: str, reason: str) -> None:
+        self.topic = topic
+        self.reason = reason
+        super().__init__(f"a responder at {topic!r} was lost before its last reply: {reason}")
+
+
 class CollectiveError(BrokerError):
     """A collective operation or its group failed.
 

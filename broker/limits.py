@@ -87,6 +87,29 @@ RING_BYTES: Final = 4 * MIB
 INBOX_MESSAGES: Final = 65_536
 """Replies under way to one session."""
 
+# Requests.
+REQUESTS_FOLLOWED_MAX: Final = 16_384
+"""Requests of one session of which the broker knows who has yet to reply; of more, it forgets the oldest."""
+REPLIES_AHEAD: Final = 256
+"""Replies that a responder may send to one request before the requester has taken some, the last one not counted."""
+REPLIES_AHEAD_BYTES: Final = 8 * MIB
+"""The same in bytes; may be passed by one reply."""
+REPLIES_WAITING_MAX: Final = 65_536
+"""Replies to one request that wait for its requester: those of 256 responders that use all their credit."""
+REPLY_STREAMS_MAX: Final = 256
+"""Requests that a synchronous client answers with generators at the same time, and a responder of an asynchronous one
+with tasks."""
+REQUESTS_REMEMBERED: Final = 4096
+"""Requests that a responder remembers, to know one again that is repeated."""
+REQUESTS_REMEMBERED_S: Final = 60.0
+"""How long it remembers them: longer than a requester's tries follow each other."""
+REPLIES_KEPT_BYTES: Final = 64 * KIB
+"""Replies to one request that are kept in case it is repeated; when they are longer, the function runs again."""
+REPLIES_KEPT_BYTES_MAX: Final = 16 * MIB
+"""Replies to all remembered requests of a responder; beyond it the oldest are forgotten."""
+HANDLERS_WAITING_MAX: Final = 32
+"""Handlers of one client that wait for a request at the same time, each of which needs a thread."""
+
 # Work queues.
 LEASE_S: Final = 30.0
 """How long a worker may take for a message before another one gets it."""

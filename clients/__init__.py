@@ -20,15 +20,18 @@ from broker.errors import (
     ProtocolError,
     RankTimeoutError,
     RequestFailed,
+    ResponderLost,
     TimeoutError,
 )
 from clients.client import Client, connect
 from clients.core import Reconnected
+from clients.exchanges import Request
 from clients.groups import Group
 from clients.messages import DEFERRED, Message
 from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
 from clients.optimizers import SGD, Adam, Optimizer
 from clients.parameter_server import ParameterServer
+from clients.replies import Replies
 from clients.subscriptions import Subscription
 from clients.trainer import Pulled, Trainer
 from clients.work import Work
@@ -58,7 +61,10 @@ __all__ = [
     "Pulled",
     "RankTimeoutError",
     "Reconnected",
+    "Replies",
+    "Request",
     "RequestFailed",
+    "ResponderLost",
     "Snapshot",
     "Subscription",
     "TimeoutError",

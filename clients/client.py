@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic_ns, time_ns
 from types import TracebackType
 from typing import Self
@@ -10,20 +10,22 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from broker.errors import TimeoutError
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Subscribe
 from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
-from clients import environment, link, operations
+from clients import environment, link, operations, requesting
 from clients.checks import check_callable, check_connect
 from clients.core import LANES, Core, Reconnected
 from clients.driver import Driver
+from clients.exchanges import Request
 from clients.groups import Group
-from clients.handlers import Handler, Handlers, responder
+from clients.handlers import Handler, Handlers
 from clients.messages import Answer, Delivery, Message, Sent
-from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, reply_message, request_message, subscribe_wishes
+from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, request_message, subscribe_wishes
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT
+from clients.replies import Replies
+from clients.responding import Callbacks, Responder
 from clients.subscriptions import Subscription
 
 _SENT = Sent()
@@ -100,6 +102,7 @@ class Client:
             on_reconnect=on_reconnect,
         )
         self._handlers = Handlers(self._driver)
+        self._callbacks = Callbacks()
 
     @property
     def name(self) -> str:
@@ -232,7 +235,7 @@ class Client:
     def respond(
         self,
         topic_filter: str,
-        function: Callable[[Message], object],
+        function: Callable[[Request], object],
         *,
         queue_group: str | None = None,
         timeout_s: float = 5.0,
@@ -243,7 +246,11 @@ class Client:
             topic_filter: where requests come.
             function: called with each request, on the client's own thread; what it returns is the reply, what it raises
                 reaches the requester as RequestFailed. When it returns clients.DEFERRED there is no reply yet: call the
-                request's `reply` later, from any thread.
+                request's `reply` later, from any thread. When it is a generator, each value is a reply (see
+                request_many); it runs in turn with other handlers, while the requester takes its replies.
+                `request.cancelled` tells that the requester has given up; a generator is then closed. A request that is
+                repeated within 60 s, and among the last 4,096, runs the function no second time: it gets the replies
+                that it got, or will get, if they are not longer than 64 KiB together.
             queue_group: each request goes to one of the group's responders.
             timeout_s: how long the broker may take to acknowledge, in seconds.
 
@@ -252,7 +259,9 @@ class Client:
         """
         check_callable("function", function)
         wishes = subscribe_wishes(topic_filter, "block", QUEUE_MESSAGES, QUEUE_BYTES, queue_group, None, responder=True)
-        return self._subscribe(wishes, responder(function), timeout_s)
+        with self._driver.lock:
+            exchanges = self._core.responders.add(self._callbacks)
+        return self._subscribe(wishes, Responder(self._handlers, exchanges, function), timeout_s)
 
     def request(
         self,
@@ -270,50 +279,63 @@ class Client:
             topic: where responders are.
             value: as for publish.
             timeout_s: how long each try waits, in seconds.
-            retries: further tries after the first; a responder may then see the request more than once.
+            retries: further tries after the first, when no reply came in time, the connection was lost, or all that
+                were asked are gone; a later try also waits for a responder to come back. A responder that knows the
+                request runs its function no second time: see `respond`.
             headers: short texts that travel with it.
             lane: see publish; the reply takes the same.
 
         Raises:
-            NoResponders: nobody responds at the topic.
+            NoResponders: nobody responds at the topic; at once, in the first try.
             RequestFailed: the responder's function raised.
-            TimeoutError: no reply came in any of the tries.
+            ResponderLost: nobody is left of those that were asked, in the last try.
+            TimeoutError: no reply came in any of the tries; the responder is told to stop.
         """
         message = request_message(topic, value, headers, lane, retries)
-        return self._driver.run(operations.request(self._driver, message, timeout_s, retries))
+        if not self._handlers.run_this_thread:
+            return self._driver.run(requesting.request(self._driver, message, timeout_s, retries))
+        with self._handlers.aside():
+            return self._driver.run(requesting.request(self._driver, message, timeout_s, retries))
 
     def request_many(
-        self, topic: str, value: object = None, *, timeout_s: float = 1.0, max_replies: int | None = None
-    ) -> Iterator[Message]:
-        """Asks all responders and yields their replies as they come.
+        self,
+        topic: str,
+        value: object = None,
+        *,
+        timeout_s: float | None = 1.0,
+        stall_s: float | None = None,
+        max_replies: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        lane: str = "default",
+    ) -> Replies:
+        """Asks all responders and yields their replies as they come, until each has said its last one.
 
         Args:
             topic: where responders are.
             value: as for publish.
-            timeout_s: how long to wait for replies in all, in seconds; then the iteration ends.
+            timeout_s: how long to wait for replies in all, in seconds; then the iteration ends. None waits as long as
+                the responders live.
+            stall_s: ends the iteration earlier, when no reply has come for so many seconds.
             max_replies: ends the iteration earlier; None takes all that come in time.
+            headers: short texts that travel with it.
+            lane: see publish; the replies take the same.
+
+        Returns:
+            An iterator, which makes the request when it is first asked; its `complete` says afterwards whether all
+            responders were done. Leaving it early tells the responders to stop.
 
         Raises:
-            NoResponders: nobody responds at the topic.
-            RequestFailed: one of the responders' functions raised.
+            NoResponders: nobody responds at the topic. Raised, as all of these, by the iterator.
+            RequestFailed: one of the responders' functions raised; after the replies of the others.
+            ResponderLost: one of the responders was gone before its last reply; after the replies of the others.
+            ConnectionClosed: the connection ended.
         """
-        message = request_message(topic, value, None, "default", 0)
-        deadline = operations.Deadline(timeout_s)
-        pending = self._driver.run(operations.start_request(self._driver, message, deadline))
-        replies = 0
-        try:
-            while max_replies is None or replies < max_replies:
-                try:
-                    yield self._driver.run(operations.next_reply(self._driver, pending, deadline))
-                except TimeoutError:
-                    return
-                replies += 1
-        finally:
-            # Without the lock: the collector may end an iteration that was dropped, on a thread that holds it.
-            self._core.forget_request(pending)
+        message = request_message(topic, value, headers, lane, 0)
+        gathering = requesting.Gathering(self._driver, message, timeout_s, stall_s, max_replies)
+        return Replies(self._driver, gathering, self._handlers.aside)
 
     def _reply(self, request: Message, answer: Answer) -> Awaitable[None]:
-        self._driver.run(operations.publish(self._driver, reply_message(request, answer), PUBLISH_TIMEOUT_S))
+        self._driver.run(requesting.reply(self._driver, request, answer))
         return _SENT
 
     def _settle(self, delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +14,7 @@ from typing import Final
 import msgspec
 
 from broker.buffers import Payload
-from broker.errors import BrokerError, ConnectionClosed, InvalidValue, ProtocolError, RequestFailed
+from broker.errors import BrokerError, ConnectionClosed, InvalidValue
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import Failure, Membership, MessageBody, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import error_for
@@ -23,10 +22,12 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received, Session
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import Encoded, encode_value
+from clients.exchanges import Responders
 from clients.incoming import Incoming, SubscriptionState
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply, Settle
 from clients.outgoing import Outgoing
+from clients.requests import PendingRequest, Requests
 from clients.signals import Pending, Signal
 
 log = logging.getLogger(__name__)
@@ -36,41 +37,6 @@ _CHUNK: Final = int(Kind.CHUNK)
 _CONTROL: Final = int(Lane.CONTROL)
 _DEFAULT: Final = int(Lane.DEFAULT)
 LANES: Final[Mapping[str, int]] = {lane.name.lower(): int(lane) for lane in Lane}
-
-
-class PendingRequest(Signal):
-    """A request that waits for replies; ready while it has one or has failed."""
-
-    __slots__ = ("error", "number", "replies", "topic")
-
-    def __init__(self, topic: str, number: int) -> None:
-        super().__init__()
-        self.topic = topic
-        self.number = number
-        self.replies: deque[Message] = deque()
-        self.error: BrokerError | None = None
-
-    def fail(self, error: BrokerError) -> None:
-        """There will be no reply."""
-        self.error = self.error or error
-        self.set()
-
-    def take(self) -> Message:
-        """The next reply.
-
-        Raises:
-            RequestFailed: the responder's function raised.
-            BrokerError: the request has failed.
-        """
-        if not self.replies:
-            assert self.error is not None
-            raise self.error
-        message = self.replies.popleft()
-        if not self.replies and self.error is None:
-            self.clear()
-        if message.body.error:
-            raise RequestFailed(self.topic, message.body.error)
-        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +76,13 @@ class Core:
         self.online = Signal()
         self.closed: BrokerError | None = None
         self.outgoing = Outgoing()
-        self.incoming = Incoming(reply, self._replied, settle)
+        self.requests = Requests()
+        self.responders = Responders()
+        self.incoming = Incoming(reply, self._replied, settle, self.requests.reply_aborted)
         self.places = Places()
         self.lost: Reconnected | None = None
         """What the last connection's end may have cost, until the next one is open."""
         self._pendings: dict[int, Pending] = {}
-        self._requests: dict[int, PendingRequest] = {}
-        self._request_references: dict[int, int] = {}
         # Not from 0: a reply that was held back over a restart of the broker shall not fit another client's request.
         self._last_reference = secrets.randbits(31)
         self._last_subscription = 0
@@ -153,8 +119,8 @@ class Core:
         pendings, self._pendings = self._pendings, {}
         for pending in pendings.values():
             pending.fail(error)
-        for request in list(self._requests.values()):
-            request.fail(error)
+        self.requests.disconnected(error)
+        self.responders.disconnected()
 
     def closing(self) -> None:
         """A CLOSE is queued: nothing may be queued behind it."""
@@ -168,6 +134,7 @@ class Core:
         self.closed = error
         cause = ConnectionClosed.by(error)
         self.disconnected(cause)
+        self.responders.close()
         for subscription in self.incoming.subscriptions.values():
             subscription.close(cause)
         for topic in self.outgoing.topics.values():
@@ -185,6 +152,7 @@ class Core:
 
     def tick(self, now_ns: int, batches_before_ns: int) -> None:
         """Time passes: heartbeats, batches that are old enough."""
+        self.requests.end_abandoned(self.session)
         if self.session is not None:
             self.session.tick(now_ns)
             if self.outgoing.open_batches:
@@ -216,13 +184,21 @@ class Core:
         elif kind == Kind.TOPIC:
             self.incoming.topic(received)
         elif kind == Kind.CREDIT:
-            self.outgoing.granted(received)
+            if received.flags & Flag.REQUEST:
+                self.responders.credit(received)
+            else:
+                self.outgoing.granted(received)
         elif kind in (Kind.DONE, Kind.JOINED):
             self._answered(received)
         elif kind == Kind.ERROR:
             self._refused(received)
+        elif kind == Kind.CANCEL:
+            self.responders.cancel(received)
         elif kind == Kind.DROPPED:
-            self.incoming.dropped(received)
+            if received.number:
+                self.incoming.dropped(received)
+            else:
+                self.requests.dropped(received.sequence)
         elif kind == Kind.STREAM_ABORT:
             self.incoming.abort(received)
         elif kind == Kind.FAILED and not received.number:
@@ -242,16 +218,16 @@ class Core:
         elif frame.kind == Kind.JOINED:
             # Whoever asked has given up; the group shall not wait for a member that never calls.
             self.send(Frame(Kind.LEAVE, number=frame.number))
+        else:
+            self.requests.told(frame)
 
     def _refused(self, frame: Frame) -> None:
         failure = decode_body(frame.body, Failure)
         pending = self._pendings.pop(frame.target, None)
         if pending is not None:
             pending.fail(error_for(failure, pending.what))
-        number = self._request_references.pop(frame.target, None)
-        request = self._requests.get(number) if number is not None else None
-        if request is not None:
-            request.fail(error_for(failure, request.topic))
+        else:
+            self.requests.refused(frame, failure)
 
     def pending(self, pending: Pending) -> int:
         """Registers something that waits for an answer; returns the reference for its frame."""
@@ -313,34 +289,13 @@ class Core:
 
     # Requests.
 
-    def new_request(self, topic: str) -> PendingRequest:
-        """A number for a request; `forget_request` when nobody waits for replies any more."""
+    def new_request(self, topic: str, *, many: bool) -> PendingRequest:
+        """A request that waits for replies; `requests.forget` when nobody waits for it any more."""
         self._last_reference = self._last_reference % 0xFFFFFFFF + 1
-        request = self._requests[self._last_reference] = PendingRequest(topic, self._last_reference)
-        return request
-
-    def forget_request(self, request: PendingRequest) -> None:
-        """Later replies are dropped."""
-        self._requests.pop(request.number, None)
-        self._request_references.pop(request.number, None)
-
-    def request_reference(self, request: PendingRequest) -> int:
-        """The reference under which the broker may say that nobody responds."""
-        self._request_references[request.number] = request.number
-        return request.number
+        return self.requests.new(topic, self._last_reference, many=many)
 
     def _replied(self, message: Message) -> None:
-        try:
-            number = message.body.request
-        except ProtocolError:
-            # Its sender is at fault, and this session need not end for that.
-            log.exception("reply.unreadable sender=%r", message.sender)
-            number = 0
-        request = self._requests.get(number)
-        # A reply to a request that has been given up, or a second one after a retry.
-        if request is not None:
-            request.replies.append(message)
-            request.set()
+        self.requests.replied(message)
         self.incoming.give_inbox_credit()
 
     def inbox(self) -> str:
@@ -382,6 +337,9 @@ class Outbound(msgspec.Struct, gc=False):
     request: int = 0
     last: bool = False
     error: str = ""
+    end: bool = False
+    replies: bool = False
+    """Whether it is a reply, and names the session that it comes from."""
 
     @classmethod
     def of(cls, topic: str, value: object, lane: str, encoded: Encoded | None = None) -> Outbound:
@@ -396,9 +354,14 @@ class Outbound(msgspec.Struct, gc=False):
         content, tensor, payload = encoded or encode_value(value)
         return cls(topic, number, content, tensor, payload)
 
-    def body(self) -> bytes:
-        """The body of the message's frame."""
-        return encode_body(MessageBody(self.headers, self.tensor, self.reply_to, self.request, self.last, self.error))
+    def body(self, session: int = 0) -> bytes:
+        """The body of the message's frame, on a session."""
+        responder = session if self.replies else 0
+        return encode_body(
+            MessageBody(
+                self.headers, self.tensor, self.reply_to, self.request, self.last, self.error, responder, self.end
+            )
+        )
 
 
 def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Signal:
@@ -425,7 +388,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         topic.credit.clear()
         return topic.credit
     plain = message.headers is None and message.tensor is None and not message.request
-    body = b"" if plain else message.body()
+    body = b"" if plain else message.body(core.session_number)
     if len(payload) >= PLACED_BYTES_MIN:
         if topic.stream is not None:
             return topic.stream_over
@@ -435,7 +398,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         opening = Frame(
             Kind.PUBLISH, message.flags | Flag.CHUNKED, message.lane, message.content,
             number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),
-            time_ns=wall_ns, body=body,
+            sequence=message.request, time_ns=wall_ns, body=body,
         )  # fmt: skip
         return outgoing.start_stream(topic, opening, payload)
     data = payload if type(payload) is bytes else bytes(payload)
@@ -447,7 +410,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         topic,
         Frame(
             Kind.PUBLISH, message.flags, message.lane, message.content,
-            number=topic.number, target=message.reference, count=message.priority, time_ns=wall_ns, body=body,
-            payload=data,
+            number=topic.number, target=message.reference, count=message.priority, sequence=message.request,
+            time_ns=wall_ns, body=body, payload=data,
         ),
     )  # fmt: skip

@@ -139,7 +139,7 @@ class Driver:
                 return done.value  # type: ignore[no-any-return]
             except BaseException:
                 # What was given up may be what somebody else waits for.
-                self._wake_waiters()
+                self.wake_waiters()
                 raise
             finally:
                 operation.close()
@@ -210,9 +210,10 @@ class Driver:
     def notify(self) -> None:
         """Makes whoever waits look again."""
         with self.lock:
-            self._wake_waiters()
+            self.wake_waiters()
 
-    def _wake_waiters(self) -> None:
+    def wake_waiters(self) -> None:
+        """As `notify`; the lock is held."""
         self._condition.notify_all()
         self._wake.set()
 

@@ -3,16 +3,22 @@
 It starts with the first handler. A handler runs without any lock, so it may use the client; handlers of one client run
 one after the other. What a handler raises is logged and goes nowhere else; what a responder raises goes to the
 requester.
+
+A handler that waits for a reply would keep the responder from running that it waits for, when that one is of the same
+client. So it steps aside: another thread runs other handlers meanwhile, and the first one goes on when it has its reply
+and the handler that runs at that moment has returned. One handler runs at any time, as coroutines do on a loop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
 
-from broker.errors import BrokerError
+from broker.errors import LimitExceeded
+from broker.limits import HANDLERS_WAITING_MAX
 from clients import operations
 from clients.driver import Driver
 from clients.incoming import SubscriptionState
@@ -24,77 +30,184 @@ FAILED: Final = object()
 """In place of what a handler returns that has raised."""
 
 Handler = Callable[[Message], object]
+Step = Callable[[], None]
+_WHAT: Final = "messages for handlers"
+
+
+class Closable(Protocol):
+    """Something that is to be closed with the client."""
+
+    def close(self) -> None:
+        """Ends it, once; does nothing while it runs."""
+        ...
 
 
 class Handlers:
-    """The handlers of one client."""
+    """The handlers of one client.
+
+    Attributes:
+        streams: what answers requests in several steps and is not done.
+    """
 
     def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+        self.driver = driver
         self._work = Signal()
-        self._due: dict[SubscriptionState, None] = {}
+        self._turn = Signal(ready=True)
+        """Ready while no handler runs."""
+        self._due: dict[SubscriptionState | Step, None] = {}
         # In the order of their turns, each once, however many messages it has.
         self._handlers: dict[SubscriptionState, Handler] = {}
-        self._thread: threading.Thread | None = None
+        # Messages of a subscription are handled in their order, so not while its handler has stepped aside. A
+        # responder's requests have none: it may be asked by its own answer.
+        self._in_order: set[SubscriptionState] = set()
+        self.streams: set[Closable] = set()
+        self._threads: set[threading.Thread] = set()
+        self._aside = 0
         self._stopping = False
 
     def add(self, subscription: SubscriptionState, handler: Handler) -> None:
         """From now on a handler gets the subscription's messages."""
-        with self._driver.lock:
+        with self.driver.lock:
             self._handlers[subscription] = handler
+            if not subscription.wishes.responder:
+                self._in_order.add(subscription)
 
             def due() -> None:
-                if subscription not in self._due:
-                    self._due[subscription] = None
-                    self._work.set()
+                if subscription in self._handlers:
+                    self._add_due(subscription)
 
             subscription.on_message = due
             # What is replayed may be here before its handler. A `latest` subscription has to ask for its first message.
             due()
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name=f"tensorbus-handlers-{self._driver.core.name}", daemon=True
-                )
-                self._thread.start()
+            if not self._threads:
+                self._start_thread()
         # The thread may be waiting at the connection, where nothing that is here already would wake it.
-        self._driver.notify()
+        self.driver.notify()
+
+    def add_step(self, step: Step, signal: Signal) -> None:
+        """Has a step of something longer run when its turn comes, once a signal is ready."""
+
+        def due() -> None:
+            self._add_due(step)
+
+        with self.driver.lock:
+            if signal.ready:
+                due()
+            else:
+                signal.callbacks.append(due)
+
+    def _add_due(self, what: SubscriptionState | Step) -> None:
+        if what not in self._due:
+            self._due[what] = None
+            self._work.set()
+
+    def _start_thread(self) -> None:
+        name = f"tensorbus-handlers-{self.driver.core.name}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._threads.add(thread)
+        thread.start()
 
     def stop(self) -> None:
-        """The thread ends when its current handler has returned."""
-        with self._driver.lock:
+        """The threads end when their current handlers have returned."""
+        with self.driver.lock:
             self._stopping = True
             self._work.set()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            self._driver.notify()
-            thread.join()
+            self._turn.set()
+            threads = list(self._threads)
+        if threading.current_thread() not in threads:
+            self.driver.notify()
+            for thread in threads:
+                thread.join()
+        for stream in list(self.streams):
+            stream.close()
+
+    @property
+    def run_this_thread(self) -> bool:
+        """Whether a handler is what runs on this thread."""
+        return threading.current_thread() in self._threads
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """While its context is open, other handlers run. Does nothing on any other thread than a handler's.
+
+        Raises:
+            LimitExceeded: as many handlers wait for each other as there may be.
+        """
+        if not self.run_this_thread:
+            yield
+            return
+        driver = self.driver
+        with driver.lock:
+            if self._aside >= HANDLERS_WAITING_MAX:
+                advice = "a responder asks itself without end, or handlers wait for each other"
+                raise LimitExceeded("handlers_waiting_max", self._aside + 1, HANDLERS_WAITING_MAX, advice)
+            self._aside += 1
+            self._turn.set()
+            if len(self._threads) == self._aside:
+                self._start_thread()
+        driver.notify()
+        try:
+            yield
+        finally:
+            with driver.lock:
+                while not self._turn.ready:
+                    driver.block(self._turn, None, "the turn of a handler")
+                self._turn.clear()
+                self._aside -= 1
 
     def _run(self) -> None:
-        driver = self._driver
+        driver = self.driver
+        has_turn = False
         while True:
             with driver.lock:
-                driver.block(self._work, None, "messages for handlers")
+                if has_turn:
+                    has_turn = False
+                    self._turn.set()
+                    surplus = len(self._threads) - self._aside > 1
+                    if self._aside or surplus:
+                        driver.wake_waiters()
+                    if surplus:
+                        # Another thread was started while this one's handler had stepped aside, and takes over.
+                        self._threads.discard(threading.current_thread())
+                        return
+                driver.block(self._work, None, _WHAT)
                 if self._stopping:
+                    self._threads.discard(threading.current_thread())
                     return
-                due = next(iter(self._due), None)
-                if due is None:
-                    self._work.clear()
+                if not self._turn.ready:
+                    driver.block(self._turn, None, _WHAT)
                     continue
-                del self._due[due]
-                message, handler = operations.take(driver, due), self._handlers[due]
-                if due.pending:
-                    self._due[due] = None
-                elif due.closed is not None:
-                    del self._handlers[due]
-            if message is not None:
-                self._call(handler, message)
-                if due.is_latest:
-                    with driver.lock:
-                        if due in self._handlers:
-                            self._due[due] = None
-                            self._work.set()
+                step = self._next()
+                if step is None:
+                    continue
+                self._turn.clear()
+                has_turn = True
+            step()
 
-    def _call(self, handler: Handler, message: Message) -> None:
+    def _next(self) -> Step | None:
+        """What is to run next. The lock is held."""
+        due = next(iter(self._due), None)
+        if due is None:
+            self._work.clear()
+            return None
+        del self._due[due]
+        if not isinstance(due, SubscriptionState):
+            return due
+        handler = self._handlers.get(due)
+        message = operations.take(self.driver, due) if handler is not None else None
+        if message is not None and due in self._in_order:
+            # The rest when this one has been handled.
+            del self._handlers[due]
+        elif due.pending:
+            self._due[due] = None
+        elif due.closed is not None:
+            self._handlers.pop(due, None)
+            self._in_order.discard(due)
+        if handler is None or message is None:
+            return None
+        return lambda: self._call(due, handler, message)
+
+    def _call(self, subscription: SubscriptionState, handler: Handler, message: Message) -> None:
         try:
             outcome = handler(message)
         except BaseException:
@@ -102,6 +215,11 @@ class Handlers:
             log.exception("handler.failed topic=%r", message.topic)
             outcome = FAILED
         settle_handled(message, outcome)
+        if subscription in self._in_order:
+            with self.driver.lock:
+                self._handlers[subscription] = handler
+                if subscription.pending or subscription.is_latest or subscription.closed is not None:
+                    self._add_due(subscription)
 
 
 def settle_handled(message: Message, outcome: object) -> None:
@@ -112,33 +230,3 @@ def settle_handled(message: Message, outcome: object) -> None:
         message.nack()
     elif outcome is not DEFERRED:
         message.ack()
-
-
-def responder(function: Callable[[Message], object]) -> Handler:
-    """A handler that replies with what a function returns, or with the error that it raises."""
-
-    def respond(message: Message) -> None:
-        if not message.is_request:
-            return
-        try:
-            value = function(message)
-        except BaseException as error:
-            log.exception("responder.failed topic=%r", message.topic)
-            _reply_error(message, error)
-        else:
-            if value is DEFERRED:
-                return
-            try:
-                message.reply(value)
-            except BrokerError as error:
-                log.exception("responder.reply_failed topic=%r", message.topic)
-                _reply_error(message, error)
-
-    return respond
-
-
-def _reply_error(message: Message, error: BaseException) -> None:
-    try:
-        message.reply_error(f"{type(error).__name__}: {error}")
-    except BrokerError:
-        log.exception("responder.unreachable topic=%r", message.topic)

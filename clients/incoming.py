@@ -15,7 +15,7 @@ from typing import Final
 from broker.errors import BrokerError, ProtocolError
 from broker.limits import MIB
 from broker.protocol.batches import ENTRY_BYTES, split_batch
-from broker.protocol.bodies import Subscribe, Topic, decode_body
+from broker.protocol.bodies import Failure, MessageBody, Subscribe, Topic, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
@@ -203,11 +203,18 @@ class _Assembly:
 class Incoming:
     """All that one client receives, but for collectives."""
 
-    def __init__(self, reply: Reply, on_reply: Callable[[Message], None], settle: Settle) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        on_reply: Callable[[Message], None],
+        settle: Settle,
+        on_reply_aborted: Callable[[int, str], None] = lambda number, reason: None,
+    ) -> None:
         """Args:
         reply: publishes the answer to a request.
         settle: tells the broker what has become of a job.
         on_reply: called with every message that comes to this client's inbox.
+        on_reply_aborted: called with the request's number and a reason when a large one will not be completed.
         """
         self.session: Session | None = None
         self.subscriptions: dict[int, SubscriptionState] = {}
@@ -215,6 +222,7 @@ class Incoming:
         self._reply = reply
         self._on_reply = on_reply
         self._settle = settle
+        self._on_reply_aborted = on_reply_aborted
         self._publications: dict[int, Publication] = {}
         self._assemblies: dict[int, _Assembly] = {}
         self._inbox = SubscriptionState(INBOX, Subscribe("$inbox"))
@@ -371,7 +379,17 @@ class Incoming:
 
     def abort(self, frame: Frame) -> None:
         """STREAM_ABORT: a large message will not be completed; the broker has counted it as dropped."""
-        self._assemblies.pop(frame.stream, None)
+        assembly = self._assemblies.pop(frame.stream, None)
+        if assembly is not None and assembly.subscription is self._inbox:
+            self._reply_aborted(assembly.frame, decode_body(frame.body, Failure).reason)
+
+    def _reply_aborted(self, opening: Frame, reason: str) -> None:
+        try:
+            number = decode_body(opening.body, MessageBody).request
+        except ProtocolError:
+            log.exception("reply.unreadable sender=%r", self._publication(opening).sender)
+            return
+        self._on_reply_aborted(number, reason)
 
     def dropped(self, frame: Frame) -> None:
         """DROPPED: how many messages the broker has dropped for a subscription."""

@@ -32,12 +32,14 @@ class Sent:
 
 
 class Answer(NamedTuple):
-    """What a responder says to a request: a value, or an error in place of it; `last` when no more follows."""
+    """What a responder says to a request: a value, or an error or the mere end in place of it; `last` when no more
+    follows."""
 
     value: object
     headers: Mapping[str, str] | None = None
     last: bool = True
     error: str = ""
+    end: bool = False
 
 
 Reply = Callable[["Message", Answer], Awaitable[None]]
@@ -168,21 +170,33 @@ class Message(msgspec.Struct, eq=False):
         """Whether the sender waits for a reply."""
         return bool(self.body.reply_to)
 
+    @property
+    def cancelled(self) -> bool:
+        """Of a request that a responder's function answers: whether its requester has given up, or is gone."""
+        return False
+
     def reply(self, value: object, *, headers: Mapping[str, str] | None = None, last: bool = True) -> Awaitable[None]:
         """Answers a request, at once or later; with the synchronous client from any thread, else on its loop.
 
         Args:
             value: as for publish.
             headers: short texts that travel with it.
-            last: False when more replies of this responder follow (request_many).
+            last: False when more replies of this responder follow (request_many). Such a reply waits while 256 of
+                them, or 8 MiB, are under way to the requester.
 
         Returns:
-            Something to await in the asynchronous client; in the synchronous one the reply has left already.
+            Something to await in the asynchronous client; in the synchronous one the reply has left already. A reply to
+            a request that was cancelled goes nowhere.
 
         Raises:
-            InvalidValue: the message is not a request, or the value cannot be sent.
+            InvalidValue: the message is not a request or has had its last reply, or the value cannot be sent.
+            TimeoutError: the requester does not take its replies.
         """
         return self._answer(Answer(value, headers, last))
+
+    def end(self) -> Awaitable[None]:
+        """Says that no more replies follow, after some with last=False."""
+        return self._answer(Answer(None, end=True))
 
     def reply_error(self, error: str) -> Awaitable[None]:
         """Answers a request with an error, which is raised as RequestFailed where the request was made."""

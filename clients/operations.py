@@ -14,7 +14,7 @@ from broker.errors import ConnectionClosed, TimeoutError
 from broker.protocol.bodies import Join, Settle, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from clients.checks import time_limit
-from clients.core import Core, Outbound, PendingJoin, PendingRequest, try_publish
+from clients.core import Core, Outbound, PendingJoin, try_publish
 from clients.incoming import SubscriptionState
 from clients.membership import Place
 from clients.messages import Delivery, Message
@@ -78,14 +78,19 @@ async def online(driver: Driver, deadline: Deadline) -> None:
 async def answer(driver: Driver, pending: Pending, deadline: Deadline) -> int:
     """Waits for the broker's answer; returns its sequence."""
     try:
-        await _wait(driver, pending, deadline, pending.what)
+        await wait_for(driver, pending, deadline, pending.what)
     except BaseException:
         driver.core.forget(pending)
         raise
     return pending.result()
 
 
-async def _wait(driver: Driver, signal: Signal, deadline: Deadline, what: str) -> None:
+async def wait_for(driver: Driver, signal: Signal, deadline: Deadline, what: str) -> None:
+    """Waits until a signal is ready.
+
+    Raises:
+        TimeoutError: not before the deadline.
+    """
     try:
         await driver.wait(signal, deadline.remaining_s, what)
     except TimeoutError as error:
@@ -157,7 +162,7 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
         if signal is core.online:
             what = "a connection to the broker"
         try:
-            await _wait(driver, signal, deadline, what)
+            await wait_for(driver, signal, deadline, what)
         except BaseException as error:
             if isinstance(signal, StreamSource):
                 core.outgoing.give_up(signal, f"the publisher gave it up: {type(error).__name__}")
@@ -176,7 +181,7 @@ async def flush(driver: Driver, timeout_s: float | None) -> None:
     await online(driver, deadline)
     for topic in list(core.outgoing.topics.values()):
         if topic.stream is not None:
-            await _wait(driver, topic.stream, deadline, f"the message on topic {topic.name!r} to leave")
+            await wait_for(driver, topic.stream, deadline, f"the message on topic {topic.name!r} to leave")
     core.outgoing.send_batches()
     published = core.outgoing.unconfirmed
     pending = Pending("the broker to confirm what was published")
@@ -226,7 +231,7 @@ async def next_message(driver: Driver, subscription: SubscriptionState, timeout_
             return message
         if subscription.closed is not None:
             raise subscription.closed
-        await _wait(driver, subscription, deadline, subscription.what)
+        await wait_for(driver, subscription, deadline, subscription.what)
 
 
 def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
@@ -264,61 +269,6 @@ def settle(driver: Driver, delivery: Delivery, *, refused: bool, delay_s: float)
     body = encode_body(Settle([delivery.number], refused, int(delay_s * 1e9)))
     core.send(Frame(Kind.SETTLE, lane=Lane.CONTROL, number=delivery.subscription, body=body))
     driver.flush()
-
-
-async def request(driver: Driver, message: Outbound, timeout_s: float, retries: int) -> Message:
-    """Asks and waits for the first reply.
-
-    Each try waits timeout_s. All tries carry the same number, so a responder can recognise a repeated request.
-
-    Raises:
-        NoResponders: nobody responds at the topic.
-        RequestFailed: the responder's function raised.
-        TimeoutError: no reply came in any of the tries.
-    """
-    pending = driver.core.new_request(message.topic)
-    try:
-        for attempt in range(retries + 1):
-            deadline = Deadline(timeout_s)
-            try:
-                await _send_request(driver, message, pending, deadline)
-                await _wait(driver, pending, deadline, f"a reply to a request on {message.topic!r}")
-                return pending.take()
-            except (TimeoutError, ConnectionClosed):
-                driver.core.check_open()
-                if attempt == retries:
-                    raise
-                pending.error = None
-                pending.clear()
-        raise AssertionError("retries is negative")
-    finally:
-        driver.core.forget_request(pending)
-
-
-async def _send_request(driver: Driver, message: Outbound, pending: PendingRequest, deadline: Deadline) -> None:
-    core = driver.core
-    await online(driver, deadline)
-    message.flags = Flag.REQUEST
-    message.reply_to, message.request = core.inbox(), pending.number
-    message.reference = core.request_reference(pending)
-    await hand_over(driver, message, deadline)
-
-
-async def start_request(driver: Driver, message: Outbound, deadline: Deadline) -> PendingRequest:
-    """Asks; replies are taken with `next_reply`, and `core.forget_request` ends it."""
-    pending = driver.core.new_request(message.topic)
-    try:
-        await _send_request(driver, message, pending, deadline)
-    except BaseException:
-        driver.core.forget_request(pending)
-        raise
-    return pending
-
-
-async def next_reply(driver: Driver, pending: PendingRequest, deadline: Deadline) -> Message:
-    """The next reply of a request."""
-    await _wait(driver, pending, deadline, f"a reply to a request on {pending.topic!r}")
-    return pending.take()
 
 
 async def join(driver: Driver, group: str, world_size: int, rank: int | None, timeout_s: float) -> Place:

@@ -8,6 +8,7 @@ from typing import Final
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import PRIORITY_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
 from broker.protocol.bodies import Subscribe
+from broker.protocol.frames import Flag
 from broker.protocol.values import Encoded
 from broker.topics.names import check_filter
 from clients import environment
@@ -114,6 +115,8 @@ def reply_message(request: Message, answer: Answer) -> Outbound:
     """
     message, _ = outbound(request.body.reply_to, answer.value, answer.headers, request.lane, None, urgent=True)
     message.request, message.last, message.error = request.body.request, answer.last, answer.error
+    message.end = answer.end
+    message.flags = Flag.LAST if answer.last else 0
     return message
 
 

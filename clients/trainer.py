@@ -41,6 +41,7 @@ from broker.errors import (
     NoResponders,
     ProtocolError,
     RankTimeoutError,
+    ResponderLost,
 )
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
@@ -335,7 +336,7 @@ class Trainer:
                 return self._bus.request(
                     f"parameters/{self.group}/{what}", value, timeout_s=self._timeout_s, headers=headers
                 )
-            except NoResponders:
+            except (NoResponders, ResponderLost):
                 if time.monotonic() > deadline_s:
                     raise
                 time.sleep(RETRY_DELAY_S)

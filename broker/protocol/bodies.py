@@ -56,11 +56,15 @@ class MessageBody(msgspec.Struct, omit_defaults=True):
     tensor: TensorMeta | None = None
     reply_to: str = ""
     request: int = 0
-    """The request's number with its sender; the same in every retry and in the replies."""
+    """A number that no other request has; the same in every retry and in the replies."""
     last: bool = False
     """Of a reply: this responder is done."""
     error: str = ""
     """Of a reply: the responder's function raised."""
+    responder: int = 0
+    """Of a reply: the responder's session, to which credit for more replies goes."""
+    end: bool = False
+    """Of a last reply: it has no value, and says only that this responder is done."""
 
 
 class Subscribe(msgspec.Struct, omit_defaults=True):

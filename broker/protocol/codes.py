@@ -27,6 +27,7 @@ class Code(IntEnum):
     RANK_TIMEOUT = 14
     COLLECTIVE = 15
     INTERNAL = 16
+    RESPONDER_LOST = 17
 
 
 def error_for(failure: Failure, what: str) -> errors.BrokerError:
@@ -42,6 +43,8 @@ def error_for(failure: Failure, what: str) -> errors.BrokerError:
         return errors.ProtocolError(reason)
     if code == Code.NO_RESPONDERS:
         return errors.NoResponders(what)
+    if code == Code.RESPONDER_LOST:
+        return errors.ResponderLost(what, reason)
     if code == Code.COLLECTIVE:
         return errors.CollectiveError(what, reason)
     return errors.BrokerError(f"{what}: {reason}")

@@ -63,6 +63,7 @@ class Kind(IntEnum):
     FAILED = 21
     CHANGED = 22
     SETTLE = 27
+    CANCEL = 28
 
 
 class Flag:
@@ -71,13 +72,13 @@ class Flag:
     ACKNOWLEDGE: Final = 1
     """PUBLISH: answer with DONE, carrying the message's sequence."""
     REQUEST: Final = 2
-    """PUBLISH: answer with ERROR when nobody responds."""
+    """PUBLISH: answer with ERROR when nobody responds. CREDIT: for the replies to a request."""
     BATCH: Final = 4
     """PUBLISH, DELIVER: the payload holds `count` messages (section 6)."""
     CHUNKED: Final = 8
     """PUBLISH, DELIVER: the payload follows in CHUNK frames of the same `stream` (section 5)."""
     LAST: Final = 16
-    """CHUNK, RESULT: nothing follows."""
+    """CHUNK, RESULT: nothing follows. PUBLISH: a responder's last reply to a request."""
     TOPIC_CREDIT: Final = 32
     """CREDIT: `number` is a topic, not a subscription."""
     TRACKED: Final = 64
@@ -171,7 +172,7 @@ def check_header(kind: int, lane: int, body_bytes: int, size: int) -> None:
         ProtocolError: the kind or lane is unknown, or a length is over its limit.
     """
     if kind not in KINDS:
-        raise ProtocolError(f"frame of unknown kind {kind}: kinds are 1 to {max(KINDS)}")
+        raise ProtocolError(f"frame of unknown kind {kind}: kinds are 1 to {max(KINDS)}, with gaps")
     if lane >= LANES:
         raise ProtocolError(f"frame on unknown lane {lane}: lanes are 0 to {LANES - 1}")
     if body_bytes > FRAME_BODY_BYTES_MAX:

@@ -23,7 +23,7 @@ from broker.limits import (
 )
 from broker.protocol.bodies import Failure, Hello, Settle, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import Frame, Kind, Lane
+from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Phase, Received, Session
 from broker.protocol.values import encode_value
@@ -31,6 +31,7 @@ from broker.state.delivery import Subscription
 from broker.state.groups import Groups
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
+from broker.state.requests import Requests
 from broker.state.settings import Settings
 from broker.state.topics import INBOX, Router, opened
 from broker.state.totals import Totals
@@ -59,8 +60,14 @@ class BrokerState:
             clock=lambda: self.now_ns,
             unblock=lambda work: self.publishing.unblock(work),
         )
+        self.requests = Requests(self._flush)
+        self.router.on_moved = self.requests.moved
         self.publishing = Publishing(
-            self.router, settings.publish_window_messages, settings.publish_window_bytes, self._flush
+            self.router,
+            self.requests,
+            settings.publish_window_messages,
+            settings.publish_window_bytes,
+            self._flush,
         )
         self.groups = Groups(self._flush, self.announce)
         self.pool = BufferPool(POOL_BYTES_MAX)
@@ -74,6 +81,7 @@ class BrokerState:
             Kind.CREDIT: self._credit,
             Kind.SETTLE: self._settle,
             Kind.FLUSH: self._flushed,
+            Kind.CANCEL: self.requests.cancel,
             Kind.JOIN: self.groups.join,
             Kind.LEAVE: self.groups.leave,
             Kind.CONTRIBUTE: self.groups.contribute,
@@ -138,6 +146,7 @@ class BrokerState:
             subscription.forget()
             self.router.remove(subscription)
             self.publishing.unblock(subscription)
+        self.requests.disconnect(record)
         self.publishing.disconnect(record)
         self.router.ended.add_session(record.session)
         self.groups.disconnect(record, now_ns)
@@ -220,9 +229,8 @@ class BrokerState:
                 heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
             )
         )
-        self._add(
-            record, SubscriptionNumber(0), Subscribe(f"{INBOX}{record.id}", "drop_oldest", INBOX_MESSAGES, QUEUE_BYTES)
-        )
+        # `block`, because a reply that is dropped is a requester that waits for it.
+        self._add(record, SubscriptionNumber(0), Subscribe(f"{INBOX}{record.id}", "block", INBOX_MESSAGES, QUEUE_BYTES))
         self._flush(record)
         event = {
             "event": "opened",
@@ -295,6 +303,9 @@ class BrokerState:
         self._flush(record)
 
     def _credit(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        if frame.flags & Flag.REQUEST:
+            self.requests.credit(record, frame)
+            return
         subscription = record.subscriptions.get(frame.number)
         # Credit for a subscription that was just ended is on its way when the end arrives: nothing to do.
         if subscription is not None:

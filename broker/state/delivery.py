@@ -277,7 +277,8 @@ class LaneSource:
         queue = subscription.queue
         message = queue.take(self.lane)
         while message is not None and message.stream is not None and message.stream.aborted is not None:
-            queue.dropped += message.count
+            # Of a reply the requester hears otherwise.
+            queue.dropped += message.count if subscription.number else 0
             message.release()
             queue.grant(message.count, 0)
             message = queue.take(self.lane)
@@ -368,7 +369,7 @@ class LaneSource:
         code = Code.PUBLISHER_GONE
         if self._given_up:
             code, reason = Code.DROPPED, "the subscriber is too slow for it"
-        else:
+        elif self.subscription.number:
             self.subscription.queue.dropped += 1
             self.subscription.tell_dropped()
         self.let_go()

@@ -19,13 +19,14 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.delivery import Subscription
 from broker.state.records import SessionRecord
+from broker.state.requests import Requests
 from broker.state.topics import Publisher, Router
 from broker.state.works import Work
 from broker.topics.messages import Message, Stream
 from broker.topics.names import check_topic
 
-_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE = (
-    int(flag) for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE)
+_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST = (
+    int(flag) for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST)
 )
 
 
@@ -36,9 +37,15 @@ class Publishing:
     """The publishing half of the broker's state."""
 
     def __init__(
-        self, router: Router, window_messages: int, window_bytes: int, flush: Callable[[SessionRecord], None]
+        self,
+        router: Router,
+        requests: Requests,
+        window_messages: int,
+        window_bytes: int,
+        flush: Callable[[SessionRecord], None],
     ) -> None:
         self.router = router
+        self.requests = requests
         self.window_messages = window_messages
         self.window_bytes = window_bytes
         self._low_messages = window_messages // 2
@@ -95,12 +102,18 @@ class Publishing:
                 self._low_credit(session, publisher)
         if flags:
             routed = not flags & _REQUEST or self.router.routes(topic).responds
+            acknowledge = flags & _ACKNOWLEDGE and not flags & _REQUEST
             if stream is not None:
                 publisher.message = message
-                publisher.acknowledge = frame.target if flags & _ACKNOWLEDGE and routed else 0
-            elif flags & _ACKNOWLEDGE and routed:
+                publisher.acknowledge = frame.target if acknowledge else 0
+                publisher.request = frame.sequence if flags & _LAST else 0
+            elif acknowledge:
                 self._acknowledge(session, frame.target, message.sequence + count - 1)
-            if not routed:
+            elif flags & _LAST:
+                self.requests.replied(session, topic.name, frame.sequence)
+            if flags & _REQUEST and routed:
+                self.requests.ask(session, frame, message, self.router.responders(topic))
+            elif not routed:
                 self._refuse_request(session, frame, topic.name)
                 # It has no place among the topic's messages.
                 message.sequence = 0
@@ -156,6 +169,8 @@ class Publishing:
                 self._low_credit(session, publisher)
         if complete and publisher.acknowledge:
             self._acknowledge(session, publisher.acknowledge, message.sequence)
+        if complete and publisher.request:
+            self.requests.replied(session, message.topic, publisher.request)
 
     def abort(self, session: SessionRecord, frame: Frame) -> None:
         """STREAM_ABORT: the publisher gives a large message up."""

@@ -98,9 +98,12 @@ class Publisher:
         credit_bytes: how many more bytes it may send; can fall below zero by one frame.
         message: the large message that is arriving, if one is.
         acknowledge: the reference of the DONE that is due when it is complete, 0 for none.
+        request: the request to which it is the last reply, 0 for none.
     """
 
-    __slots__ = ("acknowledge", "credit_bytes", "credit_messages", "held_back", "message", "number", "sender", "topic")
+    __slots__ = (
+        "acknowledge", "credit_bytes", "credit_messages", "held_back", "message", "number", "request", "sender", "topic"
+    )  # fmt: skip
 
     def __init__(self, topic: TopicRecord, number: int, sender: str, credit_messages: int, credit_bytes: int) -> None:
         self.topic = topic
@@ -111,6 +114,7 @@ class Publisher:
         self.held_back = False
         self.message: Message | None = None
         self.acknowledge = 0
+        self.request = 0
 
 
 class Router:
@@ -120,6 +124,7 @@ class Router:
         retained_bytes: held by all rings.
         ended: what topics, subscriptions and sessions had counted that are gone.
         works: the queue groups of acknowledged topics.
+        on_moved: told of a request that waited for a subscription that has ended, and which one it waits for now.
     """
 
     def __init__(
@@ -141,6 +146,7 @@ class Router:
         self.retained_bytes = 0
         self.ended = Totals()
         self.works = Works(clock=clock, bury=self._bury, unblock=unblock)
+        self.on_moved: Callable[[Message, Subscription, Subscription | None], None] = lambda message, old, new: None
         self._trie: Trie[Subscription] = Trie()
         self._inboxes: dict[str, Subscription] = {}
 
@@ -290,16 +296,21 @@ class Router:
         else:
             self._trie.remove(subscription.filter, subscription)
         for message in subscription.queue.drain():
-            if subscription.queue_group and not message.flags & Flag.TRACKED:
-                self._requeue(message, subscription.queue_group)
+            requeues = subscription.queue_group and not message.flags & Flag.TRACKED
+            member = self._requeue(message, subscription.queue_group) if requeues else None
+            if message.flags & Flag.REQUEST:
+                self.on_moved(message, subscription, member)
             message.release()
         self.works.resign(subscription)
         self.ended.add_subscription(subscription)
 
-    def _requeue(self, message: Message, queue_group: str) -> None:
+    def _requeue(self, message: Message, queue_group: str) -> Subscription | None:
         for group in self.routes(self.topic(message.topic)).queue_groups:
             if group[0].queue_group == queue_group:
-                _least_loaded(group).offer(message)
+                member = _least_loaded(group)
+                member.offer(message)
+                return member
+        return None
 
     def routes(self, topic: TopicRecord) -> Routes:
         """Where a topic's messages go at the moment."""
@@ -314,18 +325,17 @@ class Router:
             inbox = self._inboxes.get(name)
             return Routes(self._trie.version, [inbox] if inbox is not None else [], [], [], responds=False)
         everyone: list[Subscription] = []
-        groups: dict[str, list[Subscription]] = {}
+        grouped: list[Subscription] = []
         responds = False
         for subscription in self._trie.match(name):
             responds = responds or subscription.responder
-            if subscription.queue_group:
-                groups.setdefault(subscription.queue_group, []).append(subscription)
-            else:
-                everyone.append(subscription)
+            (grouped if subscription.queue_group else everyone).append(subscription)
+        groups = _grouped(grouped)
         works: list[Work] = []
         if topic.policy.acknowledge:
-            works = self.works.refresh(topic, [member for group in groups.values() for member in group])
-            groups.clear()
+            # Requests are no jobs: whoever asks waits for the reply, and asks again.
+            works = self.works.refresh(topic, [member for member in grouped if not member.responder])
+            groups = _grouped([member for member in grouped if member.responder])
         return Routes(self._trie.version, everyone, list(groups.values()), works, responds)
 
     def route(self, topic: TopicRecord, message: Message) -> None:
@@ -357,6 +367,12 @@ class Router:
             for work in works:
                 self.works.add(work, single)
 
+    def responders(self, topic: TopicRecord) -> list[Subscription]:
+        """The responders to which `route` would give the next message of a topic."""
+        routes = self.routes(topic)
+        chosen = [*routes.everyone, *map(_least_loaded, routes.queue_groups)]
+        return [subscription for subscription in chosen if subscription.responder]
+
     def replay(self, subscription: Subscription, replay: int | str) -> None:
         """Queues what the rings keep for a new subscription, topic by topic in the order of their sequences.
 
@@ -374,6 +390,13 @@ class Router:
                     kept = [part for message in kept for part in _from_sequence(message, int(replay))]
             for message in kept:
                 _offer(subscription, message, opened)
+
+
+def _grouped(members: list[Subscription]) -> dict[str, list[Subscription]]:
+    groups: dict[str, list[Subscription]] = {}
+    for member in members:
+        groups.setdefault(member.queue_group, []).append(member)
+    return groups
 
 
 def _least_loaded(group: list[Subscription]) -> Subscription:

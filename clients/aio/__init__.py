@@ -2,6 +2,7 @@
 
 from clients.aio.client import Client, connect
 from clients.aio.groups import Group, Work
+from clients.aio.replies import Replies
 from clients.aio.subscriptions import Subscription
 
-__all__ = ["Client", "Group", "Subscription", "Work", "connect"]
+__all__ = ["Client", "Group", "Replies", "Subscription", "Work", "connect"]

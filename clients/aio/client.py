@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -13,25 +13,26 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from broker.errors import ConnectionClosed, TimeoutError
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Subscribe
 from broker.transport.addresses import parse_list
-from clients import environment, link, operations
+from clients import environment, link, operations, requesting
 from clients.aio.driver import AsyncDriver
 from clients.aio.groups import Group
+from clients.aio.replies import Replies
+from clients.aio.responding import Responder
 from clients.aio.subscriptions import Subscription
 from clients.checks import check_callable, check_connect
 from clients.core import Core, Reconnected
+from clients.exchanges import Request
 from clients.handlers import FAILED, settle_handled
-from clients.messages import DEFERRED, Answer, Delivery, Message, Sent
-from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, reply_message, request_message, subscribe_wishes
+from clients.messages import Answer, Delivery, Message, Sent
+from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, request_message, subscribe_wishes
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Message], object]
 _SENT = Sent()
-Responder = Callable[[Message], object]
 
 
 async def connect(
@@ -134,21 +135,20 @@ class Client:
     async def respond(
         self,
         topic_filter: str,
-        function: Responder,
+        function: Callable[[Request], object],
         *,
         queue_group: str | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
-        """Answers requests with what a function or coroutine function returns; clients.DEFERRED answers later."""
+        """Answers requests with what a function or coroutine function returns, or an asynchronous generator yields.
 
+        Coroutines and generators run as tasks, up to 256 at the same time, and are cancelled when the requester gives
+        up; plain functions run at once. clients.DEFERRED answers later.
+        """
         check_callable("function", function)
-
-        async def handler(message: Message) -> None:
-            if message.is_request:
-                await _respond(message, function)
-
         wishes = subscribe_wishes(topic_filter, "block", QUEUE_MESSAGES, QUEUE_BYTES, queue_group, None, responder=True)
-        return await self._subscribe(wishes, handler, timeout_s)
+        exchanges = self._core.responders.add(asyncio.get_running_loop().call_soon)
+        return await self._subscribe(wishes, Responder(self._driver, exchanges, function), timeout_s)
 
     async def request(
         self,
@@ -162,34 +162,26 @@ class Client:
     ) -> Message:
         """Asks and waits for the first reply."""
         message = request_message(topic, value, headers, lane, retries)
-        return await operations.request(self._driver, message, timeout_s, retries)
+        return await requesting.request(self._driver, message, timeout_s, retries)
 
-    async def request_many(
-        self, topic: str, value: object = None, *, timeout_s: float = 1.0, max_replies: int | None = None
-    ) -> AsyncIterator[Message]:
-        """Asks all responders and yields their replies as they come."""
-        message = request_message(topic, value, None, "default", 0)
-        deadline = operations.Deadline(timeout_s)
-        pending = await operations.start_request(self._driver, message, deadline)
-        replies = 0
-        try:
-            while max_replies is None or replies < max_replies:
-                try:
-                    yield await operations.next_reply(self._driver, pending, deadline)
-                except TimeoutError:
-                    return
-                replies += 1
-        finally:
-            self._core.forget_request(pending)
+    def request_many(
+        self,
+        topic: str,
+        value: object = None,
+        *,
+        timeout_s: float | None = 1.0,
+        stall_s: float | None = None,
+        max_replies: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        lane: str = "default",
+    ) -> Replies:
+        """Asks all responders; `async for` yields their replies as they come, until each has said its last one."""
+        message = request_message(topic, value, headers, lane, 0)
+        return Replies(requesting.Gathering(self._driver, message, timeout_s, stall_s, max_replies))
 
     def _reply(self, request: Message, answer: Answer) -> Awaitable[None]:
-        message = reply_message(request, answer)
-
-        async def send() -> None:
-            await operations.publish(self._driver, message, PUBLISH_TIMEOUT_S)
-
         # A task, so that the reply leaves even if nobody awaits it.
-        task = asyncio.get_running_loop().create_task(send())
+        task = asyncio.get_running_loop().create_task(requesting.reply(self._driver, request, answer))
         self._driver.start(task)
         return task
 
@@ -237,17 +229,3 @@ async def _handle(subscription: Subscription, handler: Handler) -> None:
             settle_handled(message, FAILED)
         else:
             settle_handled(message, outcome)
-
-
-async def _respond(message: Message, function: Responder) -> None:
-    try:
-        value = function(message)
-        if inspect.isawaitable(value):
-            value = await value
-        if value is not DEFERRED:
-            await message.reply(value)
-    except ConnectionClosed:
-        raise
-    except Exception as error:
-        log.exception("responder.failed topic=%r", message.topic)
-        await message.reply_error(f"{type(error).__name__}: {error}")

@@ -73,6 +73,15 @@ class Blocking:
     def __iter__(self) -> Iterator[object]:
         return self._loop.iterate(aiter(self._subject))
 
+    def __next__(self) -> object:
+        async def following() -> object:
+            return await anext(self._subject)
+
+        try:
+            return self._loop.run(following())
+        except StopAsyncIteration:
+            raise StopIteration from None
+
     def __enter__(self) -> Blocking:
         self._loop.run(self._subject.__aenter__())
         return self

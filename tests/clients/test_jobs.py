@@ -280,16 +280,19 @@ def test_a_handler_may_keep_its_job(broker: ServingThread, connect: Connect, bus
     assert works(broker) == (0, 0, 1)
 
 
-def test_requests_to_responders_of_an_acknowledged_topic_are_answered_and_done(
+def test_requests_to_responders_of_an_acknowledged_topic_are_answered_and_are_no_jobs(
     broker: ServingThread, connect: Connect, bus: clients.Client
 ) -> None:
-    worker = connect("worker")
-    worker.respond("jobs", lambda request: request.value + 1, queue_group="g")
+    seen = []
+
+    def answer(request: clients.Message) -> object:
+        seen.append((request.is_job, request.deliveries))
+        return request.value + 1
+
+    connect("worker").respond("jobs", answer, queue_group="g")
     assert bus.request("jobs", 41, timeout_s=5.0).value == 42
-    # The reply may come before the settlement.
-    worker.flush()
-    worker.flush()
-    assert works(broker)[0] == 0
+    assert seen == [(False, 1)]
+    assert not broker.call(lambda: broker.server.state.router.topics["jobs"].works)
 
 
 def test_a_job_may_be_acknowledged_from_any_thread(tcp_broker: ServingThread) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -45,33 +49,126 @@ def test_a_reply_that_cannot_be_sent_is_an_error_for_the_requester(bus: clients.
         bus.request("strange", timeout_s=PATIENCE_S)
 
 
-def test_a_silent_responder_times_out_and_retries_carry_on(bus: clients.Client, other: clients.Client) -> None:
-    seen = []
+class Kept:
+    """A responder's function that keeps what it is asked, and when it is cancelled."""
 
-    def second_time(message: clients.Message) -> None:
-        seen.append(message)
-        if len(seen) == 2:
-            message.reply("at last")
+    def __init__(self) -> None:
+        self.requests: queue.Queue[clients.Request] = queue.Queue()
+        self.cancelled = threading.Event()
 
-    silent = other.subscribe("never")
-    other.respond("slow/other", lambda message: None)
-    wishes = other.subscribe("$inbox-unused", handler=second_time) if False else None
-    assert wishes is None
-    assert silent.pending == 0
-    with pytest.raises(clients.NoResponders):
-        bus.request("never", timeout_s=0.1)
+    def __call__(self, request: clients.Request) -> object:
+        request.on_cancel(self.cancelled.set)
+        self.requests.put(request)
+        return clients.DEFERRED
 
 
-def test_request_many_gathers_the_replies_of_all_responders(bus: clients.Client, connect: Connect) -> None:
-    for number in range(3):
-        connect(f"shard-{number}").respond("search", lambda message, number=number: [number, message.value])
-    replies = bus.request_many("search", "query", timeout_s=PATIENCE_S, max_replies=3)
-    assert sorted(reply.value for reply in replies) == [[0, "query"], [1, "query"], [2, "query"]]
+def in_background(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(function())
+        except clients.BrokerError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
 
 
-def test_request_many_ends_at_its_time_out_with_what_has_come(bus: clients.Client, other: clients.Client) -> None:
-    other.respond("search", lambda message: "one")
-    assert [reply.value for reply in bus.request_many("search", timeout_s=0.3)] == ["one"]
+def test_a_retry_runs_the_function_no_second_time(bus: clients.Client, connect: Connect) -> None:
+    kept = Kept()
+    responder, watcher = connect("responder"), connect("watcher").subscribe("slow")
+    responder.respond("slow", kept)
+    # The request's `reply` belongs to the client that was asked, and so to its loop.
+    responder.respond("now", lambda message: kept.requests.get_nowait().reply("at last") and None)
+    thread, outcome = in_background(lambda: bus.request("slow", timeout_s=0.5, retries=100))
+    numbers = {watcher.next(PATIENCE_S).body.request for _ in range(3)}
+    assert len(numbers) == 1
+    bus.request("now", timeout_s=PATIENCE_S)
+    thread.join(PATIENCE_S)
+    assert [reply.value for reply in outcome] == ["at last"]
+    assert kept.requests.empty()
+
+
+def test_a_request_that_times_out_is_cancelled_at_its_responder(bus: clients.Client, other: clients.Client) -> None:
+    kept = Kept()
+    other.respond("slow", kept)
+    with pytest.raises(clients.TimeoutError, match="a reply to a request on 'slow'"):
+        bus.request("slow", timeout_s=1.0)
+    assert kept.cancelled.wait(PATIENCE_S)
+    request = kept.requests.get(timeout=PATIENCE_S)
+    assert request.cancelled
+    other.respond("late", lambda message: request.reply("nobody wants it") and None)
+    bus.request("late", timeout_s=PATIENCE_S)
+
+
+def test_a_requester_that_closes_cancels_its_requests(bus: clients.Client, other: clients.Client) -> None:
+    kept = Kept()
+    other.respond("slow", kept)
+    thread, outcome = in_background(lambda: bus.request("slow", timeout_s=PATIENCE_S))
+    kept.requests.get(timeout=PATIENCE_S)
+    bus.close()
+    assert kept.cancelled.wait(PATIENCE_S)
+    thread.join(PATIENCE_S)
+    assert isinstance(outcome[0], clients.ConnectionClosed)
+
+
+def test_a_reply_makes_the_other_responders_stop(bus: clients.Client, connect: Connect) -> None:
+    slow, fast = Kept(), Kept()
+    connect("slow").respond("race", slow)
+    winner = connect("fast")
+    winner.respond("race", fast)
+    winner.respond("now", lambda message: fast.requests.get_nowait().reply("fast") and None)
+    thread, outcome = in_background(lambda: bus.request("race", timeout_s=PATIENCE_S))
+    slow.requests.get(timeout=PATIENCE_S)
+    while fast.requests.empty():
+        thread.join(0.01)
+    bus.request("now", timeout_s=PATIENCE_S)
+    assert slow.cancelled.wait(PATIENCE_S)
+    thread.join(PATIENCE_S)
+    assert [reply.value for reply in outcome] == ["fast"]
+
+
+def test_a_request_fails_at_once_when_its_last_responder_leaves(bus: clients.Client, other: clients.Client) -> None:
+    kept = Kept()
+    other.respond("slow", kept)
+    thread, outcome = in_background(lambda: bus.request("slow", timeout_s=3 * PATIENCE_S))
+    kept.requests.get(timeout=PATIENCE_S)
+    other.close()
+    thread.join(PATIENCE_S)
+    assert isinstance(outcome[0], clients.ResponderLost), outcome
+    assert outcome[0].topic == "slow"
+    assert "second" in outcome[0].reason
+
+
+def test_a_retry_goes_to_another_responder_at_once_when_the_first_one_leaves(
+    bus: clients.Client, connect: Connect
+) -> None:
+    kept = Kept()
+    first, second = connect("leaving"), connect("staying")
+    first.respond("slow", kept, queue_group="g")
+    thread, outcome = in_background(lambda: bus.request("slow", timeout_s=3 * PATIENCE_S, retries=1))
+    kept.requests.get(timeout=PATIENCE_S)
+    second.respond("slow", lambda message: "second", queue_group="g")
+    first.close()
+    thread.join(PATIENCE_S)
+    assert [reply.value for reply in outcome] == ["second"]
+
+
+def test_a_function_that_has_replied_itself_replies_no_second_time(bus: clients.Client, other: clients.Client) -> None:
+    def twice(message: clients.Message) -> object:
+        message.reply("once")
+        return "twice"
+
+    other.respond("twice", twice)
+    assert [reply.value for reply in bus.request_many("twice", timeout_s=None)] == ["once"]
+
+
+def test_a_generator_without_a_value_is_no_reply_to_a_plain_request(bus: clients.Client, other: clients.Client) -> None:
+    other.respond("empty", lambda message: (value for value in ()))
+    with pytest.raises(clients.RequestFailed, match="ended without a reply"):
+        bus.request("empty", timeout_s=PATIENCE_S)
 
 
 def test_responders_in_a_queue_group_share_requests(bus: clients.Client, connect: Connect) -> None:

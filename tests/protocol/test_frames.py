@@ -81,6 +81,7 @@ def test_the_header_has_52_bytes_and_the_numbers_of_the_wire_are_fixed() -> None
         "CREDIT": 8, "DONE": 9, "ERROR": 10, "FLUSH": 11, "PING": 12, "PONG": 13, "CLOSE": 14, "DROPPED": 15,
         "JOIN": 16, "JOINED": 17, "LEAVE": 18, "CONTRIBUTE": 19, "RESULT": 20, "FAILED": 21, "CHANGED": 22,
         "SETTLE": 27,
+        "CANCEL": 28,
     }  # fmt: skip
     flags = (Flag.ACKNOWLEDGE, Flag.REQUEST, Flag.BATCH, Flag.CHUNKED, Flag.LAST, Flag.TOPIC_CREDIT, Flag.TRACKED)
     assert flags == (1, 2, 4, 8, 16, 32, 64)
@@ -106,7 +107,7 @@ def test_an_empty_payload_is_no_buffer() -> None:
     ("arguments", "words"),
     [
         ((0, 0, 0, 0), "unknown kind 0"),
-        ((200, 0, 0, 0), "unknown kind 200"),
+        ((200, 0, 0, 0), "unknown kind 200: kinds are 1 to"),
         ((1, 3, 0, 0), "unknown lane 3: lanes are 0 to 2"),
         ((1, 0, FRAME_BODY_BYTES_MAX + 1, 0), f"body of {FRAME_BODY_BYTES_MAX + 1} bytes is over the limit"),
         ((1, 0, 0, FRAME_PAYLOAD_BYTES_MAX + 1), f"payload of {FRAME_PAYLOAD_BYTES_MAX + 1} bytes is over the limit"),
