@@ -45,6 +45,11 @@ EXIT_TIMEOUT_S: Final = 1.0
 IDLE_S: Final = 0.05
 """When nobody has waited for so long, the keeper reads."""
 SHORT_READ_BYTES: Final = 4096
+INTERRUPTED: Final = (
+    "interrupted, by Ctrl-C as a rule, at a moment in which it is not known how much the link had taken"
+)
+"""A signal's exception comes between a system call and the note of its result. To send the same bytes again, or to miss
+some, would be worse than a new connection."""
 READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
 
@@ -198,6 +203,9 @@ class Driver:
                 self._keeper_wake.set()
         except ConnectionClosed as error:
             self._lose(error)
+        except BaseException:
+            self._lose(ConnectionClosed(INTERRUPTED))
+            raise
 
     def batch_opened(self) -> None:
         """A batch has to leave within the batch window even if nothing else happens."""
@@ -310,6 +318,9 @@ class Driver:
         except ConnectionClosed as error:
             self._lose(error)
             return
+        except BaseException:
+            self._lose(ConnectionClosed(INTERRUPTED))
+            raise
         if session.has_unsent:
             self.flush()
         if session.failure is not None:

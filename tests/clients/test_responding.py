@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -141,18 +141,13 @@ def test_a_client_can_be_closed_while_a_responder_waits(bus: clients.Client, oth
     assert handler_threads(bus) == []
 
 
-def test_an_interrupt_from_the_keyboard_reaches_the_responder(bus: clients.Client, other: clients.Client) -> None:
-    cancelled = threading.Event()
-
-    def interrupt(request: clients.Request) -> object:
-        request.on_cancel(cancelled.set)
-        os.kill(os.getpid(), signal.SIGINT)
-        return clients.DEFERRED
-
-    other.respond("slow", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        bus.request("slow", timeout_s=PATIENCE_S)
-    assert cancelled.wait(PATIENCE_S)
+def test_an_interrupt_from_the_keyboard_reaches_the_responder_and_sends_nothing_twice(
+    tcp_broker: ServingThread,
+) -> None:
+    program = [sys.executable, "-m", "tests.clients.interrupted", tcp_broker.url]
+    for _ in range(5):
+        ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+        assert (ended.returncode, ended.stdout) == (0, "interrupted and cancelled\n"), ended.stderr
 
 
 def test_a_stream_goes_on_in_turn_with_other_requests(bus: clients.Client, other: clients.Client) -> None:
