@@ -194,6 +194,8 @@ class Core:
             self._refused(received)
         elif kind == Kind.CANCEL:
             self.responders.cancel(received)
+        elif kind == Kind.GAP:
+            self.incoming.gap(received)
         elif kind == Kind.DROPPED:
             if received.number:
                 self.incoming.dropped(received)

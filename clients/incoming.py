@@ -47,7 +47,8 @@ class SubscriptionState(Signal):
     """
 
     __slots__ = (
-        "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_messages", "_owed_bytes",
+        "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead",
+        "_gaps_evicted", "_messages", "_owed_bytes",
         "_owed_messages", "_evicts", "_threshold", "asked", "closed", "credit_due", "is_latest", "number", "on_message",
         "readers", "what", "wishes",
     )  # fmt: skip
@@ -66,6 +67,8 @@ class SubscriptionState(Signal):
         self._owed_messages = 0
         self._owed_bytes = 0
         self._dropped_here = self._dropped_there = self._dropped_before = 0
+        self._gaps_ahead: dict[str, int] = {}
+        self._gaps_evicted: dict[str, int] = {}
         bound = wishes.queue_messages
         # A small queue is credited message by message, so that the broker's count of unread messages is exact.
         self._threshold = 1 if bound <= 16 else bound // 4
@@ -85,11 +88,15 @@ class SubscriptionState(Signal):
 
     def append(self, message: Message) -> None:
         """A message has arrived."""
+        if self._gaps_ahead:
+            message.gap = self._gaps_ahead.pop(message.topic, 0)
         self._messages.append(message)
         self._arrived()
 
     def extend(self, messages: Sequence[Message]) -> None:
-        """Messages have arrived together."""
+        """Messages of a topic have arrived together."""
+        if self._gaps_ahead:
+            messages[0].gap = self._gaps_ahead.pop(messages[0].topic, 0)
         self._messages.extend(messages)
         self._arrived()
 
@@ -98,7 +105,9 @@ class SubscriptionState(Signal):
             messages = self._messages
             while len(messages) > self.wishes.queue_messages:
                 self._dropped_here += 1
-                self._taken(messages.popleft())
+                evicted = messages.popleft()
+                self._gaps_evicted[evicted.topic] = self._gaps_evicted.get(evicted.topic, 0) + 1 + evicted.gap
+                self._taken(evicted)
                 self.credit_due = True
         self.asked = False
         self.ready = True
@@ -114,6 +123,8 @@ class SubscriptionState(Signal):
         message = self._messages.popleft()
         if not self._messages and self.closed is None:
             self.ready = False
+        if self._gaps_evicted:
+            message.gap += self._gaps_evicted.pop(message.topic, 0)
         self._owed_messages += 1
         self._owed_bytes += message.size_bytes
         if self._owed_messages >= self._threshold or self._owed_bytes >= self._bytes_threshold:
@@ -124,9 +135,14 @@ class SubscriptionState(Signal):
         self._owed_messages += 1
         self._owed_bytes += message.size_bytes
 
-    def skip(self, messages: int, size_bytes: int) -> None:
+    def lost(self, topic: str, messages: int) -> None:
+        """Messages are missing ahead of the topic's next one."""
+        self._gaps_ahead[topic] = self._gaps_ahead.get(topic, 0) + messages
+
+    def skip(self, topic: str, messages: int, size_bytes: int) -> None:
         """Messages have arrived that cannot be read: they count as dropped."""
         self._dropped_here += messages
+        self.lost(topic, messages)
         self._owed_messages += messages
         self._owed_bytes += size_bytes
 
@@ -169,6 +185,7 @@ class SubscriptionState(Signal):
         self._dropped_before += self._dropped_there
         self._dropped_there = 0
         self.asked = False
+        self._gaps_ahead.clear()
         self._owed_messages = -len(self._messages)
         self._owed_bytes = -sum(message.size_bytes for message in self._messages)
 
@@ -286,7 +303,7 @@ class Incoming:
         except (MemoryError, ValueError, OverflowError):
             # What a publisher announces, this machine need not have. The chunks come all the same, and go nowhere.
             log.error("message.too_large stream=%d bytes=%d", frame.stream, frame.total_bytes)
-            subscription.skip(1, len(frame.body))
+            subscription.skip(self._publication(frame).topic, 1, len(frame.body))
             self._assemblies[frame.stream] = _Assembly(subscription, frame, None)
             return
         self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
@@ -298,7 +315,7 @@ class Incoming:
         except ProtocolError:
             # Its publisher is at fault, and this session need not end for that.
             log.exception("batch.unreadable topic=%r sender=%r", publication.topic, publication.sender)
-            subscription.skip(frame.count, max(0, len(frame.payload) - ENTRY_BYTES * frame.count))
+            subscription.skip(publication.topic, frame.count, max(0, len(frame.payload) - ENTRY_BYTES * frame.count))
             self.give_credit(subscription)
             return
         lane, reply = frame.lane, self._reply
@@ -390,6 +407,12 @@ class Incoming:
             log.exception("reply.unreadable sender=%r", self._publication(opening).sender)
             return
         self._on_reply_aborted(number, reason)
+
+    def gap(self, frame: Frame) -> None:
+        """GAP: how many messages are missing ahead of the next one of a topic."""
+        subscription = self.subscriptions.get(frame.target)
+        if subscription is not None:
+            subscription.lost(self._publication(frame).topic, frame.sequence)
 
     def dropped(self, frame: Frame) -> None:
         """DROPPED: how many messages the broker has dropped for a subscription."""

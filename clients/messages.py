@@ -98,8 +98,10 @@ class Message(msgspec.Struct, eq=False):
     `value` is decoded when it is first asked for; an array's memory is the message's own and may be written to.
 
     Attributes:
-        sequence: in its topic, from 1 upwards; a gap is a message that this subscription did not get.
+        sequence: in its topic, from 1 upwards.
         published_ns: the publisher's wall clock, in nanoseconds since the epoch.
+        gap: messages of the topic that this subscription has lost between the one before and this one: dropped by its
+            overflow policy, unreadable, or not finished by their publishers. They count in `dropped` too.
     """
 
     _publication: Publication
@@ -113,6 +115,7 @@ class Message(msgspec.Struct, eq=False):
     _decoded: MessageBody | None = None
     _value: object = _UNREAD
     _delivery: Delivery | None = None
+    gap: int = 0
 
     @property
     def topic(self) -> str:

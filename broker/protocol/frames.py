@@ -62,6 +62,7 @@ class Kind(IntEnum):
     RESULT = 20
     FAILED = 21
     CHANGED = 22
+    GAP = 24
     SETTLE = 27
     CANCEL = 28
 

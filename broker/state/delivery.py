@@ -256,7 +256,8 @@ class LaneSource:
             return
         self._given_up = True
         self._chunk = None
-        self.subscription.queue.dropped += 1
+        if self.message is not None:
+            self.subscription.queue.lose(self.message, 1)
         self.resume()
         self.subscription.tell_dropped()
 
@@ -278,7 +279,8 @@ class LaneSource:
         message = queue.take(self.lane)
         while message is not None and message.stream is not None and message.stream.aborted is not None:
             # Of a reply the requester hears otherwise.
-            queue.dropped += message.count if subscription.number else 0
+            if subscription.number:
+                queue.lose(message, message.count)
             message.release()
             queue.grant(message.count, 0)
             message = queue.take(self.lane)
@@ -298,6 +300,8 @@ class LaneSource:
         publication = session.announced.get((message.topic, message.sender))
         if publication is None:
             publication, size = _announce(session, message, buffers)
+        if queue.gaps:
+            size += _tell_gap(subscription, message, publication, buffers)
         flags, count, stream_number = message.flags & _KEPT_FLAGS, message.count, 0
         if message.stream is not None:
             self.message, self._chunk, self._sent_bytes, self._given_up = message, message.first, 0, False
@@ -370,12 +374,22 @@ class LaneSource:
         if self._given_up:
             code, reason = Code.DROPPED, "the subscriber is too slow for it"
         elif self.subscription.number:
-            self.subscription.queue.dropped += 1
+            self.subscription.queue.lose(message, 1)
             self.subscription.tell_dropped()
         self.let_go()
         self.subscription.queue.grant(message.count, len(message.body))
         body = encode_body(Failure(code, reason))
         return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
+
+
+def _tell_gap(subscription: Subscription, message: Message, publication: int, buffers: list[Buffer]) -> int:
+    """Tells how many messages were lost ahead of this one."""
+    lost = subscription.queue.gaps.take(message.topic, message.sequence)
+    if not lost:
+        return 0
+    return encode(
+        Frame(Kind.GAP, lane=message.lane, number=publication, target=subscription.number, sequence=lost), buffers
+    )
 
 
 def _announce(session: SessionRecord, message: Message, buffers: list[Buffer]) -> tuple[int, int]:

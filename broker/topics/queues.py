@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
+from broker.topics.gaps import Gaps
 from broker.topics.messages import Message
 
 LANES: Final = 3
@@ -52,6 +53,7 @@ class Queue:
         waiting_messages: how many wait here.
         waiting_bytes: their bytes, of large ones what they will have when they are complete.
         dropped: messages that were dropped here, ever.
+        gaps: those of them that the reader has not been told of.
     """
 
     __slots__ = (
@@ -63,6 +65,7 @@ class Queue:
         "credit_messages",
         "credit_messages_max",
         "dropped",
+        "gaps",
         "messages_max",
         "overflow",
         "waiting_bytes",
@@ -86,6 +89,7 @@ class Queue:
         self.waiting_bytes = 0
         self._control_bytes = 0
         self.dropped = 0
+        self.gaps = Gaps()
         self._split = split
         self._lanes: tuple[deque[Message], ...] = tuple(deque() for _ in range(LANES))
 
@@ -124,13 +128,18 @@ class Queue:
         """
         if not self.has_room(message):
             if self.overflow is Overflow.DROP_NEWEST or self.overflow is Overflow.BLOCK:
-                self.dropped += message.count
+                self.lose(message, message.count)
                 return False
             while self.waiting_messages and not self.has_room(message):
                 self._drop_oldest()
         self._lanes[message.lane].append(message)
         self._count_in(message)
         return True
+
+    def lose(self, message: Message, count: int) -> None:
+        """Counts messages as dropped: the first `count` of a message or batch."""
+        self.dropped += count
+        self.gaps.add(message.topic, message.sequence, count)
 
     def _count_in(self, message: Message) -> None:
         message.holders += 1
@@ -154,7 +163,7 @@ class Queue:
         for part in reversed(parts[1:]):
             lane.appendleft(part)
             self._count_in(part)
-        self.dropped += oldest.count - len(parts[1:])
+        self.lose(oldest, oldest.count - len(parts[1:]))
         oldest.release()
 
     def take(self, lane: int) -> Message | None:
@@ -194,7 +203,7 @@ class Queue:
             return False
         lane.remove(message)
         self._count_out(message)
-        self.dropped += message.count
+        self.lose(message, message.count)
         message.release()
         return True
 
