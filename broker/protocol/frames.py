@@ -62,6 +62,8 @@ class Kind(IntEnum):
     RESULT = 20
     FAILED = 21
     CHANGED = 22
+    DECLARE = 25
+    POLICY = 26
     SETTLE = 27
 
 
