@@ -101,12 +101,14 @@ class LimitExceeded(BrokerError):
         limit: the name of the limit.
         value: what was asked for.
         maximum: the limit's value.
+        advice: what to do.
     """
 
     def __init__(self, limit: str, value: int, maximum: int, advice: str = "") -> None:
         self.limit = limit
         self.value = value
         self.maximum = maximum
+        self.advice = advice
         super().__init__(f"{limit}: {value} is over the limit of {maximum}" + (f"; {advice}" if advice else ""))
 
 

@@ -37,6 +37,10 @@ BATCH_BURST_MESSAGES: Final = 8
 """Batching starts after this many messages of a topic in close succession; the first ones leave at once."""
 BATCH_MESSAGES_MAX: Final = 4096
 """Entries of a batch; 64 KiB of empty ones."""
+BATCH_BYTES_MAX: Final = 512 * KIB
+"""What a policy may ask for: a batch is one frame, and its last entry may reach over this."""
+BATCH_WINDOW_US_MAX: Final = 1_000_000
+"""What a policy may ask for, in microseconds: who waits longer does not want a stream of messages."""
 
 # Values with tensors in them (docs/wire.md section 8).
 VALUE_DEPTH_MAX: Final = 64
@@ -84,6 +88,12 @@ STREAM_LAG_BYTES_MAX: Final = 64 * MIB
 RING_MESSAGES: Final = 1024
 RING_BYTES: Final = 4 * MIB
 """What a topic keeps for replay by default."""
+RING_MESSAGES_MAX: Final = 1_000_000
+"""What a policy may ask for: a message costs memory even when it has no bytes."""
+DECLARATIONS_MAX: Final = 1024
+"""Filters with declared policies, of all clients and the configuration together: they last while the broker lives."""
+MESSAGE_BYTES_MAX: Final = (1 << 63) - 1
+"""What a policy may set as the longest message: more has no place in a header."""
 INBOX_MESSAGES: Final = 65_536
 """Replies under way to one session."""
 
@@ -113,8 +123,12 @@ HANDLERS_WAITING_MAX: Final = 32
 # Work queues.
 LEASE_S: Final = 30.0
 """How long a worker may take for a message before another one gets it."""
+LEASE_S_MAX: Final = 7 * 86_400.0
+"""What a policy may ask for: a job of a week."""
 DELIVERIES_MAX: Final = 5
 """Deliveries of one message before it goes to the dead-letter topic: what five workers could not do, nobody can."""
+DELIVERIES_BOUND_MAX: Final = 1_000_000
+"""What a policy may ask for; 0 sets no bound."""
 WORK_MESSAGES_MAX: Final = 65_536
 """Jobs of one queue group on one topic, waiting or being worked on, before the topic's publishers are held back."""
 WORK_BYTES_MAX: Final = 256 * MIB

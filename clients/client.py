@@ -5,30 +5,40 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic_ns, time_ns
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
-from broker.protocol.bodies import Subscribe
+from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
 from clients.checks import check_callable, check_connect
-from clients.core import LANES, Core, Reconnected
+from clients.core import Core, Reconnected
 from clients.driver import Driver
 from clients.exchanges import Request
 from clients.groups import Group
 from clients.handlers import Handler, Handlers
 from clients.messages import Answer, Delivery, Message, Sent
-from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, request_message, subscribe_wishes
+from clients.options import (
+    PUBLISH_TIMEOUT_S,
+    declaration,
+    group_place,
+    outbound,
+    request_message,
+    subscribe_wishes,
+)
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT
+from clients.outgoing_topic import LANES
 from clients.replies import Replies
 from clients.responding import Callbacks, Responder
 from clients.subscriptions import Subscription
 
 _SENT = Sent()
+PLAIN_LANES: Final[Mapping[str | None, int]] = dict(LANES) | {None: LANES["default"]}
+"""A topic whose policy names another lane takes no message by the shortest way."""
 
 
 def connect(
@@ -120,7 +130,7 @@ class Client:
         value: object,
         *,
         headers: Mapping[str, str] | None = None,
-        lane: str = "default",
+        lane: str | None = None,
         ack: str | None = None,
         urgent: bool = False,
         priority: int = 0,
@@ -134,7 +144,8 @@ class Client:
                 or the buffer protocol; or lists and dicts with arrays in them, as a model's state dict. Arrays are sent
                 from their own memory.
             headers: short texts that travel with it.
-            lane: `control` passes everything, `bulk` lets everything pass.
+            lane: `control` passes everything, `bulk` lets everything pass; None takes what is declared for the topic,
+                else `default`.
             ack: "accepted" waits until the broker has the message, and returns its sequence.
             urgent: never waits for a batch.
             priority: as a job of a queue group on a topic with acknowledgement, 0 to 9; the highest goes first.
@@ -142,18 +153,22 @@ class Client:
 
         Raises:
             InvalidValue: a topic, value or option that cannot be used; nothing was sent.
+            LimitExceeded: the value is longer than what is declared for the topic, or an earlier one was and the broker
+                has refused it.
             TimeoutError: no room in time. A message of 16 KiB or more, or one with ack, may have arrived all the same.
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
         encoded = None
-        if headers is None and ack is None and not priority and lane in LANES:
+        if headers is None and ack is None and not priority and lane in PLAIN_LANES:
             encoded = content, tensor, payload = encode_value(value)
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
                 # The same as operations.publish, for a small message that need not wait.
                 driver, outgoing = self._driver, self._core.outgoing
                 with driver.lock:
                     now_ns, wall_ns = monotonic_ns(), time_ns()
-                    done = outgoing.publish_plain(topic, LANES[lane], content, payload, now_ns, wall_ns, urgent=urgent)
+                    done = outgoing.publish_plain(
+                        topic, PLAIN_LANES[lane], content, payload, now_ns, wall_ns, urgent=urgent
+                    )
                     if done is BATCHED:
                         return None
                     if done is SENT:
@@ -181,16 +196,70 @@ class Client:
         """Waits until everything that was published so far has reached the broker.
 
         Raises:
+            LimitExceeded: everything has, but the broker has refused a message that was longer than its topic allows.
             TimeoutError: not in time; it may still arrive.
             ConnectionClosed: the connection ended; what was published shortly before may be lost.
         """
         self._driver.run(operations.flush(self._driver, timeout_s))
 
+    def declare(
+        self,
+        topic_filter: str,
+        *,
+        ring_messages: int | None = None,
+        ring_bytes: int | None = None,
+        retain: bool | None = None,
+        overflow: str | None = None,
+        batch_bytes: int | None = None,
+        batch_window_us: int | None = None,
+        lane: str | None = None,
+        max_message_bytes: int | None = None,
+        acknowledge: bool | None = None,
+        lease_s: float | None = None,
+        max_deliveries: int | None = None,
+        dead_letter: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        """Declares what holds for the topics that a filter matches; when this returns, it does, for topics in use too.
+
+        Each setting of a topic is decided by the most specific filter that sets it, level by level from the left: a
+        name before `+`, and `+` before `#`. Declaring a filter again replaces all that was declared for it, by anybody;
+        without any setting it is cleared. It holds as long as the broker lives, and this client declares it again when
+        it has reconnected.
+
+        Args:
+            topic_filter: which topics; None in what follows leaves a setting to less specific filters and defaults.
+            ring_messages: messages that a topic keeps for replay.
+            ring_bytes: bytes that a topic keeps for replay.
+            retain: True keeps the newest message however long it is, False keeps nothing.
+            overflow: of subscriptions to filters within this one that name none; see subscribe.
+            batch_bytes: a publisher's batch leaves when it holds so much; 0 never batches.
+            batch_window_us: a publisher's batch leaves when its first message is so old, in microseconds.
+            lane: of messages that name none, or `default`; see publish.
+            max_message_bytes: longer values are refused, with LimitExceeded at the publisher.
+            acknowledge: whether members of a queue group acknowledge each message.
+            lease_s: how long a member may take for a message, in seconds, before another one gets it.
+            max_deliveries: deliveries of a message before it goes to the dead-letter topic; 0 sets no bound.
+            dead_letter: that topic; empty for `$dead/` and the topic's name.
+            timeout_s: how long the broker may take to agree, in seconds.
+
+        Raises:
+            InvalidValue: a filter or a setting that cannot be used.
+            PermissionDenied: the broker's configuration has fixed the filter.
+            LimitExceeded: there are too many declarations.
+            TimeoutError: no answer in time; it may hold all the same.
+        """
+        wishes = Declare(
+            topic_filter, ring_messages, ring_bytes, retain, overflow, batch_bytes, batch_window_us, lane,
+            max_message_bytes, acknowledge, lease_s, max_deliveries, dead_letter,
+        )  # fmt: skip
+        self._driver.run(operations.declare(self._driver, declaration(wishes), timeout_s))
+
     def subscribe(
         self,
         topic_filter: str,
         *,
-        overflow: str = "block",
+        overflow: str | None = None,
         queue_messages: int = QUEUE_MESSAGES,
         queue_bytes: int = QUEUE_BYTES,
         queue_group: str | None = None,
@@ -203,7 +272,8 @@ class Client:
         Args:
             topic_filter: a topic, or one with `+` for one level and `#` for all the rest.
             overflow: when queue_messages are unread: `block` holds publishers of these topics back, `drop_oldest` and
-                `drop_newest` drop and count, `latest` keeps the newest only.
+                `drop_newest` drop and count, `latest` keeps the newest only. None takes what is declared for the whole
+                filter, else `block`.
             queue_messages: the bound, in messages.
             queue_bytes: the bound, in bytes; one longer message may always be under way.
             queue_group: each message goes to one of the group's subscriptions, to the least loaded. On a topic declared

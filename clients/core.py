@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +15,16 @@ import msgspec
 from broker.buffers import Payload
 from broker.errors import BrokerError, ConnectionClosed, InvalidValue
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
-from broker.protocol.bodies import Failure, Membership, MessageBody, Subscribe, Welcome, decode_body, encode_body
+from broker.protocol.bodies import (
+    Declare,
+    Failure,
+    Membership,
+    MessageBody,
+    Subscribe,
+    Welcome,
+    decode_body,
+    encode_body,
+)
 from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received, Session
@@ -27,6 +35,7 @@ from clients.incoming import Incoming, SubscriptionState
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply, Settle
 from clients.outgoing import Outgoing
+from clients.outgoing_topic import LANES
 from clients.requests import PendingRequest, Requests
 from clients.signals import Pending, Signal
 
@@ -36,7 +45,6 @@ _DELIVER: Final = int(Kind.DELIVER)
 _CHUNK: Final = int(Kind.CHUNK)
 _CONTROL: Final = int(Lane.CONTROL)
 _DEFAULT: Final = int(Lane.DEFAULT)
-LANES: Final[Mapping[str, int]] = {lane.name.lower(): int(lane) for lane in Lane}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,8 @@ class Core:
         self.responders = Responders()
         self.incoming = Incoming(reply, self._replied, settle, self.requests.reply_aborted)
         self.places = Places()
+        self.declarations: dict[str, Declare] = {}
+        """Policies that this client has declared, by filter: a broker that was restarted is told again."""
         self.lost: Reconnected | None = None
         """What the last connection's end may have cost, until the next one is open."""
         self._pendings: dict[int, Pending] = {}
@@ -94,6 +104,8 @@ class Core:
         self.session = session
         self.session_number = welcome.session
         session.set_heartbeat(welcome.heartbeat_interval_ms / 1000, welcome.heartbeat_timeout_ms / 1000)
+        for wishes in self.declarations.values():
+            self.send(Frame(Kind.DECLARE, lane=Lane.CONTROL, body=encode_body(wishes)))
         self.outgoing.connected(session, welcome.publish_window_messages, welcome.publish_window_bytes)
         # Whoever waits for a `latest` subscription's next message has asked the old session for it.
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
@@ -150,13 +162,13 @@ class Core:
         if self.closed is not None:
             raise ConnectionClosed.by(self.closed) from self.closed
 
-    def tick(self, now_ns: int, batches_before_ns: int) -> None:
-        """Time passes: heartbeats, batches that are old enough."""
+    def tick(self, now_ns: int) -> None:
+        """Time passes: heartbeats, batches that are due."""
         self.requests.end_abandoned(self.session)
         if self.session is not None:
             self.session.tick(now_ns)
             if self.outgoing.open_batches:
-                self.outgoing.send_batches(batches_before_ns)
+                self.outgoing.send_batches(now_ns)
 
     # Frames in.
 
@@ -188,6 +200,8 @@ class Core:
                 self.responders.credit(received)
             else:
                 self.outgoing.granted(received)
+        elif kind == Kind.POLICY:
+            self.outgoing.policy(received)
         elif kind in (Kind.DONE, Kind.JOINED):
             self._answered(received)
         elif kind == Kind.ERROR:
@@ -216,6 +230,8 @@ class Core:
             pending.number, pending.sequence, pending.body = frame.number, frame.sequence, frame.body
             if isinstance(pending, PendingJoin) and self.session is not None:
                 pending.seat(self.session, self.places, frame)
+            if pending.on_answer is not None:
+                pending.on_answer(frame)
             pending.set()
         elif frame.kind == Kind.JOINED:
             # Whoever asked has given up; the group shall not wait for a member that never calls.
@@ -225,6 +241,12 @@ class Core:
 
     def _refused(self, frame: Frame) -> None:
         failure = decode_body(frame.body, Failure)
+        if not frame.target:
+            if frame.number:
+                self.outgoing.refused(frame, failure)
+            else:
+                log.warning("broker.refused name=%r reason=%s", self.name, failure.reason)
+            return
         pending = self._pendings.pop(frame.target, None)
         if pending is not None:
             pending.fail(error_for(failure, pending.what))
@@ -259,6 +281,20 @@ class Core:
             raise ConnectionClosed("there is no connection to the broker at the moment")
         self.session.put(frame)
 
+    def declare(self, wishes: Declare) -> Pending:
+        """Asks for a policy of topics; once the broker has agreed, it is asked again after each reconnect."""
+
+        def agreed(_: Frame) -> None:
+            if any(value is not None for value in wishes.settings().values()):
+                self.declarations[wishes.filter] = wishes
+            else:
+                self.declarations.pop(wishes.filter, None)
+
+        pending = Pending(f"the broker to take the policy of {wishes.filter!r}", agreed)
+        body = encode_body(wishes)
+        self.send(Frame(Kind.DECLARE, lane=Lane.CONTROL, target=self.pending(pending), body=body))
+        return pending
+
     # Subscriptions.
 
     def subscribe(self, wishes: Subscribe) -> tuple[SubscriptionState, Pending]:
@@ -266,7 +302,7 @@ class Core:
         encode_body(wishes)
         self._last_subscription += 1
         subscription = SubscriptionState(self._last_subscription, wishes)
-        pending = Pending(wishes.filter)
+        pending = Pending(wishes.filter, None if wishes.overflow is not None else subscription.decided)
         self.incoming.subscriptions[subscription.number] = subscription
         self._send_subscribe(subscription, self.pending(pending))
         return subscription, pending
@@ -326,7 +362,8 @@ class Outbound(msgspec.Struct, gc=False):
     """A message that is ready to be published."""
 
     topic: str
-    lane: int
+    lane: int | None
+    """None takes the topic's."""
     content: int
     tensor: TensorMeta | None
     payload: Payload
@@ -344,14 +381,14 @@ class Outbound(msgspec.Struct, gc=False):
     """Whether it is a reply, and names the session that it comes from."""
 
     @classmethod
-    def of(cls, topic: str, value: object, lane: str, encoded: Encoded | None = None) -> Outbound:
+    def of(cls, topic: str, value: object, lane: str | None, encoded: Encoded | None = None) -> Outbound:
         """Encodes a value, unless its caller has.
 
         Raises:
             InvalidValue: the value or the lane cannot be used.
         """
-        number = LANES.get(lane)
-        if number is None:
+        number = None if lane is None else LANES.get(lane)
+        if number is None and lane is not None:
             raise InvalidValue("lane", lane, f"is none of {', '.join(LANES)}")
         content, tensor, payload = encoded or encode_value(value)
         return cls(topic, number, content, tensor, payload)
@@ -375,6 +412,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
 
     Raises:
         InvalidValue: the topic cannot be published to.
+        LimitExceeded: it is longer than the topic's policy allows, or the broker has refused an earlier one for that.
         ConnectionClosed: the client is closed.
     """
     if core.session is None:
@@ -383,10 +421,13 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     outgoing = core.outgoing
     topic = outgoing.topics.get(message.topic) or outgoing.topic(message.topic)
     payload = message.payload
-    if message.lane == _CONTROL and core.session.outbox.control_bytes > CONTROL_QUEUE_BYTES_MAX:
+    if topic.special:
+        topic.check(len(payload))
+    lane = topic.lane if message.lane is None else message.lane
+    if lane == _CONTROL and core.session.outbox.control_bytes > CONTROL_QUEUE_BYTES_MAX:
         outgoing.link_room.clear()
         return outgoing.link_room
-    if message.lane != _CONTROL and (topic.credit_messages <= 0 or topic.credit_bytes <= 0):
+    if lane != _CONTROL and (topic.credit_messages <= 0 or topic.credit_bytes <= 0):
         topic.credit.clear()
         return topic.credit
     plain = message.headers is None and message.tensor is None and not message.request
@@ -398,20 +439,20 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
             outgoing.streams_room.clear()
             return outgoing.streams_room
         opening = Frame(
-            Kind.PUBLISH, message.flags | Flag.CHUNKED, message.lane, message.content,
+            Kind.PUBLISH, message.flags | Flag.CHUNKED, lane, message.content,
             number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),
             sequence=message.request, time_ns=wall_ns, body=body,
         )  # fmt: skip
         return outgoing.start_stream(topic, opening, payload)
     data = payload if type(payload) is bytes else bytes(payload)
-    if message.lane == _DEFAULT and not message.flags and not message.urgent and not message.priority:
+    if lane == _DEFAULT and not message.flags and not message.urgent and not message.priority:
         batched = outgoing.offer_to_batch(topic, message.content, body, data, wall_ns, now_ns)
         if batched is not None:
             return batched
     return outgoing.publish_small(
         topic,
         Frame(
-            Kind.PUBLISH, message.flags, message.lane, message.content,
+            Kind.PUBLISH, message.flags, lane, message.content,
             number=topic.number, target=message.reference, count=message.priority, sequence=message.request,
             time_ns=wall_ns, body=body, payload=data,
         ),

@@ -27,7 +27,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Final, TypeVar
 
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
-from broker.limits import BATCH_WINDOW_NS, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
+from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
@@ -44,6 +44,11 @@ TICK_S: Final = 0.1
 EXIT_TIMEOUT_S: Final = 1.0
 IDLE_S: Final = 0.05
 """When nobody has waited for so long, the keeper reads."""
+LONG_S: Final = 0.005
+"""A batch that is due later than this needs no sleep of its own: a poll, which counts in milliseconds, ends in time."""
+POLL_S: Final = 0.001
+NO_BATCH_S: Final = 60.0
+"""How long a batch is away that does not exist."""
 SHORT_READ_BYTES: Final = 4096
 INTERRUPTED: Final = (
     "interrupted, by Ctrl-C as a rule, at a moment in which it is not known how much the link had taken"
@@ -108,7 +113,7 @@ class Driver:
         self._last_wait = time.monotonic()
         self._eager = 0
         self._closing = False
-        # Whether the keeper looks after batches by itself, so that it need not be woken for each one.
+        # Whether the keeper is about to look after batches by itself, so that it need not be woken for each one.
         self._keeper_watches = False
         try:
             self._wake = Wakeup()
@@ -392,16 +397,17 @@ class Driver:
                 now_ns = time.monotonic_ns()
                 if now_ns - last_tick_ns >= TICK_S * 1e9 or self.core.outgoing.open_batches:
                     last_tick_ns = now_ns
-                    self.core.tick(now_ns, now_ns - BATCH_WINDOW_NS)
+                    self.core.tick(now_ns)
                     self.flush()
                     if self._link is not None:
                         self._check_session(self._link.session)
-                self._keeper_watches = bool(self.core.outgoing.open_batches)
+                pause_s = self._until_batch()
+                self._keeper_watches = pause_s < LONG_S
                 offline = self._link is None
                 owes = self._link is not None and self._link.session.has_unsent
                 leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or owes or self._idle())
-                if leads and not self.core.outgoing.open_batches:
-                    self._pump(TICK_S)
+                if leads and not self._keeper_watches:
+                    self._pump(min(TICK_S, pause_s - POLL_S))
                     continue
             if offline:
                 self._reconnect()
@@ -410,16 +416,25 @@ class Driver:
 
     def _pause(self) -> None:
         """Waits until the keeper has something to do. Without the lock, so that a busy publisher is not disturbed."""
-        while True:
-            opened_ns = self.core.outgoing.oldest_batch_ns()
-            if opened_ns is None:
-                self._keeper_wake.wait(IDLE_S)
+        while not self._closing:
+            pause_s = self._until_batch()
+            if pause_s >= LONG_S:
+                # From here on who opens a batch wakes the keeper. One that was opened before that is seen here.
+                self._keeper_watches = False
+                pause_s = self._until_batch()
+            if pause_s <= 0:
                 return
-            due_ns = opened_ns + BATCH_WINDOW_NS - time.monotonic_ns()
-            if due_ns <= 0 or self._closing:
+            if pause_s >= LONG_S:
+                self._keeper_wake.wait(min(IDLE_S, pause_s - POLL_S))
                 return
-            # A sleep, because poll counts in milliseconds.
-            time.sleep(due_ns / 1e9)
+            # A sleep, because poll counts in milliseconds. Not a longer one, because other topics' batches may leave
+            # sooner than the one that is open.
+            time.sleep(min(pause_s, self.core.outgoing.shortest_window_ns / 1e9))
+
+    def _until_batch(self) -> float:
+        """How long until a batch has to leave, in seconds. May be called without the lock."""
+        due_ns = self.core.outgoing.batches_due_ns()
+        return NO_BATCH_S if due_ns is None else (due_ns - time.monotonic_ns()) / 1e9
 
     def _idle(self) -> bool:
         return time.monotonic() - self._last_wait > IDLE_S

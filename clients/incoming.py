@@ -15,7 +15,7 @@ from typing import Final
 from broker.errors import BrokerError, ProtocolError
 from broker.limits import MIB
 from broker.protocol.batches import ENTRY_BYTES, split_batch
-from broker.protocol.bodies import Failure, MessageBody, Subscribe, Topic, decode_body
+from broker.protocol.bodies import Failure, MessageBody, Subscribe, Subscribed, Topic, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
@@ -58,8 +58,6 @@ class SubscriptionState(Signal):
         self.number = number
         self.wishes = wishes
         self.what = f"a message on {wishes.filter!r}"
-        self._evicts = wishes.overflow == "drop_oldest"
-        self.is_latest = wishes.overflow == "latest"
         self.closed: BrokerError | None = None
         self.on_message: Callable[[], None] | None = None
         self.asked = False
@@ -69,12 +67,22 @@ class SubscriptionState(Signal):
         self._dropped_here = self._dropped_there = self._dropped_before = 0
         self._gaps_ahead: dict[str, int] = {}
         self._gaps_evicted: dict[str, int] = {}
-        bound = wishes.queue_messages
-        # A small queue is credited message by message, so that the broker's count of unread messages is exact.
-        self._threshold = 1 if bound <= 16 else bound // 4
         self._bytes_threshold = wishes.queue_bytes // 8
+        self._follow(wishes.overflow or "block")
         self.credit_due = False
         self.readers = 0
+
+    def decided(self, frame: Frame) -> None:
+        """DONE, where the broker was to decide about the overflow: it stays so for the subscription's life."""
+        self.wishes.overflow = decode_body(frame.body, Subscribed).overflow
+        self._follow(self.wishes.overflow)
+
+    def _follow(self, overflow: str) -> None:
+        self._evicts = overflow == "drop_oldest"
+        self.is_latest = overflow == "latest"
+        bound = 1 if self.is_latest else self.wishes.queue_messages
+        # A small queue is credited message by message, so that the broker's count of unread messages is exact.
+        self._threshold = 1 if bound <= 16 else bound // 4
 
     @property
     def pending(self) -> int:

@@ -11,7 +11,7 @@ import time
 from typing import Protocol
 
 from broker.errors import ConnectionClosed, TimeoutError
-from broker.protocol.bodies import Join, Settle, Subscribe, encode_body
+from broker.protocol.bodies import Declare, Join, Settle, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from clients.checks import time_limit
 from clients.core import Core, Outbound, PendingJoin, try_publish
@@ -175,7 +175,11 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
 
 
 async def flush(driver: Driver, timeout_s: float | None) -> None:
-    """Waits until the broker has everything that was published so far."""
+    """Waits until the broker has everything that was published so far.
+
+    Raises:
+        LimitExceeded: the broker has all, and has refused a message that was longer than its topic's policy allows.
+    """
     core = driver.core
     deadline = Deadline(timeout_s)
     await online(driver, deadline)
@@ -189,6 +193,14 @@ async def flush(driver: Driver, timeout_s: float | None) -> None:
     core.send(Frame(Kind.FLUSH, lane=Lane.BULK, target=core.pending(pending)))
     await answer(driver, pending, deadline)
     core.outgoing.unconfirmed -= min(published, core.outgoing.unconfirmed)
+    core.outgoing.take_refusal()
+
+
+async def declare(driver: Driver, wishes: Declare, timeout_s: float | None) -> None:
+    """Declares a policy; when this returns, it holds."""
+    deadline = Deadline(timeout_s)
+    await online(driver, deadline)
+    await answer(driver, driver.core.declare(wishes), deadline)
 
 
 async def subscribe(driver: Driver, wishes: Subscribe, timeout_s: float | None) -> SubscriptionState:

@@ -7,16 +7,20 @@ from typing import Final
 
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import PRIORITY_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
-from broker.protocol.bodies import Subscribe
+from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Flag
 from broker.protocol.values import Encoded
 from broker.topics.names import check_filter
+from broker.topics.policy import check_declaration
 from clients import environment
 from clients.checks import check_name, whole_number
 from clients.core import Outbound
 from clients.messages import Answer, Message
 
 OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
+_WHOLE_NUMBERS: Final = (
+    "ring_messages", "ring_bytes", "batch_bytes", "batch_window_us", "max_message_bytes", "max_deliveries",
+)  # fmt: skip
 PUBLISH_TIMEOUT_S: Final = 30.0
 HEADERS_BYTES_MAX: Final = 32 * 1024
 """Headers are small by nature; they travel in the frame's body with every message."""
@@ -24,7 +28,7 @@ HEADERS_BYTES_MAX: Final = 32 * 1024
 
 def subscribe_wishes(
     topic_filter: str,
-    overflow: str,
+    overflow: str | None,
     queue_messages: int,
     queue_bytes: int,
     queue_group: str | None,
@@ -38,7 +42,7 @@ def subscribe_wishes(
         InvalidValue: one of them cannot be met.
     """
     check_filter(topic_filter)
-    if overflow not in OVERFLOWS:
+    if overflow is not None and overflow not in OVERFLOWS:
         raise InvalidValue("overflow", overflow, f"is none of {', '.join(OVERFLOWS)}")
     queue_messages = whole_number("queue_messages", queue_messages)
     queue_bytes = whole_number("queue_bytes", queue_bytes)
@@ -67,11 +71,25 @@ def subscribe_wishes(
     )
 
 
+def declaration(wishes: Declare) -> Declare:
+    """The wishes for a policy, with whole numbers of any kind, such as numpy's, as Python's own.
+
+    Raises:
+        InvalidValue: the filter or a setting cannot be used.
+    """
+    for name in _WHOLE_NUMBERS:
+        value = getattr(wishes, name)
+        if value is not None and not isinstance(value, bool):
+            setattr(wishes, name, whole_number(name, value))
+    check_declaration(wishes.filter, wishes.settings())
+    return wishes
+
+
 def outbound(
     topic: str,
     value: object,
     headers: Mapping[str, str] | None,
-    lane: str,
+    lane: str | None,
     ack: str | None,
     *,
     urgent: bool,

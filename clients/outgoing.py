@@ -7,6 +7,8 @@ batch:
     the 8th in close succession                   -> opens a batch
     64 KiB, 200 us, or something that must not overtake -> the batch leaves
 
+A topic's policy may set other bounds of its batches, the lane of messages that name none, and the longest message.
+
 A longer payload is a StreamSource, from which the outbox pulls chunks as link and credit allow. It refers to the
 caller's memory, so the caller waits until the last chunk has been handed to the link.
 """
@@ -18,8 +20,6 @@ from typing import Final
 from broker.buffers import Buffer, Payload, Pieces
 from broker.errors import BrokerError, ConnectionClosed, LimitExceeded, ProtocolError
 from broker.limits import (
-    BATCH_BURST_MESSAGES,
-    BATCH_BYTES,
     BATCH_GAP_NS,
     BATCH_MESSAGES_MAX,
     BATCH_WINDOW_NS,
@@ -29,11 +29,12 @@ from broker.limits import (
     TOPICS_PER_SESSION_MAX,
 )
 from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
-from broker.protocol.bodies import Failure, Topic, encode_body
-from broker.protocol.codes import Code
+from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
+from broker.protocol.codes import Code, error_for
 from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
 from broker.protocol.session import Session
 from broker.topics.names import check_topic
+from clients.outgoing_topic import OutgoingTopic
 from clients.signals import Signal
 
 _PACK: Final = HEADER.pack
@@ -49,32 +50,6 @@ BATCH_OPENED: Final = Signal(ready=True)
 """What it returns when somebody has to see to it that a batch leaves in time."""
 BATCHED_BYTES_MAX: Final = 8 * 1024
 """Longer payloads gain nothing from a batch."""
-
-
-class OutgoingTopic:
-    """A topic to which this client publishes.
-
-    Attributes:
-        credit: ready while there is credit for another message.
-        stream_over: ready while no large message is under way.
-    """
-
-    __slots__ = (
-        "batch", "credit", "credit_bytes", "credit_messages", "last_ns", "name", "number", "rapid", "stream",
-        "stream_over",
-    )  # fmt: skip
-
-    def __init__(self, name: str, number: int) -> None:
-        self.name = name
-        self.number = number
-        self.credit_messages = 0
-        self.credit_bytes = 0
-        self.credit = Signal()
-        self.stream: StreamSource | None = None
-        self.stream_over = Signal(ready=True)
-        self.batch: Batch | None = None
-        self.last_ns = 0
-        self.rapid = 0
 
 
 class StreamSource(Signal):
@@ -147,6 +122,7 @@ class Outgoing:
         open_batches: topics with a batch that has not left.
         finishing: large messages whose last chunk is with the link, which still refers to their memory.
         last_sent: the topic of the last message that went alone.
+        shortest_window_ns: no topic's batches leave sooner than this after they were opened.
         unconfirmed: messages that were published since the broker last confirmed that it has all.
     """
 
@@ -156,6 +132,7 @@ class Outgoing:
         self.open_batches: list[OutgoingTopic] = []
         self.finishing: list[StreamSource] = []
         self.last_sent: OutgoingTopic | None = None
+        self.shortest_window_ns = BATCH_WINDOW_NS
         self.unconfirmed = 0
         self._by_number: list[OutgoingTopic] = []
         self._streams: dict[int, StreamSource] = {}
@@ -169,6 +146,8 @@ class Outgoing:
         self.session = session
         self._window_messages, self._window_bytes = window_messages, window_bytes
         for topic in self._by_number:
+            # This broker says it again, if it holds there.
+            topic.follow(PublishPolicy())
             self._announce(topic)
 
     def disconnected(self, error: ConnectionClosed) -> int:
@@ -226,9 +205,7 @@ class Outgoing:
 
     def granted(self, frame: Frame) -> None:
         """CREDIT for a topic."""
-        if not 0 < frame.number <= len(self._by_number):
-            raise ProtocolError(f"CREDIT for topic number {frame.number}, which this client has not named")
-        topic = self._by_number[frame.number - 1]
+        topic = self._named(frame)
         topic.credit_messages += frame.count
         topic.credit_bytes += frame.total_bytes
         stream = topic.stream
@@ -236,6 +213,29 @@ class Outgoing:
             stream.attached = True
             self.session.attach(stream, stream.lane)
         topic.credit.set()
+
+    def _named(self, frame: Frame) -> OutgoingTopic:
+        if not 0 < frame.number <= len(self._by_number):
+            name = Kind(frame.kind).name
+            raise ProtocolError(f"{name} for topic number {frame.number}, which this client has not named")
+        return self._by_number[frame.number - 1]
+
+    def policy(self, frame: Frame) -> None:
+        """POLICY: what to know about the messages of a topic."""
+        topic = self._named(frame)
+        topic.follow(decode_body(frame.body, PublishPolicy))
+        self.shortest_window_ns = min(self.shortest_window_ns, max(topic.batch_window_ns, BATCH_GAP_NS))
+
+    def refused(self, frame: Frame, failure: Failure) -> None:
+        """ERROR that answers nobody: a message on a topic was refused."""
+        topic = self._named(frame)
+        topic.refuse(error_for(failure, topic.name))
+
+    def take_refusal(self) -> None:
+        """Raises, once, what the broker has said about an earlier message on any topic."""
+        for topic in self._by_number:
+            if topic.refused is not None:
+                topic.take_refusal()
 
     def publish_plain(
         self, name: str, lane: int, content: int, payload: bytes, now_ns: int, wall_ns: int, *, urgent: bool
@@ -246,7 +246,7 @@ class Outgoing:
             SENT when it is queued, BATCHED or BATCH_OPENED; None when it has to go the long way.
         """
         session, topic = self.session, self.topics.get(name)
-        if session is None or topic is None:
+        if session is None or topic is None or topic.special:
             return None
         if lane != _CONTROL:
             if topic.credit_messages <= 0 or topic.credit_bytes <= 0:
@@ -310,7 +310,7 @@ class Outgoing:
         gap_ns, topic.last_ns = now_ns - topic.last_ns, now_ns
         if topic.batch is None:
             topic.rapid = 0 if gap_ns > BATCH_GAP_NS else topic.rapid + 1
-            if topic.rapid < BATCH_BURST_MESSAGES:
+            if topic.rapid < topic.burst_messages:
                 return None
         return self._add_to_batch(topic, content, body, payload, time_ns, now_ns)
 
@@ -325,16 +325,12 @@ class Outgoing:
         batch = topic.batch
         opened = batch is None
         if batch is None:
-            batch = topic.batch = Batch(now_ns)
+            batch = topic.batch = Batch(now_ns + topic.batch_window_ns)
             batch.count_max = min(BATCH_MESSAGES_MAX, topic.credit_messages)
             self.open_batches.append(topic)
         batch.add(content, time_ns, body, payload)
         self.unconfirmed += 1
-        if (
-            batch.size_bytes >= BATCH_BYTES
-            or now_ns - batch.opened_ns >= BATCH_WINDOW_NS
-            or batch.count >= batch.count_max
-        ):
+        if batch.size_bytes >= topic.batch_bytes or now_ns >= batch.due_ns or batch.count >= batch.count_max:
             self.send_batch(topic)
             return SENT
         return BATCH_OPENED if opened else BATCHED
@@ -352,18 +348,19 @@ class Outgoing:
             Frame(Kind.PUBLISH, Flag.BATCH, Lane.DEFAULT, number=topic.number, count=batch.count, payload=payload)
         )
 
-    def oldest_batch_ns(self) -> int | None:
-        """When a batch that is still open was opened, or None. May be called without the client's lock."""
-        for topic in self.open_batches:
-            batch = topic.batch
-            if batch is not None:
-                return batch.opened_ns
-        return None
-
-    def send_batches(self, opened_before_ns: int | None = None) -> None:
-        """Lets all batches leave, or those that were opened before a time."""
+    def batches_due_ns(self) -> int | None:
+        """When the first of the open batches has to leave, or None. May be called without the client's lock."""
+        due_ns = None
         for topic in list(self.open_batches):
-            if opened_before_ns is None or (topic.batch is not None and topic.batch.opened_ns <= opened_before_ns):
+            batch = topic.batch
+            if batch is not None and (due_ns is None or batch.due_ns < due_ns):
+                due_ns = batch.due_ns
+        return due_ns
+
+    def send_batches(self, due_before_ns: int | None = None) -> None:
+        """Lets all batches leave, or those that are due by a time."""
+        for topic in list(self.open_batches):
+            if due_before_ns is None or (topic.batch is not None and topic.batch.due_ns <= due_before_ns):
                 self.send_batch(topic)
 
     def start_stream(self, topic: OutgoingTopic, opening: Frame, payload: Payload) -> StreamSource:

@@ -71,7 +71,9 @@ async def _ask(driver: Driver, message: Outbound, pending: PendingRequest, deadl
     message.flags = Flag.REQUEST | (Flag.ACKNOWLEDGE if pending.many else 0)
     message.reply_to, message.request = core.inbox(), pending.number
     message.reference = pending.number & 0xFFFFFFFF
-    pending.sent_on, pending.lane = core.session, message.lane
+    pending.sent_on = core.session
+    if message.lane is not None:
+        pending.lane = message.lane
     await hand_over(driver, message, deadline)
 
 

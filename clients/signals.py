@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.errors import BrokerError
+from broker.protocol.frames import Frame
 
 
 class Signal:
@@ -37,13 +38,15 @@ class Pending(Signal):
         sequence: of the answer, where it has one.
         body: of the answer, where it has one.
         error: why there is no answer.
+        on_answer: called with the answer's frame in the moment in which it comes, ahead of the frames behind it.
     """
 
-    __slots__ = ("body", "error", "number", "sequence", "what")
+    __slots__ = ("body", "error", "number", "on_answer", "sequence", "what")
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, on_answer: Callable[[Frame], None] | None = None) -> None:
         super().__init__()
         self.what = what
+        self.on_answer = on_answer
         self.number = 0
         self.sequence = 0
         self.body = b""

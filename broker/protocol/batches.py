@@ -51,10 +51,13 @@ def split_batch(payload: bytes, count: int) -> list[Entry]:
 class Batch:
     """A batch that is being filled, on the publisher's side."""
 
-    __slots__ = ("count", "count_max", "opened_ns", "parts", "size_bytes")
+    __slots__ = ("count", "count_max", "due_ns", "parts", "size_bytes")
 
-    def __init__(self, opened_ns: int) -> None:
-        self.opened_ns = opened_ns
+    def __init__(self, due_ns: int) -> None:
+        """Args:
+        due_ns: when it is to leave.
+        """
+        self.due_ns = due_ns
         self.parts: list[bytes] = []
         self.count = 0
         self.count_max = BATCH_MESSAGES_MAX

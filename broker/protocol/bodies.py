@@ -71,7 +71,8 @@ class Subscribe(msgspec.Struct, omit_defaults=True):
     """SUBSCRIBE: the wishes of a subscription."""
 
     filter: str
-    overflow: str = "block"
+    overflow: str | None = None
+    """None leaves it to what is declared for the filter, and without that it is `block`."""
     queue_messages: int = 1024
     queue_bytes: int = 64 << 20
     queue_group: str = ""
@@ -88,6 +89,46 @@ class Settle(msgspec.Struct, omit_defaults=True):
     """They are not done, and are to be delivered again."""
     delay_ns: int = 0
     """Of refused ones: not before so long."""
+
+
+class Subscribed(msgspec.Struct, omit_defaults=True):
+    """DONE, of a SUBSCRIBE that named no overflow: what the broker has decided."""
+
+    overflow: str = "block"
+
+
+class Declare(msgspec.Struct, omit_defaults=True):
+    """DECLARE: settings for the topics that a filter matches; None is not set.
+
+    `broker/topics/policy.py` says what each means and may be.
+    """
+
+    filter: str
+    ring_messages: int | None = None
+    ring_bytes: int | None = None
+    retain: bool | None = None
+    overflow: str | None = None
+    batch_bytes: int | None = None
+    batch_window_us: int | None = None
+    lane: str | None = None
+    max_message_bytes: int | None = None
+    acknowledge: bool | None = None
+    lease_s: float | None = None
+    max_deliveries: int | None = None
+    dead_letter: str | None = None
+
+    def settings(self) -> dict[str, object]:
+        """The settings by name, without the filter."""
+        return {name: getattr(self, name) for name in self.__struct_fields__ if name != "filter"}
+
+
+class PublishPolicy(msgspec.Struct, omit_defaults=True):
+    """POLICY: what the publishers of a topic have to know; None is the protocol's default."""
+
+    batch_bytes: int | None = None
+    batch_window_us: int | None = None
+    lane: str | None = None
+    max_message_bytes: int | None = None
 
 
 class Failure(msgspec.Struct, omit_defaults=True):

@@ -34,7 +34,7 @@ def error_for(failure: Failure, what: str) -> errors.BrokerError:
     """The error that a client raises for an ERROR frame about `what`."""
     code, reason = failure.code, failure.reason
     if code == Code.LIMIT and failure.limit:
-        return errors.LimitExceeded(failure.limit, failure.value, failure.maximum)
+        return errors.LimitExceeded(failure.limit, failure.value, failure.maximum, reason)
     if code == Code.DENIED:
         return errors.PermissionDenied(reason)
     if code == Code.INVALID:
@@ -48,3 +48,12 @@ def error_for(failure: Failure, what: str) -> errors.BrokerError:
     if code == Code.COLLECTIVE:
         return errors.CollectiveError(what, reason)
     return errors.BrokerError(f"{what}: {reason}")
+
+
+def failure_of(error: errors.BrokerError) -> Failure:
+    """The body of the ERROR frame that tells a client of an error; `error_for` is the way back."""
+    if isinstance(error, errors.LimitExceeded):
+        return Failure(Code.LIMIT, error.advice, error.limit, error.value, error.maximum)
+    if isinstance(error, errors.PermissionDenied):
+        return Failure(Code.DENIED, str(error))
+    return Failure(Code.INVALID if isinstance(error, errors.InvalidValue) else Code.INTERNAL, str(error))

@@ -63,6 +63,8 @@ class Kind(IntEnum):
     FAILED = 21
     CHANGED = 22
     GAP = 24
+    DECLARE = 25
+    POLICY = 26
     SETTLE = 27
     CANCEL = 28
 

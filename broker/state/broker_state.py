@@ -6,10 +6,11 @@ What the broker answers waits in the outboxes of the protocol sessions until the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
-from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, ProtocolError
+from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
 from broker.ids import SessionId, SubscriptionNumber
 from broker.limits import (
     CHUNK_BYTES,
@@ -21,8 +22,18 @@ from broker.limits import (
     QUEUE_BYTES_MIN,
     QUEUE_MESSAGES_MAX,
 )
-from broker.protocol.bodies import Failure, Hello, Settle, Subscribe, Welcome, decode_body, encode_body
-from broker.protocol.codes import Code
+from broker.protocol.bodies import (
+    Declare,
+    Failure,
+    Hello,
+    Settle,
+    Subscribe,
+    Subscribed,
+    Welcome,
+    decode_body,
+    encode_body,
+)
+from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Phase, Received, Session
@@ -35,8 +46,13 @@ from broker.state.requests import Requests
 from broker.state.settings import Settings
 from broker.state.topics import INBOX, Router, opened
 from broker.state.totals import Totals
+from broker.topics.declarations import Policies
 from broker.topics.messages import Message
+from broker.topics.names import check_filter
+from broker.topics.policy import Declaration, TopicPolicy, check_declaration
 from broker.topics.queues import Overflow, Queue
+
+log = logging.getLogger(__name__)
 
 _PUBLISH: Final = int(Kind.PUBLISH)
 _CHUNK: Final = int(Kind.CHUNK)
@@ -54,9 +70,9 @@ class BrokerState:
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
+        defaults = TopicPolicy(ring_messages=settings.ring_messages, ring_bytes=settings.ring_bytes)
         self.router = Router(
-            settings.ring_messages,
-            settings.ring_bytes,
+            Policies(defaults, settings.declarations),
             clock=lambda: self.now_ns,
             unblock=lambda work: self.publishing.unblock(work),
         )
@@ -80,6 +96,7 @@ class BrokerState:
             Kind.UNSUBSCRIBE: self._unsubscribe,
             Kind.CREDIT: self._credit,
             Kind.SETTLE: self._settle,
+            Kind.DECLARE: self._declare,
             Kind.FLUSH: self._flushed,
             Kind.CANCEL: self.requests.cancel,
             Kind.JOIN: self.groups.join,
@@ -262,14 +279,18 @@ class BrokerState:
                 self._answer_error(record, frame.target, body)
                 return
         if problem is None:
+            undecided = wishes.overflow is None
             try:
+                if undecided:
+                    wishes.overflow = self.router.policies.of_filter(check_filter(wishes.filter)).overflow
                 subscription = self._add(record, SubscriptionNumber(frame.number), wishes)
             except InvalidValue as error:
                 problem = str(error)
         if problem is not None:
             self._answer_error(record, frame.target, Failure(Code.INVALID, problem))
             return
-        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
+        outcome = encode_body(Subscribed(subscription.queue.overflow.value)) if undecided else b""
+        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target, body=outcome))
         if wishes.queue_group:
             self.router.join(subscription, wishes.replay)
         if wishes.replay is not None:
@@ -281,7 +302,7 @@ class BrokerState:
             record,
             number,
             wishes.filter,
-            Queue(Overflow(wishes.overflow), wishes.queue_messages, wishes.queue_bytes, opened),
+            Queue(Overflow(wishes.overflow or "block"), wishes.queue_messages, wishes.queue_bytes, opened),
             queue_group=wishes.queue_group,
             responder=wishes.responder,
             flush=self._flush,
@@ -318,6 +339,23 @@ class BrokerState:
         if subscription is not None:
             self.router.works.settle(subscription, body)
 
+    def _declare(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """DECLARE: a policy for the topics that a filter matches."""
+        wishes = decode_body(frame.body, Declare)
+        try:
+            settings = check_declaration(wishes.filter, wishes.settings())
+            declaration = Declaration(wishes.filter, settings, f"declared by {record.name}")
+            replaced = self.router.policies.declare(declaration)
+        except (InvalidValue, LimitExceeded, PermissionDenied) as error:
+            self._answer_error(record, frame.target, failure_of(error))
+            return
+        if replaced is None or replaced.settings != settings:
+            before = "none" if replaced is None else f"{dict(replaced.settings)} {replaced.origin}"
+            log.info("policy.declared filter=%r by=%r %s before=%s", wishes.filter, record.name, settings, before)
+            self.publishing.tell_policies(self.router.follow(wishes.filter))
+        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
+        self._flush(record)
+
     def _flushed(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
         self._flush(record)
@@ -337,7 +375,7 @@ class BrokerState:
 
 
 def _problem_with(wishes: Subscribe) -> str | None:
-    if wishes.overflow not in OVERFLOWS:
+    if wishes.overflow is not None and wishes.overflow not in OVERFLOWS:
         return f"overflow {wishes.overflow[:16]!r} is none of {', '.join(OVERFLOWS)}"
     if not 1 <= wishes.queue_messages <= QUEUE_MESSAGES_MAX:
         return f"queue_messages {wishes.queue_messages} is not between 1 and {QUEUE_MESSAGES_MAX}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
 from broker.limits import (
@@ -13,17 +14,18 @@ from broker.limits import (
     STREAMS_PER_SESSION_MAX,
     TOPICS_PER_SESSION_MAX,
 )
-from broker.protocol.batches import ENTRY_BYTES
-from broker.protocol.bodies import Failure, Topic, decode_body, encode_body
+from broker.protocol.batches import ENTRY_BYTES, Batch, Entry, split_batch
+from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.delivery import Subscription
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
-from broker.state.topics import Publisher, Router
+from broker.state.topics import Publisher, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.messages import Message, Stream
 from broker.topics.names import check_topic
+from broker.topics.policy import TopicPolicy
 
 _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST = (
     int(flag) for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST)
@@ -31,6 +33,8 @@ _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST = (
 
 
 _CONTROL = int(Lane.CONTROL)
+_DEFAULT = int(Lane.DEFAULT)
+_LANES: Final = {lane.name.lower(): int(lane) for lane in Lane}
 
 
 class Publishing:
@@ -75,6 +79,26 @@ class Publishing:
         record.publishers += 1
         session.publishers[frame.number] = publisher
         self._owners[publisher] = session
+        self._tell_policy(session, publisher)
+
+    def tell_policies(self, topics: Iterable[TopicRecord]) -> None:
+        """The policies of topics have changed: their publishers are told, and looked at anew if they were held back."""
+        changed = set(topics)
+        if changed:
+            for publisher, session in self._owners.items():
+                if publisher.topic in changed:
+                    self._tell_policy(session, publisher)
+        for topic in changed:
+            self._look_again(topic)
+
+    def _tell_policy(self, session: SessionRecord, publisher: Publisher) -> None:
+        policy = _for_publishers(publisher.topic.policy)
+        if policy != publisher.told:
+            publisher.told = policy
+            publisher.refusal_told = False
+            body = encode_body(policy)
+            session.session.put(Frame(Kind.POLICY, lane=Lane.CONTROL, number=publisher.number, body=body))
+            self.flush(session)
 
     def publish(self, session: SessionRecord, frame: Frame) -> None:
         """PUBLISH: a message, a batch, or the start of a large message."""
@@ -85,11 +109,19 @@ class Publishing:
         count = frame.count if flags & _BATCH else 1
         if flags & _BATCH and not 0 < count <= min(BATCH_MESSAGES_MAX, len(payload) // ENTRY_BYTES):
             raise ProtocolError(f"batch of {count} messages in {len(payload)} bytes; the limit is {BATCH_MESSAGES_MAX}")
+        lane = frame.lane
+        if topic.special:
+            if self._refuse(session, publisher, frame, count):
+                return
+            flags, payload = frame.flags, frame.payload
+            count = frame.count if flags & _BATCH else 1
+            if lane == _DEFAULT:
+                lane = _LANES[topic.policy.lane]
         body = frame.body
         stream = self._open(session, publisher, frame) if flags & _CHUNKED else None
         total_bytes = frame.total_bytes if stream is not None else len(payload)
         message = Message(
-            topic.name, publisher.sender, topic.ring.next_sequence, count, frame.lane, flags, frame.content,
+            topic.name, publisher.sender, topic.ring.next_sequence, count, lane, flags, frame.content,
             frame.time_ns, body, payload, total_bytes + len(body), stream, None if stream is None else stream.last,
         )  # fmt: skip
         if frame.count and not flags & _BATCH:
@@ -120,6 +152,59 @@ class Publishing:
                 message.release()
                 return
         self.router.route(topic, message)
+
+    def _refuse(self, session: SessionRecord, publisher: Publisher, frame: Frame, count: int) -> bool:
+        """Refuses what is longer than the topic's policy allows; says whether nothing of the frame is left.
+
+        A batch is left with the messages that are short enough. The chunks of a large message are on their way already:
+        they come in and go nowhere.
+        """
+        maximum = publisher.topic.policy.max_message_bytes
+        chunked = frame.flags & _CHUNKED
+        longest = frame.total_bytes if chunked else len(frame.payload)
+        if maximum is None or longest <= maximum:
+            return False
+        refused, used_bytes = count, len(frame.body) + len(frame.payload)
+        if frame.flags & _BATCH:
+            entries = split_batch(bytes(frame.payload), count)
+            longest = max(len(entry[3]) for entry in entries)
+            fitting = [entry for entry in entries if len(entry[3]) <= maximum]
+            refused = count - len(fitting)
+            if not refused:
+                return False
+            if fitting:
+                used_bytes = len(frame.payload)
+                frame.payload, frame.count = _batch_of(fitting), len(fitting)
+                used_bytes -= len(frame.payload)
+        elif chunked:
+            publisher.message = Message(
+                publisher.topic.name, publisher.sender, 0, 1, frame.lane, frame.flags, frame.content, frame.time_ns,
+                frame.body, b"", frame.total_bytes + len(frame.body), self._open(session, publisher, frame),
+            )  # fmt: skip
+            publisher.acknowledge = publisher.request = 0
+        publisher.topic.refused += refused
+        self._tell_refusal(session, publisher, frame, longest, maximum)
+        frame.flags &= ~_ACKNOWLEDGE
+        if frame.lane != _CONTROL:
+            publisher.credit_messages -= refused
+            publisher.credit_bytes -= used_bytes
+            if publisher.credit_messages <= self._low_messages or publisher.credit_bytes <= self._low_bytes:
+                self._low_credit(session, publisher)
+        return refused == count
+
+    def _tell_refusal(
+        self, session: SessionRecord, publisher: Publisher, frame: Frame, size_bytes: int, maximum: int
+    ) -> None:
+        """Answers who waits for an answer; tells others once, since they have been told the policy as well."""
+        answered = frame.flags & (_ACKNOWLEDGE | _REQUEST)
+        if not answered and publisher.refusal_told:
+            return
+        publisher.refusal_told = publisher.refusal_told or not answered
+        words = f"the policy of topic {publisher.topic.name!r}: publish shorter messages, or declare another limit"
+        body = encode_body(Failure(Code.LIMIT, words, "max_message_bytes", size_bytes, maximum))
+        number, target = (0, frame.target) if answered else (publisher.number, 0)
+        session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, number=number, target=target, body=body))
+        self.flush(session)
 
     def _refuse_request(self, session: SessionRecord, frame: Frame, topic: str) -> None:
         """Nobody responds. The chunks of a large request are on their way already: they come in and go nowhere."""
@@ -163,7 +248,8 @@ class Publishing:
         if complete:
             self.router.complete(publisher.topic, message)
         stream.watchers = [watcher for watcher in stream.watchers if watcher.watch(message)]
-        if message.lane != _CONTROL:
+        # Of the lane in which it was sent, which a policy may have changed for its readers.
+        if frame.lane != _CONTROL:
             publisher.credit_bytes -= len(frame.payload)
             if publisher.credit_bytes <= self._low_bytes:
                 self._low_credit(session, publisher)
@@ -240,15 +326,36 @@ class Publishing:
         """A subscription or a work is under its limit again: its publishers are looked at anew."""
         topics, blocker.blocking = list(blocker.blocking), {}
         for topic in topics:
-            waiting, topic.held_back = topic.held_back, []
-            for publisher in waiting:
-                publisher.held_back = False
-                owner = self._owners.get(publisher)
-                if owner is not None:
-                    self.top_up(owner, publisher)
+            self._look_again(topic)
+
+    def _look_again(self, topic: TopicRecord) -> None:
+        waiting, topic.held_back = topic.held_back, []
+        for publisher in waiting:
+            publisher.held_back = False
+            owner = self._owners.get(publisher)
+            if owner is not None:
+                self.top_up(owner, publisher)
 
 
 def _priority(priority: int) -> int:
     if priority > PRIORITY_MAX:
         raise ProtocolError(f"message with priority {priority}: priorities are 0 to {PRIORITY_MAX}")
     return priority
+
+
+def _for_publishers(policy: TopicPolicy) -> PublishPolicy:
+    """What publishers have to know of a policy: where it differs from what they take for granted."""
+    plain = TopicPolicy()
+    return PublishPolicy(
+        policy.batch_bytes if policy.batch_bytes != plain.batch_bytes else None,
+        policy.batch_window_us if policy.batch_window_us != plain.batch_window_us else None,
+        policy.lane if policy.lane != plain.lane else None,
+        policy.max_message_bytes,
+    )
+
+
+def _batch_of(entries: Iterable[Entry]) -> bytes:
+    batch = Batch(0)
+    for content, time_ns, body, payload in entries:
+        batch.add(content, time_ns, body, payload)
+    return batch.payload()

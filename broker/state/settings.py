@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from broker import limits
+from broker.topics.policy import Declaration
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,7 @@ class Settings:
     Attributes:
         name: what the broker calls itself.
         wall_offset_ns: wall-clock time minus monotonic time, for the time stamps of the broker's own messages.
+        declarations: policies of topics that the configuration fixes.
     """
 
     name: str = "tensorbus"
@@ -27,3 +29,4 @@ class Settings:
     ring_bytes: int = limits.RING_BYTES
     publish_window_messages: int = limits.PUBLISH_WINDOW_MESSAGES
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
+    declarations: tuple[Declaration, ...] = ()

@@ -10,14 +10,16 @@ from typing import Final
 from broker.errors import LimitExceeded, ProtocolError
 from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
 from broker.protocol.batches import split_batch
+from broker.protocol.bodies import PublishPolicy
 from broker.protocol.frames import Flag
 from broker.state.dead_letters import dead_letter
 from broker.state.delivery import Subscription
 from broker.state.totals import Totals
-from broker.state.works import DEAD_LETTERS, Work, Works
+from broker.state.works import Work, Works
+from broker.topics.declarations import Policies
 from broker.topics.messages import Message
 from broker.topics.names import check_filter, is_filter, matches
-from broker.topics.policy import TopicPolicy
+from broker.topics.policy import DEAD_LETTERS, TopicPolicy
 from broker.topics.queues import Overflow
 from broker.topics.ring import Ring
 from broker.topics.trie import Trie
@@ -56,26 +58,30 @@ class TopicRecord:
     Attributes:
         policy: what holds for it.
         publishers: sessions that have named the topic.
+        special: whether its policy changes what arrives: moves it to another lane, or refuses what is too long.
         published: messages that were published to it, ever.
+        refused: messages that were longer than the policy allows, ever.
         held_back: publishers without credit because a subscription is over its limit.
         works: its queue groups with acknowledgement, by name; they stay when their members go.
         arriving: large messages that become jobs when they are complete; they are held until then.
     """
 
     __slots__ = (
-        "arriving", "held_back", "name", "policy", "published", "published_bytes", "publishers", "ring", "routes",
-        "works",
+        "arriving", "held_back", "name", "policy", "published", "published_bytes", "publishers", "refused", "ring",
+        "routes", "special", "works",
     )  # fmt: skip
 
-    def __init__(self, name: str, ring: Ring, policy: TopicPolicy) -> None:
+    def __init__(self, name: str, policy: TopicPolicy) -> None:
         self.name = name
-        self.ring = ring
+        self.ring = Ring.of(policy)
         self.policy = policy
+        self.special = _is_special(policy)
         self.routes: Routes | None = None
         self.held_back: list[Publisher] = []
         self.publishers = 0
         self.published = 0
         self.published_bytes = 0
+        self.refused = 0
         self.works: dict[str, Work] = {}
         self.arriving: list[Message] = []
 
@@ -84,8 +90,20 @@ class TopicRecord:
         """Whether somebody is to work on something that was published here."""
         return bool(self.arriving) or any(work.queue.held for work in self.works.values())
 
+    def follow(self, policy: TopicPolicy) -> int:
+        """Takes over another policy; returns by how many bytes more is retained, 0 or below."""
+        self.policy = policy
+        self.special = _is_special(policy)
+        # They depend on whether its queue groups acknowledge.
+        self.routes = None
+        return self.ring.follow(policy)
+
     def __repr__(self) -> str:
         return f"<TopicRecord {self.name!r} {self.ring!r}>"
+
+
+def _is_special(policy: TopicPolicy) -> bool:
+    return policy.lane != "default" or policy.max_message_bytes is not None
 
 
 class Publisher:
@@ -99,10 +117,13 @@ class Publisher:
         message: the large message that is arriving, if one is.
         acknowledge: the reference of the DONE that is due when it is complete, 0 for none.
         request: the request to which it is the last reply, 0 for none.
+        told: what of the topic's policy it has been told.
+        refusal_told: whether it has been told, since then, that a message was refused.
     """
 
     __slots__ = (
-        "acknowledge", "credit_bytes", "credit_messages", "held_back", "message", "number", "request", "sender", "topic"
+        "acknowledge", "credit_bytes", "credit_messages", "held_back", "message", "number", "refusal_told", "request",
+        "sender", "told", "topic",
     )  # fmt: skip
 
     def __init__(self, topic: TopicRecord, number: int, sender: str, credit_messages: int, credit_bytes: int) -> None:
@@ -115,33 +136,28 @@ class Publisher:
         self.message: Message | None = None
         self.acknowledge = 0
         self.request = 0
+        self.told = PublishPolicy()
+        self.refusal_told = False
 
 
 class Router:
     """All topics and all subscriptions.
 
     Attributes:
+        policies: what was declared for topics.
         retained_bytes: held by all rings.
         ended: what topics, subscriptions and sessions had counted that are gone.
         works: the queue groups of acknowledged topics.
         on_moved: told of a request that waited for a subscription that has ended, and which one it waits for now.
     """
 
-    def __init__(
-        self,
-        ring_messages: int,
-        ring_bytes: int,
-        *,
-        clock: Callable[[], int],
-        unblock: Callable[[Work], None],
-    ) -> None:
+    def __init__(self, policies: Policies, *, clock: Callable[[], int], unblock: Callable[[Work], None]) -> None:
         """Args:
-        ring_messages: what each topic keeps for replay, in messages.
-        ring_bytes: what each topic keeps for replay, in bytes.
+        policies: what holds for which topic.
         clock: the time of the event that is being dealt with, in nanoseconds.
         unblock: called when a work that holds back publishers is under its limit again.
         """
-        self.policy = TopicPolicy(ring_messages=ring_messages, ring_bytes=ring_bytes)
+        self.policies = policies
         self.topics: dict[str, TopicRecord] = {}
         self.retained_bytes = 0
         self.ended = Totals()
@@ -162,11 +178,25 @@ class Router:
                 self._forget_idle(max(1, TOPICS_MAX // 10))
             if len(self.topics) >= TOPICS_MAX:
                 raise LimitExceeded("topics_max", len(self.topics) + 1, TOPICS_MAX, "use fewer topic names")
-            keeps = not name.startswith(INBOX)
-            policy = self.policy if keeps else NOTHING_KEPT
-            record = TopicRecord(name, Ring(policy.ring_messages, policy.ring_bytes), policy)
-            self.topics[name] = record
+            policy = NOTHING_KEPT if name.startswith(INBOX) else self.policies.of_topic(name)
+            record = self.topics[name] = TopicRecord(name, policy)
         return record
+
+    def follow(self, topic_filter: str) -> list[TopicRecord]:
+        """What is declared for a filter has changed: its topics follow at once. Returns those whose policy differs."""
+        if is_filter(topic_filter):
+            matching = [record for name, record in self.topics.items() if matches(topic_filter, name)]
+        else:
+            matching = [self.topics[topic_filter]] if topic_filter in self.topics else []
+        changed = []
+        for record in matching:
+            policy = self.policies.of_topic(record.name)
+            if policy != record.policy:
+                self.retained_bytes += record.follow(policy)
+                # Jobs that wait hear of it now, not with the next message.
+                self.routes(record)
+                changed.append(record)
+        return changed
 
     def _forget_idle(self, topics: int) -> None:
         """Makes room by forgetting the oldest topics to which nobody publishes any more, with what they retain, and
@@ -183,8 +213,8 @@ class Router:
             self._forget(name)
 
     def _let_go(self) -> None:
-        """Keeps all rings together within their bound: the oldest topics let go first."""
-        for record in list(self.topics.values()):
+        """Keeps all rings together within their bound: the oldest topics let go first, declared values last."""
+        for record in sorted(self.topics.values(), key=lambda record: record.policy.retain is True):
             self.retained_bytes -= record.ring.clear()
             if self.retained_bytes <= RETAINED_BYTES_MAX * 9 // 10:
                 break

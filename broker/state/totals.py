@@ -31,12 +31,14 @@ class Totals:
         "published_messages",
         "received_bytes",
         "redelivered_messages",
+        "refused_messages",
         "sent_bytes",
     )
 
     def __init__(self) -> None:
         self.published_messages = 0
         self.published_bytes = 0
+        self.refused_messages = 0
         self.delivered_messages = 0
         self.dropped_messages = dict.fromkeys(Overflow, 0)
         self.redelivered_messages = 0
@@ -49,6 +51,7 @@ class Totals:
         if not topic.name.startswith(SYSTEM_TOPICS):
             self.published_messages += topic.published
             self.published_bytes += topic.published_bytes
+            self.refused_messages += topic.refused
         for work in topic.works.values():
             self.add_work(work)
 

@@ -23,13 +23,13 @@ from broker.protocol.bodies import Settle
 from broker.protocol.frames import Flag
 from broker.protocol.session import Phase
 from broker.topics.messages import Assignment, Message
+from broker.topics.policy import DEAD_LETTERS
 from broker.topics.work import Holder, Job, JobState, WorkQueue
 
 if TYPE_CHECKING:
     from broker.state.delivery import Subscription
     from broker.state.topics import TopicRecord
 
-DEAD_LETTERS: Final = "$dead/"
 _TRACKED: Final = int(Flag.TRACKED)
 
 

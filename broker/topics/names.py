@@ -89,6 +89,19 @@ def matches(topic_filter: str, topic: str) -> bool:
     return len(wanted) == len(given)
 
 
+def covers(topic_filter: str, narrower: str) -> bool:
+    """Tells whether a checked filter matches every topic that another one matches; `a/#` covers `a/+`."""
+    if is_reserved(narrower) and topic_filter.startswith((ONE_LEVEL, ALL_LEVELS)):
+        return False
+    wanted, given = levels(topic_filter), levels(narrower)
+    for index, level in enumerate(wanted):
+        if level == ALL_LEVELS:
+            return True
+        if index == len(given) or given[index] == ALL_LEVELS or level not in (ONE_LEVEL, given[index]):
+            return False
+    return len(wanted) == len(given)
+
+
 def _check_levels(what: str, name: str) -> list[str]:
     """Returns the levels of a name, after the checks that topics and filters share."""
     if not isinstance(name, str):

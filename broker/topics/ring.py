@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
+from broker.limits import RETAINED_BYTES_MAX
 from broker.topics.messages import Message
+from broker.topics.policy import TopicPolicy
 
 
 class Ring:
@@ -12,7 +14,7 @@ class Ring:
 
     A message that is longer than the whole ring passes through the topic and is not kept; what was kept before it goes,
     so that the last value is never an older one than the topic's. The newest batch is kept whole, however many messages
-    it has.
+    it has. A ring that keeps its last message keeps it beyond both bounds.
 
     A large message that is still arriving is held beside the complete ones, within the same bounds, and pushes none of
     them out before it is complete: if its publisher dies, the last value is what it was.
@@ -29,23 +31,48 @@ class Ring:
         "bytes_max",
         "held_bytes",
         "held_messages",
+        "keeps_last",
         "messages_max",
         "next_sequence",
     )
 
-    def __init__(self, messages_max: int, bytes_max: int) -> None:
+    def __init__(self, messages_max: int, bytes_max: int, *, keeps_last: bool = False) -> None:
         """Args:
         messages_max: messages that are kept; 0 keeps none.
         bytes_max: bytes that are kept.
+        keeps_last: whether the newest message is kept even if it is longer, or if no messages are kept.
         """
         self.messages_max = messages_max
         self.bytes_max = bytes_max
+        self.keeps_last = keeps_last
         self.next_sequence = 1
         self.held_messages = 0
         self.held_bytes = 0
         self._messages: deque[Message] = deque()
         self._arriving: list[Message] = []
         self._arriving_bytes = 0
+
+    @classmethod
+    def of(cls, policy: TopicPolicy) -> Ring:
+        """An empty ring with a policy's bounds."""
+        ring = cls(0, 0)
+        ring.follow(policy)
+        return ring
+
+    def follow(self, policy: TopicPolicy) -> int:
+        """Takes over the bounds of a policy, and lets go of what is over them.
+
+        Returns:
+            By how many bytes more is held now: 0, or below when less is.
+        """
+        before = self.held_bytes + self._arriving_bytes
+        kept = policy.retain is not False
+        self.messages_max = policy.ring_messages if kept else 0
+        self.bytes_max = policy.ring_bytes if kept else 0
+        self.keeps_last = policy.retain is True
+        self._let_go()
+        self._let_go_arriving()
+        return self.held_bytes + self._arriving_bytes - before
 
     def append(self, message: Message) -> int:
         """Keeps a message, whose sequence is `next_sequence`, and lets go of the oldest ones.
@@ -68,10 +95,12 @@ class Ring:
 
     def _let_go(self) -> None:
         messages = self._messages
-        least = 1 if self.messages_max else 0
+        least = 1 if self.messages_max or self.keeps_last else 0
         while messages and (
             self.held_bytes > self.bytes_max or (self.held_messages > self.messages_max and len(messages) > least)
         ):
+            if self.keeps_last and len(messages) == 1 and self.held_bytes <= RETAINED_BYTES_MAX:
+                break
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
@@ -81,15 +110,20 @@ class Ring:
         oldest.release()
 
     def _append_arriving(self, message: Message) -> int:
-        if message.size_bytes > self.bytes_max:
+        if message.size_bytes > (RETAINED_BYTES_MAX if self.keeps_last else self.bytes_max):
             return 0
         before = self._arriving_bytes
         self._arriving.append(message)
         self._arriving_bytes += message.size_bytes
         message.holders += 1
-        while self._arriving_bytes > self.bytes_max or len(self._arriving) > self.messages_max:
-            self.discard(self._arriving[0])
+        self._let_go_arriving()
         return self._arriving_bytes - before
+
+    def _let_go_arriving(self) -> None:
+        arriving = self._arriving
+        least = 1 if self.keeps_last else 0
+        while len(arriving) > least and (self._arriving_bytes > self.bytes_max or len(arriving) > self.messages_max):
+            self.discard(arriving[0])
 
     def finish(self, message: Message) -> int:
         """A large message is complete. It takes its place, or, when it was not held, ends that of the older ones.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
-from broker.protocol.bodies import Subscribe
+from broker.protocol.bodies import Declare, Subscribe
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
 from clients.aio.driver import AsyncDriver
@@ -27,7 +27,14 @@ from clients.core import Core, Reconnected
 from clients.exchanges import Request
 from clients.handlers import FAILED, settle_handled
 from clients.messages import Answer, Delivery, Message, Sent
-from clients.options import PUBLISH_TIMEOUT_S, group_place, outbound, request_message, subscribe_wishes
+from clients.options import (
+    PUBLISH_TIMEOUT_S,
+    declaration,
+    group_place,
+    outbound,
+    request_message,
+    subscribe_wishes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +96,7 @@ class Client:
         value: object,
         *,
         headers: Mapping[str, str] | None = None,
-        lane: str = "default",
+        lane: str | None = None,
         ack: str | None = None,
         urgent: bool = False,
         priority: int = 0,
@@ -107,11 +114,36 @@ class Client:
         """Waits until everything that was published so far has reached the broker."""
         await operations.flush(self._driver, timeout_s)
 
+    async def declare(
+        self,
+        topic_filter: str,
+        *,
+        ring_messages: int | None = None,
+        ring_bytes: int | None = None,
+        retain: bool | None = None,
+        overflow: str | None = None,
+        batch_bytes: int | None = None,
+        batch_window_us: int | None = None,
+        lane: str | None = None,
+        max_message_bytes: int | None = None,
+        acknowledge: bool | None = None,
+        lease_s: float | None = None,
+        max_deliveries: int | None = None,
+        dead_letter: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        """Declares what holds for the topics that a filter matches; when it is cancelled, it may hold all the same."""
+        wishes = Declare(
+            topic_filter, ring_messages, ring_bytes, retain, overflow, batch_bytes, batch_window_us, lane,
+            max_message_bytes, acknowledge, lease_s, max_deliveries, dead_letter,
+        )  # fmt: skip
+        await operations.declare(self._driver, declaration(wishes), timeout_s)
+
     async def subscribe(
         self,
         topic_filter: str,
         *,
-        overflow: str = "block",
+        overflow: str | None = None,
         queue_messages: int = QUEUE_MESSAGES,
         queue_bytes: int = QUEUE_BYTES,
         queue_group: str | None = None,

@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
-from broker.limits import BATCH_WINDOW_NS, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
+from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
+from broker.protocol.batches import Batch
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from clients.core import Core, Reconnected
 from clients.link import Link, dial, read
+from clients.outgoing_topic import OutgoingTopic
 from clients.signals import Signal
 
 log = logging.getLogger(__name__)
@@ -120,7 +122,8 @@ class AsyncDriver:
 
     def batch_opened(self) -> None:
         """A batch has to leave within the batch window even if nothing else happens."""
-        self._loop.call_later(BATCH_WINDOW_NS / 1e9, self._send_batches)
+        topic = self.core.outgoing.open_batches[-1]
+        self._loop.call_later(topic.batch_window_ns / 1e9, self._send_batch, topic, topic.batch)
 
     def call(self, function: Callable[[], None]) -> None:
         """Calls a function on the loop: at once, or soon when this is another thread; never when the loop is closed."""
@@ -163,9 +166,11 @@ class AsyncDriver:
 
     # The loop's callbacks.
 
-    def _send_batches(self) -> None:
-        self.core.outgoing.send_batches()
-        self.flush()
+    def _send_batch(self, topic: OutgoingTopic, batch: Batch | None) -> None:
+        """The window of a batch is over, unless it has left and the topic has another one by now."""
+        if batch is not None and topic.batch is batch:
+            self.core.outgoing.send_batch(topic)
+            self.flush()
 
     def _writable(self, link: Link) -> None:
         if link is not self._link:
@@ -194,7 +199,7 @@ class AsyncDriver:
         if self.core.closed is None:
             self._ticking = self._loop.call_later(TICK_S, self._tick)
         now_ns = time.monotonic_ns()
-        self.core.tick(now_ns, now_ns - BATCH_WINDOW_NS)
+        self.core.tick(now_ns)
         self.flush()
         if self._link is not None:
             self._check_session(self._link.session)

@@ -29,7 +29,7 @@ def filled(entries: list[Entry]) -> Batch:
 def test_a_batch_is_these_bytes_and_these_bytes_are_the_batch() -> None:
     batch = filled(ENTRIES)
     assert batch.payload() == LITERAL
-    assert (batch.count, batch.size_bytes, batch.opened_ns) == (3, len(LITERAL), 5)
+    assert (batch.count, batch.size_bytes, batch.due_ns) == (3, len(LITERAL), 5)
     assert split_batch(LITERAL, 3) == ENTRIES
 
 

@@ -40,6 +40,29 @@ def in_background(function: Callable[[], object]) -> tuple[threading.Thread, lis
     return thread, outcome
 
 
+def test_a_client_declares_again_what_a_new_broker_does_not_know(daemon: Daemon) -> None:
+    heard = threading.Event()
+    with clients.connect(daemon.url, on_reconnect=lambda event: heard.set()) as bus:
+        bus.declare("limited", max_message_bytes=9, overflow="latest")
+        bus.declare("cleared", max_message_bytes=9)
+        bus.declare("cleared")
+        bus.publish("limited", b"short")
+        subscription = bus.subscribe("limited")
+        kill(daemon)
+        daemon.start()
+        assert heard.wait(PATIENCE_S)
+        with clients.connect(daemon.url) as stranger:
+            with pytest.raises(clients.LimitExceeded):
+                stranger.publish("limited", b"much too long", ack="accepted")
+            stranger.publish("cleared", b"long enough", ack="accepted")
+            for number in range(5):
+                stranger.publish("limited", number)
+            stranger.flush(PATIENCE_S)
+        assert subscription.next(PATIENCE_S).value == 4
+        with pytest.raises(clients.LimitExceeded, match="the policy of topic 'limited'"):
+            bus.publish("limited", b"much too long")
+
+
 def test_a_client_reconnects_subscribes_again_and_says_what_may_be_lost(daemon: Daemon) -> None:
     told: list[clients.Reconnected] = []
     heard = threading.Event()

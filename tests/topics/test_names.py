@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.errors import InvalidValue
 from broker.limits import TOPIC_BYTES_MAX, TOPIC_LEVELS_MAX
-from broker.topics.names import check_filter, check_topic, is_filter, is_reserved, levels, matches
+from broker.topics.names import check_filter, check_topic, covers, is_filter, is_reserved, levels, matches
 
 LEVEL = st.text(st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="/+#$"), min_size=1, max_size=6)
 TOPIC = st.lists(LEVEL, min_size=1, max_size=6).map("/".join)
@@ -141,6 +141,39 @@ def test_a_topic_matches_itself_with_levels_replaced_by_wildcards(topic: str, da
     kept = data.draw(st.integers(0, len(parts)))
     assert matches("/".join(parts), topic)
     assert matches("/".join([*parts[:kept], "#"]), topic)
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "narrower", "expected"),
+    [
+        ("a/#", "a/#", True),
+        ("a/#", "a/+", True),
+        ("a/#", "a", True),
+        ("a/#", "a/+/b/#", True),
+        ("a/+", "a/#", False),
+        ("a/+", "a/+", True),
+        ("a/b", "a/+", False),
+        ("a", "a/#", False),
+        ("+/b", "a/b", True),
+        ("#", "+/b", True),
+        ("+", "#", False),
+        ("#", "$sys/#", False),
+        ("$sys/#", "$sys/+", True),
+    ],
+)
+def test_a_filter_covers_another_when_it_matches_all_that_the_other_does(
+    topic_filter: str, narrower: str, expected: bool
+) -> None:
+    assert covers(topic_filter, narrower) is expected
+
+
+SHORT_FILTER = st.from_regex(r"\A(\+|[ab])(/(\+|[ab])){0,2}(/#)?\Z|\A#\Z")
+
+
+@given(SHORT_FILTER, SHORT_FILTER, st.from_regex(r"\A[abc](/[abc]){0,3}\Z"))
+def test_what_a_covered_filter_matches_the_covering_one_matches(wide: str, narrow: str, topic: str) -> None:
+    if covers(wide, narrow) and matches(narrow, topic):
+        assert matches(wide, topic)
 
 
 @given(TOPIC)

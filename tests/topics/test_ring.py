@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.limits import RETAINED_BYTES_MAX
 from broker.topics.messages import Message, Stream
+from broker.topics.policy import TopicPolicy
 from broker.topics.ring import Ring
 
 
@@ -209,6 +211,44 @@ def test_what_is_said_to_be_held_is_what_is_held(steps: list[tuple[int, str]]) -
         assert ring.held_messages == len(complete) <= 3
         assert [message.sequence for message in kept_now] == sorted({message.sequence for message in kept_now})
     assert ring.clear() == held
+
+
+def test_a_ring_that_keeps_its_last_message_keeps_it_whatever_its_length() -> None:
+    ring = Ring(5, 10, keeps_last=True)
+    append(ring)
+    append(ring, size=11)
+    assert kept(ring) == [2]
+    append(ring, size=4)
+    append(ring, size=4)
+    assert kept(ring) == [3, 4]
+    append(ring, size=RETAINED_BYTES_MAX + 1)
+    assert kept(ring) == []
+
+
+def test_a_ring_of_no_messages_may_keep_its_last() -> None:
+    ring = Ring(0, 0, keeps_last=True)
+    for _ in range(3):
+        append(ring, size=7)
+    assert kept(ring) == [3]
+
+
+def test_a_ring_follows_the_bounds_of_its_policy_at_once() -> None:
+    ring = Ring.of(TopicPolicy(ring_messages=5, ring_bytes=100))
+    for _ in range(6):
+        append(ring, size=3)
+    assert ring.follow(TopicPolicy(ring_messages=2, ring_bytes=100)) == -9
+    assert kept(ring) == [5, 6]
+    assert ring.follow(TopicPolicy(ring_messages=9, ring_bytes=3)) == -3
+    assert kept(ring) == [6]
+    assert ring.follow(TopicPolicy(retain=True, ring_messages=0)) == 0
+    assert kept(ring) == [6]
+    assert ring.follow(TopicPolicy(retain=False)) == -3
+    append(ring)
+    assert kept(ring) == []
+    assert ring.follow(TopicPolicy(ring_messages=3)) == 0
+    for _ in range(4):
+        append(ring)
+    assert kept(ring) == [9, 10, 11]
 
 
 @given(st.integers(0, 6), st.integers(0, 30), st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9)), max_size=60))
