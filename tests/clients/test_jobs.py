@@ -24,7 +24,7 @@ def policy(broker: ServingThread) -> None:
 
     def set_policy() -> None:
         router = broker.server.state.router
-        router.policy = replace(router.policy, acknowledge=True, max_deliveries=2)
+        router.policies.defaults = replace(router.policies.defaults, acknowledge=True, max_deliveries=2)
 
     broker.call(set_policy)
 
@@ -295,7 +295,7 @@ def test_requests_to_responders_of_an_acknowledged_topic_are_answered_and_done(
 def test_a_job_may_be_acknowledged_from_any_thread(tcp_broker: ServingThread) -> None:
     def set_policy() -> None:
         router = tcp_broker.server.state.router
-        router.policy = replace(router.policy, acknowledge=True)
+        router.policies.defaults = replace(router.policies.defaults, acknowledge=True)
 
     tcp_broker.call(set_policy)
     with clients.connect(tcp_broker.url) as bus, bus.subscribe("jobs", queue_group="g") as subscription:

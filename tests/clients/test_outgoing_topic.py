@@ -181,7 +181,7 @@ def test_another_session_starts_without_policies() -> None:
     core.disconnected(ConnectionClosed("gone"))
     connect(core)
     topic = core.outgoing.topics["t"]
-    fresh = Core("fresh", core.incoming._reply).outgoing.topic("t")
+    fresh = connected_core()[0].outgoing.topic("t")
     names = ("lane", "max_message_bytes", "batch_bytes", "batch_window_ns", "burst_messages", "special")
     assert [getattr(topic, name) for name in names] == [getattr(fresh, name) for name in names]
 

@@ -14,7 +14,7 @@ def talk_with(**policy: object) -> Talk:
     """A broker in which the jobs of every topic are acknowledged."""
     talk = Talk()
     router = talk.state.router
-    router.policy = replace(router.policy, acknowledge=True, **policy)
+    router.policies.defaults = replace(router.policies.defaults, acknowledge=True, **policy)
     return talk
 
 

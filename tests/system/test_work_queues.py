@@ -27,7 +27,7 @@ def broker() -> Iterator[ServingThread]:
 
         def set_policy() -> None:
             router = serving.server.state.router
-            router.policy = replace(router.policy, acknowledge=True, max_deliveries=20)
+            router.policies.defaults = replace(router.policies.defaults, acknowledge=True, max_deliveries=20)
 
         serving.call(set_policy)
         yield serving
