@@ -428,3 +428,37 @@ def test_a_limit_that_comes_in_the_middle_of_a_message_lets_it_pass() -> None:
     publisher.chunk(stream, b"y" * CHUNK_BYTES, last=True)
     assert reader.large() == [b"x" * CHUNK_BYTES + b"y" * CHUNK_BYTES]
     assert talk.state.router.topics["a"].ring.held_bytes == 0
+
+
+# Work queues.
+
+
+def test_jobs_that_are_there_hear_of_another_lease_at_once() -> None:
+    talk = Talk()
+    publisher, worker, second = talk.peer(), talk.peer(), talk.peer()
+    declared(publisher, "jobs", acknowledge=True, lease_s=1000)
+    worker.subscribe("jobs", queue_group="g", queue_messages=1)
+    for number in range(2):
+        publisher.publish("jobs", b"%d" % number)
+    assert worker.payloads() == [b"0"]
+    declared(publisher, "jobs", acknowledge=True, lease_s=1)
+    second.subscribe("jobs", queue_group="g", queue_messages=1)
+    assert second.payloads() == [b"1"]
+    (work,) = talk.state.router.topics["jobs"].works.values()
+    assert work.queue.lease_ns == 1_000_000_000
+
+
+def test_a_publisher_that_only_jobs_hold_back_goes_on_when_they_are_none_any_more() -> None:
+    talk = Talk(publish_window_messages=8)
+    publisher, worker = talk.peer(), talk.peer()
+    declared(publisher, "jobs", acknowledge=True)
+    publisher.topic("jobs")
+    worker.subscribe("jobs", queue_group="g", queue_messages=1)
+    (work,) = talk.state.router.topics["jobs"].works.values()
+    work.queue.messages_max = 4
+    for number in range(8):
+        publisher.publish("jobs", b"%d" % number)
+    assert talk.state.router.topics["jobs"].held_back
+    before = publisher.topic_credit("jobs")[0]
+    declared(publisher, "jobs", acknowledge=False)
+    assert publisher.topic_credit("jobs")[0] > before

@@ -225,6 +225,28 @@ def test_a_ring_that_keeps_its_last_message_keeps_it_whatever_its_length() -> No
     assert kept(ring) == []
 
 
+def test_a_ring_that_keeps_its_last_message_keeps_the_newest_that_arrives_beside_it() -> None:
+    ring = Ring(0, 10, keeps_last=True)
+    old = begin(ring, size=50)
+    assert finish(ring, old) == 0
+    first, second = begin(ring, size=60), begin(ring, size=70)
+    assert first.first is None
+    assert ring.last() == [old, second]
+    assert finish(ring, second) == -50
+    assert ring.last() == [second]
+    unfinished = begin(ring, size=80)
+    assert ring.discard(unfinished) == 80
+    assert ring.last() == [second]
+    assert begin(ring, size=RETAINED_BYTES_MAX + 1).first is None
+
+
+def test_a_ring_that_shrinks_lets_go_of_what_is_arriving_too() -> None:
+    ring = Ring(5, 100)
+    arriving = begin(ring, size=50)
+    assert ring.follow(TopicPolicy(ring_bytes=49)) == -50
+    assert arriving.first is None
+
+
 def test_a_ring_of_no_messages_may_keep_its_last() -> None:
     ring = Ring(0, 0, keeps_last=True)
     for _ in range(3):
