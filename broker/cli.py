@@ -13,7 +13,7 @@ from typing import IO, Final, TypeVar
 
 import click
 
-from broker.config import Config, describe, environment, load
+from broker.config import TOPICS, Config, describe, environment, load
 from broker.errors import BrokerError
 from broker.topics.queues import Overflow
 
@@ -50,7 +50,7 @@ def main() -> None:
 def _with_settings(command: C) -> C:
     """Gives a command one flag for each setting, explained in the words of Config."""
     explained = dict(re.findall(r"^ {8}(\w+): (.+)$", Config.__doc__ or "", re.MULTILINE))
-    for entry in reversed(fields(Config)):
+    for entry in reversed([entry for entry in fields(Config) if entry.name != TOPICS]):
         flag = f"--{entry.name.replace('_', '-')}"
         many = entry.name == "listen"
         text = explained.get(entry.name, "") + (" May be given several times." if many else "")

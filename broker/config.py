@@ -1,7 +1,8 @@
 """The daemon's settings: flags, then TENSORBUS_* variables, then a TOML file, then defaults.
 
 `Config` is the table: a setting is a field, its name is the key in the file, the variable is `TENSORBUS_` and the name
-in capitals, the flag is the name with hyphens. Its type says how a value is read and checked (`_KINDS`).
+in capitals, the flag is the name with hyphens. Its type says how a value is read and checked (`_KINDS`). `topics`, the
+policies of topics, can only be set in the file (`broker/config_topics.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from broker import limits
+from broker.config_topics import describe_topics, read_topics
 from broker.errors import ConfigError
+from broker.topics.policy import Declaration
 
 VARIABLE_PREFIX: Final = "TENSORBUS_"
 FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
@@ -28,6 +31,7 @@ FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS
 """Variables with the prefix that are not settings: the file's name, and what the clients read."""
 
 ADMIN_OFF: Final = "off"
+TOPICS: Final = "topics"
 
 
 class LogLevel(StrEnum):
@@ -71,6 +75,7 @@ class Config:
         publish_window_bytes: bytes of one topic that a publisher may send ahead of credit.
         drain_timeout_s: how long the daemon waits at its end for what is queued.
         metrics_topic_labels: count messages by topic too; each topic makes a time series, so they should be few.
+        topics: policies of topics, by filter.
     """
 
     listen: tuple[str, ...] = field(default_factory=lambda: default_listen(environment()))
@@ -88,6 +93,7 @@ class Config:
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
     drain_timeout_s: float = limits.DRAIN_TIMEOUT_S
     metrics_topic_labels: bool = False
+    topics: tuple[Declaration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +141,13 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], file: Path
 
 
 def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
-    """Returns each setting's name, value in words and origin, for `--show-config`."""
-    return [
+    """Returns each setting's name, value in words and origin, for `--show-config`; of topics, each filter's."""
+    settings = [
         (entry.name, _value_text(entry.name, getattr(loaded.config, entry.name)), loaded.origins[entry.name])
         for entry in fields(Config)
+        if entry.name != TOPICS
     ]
+    return settings + [(*row, loaded.origins[TOPICS]) for row in describe_topics(loaded.config.topics)]
 
 
 def _given(
@@ -153,6 +161,8 @@ def _given(
     for variable in sorted(variables):
         if variable.startswith(VARIABLE_PREFIX) and variable not in FOREIGN_VARIABLES:
             name = variable.removeprefix(VARIABLE_PREFIX).lower()
+            if name == TOPICS:
+                raise ConfigError("setting", variable, "the policies of topics can only be set in a file; see --config")
             _check_known(name, variable, "the environment")
             yield name, _parsed(name, variables[variable], variable), variable
     for name, value in flags.items():
@@ -227,10 +237,15 @@ def _accept_boolean(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _accept_size(value: object) -> int | None:
+def _size_of(value: object) -> object:
+    """Bytes, where a value is a text such as "4MiB"."""
     if isinstance(value, str) and (size := _SIZE.fullmatch(value)):
-        value = int(size[1]) * _UNIT_BYTES[size[2]]
-    return _accept_integer(value)
+        return int(size[1]) * _UNIT_BYTES[size[2]]
+    return value
+
+
+def _accept_size(value: object) -> int | None:
+    return _accept_integer(_size_of(value))
 
 
 def _accept_admin(value: object) -> str | None:
@@ -271,6 +286,8 @@ def _parsed(name: str, text: str, origin: str) -> object:
 
 
 def _checked(name: str, value: object, origin: str) -> object:
+    if name == TOPICS:
+        return read_topics(value, origin, _size_of)
     accepted = _kind(name).accept(value)
     if accepted is None:
         raise _refusal(name, value, origin)

@@ -69,6 +69,7 @@ class Server:
                 ring_bytes=config.ring_bytes,
                 publish_window_messages=config.publish_window_messages,
                 publish_window_bytes=config.publish_window_bytes,
+                declarations=config.topics,
             )
         )
         self.listeners: list[Listener] = []

@@ -11,6 +11,7 @@ import pytest
 from broker import limits
 from broker.config import Config, LogLevel, describe, environment, load
 from broker.errors import ConfigError
+from broker.topics.policy import Declaration
 
 
 def write(directory: Path, text: str) -> Path:
@@ -125,6 +126,25 @@ def test_variables_of_the_clients_and_of_other_programs_are_left_alone() -> None
         ("sesions_max = 1", "setting 'sesions_max': unknown, in FILE; did you mean sessions_max?"),
         ("zebra = 1", "setting 'zebra': unknown, in FILE; the settings are listen, admin,"),
         ("sessions_max 1", "is not TOML"),
+        ("topics = 7", "setting topics (FILE) 7: expected tables, each below a line [[topics]]"),
+        ("topics = [7]", "setting topics (FILE) [7]: expected tables"),
+        ("[[topics]]\nlane = 'bulk'", "table 1 of [[topics]] in FILE {'lane': 'bulk'}: has no filter"),
+        ("[[topics]]\nfilter = 7\nlane = 'bulk'", "in FILE {'filter': 7, 'lane': 'bulk'}: has no filter"),
+        ("[[topics]]\nfilter = 'a'", "table 1 of [[topics]] in FILE 'a': sets nothing"),
+        ("[[topics]]\nfilter = 'a//b'\nlane = 'bulk'", "in FILE: topic filter 'a//b': level 2 is empty"),
+        ("[[topics]]\nfilter = '$sys/#'\nlane = 'bulk'", "in FILE: topic filter '$sys/#': topics that begin with $"),
+        (
+            "[[topics]]\nfilter = 'a'\nring_message = 4",
+            "in FILE: policy setting 'ring_message': unknown; did you mean ring_messages?",
+        ),
+        ("[[topics]]\nfilter = 'a'\nring_messages = -4", "in FILE: ring_messages -4: must be a number of messages"),
+        ("[[topics]]\nfilter = 'a'\nring_bytes = '4MB'", "in FILE: ring_bytes '4MB': must be a number of bytes"),
+        ("[[topics]]\nfilter = 'a'\nring_bytes = '4GiB'", "in FILE: ring_bytes 4294967296: must be a number of bytes"),
+        ("[[topics]]\nfilter = 'a'\nlane = 'fast'", "in FILE: lane 'fast': must be one of control, default, bulk"),
+        (
+            "[[topics]]\nfilter = 'a'\nlane = 'bulk'\n[[topics]]\nfilter = 'a'\nlane = 'bulk'",
+            "table 2 of [[topics]] in FILE 'a': another table has the same filter",
+        ),
     ],
 )
 def test_a_bad_line_in_the_file_is_refused_with_its_name_value_and_origin(
@@ -191,7 +211,7 @@ def test_describe_tells_each_setting_with_its_origin() -> None:
     assert rows["log_level"] == ("error", "flag --log-level")
     assert rows["metrics_topic_labels"] == ("false", "default")
     assert rows["hello_timeout_s"] == ("3", "default")
-    assert list(rows) == [entry.name for entry in dataclasses.fields(Config)]
+    assert list(rows) == [entry.name for entry in dataclasses.fields(Config) if entry.name != "topics"]
 
 
 def test_what_describe_tells_can_be_read_back() -> None:
@@ -204,3 +224,61 @@ def test_a_config_without_sources_has_the_defaults(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/9")
     assert environment()["XDG_RUNTIME_DIR"] == "/run/user/9"
     assert Config() == load({}, environment(), None).config
+
+
+TOPICS = """
+ring_messages = 9
+
+[[topics]]
+filter = "gradients/#"
+ring_messages = 0
+ring_bytes = "64MiB"
+retain = true
+overflow = "drop_oldest"
+batch_bytes = "8KiB"
+batch_window_us = 50
+lane = "bulk"
+max_message_bytes = "1GiB"
+
+[[topics]]
+filter = "jobs/+"
+acknowledge = true
+lease_s = 1.5
+max_deliveries = 3
+dead_letter = "jobs/dead"
+"""
+
+
+def test_policies_of_topics_are_tables_of_the_file(tmp_path: Path) -> None:
+    gradients, jobs = load({}, {}, write(tmp_path, TOPICS)).config.topics
+    assert gradients == Declaration(
+        "gradients/#",
+        {
+            "ring_messages": 0, "ring_bytes": 64 * limits.MIB, "retain": True, "overflow": "drop_oldest",
+            "batch_bytes": 8 * limits.KIB, "batch_window_us": 50, "lane": "bulk",
+            "max_message_bytes": 1024 * limits.MIB,
+        },
+        "configuration",
+    )  # fmt: skip
+    assert jobs.filter == "jobs/+"
+    assert jobs.settings == {"acknowledge": True, "lease_s": 1.5, "max_deliveries": 3, "dead_letter": "jobs/dead"}
+
+
+def test_policies_of_topics_are_described_by_filter(tmp_path: Path) -> None:
+    file = write(tmp_path, TOPICS)
+    rows = {name: (text, origin) for name, text, origin in describe(load({}, {}, file))}
+    assert rows["topics.gradients/#"][0].startswith("ring_messages=0 ring_bytes=67108864 retain=true")
+    assert rows["topics.jobs/+"] == (
+        "acknowledge=true lease_s=1.5 max_deliveries=3 dead_letter=jobs/dead", str(file),
+    )  # fmt: skip
+
+
+def test_policies_of_topics_can_only_be_set_in_a_file() -> None:
+    with pytest.raises(ConfigError, match="'TENSORBUS_TOPICS': the policies of topics can only be set in a file"):
+        load({}, {"TENSORBUS_TOPICS": "a"}, None)
+
+
+def test_tables_of_topics_are_bounded(tmp_path: Path) -> None:
+    tables = "".join(f"[[topics]]\nfilter = 'a/{n}'\nlane = 'bulk'\n" for n in range(limits.DECLARATIONS_MAX + 1))
+    with pytest.raises(ConfigError, match="number of tables .* 1025: the limit is 1024"):
+        load({}, {}, write(tmp_path, tables))

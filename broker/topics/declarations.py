@@ -15,10 +15,9 @@ from typing import Final
 from broker.errors import LimitExceeded, PermissionDenied
 from broker.limits import DECLARATIONS_MAX
 from broker.topics.names import ALL_LEVELS, ONE_LEVEL, covers, levels
-from broker.topics.policy import SETTINGS, Declaration, Setting, TopicPolicy
+from broker.topics.policy import CONFIGURATION, SETTINGS, Declaration, Setting, TopicPolicy
 from broker.topics.trie import Trie
 
-CONFIGURATION: Final = "configuration"
 DEFAULT: Final = "default"
 
 _RANKS: Final = {ONE_LEVEL: 1, ALL_LEVELS: 2}
