@@ -422,8 +422,15 @@ class Session:
         if cause is not None and self.failure is None:
             self.failure = cause
         if following is Phase.CLOSED:
-            self.outbox.clear()
-            self._farewell = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Whoever still knows this session holds none of the memory that was on its way in or out."""
+        self._deaf = True
+        self.outbox.clear()
+        self._farewell = self._placed = None
+        self._placed_rest = memoryview(b"")
+        self.unsent, self.unsent_bytes = [], 0
 
     def __repr__(self) -> str:
         cause = f" {self.failure}" if self.failure else ""

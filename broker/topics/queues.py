@@ -167,7 +167,8 @@ class Queue:
         oldest.release()
 
     def take(self, lane: int) -> Message | None:
-        """The next message of a lane, if there is one and credit for it. Control messages need no credit.
+        """The next message of a lane, if there is one and credit for it. Control messages need no credit, but for those
+        of `latest`, which are asked for as all others are.
 
         The caller has taken over a hold on the message and releases it.
         """
@@ -176,7 +177,9 @@ class Queue:
             return None
         message = queue[0]
         # Whatever credit is left is enough: else a message longer than the reader's bound would never go.
-        if lane != CONTROL and (self.credit_messages <= 0 or self.credit_bytes <= 0):
+        if (self.credit_messages <= 0 or self.credit_bytes <= 0) and (
+            lane != CONTROL or self.overflow is Overflow.LATEST
+        ):
             return None
         queue.popleft()
         self._count_out(message)

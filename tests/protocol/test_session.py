@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import weakref
 
 import pytest
 
@@ -476,6 +477,26 @@ def test_a_lost_link_forgets_what_was_queued() -> None:
     client.put(Frame(Kind.FLUSH))
     client.lost(ConnectionClosed("reset"))
     assert (client.phase, client.has_unsent, client.to_send()) == (Phase.CLOSED, False, [])
+
+
+def test_a_lost_session_holds_no_memory_of_what_was_under_way() -> None:
+    given_out: list[weakref.ref[memoryview]] = []
+
+    def allocate(frame: Frame, size_bytes: int) -> memoryview:
+        memory = memoryview(bytearray(size_bytes))
+        given_out.append(weakref.ref(memory))
+        return memory
+
+    broker = opened(allocate=allocate)
+    read(broker, wire(Frame(Kind.PUBLISH, payload=bytes(20_000)))[:10_000])
+    sending = memoryview(bytearray(20_000))
+    given_out.append(weakref.ref(sending))
+    broker.put(Frame(Kind.DELIVER, payload=sending))
+    broker.to_send()
+    broker.sent(100)
+    del sending
+    broker.lost(ConnectionClosed("reset"))
+    assert [memory() for memory in given_out] == [None, None]
 
 
 @pytest.mark.parametrize("phase", Phase)

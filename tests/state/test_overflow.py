@@ -149,6 +149,19 @@ def test_latest_that_has_asked_before_gets_the_next_message_at_once() -> None:
     assert reader.payloads() == [b"1"]
 
 
+def test_latest_is_asked_for_control_messages_too_so_that_each_question_has_an_answer() -> None:
+    talk = Talk()
+    publisher, reader = talk.peer(), talk.peer()
+    number = reader.subscribe("a", "latest")
+    publisher.publish("a", b"stop", lane=Lane.CONTROL)
+    assert reader.payloads() == []
+    reader.credit(number, 1, 64 << 20)
+    assert reader.payloads() == [b"stop"]
+    publisher.publish("a", b"go")
+    reader.credit(number, 1, 64 << 20)
+    assert reader.payloads() == [b"stop", b"go"]
+
+
 @pytest.mark.parametrize("overflow", ["drop_newest", "latest"])
 def test_drops_are_announced_in_a_bounded_number_of_frames(overflow: str) -> None:
     talk = Talk()
