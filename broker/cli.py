@@ -13,7 +13,7 @@ from typing import IO, Final, TypeVar
 
 import click
 
-from broker.config import TOPICS, Config, describe, environment, load
+from broker.config import TOPICS, Config, admin_address, describe, environment, load
 from broker.errors import BrokerError
 from broker.topics.queues import Overflow
 
@@ -173,3 +173,16 @@ def request(topic: str, value: str | None, *, as_json: bool, timeout_s: float, u
     from broker.cli_messages import ask, values_of
 
     ask(url, topic, values_of(value, as_json=as_json), as_json=as_json, timeout_s=timeout_s)
+
+
+@main.command()
+@click.argument("topic_filter", metavar="[FILTER]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, as in /api/v1/topics.")
+@click.option(
+    "--admin", metavar="HOST:PORT", help="The broker's HTTP interface; default: $TENSORBUS_ADMIN, else this host's."
+)
+def topics(topic_filter: str | None, *, as_json: bool, admin: str | None) -> None:
+    """Show the topics that FILTER matches: what each keeps, every setting that holds for it, and why."""
+    from broker.cli_topics import show
+
+    show(admin_address(admin, environment()), topic_filter, as_json=as_json)
