@@ -264,6 +264,7 @@ class Client:
         queue_bytes: int = QUEUE_BYTES,
         queue_group: str | None = None,
         replay: str | int | None = None,
+        max_lag: int | None = None,
         handler: Handler | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
@@ -282,6 +283,9 @@ class Client:
             replay: `latest` starts with each topic's last value, `all` with everything that is retained, a number with
                 the retained messages from that sequence on. After a lost connection the subscription goes on behind
                 what it has received, whatever this says.
+            max_lag: never hands over a message that is more than so many sequences behind the newest of its topic that
+                has come when it is taken; with 0, it is the newest or nothing. What is too old is dropped as with
+                `drop_oldest`, which it implies, and counts in `message.gap`.
             handler: called with each message on the client's own thread; then the subscription is not to be read. A
                 job is acknowledged when the handler returns, unless it has settled it or returns clients.DEFERRED, and
                 refused when it raises.
@@ -294,7 +298,9 @@ class Client:
         """
         if handler is not None:
             check_callable("handler", handler)
-        wishes = subscribe_wishes(topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay)
+        wishes = subscribe_wishes(
+            topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay, max_lag=max_lag
+        )
         return self._subscribe(wishes, handler, timeout_s)
 
     def _subscribe(self, wishes: Subscribe, handler: Handler | None, timeout_s: float) -> Subscription:

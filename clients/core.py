@@ -31,13 +31,14 @@ from broker.protocol.session import Received, Session
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import Encoded, encode_value
 from clients.exchanges import Responders
-from clients.incoming import Incoming, SubscriptionState
+from clients.incoming import Incoming
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply, Settle
 from clients.outgoing import Outgoing
 from clients.outgoing_topic import LANES
 from clients.requests import PendingRequest, Requests
 from clients.signals import Pending, Signal
+from clients.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ def subscribe_wishes(
     queue_group: str | None,
     replay: str | int | None,
     *,
+    max_lag: int | None = None,
     responder: bool = False,
 ) -> Subscribe:
     """The wishes of a subscription.
@@ -60,6 +61,15 @@ def subscribe_wishes(
             raise InvalidValue("queue_group", queue_group, "must not be empty; None is for no group")
     if not (replay in (None, "latest", "all") or (isinstance(replay, int) and 0 <= replay < 1 << 63)):
         raise InvalidValue("replay", replay, "is neither 'latest', 'all' nor a sequence")
+    if max_lag is not None:
+        max_lag = whole_number("max_lag", max_lag)
+        if not 0 <= max_lag < 1 << 63:
+            raise InvalidValue("max_lag", max_lag, "must be 0 or more sequences; None is for no bound")
+        if overflow not in (None, "drop_oldest") or queue_group is not None:
+            raise InvalidValue(
+                "max_lag", max_lag, "drops what is too old: it takes no other overflow and no queue_group"
+            )
+        overflow = "drop_oldest"
     return Subscribe(
         topic_filter,
         overflow,
@@ -68,6 +78,7 @@ def subscribe_wishes(
         queue_group or "",
         replay,
         responder,
+        max_lag=max_lag,
     )
 
 

@@ -325,7 +325,13 @@ class BrokerState:
             record,
             number,
             wishes.filter,
-            Queue(Overflow(wishes.overflow or "block"), wishes.queue_messages, wishes.queue_bytes, opened),
+            Queue(
+                Overflow(wishes.overflow or "block"),
+                wishes.queue_messages,
+                wishes.queue_bytes,
+                opened,
+                wishes.max_lag,
+            ),
             queue_group=wishes.queue_group,
             responder=wishes.responder,
             flush=self._flush,
@@ -410,6 +416,10 @@ def _problem_with(wishes: Subscribe) -> str | None:
         return f"replay {wishes.replay[:16]!r} is neither 'latest', 'all' nor a sequence"
     if wishes.resume is not None and (wishes.queue_group or wishes.responder or wishes.resume < 0):
         return "resume: a queue group or a responder does not go on where it was, and moments are not below 0"
+    if wishes.max_lag is not None and (
+        wishes.overflow != Overflow.DROP_OLDEST.value or wishes.max_lag < 0 or wishes.queue_group
+    ):
+        return f"max_lag {wishes.max_lag}: it takes overflow drop_oldest and no queue group, and is not below 0"
     if isinstance(wishes.replay, int) and wishes.replay < 0:
         return f"replay {wishes.replay} is not a sequence: they start at 1"
     return None

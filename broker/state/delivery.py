@@ -159,6 +159,10 @@ class Subscription:
         source = self.sources[message.lane]
         if stream is None:
             return False
+        if stream.complete:
+            self.queue.drop_stale(message)
+            if self.queue.dropped != self.notice.told:
+                self.tell_dropped()
         # Not the subscription's own bound alone, or a reader with a small one would get no large message at all.
         allowed_bytes = max(self.queue.bytes_max, STREAM_LAG_BYTES_MAX)
         if source.message is message:

@@ -59,6 +59,7 @@ class Queue:
     __slots__ = (
         "_control_bytes",
         "_lanes",
+        "_recent",
         "_split",
         "bytes_max",
         "credit_bytes",
@@ -66,18 +67,27 @@ class Queue:
         "credit_messages_max",
         "dropped",
         "gaps",
+        "max_lag",
         "messages_max",
         "overflow",
         "waiting_bytes",
         "waiting_messages",
     )
 
-    def __init__(self, overflow: Overflow, messages_max: int, bytes_max: int, split: Split = lambda _: []) -> None:
+    def __init__(
+        self,
+        overflow: Overflow,
+        messages_max: int,
+        bytes_max: int,
+        split: Split = lambda _: [],
+        max_lag: int | None = None,
+    ) -> None:
         """Args:
         overflow: the policy.
         messages_max: the bound in messages; `latest` has 1.
         bytes_max: the bound in bytes; a single longer message is still taken when nothing else waits.
         split: opens a batch of which the oldest messages have to go; empty when it cannot, and then all of it goes.
+        max_lag: how far a message may be behind its topic's newest complete one; with it, batches come opened.
         """
         self.overflow = overflow
         self.messages_max = 1 if overflow is Overflow.LATEST else messages_max
@@ -91,6 +101,8 @@ class Queue:
         self.dropped = 0
         self.gaps = Gaps()
         self._split = split
+        self.max_lag = max_lag
+        self._recent: dict[str, deque[Message]] = {}
         self._lanes: tuple[deque[Message], ...] = tuple(deque() for _ in range(LANES))
 
     @property
@@ -134,7 +146,18 @@ class Queue:
                 self._drop_oldest()
         self._lanes[message.lane].append(message)
         self._count_in(message)
+        if self.max_lag is not None:
+            self._recent.setdefault(message.topic, deque()).append(message)
+            if message.stream is None or message.stream.complete:
+                self.drop_stale(message)
         return True
+
+    def drop_stale(self, newest: Message) -> None:
+        """Drops what a message that is complete has left more than max_lag behind, if there is such a bound."""
+        if self.max_lag is not None:
+            recent = self._recent.get(newest.topic, ())
+            while recent and recent[0].sequence < newest.sequence - self.max_lag:
+                self.remove(recent[0])
 
     def lose(self, message: Message, count: int) -> None:
         """Counts messages as dropped: the first `count` of a message or batch."""
@@ -157,6 +180,11 @@ class Queue:
         self.waiting_bytes -= message.size_bytes
         if message.lane == CONTROL:
             self._control_bytes -= message.size_bytes
+        if self._recent:
+            recent = self._recent[message.topic]
+            recent.remove(message)
+            if not recent:
+                del self._recent[message.topic]
 
     def _drop_oldest(self) -> None:
         """Drops the oldest message of the least urgent lane."""
@@ -201,6 +229,7 @@ class Queue:
         for lane in self._lanes:
             lane.clear()
         self.waiting_messages = self.waiting_bytes = self._control_bytes = 0
+        self._recent.clear()
         return waiting
 
     def remove(self, message: Message) -> bool:

@@ -148,13 +148,16 @@ class Client:
         queue_bytes: int = QUEUE_BYTES,
         queue_group: str | None = None,
         replay: str | int | None = None,
+        max_lag: int | None = None,
         handler: Handler | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
         """Subscribes; a handler may be a function or a coroutine function, and is called for one message at a time."""
         if handler is not None:
             check_callable("handler", handler)
-        wishes = subscribe_wishes(topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay)
+        wishes = subscribe_wishes(
+            topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay, max_lag=max_lag
+        )
         return await self._subscribe(wishes, handler, timeout_s)
 
     async def _subscribe(self, wishes: Subscribe, handler: Handler | None, timeout_s: float) -> Subscription:
