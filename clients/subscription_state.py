@@ -91,10 +91,16 @@ class SubscriptionState(Signal):
         topic = message._publication.topic
         if self._gaps_ahead or self._gaps_skipped:
             message.gap = self._gap_ahead(topic)
-        self.saw(topic, message._lane, message.sequence)
-        self._lanes[message._lane].append(message)
+        lane = message._lane
+        seen = self.seen.lanes[lane]
+        if topic not in seen:
+            self.seen.first_of(topic, lane)
+        seen[topic] = message.sequence
+        self._lanes[lane].append(message)
         self.pending += 1
-        self._arrived((message,))
+        if self.evicts:
+            self._make_room((message,))
+        self._arrived()
 
     def extend(self, messages: Sequence[Message]) -> None:
         """Messages of a topic and a lane have arrived together."""
@@ -104,7 +110,9 @@ class SubscriptionState(Signal):
         self.saw(topic, last._lane, last.sequence)
         self._lanes[last._lane].extend(messages)
         self.pending += len(messages)
-        self._arrived(messages)
+        if self.evicts:
+            self._make_room(messages)
+        self._arrived()
 
     def saw(self, topic: str, lane: int, sequence: int) -> None:
         """Another session need not send a topic's messages up to this one."""
@@ -118,13 +126,14 @@ class SubscriptionState(Signal):
         self._gaps_told += told
         return told + self._gaps_skipped.pop(topic, 0)
 
-    def _arrived(self, messages: Sequence[Message]) -> None:
-        if self.evicts:
-            if self.wishes.max_lag is not None:
-                self._drop_stale(messages, self.wishes.max_lag)
-            while self.pending > self.wishes.queue_messages:
-                lane = next(lane for lane in reversed(self._lanes) if lane)
-                self._evict(lane[0])
+    def _make_room(self, messages: Sequence[Message]) -> None:
+        if self.wishes.max_lag is not None:
+            self._drop_stale(messages, self.wishes.max_lag)
+        while self.pending > self.wishes.queue_messages:
+            lane = next(lane for lane in reversed(self._lanes) if lane)
+            self._evict(lane[0])
+
+    def _arrived(self) -> None:
         self.asked = False
         self.ready = True
         if self.callbacks:
