@@ -42,6 +42,7 @@ class SubscriptionState(Signal):
         pending: messages that wait in this process.
         dropped: messages that were dropped by the overflow policy, here or in the broker.
         credit_due: whether enough was taken that the broker is to be told.
+        drops_untold: messages by topic that were dropped here and that the broker has not been told of.
         readers: threads that wait for a message.
         closed: why it will get no more messages, once it will not.
     """
@@ -50,7 +51,7 @@ class SubscriptionState(Signal):
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead",
         "_gaps_evicted", "_messages", "_owed_bytes",
         "_owed_messages", "_evicts", "_threshold", "asked", "closed", "credit_due", "is_latest", "number", "on_message",
-        "readers", "what", "wishes",
+        "readers", "what", "wishes", "drops_untold",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -67,6 +68,7 @@ class SubscriptionState(Signal):
         self._dropped_here = self._dropped_there = self._dropped_before = 0
         self._gaps_ahead: dict[str, int] = {}
         self._gaps_evicted: dict[str, int] = {}
+        self.drops_untold: dict[str, int] = {}
         self._bytes_threshold = wishes.queue_bytes // 8
         self._follow(wishes.overflow or "block")
         self.credit_due = False
@@ -114,6 +116,7 @@ class SubscriptionState(Signal):
             while len(messages) > self.wishes.queue_messages:
                 self._dropped_here += 1
                 evicted = messages.popleft()
+                self.drops_untold[evicted.topic] = self.drops_untold.get(evicted.topic, 0) + 1
                 self._gaps_evicted[evicted.topic] = self._gaps_evicted.get(evicted.topic, 0) + 1 + evicted.gap
                 self._taken(evicted)
                 self.credit_due = True
@@ -150,6 +153,7 @@ class SubscriptionState(Signal):
     def skip(self, topic: str, messages: int, size_bytes: int) -> None:
         """Messages have arrived that cannot be read: they count as dropped."""
         self._dropped_here += messages
+        self.drops_untold[topic] = self.drops_untold.get(topic, 0) + messages
         self.lost(topic, messages)
         self._owed_messages += messages
         self._owed_bytes += size_bytes
@@ -193,6 +197,7 @@ class SubscriptionState(Signal):
         self._dropped_before += self._dropped_there
         self._dropped_there = 0
         self.asked = False
+        self.drops_untold.clear()
         self._gaps_ahead.clear()
         self._owed_messages = -len(self._messages)
         self._owed_bytes = -sum(message.size_bytes for message in self._messages)

@@ -46,6 +46,10 @@ class Overflow(Enum):
     LATEST = "latest"
 
 
+def ignore_loss(topic: str, count: int) -> None:
+    """Nobody is to be told."""
+
+
 class Queue:
     """Messages on their way to one subscription.
 
@@ -54,6 +58,7 @@ class Queue:
         waiting_bytes: their bytes, of large ones what they will have when they are complete.
         dropped: messages that were dropped here, ever.
         gaps: those of them that the reader has not been told of.
+        on_loss: called with the topic and the number of messages that were dropped.
     """
 
     __slots__ = (
@@ -67,6 +72,7 @@ class Queue:
         "dropped",
         "gaps",
         "messages_max",
+        "on_loss",
         "overflow",
         "waiting_bytes",
         "waiting_messages",
@@ -90,6 +96,7 @@ class Queue:
         self._control_bytes = 0
         self.dropped = 0
         self.gaps = Gaps()
+        self.on_loss: Callable[[str, int], None] = ignore_loss
         self._split = split
         self._lanes: tuple[deque[Message], ...] = tuple(deque() for _ in range(LANES))
 
@@ -138,8 +145,13 @@ class Queue:
 
     def lose(self, message: Message, count: int) -> None:
         """Counts messages as dropped: the first `count` of a message or batch."""
+        self.miss(message.topic, message.sequence, count)
+
+    def miss(self, topic: str, sequence: int, count: int) -> None:
+        """Counts as dropped what never came here: so many messages of a topic, from a sequence on."""
         self.dropped += count
-        self.gaps.add(message.topic, message.sequence, count)
+        self.gaps.add(topic, sequence, count)
+        self.on_loss(topic, count)
 
     def _count_in(self, message: Message) -> None:
         message.holders += 1
