@@ -13,7 +13,7 @@ from broker.limits import (
     PRESSURE_SUBSCRIPTIONS_MAX,
 )
 from broker.protocol.batches import split_batch
-from broker.protocol.bodies import Declare, Failure, Subscribe, Subscribed, decode_body
+from broker.protocol.bodies import Declare, Failure, Resume, Subscribe, Subscribed, decode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pressure import Dropped, Pressure, Query
@@ -160,6 +160,22 @@ def test_the_losses_of_a_session_that_is_gone_are_told_all_the_same() -> None:
         publisher.publish("a", b"x")
     reader.die()
     assert pairs(watcher.told(), "subscriber", "dropped") == [("reader", 2)]
+
+
+def test_what_a_subscription_has_missed_for_good_while_it_was_away_is_announced_when_it_is_back() -> None:
+    talk, watcher, publisher, reader = scene(ring_messages=2)
+    number = reader.subscribe("a")
+    moment = reader.all_of(Kind.DONE)[-1].sequence
+    publisher.publish("a", b"seen")
+    reader.die()
+    for _ in range(5):
+        publisher.publish("a", b"x")
+    assert watcher.told() == []
+    again = talk.peer("reader")
+    again.put(Kind.RESUME, body=Resume({"a": (0, 1, 0)}), number=number)
+    again.put(Kind.SUBSCRIBE, body=Subscribe("a", resume=moment), number=number, target=REFERENCE)
+    assert again.sequences() == [5, 6]
+    assert pairs(watcher.told(), "event", "subscriber", "policy", "dropped") == [("dropped", "reader", "block", 3)]
 
 
 def test_announcements_pass_what_waits_and_are_kept_for_those_who_come_later() -> None:
