@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
+from broker.protocol.pressure import Pressure
 from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
@@ -32,6 +33,7 @@ from clients.options import (
 )
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT
 from clients.outgoing_topic import LANES
+from clients.pressure import pressure as ask_pressure
 from clients.replies import Replies
 from clients.responding import Callbacks, Responder
 from clients.subscriptions import Subscription
@@ -201,6 +203,23 @@ class Client:
             ConnectionClosed: the connection ended; what was published shortly before may be lost.
         """
         self._driver.run(operations.flush(self._driver, timeout_s))
+
+    def pressure(self, topic: str, *, timeout_s: float = 5.0) -> Pressure:
+        """Asks the broker how a topic fares: who is too slow for it, and whether its publishers wait.
+
+        The same is announced on `$sys/pressure` as it happens, without asking.
+
+        Args:
+            topic: a topic, no filter; of one to which nobody has published yet, who would get its messages.
+            timeout_s: how long the broker may take to answer, in seconds.
+
+        Raises:
+            InvalidValue: it is no topic.
+            PermissionDenied: it is another client's inbox.
+            TimeoutError: no answer in time.
+            ConnectionClosed: the connection ended.
+        """
+        return self._driver.run(ask_pressure(self._driver, topic, timeout_s))
 
     def declare(
         self,

@@ -21,6 +21,8 @@ OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 _WHOLE_NUMBERS: Final = (
     "ring_messages", "ring_bytes", "batch_bytes", "batch_window_us", "max_message_bytes", "max_deliveries",
 )  # fmt: skip
+RESERVED_ACKS: Final = ("replicated", "durable")
+"""Their meaning is fixed, and nothing may pass for them that promises less."""
 PUBLISH_TIMEOUT_S: Final = 30.0
 HEADERS_BYTES_MAX: Final = 32 * 1024
 """Headers are small by nature; they travel in the frame's body with every message."""
@@ -112,6 +114,8 @@ def outbound(
     Raises:
         InvalidValue: the value or an option cannot be used.
     """
+    if ack in RESERVED_ACKS:
+        raise InvalidValue("ack", ack, "is not offered yet: brokers keep messages in memory, so 'accepted' is the most")
     if ack not in (None, "accepted"):
         raise InvalidValue("ack", ack, "is neither None nor 'accepted'")
     message = Outbound.of(topic, value, lane, encoded)

@@ -31,6 +31,7 @@ class SubscriptionState(Signal):
         pending: messages that wait in this process.
         dropped: messages that were dropped by the overflow policy, here or in the broker.
         credit_due: whether enough was taken that the broker is to be told.
+        drops_untold: messages by topic that were dropped here and that the broker has not been told of.
         readers: threads that wait for a message.
         seen: what has arrived, so that a later session goes on behind it.
         closed: why it will get no more messages, once it will not.
@@ -39,8 +40,8 @@ class SubscriptionState(Signal):
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead", "_gaps_evicted",
         "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent", "_threshold", "asked",
-        "closed", "credit_due", "evicts", "is_latest", "number", "on_message", "pending", "readers", "seen", "what",
-        "wishes",
+        "closed", "credit_due", "drops_untold", "evicts", "is_latest", "number", "on_message", "pending", "readers", "seen",
+        "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -61,6 +62,7 @@ class SubscriptionState(Signal):
         self._gaps_ahead: dict[str, int] = {}
         self._gaps_skipped: dict[str, int] = {}
         self._gaps_evicted: dict[str, int] = {}
+        self.drops_untold: dict[str, int] = {}
         self._bytes_threshold = wishes.queue_bytes // 8
         self._follow(wishes.overflow or "block")
         self.credit_due = False
@@ -163,10 +165,14 @@ class SubscriptionState(Signal):
         self._lanes[message._lane].remove(message)
         self.pending -= 1
         self._forget(message)
-        self._dropped_here += 1
+        self._drop(message.topic, 1)
         self._gaps_evicted[message.topic] = self._gaps_evicted.get(message.topic, 0) + 1 + message.gap
         self.taken(message)
         self.credit_due = True
+
+    def _drop(self, topic: str, messages: int) -> None:
+        self._dropped_here += messages
+        self.drops_untold[topic] = self.drops_untold.get(topic, 0) + messages
 
     def _forget(self, message: Message) -> None:
         recent = self._recent.get(message.topic)
@@ -207,7 +213,7 @@ class SubscriptionState(Signal):
 
     def skip(self, topic: str, frame: Frame, messages: int, size_bytes: int) -> None:
         """Messages have arrived that cannot be read: they count as dropped."""
-        self._dropped_here += messages
+        self._drop(topic, messages)
         self._gaps_skipped[topic] = self._gaps_skipped.get(topic, 0) + messages
         self.saw(topic, frame.lane, frame.sequence + messages - 1)
         self._owed_messages += messages
@@ -255,6 +261,7 @@ class SubscriptionState(Signal):
         self._dropped_before += self._gaps_told if self.seen.moment is not None else self._dropped_there
         self._dropped_there = self._gaps_told = 0
         self.asked = False
+        self.drops_untold.clear()
         self._gaps_ahead.clear()
         self._owed_messages = -self.pending
         self._owed_bytes = -sum(message.size_bytes for message in self._waiting())

@@ -46,6 +46,10 @@ class Overflow(Enum):
     LATEST = "latest"
 
 
+def ignore_loss(topic: str, count: int) -> None:
+    """Nobody is to be told."""
+
+
 class Queue:
     """Messages on their way to one subscription.
 
@@ -54,6 +58,7 @@ class Queue:
         waiting_bytes: their bytes, of large ones what they will have when they are complete.
         dropped: messages that were dropped here, ever.
         gaps: those of them that the reader has not been told of.
+        on_loss: called with the topic and the number of messages that were dropped.
     """
 
     __slots__ = (
@@ -69,6 +74,7 @@ class Queue:
         "gaps",
         "max_lag",
         "messages_max",
+        "on_loss",
         "overflow",
         "waiting_bytes",
         "waiting_messages",
@@ -100,6 +106,7 @@ class Queue:
         self._control_bytes = 0
         self.dropped = 0
         self.gaps = Gaps()
+        self.on_loss: Callable[[str, int], None] = ignore_loss
         self._split = split
         self.max_lag = max_lag
         self._recent: dict[str, deque[Message]] = {}
@@ -167,6 +174,7 @@ class Queue:
         """Counts as dropped what never came here: so many messages of a topic, from a sequence on."""
         self.dropped += count
         self.gaps.add(topic, sequence, count)
+        self.on_loss(topic, count)
 
     def _count_in(self, message: Message) -> None:
         message.holders += 1

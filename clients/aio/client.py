@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
+from broker.protocol.pressure import Pressure
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
 from clients.aio.driver import AsyncDriver
@@ -35,6 +36,7 @@ from clients.options import (
     request_message,
     subscribe_wishes,
 )
+from clients.pressure import pressure as ask_pressure
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,10 @@ class Client:
     async def flush(self, timeout_s: float | None = 5.0) -> None:
         """Waits until everything that was published so far has reached the broker."""
         await operations.flush(self._driver, timeout_s)
+
+    async def pressure(self, topic: str, *, timeout_s: float = 5.0) -> Pressure:
+        """Asks the broker how a topic fares."""
+        return await ask_pressure(self._driver, topic, timeout_s)
 
     async def declare(
         self,
