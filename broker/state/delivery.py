@@ -135,13 +135,25 @@ class Subscription:
 
     def grant(self, messages: int, size_bytes: int) -> None:
         """The subscriber has room again."""
+        self._restore(messages, size_bytes)
+        self.check_blocking()
+        if self.worker is not None:
+            self.worker.look_for_jobs()
+
+    def refund(self, messages: int, size_bytes: int) -> None:
+        """What was taken of the credit comes to nothing: other lanes may have stopped for want of it.
+
+        It is called while the session's frames are being pulled, when nothing may be offered to the subscription.
+        """
+        self._restore(messages, size_bytes)
+        if self.worker is not None:
+            self.worker.look_for_jobs_later()
+
+    def _restore(self, messages: int, size_bytes: int) -> None:
         self.queue.grant(messages, size_bytes)
         for source in self.sources:
             if not source.attached and (source.message is not None or self.queue.has_waiting(source.lane)):
                 source.attach()
-        self.check_blocking()
-        if self.worker is not None:
-            self.worker.look_for_jobs()
 
     def check_blocking(self) -> None:
         """Lets publishers go on that were held back and need not be any more: all, or those of messages under way."""
@@ -295,7 +307,7 @@ class LaneSource:
             if subscription.number:
                 queue.lose(message, message.count)
             message.release()
-            queue.grant(message.count, 0)
+            subscription.refund(message.count, 0)
             message = queue.take(self.lane)
         if queue.dropped != subscription.notice.told:
             subscription.tell_dropped()
@@ -390,7 +402,7 @@ class LaneSource:
             self.subscription.queue.lose(message, 1)
             self.subscription.tell_dropped()
         self.let_go()
-        self.subscription.queue.grant(message.count, len(message.body))
+        self.subscription.refund(message.count, len(message.body))
         body = encode_body(Failure(code, reason))
         return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
 

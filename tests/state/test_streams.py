@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.limits import CHUNK_BYTES, KIB, MIB
-from broker.protocol.bodies import Failure
+from broker.protocol.bodies import Declare, Failure
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
 from tests.state.harness import Peer, Talk
@@ -248,6 +248,32 @@ def test_messages_whose_publisher_died_do_not_use_up_the_readers_credit(overflow
         publisher.die()
     survivor.publish("a", b"alive")
     assert reader.payloads()[-1] == b"alive"
+
+
+@pytest.mark.parametrize("given_up", [1, 2])
+def test_the_credit_of_messages_that_were_given_up_goes_to_what_waits_in_another_lane(given_up: int) -> None:
+    talk = Talk()
+    reader, survivor = talk.peer(), talk.peer()
+    reader.subscribe("a", queue_messages=1)
+    publishers = [talk.peer() for _ in range(given_up)]
+    for publisher in publishers:
+        publisher.open_stream("a", 10 * CHUNK_BYTES)
+    survivor.publish("a", b"waits", lane=Lane.BULK)
+    for publisher in reversed(publishers):
+        publisher.die()
+    assert reader.payloads()[-1] == b"waits"
+
+
+def test_the_credit_of_a_message_that_was_given_up_goes_to_a_job_that_waits() -> None:
+    talk = Talk()
+    publisher, member = talk.peer(), talk.peer()
+    publisher.put(Kind.DECLARE, body=Declare("jobs", acknowledge=True), target=1)
+    member.subscribe("+", queue_group="g", queue_messages=1)
+    stream = publisher.open_stream("a", 10 * CHUNK_BYTES)
+    publisher.publish("jobs", b"job")
+    publisher.put(Kind.STREAM_ABORT, stream=stream, body=Failure(Code.PUBLISHER_GONE, "changed my mind"))
+    talk.tick(0.2)
+    assert member.payloads()[-1] == b"job"
 
 
 def test_a_held_back_publisher_whose_reader_has_died_goes_on() -> None:
