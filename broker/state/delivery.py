@@ -165,12 +165,18 @@ class Subscription:
 
         Args:
             message: the large message that the publisher is sending. While this subscription is sending it on, only its
-                lag counts: what waits behind it can do nothing before it has passed.
+                lag counts: what waits behind it can do nothing before it has passed. While it is sending another one
+                on, what waits can do nothing either; a message that is not among it goes on, or two publishers could
+                wait for each other.
         """
         if self.queue.overflow is not Overflow.BLOCK:
             return False
-        if message is not None and self.sources[message.lane].message is message:
-            return self.sources[message.lane].lag_bytes > BLOCKED_BYTES_MAX
+        if message is not None:
+            source = self.sources[message.lane]
+            if source.message is message:
+                return source.lag_bytes > BLOCKED_BYTES_MAX
+            if any(each.keeps_up for each in self.sources) and not self.queue.holds(message):
+                return False
         return self.queue.over_limit
 
     def watch(self, message: Message) -> bool:

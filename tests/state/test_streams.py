@@ -276,6 +276,46 @@ def test_the_credit_of_a_message_that_was_given_up_goes_to_a_job_that_waits() ->
     assert member.payloads()[-1] == b"job"
 
 
+def both_finish(publishers: list[Peer], streams: list[int], readers: dict[Peer, int], window: int) -> None:
+    """Publishers on the topics `a` and `b` send all of their large messages, whose readers take what is complete."""
+    total, sent = 8 * MIB, [0, 0]
+    while sent != [total, total]:
+        before = sent[:]
+        for position, topic in enumerate("ab"):
+            publisher = publishers[position]
+            sent[position] = send_with_credit(publisher, topic, streams[position], sent[position], total, window)
+        assert sent != before, f"they wait for each other at {sent}"
+        for reader, number in readers.items():
+            if reader.large():
+                reader.credit(number, 1)
+
+
+def test_two_members_of_a_group_that_get_large_messages_do_not_hold_back_each_others_publishers() -> None:
+    window = 1 * MIB
+    talk = Talk(publish_window_bytes=window)
+    publishers, others, members = [talk.peer(), talk.peer()], talk.peer(), [talk.peer(), talk.peer()]
+    wishes = {"queue_group": "g", "queue_messages": 1, "queue_bytes": 512 * MIB}
+    numbers = {member: member.subscribe("#", **wishes) for member in members}
+    streams = [publisher.open_stream(topic, 8 * MIB) for publisher, topic in zip(publishers, "ab", strict=True)]
+    for topic in "ab":
+        others.publish(topic, b"waits behind a large one")
+    both_finish(publishers, streams, numbers, window)
+    assert [len(member.large()) for member in members] == [1, 1]
+
+
+def test_a_subscriber_that_came_too_late_for_a_large_message_does_not_hold_its_publisher_back() -> None:
+    window = 1 * MIB
+    talk = Talk(publish_window_bytes=window)
+    publishers, first, late = [talk.peer(), talk.peer()], talk.peer(), talk.peer()
+    numbers = {first: first.subscribe("#", queue_messages=1, queue_bytes=512 * MIB)}
+    streams = [publishers[0].open_stream("a", 8 * MIB)]
+    numbers[late] = late.subscribe("#", queue_messages=1, queue_bytes=512 * MIB)
+    streams.append(publishers[1].open_stream("b", 8 * MIB))
+    talk.peer().publish("a", b"waits behind a large one")
+    both_finish(publishers, streams, numbers, window)
+    assert [len(reader.large()) for reader in numbers] == [2, 1]
+
+
 def test_a_held_back_publisher_whose_reader_has_died_goes_on() -> None:
     window = 1 * MIB
     talk = Talk(publish_window_bytes=window)
