@@ -171,9 +171,11 @@ class BrokerState:
             return
         record.session.lost(ConnectionClosed("disconnected"))
         self.ready.pop(session_id, None)
-        for subscription in record.subscriptions.values():
+        subscriptions = record.subscriptions.values()
+        for subscription in subscriptions:
             subscription.forget()
-            self.router.remove(subscription)
+        self.router.remove(*subscriptions)
+        for subscription in subscriptions:
             self.publishing.unblock(subscription)
         self.requests.disconnect(record)
         self.publishing.disconnect(record)
