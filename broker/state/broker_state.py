@@ -172,7 +172,7 @@ class BrokerState:
         record.session.lost(ConnectionClosed("disconnected"))
         self.ready.pop(session_id, None)
         subscriptions = record.subscriptions.values()
-        for subscription in subscriptions:
+        for subscription in (*subscriptions, *record.leaving):
             subscription.forget()
         self.router.remove(*subscriptions)
         for subscription in subscriptions:
@@ -366,6 +366,7 @@ class BrokerState:
             self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
             return
         subscription.end()
+        record.leaving = [each for each in (*record.leaving, subscription) if each.is_under_way]
         self.router.remove(subscription)
         self.publishing.unblock(subscription)
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))

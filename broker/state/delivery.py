@@ -208,6 +208,11 @@ class Subscription:
             if source.message is not None:
                 source.give_up()
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a large message is being sent, or its end."""
+        return any(source.message is not None for source in self.sources)
+
     def forget(self) -> None:
         """The session is gone: lets go of what was under way, which would otherwise be held to the message's end."""
         for source in self.sources:

@@ -64,6 +64,20 @@ def test_a_reader_that_dies_in_the_middle_holds_nothing_any_more() -> None:
     assert other.large() == [100 * PART]
 
 
+def test_a_reader_that_unsubscribes_in_the_middle_and_dies_holds_nothing_any_more() -> None:
+    talk = Talk()
+    publisher, reader = talk.peer(), talk.peer()
+    number = reader.subscribe("a", queue_bytes=512 * MIB)
+    stream = publisher.open_stream("a", 2 * CHUNK_BYTES)
+    reader.reading = False
+    publisher.chunk(stream, PART)
+    reader.put(Kind.UNSUBSCRIBE, number=number, target=1)
+    reader.die()
+    publisher.chunk(stream, PART, last=True)
+    talk.state.router.topics["a"].ring.clear()
+    assert talk.state.held_bytes() == 0
+
+
 def test_the_reader_of_a_large_message_gets_it_whole_with_credit_given_chunk_by_chunk() -> None:
     talk = Talk()
     publisher, reader = talk.peer(), talk.peer()
