@@ -13,7 +13,6 @@ from typing import Final
 import click
 import uvloop
 
-from broker.admin import Admin
 from broker.config import ADMIN_OFF, Config, LogLevel
 from broker.errors import InvalidValue
 from broker.server import Server
@@ -61,11 +60,15 @@ def _settle_memory() -> None:
 async def _serve(config: Config) -> None:
     stopping = _catch_signals()
     server = Server(config)
-    admin = Admin(server)
+    admin = None
     server.start(config.listen)
     try:
         lines = [f"listening on {listener.address}" for listener in server.listeners]
         if config.admin != ADMIN_OFF:
+            # Importing aiohttp takes as long as all the rest of the start.
+            from broker.admin import Admin
+
+            admin = Admin(server)
             lines.append(f"admin on {await admin.start(config.admin)}")
         _settle_memory()
         for line in lines:
@@ -73,7 +76,8 @@ async def _serve(config: Config) -> None:
         await stopping.wait()
     finally:
         await server.stop()
-        await admin.stop()
+        if admin is not None:
+            await admin.stop()
 
 
 def _catch_signals() -> asyncio.Event:

@@ -18,7 +18,7 @@ from .daemon import PATIENCE_S, Daemon, Process, run
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    with Daemon() as daemon:
+    with Daemon(admin="off") as daemon:
         yield daemon
 
 
@@ -187,7 +187,7 @@ def test_sub_tells_what_its_policy_has_dropped(daemon: Daemon) -> None:
 
 
 def test_sub_survives_a_restart_of_the_broker() -> None:
-    with Daemon() as daemon:
+    with Daemon(admin="off") as daemon:
         with clients.connect(daemon.url) as bus:
             bus.publish("sub/restart", "before")
             bus.flush()
@@ -211,7 +211,7 @@ def publish_until_printed(bus: clients.Client, topic: str, process: Process) -> 
 
 
 def test_sub_ends_with_0_at_ctrl_c_while_the_broker_is_gone() -> None:
-    with Daemon() as daemon:
+    with Daemon(admin="off") as daemon:
         with clients.connect(daemon.url) as bus:
             bus.publish("sub/alone", "before")
             bus.flush()
@@ -224,7 +224,7 @@ def test_sub_ends_with_0_at_ctrl_c_while_the_broker_is_gone() -> None:
 
 
 def test_sub_gives_up_with_status_1_when_the_broker_is_gone_for_good() -> None:
-    with Daemon() as daemon:
+    with Daemon(admin="off") as daemon:
         with clients.connect(daemon.url) as bus:
             bus.publish("sub/gone", "before")
             bus.flush()

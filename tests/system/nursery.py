@@ -27,7 +27,7 @@ LARGE_NUMBERS = 1 << 20
 """Elements of a large message: 8 MiB of int64, in 32 chunks."""
 PIECE_BYTES = 128 << 10
 """What moves at once of a large message, at least; a small message or a batch is shorter."""
-PIECES_MAX = 24
+PIECES_MAX = 16
 """After so many pieces, of which the longest has 256 KiB, much of the first large message is still to come."""
 SMALL_MESSAGES = 20
 PIECE = b"."
