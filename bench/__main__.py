@@ -17,7 +17,7 @@ from bench.runner import Row, run_point
 
 REPEATS = 5
 CASE_NAMES = ",".join(case.name for case in cases.ALL)
-CONTESTANT_NAMES = ",".join(contestant.name for contestant in contestants.ALL)
+SYSTEMS = ",".join(contestant.system for contestant in contestants.ALL)
 TRANSPORTS = "tcp,unix"
 
 
@@ -35,7 +35,7 @@ def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> l
 @click.option("--only", default=CASE_NAMES, callback=_chosen, show_default=True, help="Benchmarks to run.")
 @click.option("--transports", default=TRANSPORTS, callback=_chosen, show_default=True, help="Transports to measure.")
 @click.option(
-    "--contestants", "names", default=CONTESTANT_NAMES, callback=_chosen, show_default=True, help="Systems to measure."
+    "--contestants", "names", default=SYSTEMS, callback=_chosen, show_default=True, help="Systems to measure."
 )
 @click.option("--repeats", type=click.IntRange(1), help=f"Runs of each step; default: {REPEATS}, or 1 with --quick.")
 @click.option("--quick", is_flag=True, help="A run of seconds that shows that everything works, not how fast.")
@@ -49,11 +49,13 @@ def main(
     # Ended by a signal, the run still ends its processes.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = [case for case in cases.ALL if case.name in only]
-    facts = machine.facts()
+    wanted = [contestant for contestant in contestants.ALL if contestant.system in names]
+    absent = {contestant.name: contestant.missing() for contestant in wanted if contestant.missing()}
+    facts = machine.facts([contestant for contestant in wanted if contestant.name not in absent])
     rows = measure(chosen, transports, names, repeats or (1 if quick else REPEATS), quick=quick)
-    print_report(chosen, rows, facts, contestants.REFERENCE)
+    print_report(chosen, rows, facts, absent)
     if json_file is not None:
-        text = json.dumps(as_json(chosen, rows, facts, contestants.REFERENCE), indent=1)
+        text = json.dumps(as_json(chosen, rows, facts, absent), indent=1)
         json_file.write_text(text + "\n", encoding="utf-8")
     if any(row.failures for row in rows):
         sys.exit(1)
@@ -62,10 +64,10 @@ def main(
 def measure(
     chosen: Sequence[Case], transports: Sequence[str], names: Sequence[str], repeats: int, *, quick: bool
 ) -> list[Row]:
-    """Runs all points of the chosen cases."""
+    """Runs all points of the chosen cases with the systems that are installed."""
     rows: list[Row] = []
     for case in chosen:
-        able = [one for one in contestants.ALL if one.name in names and one.name in (case.contestants or names)]
+        able = contestants.taking_part(case.contestants, names)
         for transport in transports:
             for point in case.points(quick):
                 rows += run_point(case, point, transport, able, repeats, tell)

@@ -6,10 +6,13 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Final
+
+from bench.contestant import Contestant
 
 Facts = dict[str, str | int | float]
 
@@ -18,8 +21,8 @@ IDLE_COLUMNS: Final = (3, 4)
 """idle and iowait in the first line of /proc/stat (proc_stat(5))."""
 
 
-def facts() -> Facts:
-    """The machine and the versions."""
+def facts(contestants: Sequence[Contestant] = ()) -> Facts:
+    """The machine and the versions, those of the contestants' servers and clients included."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": len(os.sched_getaffinity(0)),
@@ -28,6 +31,7 @@ def facts() -> Facts:
         "python": platform.python_version(),
         "numpy": metadata.version("numpy"),
         "uvloop": metadata.version("uvloop"),
+        **{name: version for contestant in contestants for name, version in contestant.versions().items()},
     }
 
 

@@ -122,7 +122,9 @@ class Team:
         self._directory = tempfile.TemporaryDirectory(prefix="tensorbus-bench-")
         try:
             wanted = "tcp://127.0.0.1:0" if self._transport == "tcp" else f"unix://{self._directory.name}/socket"
-            broker = self._start(f"{self._contestant.name} broker", self._contestant.broker_command(wanted))
+            files = Path(self._directory.name) / "broker"
+            files.mkdir()
+            broker = self._start(f"{self._contestant.name} broker", self._contestant.broker_command(wanted, files))
             self.address = broker.line().removeprefix("listening on ")
         except BaseException:
             self._end()
@@ -156,22 +158,45 @@ class Team:
         Raises:
             StepFailed: one of them ended without a result.
         """
-        workers = [self._start_worker(task) for task in tasks]
+        workers = [self.start(task) for task in tasks]
+        self.go(workers)
+        return self.results(workers)
+
+    def go(self, workers: Sequence[Child]) -> None:
+        """Lets workers begin once all are ready.
+
+        Raises:
+            StepFailed: one of them ended before.
+        """
         try:
             for worker in workers:
                 worker.line()
             for worker in workers:
                 worker.say("go")
+        except StepFailed as failure:
+            raise self._with_broker(failure) from failure
+
+    def results(self, workers: Sequence[Child]) -> list[Result]:
+        """Waits for workers' results.
+
+        Raises:
+            StepFailed: one of them ended without a result.
+        """
+        try:
             return [msgspec.json.decode(worker.line(), type=Result) for worker in workers]
         except StepFailed as failure:
-            broker = self.children[0]
-            raise StepFailed(f"{failure}; {broker.name}{broker.last_words() or ': no errors'}") from failure
+            raise self._with_broker(failure) from failure
+
+    def _with_broker(self, failure: StepFailed) -> StepFailed:
+        broker = self.children[0]
+        return StepFailed(f"{failure}; {broker.name}{broker.last_words() or ': no errors'}")
 
     def run_ranks(self, task: Task) -> list[Result]:
         """As `run`, with the same task for each rank of a group."""
         return self.run([msgspec.structs.replace(task, rank=rank) for rank in range(task.world_size)])
 
-    def _start_worker(self, task: Task) -> Child:
+    def start(self, task: Task) -> Child:
+        """Starts a worker, which gets ready by itself."""
         whole = msgspec.structs.replace(task, contestant=self._contestant.name, address=self.address)
         command = [sys.executable, "-m", "bench.worker", msgspec.json.encode(whole).decode()]
         return self._start(f"{self._contestant.name} {task.role}", command)

@@ -16,7 +16,7 @@ from bench.tasks import Task
 
 def main(task: Task) -> None:
     """Does one part and prints its result."""
-    bus = contestants.by_name(task.contestant).connect(task.address)
+    bus = contestants.by_name(task.contestant).connect(task.address, threads=task.threads)
     part = ROLES[task.role](bus, task)
     next(part)
     print("ready", flush=True)

@@ -78,7 +78,7 @@ CASE = Case(
     name="throughput",
     title="Messages received, thousands per second over all subscribers",
     columns=(
-        Column("thousand_per_s", "thousand/s", 1, ratio=True),
+        Column("thousand_per_s", "thousand/s", 1, ratio=True, more_is_better=True),
         Column("mb_per_s", "MB/s", 1),
         Column("count", "messages"),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,10 +23,10 @@ class Broken(Contestant):
     name = "broken"
     transports = ("unix",)
 
-    def broker_command(self, address: str) -> list[str]:
+    def broker_command(self, address: str, directory: Path) -> list[str]:
         return [sys.executable, "-c", "raise SystemExit('no licence')"]
 
-    def connect(self, address: str) -> Bus:
+    def connect(self, address: str, *, threads: bool = False) -> Bus:
         raise AssertionError("there is no broker to connect to")
 
 
