@@ -28,7 +28,7 @@ class Publisher(ABC):
         """Publishes one message that leaves at once."""
 
     def send_paced(self, cycle: Sequence[bytes], count: int, rate_hz: float, delay_s: float) -> list[int]:
-        """Sends messages at a steady rate; see bench.pacing, whose function this is in the way that suits the client."""
+        """Sends messages at a steady rate: bench.pacing.send_paced, in the way that suits the client."""
         return send_paced(self.send, cycle, count, rate_hz, delay_s)
 
     @abstractmethod
@@ -78,7 +78,7 @@ class WorkQueue(ABC):
 
     @abstractmethod
     def acknowledge(self) -> None:
-        """The job that was taken is done."""
+        """The job that was taken is done. The broker hears of it when the next jobs are fetched, or before."""
 
 
 class Bus(ABC):

@@ -102,9 +102,7 @@ def print_report(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absen
         console.print(f"not measured: {name} is not installed: {how}", markup=False)
 
 
-def as_json(
-    cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absent: Mapping[str, str]
-) -> dict[str, object]:
+def as_json(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absent: Mapping[str, str]) -> dict[str, object]:
     """The same for programs: every repeat, the medians, and the ratios to every other contestant."""
     columns = {case.name: [column.figure for column in case.columns if column.ratio] for case in cases}
     return {

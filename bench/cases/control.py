@@ -1,9 +1,9 @@
 """Latency of small control messages while arrays stream over the same client's connection, and what the stream pays.
 
-One process publishes both through one client: a thread streams arrays as fast as it may, the main thread sends 64 B
-messages at a steady rate. Another one receives both through one client: a handler notes when each control message is
-there, the main thread sums the arrays and says so. The stream runs alone for a while first, which gives its bandwidth
-alone.
+A thread streams arrays as fast as it may, another one sends 64 B messages at a steady rate: both of one process and
+through one client, or, in the points with two publishers, each of a process of its own. The subscriber always receives
+both through one client: a handler notes when each control message is there, the main thread sums the arrays and says
+so. The stream runs alone for a while first, which gives its bandwidth alone.
 
     publisher                                            subscriber
       main thread:  64 B at 200/s  --.            .--->  handler: time of arrival
@@ -22,9 +22,11 @@ import threading
 import time
 from functools import partial
 
+from msgspec.structs import replace
+
 from bench import payloads
 from bench.case import Case, Column, Point, size_text
-from bench.contestant import Bus, Payload, Publisher, Subscriber
+from bench.contestant import Bus, Payload
 from bench.processes import StepFailed, Team
 from bench.summary import percentiles
 from bench.tasks import Part, Result, Task
@@ -32,6 +34,7 @@ from bench.tasks import Part, Result, Task
 CONTROL_TOPIC, STREAM_TOPIC, TAKEN_TOPIC = "bench/control", "bench/stream", "bench/taken"
 CONTROL_BYTES = 64
 STREAM_BYTES = (16 << 20, 64 << 20)
+PUBLISHERS = (1, 2)
 AHEAD = 2
 """Arrays that may be on their way: one that is sent and one that is summed."""
 RATE_HZ = 200.0
@@ -44,35 +47,46 @@ PATIENCE_S = 30.0
 """How long the reader waits for control messages after the stream has ended."""
 
 
-def send_stream(publisher: Publisher, taken: Subscriber, size_bytes: int, duration_s: float) -> None:
-    """Sends arrays for a time, then the end."""
-    tensor = payloads.tensor(size_bytes)
-    deadline, index = time.monotonic() + duration_s, 0
+def publish(bus: Bus, task: Task) -> Part:
+    """Sends control messages; the times are when each began."""
+    publisher = bus.publisher(CONTROL_TOPIC, lane="control")
+    cycle = payloads.cycle(CONTROL_BYTES)
+    yield
+    times_ns = publisher.send_paced(cycle, task.count, task.rate_hz, task.duration_s)
+    publisher.flush()
+    return Result(times_ns=tuple(times_ns))
+
+
+def stream(bus: Bus, task: Task) -> Part:
+    """Sends arrays until all control messages were sent, as there is room for them, then the end."""
+    publisher = bus.publisher(STREAM_TOPIC, lane="bulk")
+    room = threading.Semaphore(AHEAD)
+    bus.handle(TAKEN_TOPIC, CONTROL_BYTES, lambda payload: room.release())
+    tensor = payloads.tensor(task.size_bytes)
+    yield
+    deadline, index = time.monotonic() + task.duration_s + task.count / task.rate_hz + AFTER_S, 0
     while time.monotonic() < deadline:
-        if index >= AHEAD:
-            taken.receive()
+        room.acquire()
         tensor[0] = index
         publisher.send_tensor(tensor)
         index += 1
     tensor[0] = END
     publisher.send_tensor(tensor)
+    publisher.flush()
+    return Result(count=index)
 
 
-def publish(bus: Bus, task: Task) -> Part:
-    """Sends both; the times are when each control message began."""
-    control = bus.publisher(CONTROL_TOPIC, lane="control")
-    stream = bus.publisher(STREAM_TOPIC, lane="bulk")
-    taken = bus.subscriber(TAKEN_TOPIC, CONTROL_BYTES)
-    bus.handle(TAKEN_TOPIC + "/unused", CONTROL_BYTES, lambda payload: None)
-    cycle = payloads.cycle(CONTROL_BYTES)
-    lasts_s = task.duration_s + task.count / task.rate_hz + AFTER_S
-    streamer = threading.Thread(target=send_stream, args=(stream, taken, task.size_bytes, lasts_s), daemon=True)
+def publish_both(bus: Bus, task: Task) -> Part:
+    """Does both at once; the result is that of the control messages."""
+    streaming, publishing = stream(bus, task), publish(bus, task)
+    next(streaming)
+    next(publishing)
+    thread = threading.Thread(target=list, args=(streaming,), daemon=True)
     yield
-    streamer.start()
-    times_ns = control.send_paced(cycle, task.count, task.rate_hz, task.duration_s)
-    streamer.join()
-    stream.flush()
-    return Result(times_ns=tuple(times_ns))
+    thread.start()
+    result = yield from publishing
+    thread.join()
+    return result
 
 
 def receive(bus: Bus, task: Task) -> Part:
@@ -108,18 +122,16 @@ def bandwidth_gb_per_s(times_ns: list[int], size_bytes: int) -> float:
     return size_bytes * (len(times_ns) - 1) / (times_ns[-1] - times_ns[0])
 
 
-def measure(team: Team, size_bytes: int, count: int, warm_up_s: float, alone_s: float) -> dict[str, float]:
+def measure(
+    team: Team, size_bytes: int, publishers: int, count: int, warm_up_s: float, alone_s: float
+) -> dict[str, float]:
     """One run."""
     before_s = warm_up_s + alone_s
-    received, sent = team.run(
-        [
-            Task("control.receive", size_bytes=size_bytes, count=count, threads=True),
-            Task(
-                "control.publish",
-                size_bytes=size_bytes, count=count, rate_hz=RATE_HZ, duration_s=before_s, threads=True,
-            ),
-        ]
-    )  # fmt: skip
+    task = Task(
+        "control.receive", size_bytes=size_bytes, count=count, rate_hz=RATE_HZ, duration_s=before_s, threads=True
+    )
+    roles = ("control.both",) if publishers == 1 else ("control.publish", "control.stream")
+    received, sent, *_ = team.run([task, *(replace(task, role=role) for role in roles)])
     if len(received.times_ns) != count:
         raise StepFailed(f"{count} control messages were sent, {len(received.times_ns)} received")
     times = list(zip(sent.times_ns, received.times_ns, strict=True))
@@ -138,11 +150,19 @@ def points(quick: bool) -> list[Point]:
     count, warm_up_s, alone_s = (20, 0.1, 0.1) if quick else (COUNT, WARM_UP_S, ALONE_S)
     return [
         Point(
-            f"beside {size_text(size_bytes)}",
-            partial(measure, size_bytes=size_bytes, count=count, warm_up_s=warm_up_s, alone_s=alone_s),
+            f"beside {size_text(size_bytes)}, {publishers} publisher{'s'[: publishers - 1]}",
+            partial(
+                measure,
+                size_bytes=size_bytes,
+                publishers=publishers,
+                count=count,
+                warm_up_s=warm_up_s,
+                alone_s=alone_s,
+            ),
             size_bytes,
         )
         for size_bytes in STREAM_BYTES[: 1 if quick else None]
+        for publishers in PUBLISHERS
     ]
 
 
@@ -159,5 +179,10 @@ CASE = Case(
         Column("beside_gb_per_s", "beside GB/s", 2),
     ),
     points=points,
-    roles={"control.publish": publish, "control.receive": receive},
+    roles={
+        "control.publish": publish,
+        "control.stream": stream,
+        "control.both": publish_both,
+        "control.receive": receive,
+    },
 )

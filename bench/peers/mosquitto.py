@@ -96,9 +96,7 @@ class MosquittoBus(Bus):
         self._handlers: dict[str, Callable[[bytes], Any]] = {}
         self._acknowledged: set[int] = set()
         unix = address.startswith("unix://")
-        client = Client(
-            CallbackAPIVersion.VERSION2, transport="unix" if unix else "tcp", reconnect_on_failure=False
-        )
+        client = Client(CallbackAPIVersion.VERSION2, transport="unix" if unix else "tcp", reconnect_on_failure=False)
         self.client: Client = client
         client.max_queued_messages_set(0)
         client.on_message = self._arrived

@@ -121,12 +121,16 @@ class NatsSubscriber(Subscriber):
         self._payloads: deque[bytes] = deque()
         self._take: Callable[[Payload], bool] | None = None
         self._taken_all: asyncio.Future[None] | None = None
+        self._waits = False
         bus.subscribe(topic, self._arrived)
 
     async def _arrived(self, message: Msg) -> None:
         if self._take is None or self._taken_all is None:
             self._payloads.append(message.data)
-            self._bus.loop.stop()
+            if self._waits:
+                # Once only: what is left of a second stop would end the loop's next run.
+                self._waits = False
+                self._bus.loop.stop()
             return
         try:
             if self._take(message.data):
@@ -143,9 +147,13 @@ class NatsSubscriber(Subscriber):
         self._take, self._taken_all = take, self._bus.loop.create_future()
         self._bus.loop.run_until_complete(self._taken_all)
 
+    def _wait(self) -> None:
+        self._waits = True
+        self._bus.loop.run_forever()
+
     def receive(self) -> Payload:
         while not self._payloads:
-            self._bus.loop.run_forever()
+            self._wait()
         return self._payloads.popleft()
 
     def receive_many(self) -> Iterator[Payload]:
@@ -153,7 +161,7 @@ class NatsSubscriber(Subscriber):
         while True:
             while payloads:
                 yield payloads.popleft()
-            self._bus.loop.run_forever()
+            self._wait()
 
     def receive_tensor(self) -> Tensor:
         return np.frombuffer(self.receive(), np.float32)
@@ -168,7 +176,7 @@ class NatsWorkQueue(WorkQueue):
         self._stream = bus.connection.jetstream()
         self._subscription: Any = None
         self._jobs: deque[Msg] = deque()
-        self._job: Msg | None = None
+        self._done: list[Msg] = []
         bus.run(self._declare())
 
     async def _declare(self) -> None:
@@ -183,13 +191,13 @@ class NatsWorkQueue(WorkQueue):
         await asyncio.gather(*[await self._stream.publish_async(self._name, payload) for payload in payloads])
 
     async def _fetch(self, timeout_s: float) -> None:
-        from nats.errors import TimeoutError as NoneInTime
-
+        while self._done:
+            await self._done.pop().ack()
         if self._subscription is None:
             self._subscription = await self._stream.pull_subscribe(self._name, durable="workers", stream="jobs")
         try:
             self._jobs.extend(await self._subscription.fetch(FETCH, timeout=timeout_s))
-        except NoneInTime:
+        except TimeoutError:
             return
 
     def put_many(self, payloads: Sequence[bytes]) -> None:
@@ -200,12 +208,11 @@ class NatsWorkQueue(WorkQueue):
             self._bus.run(self._fetch(timeout_s))
         if not self._jobs:
             return None
-        self._job = self._jobs.popleft()
-        return self._job.data
+        self._done.append(self._jobs.popleft())
+        return self._done[-1].data
 
     def acknowledge(self) -> None:
-        assert self._job is not None
-        self._bus.run(self._job.ack())
+        """With the next fetch, in one run of the loop."""
 
 
 class NatsBus(Bus):

@@ -1,7 +1,7 @@
 """ZeroMQ through a proxy of XSUB and XPUB in a process of its own, with pyzmq.
 
-There is no limit to what waits, unless asked for. Publishers use XPUB sockets rather than PUB, because these get to read
-which subscriptions have reached them: a message that is published before would be gone.
+There is no limit to what waits, unless asked for. Publishers use XPUB sockets rather than PUB, because these get to
+read which subscriptions have reached them: a message that is published before would be gone.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class ZeromqBus(Bus):
 
         self.publishing = threading.Lock()
         self._zmq = zmq
-        self._context = zmq.Context()
+        # Buses of threads share their process's.
+        self._context = zmq.Context.instance() if threads else zmq.Context()
         self._publishers_end, self._subscribers_end = address.split(",")
         self._outgoing: Any = None
         self._reached: set[bytes] = set()
