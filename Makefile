@@ -9,13 +9,17 @@ PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 
+# The tests and the demonstration start hundreds of Python processes: each would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check bench clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) -m examples.training_loop
 
+# More workers than a small machine has cores: half of the tests' time is waiting.
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest -n auto --maxprocesses 4
+	$(RUN) -m pytest -n 4
 
 check: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .

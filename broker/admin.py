@@ -5,7 +5,7 @@
     /metrics            for Prometheus (broker/metrics.py)
     /api/v1/server      the broker as a whole       \\
     /api/v1/sessions    {"sessions": [...]}          | JSON; the keys are the fields of the types
-    /api/v1/topics      {"topics": [...]}            | in broker/admin_views.py
+    /api/v1/topics      {"topics": [...]}            | in broker/admin_views.py; ?filter= chooses topics
     /api/v1/groups      {"groups": [...]}           /
     /                   a page with these links
 
@@ -22,9 +22,10 @@ import msgspec
 from aiohttp import web
 
 from broker import admin_views as views
-from broker.errors import ListenError
+from broker.errors import InvalidValue, ListenError
 from broker.metrics import Metrics
 from broker.server import Server
+from broker.topics.names import ALL_LEVELS
 from broker.transport.sockets import in_plain_words
 
 SHUTDOWN_TIMEOUT_S: Final = 1.0
@@ -120,7 +121,10 @@ class Admin:
         return _json({"sessions": views.session_views(self._server, time.monotonic_ns())})
 
     async def _show_topics(self, request: web.Request) -> web.Response:
-        return _json({"topics": views.topic_views(self._server)})
+        try:
+            return _json({"topics": views.topic_views(self._server, request.query.get("filter", ALL_LEVELS))})
+        except InvalidValue as error:
+            return _json({"error": str(error)}, status=400)
 
     async def _show_groups(self, request: web.Request) -> web.Response:
         return _json({"groups": views.group_views(self._server, time.monotonic_ns())})

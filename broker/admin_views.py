@@ -17,6 +17,7 @@ from broker.state.delivery import Subscription
 from broker.state.records import SessionRecord
 from broker.state.topics import Router, TopicRecord
 from broker.state.works import Work
+from broker.topics.names import ALL_LEVELS, check_filter, matches
 
 
 class ServerView(msgspec.Struct, frozen=True):
@@ -37,6 +38,7 @@ class ServerView(msgspec.Struct, frozen=True):
         published_bytes: payload and headers.
         delivered_messages: handed to subscribers.
         dropped_messages: lost by subscribers, by overflow policy.
+        refused_messages: that were longer than their topic's policy allows.
         redelivered_messages: jobs of queue groups that were given out again.
         dead_messages: jobs that went to a dead-letter topic after too many deliveries.
         received_bytes: from clients, all kinds of frames together.
@@ -57,6 +59,7 @@ class ServerView(msgspec.Struct, frozen=True):
     published_bytes: int
     delivered_messages: int
     dropped_messages: dict[str, int]
+    refused_messages: int
     redelivered_messages: int
     dead_messages: int
     received_bytes: int
@@ -153,6 +156,22 @@ class QueueGroupView(msgspec.Struct, frozen=True):
     holds_back: bool
 
 
+class SettingView(msgspec.Struct, frozen=True):
+    """One setting of a topic, and why it holds.
+
+    Attributes:
+        setting: its name.
+        value: what holds; null is none.
+        filter: of the declaration that decides, empty when none does.
+        origin: `default`, `configuration`, or `declared by` and a client's name.
+    """
+
+    setting: str
+    value: bool | int | float | str | None
+    filter: str
+    origin: str
+
+
 class TopicView(msgspec.Struct, frozen=True):
     """One of the `topics` of `/api/v1/topics`.
 
@@ -160,6 +179,7 @@ class TopicView(msgspec.Struct, frozen=True):
         name: the topic.
         published_messages: ever.
         published_bytes: payload and headers, ever.
+        refused_messages: that were longer than the topic's policy allows, ever.
         next_sequence: of the message that will come next.
         oldest_sequence: that can be replayed; `next_sequence` when none can.
         retained_messages: kept for replay.
@@ -167,11 +187,13 @@ class TopicView(msgspec.Struct, frozen=True):
         subscriptions: that get its messages.
         held_back_publishers: that wait for a slow subscriber.
         queue_groups: with acknowledgement, by name.
+        policy: all settings.
     """
 
     name: str
     published_messages: int
     published_bytes: int
+    refused_messages: int
     next_sequence: int
     oldest_sequence: int
     retained_messages: int
@@ -179,6 +201,7 @@ class TopicView(msgspec.Struct, frozen=True):
     subscriptions: int
     held_back_publishers: int
     queue_groups: list[QueueGroupView]
+    policy: list[SettingView]
 
 
 class OperationView(msgspec.Struct, frozen=True):
@@ -254,6 +277,7 @@ def server_view(server: Server, now_ns: int) -> ServerView:
         published_bytes=totals.published_bytes,
         delivered_messages=totals.delivered_messages,
         dropped_messages={overflow.value: count for overflow, count in totals.dropped_messages.items()},
+        refused_messages=totals.refused_messages,
         redelivered_messages=totals.redelivered_messages,
         dead_messages=totals.dead_messages,
         received_bytes=totals.received_bytes,
@@ -302,10 +326,15 @@ def _subscription_view(subscription: Subscription) -> SubscriptionView:
     )
 
 
-def topic_views(server: Server) -> list[TopicView]:
-    """The topics of clients, by name."""
-    topics = sorted(public_topics(server.state), key=lambda topic: topic.name)
-    return [_topic_view(server.state.router, topic) for topic in topics]
+def topic_views(server: Server, topic_filter: str = ALL_LEVELS) -> list[TopicView]:
+    """The topics of clients that a filter matches, by name.
+
+    Raises:
+        InvalidValue: a filter that cannot be.
+    """
+    check_filter(topic_filter)
+    topics = [topic for topic in public_topics(server.state) if matches(topic_filter, topic.name)]
+    return [_topic_view(server.state.router, topic) for topic in sorted(topics, key=lambda topic: topic.name)]
 
 
 def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
@@ -314,6 +343,7 @@ def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
         name=topic.name,
         published_messages=topic.published,
         published_bytes=topic.published_bytes,
+        refused_messages=topic.refused,
         next_sequence=ring.next_sequence,
         oldest_sequence=ring.oldest_sequence,
         retained_messages=ring.held_messages,
@@ -321,6 +351,10 @@ def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
         subscriptions=len(routes.subscriptions()) + sum(work.members for work in routes.works),
         held_back_publishers=len(topic.held_back),
         queue_groups=[_queue_group_view(topic.works[name]) for name in sorted(topic.works)],
+        policy=[
+            SettingView(held.setting, held.value, held.filter, held.origin)
+            for held in router.policies.explain(topic.name)
+        ],
     )
 
 

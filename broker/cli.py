@@ -13,7 +13,7 @@ from typing import IO, Final, TypeVar
 
 import click
 
-from broker.config import TOPICS, Config, describe, environment, load
+from broker.config import TOPICS, Config, admin_address, describe, environment, load
 from broker.errors import BrokerError
 from broker.topics.queues import Overflow
 
@@ -90,10 +90,14 @@ _url = click.option("--url", metavar="URL", help="The broker's address; default:
 @click.argument("value", required=False)
 @click.option("--json", "as_json", is_flag=True, help="VALUE is JSON; with - each line of the input is.")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Publish each value N times.")
-@click.option("--lane", type=click.Choice(LANES), default="default", show_default=True, help="What it may overtake.")
+@click.option(
+    "--lane", type=click.Choice(LANES), help="What it may overtake; default: what is declared for TOPIC, else default."
+)
 @click.option("--ack", is_flag=True, help="Wait for each message to be accepted, and print its sequence.")
 @_url
-def pub(topic: str, value: str | None, *, as_json: bool, count: int, lane: str, ack: bool, url: str | None) -> None:
+def pub(
+    topic: str, value: str | None, *, as_json: bool, count: int, lane: str | None, ack: bool, url: str | None
+) -> None:
     """Publish VALUE to TOPIC; returns when the broker has it.
 
     VALUE is text, or what is read from the standard input if it is - (bytes). Without it, None is published.
@@ -112,9 +116,8 @@ def pub(topic: str, value: str | None, *, as_json: bool, count: int, lane: str, 
 @click.option(
     "--overflow",
     type=click.Choice([overflow.value for overflow in Overflow]),
-    default="block",
-    show_default=True,
-    help="What happens when this program does not keep up; block slows the publishers down.",
+    help="What happens when this program does not keep up; default: what is declared for FILTER, else block, which "
+    "slows the publishers down.",
 )
 @click.option(
     "--reconnect-timeout",
@@ -133,7 +136,7 @@ def sub(
     as_json: bool,
     raw: bool,
     replay: str | None,
-    overflow: str,
+    overflow: str | None,
     reconnect_timeout_s: float,
     url: str | None,
 ) -> None:
@@ -173,3 +176,16 @@ def request(topic: str, value: str | None, *, as_json: bool, timeout_s: float, u
     from broker.cli_messages import ask, values_of
 
     ask(url, topic, values_of(value, as_json=as_json), as_json=as_json, timeout_s=timeout_s)
+
+
+@main.command()
+@click.argument("topic_filter", metavar="[FILTER]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, as in /api/v1/topics.")
+@click.option(
+    "--admin", metavar="HOST:PORT", help="The broker's HTTP interface; default: $TENSORBUS_ADMIN, else this host's."
+)
+def topics(topic_filter: str | None, *, as_json: bool, admin: str | None) -> None:
+    """Show the topics that FILTER matches: what each keeps, every setting that holds for it, and why."""
+    from broker.cli_topics import show
+
+    show(admin_address(admin, environment()), topic_filter, as_json=as_json)

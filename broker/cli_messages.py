@@ -48,7 +48,7 @@ def _parse_json(text: str | bytes, what: str) -> object:
         raise InvalidValue(what, text, f"is not JSON: {error}") from error
 
 
-def publish(url: str | None, topic: str, values: Iterable[object], *, count: int, lane: str, ack: bool) -> None:
+def publish(url: str | None, topic: str, values: Iterable[object], *, count: int, lane: str | None, ack: bool) -> None:
     """Publishes each value `count` times; returns when the broker has them all."""
     with clients.connect(url, name=_name("pub")) as bus:
         for value in values:
@@ -66,7 +66,7 @@ def subscribe(
     count: int | None,
     *,
     replay: str | int | None,
-    overflow: str,
+    overflow: str | None,
     reconnect_timeout_s: float,
 ) -> None:
     """Prints messages until there were `count`, until Ctrl-C, or until nobody reads the output any more.

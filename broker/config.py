@@ -30,6 +30,7 @@ FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
 FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN"})
 """Variables with the prefix that are not settings: the file's name, and what the clients read."""
 
+ADMIN_DEFAULT: Final = "127.0.0.1:4871"
 ADMIN_OFF: Final = "off"
 TOPICS: Final = "topics"
 
@@ -79,7 +80,7 @@ class Config:
     """
 
     listen: tuple[str, ...] = field(default_factory=lambda: default_listen(environment()))
-    admin: str = "127.0.0.1:4871"
+    admin: str = ADMIN_DEFAULT
     name: str = field(default_factory=socket.gethostname)
     log_level: LogLevel = LogLevel.INFO
     sessions_max: int = limits.SESSIONS_MAX
@@ -107,6 +108,23 @@ class Loaded:
 
     config: Config
     origins: dict[str, str]
+
+
+def admin_address(flag: str | None, variables: Mapping[str, str]) -> str:
+    """Where a command finds the HTTP interface of a broker.
+
+    Args:
+        flag: host:port; None takes the environment's, else the default.
+        variables: the environment variables.
+
+    Raises:
+        ConfigError: it cannot be an address, or is off.
+    """
+    origin = "flag --admin" if flag is not None else "TENSORBUS_ADMIN"
+    address = _checked("admin", flag or variables.get("TENSORBUS_ADMIN") or ADMIN_DEFAULT, origin)
+    if address == ADMIN_OFF:
+        raise ConfigError(f"setting admin ({origin})", ADMIN_OFF, "the broker's HTTP interface is needed: host:port")
+    return str(address)
 
 
 def load(flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None) -> Loaded:

@@ -97,6 +97,9 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
     dropped = CounterMetricFamily(
         "tensorbus_messages_dropped", "Messages that subscribers lost, by overflow policy.", labels=["overflow"]
     )
+    yield _counter(
+        "messages_refused", "Messages that were longer than their topic's policy allows.", totals.refused_messages
+    )
     for overflow, count in totals.dropped_messages.items():
         dropped.add_metric([overflow.value], count)
     yield dropped

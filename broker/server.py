@@ -23,10 +23,13 @@ from broker.state import BrokerState, Settings
 from broker.state.records import SessionRecord
 from broker.transport import registry
 from broker.transport.base import Connection, Listener
+from broker.transport.hangups import Hangups
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.05
+READS_MAX: Final = 64
+"""Reads in a row of a connection that has failed; the next tick goes on."""
 ACCEPT_PAUSE_S: Final = 0.2
 """After the process has run out of descriptors: when to try again."""
 ACCEPTS_MAX: Final = 64
@@ -81,6 +84,7 @@ class Server:
         """Set once the first session has been open."""
         self._accept_paused = False
         self._links: dict[SessionId, _Link] = {}
+        self._hangups: Hangups[_Link] = Hangups()
         self._loop = asyncio.get_running_loop()
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -161,6 +165,7 @@ class Server:
             self.idle.clear()
             self.busy.set()
             self._loop.add_reader(connection.fileno(), self._readable, link)
+            self._hangups.add(connection.fileno(), link)
             self._run()
 
     def _accept_again(self, listener: Listener) -> None:
@@ -219,6 +224,7 @@ class Server:
         if self._links.pop(record.id, None) is None:
             return
         descriptor = link.connection.fileno()
+        self._hangups.remove(descriptor)
         self._loop.remove_reader(descriptor)
         self._loop.remove_writer(descriptor)
         if abort:
@@ -232,8 +238,17 @@ class Server:
         if not self._links:
             self.idle.set()
 
+    def _read_to_the_end(self, link: _Link) -> None:
+        """Reads what is left of a connection that has failed; the loop may not tell of it any more."""
+        for _ in range(READS_MAX):
+            if link.record.id not in self._links:
+                return
+            self._readable(link)
+
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
+        for link in self._hangups.find():
+            self._read_to_the_end(link)
         self.state.tick(now_ns)
         self._run()
         for link in list(self._links.values()):

@@ -163,8 +163,9 @@ class Core:
             raise ConnectionClosed.by(self.closed) from self.closed
 
     def tick(self, now_ns: int) -> None:
-        """Time passes: heartbeats, batches that are due."""
+        """Time passes: heartbeats, batches that are due, memory that is not needed any more."""
         self.requests.end_abandoned(self.session)
+        self.incoming.pool.tick(now_ns)
         if self.session is not None:
             self.session.tick(now_ns)
             if self.outgoing.open_batches:

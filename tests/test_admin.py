@@ -142,9 +142,35 @@ def test_a_topic_tells_what_it_keeps_and_who_listens(daemon: Daemon) -> None:
         subscriptions=2,
         held_back_publishers=0,
         queue_groups=[],
+        refused_messages=0,
+        policy=view.policy,
     )
+    assert [held.setting for held in view.policy][:2] == ["ring_messages", "ring_bytes"]
+    assert {(held.filter, held.origin) for held in view.policy} == {("", "default")}
     assert names == sorted(names)
     assert not any(name.startswith("$") for name in names)
+
+
+def test_a_filter_chooses_topics(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus:
+        for topic in ("chosen/a", "chosen/b/c", "others/a"):
+            bus.publish(topic, 1)
+        bus.flush()
+    listed = ask_json(daemon, "/api/v1/topics?filter=chosen/%23")["topics"]
+    assert [entry["name"] for entry in listed] == ["chosen/a", "chosen/b/c"]
+    answer = ask(daemon.admin_url, "/api/v1/topics?filter=a//b")
+    assert (answer.status, json.loads(answer.body)["error"].startswith("topic filter 'a//b'")) == (400, True)
+
+
+def test_a_refused_message_is_counted(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus:
+        bus.declare("refused", max_message_bytes=3)
+        with pytest.raises(clients.LimitExceeded):
+            bus.publish("refused", b"1234", ack="accepted")
+    (entry,) = ask_json(daemon, "/api/v1/topics?filter=refused")["topics"]
+    assert (entry["refused_messages"], entry["published_messages"]) == (1, 0)
+    assert ask_json(daemon, "/api/v1/server")["refused_messages"] == 1
+    assert b"\ntensorbus_messages_refused_total 1.0\n" in ask(daemon.admin_url, "/metrics").body
 
 
 def test_a_slow_subscription_tells_which_topics_it_blocks(daemon: Daemon) -> None:

@@ -5,6 +5,8 @@ itself. The pool keeps the buffers that it gave out and hands one out again when
 still uses a buffer is not tracked by calls, which can be forgotten, but read off its reference count: every array and
 memoryview over a buffer holds a reference to it.
 
+A buffer that was not needed for a minute goes back to the system: what one burst took is not kept for ever.
+
 A buffer starts at a multiple of 64 bytes, and so do then the tensors in it: what the libraries that read them ask for.
 """
 
@@ -22,17 +24,35 @@ _GRAIN_BYTES: Final = 4096
 _ALIGNMENT_BYTES: Final = 64
 _LOOKS_MAX: Final = 8
 """Buffers of a size that are looked at before a new one is made: bounds the time of `acquire`."""
+UNUSED_NS: Final = 30_000_000_000
+"""How often the pool lets go of what nobody has asked for since the last time."""
 
 
-Shelf = list[tuple[ByteArray, int]]
-"""Buffers of one size, each with the place in it at which what is given out starts."""
+class _Kept:
+    """A buffer that the pool remembers.
+
+    Attributes:
+        start: the place in it at which what is given out starts.
+        asked_for: whether it was given out since the pool last let go of what is unused.
+    """
+
+    __slots__ = ("asked_for", "buffer", "start")
+
+    def __init__(self, buffer: ByteArray, start: int) -> None:
+        self.buffer = buffer
+        self.start = start
+        self.asked_for = True
+
+
+Shelf = list[_Kept]
+"""Buffers of one size."""
 
 
 def _references(shelf: Shelf, position: int) -> int:
-    return sys.getrefcount(shelf[position][0])
+    return sys.getrefcount(shelf[position].buffer)
 
 
-_REFERENCES_WHEN_FREE: Final = _references([(np.empty(1, np.uint8), 0)], 0)
+_REFERENCES_WHEN_FREE: Final = _references([_Kept(np.empty(1, np.uint8), 0)], 0)
 """The shelf's, and those of the call itself, which versions of Python count differently."""
 
 
@@ -46,6 +66,7 @@ class BufferPool:
         self.bytes_max = bytes_max
         self.held_bytes = 0
         self._shelves: dict[int, Shelf] = {}
+        self._let_go_ns = 0
 
     def acquire(self, size_bytes: int) -> ByteArray:
         """A buffer of at least `size_bytes`, cut to that length; its content is arbitrary.
@@ -60,17 +81,37 @@ class BufferPool:
             if _references(shelf, position) == _REFERENCES_WHEN_FREE:
                 if position:
                     shelf.append(shelf.pop(position))
-                buffer, start = shelf[-1 if position else 0]
-                return buffer[start : start + size_bytes]
+                kept = shelf[-1 if position else 0]
+                kept.asked_for = True
+                return kept.buffer[kept.start : kept.start + size_bytes]
         if len(shelf) > _LOOKS_MAX:
             # The first ones are in long use; look at others next time.
             shelf.append(shelf.pop(0))
         buffer = np.empty(rounded + _ALIGNMENT_BYTES, np.uint8)
         start = -buffer.ctypes.data % _ALIGNMENT_BYTES
         if self.held_bytes + rounded <= self.bytes_max or self._trim(rounded):
-            shelf.insert(0, (buffer, start))
+            shelf.insert(0, _Kept(buffer, start))
             self.held_bytes += rounded
         return buffer[start : start + size_bytes]
+
+    def tick(self, now_ns: int) -> None:
+        """Time passes: what is free and was not asked for of late is let go of."""
+        if now_ns - self._let_go_ns < UNUSED_NS:
+            return
+        self._let_go_ns = now_ns
+        for size, shelf in list(self._shelves.items()):
+            used = [
+                kept
+                for position, kept in enumerate(shelf)
+                if kept.asked_for or _references(shelf, position) > _REFERENCES_WHEN_FREE
+            ]
+            for kept in used:
+                kept.asked_for = False
+            self.held_bytes -= size * (len(shelf) - len(used))
+            if used:
+                self._shelves[size] = used
+            else:
+                del self._shelves[size]
 
     def _trim(self, wanted_bytes: int) -> bool:
         """Forgets free buffers of other sizes until `wanted_bytes` fit; says whether they do."""

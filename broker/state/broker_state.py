@@ -181,6 +181,7 @@ class BrokerState:
                 self._flush(record)
         self.groups.tick(now_ns)
         self.router.works.tick(now_ns)
+        self.pool.tick(now_ns)
 
     def drain(self, reason: str) -> None:
         """The broker is about to end: every session gets what waits for it and then a CLOSE."""

@@ -193,8 +193,9 @@ class Router:
             policy = self.policies.of_topic(record.name)
             if policy != record.policy:
                 self.retained_bytes += record.follow(policy)
-                # Jobs that wait hear of it now, not with the next message.
-                self.routes(record)
+                if record.works or policy.acknowledge:
+                    # Jobs that wait hear of it now, not with the next message.
+                    self.routes(record)
                 changed.append(record)
         return changed
 

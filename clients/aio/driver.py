@@ -16,6 +16,7 @@ from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
+from broker.transport.hangups import Hangups
 from clients.core import Core, Reconnected
 from clients.link import Link, dial, read
 from clients.outgoing_topic import OutgoingTopic
@@ -24,6 +25,8 @@ from clients.signals import Signal
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
+READS_MAX: Final = 64
+"""Reads in a row of a connection that has failed; the next tick goes on."""
 
 
 def _hang_up(dialling: asyncio.Future[Link]) -> None:
@@ -53,6 +56,7 @@ class AsyncDriver:
         self._on_reconnect = on_reconnect
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
+        self._hangups: Hangups[Link] = Hangups()
         self._writing = False
         self._closing = False
         self._ticking: asyncio.TimerHandle | None = None
@@ -189,6 +193,13 @@ class AsyncDriver:
         self.flush()
         self._check_session(session)
 
+    def _read_to_the_end(self, link: Link) -> None:
+        """Reads what is left of a connection that has failed; the loop may not tell of it any more."""
+        for _ in range(READS_MAX):
+            if link is not self._link:
+                return
+            self._readable(link)
+
     def _check_session(self, session: Session) -> None:
         """Gives the connection up when its session has failed or is over."""
         failure = session.failure
@@ -198,6 +209,8 @@ class AsyncDriver:
     def _tick(self) -> None:
         if self.core.closed is None:
             self._ticking = self._loop.call_later(TICK_S, self._tick)
+        for link in self._hangups.find():
+            self._read_to_the_end(link)
         now_ns = time.monotonic_ns()
         self.core.tick(now_ns)
         self.flush()
@@ -212,12 +225,14 @@ class AsyncDriver:
         for received in link.early:
             self.core.receive(received, 0)
         self._loop.add_reader(link.connection.fileno(), self._readable, link)
+        self._hangups.add(link.connection.fileno(), link)
         self.flush()
 
     def _drop_link(self) -> Link | None:
         link, self._link = self._link, None
         self._writing = False
         if link is not None:
+            self._hangups.remove(link.connection.fileno())
             self._loop.remove_reader(link.connection.fileno())
             self._loop.remove_writer(link.connection.fileno())
             link.connection.close()

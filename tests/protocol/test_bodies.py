@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from broker.errors import ProtocolError
 from broker.protocol.bodies import (
     CollectiveFailure,
+    Declare,
     Failure,
     Hello,
     Join,
     Membership,
     MessageBody,
+    PublishPolicy,
     Refusal,
     Subscribe,
+    Subscribed,
     Topic,
     Welcome,
     decode_body,
@@ -64,6 +67,28 @@ CASES = [
         Failure(6, "too many", "topics_max", 4, 3),
         {"code": 6, "reason": "too many", "limit": "topics_max", "value": 4, "maximum": 3},
     ),
+    (Subscribe("a", "block"), {"filter": "a", "overflow": "block"}),
+    (Subscribed("latest"), {"overflow": "latest"}),
+    (Declare("a/#"), {"filter": "a/#"}),
+    (
+        Declare("a", 0, 1, False, "block", 2, 3, "bulk", 4, True, 0.5, 6, ""),
+        {
+            "filter": "a",
+            "ring_messages": 0,
+            "ring_bytes": 1,
+            "retain": False,
+            "overflow": "block",
+            "batch_bytes": 2,
+            "batch_window_us": 3,
+            "lane": "bulk",
+            "max_message_bytes": 4,
+            "acknowledge": True,
+            "lease_s": 0.5,
+            "max_deliveries": 6,
+            "dead_letter": "",
+        },
+    ),
+    (PublishPolicy(0, lane="bulk"), {"batch_bytes": 0, "lane": "bulk"}),
     (Join("dp", 4), {"group": "dp", "world_size": 4}),
     (Join("dp", 4, 0, 9), {"group": "dp", "world_size": 4, "rank": 0, "timeout_ns": 9}),
     (Membership(1, [0, 1], 1), {"generation": 1, "ranks": [0, 1], "rank": 1}),
@@ -109,6 +134,10 @@ def test_unknown_fields_of_a_newer_peer_are_passed_over() -> None:
         ({"headers": {"a": 1}}, MessageBody, "headers"),
         ({"tensor": {"dtype": "int8", "shape": ["a"]}}, MessageBody, "shape"),
         ({"code": "x", "reason": "y"}, Failure, "code"),
+        ({"ring_messages": 1}, Declare, "filter"),
+        ({"filter": "a", "ring_messages": "many"}, Declare, "ring_messages"),
+        ({"filter": "a", "retain": 1}, Declare, "retain"),
+        ({"batch_bytes": 1.5}, PublishPolicy, "batch_bytes"),
         ({"group": "g"}, Join, "world_size"),
     ],
 )
@@ -130,7 +159,9 @@ def test_bytes_that_are_no_messagepack_are_refused(data: bytes) -> None:
         decode_body(data, Topic)
 
 
-KINDS = st.sampled_from([Topic, MessageBody, Subscribe, Failure, Join, Membership, CollectiveFailure])
+KINDS = st.sampled_from(
+    [Topic, MessageBody, Subscribe, Declare, PublishPolicy, Failure, Join, Membership, CollectiveFailure]
+)
 SHORT = st.text(max_size=9)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | SHORT | st.binary(max_size=9),

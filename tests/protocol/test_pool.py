@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.protocol.pool import BufferPool
+from broker.protocol.pool import UNUSED_NS, BufferPool
 
 CHUNK = 262_144
 
@@ -91,6 +91,27 @@ def test_free_buffers_of_other_sizes_make_room() -> None:
     assert pool.held_bytes == 3 * CHUNK
     kept[:] = 7
     assert not np.shares_memory(pool.acquire(CHUNK), kept)
+
+
+def test_what_a_burst_took_is_given_back_when_it_was_not_needed_for_a_while() -> None:
+    pool = BufferPool(256 << 20)
+    burst = [pool.acquire(CHUNK) for _ in range(100)]
+    kept = burst[50]
+    kept[:] = 7
+    del burst
+    pool.tick(UNUSED_NS)
+    assert pool.held_bytes == 100 * CHUNK
+    again = address(pool.acquire(CHUNK))
+    pool.tick(2 * UNUSED_NS - 1)
+    assert pool.held_bytes == 100 * CHUNK
+    pool.tick(2 * UNUSED_NS)
+    assert pool.held_bytes == 2 * CHUNK
+    assert address(pool.acquire(CHUNK)) == again
+    assert not any(np.shares_memory(kept, pool.acquire(CHUNK)) for _ in range(10))
+    pool.tick(3 * UNUSED_NS)
+    del kept
+    pool.tick(4 * UNUSED_NS)
+    assert pool.held_bytes == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 9)), max_size=80))

@@ -1,0 +1,119 @@
+"""Forks clients, one after the other, and kills each of them with SIGKILL while it is busy with a large message.
+
+A fork costs a few milliseconds, where a new Python with numpy costs half a second, so hundreds of kills fit a test. A
+child tells through a pipe of each piece of a large message that it has sent or received, so that it dies in the middle
+of one whatever else the machine does.
+
+    python -m tests.system.nursery URL publish|read KILLS SEED
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+import clients
+from broker.buffers import Buffer
+from broker.transport.sockets import SocketConnection
+
+TOPIC = "parts"
+LARGE_NUMBERS = 1 << 20
+"""Elements of a large message: 8 MiB of int64, in 32 chunks."""
+PIECE_BYTES = 128 << 10
+"""What moves at once of a large message, at least; a small message or a batch is shorter."""
+PIECES_MAX = 24
+"""After so many pieces, of which the longest has 256 KiB, much of the first large message is still to come."""
+SMALL_MESSAGES = 20
+PIECE = b"."
+
+
+def large(number: int) -> np.ndarray:
+    """The large message of a number; what it has to be can be told from its first element."""
+    return np.arange(number, number + LARGE_NUMBERS)
+
+
+def tell_of_pieces(pipe: int) -> None:
+    """Has every connection write a PIECE to the pipe when a piece of a large message has moved."""
+    send, receive_into = SocketConnection.send, SocketConnection.receive_into
+
+    def told(moved_bytes: int) -> int:
+        if moved_bytes >= PIECE_BYTES:
+            os.write(pipe, PIECE)
+        return moved_bytes
+
+    def send_and_tell(self: SocketConnection, buffers: Sequence[Buffer]) -> int:
+        return told(send(self, buffers))
+
+    def receive_and_tell(self: SocketConnection, buffers: Sequence[memoryview]) -> int:
+        return told(receive_into(self, buffers))
+
+    SocketConnection.send = send_and_tell  # type: ignore[method-assign]
+    SocketConnection.receive_into = receive_and_tell  # type: ignore[method-assign]
+
+
+def publish(url: str, name: str) -> None:
+    """Publishes small messages, many of them in batches, and large ones between them, numbered from 0."""
+    bus = clients.connect(url, name=name)
+    number = 0
+    while True:
+        for _ in range(SMALL_MESSAGES):
+            bus.publish(TOPIC, number)
+            number += 1
+        bus.publish(TOPIC, large(number))
+        number += 1
+
+
+def read(url: str, name: str) -> None:
+    """Reads what others publish."""
+    bus = clients.connect(url, name=name)
+    for _ in bus.subscribe(TOPIC, queue_messages=8):
+        pass
+
+
+ROLES: dict[str, Callable[[str, str], None]] = {"publish": publish, "read": read}
+
+
+def give_birth(role: str, url: str, name: str) -> tuple[int, int]:
+    """Forks a client; returns its process id and the end of the pipe to read from."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        try:
+            tell_of_pieces(writing)
+            ROLES[role](url, name)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    os.close(writing)
+    return child, reading
+
+
+def wait_for_pieces(pipe: int, pieces: int) -> None:
+    """Returns when so many pieces have moved."""
+    while pieces > 0:
+        told = os.read(pipe, pieces)
+        if not told:
+            raise EOFError("the child ended by itself")
+        pieces -= len(told)
+
+
+def main(url: str, role: str, kills: str, seed: str) -> None:
+    generator = random.Random(int(seed))
+    for number in range(int(kills)):
+        child, pipe = give_birth(role, url, f"{role}-{seed}-{number}")
+        wait_for_pieces(pipe, generator.randint(1, PIECES_MAX))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(pipe)
+    print("killed", kills, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
