@@ -12,6 +12,7 @@ import click
 
 from bench import cases, contestants, machine
 from bench.case import Case
+from bench.nursery import Nursery
 from bench.report import as_json, print_report
 from bench.runner import Row, run_point
 
@@ -52,7 +53,8 @@ def main(
     wanted = [contestant for contestant in contestants.ALL if contestant.system in names]
     absent = {contestant.name: contestant.missing() for contestant in wanted if contestant.missing()}
     facts = machine.facts([contestant for contestant in wanted if contestant.name not in absent])
-    rows = measure(chosen, transports, names, repeats or (1 if quick else REPEATS), quick=quick)
+    with Nursery() as nursery:
+        rows = measure(nursery, chosen, transports, names, repeats or (1 if quick else REPEATS), quick=quick)
     print_report(chosen, rows, facts, absent)
     if json_file is not None:
         text = json.dumps(as_json(chosen, rows, facts, absent), indent=1)
@@ -62,7 +64,13 @@ def main(
 
 
 def measure(
-    chosen: Sequence[Case], transports: Sequence[str], names: Sequence[str], repeats: int, *, quick: bool
+    nursery: Nursery,
+    chosen: Sequence[Case],
+    transports: Sequence[str],
+    names: Sequence[str],
+    repeats: int,
+    *,
+    quick: bool,
 ) -> list[Row]:
     """Runs all points of the chosen cases with the systems that are installed."""
     rows: list[Row] = []
@@ -70,7 +78,7 @@ def measure(
         able = contestants.taking_part(case.contestants, names)
         for transport in transports:
             for point in case.points(quick):
-                rows += run_point(case, point, transport, able, repeats, tell)
+                rows += run_point(case, point, transport, able, repeats, nursery, tell)
     tell("")
     return rows
 

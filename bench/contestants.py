@@ -29,6 +29,9 @@ BOUNDED: Final[tuple[Contestant, ...]] = (
     Mosquitto(BOUNDED_MESSAGES),
 )
 """Variants that hold about the same for a subscriber that does not read."""
+BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:-2], Nats(pieces=True), *ALL[-2:])
+"""Everybody, and NATS in both ways to pass long messages on."""
+EVERY: Final = {contestant.name: contestant for contestant in (*ALL, *BOUNDED, *BESIDE_BULK)}
 
 
 def taking_part(able: Sequence[str], systems: Sequence[str]) -> list[Contestant]:
@@ -38,10 +41,10 @@ def taking_part(able: Sequence[str], systems: Sequence[str]) -> list[Contestant]
         able: who can take part in it; empty for all that are no variants.
         systems: which systems are to be measured.
     """
-    possible = [one for one in (*ALL, *BOUNDED) if one.name in able] if able else ALL
+    possible = [EVERY[name] for name in able] if able else ALL
     return [one for one in possible if one.system in systems and not one.missing()]
 
 
 def by_name(name: str) -> Contestant:
     """The contestant of a name."""
-    return next(contestant for contestant in (*ALL, *BOUNDED) if contestant.name == name)
+    return EVERY[name]

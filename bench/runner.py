@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.case import Case, Column, Point, size_text
+from bench.children import StepFailed
 from bench.contestant import Contestant
 from bench.machine import Neighbours
-from bench.processes import StepFailed, Team
+from bench.nursery import Nursery
+from bench.processes import Team
 from bench.summary import Figures
 
 OTHERS: Final = Column("others_cores", "others' cores", 2)
@@ -52,6 +54,7 @@ def run_point(
     transport: str,
     contestants: Sequence[Contestant],
     repeats: int,
+    nursery: Nursery,
     tell: Callable[[str], None],
 ) -> list[Row]:
     """Measures one point: in each repeat every contestant once, with the order turned around from repeat to repeat.
@@ -67,7 +70,7 @@ def run_point(
             row = rows[contestant.name]
             neighbours = Neighbours()
             try:
-                with Team(contestant, transport) as team:
+                with Team(nursery, contestant, transport) as team:
                     figures = point.measure(team)
             except StepFailed as failure:
                 row.repeats.append(None)

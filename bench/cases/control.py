@@ -26,15 +26,18 @@ from msgspec.structs import replace
 
 from bench import payloads
 from bench.case import Case, Column, Point, size_text
+from bench.children import StepFailed
 from bench.contestant import Bus, Payload
-from bench.processes import StepFailed, Team
+from bench.contestants import BESIDE_BULK
+from bench.processes import Team
 from bench.summary import percentiles
 from bench.tasks import Part, Result, Task
 
 CONTROL_TOPIC, STREAM_TOPIC, TAKEN_TOPIC = "bench/control", "bench/stream", "bench/taken"
 CONTROL_BYTES = 64
-STREAM_BYTES = (16 << 20, 64 << 20)
-PUBLISHERS = (1, 2)
+STREAMS_BYTES_PUBLISHERS = ((16 << 20, 1), (64 << 20, 1), (64 << 20, 2))
+QUICK_STREAMS_BYTES_PUBLISHERS = ((4 << 20, 1), (4 << 20, 2))
+"""Sizes of the arrays, and from how many publishers the two kinds of messages come."""
 AHEAD = 2
 """Arrays that may be on their way: one that is sent and one that is summed."""
 RATE_HZ = 200.0
@@ -147,7 +150,7 @@ def measure(
 
 def points(quick: bool) -> list[Point]:
     """The sizes of the arrays."""
-    count, warm_up_s, alone_s = (20, 0.1, 0.1) if quick else (COUNT, WARM_UP_S, ALONE_S)
+    count, warm_up_s, alone_s = (10, 0.05, 0.05) if quick else (COUNT, WARM_UP_S, ALONE_S)
     return [
         Point(
             f"beside {size_text(size_bytes)}, {publishers} publisher{'s'[: publishers - 1]}",
@@ -161,8 +164,7 @@ def points(quick: bool) -> list[Point]:
             ),
             size_bytes,
         )
-        for size_bytes in STREAM_BYTES[: 1 if quick else None]
-        for publishers in PUBLISHERS
+        for size_bytes, publishers in (QUICK_STREAMS_BYTES_PUBLISHERS if quick else STREAMS_BYTES_PUBLISHERS)
     ]
 
 
@@ -185,4 +187,5 @@ CASE = Case(
         "control.both": publish_both,
         "control.receive": receive,
     },
+    contestants=tuple(contestant.name for contestant in BESIDE_BULK),
 )

@@ -24,9 +24,10 @@ from msgspec.structs import replace
 
 from bench import contestants, payloads
 from bench.case import Case, Column, Point, size_text
+from bench.children import Child, StepFailed
 from bench.contestant import Bus, Payload
 from bench.contestants import BOUNDED, BOUNDED_MESSAGE_BYTES
-from bench.processes import Child, StepFailed, Team
+from bench.processes import Team
 from bench.tasks import Part, Result, Task
 from bench.tensorbus import QUEUE_BYTES
 
@@ -42,7 +43,7 @@ BUCKET_NS = 100_000_000
 """Messages are counted by tenths of a second."""
 SETTLE_S, BEFORE_S, AFTER_S = 1.0, 4.0, 10.0
 """Phases: until it is measured; before one stops; after it has stopped, long enough to fill what is held for it."""
-LINGER_S = 0.5
+LINGER_S = 0.3
 """How long the others go on when the measurement is over."""
 LOOK_S = 0.05
 """How often a process looks for something new to report as seen when nothing tells it to."""
@@ -117,10 +118,16 @@ def receive(bus: Bus, task: Task) -> Part:
 
 def memory_bytes(process_id: int, field: str) -> int:
     """Of a process: `VmRSS`, its resident memory now, or `VmHWM`, the most that it ever was (proc_pid_status(5))."""
-    for line in Path(f"/proc/{process_id}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) << 10
-    raise StepFailed(f"process {process_id} has ended")
+    size_bytes = status_bytes(Path(f"/proc/{process_id}/status").read_text(encoding="utf-8"), field)
+    if size_bytes is None:
+        raise StepFailed(f"process {process_id} has ended")
+    return size_bytes
+
+
+def status_bytes(status: str, field: str) -> int | None:
+    """A size in the text of /proc/PID/status; None in that of a process that has ended, which has no memory."""
+    values = (line.split()[1] for line in status.splitlines() if line.startswith(f"{field}:"))
+    return next((int(kilobytes) << 10 for kilobytes in values), None)
 
 
 def rate_hz(counts: Counter[int], start_ns: int, end_ns: int) -> float:
@@ -163,12 +170,12 @@ def measure(
     results = team.results(healthy)
     counts = sum((Counter(result.counts) for result in results), Counter[int]())
     before_hz, after_hz = rate_hz(counts, start_ns, stop_ns), rate_hz(counts, stop_ns, end_ns)
-    if not before_hz:
+    if not counts:
         raise StepFailed(f"nothing was received; {publisher.name}{publisher.last_words()}")
     return {
         "before_thousand_per_s": before_hz / 1e3,
         "after_thousand_per_s": after_hz / 1e3,
-        "kept_percent": after_hz / before_hz * 100,
+        "kept_percent": after_hz / before_hz * 100 if before_hz else 0.0,
         "missed_percent": sum(result.count for result in results) / max(1, counts.total()) * 100,
         "grown_mib": grown_bytes / (1 << 20),
         "peak_mib": memory_bytes(broker.process_id, "VmHWM") / (1 << 20),
@@ -178,7 +185,7 @@ def measure(
 def points(quick: bool) -> list[Point]:
     """The one point."""
     subscribers, processes = (4, 1) if quick else (SUBSCRIBERS, PROCESSES)
-    settle_s, before_s, after_s = (0.2, 0.4, 0.6) if quick else (SETTLE_S, BEFORE_S, AFTER_S)
+    settle_s, before_s, after_s = (0.1, 0.3, 0.3) if quick else (SETTLE_S, BEFORE_S, AFTER_S)
     run = partial(
         measure,
         subscribers=subscribers,

@@ -7,8 +7,9 @@ from functools import partial
 
 from bench import payloads
 from bench.case import Case, Column, Point, size_text
+from bench.children import StepFailed
 from bench.contestant import Bus
-from bench.processes import StepFailed, Team
+from bench.processes import Team
 from bench.tasks import Part, Result, Task
 
 TOPIC = "bench/throughput"

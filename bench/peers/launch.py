@@ -6,11 +6,9 @@ child stays behind, tries to connect, and prints `listening on ADDRESS` once tha
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -22,8 +20,6 @@ from typing import Final
 SYSTEM_FOLDERS: Final = f"{os.defpath}:/usr/sbin:/usr/local/sbin"
 """Where servers are installed, besides the folders of PATH."""
 POLL_S: Final = 0.01
-PR_SET_PDEATHSIG: Final = 1
-"""prctl(2); the option's number is in linux/prctl.h."""
 
 
 def program(name: str) -> str | None:
@@ -96,8 +92,6 @@ def announce(address: str, server: int) -> None:
 def become(address: str, command: Sequence[str]) -> None:
     """Becomes the server."""
     server = os.getpid()
-    # Not every server ends at the time limit's signal; this one ends it when its parent is gone.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not os.fork():
         announce(address, server)
         os._exit(0)

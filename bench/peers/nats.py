@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 
 PAYLOAD_BYTES_MAX: Final = 64 << 20
 """The most that the server lets max_payload be."""
+PIECE_BYTES: Final = 1 << 20
+"""The server's max_payload when nothing is configured."""
 PENDING_BYTES_MAX: Final = 2 << 30
 """What the server holds for a client that does not keep up, before it cuts it off."""
 UNFLUSHED_BYTES_MAX: Final = 16 << 20
 """What is published in large messages before a flush: its round trip is then no part of their time."""
+UNFLUSHED_PIECES_MAX: Final = 2
+"""The same in pieces: few, because what has left waits in front of a control message, wherever it lies."""
 FETCH: Final = 64
 """Jobs that a worker asks for at once."""
 
@@ -91,11 +95,13 @@ class NatsPublisher(Publisher):
         await self._connection.flush()
 
     async def _send_tensor(self, data: memoryview) -> None:
-        await self._connection.publish(self._topic, data)  # type: ignore[arg-type]
-        self._unflushed_bytes += len(data)
-        if self._unflushed_bytes >= UNFLUSHED_BYTES_MAX:
-            self._unflushed_bytes = 0
-            await self._connection.flush()
+        for start in range(0, len(data), self._bus.piece_bytes):
+            piece = data[start : start + self._bus.piece_bytes]
+            await self._connection.publish(self._topic, piece)  # type: ignore[arg-type]
+            self._unflushed_bytes += len(piece)
+            if self._unflushed_bytes >= self._bus.unflushed_bytes_max:
+                self._unflushed_bytes = 0
+                await self._connection.flush()
 
     def send(self, payload: bytes) -> None:
         self._bus.run(self._send(payload))
@@ -167,6 +173,27 @@ class NatsSubscriber(Subscriber):
         return np.frombuffer(self.receive(), np.float32)
 
 
+class Joiner:
+    """Puts pieces together again, in the order in which they come, to messages of one size."""
+
+    def __init__(self, size_bytes: int, function: Handler) -> None:
+        self._size_bytes = size_bytes
+        self._function = function
+        self._filled_bytes = 0
+        self._whole = memoryview(b"")
+
+    def put(self, piece: bytes) -> None:
+        """Takes the next piece, and passes the message on that it completes."""
+        if not self._filled_bytes:
+            # A reader may still look at the last one.
+            self._whole = np.empty(self._size_bytes, np.uint8).data
+        end = self._filled_bytes + len(piece)
+        self._whole[self._filled_bytes : end] = piece
+        self._filled_bytes = end % self._size_bytes
+        if not self._filled_bytes:
+            self._function(self._whole)
+
+
 class NatsWorkQueue(WorkQueue):
     """A JetStream stream in memory that keeps each job until it is acknowledged, and a pull consumer."""
 
@@ -221,13 +248,17 @@ class NatsBus(Bus):
     Attributes:
         loop: the connection's.
         pauses: whether the loop stands still between calls, so that a call has to see what it sends off.
+        piece_bytes: the longest message that the server takes; longer ones travel in pieces.
+        unflushed_bytes_max: what is published of large messages before a flush.
         connection: nats-py's client.
     """
 
-    def __init__(self, address: str, *, threads: bool) -> None:
+    def __init__(self, address: str, piece_bytes: int, *, threads: bool) -> None:
         import nats
         import uvloop
 
+        self.piece_bytes = piece_bytes
+        self.unflushed_bytes_max = min(UNFLUSHED_BYTES_MAX, UNFLUSHED_PIECES_MAX * piece_bytes)
         self.pauses = not threads
         self.loop = shared_loop() if threads else uvloop.new_event_loop()
         url = address.replace("tcp:", "nats:")
@@ -256,8 +287,10 @@ class NatsBus(Bus):
         return subscriber
 
     def handle(self, topic: str, size_bytes: int, function: Handler) -> None:
+        take = function if size_bytes <= self.piece_bytes else Joiner(size_bytes, function).put
+
         async def arrived(message: Msg) -> None:
-            function(message.data)
+            take(message.data)
 
         self.subscribe(topic, arrived)
 
@@ -271,16 +304,18 @@ class NatsBus(Bus):
 class Nats(Contestant):
     """nats-server, with messages as long as it allows; it has no Unix sockets.
 
-    The variant `bounded` holds less for a client that does not keep up.
+    The variant `bounded` holds less for a client that does not keep up. `pieces` has the server's default for the
+    longest message, so arrays travel in pieces, which other messages can pass between; it is for `threads=True`.
     """
 
     transports = ("tcp",)
     is_peer = True
-    message_bytes_max = PAYLOAD_BYTES_MAX
 
-    def __init__(self, pending_bytes_max: int | None = None) -> None:
-        self.name = "nats/bounded" if pending_bytes_max else "nats"
+    def __init__(self, pending_bytes_max: int | None = None, *, pieces: bool = False) -> None:
+        self.name = "nats/bounded" if pending_bytes_max else "nats/pieces" if pieces else "nats"
         self._pending_bytes_max = pending_bytes_max or PENDING_BYTES_MAX
+        self._payload_bytes_max = min(PIECE_BYTES if pieces else PAYLOAD_BYTES_MAX, self._pending_bytes_max)
+        self.message_bytes_max = None if pieces else self._payload_bytes_max
 
     def missing(self) -> str:
         return launch.missing({"nats-server": "nats-server"}, {"nats": "nats-py"})
@@ -294,7 +329,7 @@ class Nats(Contestant):
         config = directory / "nats.conf"
         config.write_text(
             f"host: {host}\nport: {port}\n"
-            f"max_payload: {min(PAYLOAD_BYTES_MAX, self._pending_bytes_max)}\n"
+            f"max_payload: {self._payload_bytes_max}\n"
             f"max_pending: {self._pending_bytes_max}\n"
             f'write_deadline: "60s"\njetstream: {{ store_dir: "{directory}/jetstream" }}\n'
         )
@@ -302,4 +337,4 @@ class Nats(Contestant):
         return [sys.executable, "-m", "bench.peers.launch", free, server, "-c", str(config)]
 
     def connect(self, address: str, *, threads: bool = False) -> NatsBus:
-        return NatsBus(address, threads=threads)
+        return NatsBus(address, self._payload_bytes_max, threads=threads)

@@ -6,6 +6,7 @@ import pytest
 
 from bench import contestants
 from bench.case import Case, Column, Point
+from bench.nursery import Nursery
 from bench.report import as_json, best_peer, cells, print_report, ratios_of
 from bench.runner import OTHERS, Row, run_point
 
@@ -55,10 +56,10 @@ def test_the_json_has_the_ratio_to_each_contestant_of_the_point() -> None:
     assert rows[1]["ratios"]["p50_us"] == {"relay": 2.0, "nats": 0.5, "redis": 0.625}
 
 
-def test_a_message_over_a_peers_limit_is_a_note_in_the_table_and_no_failure() -> None:
+def test_a_message_over_a_peers_limit_is_a_note_in_the_table_and_no_failure(nursery: Nursery) -> None:
     nats = contestants.by_name("nats")
     point = Point("1 GiB", lambda team: {}, message_bytes=1 << 30)
-    rows = run_point(CASE, point, "tcp", [nats], 3, lambda step: None)
+    rows = run_point(CASE, point, "tcp", [nats], 3, nursery, lambda step: None)
     assert cells([LATENCY, RATE], rows[0], rows) == ["max 64 MiB"]
     assert rows[0].failures == []
 

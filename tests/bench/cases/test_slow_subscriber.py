@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from bench.cases.slow_subscriber import BUCKET_NS, SIZE_BYTES, Reader, memory_bytes, rate_hz
+from bench.cases.slow_subscriber import BUCKET_NS, SIZE_BYTES, Reader, memory_bytes, rate_hz, status_bytes
 from bench.contestant import Bus, Handler, Publisher, Subscriber
 from bench.tasks import Task
 
@@ -52,5 +52,8 @@ def test_a_rate_counts_whole_buckets_between_two_times() -> None:
     assert rate_hz(counts, 9 * BUCKET_NS + 1, 12 * BUCKET_NS + 1) == pytest.approx(20 / (2 * BUCKET_NS / 1e9))
 
 
-def test_the_most_memory_that_a_process_ever_had_is_at_least_what_it_has() -> None:
-    assert memory_bytes(os.getpid(), "VmHWM") >= memory_bytes(os.getpid(), "VmRSS") > 0
+def test_memory_is_read_in_bytes_and_a_process_that_has_ended_has_none() -> None:
+    status = "Name:\tbroker\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n"
+    assert [status_bytes(status, field) for field in ("VmHWM", "VmRSS")] == [2 << 20, 1 << 20]
+    assert status_bytes("Name:\tbroker\nState:\tZ (zombie)\n", "VmRSS") is None
+    assert memory_bytes(os.getpid(), "VmRSS") > 0

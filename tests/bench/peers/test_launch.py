@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.children import Child, StepFailed, program
 from bench.peers import launch
-from bench.processes import Child, StepFailed
 
 SERVER = """
 import os, socket, sys
@@ -25,7 +25,7 @@ sys.stdin.read()
 
 def start(address: str, source: str, *arguments: str) -> Child:
     command = [sys.executable, "-m", "bench.peers.launch", address, sys.executable, "-c", source, *arguments]
-    return Child("server", command, 30.0)
+    return Child("server", program(command, 30.0))
 
 
 def test_a_server_is_announced_once_it_accepts_connections_and_nothing_else_is_said(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ child = start("unix://{tmp_path}/socket", {server!r}, "{tmp_path}/socket")
 child.line()
 print(child.process_id, flush=True)
 """
-    child = Child("parent", [sys.executable, "-c", parent], 30.0)
+    child = Child("parent", program([sys.executable, "-c", parent], 30.0))
     watch = os.pidfd_open(int(child.line()))
     os.waitid(os.P_PID, child.process_id, os.WEXITED | os.WNOWAIT)
     assert select.select([watch], [], [], 10.0)[0]
