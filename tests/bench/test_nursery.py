@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ from bench.nursery import Nursery
 from bench.processes import Team
 from bench.relay import Relay
 from tests.bench.test_nursery import RECEIVE
-with Nursery() as nursery, Team(nursery, Relay(), "unix") as team:
+with Nursery() as nursery, Team(nursery, Relay(), "tcp") as team:
     worker = team.start(RECEIVE)
     worker.line()
     print(*(child.process_id for child in team.children), flush=True)
@@ -66,11 +67,15 @@ def test_a_worker_that_hangs_is_ended_by_its_limit(nursery: Nursery, team: Team)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_run_that_is_ended_leaves_no_process_behind(number: signal.Signals) -> None:
-    parent = Child("parent", program([sys.executable, "-c", PARENT], 30.0))
+def test_a_run_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+    command = ["env", f"TMPDIR={tmp_path}", sys.executable, "-c", PARENT]
+    parent = Child("parent", program(command, 30.0))
     watches = [os.pidfd_open(int(process_id)) for process_id in parent.line().split()]
     os.kill(parent.process_id, number)
+    with pytest.raises(StepFailed, match="KeyboardInterrupt" if number == signal.SIGINT else "status -9"):
+        parent.line()
     for watch in watches:
         assert select.select([watch], [], [], 30.0)[0]
         os.close(watch)
     parent.end()
+    assert number == signal.SIGKILL or list(tmp_path.iterdir()) == []
