@@ -6,6 +6,7 @@ from it, so it begins as a new process does, and ends as one. The parent asks th
     request                                                     answer
     Birth, with the three standard descriptors of the worker    its process id
     Death: wait for a worker that ends or was ended             its status
+    Usage                                                       the processor time of the nursery and of ended workers
 
 Nobody but the nursery waits for its workers, so a process id stays theirs until the parent has asked for the status.
 When the parent is gone the socket ends, the nursery ends, and the kernel ends its workers; see bench.children.
@@ -25,6 +26,7 @@ from typing import Final, Self
 import msgspec
 
 from bench.children import ROOT, Start, StepFailed, bind
+from bench.machine import own_s
 from bench.tasks import Task
 
 MESSAGE_BYTES_MAX: Final = 64 << 10
@@ -41,6 +43,13 @@ class Death(msgspec.Struct, frozen=True, tag=True):
     """Wait for a worker."""
 
     process_id: int
+
+
+class Usage(msgspec.Struct, frozen=True, tag=True):
+    """How much processor time was used, in microseconds."""
+
+
+Request = Birth | Death | Usage
 
 
 class Born:
@@ -79,7 +88,7 @@ class Nursery:
         self._socket.close()
         self._process.wait()
 
-    def ask(self, request: Birth | Death, descriptors: Sequence[int] = ()) -> int:
+    def ask(self, request: Request, descriptors: Sequence[int] = ()) -> int:
         """Sends a request and waits for the answer.
 
         Raises:
@@ -90,6 +99,10 @@ class Nursery:
         if not answer:
             raise StepFailed("the nursery has ended")
         return int(answer)
+
+    def processor_s(self) -> float:
+        """Processor time of the nursery and of the workers that have ended, which are no children of this process."""
+        return self.ask(Usage()) / 1e6
 
     def worker(self, task: Task, limit_s: float) -> Start:
         """Starts a worker with a time limit."""
@@ -112,7 +125,7 @@ def main(requests: socket.socket) -> None:
     # Ctrl-C is for the parent, which ends the workers and then the nursery.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     nursery = os.getpid()
-    decoder = msgspec.json.Decoder(Birth | Death)
+    decoder = msgspec.json.Decoder(Request)
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, MESSAGE_BYTES_MAX, 3)
         if not message:
@@ -121,6 +134,8 @@ def main(requests: socket.socket) -> None:
         if isinstance(request, Death):
             _, status = os.waitpid(request.process_id, 0)
             answer = os.waitstatus_to_exitcode(status)
+        elif isinstance(request, Usage):
+            answer = round(own_s() * 1e6)
         else:
             answer = os.fork()
             if not answer:

@@ -68,7 +68,7 @@ def run_point(
         for contestant in able if repeat % 2 == 0 else reversed(able):
             tell(f"{case.name} {transport} {point.label}: {contestant.name}, repeat {repeat + 1} of {repeats}")
             row = rows[contestant.name]
-            neighbours = Neighbours()
+            neighbours = Neighbours(nursery.processor_s)
             try:
                 with Team(nursery, contestant, transport) as team:
                     figures = point.measure(team)

@@ -66,6 +66,13 @@ def test_a_worker_that_hangs_is_ended_by_its_limit(nursery: Nursery, team: Team)
     worker.end()
 
 
+def test_the_processor_time_of_a_worker_counts_once_it_has_ended(nursery: Nursery) -> None:
+    before_s = nursery.processor_s()
+    with Team(nursery, Relay(), "unix") as team:
+        team.start(RECEIVE).line()
+    assert nursery.processor_s() > before_s
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_run_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     command = ["env", f"TMPDIR={tmp_path}", sys.executable, "-c", PARENT]
