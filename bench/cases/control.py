@@ -36,7 +36,7 @@ from bench.tasks import Part, Result, Task
 CONTROL_TOPIC, STREAM_TOPIC, TAKEN_TOPIC = "bench/control", "bench/stream", "bench/taken"
 CONTROL_BYTES = 64
 STREAMS_BYTES_PUBLISHERS = ((16 << 20, 1), (64 << 20, 1), (64 << 20, 2))
-QUICK_STREAMS_BYTES_PUBLISHERS = ((4 << 20, 1), (4 << 20, 2))
+QUICK_STREAMS_BYTES_PUBLISHERS = ((4 << 20, 1),)
 """Sizes of the arrays, and from how many publishers the two kinds of messages come."""
 AHEAD = 2
 """Arrays that may be on their way: one that is sent and one that is summed."""
