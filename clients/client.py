@@ -280,7 +280,8 @@ class Client:
                 with acknowledge=True it is to be settled (`ack`, `nack`), and a member has at most queue_messages that
                 it has not settled; a new group begins with what the topic retains, or with what replay asks for.
             replay: `latest` starts with each topic's last value, `all` with everything that is retained, a number with
-                the retained messages from that sequence on.
+                the retained messages from that sequence on. After a lost connection the subscription goes on behind
+                what it has received, whatever this says.
             handler: called with each message on the client's own thread; then the subscription is not to be read. A
                 job is acknowledged when the handler returns, unless it has settled it or returns clients.DEFERRED, and
                 refused when it raises.

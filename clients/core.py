@@ -55,7 +55,8 @@ class Reconnected:
         lost_messages_max: published messages of which the old connection had not confirmed the arrival: at most so many
             are lost. Call flush, or publish with ack="accepted", to know more closely.
         cause: why the old connection ended.
-        subscriptions: filters that were subscribed again; what was published meanwhile was missed.
+        subscriptions: filters that were subscribed again. They get what was published meanwhile as far as the broker
+            has kept it, and `message.gap` says what it has not; those of queue groups and responders do not.
     """
 
     lost_messages_max: int
@@ -109,9 +110,9 @@ class Core:
         self.outgoing.connected(session, welcome.publish_window_messages, welcome.publish_window_bytes)
         # Whoever waits for a `latest` subscription's next message has asked the old session for it.
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
-        self.incoming.connected(session)
+        self.incoming.connected(session, welcome.life)
         for subscription in self.incoming.subscriptions.values():
-            self._send_subscribe(subscription, 0)
+            self._send_subscribe(subscription, 0, again=True)
             ask = subscription.ask() if asked.get(subscription.number) else None
             if ask is not None:
                 self.send(ask)
@@ -226,6 +227,8 @@ class Core:
             self.places.receive(received)
 
     def _answered(self, frame: Frame) -> None:
+        if frame.kind == Kind.DONE and frame.number:
+            self.incoming.began(frame)
         pending = self._pendings.pop(frame.target, None)
         if pending is not None:
             pending.number, pending.sequence, pending.body = frame.number, frame.sequence, frame.body
@@ -305,15 +308,12 @@ class Core:
         subscription = SubscriptionState(self._last_subscription, wishes)
         pending = Pending(wishes.filter, None if wishes.overflow is not None else subscription.decided)
         self.incoming.subscriptions[subscription.number] = subscription
-        self._send_subscribe(subscription, self.pending(pending))
+        self._send_subscribe(subscription, self.pending(pending), again=False)
         return subscription, pending
 
-    def _send_subscribe(self, subscription: SubscriptionState, reference: int) -> None:
-        body = encode_body(subscription.wishes)
-        number = subscription.number
-        self.send(Frame(Kind.SUBSCRIBE, lane=Lane.CONTROL, number=number, target=reference, body=body))
-        # A broker replays for the first session only; what a later one would replay has been seen.
-        subscription.wishes.replay = None
+    def _send_subscribe(self, subscription: SubscriptionState, reference: int, *, again: bool) -> None:
+        for frame in subscription.seen.frames(subscription.number, reference, again=again):
+            self.send(frame)
 
     def unsubscribe(self, subscription: SubscriptionState) -> Pending | None:
         """Ends a subscription; None when there is nobody to tell."""

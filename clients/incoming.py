@@ -20,6 +20,7 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
 from clients.messages import Delivery, Message, Publication, Reply, Settle
+from clients.seen import Seen
 from clients.signals import Signal
 
 log = logging.getLogger(__name__)
@@ -43,20 +44,22 @@ class SubscriptionState(Signal):
         dropped: messages that were dropped by the overflow policy, here or in the broker.
         credit_due: whether enough was taken that the broker is to be told.
         readers: threads that wait for a message.
+        seen: what has arrived, so that a later session goes on behind it.
         closed: why it will get no more messages, once it will not.
     """
 
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead",
-        "_gaps_evicted", "_messages", "_owed_bytes",
+        "_gaps_evicted", "_gaps_skipped", "_gaps_told", "_messages", "_owed_bytes",
         "_owed_messages", "_evicts", "_threshold", "asked", "closed", "credit_due", "is_latest", "number", "on_message",
-        "readers", "what", "wishes",
+        "readers", "seen", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
         super().__init__()
         self.number = number
         self.wishes = wishes
+        self.seen = Seen(wishes)
         self.what = f"a message on {wishes.filter!r}"
         self.closed: BrokerError | None = None
         self.on_message: Callable[[], None] | None = None
@@ -64,8 +67,9 @@ class SubscriptionState(Signal):
         self._messages: deque[Message] = deque()
         self._owed_messages = 0
         self._owed_bytes = 0
-        self._dropped_here = self._dropped_there = self._dropped_before = 0
+        self._dropped_here = self._dropped_there = self._dropped_before = self._gaps_told = 0
         self._gaps_ahead: dict[str, int] = {}
+        self._gaps_skipped: dict[str, int] = {}
         self._gaps_evicted: dict[str, int] = {}
         self._bytes_threshold = wishes.queue_bytes // 8
         self._follow(wishes.overflow or "block")
@@ -91,22 +95,41 @@ class SubscriptionState(Signal):
 
     @property
     def dropped(self) -> int:
-        """Messages that were dropped, here or in the broker."""
-        return self._dropped_here + self._dropped_there + self._dropped_before
+        """Messages that were dropped, here or in the broker.
+
+        A gap may be told before the broker's count, which comes by itself.
+        """
+        return self._dropped_here + max(self._dropped_there, self._gaps_told) + self._dropped_before
 
     def append(self, message: Message) -> None:
         """A message has arrived."""
-        if self._gaps_ahead:
-            message.gap = self._gaps_ahead.pop(message.topic, 0)
+        topic = message._publication.topic
+        if self._gaps_ahead or self._gaps_skipped:
+            message.gap = self._gap_ahead(topic)
+        self.saw(topic, message._lane, message.sequence)
         self._messages.append(message)
         self._arrived()
 
     def extend(self, messages: Sequence[Message]) -> None:
-        """Messages of a topic have arrived together."""
-        if self._gaps_ahead:
-            messages[0].gap = self._gaps_ahead.pop(messages[0].topic, 0)
+        """Messages of a topic and a lane have arrived together."""
+        topic, last = messages[0].topic, messages[-1]
+        if self._gaps_ahead or self._gaps_skipped:
+            messages[0].gap = self._gap_ahead(topic)
+        self.saw(topic, last._lane, last.sequence)
         self._messages.extend(messages)
         self._arrived()
+
+    def saw(self, topic: str, lane: int, sequence: int) -> None:
+        """Another session need not send a topic's messages up to this one."""
+        seen = self.seen.lanes[lane]
+        if topic not in seen:
+            self.seen.first_of(topic, lane)
+        seen[topic] = sequence
+
+    def _gap_ahead(self, topic: str) -> int:
+        told = self._gaps_ahead.pop(topic, 0)
+        self._gaps_told += told
+        return told + self._gaps_skipped.pop(topic, 0)
 
     def _arrived(self) -> None:
         if self._evicts:
@@ -147,10 +170,11 @@ class SubscriptionState(Signal):
         """Messages are missing ahead of the topic's next one."""
         self._gaps_ahead[topic] = self._gaps_ahead.get(topic, 0) + messages
 
-    def skip(self, topic: str, messages: int, size_bytes: int) -> None:
+    def skip(self, topic: str, frame: Frame, messages: int, size_bytes: int) -> None:
         """Messages have arrived that cannot be read: they count as dropped."""
         self._dropped_here += messages
-        self.lost(topic, messages)
+        self._gaps_skipped[topic] = self._gaps_skipped.get(topic, 0) + messages
+        self.saw(topic, frame.lane, frame.sequence + messages - 1)
         self._owed_messages += messages
         self._owed_bytes += size_bytes
 
@@ -189,9 +213,12 @@ class SubscriptionState(Signal):
         self._dropped_there = total
 
     def reconnected(self) -> None:
-        """A new session knows nothing of what was owed."""
-        self._dropped_before += self._dropped_there
-        self._dropped_there = 0
+        """A new session knows nothing of what was owed.
+
+        Nor of what the broker had dropped and not told of as a gap: that comes after all, or is told again.
+        """
+        self._dropped_before += self._gaps_told if self.seen.moment is not None else self._dropped_there
+        self._dropped_there = self._gaps_told = 0
         self.asked = False
         self._gaps_ahead.clear()
         self._owed_messages = -len(self._messages)
@@ -251,10 +278,20 @@ class Incoming:
         self._publications: dict[int, Publication] = {}
         self._assemblies: dict[int, _Assembly] = {}
         self._inbox = SubscriptionState(INBOX, Subscribe("$inbox"))
+        self._life = 0
 
-    def connected(self, session: Session) -> None:
-        """A session is open; nothing is known in it yet."""
+    def connected(self, session: Session, life: int) -> None:
+        """A session is open; nothing is known in it yet.
+
+        Args:
+            session: the new one.
+            life: of the broker, as its welcome tells.
+        """
         self.session = session
+        if life != self._life:
+            self._life = life
+            for subscription in self.subscriptions.values():
+                subscription.seen.other_broker()
         self._publications.clear()
         self._assemblies.clear()
         for subscription in (self._inbox, *self.subscriptions.values()):
@@ -284,6 +321,12 @@ class Incoming:
         body = decode_body(frame.body, Topic)
         self._publications[frame.number] = Publication(body.name, body.sender)
 
+    def began(self, frame: Frame) -> None:
+        """DONE: a subscription has begun."""
+        subscription = self.subscriptions.get(frame.number)
+        if subscription is not None:
+            subscription.seen.began(frame.sequence)
+
     def deliver(self, frame: Frame) -> None:
         """DELIVER: a message, a batch, or the start of a large message."""
         subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
@@ -311,7 +354,7 @@ class Incoming:
         except (MemoryError, ValueError, OverflowError):
             # What a publisher announces, this machine need not have. The chunks come all the same, and go nowhere.
             log.error("message.too_large stream=%d bytes=%d", frame.stream, frame.total_bytes)
-            subscription.skip(self._publication(frame).topic, 1, len(frame.body))
+            subscription.skip(self._publication(frame).topic, frame, 1, len(frame.body))
             self._assemblies[frame.stream] = _Assembly(subscription, frame, None)
             return
         self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
@@ -323,7 +366,8 @@ class Incoming:
         except ProtocolError:
             # Its publisher is at fault, and this session need not end for that.
             log.exception("batch.unreadable topic=%r sender=%r", publication.topic, publication.sender)
-            subscription.skip(publication.topic, frame.count, max(0, len(frame.payload) - ENTRY_BYTES * frame.count))
+            size_bytes = max(0, len(frame.payload) - ENTRY_BYTES * frame.count)
+            subscription.skip(publication.topic, frame, frame.count, size_bytes)
             self.give_credit(subscription)
             return
         lane, reply = frame.lane, self._reply

@@ -33,6 +33,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     publish_window_bytes: int
     heartbeat_interval_ms: int
     heartbeat_timeout_ms: int
+    life: int = 0
+    """A number that no other broker has, and not this one after a restart: what it has told of topics holds as long."""
 
 
 class Refusal(msgspec.Struct, tag="refusal"):
@@ -78,6 +80,15 @@ class Subscribe(msgspec.Struct, omit_defaults=True):
     queue_group: str = ""
     replay: int | str | None = None
     responder: bool = False
+    resume: int | None = None
+    """Of a subscription that was cut off: the moment that DONE gave when it began, 0 when that was another broker's."""
+
+
+class Resume(msgspec.Struct):
+    """RESUME: what a subscription that is about to come back has received."""
+
+    seen: dict[str, tuple[int, int, int]]
+    """By topic, the last sequence in each lane; 0 when none."""
 
 
 class Settle(msgspec.Struct, omit_defaults=True):

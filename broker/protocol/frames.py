@@ -62,6 +62,7 @@ class Kind(IntEnum):
     RESULT = 20
     FAILED = 21
     CHANGED = 22
+    RESUME = 23
     GAP = 24
     DECLARE = 25
     POLICY = 26

@@ -26,6 +26,7 @@ from broker.protocol.bodies import (
     Declare,
     Failure,
     Hello,
+    Resume,
     Settle,
     Subscribe,
     Subscribed,
@@ -42,6 +43,7 @@ from broker.state.delivery import Subscription
 from broker.state.groups import Groups
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
+from broker.state.replay import replay, resume
 from broker.state.requests import Requests
 from broker.state.settings import Settings
 from broker.state.topics import INBOX, Router, opened
@@ -93,6 +95,7 @@ class BrokerState:
             Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
             Kind.STREAM_ABORT: lambda session, frame, _: self.publishing.abort(session, frame),
             Kind.SUBSCRIBE: self._subscribe,
+            Kind.RESUME: self._resume,
             Kind.UNSUBSCRIBE: self._unsubscribe,
             Kind.CREDIT: self._credit,
             Kind.SETTLE: self._settle,
@@ -245,6 +248,7 @@ class BrokerState:
                 publish_window_bytes=settings.publish_window_bytes,
                 heartbeat_interval_ms=int(settings.heartbeat_interval_s * 1000),
                 heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
+                life=settings.life,
             )
         )
         # `block`, because a reply that is dropped is a requester that waits for it.
@@ -291,12 +295,30 @@ class BrokerState:
             self._answer_error(record, frame.target, Failure(Code.INVALID, problem))
             return
         outcome = encode_body(Subscribed(subscription.queue.overflow.value)) if undecided else b""
-        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target, body=outcome))
+        moment = self.router.begin()
+        record.session.put(
+            Frame(
+                Kind.DONE, lane=Lane.CONTROL,
+                number=frame.number, target=frame.target, sequence=moment, body=outcome,
+            )
+        )  # fmt: skip
         if wishes.queue_group:
             self.router.join(subscription, wishes.replay)
-        if wishes.replay is not None:
-            self.router.replay(subscription, wishes.replay)
+        if wishes.resume is not None:
+            number, seen = record.resuming
+            resume(self.router, subscription, wishes.resume, wishes.replay, seen if number == frame.number else {})
+        elif wishes.replay is not None:
+            replay(self.router, subscription, wishes.replay)
+        record.resuming = (0, {})
         self._flush(record)
+
+    def _resume(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """RESUME: what the subscription has received that is about to be asked for; topics that are gone matter not."""
+        number, seen = record.resuming
+        if number != frame.number:
+            record.resuming = (frame.number, seen := {})
+        topics = self.router.topics
+        seen.update((topic, lanes) for topic, lanes in decode_body(frame.body, Resume).seen.items() if topic in topics)
 
     def _add(self, record: SessionRecord, number: SubscriptionNumber, wishes: Subscribe) -> Subscription:
         subscription = Subscription(
@@ -386,6 +408,8 @@ def _problem_with(wishes: Subscribe) -> str | None:
         return f"queue_group is over the limit of {NAME_BYTES_MAX} bytes"
     if isinstance(wishes.replay, str) and wishes.replay not in ("latest", "all"):
         return f"replay {wishes.replay[:16]!r} is neither 'latest', 'all' nor a sequence"
+    if wishes.resume is not None and (wishes.queue_group or wishes.responder or wishes.resume < 0):
+        return "resume: a queue group or a responder does not go on where it was, and moments are not below 0"
     if isinstance(wishes.replay, int) and wishes.replay < 0:
         return f"replay {wishes.replay} is not a sequence: they start at 1"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from broker.ids import SessionId
 from broker.protocol.session import Session
 from broker.state.delivery import Subscription
+from broker.state.replay import Seen
 from broker.state.topics import Publisher
 
 
@@ -16,6 +17,7 @@ class SessionRecord:
         publishers: the topics to which it publishes, by its own numbers.
         streams: its large messages that are arriving, by its own numbers.
         subscriptions: by its own numbers; 0 is its inbox.
+        resuming: what a subscription has received that is about to come back: its number, and sequences by topic.
         groups: names of the collective groups in which it is a member or waits to be one.
     """
 
@@ -29,6 +31,7 @@ class SessionRecord:
         "peer",
         "process",
         "publishers",
+        "resuming",
         "session",
         "streams",
         "subscriptions",
@@ -45,6 +48,7 @@ class SessionRecord:
         self.publishers: dict[int, Publisher] = {}
         self.streams: dict[int, Publisher] = {}
         self.subscriptions: dict[int, Subscription] = {}
+        self.resuming: tuple[int, dict[str, Seen]] = (0, {})
         self.groups: set[str] = set()
         self.announced: dict[tuple[str, str], int] = {}
 

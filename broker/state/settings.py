@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 
 from broker import limits
 from broker.topics.policy import Declaration
@@ -14,11 +15,13 @@ class Settings:
 
     Attributes:
         name: what the broker calls itself.
+        life: a number that no other broker has, nor this one when it starts again.
         wall_offset_ns: wall-clock time minus monotonic time, for the time stamps of the broker's own messages.
         declarations: policies of topics that the configuration fixes.
     """
 
     name: str = "tensorbus"
+    life: int = field(default_factory=lambda: secrets.randbits(63))
     wall_offset_ns: int = 0
     sessions_max: int = limits.SESSIONS_MAX
     subscriptions_per_session_max: int = limits.SUBSCRIPTIONS_PER_SESSION_MAX

@@ -17,6 +17,7 @@ from broker.state.delivery import Subscription
 from broker.state.totals import Totals
 from broker.state.works import Work, Works
 from broker.topics.declarations import Policies
+from broker.topics.marks import Marks
 from broker.topics.messages import Message
 from broker.topics.names import check_filter, is_filter, matches
 from broker.topics.policy import DEAD_LETTERS, TopicPolicy
@@ -62,18 +63,20 @@ class TopicRecord:
         published: messages that were published to it, ever.
         refused: messages that were longer than the policy allows, ever.
         held_back: publishers without credit because a subscription is over its limit.
+        marks: which of its messages was the first after a subscription began.
         works: its queue groups with acknowledgement, by name; they stay when their members go.
         arriving: large messages that become jobs when they are complete; they are held until then.
     """
 
     __slots__ = (
-        "arriving", "held_back", "name", "policy", "published", "published_bytes", "publishers", "refused", "ring",
-        "routes", "special", "works",
+        "arriving", "held_back", "marks", "name", "policy", "published", "published_bytes", "publishers", "refused",
+        "ring", "routes", "special", "works",
     )  # fmt: skip
 
     def __init__(self, name: str, policy: TopicPolicy) -> None:
         self.name = name
         self.ring = Ring.of(policy)
+        self.marks = Marks()
         self.policy = policy
         self.special = _is_special(policy)
         self.routes: Routes | None = None
@@ -146,6 +149,7 @@ class Router:
     Attributes:
         policies: what was declared for topics.
         retained_bytes: held by all rings.
+        moment: how many subscriptions have begun, and one; see topics/marks.py.
         ended: what topics, subscriptions and sessions had counted that are gone.
         works: the queue groups of acknowledged topics.
         on_moved: told of a request that waited for a subscription that has ended, and which one it waits for now.
@@ -161,6 +165,8 @@ class Router:
         self.topics: dict[str, TopicRecord] = {}
         self.retained_bytes = 0
         self.ended = Totals()
+        self.moment = 1
+        self._first_sequence = 1
         self.works = Works(clock=clock, bury=self._bury, unblock=unblock)
         self.on_moved: Callable[[Message, Subscription, Subscription | None], None] = lambda message, old, new: None
         self._trie: Trie[Subscription] = Trie()
@@ -180,16 +186,13 @@ class Router:
                 raise LimitExceeded("topics_max", len(self.topics) + 1, TOPICS_MAX, "use fewer topic names")
             policy = NOTHING_KEPT if name.startswith(INBOX) else self.policies.of_topic(name)
             record = self.topics[name] = TopicRecord(name, policy)
+            record.ring.next_sequence = self._first_sequence
         return record
 
     def follow(self, topic_filter: str) -> list[TopicRecord]:
         """What is declared for a filter has changed: its topics follow at once. Returns those whose policy differs."""
-        if is_filter(topic_filter):
-            matching = [record for name, record in self.topics.items() if matches(topic_filter, name)]
-        else:
-            matching = [self.topics[topic_filter]] if topic_filter in self.topics else []
         changed = []
-        for record in matching:
+        for record in self.matching(topic_filter):
             policy = self.policies.of_topic(record.name)
             if policy != record.policy:
                 self.retained_bytes += record.follow(policy)
@@ -198,6 +201,18 @@ class Router:
                     self.routes(record)
                 changed.append(record)
         return changed
+
+    def begin(self) -> int:
+        """A subscription begins; returns the moment that ends with it."""
+        self.moment += 1
+        return self.moment - 1
+
+    def matching(self, topic_filter: str) -> list[TopicRecord]:
+        """The topics that a filter matches."""
+        if is_filter(topic_filter):
+            return [record for name, record in self.topics.items() if matches(topic_filter, name)]
+        record = self.topics.get(topic_filter)
+        return [record] if record is not None else []
 
     def _forget_idle(self, topics: int) -> None:
         """Makes room by forgetting the oldest topics to which nobody publishes any more, with what they retain, and
@@ -227,6 +242,9 @@ class Router:
             self.works.forget(record.works.values())
             self.retained_bytes -= record.ring.clear()
             self.ended.add_topic(record)
+            if not name.startswith(INBOX):
+                # Whoever has received a message of it and comes back shall not take a new one for an old one.
+                self._first_sequence = max(self._first_sequence, record.ring.next_sequence)
 
     def add(self, subscription: Subscription) -> None:
         """Starts routing to a subscription."""
@@ -268,12 +286,7 @@ class Router:
                     raise LimitExceeded("work_groups_max", len(topic.works) + 1, WORK_GROUPS_MAX)
 
     def _acknowledged(self, topic_filter: str) -> list[TopicRecord]:
-        if is_filter(topic_filter):
-            records = [r for r in self.topics.values() if r.policy.acknowledge and matches(topic_filter, r.name)]
-        else:
-            record = self.topics.get(topic_filter)
-            records = [record] if record is not None and record.policy.acknowledge else []
-        return records
+        return [record for record in self.matching(topic_filter) if record.policy.acknowledge]
 
     def _begin(self, topic: TopicRecord, work: Work, replay: int | str | None) -> None:
         kept = topic.ring.last() if replay == "latest" else topic.ring.since(replay if isinstance(replay, int) else 0)
@@ -373,6 +386,8 @@ class Router:
         """Gives a message, whose sequence is the topic's next one, to the ring and to everybody who wants it."""
         topic.published += message.count
         topic.published_bytes += message.size_bytes
+        if topic.marks.newest != self.moment:
+            topic.marks.note(self.moment, message.sequence)
         self.retained_bytes += topic.ring.append(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
             self._let_go()
@@ -404,24 +419,6 @@ class Router:
         chosen = [*routes.everyone, *map(_least_loaded, routes.queue_groups)]
         return [subscription for subscription in chosen if subscription.responder]
 
-    def replay(self, subscription: Subscription, replay: int | str) -> None:
-        """Queues what the rings keep for a new subscription, topic by topic in the order of their sequences.
-
-        The last value is the last complete one; a newer one that is arriving follows it, and is not missed whether or
-        not its publisher finishes it.
-        """
-        for topic in list(self.topics.values()):
-            if topic.name.startswith(INBOX) or subscription not in self.routes(topic).subscriptions():
-                continue
-            if replay == "latest":
-                kept = [last for message in topic.ring.last() for last in opened(message)[-1:]]
-            else:
-                kept = topic.ring.since(0 if replay == "all" else int(replay))
-                if replay != "all":
-                    kept = [part for message in kept for part in _from_sequence(message, int(replay))]
-            for message in kept:
-                _offer(subscription, message, opened)
-
 
 def _grouped(members: list[Subscription]) -> dict[str, list[Subscription]]:
     groups: dict[str, list[Subscription]] = {}
@@ -437,13 +434,13 @@ def _least_loaded(group: list[Subscription]) -> Subscription:
 def _route_batch(routes: Routes, message: Message) -> None:
     """Passes a batch on unopened to those who want all of it, and message by message to the others."""
     for subscription in routes.everyone:
-        _offer(subscription, message, _singles)
+        offer(subscription, message, _singles)
     for group in routes.queue_groups:
         for single in _singles(message):
             _least_loaded(group).offer(single)
 
 
-def _offer(subscription: Subscription, message: Message, split: Callable[[Message], list[Message]]) -> None:
+def offer(subscription: Subscription, message: Message, split: Callable[[Message], list[Message]]) -> None:
     """Offers a batch whole where it fits, else message by message."""
     queue = subscription.queue
     if message.count == 1 or queue.overflow is Overflow.BLOCK or queue.has_room(message):
@@ -451,10 +448,6 @@ def _offer(subscription: Subscription, message: Message, split: Callable[[Messag
     else:
         for single in split(message):
             subscription.offer(single)
-
-
-def _from_sequence(message: Message, sequence: int) -> list[Message]:
-    return [message] if message.sequence >= sequence else [m for m in opened(message) if m.sequence >= sequence]
 
 
 def opened(message: Message) -> list[Message]:

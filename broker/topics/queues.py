@@ -138,8 +138,12 @@ class Queue:
 
     def lose(self, message: Message, count: int) -> None:
         """Counts messages as dropped: the first `count` of a message or batch."""
+        self.miss(message.topic, message.sequence, count)
+
+    def miss(self, topic: str, sequence: int, count: int) -> None:
+        """Counts as dropped what never came here: so many messages of a topic, from a sequence on."""
         self.dropped += count
-        self.gaps.add(message.topic, message.sequence, count)
+        self.gaps.add(topic, sequence, count)
 
     def _count_in(self, message: Message) -> None:
         message.holders += 1

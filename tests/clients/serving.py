@@ -57,6 +57,16 @@ class ServingThread:
         assert finished.wait(10.0)
         return done[0]
 
+    def cut_off(self, name: str) -> None:
+        """Ends a client's connection, as a broken network would."""
+
+        def cut() -> None:
+            (link,) = [link for link in self.server._links.values() if link.record.name == name]
+            self.server._close(link, abort=True)
+            self.server._run()
+
+        self.call(cut)
+
     def wait_until_idle(self) -> None:
         """Waits until the server has closed its side of every session."""
         asyncio.run_coroutine_threadsafe(self.server.idle.wait(), self._loop).result(10.0)

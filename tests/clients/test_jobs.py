@@ -169,18 +169,6 @@ def test_what_a_closed_client_had_goes_to_another_one(
     assert all(job.redelivered for job in jobs)
 
 
-def cut_off(broker: ServingThread, name: str) -> None:
-    """Ends a client's connection, as a broken network would."""
-
-    def cut() -> None:
-        server = broker.server
-        (link,) = [link for link in server._links.values() if link.record.name == name]
-        server._close(link, abort=True)
-        server._run()
-
-    broker.call(cut)
-
-
 def test_an_ack_of_an_old_session_is_no_error_and_the_job_comes_again(
     broker: ServingThread, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,7 +179,7 @@ def test_an_ack_of_an_old_session_is_no_error_and_the_job_comes_again(
     worker.publish("jobs", "not taken")
     message = subscription.next(5.0)
     worker.flush()
-    cut_off(broker, "worker")
+    broker.cut_off("worker")
     assert reconnected.wait(10.0)
     with caplog.at_level(logging.DEBUG, "clients.operations"):
         message.ack()

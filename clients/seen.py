@@ -1,0 +1,84 @@
+"""What a subscription has received, so that it can go on behind it after the connection was lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from broker.protocol.bodies import Resume, Subscribe, encode_body
+from broker.protocol.frames import LANES, Frame, Kind, Lane
+
+log = logging.getLogger(__name__)
+
+SEEN_TOPICS_MAX: Final = 131_072
+"""Topics of one lane that a subscription keeps in mind; with more it comes back without what it has missed."""
+_TOPICS_PER_FRAME: Final = 400
+
+
+class Seen:
+    """The last sequence of each topic in each lane, which is all that the order of a lane takes.
+
+    Attributes:
+        lanes: by lane, the last sequence of each topic.
+        moment: in the broker's count, when the subscription began; None as long as it has not, or when it is one that
+            does not go on: a member of a queue group, whose messages have gone to others, or a responder, whose
+            requesters ask again.
+    """
+
+    __slots__ = ("_goes_on", "_wishes", "lanes", "moment")
+
+    def __init__(self, wishes: Subscribe) -> None:
+        self._wishes = wishes
+        self._goes_on = not wishes.queue_group and not wishes.responder
+        self.lanes: tuple[dict[str, int], ...] = tuple({} for _ in range(LANES))
+        self.moment: int | None = None
+
+    def began(self, moment: int) -> None:
+        """The broker has begun to send; what it sent before that, in an earlier session, stays seen."""
+        if self._goes_on:
+            self.moment = moment
+
+    def first_of(self, topic: str, lane: int) -> None:
+        """A topic's first message in a lane is about to be noted; where that leads nowhere, it stays the only one."""
+        if self._goes_on and len(self.lanes[lane]) >= SEEN_TOPICS_MAX:
+            log.warning("subscription.does_not_resume filter=%r topics=%d", self._wishes.filter, len(self.lanes[lane]))
+            self._goes_on, self.moment = False, None
+        if not self._goes_on:
+            self.lanes[lane].clear()
+
+    def other_broker(self) -> None:
+        """What was seen came from another broker: all that this one has is new."""
+        for seen in self.lanes:
+            seen.clear()
+        if self.moment is not None:
+            self.moment = 0
+
+    def frames(self, number: int, reference: int, *, again: bool) -> Iterator[Frame]:
+        """What asks for the subscription.
+
+        Args:
+            number: the subscription's.
+            reference: by which the answer names the question.
+            again: whether it was asked for before, on another session.
+        """
+        wishes = self._wishes
+        if self.moment is not None:
+            wishes = msgspec.structs.replace(wishes, resume=self.moment)
+            topics = list(dict.fromkeys(topic for seen in self.lanes for topic in seen))
+            for start in range(0, len(topics), _TOPICS_PER_FRAME):
+                body = Resume({topic: self._of(topic) for topic in topics[start : start + _TOPICS_PER_FRAME]})
+                yield Frame(Kind.RESUME, lane=Lane.CONTROL, number=number, body=encode_body(body))
+        elif again and not self._goes_on:
+            # A broker replays for its first session only.
+            wishes = msgspec.structs.replace(wishes, replay=None)
+        yield Frame(Kind.SUBSCRIBE, lane=Lane.CONTROL, number=number, target=reference, body=encode_body(wishes))
+
+    def _of(self, topic: str) -> tuple[int, int, int]:
+        control, default, bulk = (seen.get(topic, 0) for seen in self.lanes)
+        return control, default, bulk
+
+    def __repr__(self) -> str:
+        return f"<Seen moment={self.moment} topics={[len(seen) for seen in self.lanes]}>"
