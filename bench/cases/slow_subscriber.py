@@ -82,6 +82,8 @@ class Reader:
         self.missed = 0
         self.disorder = 0
         self._reached = reached
+        # Of the client's thread, which goes on, and of the one that tells the counts.
+        self._lock = threading.Lock()
         bus.handle(TOPIC, task.size_bytes, self._take)
 
     def _take(self, payload: Payload) -> None:
@@ -89,9 +91,15 @@ class Reader:
         self.disorder += number <= self.seen
         self.missed += number - self.seen - 1
         self.seen = number
-        self.counts[time.monotonic_ns() // BUCKET_NS] += 1
+        with self._lock:
+            self.counts[time.monotonic_ns() // BUCKET_NS] += 1
         if number % BURST_MESSAGES == 0:
             self._reached.set()
+
+    def counted(self) -> Counter[int]:
+        """The counts so far; messages may go on coming."""
+        with self._lock:
+            return self.counts.copy()
 
 
 def receive(bus: Bus, task: Task) -> Part:
@@ -112,7 +120,7 @@ def receive(bus: Bus, task: Task) -> Part:
             reports.send(bytes([task.rank]) + seen.to_bytes(8, "little") + bytes(payloads.EDGE_BYTES - 9))
     if any(reader.disorder for reader in readers):
         raise payloads.WrongPayload(f"{sum(reader.disorder for reader in readers)} messages came twice or out of order")
-    counts = sum((reader.counts for reader in readers), Counter[int]())
+    counts = sum((reader.counted() for reader in readers), Counter[int]())
     return Result(count=sum(reader.missed for reader in readers), counts=dict(counts))
 
 

@@ -47,6 +47,13 @@ def test_messages_that_come_again_or_late_are_noticed(numbers: tuple[int, ...]) 
     assert read(*numbers).disorder == 1
 
 
+def test_counts_that_were_told_do_not_change_when_messages_go_on_coming() -> None:
+    reader = read(1, 2)
+    told = reader.counted()
+    reader.bus.function((3).to_bytes(8, "little") + bytes(SIZE_BYTES - 8))
+    assert (told.total(), reader.counted().total()) == (2, 3)
+
+
 def test_a_rate_counts_whole_buckets_between_two_times() -> None:
     counts = Counter({9: 1000, 10: 5, 11: 15, 12: 1000})
     assert rate_hz(counts, 9 * BUCKET_NS + 1, 12 * BUCKET_NS + 1) == pytest.approx(20 / (2 * BUCKET_NS / 1e9))
