@@ -7,6 +7,7 @@ answers in Python can decode them with these types.
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import msgspec
 
@@ -14,10 +15,15 @@ from broker.collectives.snapshots import GroupSnapshot, OperationSnapshot
 from broker.metrics import public_topics, sessions_open, subscriptions_open, version
 from broker.server import Server
 from broker.state.delivery import Subscription
+from broker.state.pressure import Blocker
+from broker.state.queries import blockers
 from broker.state.records import SessionRecord
 from broker.state.topics import Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.names import ALL_LEVELS, check_filter, matches
+
+BLOCKERS_SHOWN: Final = 16
+"""Of one topic: who looks wants to know whom to help first."""
 
 
 class ServerView(msgspec.Struct, frozen=True):
@@ -186,6 +192,7 @@ class TopicView(msgspec.Struct, frozen=True):
         retained_bytes: kept for replay.
         subscriptions: that get its messages.
         held_back_publishers: that wait for a slow subscriber.
+        held_back_by: the clients that they wait for, or `queue group` and its name, at most 16.
         queue_groups: with acknowledgement, by name.
         policy: all settings.
     """
@@ -200,6 +207,7 @@ class TopicView(msgspec.Struct, frozen=True):
     retained_bytes: int
     subscriptions: int
     held_back_publishers: int
+    held_back_by: list[str]
     queue_groups: list[QueueGroupView]
     policy: list[SettingView]
 
@@ -320,7 +328,7 @@ def _subscription_view(subscription: Subscription) -> SubscriptionView:
         waiting_bytes=queue.waiting_bytes,
         unread_messages=queue.unread_messages,
         delivered_messages=subscription.delivered,
-        dropped_messages=queue.dropped,
+        dropped_messages=subscription.dropped,
         unsettled_jobs=0 if subscription.worker is None else subscription.worker.load,
         blocks_topics=sorted(topic.name for topic in subscription.blocking),
     )
@@ -350,12 +358,18 @@ def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
         retained_bytes=ring.held_bytes,
         subscriptions=len(routes.subscriptions()) + sum(work.members for work in routes.works),
         held_back_publishers=len(topic.held_back),
+        held_back_by=_names(blockers(router, topic)),
         queue_groups=[_queue_group_view(topic.works[name]) for name in sorted(topic.works)],
         policy=[
             SettingView(held.setting, held.value, held.filter, held.origin)
             for held in router.policies.explain(topic.name)
         ],
     )
+
+
+def _names(found: list[Blocker]) -> list[str]:
+    names = [f"queue group {blocker.group}" if isinstance(blocker, Work) else blocker.session.name for blocker in found]
+    return list(dict.fromkeys(names))[:BLOCKERS_SHOWN]
 
 
 def _queue_group_view(work: Work) -> QueueGroupView:

@@ -38,6 +38,7 @@ class _Topic(msgspec.Struct):
     retained_bytes: int
     subscriptions: int
     held_back_publishers: int
+    held_back_by: list[str]
     policy: list[_Setting]
 
 
@@ -99,6 +100,9 @@ def _paragraph(topic: _Topic) -> str:
     kept = f"keeps {topic.retained_messages} messages, {topic.retained_bytes} bytes"
     if topic.retained_messages:
         kept += f", from sequence {topic.oldest_sequence}"
+    waiting = f"{topic.held_back_publishers} publishers wait"
+    if topic.held_back_by:
+        waiting += f" for {', '.join(topic.held_back_by)}"
     rows = [
         (held.setting, _text(held.value), f"{held.filter}, {held.origin}" if held.filter else held.origin)
         for held in topic.policy
@@ -109,7 +113,7 @@ def _paragraph(topic: _Topic) -> str:
             topic.name,
             f"  published {topic.published_messages} messages, {topic.published_bytes} bytes; refused "
             f"{topic.refused_messages}; the next sequence is {topic.next_sequence}",
-            f"  {kept}; {topic.subscriptions} subscriptions, {topic.held_back_publishers} publishers wait",
+            f"  {kept}; {topic.subscriptions} subscriptions, {waiting}",
             *(f"  {name:{widths[0]}}  {value:{widths[1]}}  {origin}".rstrip() for name, value, origin in rows),
         ]
     )

@@ -122,6 +122,18 @@ REPLIES_KEPT_BYTES_MAX: Final = 16 * MIB
 HANDLERS_WAITING_MAX: Final = 32
 """Handlers of one client that wait for a request at the same time, each of which needs a thread."""
 
+# Pressure (docs/wire.md section 9).
+PRESSURE_INTERVAL_NS: Final = 100_000_000
+"""Between announcements of the same loss: who looks at them wants to act, not to count."""
+PRESSURE_ANNOUNCEMENTS_MAX: Final = 256
+"""At once: a batch of them is about 80 KiB, and with the longest names less than one frame takes."""
+PRESSURE_WAITING_MAX: Final = 16_384
+"""Subscriptions times topics whose losses wait to be announced; of more, only how many messages were lost."""
+PRESSURE_SUBSCRIPTIONS_MAX: Final = 64
+"""Subscriptions that the answer about one topic lists: with the longest names they fit into a frame's body."""
+DROPPED_TOPICS_MAX: Final = 256
+"""Topics of which a client tells at once what it has dropped; a body holds as many of the longest names."""
+
 # Work queues.
 LEASE_S: Final = 30.0
 """How long a worker may take for a message before another one gets it."""

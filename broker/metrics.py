@@ -100,6 +100,7 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
     yield _counter(
         "messages_refused", "Messages that were longer than their topic's policy allows.", totals.refused_messages
     )
+    yield _counter("publisher_waits", "Times that a publisher was held back.", state.pressure.waits)
     for overflow, count in totals.dropped_messages.items():
         dropped.add_metric([overflow.value], count)
     yield dropped
@@ -116,8 +117,8 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
 def _gauges(state: BrokerState) -> Iterator[Metric]:
     groups = state.groups.by_number.values()
     rings = [topic.ring for topic in state.router.topics.values()]
-    queues = [
-        subscription.queue for record in state.sessions.values() for subscription in record.subscriptions.values()
+    subscriptions = [
+        subscription for record in state.sessions.values() for subscription in record.subscriptions.values()
     ]
     yield _gauge("sessions", "Sessions that are open.", sessions_open(state))
     yield _gauge("topics", "Topics of clients.", len(public_topics(state)))
@@ -126,7 +127,19 @@ def _gauges(state: BrokerState) -> Iterator[Metric]:
     yield _gauge("group_members", "Members of all collective groups.", sum(len(group.ranks) for group in groups))
     yield _gauge("retained_bytes", "What topics keep for replay.", sum(ring.held_bytes for ring in rings))
     yield _gauge(
-        "waiting_messages", "Messages that wait for subscribers.", sum(queue.waiting_messages for queue in queues)
+        "waiting_messages",
+        "Messages that wait for subscribers.",
+        sum(subscription.queue.waiting_messages for subscription in subscriptions),
+    )
+    yield _gauge(
+        "publishers_held_back",
+        "Publishers that wait for a slow subscriber, on each of their topics.",
+        sum(len(topic.held_back) for topic in state.router.topics.values()),
+    )
+    yield _gauge(
+        "subscriptions_blocking",
+        "Subscriptions for which publishers wait.",
+        sum(1 for subscription in subscriptions if any(topic.held_back for topic in subscription.blocking)),
     )
     jobs = [work.queue for topic in state.router.topics.values() for work in topic.works.values()]
     yield _gauge("jobs_waiting", "Jobs that wait for a worker.", sum(queue.waiting + queue.delayed for queue in jobs))

@@ -23,6 +23,7 @@ from broker.errors import (
     ResponderLost,
     TimeoutError,
 )
+from broker.protocol.pressure import Pressure, SubscriptionPressure
 from clients.client import Client, connect
 from clients.core import Reconnected
 from clients.exchanges import Request
@@ -58,6 +59,7 @@ __all__ = [
     "ParameterServer",
     "PermissionDenied",
     "ProtocolError",
+    "Pressure",
     "Pulled",
     "RankTimeoutError",
     "Reconnected",
@@ -67,6 +69,7 @@ __all__ = [
     "ResponderLost",
     "Snapshot",
     "Subscription",
+    "SubscriptionPressure",
     "TimeoutError",
     "Trainer",
     "TrainerStatus",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
+from broker.protocol.pressure import Pressure
 from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
@@ -32,6 +33,7 @@ from clients.options import (
 )
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT
 from clients.outgoing_topic import LANES
+from clients.pressure import pressure as ask_pressure
 from clients.replies import Replies
 from clients.responding import Callbacks, Responder
 from clients.subscriptions import Subscription
@@ -202,6 +204,23 @@ class Client:
         """
         self._driver.run(operations.flush(self._driver, timeout_s))
 
+    def pressure(self, topic: str, *, timeout_s: float = 5.0) -> Pressure:
+        """Asks the broker how a topic fares: who is too slow for it, and whether its publishers wait.
+
+        The same is announced on `$sys/pressure` as it happens, without asking.
+
+        Args:
+            topic: a topic, no filter; of one to which nobody has published yet, who would get its messages.
+            timeout_s: how long the broker may take to answer, in seconds.
+
+        Raises:
+            InvalidValue: it is no topic.
+            PermissionDenied: it is another client's inbox.
+            TimeoutError: no answer in time.
+            ConnectionClosed: the connection ended.
+        """
+        return self._driver.run(ask_pressure(self._driver, topic, timeout_s))
+
     def declare(
         self,
         topic_filter: str,
@@ -264,6 +283,7 @@ class Client:
         queue_bytes: int = QUEUE_BYTES,
         queue_group: str | None = None,
         replay: str | int | None = None,
+        max_lag: int | None = None,
         handler: Handler | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
@@ -282,6 +302,9 @@ class Client:
             replay: `latest` starts with each topic's last value, `all` with everything that is retained, a number with
                 the retained messages from that sequence on. After a lost connection the subscription goes on behind
                 what it has received, whatever this says.
+            max_lag: never hands over a message that is more than so many sequences behind the newest of its topic that
+                has come when it is taken; with 0, it is the newest or nothing. What is too old is dropped as with
+                `drop_oldest`, which it implies, and counts in `message.gap`.
             handler: called with each message on the client's own thread; then the subscription is not to be read. A
                 job is acknowledged when the handler returns, unless it has settled it or returns clients.DEFERRED, and
                 refused when it raises.
@@ -294,7 +317,9 @@ class Client:
         """
         if handler is not None:
             check_callable("handler", handler)
-        wishes = subscribe_wishes(topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay)
+        wishes = subscribe_wishes(
+            topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay, max_lag=max_lag
+        )
         return self._subscribe(wishes, handler, timeout_s)
 
     def _subscribe(self, wishes: Subscribe, handler: Handler | None, timeout_s: float) -> Subscription:

@@ -30,14 +30,16 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received, Session
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import Encoded, encode_value
+from clients.drops import tell_drops
 from clients.exchanges import Responders
-from clients.incoming import Incoming, SubscriptionState
+from clients.incoming import Incoming
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply, Settle
 from clients.outgoing import Outgoing
 from clients.outgoing_topic import LANES
 from clients.requests import PendingRequest, Requests
 from clients.signals import Pending, Signal
+from clients.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +171,7 @@ class Core:
         self.incoming.pool.tick(now_ns)
         if self.session is not None:
             self.session.tick(now_ns)
+            tell_drops(self.incoming.subscriptions.values(), self.session)
             if self.outgoing.open_batches:
                 self.outgoing.send_batches(now_ns)
 
@@ -322,6 +325,7 @@ class Core:
         subscription.close(ConnectionClosed("the subscription is closed"))
         if self.session is None:
             return None
+        tell_drops((subscription,), self.session)
         return self.ask(
             Kind.UNSUBSCRIBE, f"unsubscribe from {subscription.wishes.filter!r}", number=subscription.number
         )

@@ -306,10 +306,19 @@ class Driver:
             self._condition.notify_all()
 
     def _read_all(self) -> None:
-        """Reads until nothing is there. The lock is held."""
-        link = self._link
-        if link is None or self._pumping:
-            return
+        """Reads until nothing is there, unless another thread is about to. The lock is held."""
+        if self._link is not None and not self._pumping:
+            self._read(self._link)
+
+    def read_arrived(self) -> None:
+        """Reads until nothing is there, also while another thread polls. The lock is held."""
+        if self._link is not None:
+            self._read(self._link)
+            if self._pumping or self._followers:
+                # What they wait for may be among it.
+                self.wake_waiters()
+
+    def _read(self, link: Link) -> None:
         session, take, receive = link.session, link.connection.receive_into, self.core.receive
         try:
             for _ in range(READS_MAX):

@@ -21,9 +21,9 @@ from broker.errors import LimitExceeded
 from broker.limits import HANDLERS_WAITING_MAX
 from clients import operations
 from clients.driver import Driver
-from clients.incoming import SubscriptionState
 from clients.messages import DEFERRED, Message
 from clients.signals import Signal
+from clients.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 FAILED: Final = object()

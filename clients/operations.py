@@ -15,11 +15,11 @@ from broker.protocol.bodies import Declare, Join, Settle, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from clients.checks import time_limit
 from clients.core import Core, Outbound, PendingJoin, try_publish
-from clients.incoming import SubscriptionState
 from clients.membership import Place
 from clients.messages import Delivery, Message
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
 from clients.signals import Pending, Signal
+from clients.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,10 @@ class Driver(Protocol):
 
     def flush(self) -> None:
         """Sends what is queued as far as the link takes it."""
+        ...
+
+    def read_arrived(self) -> None:
+        """Reads what has come, without waiting."""
         ...
 
     def batch_opened(self) -> None:
@@ -249,6 +253,8 @@ async def next_message(driver: Driver, subscription: SubscriptionState, timeout_
 def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
     """The next message if it is here; gives credit, or asks for one."""
     core = driver.core
+    if subscription.wishes.max_lag is not None:
+        driver.read_arrived()
     message = subscription.take()
     if message is None:
         ask = subscription.ask() if core.session is not None else None

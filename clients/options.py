@@ -21,6 +21,8 @@ OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 _WHOLE_NUMBERS: Final = (
     "ring_messages", "ring_bytes", "batch_bytes", "batch_window_us", "max_message_bytes", "max_deliveries",
 )  # fmt: skip
+RESERVED_ACKS: Final = ("replicated", "durable")
+"""Their meaning is fixed, and nothing may pass for them that promises less."""
 PUBLISH_TIMEOUT_S: Final = 30.0
 HEADERS_BYTES_MAX: Final = 32 * 1024
 """Headers are small by nature; they travel in the frame's body with every message."""
@@ -34,6 +36,7 @@ def subscribe_wishes(
     queue_group: str | None,
     replay: str | int | None,
     *,
+    max_lag: int | None = None,
     responder: bool = False,
 ) -> Subscribe:
     """The wishes of a subscription.
@@ -60,6 +63,15 @@ def subscribe_wishes(
             raise InvalidValue("queue_group", queue_group, "must not be empty; None is for no group")
     if not (replay in (None, "latest", "all") or (isinstance(replay, int) and 0 <= replay < 1 << 63)):
         raise InvalidValue("replay", replay, "is neither 'latest', 'all' nor a sequence")
+    if max_lag is not None:
+        max_lag = whole_number("max_lag", max_lag)
+        if not 0 <= max_lag < 1 << 63:
+            raise InvalidValue("max_lag", max_lag, "must be 0 or more sequences; None is for no bound")
+        if overflow not in (None, "drop_oldest") or queue_group is not None:
+            raise InvalidValue(
+                "max_lag", max_lag, "drops what is too old: it takes no other overflow and no queue_group"
+            )
+        overflow = "drop_oldest"
     return Subscribe(
         topic_filter,
         overflow,
@@ -68,6 +80,7 @@ def subscribe_wishes(
         queue_group or "",
         replay,
         responder,
+        max_lag=max_lag,
     )
 
 
@@ -101,6 +114,8 @@ def outbound(
     Raises:
         InvalidValue: the value or an option cannot be used.
     """
+    if ack in RESERVED_ACKS:
+        raise InvalidValue("ack", ack, "is not offered yet: brokers keep messages in memory, so 'accepted' is the most")
     if ack not in (None, "accepted"):
         raise InvalidValue("ack", ack, "is neither None nor 'accepted'")
     message = Outbound.of(topic, value, lane, encoded)

@@ -9,8 +9,8 @@ from typing import Self
 from broker.errors import ConnectionClosed
 from clients import operations
 from clients.driver import Driver
-from clients.incoming import SubscriptionState
 from clients.messages import Message
+from clients.subscription_state import SubscriptionState
 
 
 class Subscription:

@@ -141,6 +141,7 @@ def test_a_topic_tells_what_it_keeps_and_who_listens(daemon: Daemon) -> None:
         retained_bytes=5,
         subscriptions=2,
         held_back_publishers=0,
+        held_back_by=[],
         queue_groups=[],
         refused_messages=0,
         policy=view.policy,
@@ -186,7 +187,8 @@ def test_a_slow_subscription_tells_which_topics_it_blocks(daemon: Daemon) -> Non
     view = next(msgspec.convert(entry, SessionView) for entry in sessions if entry["name"] == "slow")
     assert view.subscriptions[0].blocks_topics == ["blocked"]
     assert view.subscriptions[0].waiting_messages > 0
-    assert [entry["held_back_publishers"] for entry in topics if entry["name"] == "blocked"] == [1]
+    (topic,) = [entry for entry in topics if entry["name"] == "blocked"]
+    assert (topic["held_back_publishers"], topic["held_back_by"]) == (1, ["slow"])
 
 
 def publish_without_end(bus: clients.Client, topic: str) -> None:

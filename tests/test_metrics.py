@@ -79,7 +79,7 @@ def test_published_and_delivered_messages_are_counted_and_survive_their_sessions
     assert growth("tensorbus_received_bytes_total") > 15
     assert growth("tensorbus_sent_bytes_total") > 15
     counters = [key for key in before if key[0].endswith("_total") and key[0].startswith("tensorbus_")]
-    assert len(counters) == 13
+    assert len(counters) == 14
     assert [key for key in counters if not before[key] <= during[key] <= after[key]] == []
 
 
@@ -96,6 +96,36 @@ def test_dropped_messages_are_counted_by_policy_and_survive_their_subscription(d
         after = scrape(daemon)[key]
     assert during - before == 4
     assert after == during
+
+
+def test_what_a_client_drops_itself_is_counted_too(daemon: Daemon) -> None:
+    key = ("tensorbus_messages_dropped_total", "drop_oldest")
+    before = scrape(daemon)[key]
+    with clients.connect(daemon.url) as bus:
+        subscription = bus.subscribe("dropped", overflow="drop_oldest", queue_messages=1)
+        for number in range(5):
+            bus.publish("dropped", number)
+        bus.flush()
+        subscription.close()
+        assert scrape(daemon)[key] - before == subscription.dropped == 4
+
+
+def test_publishers_that_wait_are_visible(daemon: Daemon) -> None:
+    def publish_for_ever(bus: clients.Client) -> None:
+        while True:
+            bus.publish("slow", 0, urgent=True, timeout_s=0.2)
+
+    before = scrape(daemon)
+    names = ("tensorbus_publishers_held_back", "tensorbus_subscriptions_blocking", "tensorbus_publisher_waits_total")
+    with clients.connect(daemon.url) as bus, clients.connect(daemon.url, name="reader") as reader:
+        subscription = reader.subscribe("slow", queue_messages=1)
+        with pytest.raises(clients.TimeoutError):
+            publish_for_ever(bus)
+        during = scrape(daemon)
+        subscription.close()
+        after = scrape(daemon)
+    assert [during[name,] - before[name,] for name in names] == [1, 1, 1]
+    assert [after[name,] - before[name,] for name in names] == [0, 0, 1]
 
 
 def test_groups_and_their_members_are_counted(daemon: Daemon) -> None:

@@ -82,6 +82,8 @@ class Subscribe(msgspec.Struct, omit_defaults=True):
     responder: bool = False
     resume: int | None = None
     """Of a subscription that was cut off: the moment that DONE gave when it began, 0 when that was another broker's."""
+    max_lag: int | None = None
+    """How many sequences a message may be behind its topic's newest before it is dropped; only with `drop_oldest`."""
 
 
 class Resume(msgspec.Struct):

@@ -68,6 +68,7 @@ class Kind(IntEnum):
     POLICY = 26
     SETTLE = 27
     CANCEL = 28
+    QUERY = 29
 
 
 class Flag:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
@@ -22,6 +23,7 @@ from broker.limits import (
     QUEUE_BYTES_MIN,
     QUEUE_MESSAGES_MAX,
 )
+from broker.protocol.batches import Batch
 from broker.protocol.bodies import (
     Declare,
     Failure,
@@ -37,11 +39,14 @@ from broker.protocol.bodies import (
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
+from broker.protocol.pressure import Query
 from broker.protocol.session import Phase, Received, Session
 from broker.protocol.values import encode_value
 from broker.state.delivery import Subscription
 from broker.state.groups import Groups
+from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
+from broker.state.queries import pressure_of
 from broker.state.records import SessionRecord
 from broker.state.replay import replay, resume
 from broker.state.requests import Requests
@@ -51,7 +56,7 @@ from broker.state.totals import Totals
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message
 from broker.topics.names import check_filter
-from broker.topics.policy import Declaration, TopicPolicy, check_declaration
+from broker.topics.policy import PRESSURE, Declaration, TopicPolicy, check_declaration
 from broker.topics.queues import Overflow, Queue
 
 log = logging.getLogger(__name__)
@@ -80,9 +85,11 @@ class BrokerState:
         )
         self.requests = Requests(self._flush)
         self.router.on_moved = self.requests.moved
+        self.pressure = Pressure(self.router, lambda told: self.announce(PRESSURE, *told, lane=Lane.CONTROL))
         self.publishing = Publishing(
             self.router,
             self.requests,
+            self.pressure,
             settings.publish_window_messages,
             settings.publish_window_bytes,
             self._flush,
@@ -98,6 +105,8 @@ class BrokerState:
             Kind.RESUME: self._resume,
             Kind.UNSUBSCRIBE: self._unsubscribe,
             Kind.CREDIT: self._credit,
+            Kind.DROPPED: lambda session, frame, _: self.pressure.dropped(session, frame),
+            Kind.QUERY: self._query,
             Kind.SETTLE: self._settle,
             Kind.DECLARE: self._declare,
             Kind.FLUSH: self._flushed,
@@ -184,6 +193,7 @@ class BrokerState:
                 self._flush(record)
         self.groups.tick(now_ns)
         self.router.works.tick(now_ns)
+        self.pressure.tick(now_ns)
         self.pool.tick(now_ns)
 
     def drain(self, reason: str) -> None:
@@ -213,17 +223,23 @@ class BrokerState:
                 totals.add_subscription(subscription)
         return totals
 
-    def announce(self, topic: str, value: object) -> None:
-        """Publishes something that the broker itself has to say, below `$sys/`."""
+    def announce(self, topic: str, *values: object, lane: Lane = Lane.DEFAULT) -> None:
+        """Publishes what the broker itself has to say, below `$sys/`; several values travel as one batch."""
         try:
             record = self.router.topic(topic)
         except LimitExceeded:
             # Clients have used up all topics. They hear of it when they publish; this event is lost.
             return
-        content, _, payload = encode_value(value)
-        assert isinstance(payload, bytes), "the broker announces plain values"
         sequence, time_ns = record.ring.next_sequence, self.now_ns + self.settings.wall_offset_ns
-        message = Message(topic, "broker", sequence, 1, Lane.DEFAULT, 0, content, time_ns, b"", payload, len(payload))
+        batch = Batch(0)
+        for value in values:
+            content, _, encoded = encode_value(value)
+            assert isinstance(encoded, bytes), "the broker announces plain values"
+            batch.add(content, time_ns, b"", encoded)
+        flags, payload = (Flag.BATCH, batch.payload()) if batch.count > 1 else (0, batch.parts[-1])
+        message = Message(
+            topic, "broker", sequence, batch.count, lane, flags, content, time_ns, b"", payload, len(payload)
+        )
         self.router.route(record, message)
 
     # What clients ask.
@@ -325,12 +341,19 @@ class BrokerState:
             record,
             number,
             wishes.filter,
-            Queue(Overflow(wishes.overflow or "block"), wishes.queue_messages, wishes.queue_bytes, opened),
+            Queue(
+                Overflow(wishes.overflow or "block"),
+                wishes.queue_messages,
+                wishes.queue_bytes,
+                opened,
+                wishes.max_lag,
+            ),
             queue_group=wishes.queue_group,
             responder=wishes.responder,
             flush=self._flush,
             unblock=self.publishing.unblock,
         )
+        subscription.queue.on_loss = partial(self.pressure.lost, subscription)
         self.router.add(subscription)
         record.subscriptions[number] = subscription
         return subscription
@@ -379,6 +402,17 @@ class BrokerState:
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
         self._flush(record)
 
+    def _query(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """QUERY: how a topic fares."""
+        try:
+            answer = pressure_of(self.router, decode_body(frame.body, Query).topic)
+        except (InvalidValue, PermissionDenied) as error:
+            self._answer_error(record, frame.target, failure_of(error))
+            return
+        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target, body=encode_body(answer)))
+        record.session.check_queued()
+        self._flush(record)
+
     def _flushed(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
         self._flush(record)
@@ -410,6 +444,10 @@ def _problem_with(wishes: Subscribe) -> str | None:
         return f"replay {wishes.replay[:16]!r} is neither 'latest', 'all' nor a sequence"
     if wishes.resume is not None and (wishes.queue_group or wishes.responder or wishes.resume < 0):
         return "resume: a queue group or a responder does not go on where it was, and moments are not below 0"
+    if wishes.max_lag is not None and (
+        wishes.overflow != Overflow.DROP_OLDEST.value or wishes.max_lag < 0 or wishes.queue_group
+    ):
+        return f"max_lag {wishes.max_lag}: it takes overflow drop_oldest and no queue group, and is not below 0"
     if isinstance(wishes.replay, int) and wishes.replay < 0:
         return f"replay {wishes.replay} is not a sequence: they start at 1"
     return None

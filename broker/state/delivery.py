@@ -17,7 +17,7 @@ from broker.protocol.bodies import Failure, Topic, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
 from broker.topics.messages import Assignment, Chunk, Message
-from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, LANES, Overflow, Queue
+from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, LANES, Overflow, Queue, ignore_loss
 
 if TYPE_CHECKING:
     from broker.state.records import SessionRecord
@@ -37,12 +37,14 @@ class Subscription:
     Attributes:
         blocking: topics whose publishers get no credit because this subscription is over its limit.
         delivered: messages that were handed to the session, ever.
+        evicted: of these, the ones that the subscriber has dropped, as it says.
         worker: as a member of a queue group.
     """
 
     __slots__ = (
         "blocking",
         "delivered",
+        "evicted",
         "filter",
         "flush",
         "notice",
@@ -84,6 +86,7 @@ class Subscription:
         self.notice = DropNotice(self)
         self.blocking: dict[TopicRecord, None] = {}
         self.delivered = 0
+        self.evicted = 0
         self.worker: Worker | None = None
 
     def offer(self, message: Message) -> None:
@@ -117,6 +120,11 @@ class Subscription:
                 stream.watchers.append(self)
         if self.queue.dropped != self.notice.told:
             self.tell_dropped()
+
+    @property
+    def dropped(self) -> int:
+        """Messages that were dropped here or by the subscriber, ever."""
+        return self.queue.dropped + self.evicted
 
     def tell_dropped(self) -> None:
         """Tells the subscriber how many messages it has lost, in all."""
@@ -159,6 +167,10 @@ class Subscription:
         source = self.sources[message.lane]
         if stream is None:
             return False
+        if stream.complete:
+            self.queue.drop_stale(message)
+            if self.queue.dropped != self.notice.told:
+                self.tell_dropped()
         # Not the subscription's own bound alone, or a reader with a small one would get no large message at all.
         allowed_bytes = max(self.queue.bytes_max, STREAM_LAG_BYTES_MAX)
         if source.message is message:
@@ -172,7 +184,8 @@ class Subscription:
         return False
 
     def end(self) -> None:
-        """The subscriber wants no more: large messages that are under way are given up."""
+        """The subscriber wants no more: large messages that are under way are given up, which harms nobody."""
+        self.queue.on_loss = ignore_loss
         for source in self.sources:
             if source.message is not None:
                 source.give_up()

@@ -19,6 +19,7 @@ from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, e
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.delivery import Subscription
+from broker.state.pressure import Pressure
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
 from broker.state.topics import Publisher, Router, TopicRecord
@@ -44,12 +45,14 @@ class Publishing:
         self,
         router: Router,
         requests: Requests,
+        pressure: Pressure,
         window_messages: int,
         window_bytes: int,
         flush: Callable[[SessionRecord], None],
     ) -> None:
         self.router = router
         self.requests = requests
+        self.pressure = pressure
         self.window_messages = window_messages
         self.window_bytes = window_bytes
         self._low_messages = window_messages // 2
@@ -285,6 +288,7 @@ class Publishing:
         publisher.topic.publishers -= 1
         if publisher.held_back:
             publisher.topic.held_back.remove(publisher)
+            self.pressure.look_again(publisher.topic)
 
     def _acknowledge(self, session: SessionRecord, reference: int, sequence: int) -> None:
         session.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=reference, sequence=sequence))
@@ -309,6 +313,7 @@ class Publishing:
             topic.held_back.append(publisher)
             for blocker in blockers:
                 blocker.blocking[topic] = None
+            self.pressure.held_back(topic, blockers)
             return
         messages = self.window_messages - publisher.credit_messages
         size_bytes = self.window_bytes - publisher.credit_bytes
@@ -329,6 +334,7 @@ class Publishing:
             self._look_again(topic)
 
     def _look_again(self, topic: TopicRecord) -> None:
+        self.pressure.look_again(topic)
         waiting, topic.held_back = topic.held_back, []
         for publisher in waiting:
             publisher.held_back = False

@@ -443,7 +443,8 @@ def _route_batch(routes: Routes, message: Message) -> None:
 def offer(subscription: Subscription, message: Message, split: Callable[[Message], list[Message]]) -> None:
     """Offers a batch whole where it fits, else message by message."""
     queue = subscription.queue
-    if message.count == 1 or queue.overflow is Overflow.BLOCK or queue.has_room(message):
+    whole = queue.max_lag is None and (queue.overflow is Overflow.BLOCK or queue.has_room(message))
+    if message.count == 1 or whole:
         subscription.offer(message)
     else:
         for single in split(message):

@@ -63,7 +63,7 @@ class Totals:
     def add_subscription(self, subscription: Subscription) -> None:
         """Adds what was delivered to a subscription, and what it has lost."""
         self.delivered_messages += subscription.delivered
-        self.dropped_messages[subscription.queue.overflow] += subscription.queue.dropped
+        self.dropped_messages[subscription.queue.overflow] += subscription.dropped
 
     def add_session(self, session: Session) -> None:
         """Adds the bytes of a session's link."""

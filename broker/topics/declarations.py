@@ -15,7 +15,7 @@ from typing import Final
 from broker.errors import LimitExceeded, PermissionDenied
 from broker.limits import DECLARATIONS_MAX
 from broker.topics.names import ALL_LEVELS, ONE_LEVEL, covers, levels
-from broker.topics.policy import CONFIGURATION, SETTINGS, Declaration, Setting, TopicPolicy
+from broker.topics.policy import CONFIGURATION, PRESSURE, SETTINGS, Declaration, Setting, TopicPolicy
 from broker.topics.trie import Trie
 
 DEFAULT: Final = "default"
@@ -97,6 +97,8 @@ class Policies:
 
     def of_filter(self, topic_filter: str) -> TopicPolicy:
         """What holds for all topics that a filter matches: what is declared for it, or for more than it."""
+        if topic_filter == PRESSURE:
+            return _OF_PRESSURE
         return self._make([declared for declared in self._declarations if covers(declared, topic_filter)])
 
     def explain(self, topic: str) -> list[Held]:
@@ -134,6 +136,8 @@ class Policies:
 
 
 _BUILT_IN: Final = TopicPolicy()
+_OF_PRESSURE: Final = TopicPolicy(overflow="drop_oldest")
+"""The broker waits for nobody, so what is announced to somebody who is slow has to end somewhere."""
 
 
 def _least_specific_first(filters: Iterable[str]) -> list[str]:

@@ -32,6 +32,9 @@ from broker.topics.names import check_filter, check_topic, is_reserved
 DEAD_LETTERS: Final = "$dead/"
 """Where messages go that were delivered too often, unless a policy names another topic."""
 
+PRESSURE: Final = "$sys/pressure"
+"""Where the broker announces losses and waits."""
+
 CONFIGURATION: Final = "configuration"
 """The origin of declarations that no client may replace."""
 

@@ -46,6 +46,10 @@ class Overflow(Enum):
     LATEST = "latest"
 
 
+def ignore_loss(topic: str, count: int) -> None:
+    """Nobody is to be told."""
+
+
 class Queue:
     """Messages on their way to one subscription.
 
@@ -54,11 +58,13 @@ class Queue:
         waiting_bytes: their bytes, of large ones what they will have when they are complete.
         dropped: messages that were dropped here, ever.
         gaps: those of them that the reader has not been told of.
+        on_loss: called with the topic and the number of messages that were dropped.
     """
 
     __slots__ = (
         "_control_bytes",
         "_lanes",
+        "_recent",
         "_split",
         "bytes_max",
         "credit_bytes",
@@ -66,18 +72,28 @@ class Queue:
         "credit_messages_max",
         "dropped",
         "gaps",
+        "max_lag",
         "messages_max",
+        "on_loss",
         "overflow",
         "waiting_bytes",
         "waiting_messages",
     )
 
-    def __init__(self, overflow: Overflow, messages_max: int, bytes_max: int, split: Split = lambda _: []) -> None:
+    def __init__(
+        self,
+        overflow: Overflow,
+        messages_max: int,
+        bytes_max: int,
+        split: Split = lambda _: [],
+        max_lag: int | None = None,
+    ) -> None:
         """Args:
         overflow: the policy.
         messages_max: the bound in messages; `latest` has 1.
         bytes_max: the bound in bytes; a single longer message is still taken when nothing else waits.
         split: opens a batch of which the oldest messages have to go; empty when it cannot, and then all of it goes.
+        max_lag: how far a message may be behind its topic's newest complete one; with it, batches come opened.
         """
         self.overflow = overflow
         self.messages_max = 1 if overflow is Overflow.LATEST else messages_max
@@ -90,7 +106,10 @@ class Queue:
         self._control_bytes = 0
         self.dropped = 0
         self.gaps = Gaps()
+        self.on_loss: Callable[[str, int], None] = ignore_loss
         self._split = split
+        self.max_lag = max_lag
+        self._recent: dict[str, deque[Message]] = {}
         self._lanes: tuple[deque[Message], ...] = tuple(deque() for _ in range(LANES))
 
     @property
@@ -134,7 +153,18 @@ class Queue:
                 self._drop_oldest()
         self._lanes[message.lane].append(message)
         self._count_in(message)
+        if self.max_lag is not None:
+            self._recent.setdefault(message.topic, deque()).append(message)
+            if message.stream is None or message.stream.complete:
+                self.drop_stale(message)
         return True
+
+    def drop_stale(self, newest: Message) -> None:
+        """Drops what a message that is complete has left more than max_lag behind, if there is such a bound."""
+        if self.max_lag is not None:
+            recent = self._recent.get(newest.topic, ())
+            while recent and recent[0].sequence < newest.sequence - self.max_lag:
+                self.remove(recent[0])
 
     def lose(self, message: Message, count: int) -> None:
         """Counts messages as dropped: the first `count` of a message or batch."""
@@ -144,6 +174,7 @@ class Queue:
         """Counts as dropped what never came here: so many messages of a topic, from a sequence on."""
         self.dropped += count
         self.gaps.add(topic, sequence, count)
+        self.on_loss(topic, count)
 
     def _count_in(self, message: Message) -> None:
         message.holders += 1
@@ -157,6 +188,11 @@ class Queue:
         self.waiting_bytes -= message.size_bytes
         if message.lane == CONTROL:
             self._control_bytes -= message.size_bytes
+        if self._recent:
+            recent = self._recent[message.topic]
+            recent.remove(message)
+            if not recent:
+                del self._recent[message.topic]
 
     def _drop_oldest(self) -> None:
         """Drops the oldest message of the least urgent lane."""
@@ -201,6 +237,7 @@ class Queue:
         for lane in self._lanes:
             lane.clear()
         self.waiting_messages = self.waiting_bytes = self._control_bytes = 0
+        self._recent.clear()
         return waiting
 
     def remove(self, message: Message) -> bool:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
+from broker.protocol.pressure import Pressure
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
 from clients.aio.driver import AsyncDriver
@@ -35,6 +36,7 @@ from clients.options import (
     request_message,
     subscribe_wishes,
 )
+from clients.pressure import pressure as ask_pressure
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,10 @@ class Client:
         """Waits until everything that was published so far has reached the broker."""
         await operations.flush(self._driver, timeout_s)
 
+    async def pressure(self, topic: str, *, timeout_s: float = 5.0) -> Pressure:
+        """Asks the broker how a topic fares."""
+        return await ask_pressure(self._driver, topic, timeout_s)
+
     async def declare(
         self,
         topic_filter: str,
@@ -148,13 +154,16 @@ class Client:
         queue_bytes: int = QUEUE_BYTES,
         queue_group: str | None = None,
         replay: str | int | None = None,
+        max_lag: int | None = None,
         handler: Handler | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
         """Subscribes; a handler may be a function or a coroutine function, and is called for one message at a time."""
         if handler is not None:
             check_callable("handler", handler)
-        wishes = subscribe_wishes(topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay)
+        wishes = subscribe_wishes(
+            topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay, max_lag=max_lag
+        )
         return await self._subscribe(wishes, handler, timeout_s)
 
     async def _subscribe(self, wishes: Subscribe, handler: Handler | None, timeout_s: float) -> Subscription:

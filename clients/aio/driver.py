@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
 READS_MAX: Final = 64
-"""Reads in a row of a connection that has failed; the next tick goes on."""
+"""Reads in a row outside the loop's own; the loop goes on with the rest."""
 
 
 def _hang_up(dialling: asyncio.Future[Link]) -> None:
@@ -183,15 +183,17 @@ class AsyncDriver:
         self._loop.remove_writer(link.connection.fileno())
         self.flush()
 
-    def _readable(self, link: Link) -> None:
+    def _readable(self, link: Link) -> int:
+        """Reads once; returns the bytes that were there."""
         session = link.session
         try:
-            read(session, link.connection, self.core.receive)
+            size = read(session, link.connection, self.core.receive)
         except ConnectionClosed as error:
             self._lose(error)
-            return
+            return 0
         self.flush()
         self._check_session(session)
+        return size
 
     def _read_to_the_end(self, link: Link) -> None:
         """Reads what is left of a connection that has failed; the loop may not tell of it any more."""
@@ -199,6 +201,12 @@ class AsyncDriver:
             if link is not self._link:
                 return
             self._readable(link)
+
+    def read_arrived(self) -> None:
+        """Reads what has come, without waiting."""
+        for _ in range(READS_MAX):
+            if self._link is None or not self._readable(self._link):
+                return
 
     def _check_session(self, session: Session) -> None:
         """Gives the connection up when its session has failed or is over."""

@@ -75,3 +75,9 @@ def test_a_nan_never_hangs_a_wait(bus: clients.Client, connect: Connect) -> None
     subscription = connect("reader").subscribe("a")
     with pytest.raises(clients.InvalidValue):
         subscription.next(math.nan)
+
+
+@pytest.mark.parametrize("ack", ["replicated", "durable"])
+def test_an_acknowledgement_that_nobody_can_keep_is_refused(bus: clients.Client, ack: str) -> None:
+    with pytest.raises(clients.InvalidValue, match=f"ack '{ack}': is not offered yet: brokers keep messages in memory"):
+        bus.publish("fine", 1, ack=ack)

@@ -7,8 +7,9 @@ import pytest
 from broker.errors import ProtocolError
 from broker.protocol.bodies import Subscribe, Topic, encode_body
 from broker.protocol.frames import Content, Flag, Frame, Kind
-from clients.incoming import Incoming, SubscriptionState
+from clients.incoming import Incoming
 from clients.messages import Message, Publication
+from clients.subscription_state import SubscriptionState
 
 
 def incoming() -> tuple[Incoming, SubscriptionState]:

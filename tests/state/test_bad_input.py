@@ -19,7 +19,7 @@ from broker.protocol.handshake import encode_greeting
 from tests.state.harness import Peer, Talk
 
 FROM_BROKER_ONLY = [
-    Kind.DELIVER, Kind.DONE, Kind.ERROR, Kind.DROPPED, Kind.JOINED, Kind.RESULT, Kind.FAILED, Kind.CHANGED,
+    Kind.DELIVER, Kind.DONE, Kind.ERROR, Kind.JOINED, Kind.RESULT, Kind.FAILED, Kind.CHANGED,
 ]  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_numbers_that_were_never_given_close_the_session(talk: Talk, frame: Fram
     check_goes_on(talk)
 
 
-@pytest.mark.parametrize("kind", [Kind.TOPIC, Kind.SUBSCRIBE, Kind.JOIN])
+@pytest.mark.parametrize("kind", [Kind.TOPIC, Kind.SUBSCRIBE, Kind.JOIN, Kind.QUERY, Kind.DROPPED])
 @pytest.mark.parametrize(
     "body", [b"", b"\xc1", b"\x80", b"\x90", b"\x81\xa4name\x01", b"\xa3abc", b"\xdf\xff\xff\xff\xff"]
 )

@@ -122,6 +122,44 @@ def test_latest_keeps_one_and_gives_it_when_asked() -> None:
     assert take_all(queue) == []
 
 
+def test_max_lag_drops_what_a_newer_message_of_the_topic_leaves_behind() -> None:
+    queue = Queue(Overflow.DROP_OLDEST, 100, 1000, max_lag=2)
+    others = message(1)
+    others.topic = "b"
+    for each in (others, *map(message, range(1, 9)), message(9, lane=CONTROL)):
+        assert queue.offer(each)
+    assert (queue.waiting_messages, queue.dropped) == (4, 6)
+    assert take_all(queue) == [9, 1, 7, 8]
+    assert [queue.gaps.take("a", 9), queue.gaps.take("b", 9)] == [6, 0]
+    assert queue.offer(message(20))
+    assert take_all(queue) == [20]
+
+
+def test_a_large_message_leaves_nothing_behind_before_it_is_complete() -> None:
+    queue = Queue(Overflow.DROP_OLDEST, 100, 1000, max_lag=0)
+    large = message(2, stream=True)
+    assert queue.offer(message(1))
+    assert queue.offer(large)
+    assert queue.waiting_messages == 2
+    assert large.stream is not None
+    large.stream.complete = True
+    queue.drop_stale(large)
+    assert take_all(queue) == [2]
+    assert queue.dropped == 1
+
+
+def test_what_drains_or_is_removed_is_not_kept_in_mind() -> None:
+    queue = Queue(Overflow.DROP_OLDEST, 2, 1000, max_lag=5)
+    waiting = [message(sequence) for sequence in range(1, 4)]
+    for each in waiting:
+        queue.offer(each)
+    assert queue.remove(waiting[1])
+    assert [each.sequence for each in queue.drain()] == [3]
+    queue.offer(message(30))
+    assert take_all(queue) == [30]
+    assert queue.dropped == 2
+
+
 @pytest.mark.parametrize("overflow", POLICIES)
 def test_a_batch_that_fits_is_taken_whole_but_by_latest(overflow: Overflow) -> None:
     queue = Queue(overflow, 10, 1000)
