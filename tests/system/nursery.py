@@ -27,8 +27,8 @@ LARGE_NUMBERS = 1 << 20
 """Elements of a large message: 8 MiB of int64, in 32 chunks."""
 PIECE_BYTES = 128 << 10
 """What moves at once of a large message, at least; a small message or a batch is shorter."""
-PIECES_MAX = 24
-"""After so many pieces, of which the longest has 256 KiB, much of the first large message is still to come."""
+PIECES_MAX = 64
+"""A large message has at least 32 pieces, so some clients end in the first one and others in the second or behind it."""
 SMALL_MESSAGES = 20
 PIECE = b"."
 
