@@ -38,13 +38,20 @@ def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> l
 @click.option(
     "--contestants", "names", default=SYSTEMS, callback=_chosen, show_default=True, help="Systems to measure."
 )
+@click.option("--points", "label", default="", help="Measure only points whose name has this in it, as in `64 MiB`.")
 @click.option("--repeats", type=click.IntRange(1), help=f"Runs of each step; default: {REPEATS}, or 1 with --quick.")
 @click.option("--quick", is_flag=True, help="A run of seconds that shows that everything works, not how fast.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="A file for every repeat's figures."
 )
 def main(
-    only: list[str], transports: list[str], names: list[str], repeats: int | None, quick: bool, json_file: Path | None
+    only: list[str],
+    transports: list[str],
+    names: list[str],
+    label: str,
+    repeats: int | None,
+    quick: bool,
+    json_file: Path | None,
 ) -> None:
     """Measures tensorbus and its peers side by side."""
     # Ended by a signal, the run still ends its processes.
@@ -54,7 +61,7 @@ def main(
     absent = {contestant.name: contestant.missing() for contestant in wanted if contestant.missing()}
     facts = machine.facts([contestant for contestant in wanted if contestant.name not in absent])
     with Nursery() as nursery:
-        rows = measure(nursery, chosen, transports, names, repeats or (1 if quick else REPEATS), quick=quick)
+        rows = measure(nursery, chosen, transports, names, repeats or (1 if quick else REPEATS), label, quick=quick)
     print_report(chosen, rows, facts, absent)
     if json_file is not None:
         text = json.dumps(as_json(chosen, rows, facts, absent), indent=1)
@@ -69,6 +76,7 @@ def measure(
     transports: Sequence[str],
     names: Sequence[str],
     repeats: int,
+    label: str = "",
     *,
     quick: bool,
 ) -> list[Row]:
@@ -77,7 +85,7 @@ def measure(
     for case in chosen:
         able = contestants.taking_part(case.contestants, names)
         for transport in transports:
-            for point in case.points(quick):
+            for point in (point for point in case.points(quick) if label in point.label):
                 rows += run_point(case, point, transport, able, repeats, nursery, tell)
     tell("")
     return rows

@@ -11,7 +11,7 @@ import pytest
 
 from bench import cases, contestants, machine
 from bench.__main__ import measure
-from bench.case import Case
+from bench.case import Case, Point
 from bench.nursery import Nursery
 from bench.report import as_json, table
 
@@ -45,6 +45,12 @@ def test_unix_sockets_work_too(nursery: Nursery) -> None:
     assert [row.failures for row in rows] == [[]] * len(rows)
     able = [one for one in contestants.taking_part(case.contestants, SYSTEMS) if "unix" in one.transports]
     assert [row.contestant for row in rows] == [one.name for one in able]
+
+
+def test_only_the_points_that_are_asked_for_are_measured(nursery: Nursery) -> None:
+    case = Case("case", "Case", (), lambda quick: [Point(label, lambda team: {}) for label in ("64 B", "1 MiB")], {})
+    rows = measure(nursery, [case], ["tcp"], ["relay"], 1, "MiB", quick=True)
+    assert [row.point for row in rows] == ["1 MiB"]
 
 
 def test_only_the_systems_that_are_asked_for_take_part() -> None:

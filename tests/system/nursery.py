@@ -28,7 +28,7 @@ LARGE_NUMBERS = 1 << 20
 PIECE_BYTES = 128 << 10
 """What moves at once of a large message, at least; a small message or a batch is shorter."""
 PIECES_MAX = 64
-"""A large message has at least 32 pieces, so some clients end in the first one and others in the second or behind it."""
+"""A large message has at least 32 pieces, so some clients end in the first one and others when it is complete."""
 SMALL_MESSAGES = 20
 PIECE = b"."
 
