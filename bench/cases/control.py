@@ -42,7 +42,7 @@ AHEAD = 2
 """Arrays that may be on their way: one that is sent and one that is summed."""
 RATE_HZ = 200.0
 COUNT = 1000
-WARM_UP_S, ALONE_S, AFTER_S = 0.5, 1.5, 0.3
+WARM_UP_S, ALONE_S, AFTER_S = 0.5, 1.5, 0.1
 """Phases of the stream: before it is measured, before the first control message, after the last one."""
 END = -1
 """First element of the last array."""

@@ -193,7 +193,7 @@ def measure(
 def points(quick: bool) -> list[Point]:
     """The one point."""
     subscribers, processes = (4, 1) if quick else (SUBSCRIBERS, PROCESSES)
-    settle_s, before_s, after_s = (0.1, 0.3, 0.3) if quick else (SETTLE_S, BEFORE_S, AFTER_S)
+    settle_s, before_s, after_s = (0.1, 0.2, 0.2) if quick else (SETTLE_S, BEFORE_S, AFTER_S)
     run = partial(
         measure,
         subscribers=subscribers,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,38 +11,48 @@ from bench import cases, contestants, machine
 from bench.__main__ import measure
 from bench.case import Case, Point
 from bench.nursery import Nursery
+from bench.processes import Team
 from bench.report import as_json, table
 
 SYSTEMS = [contestant.system for contestant in contestants.ALL]
+ALIKE = ("tensorbus/drop_newest", "tensorbus/latest")
+"""Variants that differ from another one in a word."""
 
 
-def one_variant_each(names: Sequence[str]) -> tuple[str, ...]:
-    """The first variant of each system: each costs seconds of processor time."""
-    return tuple({name.partition("/")[0]: name for name in reversed(names)}.values())[::-1]
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("case", cases.ALL, ids=lambda case: case.name)
-def test_a_benchmark_measures_each_contestant_at_each_point(nursery: Nursery, case: Case) -> None:
-    case = replace(case, contestants=one_variant_each(case.contestants))
-    rows = measure(nursery, [case], ["tcp"], SYSTEMS, 1, quick=True)
-    assert [row.failures for row in rows] == [[]] * len(rows)
-    assert len(rows) == len(case.points(True)) * len(contestants.taking_part(case.contestants, SYSTEMS))
-    for row in rows:
-        (figures,) = row.repeats
-        assert figures is not None
-        assert {column.figure for column in case.columns} <= figures.keys()
-    assert table(case, rows).row_count == len(rows)
-    json.dumps(as_json([case], rows, machine.facts(), {}))
+def cases_of(name: str) -> list[Case]:
+    """The benchmarks in which a contestant takes part."""
+    everybody = [contestant.name for contestant in contestants.ALL]
+    return [case for case in cases.ALL if name in (case.contestants or everybody)]
 
 
 @pytest.mark.timeout(300)
-def test_unix_sockets_work_too(nursery: Nursery) -> None:
+@pytest.mark.parametrize("name", [name for name in contestants.EVERY if name not in ALIKE])
+def test_a_contestant_is_measured_at_each_point_of_its_benchmarks(nursery: Nursery, name: str) -> None:
+    contestant = contestants.by_name(name)
+    if how := contestant.missing():
+        pytest.skip(how)
+    # One broker for all, which is most of what a step costs.
+    with Team(nursery, contestant, "tcp") as team:
+        for case in cases_of(name):
+            for point in case.points(True):
+                figures = point.measure(team)
+                assert {column.figure for column in case.columns} <= figures.keys(), case.name
+
+
+def test_each_benchmark_has_contestants_that_are_always_installed() -> None:
+    tested = {case.name for name in contestants.EVERY if name.startswith("tensorbus") for case in cases_of(name)}
+    assert tested == {case.name for case in cases.ALL}
+
+
+@pytest.mark.timeout(300)
+def test_a_run_over_unix_sockets_is_reported_with_each_figure(nursery: Nursery) -> None:
     (case,) = [case for case in cases.ALL if case.name == "latency"]
     rows = measure(nursery, [case], ["unix"], SYSTEMS, 1, quick=True)
     assert [row.failures for row in rows] == [[]] * len(rows)
     able = [one for one in contestants.taking_part(case.contestants, SYSTEMS) if "unix" in one.transports]
     assert [row.contestant for row in rows] == [one.name for one in able]
+    assert table(case, rows).row_count == len(rows)
+    json.dumps(as_json([case], rows, machine.facts(), {}))
 
 
 def test_only_the_points_that_are_asked_for_are_measured(nursery: Nursery) -> None:

@@ -14,11 +14,10 @@ from bench.peers import launch
 
 SERVER = """
 import os, socket, sys
-print("a word to the operator")
+print("a word to the operator", os.getpid(), flush=True)
 sock = socket.socket(socket.AF_UNIX)
 sock.bind(sys.argv[1])
 sock.listen()
-print(os.getpid(), file=sys.stderr, flush=True)
 sys.stdin.read()
 """
 
