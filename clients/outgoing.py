@@ -389,7 +389,9 @@ class Outgoing:
                 self.finishing.remove(stream)
             else:
                 body = encode_body(Failure(Code.PUBLISHER_GONE, reason))
-                session.put(Frame(Kind.STREAM_ABORT, lane=stream.lane, stream=stream.number, body=body))
+                # What was pulled of the message is ahead of every lane. In its own lane, the end could be overtaken by
+                # the next large message of the topic.
+                session.put(Frame(Kind.STREAM_ABORT, lane=Lane.CONTROL, stream=stream.number, body=body))
         self.stream_ended(stream, ConnectionClosed(reason))
 
     def link_drained(self) -> None:

@@ -171,9 +171,11 @@ class BrokerState:
             return
         record.session.lost(ConnectionClosed("disconnected"))
         self.ready.pop(session_id, None)
-        for subscription in record.subscriptions.values():
+        subscriptions = record.subscriptions.values()
+        for subscription in (*subscriptions, *record.leaving):
             subscription.forget()
-            self.router.remove(subscription)
+        self.router.remove(*subscriptions)
+        for subscription in subscriptions:
             self.publishing.unblock(subscription)
         self.requests.disconnect(record)
         self.publishing.disconnect(record)
@@ -364,6 +366,7 @@ class BrokerState:
             self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
             return
         subscription.end()
+        record.leaving = [each for each in (*record.leaving, subscription) if each.is_under_way]
         self.router.remove(subscription)
         self.publishing.unblock(subscription)
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))

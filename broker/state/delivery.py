@@ -135,13 +135,25 @@ class Subscription:
 
     def grant(self, messages: int, size_bytes: int) -> None:
         """The subscriber has room again."""
+        self._restore(messages, size_bytes)
+        self.check_blocking()
+        if self.worker is not None:
+            self.worker.look_for_jobs()
+
+    def refund(self, messages: int, size_bytes: int) -> None:
+        """What was taken of the credit comes to nothing: other lanes may have stopped for want of it.
+
+        It is called while the session's frames are being pulled, when nothing may be offered to the subscription.
+        """
+        self._restore(messages, size_bytes)
+        if self.worker is not None:
+            self.worker.look_for_jobs_later()
+
+    def _restore(self, messages: int, size_bytes: int) -> None:
         self.queue.grant(messages, size_bytes)
         for source in self.sources:
             if not source.attached and (source.message is not None or self.queue.has_waiting(source.lane)):
                 source.attach()
-        self.check_blocking()
-        if self.worker is not None:
-            self.worker.look_for_jobs()
 
     def check_blocking(self) -> None:
         """Lets publishers go on that were held back and need not be any more: all, or those of messages under way."""
@@ -153,12 +165,18 @@ class Subscription:
 
         Args:
             message: the large message that the publisher is sending. While this subscription is sending it on, only its
-                lag counts: what waits behind it can do nothing before it has passed.
+                lag counts: what waits behind it can do nothing before it has passed. While it is sending another one
+                on, what waits can do nothing either; a message that is not among it goes on, or two publishers could
+                wait for each other.
         """
         if self.queue.overflow is not Overflow.BLOCK:
             return False
-        if message is not None and self.sources[message.lane].message is message:
-            return self.sources[message.lane].lag_bytes > BLOCKED_BYTES_MAX
+        if message is not None:
+            source = self.sources[message.lane]
+            if source.message is message:
+                return source.lag_bytes > BLOCKED_BYTES_MAX
+            if any(each.keeps_up for each in self.sources) and not self.queue.holds(message):
+                return False
         return self.queue.over_limit
 
     def watch(self, message: Message) -> bool:
@@ -189,6 +207,11 @@ class Subscription:
         for source in self.sources:
             if source.message is not None:
                 source.give_up()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a large message is being sent, or its end."""
+        return any(source.message is not None for source in self.sources)
 
     def forget(self) -> None:
         """The session is gone: lets go of what was under way, which would otherwise be held to the message's end."""
@@ -295,7 +318,7 @@ class LaneSource:
             if subscription.number:
                 queue.lose(message, message.count)
             message.release()
-            queue.grant(message.count, 0)
+            subscription.refund(message.count, 0)
             message = queue.take(self.lane)
         if queue.dropped != subscription.notice.told:
             subscription.tell_dropped()
@@ -390,7 +413,7 @@ class LaneSource:
             self.subscription.queue.lose(message, 1)
             self.subscription.tell_dropped()
         self.let_go()
-        self.subscription.queue.grant(message.count, len(message.body))
+        self.subscription.refund(message.count, len(message.body))
         body = encode_body(Failure(code, reason))
         return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
 

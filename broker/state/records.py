@@ -17,6 +17,7 @@ class SessionRecord:
         publishers: the topics to which it publishes, by its own numbers.
         streams: its large messages that are arriving, by its own numbers.
         subscriptions: by its own numbers; 0 is its inbox.
+        leaving: subscriptions that have ended in the middle of a large message, of which the end is not sent yet.
         resuming: what a subscription has received that is about to come back: its number, and sequences by topic.
         groups: names of the collective groups in which it is a member or waits to be one.
     """
@@ -26,6 +27,7 @@ class SessionRecord:
         "groups",
         "host",
         "id",
+        "leaving",
         "name",
         "opened_ns",
         "peer",
@@ -48,6 +50,7 @@ class SessionRecord:
         self.publishers: dict[int, Publisher] = {}
         self.streams: dict[int, Publisher] = {}
         self.subscriptions: dict[int, Subscription] = {}
+        self.leaving: list[Subscription] = []
         self.resuming: tuple[int, dict[str, Seen]] = (0, {})
         self.groups: set[str] = set()
         self.announced: dict[tuple[str, str], int] = {}

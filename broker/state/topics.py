@@ -332,13 +332,19 @@ class Router:
             return
         self.route(record, dead_letter(message, record.name, record.ring.next_sequence, job))
 
-    def remove(self, subscription: Subscription) -> None:
-        """Stops routing to a subscription; what waited in a queue group goes to its other members."""
-        if subscription.filter.startswith(INBOX):
-            self._inboxes.pop(subscription.filter, None)
-            self._forget(subscription.filter)
-        else:
-            self._trie.remove(subscription.filter, subscription)
+    def remove(self, *subscriptions: Subscription) -> None:
+        """Stops routing to subscriptions that end together; what waited in a queue group goes to its other members, of
+        which none may be among them."""
+        for subscription in subscriptions:
+            if subscription.filter.startswith(INBOX):
+                self._inboxes.pop(subscription.filter, None)
+                self._forget(subscription.filter)
+            else:
+                self._trie.remove(subscription.filter, subscription)
+        for subscription in subscriptions:
+            self._hand_over(subscription)
+
+    def _hand_over(self, subscription: Subscription) -> None:
         for message in subscription.queue.drain():
             requeues = subscription.queue_group and not message.flags & Flag.TRACKED
             member = self._requeue(message, subscription.queue_group) if requeues else None

@@ -120,6 +120,10 @@ class Worker:
         """It may have room for more."""
         self._works.room(self)
 
+    def look_for_jobs_later(self) -> None:
+        """It may have room for more, and must not be given any at the moment: it is looked at with the next tick."""
+        self._works.returned[self] = None
+
 
 class Crew:
     """The members of a queue group that have the same filter.
@@ -177,6 +181,8 @@ class Works:
         self._clock = clock
         self._bury = bury
         self._unblock = unblock
+        self.returned: dict[Worker, None] = {}
+        """Members whose credit has come back while their sessions were being written to."""
         self._works: dict[WorkQueue, Work] = {}
         self._crews: dict[tuple[str, str], Crew] = {}
 
@@ -314,6 +320,9 @@ class Works:
 
     def tick(self, now_ns: int) -> None:
         """Time passes: leases run out, delays end."""
+        returned, self.returned = self.returned, {}
+        for worker in returned:
+            self.room(worker)
         for work in list(self._works.values()):
             if work.queue.due_ns > now_ns:
                 continue

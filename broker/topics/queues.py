@@ -251,6 +251,10 @@ class Queue:
         message.release()
         return True
 
+    def holds(self, message: Message) -> bool:
+        """Whether a message waits here."""
+        return message in self._lanes[message.lane]
+
     def has_waiting(self, lane: int) -> bool:
         """Whether a lane holds anything."""
         return bool(self._lanes[lane])

@@ -102,6 +102,17 @@ def test_a_large_message_that_is_given_up_in_the_middle_is_aborted() -> None:
     assert drain(core, session)[-1] == Kind.STREAM_ABORT
 
 
+def test_the_end_of_a_message_that_was_given_up_is_not_overtaken_by_the_next_one() -> None:
+    core, session = connected_core()
+    stream = try_publish(core, Outbound.of("a", bytes(4 * CHUNK_BYTES), "bulk"), 0, 0)
+    session.to_send()
+    core.outgoing.give_up(stream, "not wanted")
+    try_publish(core, Outbound.of("a", bytes(CHUNK_BYTES), "control"), 0, 0)
+    kinds = [kind for kind in drain(core, session) if kind != Kind.TOPIC]
+    assert kinds[0] == Kind.PUBLISH
+    assert kinds[-3:] == [Kind.STREAM_ABORT, Kind.PUBLISH, Kind.CHUNK]
+
+
 def test_a_large_message_that_is_given_up_with_its_last_chunk_on_the_link_arrives_unharmed() -> None:
     core, session = connected_core()
     memory = bytearray(b"x" * 20_000)

@@ -54,6 +54,19 @@ def test_a_batch_is_shared_out_message_by_message() -> None:
     assert sorted(one.sequences() + two.sequences()) == [1, 2, 3, 4]
 
 
+def test_what_waits_for_a_session_that_dies_goes_to_members_of_other_sessions_only() -> None:
+    talk = Talk()
+    publisher, dying, heir = talk.peer(), talk.peer(), talk.peer()
+    dying.subscribe("jobs", queue_group="g", queue_messages=1)
+    payloads = [b"%d" % number for number in range(6)]
+    for payload in payloads:
+        publisher.publish("jobs", payload)
+    dying.subscribe("jobs", queue_group="g", queue_messages=40)
+    heir.subscribe("jobs", queue_group="g", queue_messages=40)
+    dying.die()
+    assert dying.payloads() + heir.payloads() == payloads
+
+
 def test_what_waits_for_a_member_that_dies_goes_to_the_others_in_order() -> None:
     talk = Talk()
     publisher, stuck, heir = talk.peer(), talk.peer(), talk.peer()

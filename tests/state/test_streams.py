@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.limits import CHUNK_BYTES, KIB, MIB
-from broker.protocol.bodies import Failure
+from broker.protocol.bodies import Declare, Failure
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
 from tests.state.harness import Peer, Talk
@@ -62,6 +62,20 @@ def test_a_reader_that_dies_in_the_middle_holds_nothing_any_more() -> None:
         publisher.chunk(stream, PART, last=number == 100)
         assert talk.state.held_bytes() <= 4 * CHUNK_BYTES
     assert other.large() == [100 * PART]
+
+
+def test_a_reader_that_unsubscribes_in_the_middle_and_dies_holds_nothing_any_more() -> None:
+    talk = Talk()
+    publisher, reader = talk.peer(), talk.peer()
+    number = reader.subscribe("a", queue_bytes=512 * MIB)
+    stream = publisher.open_stream("a", 2 * CHUNK_BYTES)
+    reader.reading = False
+    publisher.chunk(stream, PART)
+    reader.put(Kind.UNSUBSCRIBE, number=number, target=1)
+    reader.die()
+    publisher.chunk(stream, PART, last=True)
+    talk.state.router.topics["a"].ring.clear()
+    assert talk.state.held_bytes() == 0
 
 
 def test_the_reader_of_a_large_message_gets_it_whole_with_credit_given_chunk_by_chunk() -> None:
@@ -248,6 +262,72 @@ def test_messages_whose_publisher_died_do_not_use_up_the_readers_credit(overflow
         publisher.die()
     survivor.publish("a", b"alive")
     assert reader.payloads()[-1] == b"alive"
+
+
+@pytest.mark.parametrize("given_up", [1, 2])
+def test_the_credit_of_messages_that_were_given_up_goes_to_what_waits_in_another_lane(given_up: int) -> None:
+    talk = Talk()
+    reader, survivor = talk.peer(), talk.peer()
+    reader.subscribe("a", queue_messages=1)
+    publishers = [talk.peer() for _ in range(given_up)]
+    for publisher in publishers:
+        publisher.open_stream("a", 10 * CHUNK_BYTES)
+    survivor.publish("a", b"waits", lane=Lane.BULK)
+    for publisher in reversed(publishers):
+        publisher.die()
+    assert reader.payloads()[-1] == b"waits"
+
+
+def test_the_credit_of_a_message_that_was_given_up_goes_to_a_job_that_waits() -> None:
+    talk = Talk()
+    publisher, member = talk.peer(), talk.peer()
+    publisher.put(Kind.DECLARE, body=Declare("jobs", acknowledge=True), target=1)
+    member.subscribe("+", queue_group="g", queue_messages=1)
+    stream = publisher.open_stream("a", 10 * CHUNK_BYTES)
+    publisher.publish("jobs", b"job")
+    publisher.put(Kind.STREAM_ABORT, stream=stream, body=Failure(Code.PUBLISHER_GONE, "changed my mind"))
+    talk.tick(0.2)
+    assert member.payloads()[-1] == b"job"
+
+
+def both_finish(publishers: list[Peer], streams: list[int], readers: dict[Peer, int], window: int) -> None:
+    """Publishers on the topics `a` and `b` send all of their large messages, whose readers take what is complete."""
+    total, sent = 8 * MIB, [0, 0]
+    while sent != [total, total]:
+        before = sent[:]
+        for position, topic in enumerate("ab"):
+            publisher = publishers[position]
+            sent[position] = send_with_credit(publisher, topic, streams[position], sent[position], total, window)
+        assert sent != before, f"they wait for each other at {sent}"
+        for reader, number in readers.items():
+            if reader.large():
+                reader.credit(number, 1)
+
+
+def test_two_members_of_a_group_that_get_large_messages_do_not_hold_back_each_others_publishers() -> None:
+    window = 1 * MIB
+    talk = Talk(publish_window_bytes=window)
+    publishers, others, members = [talk.peer(), talk.peer()], talk.peer(), [talk.peer(), talk.peer()]
+    wishes = {"queue_group": "g", "queue_messages": 1, "queue_bytes": 512 * MIB}
+    numbers = {member: member.subscribe("#", **wishes) for member in members}
+    streams = [publisher.open_stream(topic, 8 * MIB) for publisher, topic in zip(publishers, "ab", strict=True)]
+    for topic in "ab":
+        others.publish(topic, b"waits behind a large one")
+    both_finish(publishers, streams, numbers, window)
+    assert [len(member.large()) for member in members] == [1, 1]
+
+
+def test_a_subscriber_that_came_too_late_for_a_large_message_does_not_hold_its_publisher_back() -> None:
+    window = 1 * MIB
+    talk = Talk(publish_window_bytes=window)
+    publishers, first, late = [talk.peer(), talk.peer()], talk.peer(), talk.peer()
+    numbers = {first: first.subscribe("#", queue_messages=1, queue_bytes=512 * MIB)}
+    streams = [publishers[0].open_stream("a", 8 * MIB)]
+    numbers[late] = late.subscribe("#", queue_messages=1, queue_bytes=512 * MIB)
+    streams.append(publishers[1].open_stream("b", 8 * MIB))
+    talk.peer().publish("a", b"waits behind a large one")
+    both_finish(publishers, streams, numbers, window)
+    assert [len(reader.large()) for reader in numbers] == [2, 1]
 
 
 def test_a_held_back_publisher_whose_reader_has_died_goes_on() -> None:
