@@ -12,12 +12,13 @@ import click
 
 from bench import cases, contestants, machine
 from bench.case import Case
+from bench.nursery import Nursery
 from bench.report import as_json, print_report
 from bench.runner import Row, run_point
 
 REPEATS = 5
 CASE_NAMES = ",".join(case.name for case in cases.ALL)
-CONTESTANT_NAMES = ",".join(contestant.name for contestant in contestants.ALL)
+SYSTEMS = ",".join(contestant.system for contestant in contestants.ALL)
 TRANSPORTS = "tcp,unix"
 
 
@@ -35,40 +36,57 @@ def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> l
 @click.option("--only", default=CASE_NAMES, callback=_chosen, show_default=True, help="Benchmarks to run.")
 @click.option("--transports", default=TRANSPORTS, callback=_chosen, show_default=True, help="Transports to measure.")
 @click.option(
-    "--contestants", "names", default=CONTESTANT_NAMES, callback=_chosen, show_default=True, help="Systems to measure."
+    "--contestants", "names", default=SYSTEMS, callback=_chosen, show_default=True, help="Systems to measure."
 )
+@click.option("--points", "label", default="", help="Measure only points whose name has this in it, as in `64 MiB`.")
 @click.option("--repeats", type=click.IntRange(1), help=f"Runs of each step; default: {REPEATS}, or 1 with --quick.")
 @click.option("--quick", is_flag=True, help="A run of seconds that shows that everything works, not how fast.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="A file for every repeat's figures."
 )
 def main(
-    only: list[str], transports: list[str], names: list[str], repeats: int | None, quick: bool, json_file: Path | None
+    only: list[str],
+    transports: list[str],
+    names: list[str],
+    label: str,
+    repeats: int | None,
+    quick: bool,
+    json_file: Path | None,
 ) -> None:
     """Measures tensorbus and its peers side by side."""
     # Ended by a signal, the run still ends its processes.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = [case for case in cases.ALL if case.name in only]
-    facts = machine.facts()
-    rows = measure(chosen, transports, names, repeats or (1 if quick else REPEATS), quick=quick)
-    print_report(chosen, rows, facts, contestants.REFERENCE)
+    wanted = [contestant for contestant in contestants.ALL if contestant.system in names]
+    absent = {contestant.name: contestant.missing() for contestant in wanted if contestant.missing()}
+    facts = machine.facts([contestant for contestant in wanted if contestant.name not in absent])
+    with Nursery() as nursery:
+        rows = measure(nursery, chosen, transports, names, repeats or (1 if quick else REPEATS), label, quick=quick)
+    print_report(chosen, rows, facts, absent)
     if json_file is not None:
-        text = json.dumps(as_json(chosen, rows, facts, contestants.REFERENCE), indent=1)
+        text = json.dumps(as_json(chosen, rows, facts, absent), indent=1)
         json_file.write_text(text + "\n", encoding="utf-8")
     if any(row.failures for row in rows):
         sys.exit(1)
 
 
 def measure(
-    chosen: Sequence[Case], transports: Sequence[str], names: Sequence[str], repeats: int, *, quick: bool
+    nursery: Nursery,
+    chosen: Sequence[Case],
+    transports: Sequence[str],
+    names: Sequence[str],
+    repeats: int,
+    label: str = "",
+    *,
+    quick: bool,
 ) -> list[Row]:
-    """Runs all points of the chosen cases."""
+    """Runs all points of the chosen cases with the systems that are installed."""
     rows: list[Row] = []
     for case in chosen:
-        able = [one for one in contestants.ALL if one.name in names and one.name in (case.contestants or names)]
+        able = contestants.taking_part(case.contestants, names)
         for transport in transports:
-            for point in case.points(quick):
-                rows += run_point(case, point, transport, able, repeats, tell)
+            for point in (point for point in case.points(quick) if label in point.label):
+                rows += run_point(case, point, transport, able, repeats, nursery, tell)
     tell("")
     return rows
 

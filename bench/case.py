@@ -17,13 +17,15 @@ class Column:
         figure: the name of the figure.
         title: what stands above it.
         decimals: digits after the point.
-        ratio: whether the ratio to the reference stands beside it.
+        ratio: whether the ratios to the reference and to the best peer stand beside it.
+        more_is_better: of the figure; a peer is the best one by it.
     """
 
     figure: str
     title: str
     decimals: int = 0
     ratio: bool = False
+    more_is_better: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,12 @@ class Point:
     Attributes:
         label: what it is, as in `64 B`.
         measure: runs it once and returns its figures.
+        message_bytes: of its longest messages; who cannot pass them does not take part.
     """
 
     label: str
     measure: Callable[[Team], dict[str, float]]
+    message_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Case:
         columns: of its table.
         points: given whether to be quick, what it measures.
         roles: what its workers do, by name.
-        contestants: who can take part; empty for all.
+        contestants: the names of who can take part; empty for all that are no variants.
     """
 
     name: str

@@ -7,13 +7,17 @@ no state of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from bench.pacing import send_paced
+
 Tensor = npt.NDArray[np.float32]
 Payload = bytes | bytearray | memoryview
+Handler = Callable[[Payload], None]
 
 
 class Publisher(ABC):
@@ -22,6 +26,10 @@ class Publisher(ABC):
     @abstractmethod
     def send(self, payload: bytes) -> None:
         """Publishes one message that leaves at once."""
+
+    def send_paced(self, cycle: Sequence[bytes], count: int, rate_hz: float, delay_s: float) -> list[int]:
+        """Sends messages at a steady rate: bench.pacing.send_paced, in the way that suits the client."""
+        return send_paced(self.send, cycle, count, rate_hz, delay_s)
 
     @abstractmethod
     def send_many(self, payloads: Sequence[bytes]) -> None:
@@ -43,6 +51,11 @@ class Subscriber(ABC):
     def receive(self) -> Payload:
         """Waits for the next message; the payload is valid until the next call."""
 
+    def each(self, take: Callable[[Payload], bool]) -> None:
+        """Calls a function with each message until it returns True; the payload is valid until it returns."""
+        while not take(self.receive()):
+            pass
+
     @abstractmethod
     def receive_many(self) -> Iterator[Payload]:
         """Yields message after message, without end, in the fastest way that an application has."""
@@ -50,6 +63,22 @@ class Subscriber(ABC):
     @abstractmethod
     def receive_tensor(self) -> Tensor:
         """Waits for the next array; it is valid until the next call."""
+
+
+class WorkQueue(ABC):
+    """One connection's end of a queue whose messages are done at least once."""
+
+    @abstractmethod
+    def put_many(self, payloads: Sequence[bytes]) -> None:
+        """Puts each payload in as a job of its own; when this returns, the broker has them."""
+
+    @abstractmethod
+    def take(self, timeout_s: float) -> Payload | None:
+        """The next job, to be acknowledged before the next call; None when there is none in time."""
+
+    @abstractmethod
+    def acknowledge(self) -> None:
+        """The job that was taken is done. The broker hears of it when the next jobs are fetched, or before."""
 
 
 class Bus(ABC):
@@ -69,6 +98,18 @@ class Bus(ABC):
         """A subscriber that the broker knows of when this returns; all messages of the topic have this size."""
 
     @abstractmethod
+    def handle(self, topic: str, size_bytes: int, function: Handler) -> None:
+        """Calls a function with each message of a topic, on the client's own thread, from when this returns.
+
+        It is for a bus that was connected with `threads=True`, and is called once, after all its `subscriber`s were
+        made. What waits for a reader that is too slow is bounded, and dropped, as the contestant's name says.
+        """
+
+    def work_queue(self, name: str) -> WorkQueue:
+        """An end of a work queue, which exists when this returns; for contestants that have them."""
+        raise NotImplementedError
+
+    @abstractmethod
     def close(self) -> None:
         """Ends the connection after all that was published has left."""
 
@@ -77,23 +118,47 @@ class Contestant(ABC):
     """A messaging system.
 
     Attributes:
-        name: what it is called in tables and on the command line.
+        name: what it is called in tables and on the command line. What follows a slash is a variant of the system.
         transports: which it can use, of `tcp` and `unix`.
+        is_peer: whether it is what somebody would use instead of tensorbus.
+        message_bytes_max: the longest message that it passes; None for any.
     """
 
     name: str
     transports: tuple[str, ...] = ("tcp", "unix")
+    is_peer: bool = False
+    message_bytes_max: int | None = None
+
+    @property
+    def system(self) -> str:
+        """The name without the variant."""
+        return self.name.partition("/")[0]
+
+    def missing(self) -> str:
+        """What has to be installed before it can take part, and how; empty when nothing."""
+        return ""
+
+    def versions(self) -> dict[str, str]:
+        """The versions of its broker and its client, by name."""
+        return {}
 
     @abstractmethod
-    def broker_command(self, address: str) -> list[str]:
+    def broker_command(self, address: str, directory: Path) -> list[str]:
         """The command line of its broker.
 
         The process prints `listening on ADDRESS` on its standard output once it accepts connections.
 
         Args:
             address: `tcp://127.0.0.1:0`, where the broker is to choose the port, or `unix:///path`.
+            directory: for its files; it exists, is empty, and is removed afterwards.
         """
 
     @abstractmethod
-    def connect(self, address: str) -> Bus:
-        """Connects to the broker at the address that it has printed."""
+    def connect(self, address: str, *, threads: bool = False) -> Bus:
+        """Connects to the broker at the address that it has printed.
+
+        Args:
+            address: as printed.
+            threads: several threads will use the bus, or `handle` is to be called. Without it, a bus belongs to one
+                thread, and waits for messages in the way that makes that thread fastest.
+        """

@@ -1,17 +1,50 @@
-"""All contestants, in the order of the tables. The first is the reference of the ratios."""
+"""All contestants, in the order of the tables. The first is the reference, the floor under the figures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from bench.contestant import Contestant
+from bench.peers.mosquitto import Mosquitto
+from bench.peers.nats import Nats
+from bench.peers.redis import Redis
+from bench.peers.zeromq import Zeromq
 from bench.relay import Relay
-from bench.tensorbus import Tensorbus
+from bench.tensorbus import QUEUE_BYTES, Tensorbus
 
-ALL: Final[tuple[Contestant, ...]] = (Relay(), Tensorbus())
+ALL: Final[tuple[Contestant, ...]] = (Relay(), Tensorbus(), Zeromq(), Nats(), Redis(), Mosquitto())
 REFERENCE: Final = ALL[0].name
+
+BOUNDED_MESSAGE_BYTES: Final = 4096
+"""Of the benchmark in which the bounded variants take part, as some systems bound messages and others bytes."""
+BOUNDED_MESSAGES: Final = QUEUE_BYTES // BOUNDED_MESSAGE_BYTES
+BOUNDED: Final[tuple[Contestant, ...]] = (
+    Tensorbus("drop_oldest"),
+    Tensorbus("drop_newest"),
+    Tensorbus("latest"),
+    Zeromq(BOUNDED_MESSAGES),
+    Nats(QUEUE_BYTES),
+    Redis(QUEUE_BYTES),
+    Mosquitto(BOUNDED_MESSAGES),
+)
+"""Variants that hold about the same for a subscriber that does not read."""
+BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:-2], Nats(pieces=True), *ALL[-2:])
+"""Everybody, and NATS in both ways to pass long messages on."""
+EVERY: Final = {contestant.name: contestant for contestant in (*ALL, *BOUNDED, *BESIDE_BULK)}
+
+
+def taking_part(able: Sequence[str], systems: Sequence[str]) -> list[Contestant]:
+    """The contestants of a benchmark that are installed.
+
+    Args:
+        able: who can take part in it; empty for all that are no variants.
+        systems: which systems are to be measured.
+    """
+    possible = [EVERY[name] for name in able] if able else ALL
+    return [one for one in possible if one.system in systems and not one.missing()]
 
 
 def by_name(name: str) -> Contestant:
     """The contestant of a name."""
-    return next(contestant for contestant in ALL if contestant.name == name)
+    return EVERY[name]

@@ -6,10 +6,13 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Final
+
+from bench.contestant import Contestant
 
 Facts = dict[str, str | int | float]
 
@@ -18,8 +21,8 @@ IDLE_COLUMNS: Final = (3, 4)
 """idle and iowait in the first line of /proc/stat (proc_stat(5))."""
 
 
-def facts() -> Facts:
-    """The machine and the versions."""
+def facts(contestants: Sequence[Contestant] = ()) -> Facts:
+    """The machine and the versions, those of the contestants' servers and clients included."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": len(os.sched_getaffinity(0)),
@@ -28,6 +31,7 @@ def facts() -> Facts:
         "python": platform.python_version(),
         "numpy": metadata.version("numpy"),
         "uvloop": metadata.version("uvloop"),
+        **{name: version for contestant in contestants for name, version in contestant.versions().items()},
     }
 
 
@@ -55,13 +59,20 @@ def own_s() -> float:
 
 
 class Neighbours:
-    """How much of the processors others have used since this was made; beside much of that, figures mean little."""
+    """How much of the processors others have used since this was made; beside much of that, figures mean little.
 
-    def __init__(self) -> None:
+    Args:
+        workers_s: processor time of the workers that have ended, which are no children of this process.
+    """
+
+    def __init__(self, workers_s: Callable[[], float]) -> None:
+        self._workers_s = workers_s
         self._began = time.monotonic()
-        self._others_s = busy_s(STAT.read_text(encoding="utf-8")) - own_s()
+        self._others_s = self._now_s()
+
+    def _now_s(self) -> float:
+        return busy_s(STAT.read_text(encoding="utf-8")) - own_s() - self._workers_s()
 
     def cores(self) -> float:
         """Cores that others have kept busy, on average."""
-        others_s = busy_s(STAT.read_text(encoding="utf-8")) - own_s() - self._others_s
-        return max(0.0, others_s / (time.monotonic() - self._began))
+        return max(0.0, (self._now_s() - self._others_s) / (time.monotonic() - self._began))

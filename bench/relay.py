@@ -15,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from bench.contestant import Bus, Contestant, Payload, Publisher, Subscriber, Tensor
+from bench.contestant import Bus, Contestant, Handler, Payload, Publisher, Subscriber, Tensor
 
 SOCKET_BUFFER_BYTES = 1 << 20
 """Of Unix sockets, whose default makes writer and reader take turns; TCP's grow by themselves."""
@@ -230,6 +232,15 @@ class RelayBus(Bus):
     def subscriber(self, topic: str, size_bytes: int) -> Subscriber:
         return RelaySubscriber(self._dial(b"S", topic), size_bytes)
 
+    def handle(self, topic: str, size_bytes: int, function: Handler) -> None:
+        subscriber = RelaySubscriber(self._dial(b"S", topic), size_bytes)
+
+        def read() -> None:
+            while True:
+                function(subscriber.receive())
+
+        threading.Thread(target=read, daemon=True).start()
+
     def close(self) -> None:
         for sock in self._sockets:
             sock.close()
@@ -240,10 +251,10 @@ class Relay(Contestant):
 
     name = "relay"
 
-    def broker_command(self, address: str) -> list[str]:
+    def broker_command(self, address: str, directory: Path) -> list[str]:
         return [sys.executable, "-m", "bench.relay", address]
 
-    def connect(self, address: str) -> Bus:
+    def connect(self, address: str, *, threads: bool = False) -> Bus:
         return RelayBus(address)
 
 

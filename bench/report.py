@@ -2,82 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from bench import contestants
 from bench.case import Case, Column
 from bench.machine import Facts
 from bench.runner import OTHERS, Row
 from bench.summary import medians, ratio
 
-WIDTH = 160
+WIDTH = 180
 """Columns of a table that goes to a file."""
+REFERENCE = contestants.REFERENCE
 
 
-def ratio_of(row: Row, figure: str, rows: Sequence[Row], reference: str) -> float | None:
-    """A row's ratio to the reference's row of the same point."""
-    if row.contestant == reference:
+def middle(row: Row) -> dict[str, float]:
+    """The medians of a row's figures; empty when no repeat succeeded."""
+    good = [figures for figures in row.repeats if figures is not None]
+    return medians(good) if good else {}
+
+
+def beside(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """The other contestants' rows of the same point."""
+    point = (row.case, row.transport, row.point)
+    return [other for other in rows if other is not row and (other.case, other.transport, other.point) == point]
+
+
+def best_peer(row: Row, column: Column, rows: Sequence[Row]) -> Row | None:
+    """The row of the peer that is the best at a row's point, by one figure, other than the row's own."""
+    peers = [other for other in beside(row, rows) if contestants.by_name(other.contestant).is_peer]
+    found = [(figures[column.figure], other) for other in peers if (figures := middle(other))]
+    if not found:
         return None
-    for other in rows:
-        if (other.transport, other.point, other.contestant) == (row.transport, row.point, reference):
-            return ratio(figure, row.repeats, other.repeats)
-    return None
+    return (max if column.more_is_better else min)(found, key=lambda pair: pair[0])[1]
 
 
-def table(case: Case, rows: Sequence[Row], reference: str) -> Table:
-    """The table of one case: medians over the repeats, and ratios to the reference."""
+def ratios_of(row: Row, column: Column, rows: Sequence[Row]) -> tuple[float | None, float | None]:
+    """A figure's ratios to the reference, and, unless the row is the reference's, to the best peer but itself."""
+    if row.contestant == REFERENCE:
+        return None, None
+    reference = next((other for other in beside(row, rows) if other.contestant == REFERENCE), None)
+    peer = best_peer(row, column, rows)
+    to_reference, to_peer = (
+        None if other is None else ratio(column.figure, row.repeats, other.repeats) for other in (reference, peer)
+    )
+    return to_reference, to_peer
+
+
+def table(case: Case, rows: Sequence[Row]) -> Table:
+    """The table of one case: medians over the repeats, and ratios to the reference and to the best peer."""
     result = Table(title=case.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for title in ("transport", "what", "contestant"):
         result.add_column(title, no_wrap=True)
     for column in (*case.columns, OTHERS):
         result.add_column(column.title, justify="right")
         if column.ratio:
-            result.add_column(f"/{reference}", justify="right")
+            result.add_column(f"/{REFERENCE}", justify="right")
+            result.add_column("/best peer", justify="right")
     result.add_column("repeats", justify="right")
     before = ("", "")
     for row in rows:
         point = (row.transport, row.point)
         labels = point if point != before else ("", "")
-        result.add_row(*labels, row.contestant, *cells((*case.columns, OTHERS), row, rows, reference))
+        result.add_row(*labels, row.contestant, *cells((*case.columns, OTHERS), row, rows))
         before = point
     return result
 
 
-def cells(columns: Sequence[Column], row: Row, rows: Sequence[Row], reference: str) -> list[str]:
+def cells(columns: Sequence[Column], row: Row, rows: Sequence[Row]) -> list[str]:
     """The figures of a row, in text."""
-    good = [figures for figures in row.repeats if figures is not None]
-    middle = medians(good) if good else {}
+    if row.note:
+        return [row.note]
+    figures = middle(row)
     texts = []
     for column in columns:
-        texts.append(f"{middle[column.figure]:,.{column.decimals}f}" if middle else "failed")
+        texts.append(f"{figures[column.figure]:,.{column.decimals}f}" if figures else "failed")
         if column.ratio:
-            value = ratio_of(row, column.figure, rows, reference)
-            texts.append("" if value is None else f"{value:.2f}")
-    return [*texts, f"{len(good)}/{len(row.repeats)}"]
+            texts += ["" if value is None else f"{value:.2f}" for value in ratios_of(row, column, rows)]
+    good = sum(figures is not None for figures in row.repeats)
+    return [*texts, f"{good}/{len(row.repeats)}"]
 
 
-def print_report(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, reference: str) -> None:
-    """Prints the machine's facts, a table per case, and what failed."""
+def print_report(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absent: Mapping[str, str]) -> None:
+    """Prints the machine's facts, a table per case, what failed, and what is not installed."""
     console = Console() if Console().is_terminal else Console(width=WIDTH)
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()), highlight=False)
     for case in cases:
         found = [row for row in rows if row.case == case.name]
         if found:
-            console.print(table(case, found, reference))
+            console.print(table(case, found))
     for row in rows:
         for failure in row.failures:
-            console.print(f"failed: {row.case} {row.transport} {row.point}: {failure}", style="red", markup=False)
+            text = f"failed: {row.case} {row.transport} {row.point}: {failure}"
+            console.print(text, style="red", markup=False)
+    for name, how in absent.items():
+        console.print(f"not measured: {name} is not installed: {how}", markup=False)
 
 
-def as_json(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, reference: str) -> dict[str, object]:
-    """The same for programs: every repeat, the medians and the ratios."""
-    ratios = {case.name: [column.figure for column in case.columns if column.ratio] for case in cases}
+def as_json(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absent: Mapping[str, str]) -> dict[str, object]:
+    """The same for programs: every repeat, the medians, and the ratios to every other contestant."""
+    columns = {case.name: [column.figure for column in case.columns if column.ratio] for case in cases}
     return {
         "machine": facts,
-        "reference": reference,
+        "reference": REFERENCE,
+        "not_installed": dict(absent),
         "rows": [
             {
                 "case": row.case,
@@ -85,9 +116,17 @@ def as_json(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, reference:
                 "point": row.point,
                 "contestant": row.contestant,
                 "repeats": row.repeats,
-                "medians": medians(good) if (good := [one for one in row.repeats if one is not None]) else None,
-                "ratios": {figure: ratio_of(row, figure, rows, reference) for figure in ratios[row.case]},
+                "medians": middle(row) or None,
+                "ratios": {
+                    figure: {
+                        other.contestant: ratio(figure, row.repeats, other.repeats)
+                        for other in beside(row, rows)
+                        if not other.note
+                    }
+                    for figure in ([] if row.note else columns[row.case])
+                },
                 "failures": row.failures,
+                "note": row.note,
             }
             for row in rows
         ],

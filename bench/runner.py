@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.case import Case, Column, Point
+from bench.case import Case, Column, Point, size_text
+from bench.children import StepFailed
 from bench.contestant import Contestant
 from bench.machine import Neighbours
-from bench.processes import StepFailed, Team
+from bench.nursery import Nursery
+from bench.processes import Team
 from bench.summary import Figures
 
 OTHERS: Final = Column("others_cores", "others' cores", 2)
@@ -27,6 +29,7 @@ class Row:
         contestant: the system's name.
         repeats: its figures, by repeat; None where the step failed.
         failures: why, for each step that failed.
+        note: why it was not measured, if it could not be.
     """
 
     case: str
@@ -35,6 +38,14 @@ class Row:
     contestant: str
     repeats: list[Figures | None]
     failures: list[str]
+    note: str = ""
+
+
+def too_long(point: Point, contestant: Contestant) -> str:
+    """Why a point's messages do not pass a system, as in `max 64 MB`; empty when they do."""
+    if contestant.message_bytes_max is None or point.message_bytes <= contestant.message_bytes_max:
+        return ""
+    return f"max {size_text(contestant.message_bytes_max)}"
 
 
 def run_point(
@@ -43,6 +54,7 @@ def run_point(
     transport: str,
     contestants: Sequence[Contestant],
     repeats: int,
+    nursery: Nursery,
     tell: Callable[[str], None],
 ) -> list[Row]:
     """Measures one point: in each repeat every contestant once, with the order turned around from repeat to repeat.
@@ -50,14 +62,15 @@ def run_point(
     A step that fails does not end the run; its repeat stays empty.
     """
     able = [contestant for contestant in contestants if transport in contestant.transports]
-    rows = {one.name: Row(case.name, transport, point.label, one.name, [], []) for one in able}
+    rows = {one.name: Row(case.name, transport, point.label, one.name, [], [], too_long(point, one)) for one in able}
+    able = [contestant for contestant in able if not rows[contestant.name].note]
     for repeat in range(repeats):
         for contestant in able if repeat % 2 == 0 else reversed(able):
             tell(f"{case.name} {transport} {point.label}: {contestant.name}, repeat {repeat + 1} of {repeats}")
             row = rows[contestant.name]
-            neighbours = Neighbours()
+            neighbours = Neighbours(nursery.processor_s)
             try:
-                with Team(contestant, transport) as team:
+                with Team(nursery, contestant, transport) as team:
                     figures = point.measure(team)
             except StepFailed as failure:
                 row.repeats.append(None)

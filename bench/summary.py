@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 Figures = Mapping[str, float]
 """What one run of one step has measured, by name; the unit is the end of the name."""
 
-PERCENTILES = (50.0, 90.0, 99.0)
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

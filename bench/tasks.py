@@ -23,6 +23,8 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         duration_s: how long a sender without a count sends, or waits before it begins.
         rank: of a collective's member.
         world_size: members of a collective.
+        subscribers: in one process.
+        threads: whether several threads are to use the worker's bus; see Contestant.connect.
     """
 
     role: str
@@ -35,6 +37,8 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     duration_s: float = 0.0
     rank: int = 0
     world_size: int = 0
+    subscribers: int = 0
+    threads: bool = False
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -45,12 +49,16 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
         elapsed_s: from the first measured message to the last.
         times_ns: times on CLOCK_MONOTONIC, of each message or operation.
         stream_times_ns: the same of a stream beside them.
+        counts: messages by time, the keys in units that the role says.
+        numbers: of the messages that it got.
     """
 
     count: int = 0
     elapsed_s: float = 0.0
     times_ns: tuple[int, ...] = ()
     stream_times_ns: tuple[int, ...] = ()
+    counts: dict[int, int] = {}
+    numbers: tuple[int, ...] = ()
 
 
 Part = Generator[None, None, Result]

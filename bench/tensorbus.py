@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 import clients
-from bench.contestant import Bus, Contestant, Payload, Publisher, Subscriber, Tensor
+from bench.contestant import Bus, Contestant, Handler, Payload, Publisher, Subscriber, Tensor, WorkQueue
+
+QUEUE_BYTES: Final = 4 << 20
+"""What a variant that drops holds for a subscription of `handle`."""
+JOBS_AHEAD: Final = 64
+"""Jobs that a worker has at once: some on their way while it works on one."""
+GROUP: Final = "workers"
 
 
 class TensorbusPublisher(Publisher):
@@ -55,6 +63,38 @@ class TensorbusSubscriber(Subscriber):
         return value
 
 
+class TensorbusWorkQueue(WorkQueue):
+    """A queue group of a topic with acknowledgement."""
+
+    def __init__(self, client: clients.Client, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._subscription: clients.Subscription | None = None
+        self._job: clients.Message | None = None
+        client.declare(name, acknowledge=True)
+
+    def put_many(self, payloads: Sequence[bytes]) -> None:
+        publish, name = self._client.publish, self._name
+        for payload in payloads:
+            publish(name, payload)
+        self._client.flush(timeout_s=30.0)
+
+    def take(self, timeout_s: float) -> Payload | None:
+        if self._subscription is None:
+            self._subscription = self._client.subscribe(self._name, queue_group=GROUP, queue_messages=JOBS_AHEAD)
+        try:
+            self._job = self._subscription.next(timeout_s=timeout_s)
+        except clients.TimeoutError:
+            return None
+        value = self._job.value
+        assert isinstance(value, bytes)
+        return value
+
+    def acknowledge(self) -> None:
+        assert self._job is not None
+        self._job.ack()
+
+
 class TensorbusBus(Bus):
     """One synchronous client.
 
@@ -62,7 +102,8 @@ class TensorbusBus(Bus):
         client: for what only tensorbus has.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, overflow: str) -> None:
+        self._overflow = overflow
         # A benchmark whose broker is gone is to end, not to wait for it.
         self.client = clients.connect(address, reconnect_timeout_s=0.0)
 
@@ -72,17 +113,31 @@ class TensorbusBus(Bus):
     def subscriber(self, topic: str, size_bytes: int) -> Subscriber:
         return TensorbusSubscriber(self.client.subscribe(topic))
 
+    def handle(self, topic: str, size_bytes: int, function: Handler) -> None:
+        def handler(message: clients.Message) -> None:
+            function(message.value)  # type: ignore[arg-type]
+
+        if self._overflow:
+            self.client.subscribe(topic, overflow=self._overflow, queue_bytes=QUEUE_BYTES, handler=handler)
+        else:
+            self.client.subscribe(topic, handler=handler)
+
+    def work_queue(self, name: str) -> WorkQueue:
+        return TensorbusWorkQueue(self.client, name)
+
     def close(self) -> None:
         self.client.close(timeout_s=30.0)
 
 
 class Tensorbus(Contestant):
-    """tensorbus itself."""
+    """tensorbus itself; a variant has an overflow policy for the subscriptions of `handle`."""
 
-    name = "tensorbus"
+    def __init__(self, overflow: str = "") -> None:
+        self.name = f"tensorbus/{overflow}" if overflow else "tensorbus"
+        self._overflow = overflow
 
-    def broker_command(self, address: str) -> list[str]:
+    def broker_command(self, address: str, directory: Path) -> list[str]:
         return [sys.executable, "-m", "broker", "serve", "--listen", address, "--admin", "off"]
 
-    def connect(self, address: str) -> TensorbusBus:
-        return TensorbusBus(address)
+    def connect(self, address: str, *, threads: bool = False) -> TensorbusBus:
+        return TensorbusBus(address, self._overflow)

@@ -1,7 +1,4 @@
-"""One process of a benchmark: `python -m bench.worker TASK`, where TASK is a Task in JSON.
-
-See bench.processes for the words that it exchanges with its parent.
-"""
+"""One worker of a step; see bench.processes for the words that it exchanges with its parent."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from bench.tasks import Task
 
 def main(task: Task) -> None:
     """Does one part and prints its result."""
-    bus = contestants.by_name(task.contestant).connect(task.address)
+    bus = contestants.by_name(task.contestant).connect(task.address, threads=task.threads)
     part = ROLES[task.role](bus, task)
     next(part)
     print("ready", flush=True)
@@ -26,7 +23,3 @@ def main(task: Task) -> None:
     except StopIteration as done:
         print(msgspec.json.encode(done.value).decode(), flush=True)
     bus.close()
-
-
-if __name__ == "__main__":
-    main(msgspec.json.decode(sys.argv[1], type=Task))

@@ -71,7 +71,7 @@ def points(quick: bool) -> list[Point]:
             partial(measure, size_bytes=size_bytes, world_size=world_size, count=5 if quick else count),
         )
         for world_size in WORLD_SIZES[: 1 if quick else None]
-        for size_bytes, count in SIZES_AND_COUNTS[: 2 if quick else None]
+        for size_bytes, count in SIZES_AND_COUNTS[: 1 if quick else None]
     ]
 
 

@@ -7,14 +7,13 @@ from functools import partial
 
 from bench import payloads
 from bench.case import Case, Column, Point, size_text
-from bench.contestant import Bus
-from bench.pacing import send_paced
+from bench.contestant import Bus, Payload
 from bench.processes import Team
 from bench.summary import percentiles
 from bench.tasks import Part, Result, Task
 
 TOPIC = "bench/latency"
-SIZES_RATES_COUNTS = ((64, 2000.0, 4000), (64 << 10, 1000.0, 2000), (1 << 20, 100.0, 300))
+SIZES_RATES_COUNTS = ((64, 1000.0, 4000), (64 << 10, 500.0, 2000), (1 << 20, 100.0, 500))
 """No rate is near what any contestant can do, or the time in its queue would be all that is measured."""
 WARM_UP_S = 0.5
 DELAY_S = 0.05
@@ -25,7 +24,7 @@ def publish(bus: Bus, task: Task) -> Part:
     cycle = payloads.cycle(task.size_bytes)
     publisher = bus.publisher(TOPIC)
     yield
-    times_ns = send_paced(publisher.send, cycle, task.warm_up + task.count, task.rate_hz, DELAY_S)
+    times_ns = publisher.send_paced(cycle, task.warm_up + task.count, task.rate_hz, DELAY_S)
     publisher.flush()
     return Result(times_ns=tuple(times_ns))
 
@@ -34,12 +33,17 @@ def receive(bus: Bus, task: Task) -> Part:
     """The times are when each message was there."""
     cycle = payloads.cycle(task.size_bytes)
     subscriber = bus.subscriber(TOPIC, task.size_bytes)
-    clock, times_ns = time.monotonic_ns, []
-    yield
-    for index in range(task.warm_up + task.count):
-        payload = subscriber.receive()
+    clock, length, total = time.monotonic_ns, len(cycle), task.warm_up + task.count
+    times_ns: list[int] = []
+
+    def take(payload: Payload) -> bool:
         times_ns.append(clock())
-        payloads.check(payload, cycle[index % len(cycle)], index)
+        index = len(times_ns) - 1
+        payloads.check(payload, cycle[index % length], index)
+        return index + 1 == total
+
+    yield
+    subscriber.each(take)
     return Result(times_ns=tuple(times_ns))
 
 
@@ -68,6 +72,7 @@ def points(quick: bool) -> list[Point]:
                 count=100 if quick else count,
                 warm_up=10 if quick else int(rate_hz * WARM_UP_S),
             ),
+            size_bytes,
         )
         for size_bytes, rate_hz, count in SIZES_RATES_COUNTS[: 1 if quick else None]
     ]
@@ -80,6 +85,7 @@ CASE = Case(
         Column("p50_us", "p50", 1, ratio=True),
         Column("p90_us", "p90", 1),
         Column("p99_us", "p99", 1, ratio=True),
+        Column("p99.9_us", "p99.9", 1),
         Column("max_us", "max", 1),
         Column("count", "messages"),
     ),

@@ -64,6 +64,7 @@ def points(quick: bool) -> list[Point]:
                 count=total_bytes // size_bytes,
                 warm_up=warm_up_bytes // size_bytes,
             ),
+            size_bytes,
         )
         for size_bytes in SIZES_BYTES[: 1 if quick else None]
     ]
@@ -73,7 +74,7 @@ CASE = Case(
     name="tensors",
     title="float32 arrays, summed by the reader",
     columns=(
-        Column("gb_per_s", "GB/s", 2, ratio=True),
+        Column("gb_per_s", "GB/s", 2, ratio=True, more_is_better=True),
         Column("ms_per_array", "ms each", 2),
         Column("count", "arrays"),
     ),

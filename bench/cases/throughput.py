@@ -7,8 +7,9 @@ from functools import partial
 
 from bench import payloads
 from bench.case import Case, Column, Point, size_text
+from bench.children import StepFailed
 from bench.contestant import Bus
-from bench.processes import StepFailed, Team
+from bench.processes import Team
 from bench.tasks import Part, Result, Task
 
 TOPIC = "bench/throughput"
@@ -78,7 +79,7 @@ CASE = Case(
     name="throughput",
     title="Messages received, thousands per second over all subscribers",
     columns=(
-        Column("thousand_per_s", "thousand/s", 1, ratio=True),
+        Column("thousand_per_s", "thousand/s", 1, ratio=True, more_is_better=True),
         Column("mb_per_s", "MB/s", 1),
         Column("count", "messages"),
     ),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench.case import Case, Column, Point
+from bench.children import Child, StepFailed, program
 from bench.contestant import Bus, Contestant
+from bench.nursery import Nursery
 from bench.pacing import send_paced
-from bench.processes import Child, StepFailed, Team
+from bench.processes import Team
 from bench.relay import Relay
 from bench.runner import run_point
 from bench.tasks import Task
@@ -22,10 +25,10 @@ class Broken(Contestant):
     name = "broken"
     transports = ("unix",)
 
-    def broker_command(self, address: str) -> list[str]:
+    def broker_command(self, address: str, directory: Path) -> list[str]:
         return [sys.executable, "-c", "raise SystemExit('no licence')"]
 
-    def connect(self, address: str) -> Bus:
+    def connect(self, address: str, *, threads: bool = False) -> Bus:
         raise AssertionError("there is no broker to connect to")
 
 
@@ -38,7 +41,7 @@ def exists(process_id: int) -> bool:
 
 
 def python(source: str, limit_s: float = 30.0) -> Child:
-    return Child("worker", [sys.executable, "-c", source], limit_s)
+    return Child("worker", program([sys.executable, "-c", source], limit_s))
 
 
 def test_a_process_that_hangs_is_ended_by_its_limit() -> None:
@@ -64,26 +67,26 @@ def test_speaking_to_a_process_that_has_ended_fails() -> None:
     child.end()
 
 
-def test_leaving_a_team_ends_all_its_processes() -> None:
-    with Team(Relay(), "unix") as team, pytest.raises(StepFailed, match="no such role"):
+def test_leaving_a_team_ends_all_its_processes(nursery: Nursery) -> None:
+    with Team(nursery, Relay(), "unix") as team, pytest.raises(StepFailed, match="no such role"):
         team.run([Task("latency.receive", size_bytes=64, count=1), Task("no such role")])
     assert len(team.children) == 3
     assert not any(exists(child.process_id) for child in team.children)
 
 
-def test_a_step_that_fails_leaves_its_repeat_empty_and_the_others_go_on() -> None:
+def test_a_step_that_fails_leaves_its_repeat_empty_and_the_others_go_on(nursery: Nursery) -> None:
     case = Case("case", "Case", (Column("one", "one"),), lambda quick: [], {})
     point = Point("point", lambda team: {"one": 1.0})
-    broken, relay = run_point(case, point, "unix", [Broken(), Relay()], 2, lambda step: None)
+    broken, relay = run_point(case, point, "unix", [Broken(), Relay()], 2, nursery, lambda step: None)
     assert broken.repeats == [None, None]
     assert "no licence" in broken.failures[0]
     assert [figures["one"] for figures in relay.repeats if figures] == [1.0, 1.0]
     assert relay.failures == []
 
 
-def test_a_contestant_is_not_asked_for_a_transport_that_it_does_not_have() -> None:
+def test_a_contestant_is_not_asked_for_a_transport_that_it_does_not_have(nursery: Nursery) -> None:
     case = Case("case", "Case", (), lambda quick: [], {})
-    assert run_point(case, Point("point", lambda team: {}), "tcp", [Broken()], 1, lambda step: None) == []
+    assert run_point(case, Point("point", lambda team: {}), "tcp", [Broken()], 1, nursery, lambda step: None) == []
 
 
 def test_every_paced_message_counts_from_its_due_time_when_the_sender_is_late() -> None:

@@ -35,7 +35,7 @@ def test_a_percentile_is_the_smallest_sample_that_so_many_do_not_exceed(values: 
 
 def test_figures_are_named_by_unit_and_scaled_to_it() -> None:
     figures = percentiles([3000, 1000, 2000], "us", 1e-3)
-    assert figures == {"p50_us": 2.0, "p90_us": 3.0, "p99_us": 3.0, "max_us": 3.0, "count": 3}
+    assert figures == {"p50_us": 2.0, "p90_us": 3.0, "p99_us": 3.0, "p99.9_us": 3.0, "max_us": 3.0, "count": 3}
 
 
 def test_medians_are_taken_figure_by_figure() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from broker.limits import CHUNK_BYTES, LEASE_S, WORK_GROUPS_MAX, WORK_MESSAGES_MAX
+from broker.limits import CHUNK_BYTES, LEASE_S, PUBLISH_WINDOW_BYTES, WORK_GROUPS_MAX, WORK_MESSAGES_MAX
 from broker.protocol.bodies import Settle, Subscribe, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
@@ -107,7 +107,7 @@ def test_a_publisher_that_is_held_back_in_a_large_message_can_go_on_when_jobs_ar
     publisher.publish("jobs", b"x")
     next(iter(topic_of(talk, "jobs").works.values())).queue.messages_max = 1
     stream = publisher.open_stream("jobs", 64 * CHUNK_BYTES)
-    for _ in range(40):
+    for _ in range(PUBLISH_WINDOW_BYTES // CHUNK_BYTES):
         publisher.chunk(stream, bytes(CHUNK_BYTES))
     assert publisher.topic_credit("jobs") == (0, 0)
     worker.credit(number, 1, 1)
