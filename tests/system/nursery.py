@@ -27,8 +27,8 @@ LARGE_NUMBERS = 1 << 20
 """Elements of a large message: 8 MiB of int64, in 32 chunks."""
 PIECE_BYTES = 128 << 10
 """What moves at once of a large message, at least; a small message or a batch is shorter."""
-PIECES_MAX = 16
-"""After so many pieces, of which the longest has 256 KiB, much of the first large message is still to come."""
+PIECES_MAX = 48
+"""A large message has at least 32 pieces: some clients die in their first one, others in the second."""
 SMALL_MESSAGES = 20
 PIECE = b"."
 
