@@ -23,12 +23,15 @@ from broker.buffers import Buffer
 from broker.transport.sockets import SocketConnection
 
 TOPIC = "parts"
-LARGE_NUMBERS = 1 << 20
-"""Elements of a large message: 8 MiB of int64, in 32 chunks."""
+LARGE_NUMBERS = 1 << 19
+"""Elements of a large message: 4 MiB of int64, in 16 chunks."""
 PIECE_BYTES = 128 << 10
 """What moves at once of a large message, at least; a small message or a batch is shorter."""
-PIECES_MAX = 48
-"""A large message has at least 32 pieces: some clients die in their first one, others in the second."""
+PIECES_MAX = 12
+"""A large message has at least 16 pieces, so a client dies in the middle of one."""
+PIECES_BEFORE = 24
+"""Some clients have sent or received a whole one before."""
+BEFORE_SHARE = 0.1
 SMALL_MESSAGES = 20
 PIECE = b"."
 
@@ -108,7 +111,8 @@ def main(url: str, role: str, kills: str, seed: str) -> None:
     generator = random.Random(int(seed))
     for number in range(int(kills)):
         child, pipe = give_birth(role, url, f"{role}-{seed}-{number}")
-        wait_for_pieces(pipe, generator.randint(1, PIECES_MAX))
+        before = PIECES_BEFORE if generator.random() < BEFORE_SHARE else 0
+        wait_for_pieces(pipe, before + generator.randint(1, PIECES_MAX))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(pipe)

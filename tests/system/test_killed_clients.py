@@ -140,13 +140,14 @@ def test_no_subscriber_ever_sees_a_part_of_a_message_whose_publisher_was_killed(
         kill_many(daemon, "publish", 60, seed=1)
         wait_for_sessions(daemon, first, 2)
         settled_descriptors = descriptors(daemon, first)
-        kills, broken = 60, 0
-        while broken < BROKEN_MESSAGES:
-            # Some die when the last byte has left; others have to die in their place.
-            kill_many(daemon, "publish", 60, seed=kills)
+        kill_many(daemon, "publish", BROKEN_MESSAGES - 60, seed=11)
+        wait_for_sessions(daemon, first, 2)
+        kills = BROKEN_MESSAGES
+        while min(dropped_messages(daemon)) < BROKEN_MESSAGES:
+            # Some died when their message had left; others have to die in their place.
+            kill_many(daemon, "publish", 30, seed=kills)
             wait_for_sessions(daemon, first, 2)
-            kills += 60
-            broken = min(dropped_messages(daemon))
+            kills += 30
         first.publish(TOPIC, STOP, ack="accepted")
         for reader in readers:
             reader.join()
