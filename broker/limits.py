@@ -71,7 +71,7 @@ WORLD_SIZE_MAX: Final = 1024
 # Queues and windows.
 PUBLISH_WINDOW_MESSAGES: Final = 4096
 """Messages of one topic that a publisher may send ahead of the broker's credit."""
-PUBLISH_WINDOW_BYTES: Final = 2 * MIB
+PUBLISH_WINDOW_BYTES: Final = MIB
 """Bytes of one topic that a publisher may send ahead of the broker's credit: the memory that a slow reader can cost,
 and what a control message may find in front of it in the sockets' buffers, which hold many MiB when they may. More than
 10 Gbit/s carry in a millisecond; a longer way needs more (publish_window_bytes)."""
