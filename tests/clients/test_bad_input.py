@@ -210,6 +210,7 @@ def test_too_many_sessions_are_refused_with_the_limit() -> None:
             clients.connect(broker.url)
         first.close()
         second.close()
+        broker.wait_until_idle()
         with clients.connect(broker.url) as bus:
             bus.publish("fine", 1, ack="accepted")
 
