@@ -64,6 +64,8 @@ def subscribe_wishes(
     if not (replay in (None, "latest", "all") or (isinstance(replay, int) and 0 <= replay < 1 << 63)):
         raise InvalidValue("replay", replay, "is neither 'latest', 'all' nor a sequence")
     if max_lag is not None:
+        if isinstance(max_lag, bool):
+            raise InvalidValue("max_lag", max_lag, "is not a number of sequences")
         max_lag = whole_number("max_lag", max_lag)
         if not 0 <= max_lag < 1 << 63:
             raise InvalidValue("max_lag", max_lag, "must be 0 or more sequences; None is for no bound")

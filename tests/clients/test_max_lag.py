@@ -110,6 +110,7 @@ def test_handlers_get_no_old_message(bus: clients.Client, other: clients.Client)
     [
         {"max_lag": -1},
         {"max_lag": 1.5},
+        {"max_lag": True},
         {"max_lag": "1"},
         {"max_lag": 1 << 63},
         {"max_lag": 1, "overflow": "block"},
