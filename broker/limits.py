@@ -73,8 +73,8 @@ PUBLISH_WINDOW_MESSAGES: Final = 4096
 """Messages of one topic that a publisher may send ahead of the broker's credit."""
 PUBLISH_WINDOW_BYTES: Final = MIB
 """Bytes of one topic that a publisher may send ahead of the broker's credit: the memory that a slow reader can cost,
-and what a control message may find in front of it in the sockets' buffers, which hold many MiB when they may. More than
-10 Gbit/s carry in a millisecond; a longer way needs more (publish_window_bytes)."""
+and what a control message may find in front of it in the sockets' buffers, which hold many MiB when they may. It is
+what 10 Gbit/s carry in 0.8 ms; a longer way needs more (publish_window_bytes)."""
 QUEUE_MESSAGES: Final = 1024
 """Default bound of a subscription, in messages that the application has not taken."""
 QUEUE_MESSAGES_MAX: Final = 1_000_000

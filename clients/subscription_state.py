@@ -93,6 +93,7 @@ class SubscriptionState(Signal):
         topic = message._publication.topic
         if self._gaps_ahead or self._gaps_skipped:
             message.gap = self._gap_ahead(topic)
+        # As `saw`, without the call: each small message comes this way.
         lane = message._lane
         seen = self.seen.lanes[lane]
         if topic not in seen:
@@ -258,7 +259,8 @@ class SubscriptionState(Signal):
 
         Nor of what the broker had dropped and not told of as a gap: that comes after all, or is told again.
         """
-        self._dropped_before += self._gaps_told if self.seen.moment is not None else self._dropped_there
+        goes_on = self.seen.moment is not None
+        self._dropped_before += self._gaps_told if goes_on else max(self._dropped_there, self._gaps_told)
         self._dropped_there = self._gaps_told = 0
         self.asked = False
         self.drops_untold.clear()

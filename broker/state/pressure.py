@@ -136,9 +136,7 @@ class Pressure:
             held, known = self._touched[topic], self._blocked.setdefault(topic, {})
             changes = [("blocked", blocker) for blocker in held if blocker not in known]
             changes += [
-                ("unblocked", blocker)
-                for blocker in known
-                if blocker not in held and not (topic.held_back and topic in blocker.blocking)
+                ("unblocked", blocker) for blocker in known if blocker not in held and not holds_back(topic, blocker)
             ]
             for event, blocker in changes[:room]:
                 told.append(_announcement(event, topic, topic.name, blocker, 0))
@@ -159,6 +157,11 @@ class Pressure:
 
     def __repr__(self) -> str:
         return f"<Pressure lost={len(self._lost)} touched={len(self._touched)} blocked={len(self._blocked)}>"
+
+
+def holds_back(topic: TopicRecord, blocker: Blocker) -> bool:
+    """Whether publishers of a topic wait for a subscription or a queue group."""
+    return bool(topic.held_back) and topic in blocker.blocking
 
 
 def pressure_on(blocker: Blocker, *, holds_back: bool) -> SubscriptionPressure:

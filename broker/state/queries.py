@@ -8,7 +8,7 @@ from heapq import nlargest
 from broker.errors import PermissionDenied
 from broker.limits import PRESSURE_SUBSCRIPTIONS_MAX
 from broker.protocol.pressure import Pressure
-from broker.state.pressure import Blocker, pressure_on
+from broker.state.pressure import Blocker, holds_back, pressure_on
 from broker.state.topics import INBOX, NOTHING_KEPT, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.names import check_topic
@@ -33,11 +33,6 @@ def pressure_of(router: Router, name: str) -> Pressure:
         subscribers=len(readers),
         subscriptions=tuple(pressure_on(reader, holds_back=holds_back(record, reader)) for reader in listed),
     )
-
-
-def holds_back(topic: TopicRecord, blocker: Blocker) -> bool:
-    """Whether publishers of a topic wait for a subscription or a queue group."""
-    return bool(topic.held_back) and topic in blocker.blocking
 
 
 def blockers(router: Router, topic: TopicRecord) -> list[Blocker]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from broker.state.delivery import Subscription
-from broker.state.topics import INBOX, Router, TopicRecord, offer, opened
+from broker.state.topics import Router, TopicRecord, offer, opened
 from broker.topics.messages import Message
 
 Seen = tuple[int, int, int]
@@ -65,9 +65,7 @@ def resume(
 
 def _topics_of(router: Router, subscription: Subscription) -> list[TopicRecord]:
     return [
-        topic
-        for topic in router.matching(subscription.filter)
-        if not topic.name.startswith(INBOX) and subscription in router.routes(topic).subscriptions()
+        topic for topic in router.matching(subscription.filter) if subscription in router.routes(topic).subscriptions()
     ]
 
 

@@ -195,13 +195,6 @@ class AsyncDriver:
         self._check_session(session)
         return size
 
-    def _read_to_the_end(self, link: Link) -> None:
-        """Reads what is left of a connection that has failed; the loop may not tell of it any more."""
-        for _ in range(READS_MAX):
-            if link is not self._link:
-                return
-            self._readable(link)
-
     def read_arrived(self) -> None:
         """Reads what has come, without waiting."""
         for _ in range(READS_MAX):
@@ -217,8 +210,9 @@ class AsyncDriver:
     def _tick(self) -> None:
         if self.core.closed is None:
             self._ticking = self._loop.call_later(TICK_S, self._tick)
-        for link in self._hangups.find():
-            self._read_to_the_end(link)
+        if self._hangups.find():
+            # The loop may not tell of it any more. What is left is read, and then the failure.
+            self.read_arrived()
         now_ns = time.monotonic_ns()
         self.core.tick(now_ns)
         self.flush()
