@@ -76,6 +76,7 @@ class Config:
         publish_window_bytes: bytes of one topic that a publisher may send ahead of credit.
         drain_timeout_s: how long the daemon waits at its end for what is queued.
         metrics_topic_labels: count messages by topic too; each topic makes a time series, so they should be few.
+        shared_memory: whether clients on this host may send and receive large messages in shared memory.
         topics: policies of topics, by filter.
     """
 
@@ -94,6 +95,7 @@ class Config:
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
     drain_timeout_s: float = limits.DRAIN_TIMEOUT_S
     metrics_topic_labels: bool = False
+    shared_memory: bool = True
     topics: tuple[Declaration, ...] = ()
 
 

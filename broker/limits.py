@@ -166,6 +166,35 @@ LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
 SOCKET_PATH_BYTES_MAX: Final = 107
 """sun_path without its closing NUL (unix(7))."""
 
+# Shared memory (docs/wire.md section 13).
+SHARED_PAGE_BYTES: Final = 4096
+"""Arenas and the blocks in them are multiples of this, the processor's page."""
+SHARED_BYTES_MIN: Final = 32 * KIB
+"""Shorter payloads go through the socket: a copy or two more cost less than what keeps account of a block."""
+ARENA_BYTES: Final = 64 * MIB
+"""Blocks of one size are made together, as many as fit into this, so that files are few. Pages that are never written
+to take no memory."""
+ARENA_BYTES_MAX: Final = 1 << 40
+"""What a file may say of its length: addresses cost nothing, and its pages are its maker's."""
+ARENAS_MAX: Final = 64
+"""Arenas of one publisher. The broker has a descriptor and a mapping for each, as has each reader."""
+SHARED_BYTES_MAX: Final = 1024 * MIB
+"""What all arenas of a publisher may be long; what has no place in them goes through the socket."""
+SHARED_CHARGE_SHIFT: Final = 6
+"""A shared message takes a 64th of its bytes of its topic's credit, at most a frame's: they wait in nobody's socket,
+but they do wait. With the window of 1 MiB a publisher is at most 64 MiB ahead."""
+SHARED_AHEAD_BYTES: Final = 8 * MIB
+"""Blocks in use, and at least two, from which on a publisher waits a moment for one to come back before it takes
+another: memory that goes round stays in the processor's cache, which is several times faster."""
+SHARED_PATIENCE_S: Final = 0.001
+"""The moment, and what a reader takes that reads a GB/s. Who is slower, or keeps what it reads, is not waited for."""
+RELEASE_BYTES: Final = MIB
+"""A reader says that it is done with so much at once, or when it waits."""
+LOANS_MAX: Final = 65_536
+"""Shared messages of a publisher that are under way or held by readers."""
+DESCRIPTORS_WAITING_MAX: Final = 128
+"""Descriptors that have arrived ahead of the frames that speak of them."""
+
 # Collectives.
 ROUNDS_AHEAD: Final = 8
 """Chunks of an operation that a rank sends ahead of the results: bounds what the broker holds per rank."""

@@ -72,6 +72,7 @@ class Server:
                 ring_bytes=config.ring_bytes,
                 publish_window_messages=config.publish_window_messages,
                 publish_window_bytes=config.publish_window_bytes,
+                shared_memory=config.shared_memory,
                 declarations=config.topics,
             )
         )
@@ -160,7 +161,7 @@ class Server:
             if connection is None:
                 return
             self._accept_paused = False
-            record = self.state.connect(connection.peer_address, time.monotonic_ns())
+            record = self.state.connect(connection.peer_address, time.monotonic_ns(), connection.passage)
             link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
             self.idle.clear()
             self.busy.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic_ns, time_ns
 from types import TracebackType
@@ -17,7 +18,7 @@ from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
 from clients.checks import check_callable, check_connect
-from clients.core import Core, Reconnected
+from clients.core import Core, Outbound, Reconnected, try_publish
 from clients.driver import Driver
 from clients.exchanges import Request
 from clients.groups import Group
@@ -52,6 +53,7 @@ def connect(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     reconnect_timeout_s: float = 30.0,
     on_reconnect: Callable[[Reconnected], None] | None = None,
+    shared_memory: bool = True,
 ) -> Client:
     """Connects to a broker.
 
@@ -67,6 +69,7 @@ def connect(
             the client is closed and every call raises ConnectionClosed.
         on_reconnect: called, on a thread of its own, after the client has connected and subscribed again; its
             argument says what may have been lost.
+        shared_memory: whether large messages go and come in shared memory where the broker is on this host.
 
     Raises:
         InvalidValue: a malformed address or one of an unknown scheme.
@@ -81,6 +84,7 @@ def connect(
         connect_timeout_s=connect_timeout_s,
         reconnect_timeout_s=reconnect_timeout_s,
         on_reconnect=on_reconnect,
+        shared_memory=shared_memory,
     )
 
 
@@ -101,6 +105,7 @@ class Client:
         connect_timeout_s: float,
         reconnect_timeout_s: float,
         on_reconnect: Callable[[Reconnected], None] | None,
+        shared_memory: bool,
     ) -> None:
         """See `connect`."""
         check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
@@ -108,7 +113,7 @@ class Client:
         self._driver = Driver(
             self._core,
             parse_list(url),
-            link.hello(name, token, tenant),
+            link.hello(name, token, tenant, shared=shared_memory),
             connect_timeout_s=connect_timeout_s,
             reconnect_timeout_s=reconnect_timeout_s,
             on_reconnect=on_reconnect,
@@ -183,16 +188,42 @@ class Client:
         message, acknowledge = outbound(
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded
         )
+        if self._core.arenas.suits(len(message.payload)):
+            return self._publish_shared(message, value, timeout_s, acknowledge=acknowledge)
         return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
 
+    def _publish_shared(self, message: Outbound, value: object, timeout_s: float, *, acknowledge: bool) -> int | None:
+        """As operations.publish, but the lock is not held while a long payload is copied: other threads go on."""
+        driver, core, size_bytes = self._driver, self._core, len(message.payload)
+        if not core.arenas.has_room(size_bytes):
+            driver.run(operations.room(driver, size_bytes))
+        place = message.place = core.arenas.place(message.payload)
+        if place is not None and place.lent and isinstance(value, np.ndarray):
+            value.flags.writeable = False
+        if place is not None and not acknowledge:
+            # The shortest way, if there is nothing to wait for.
+            with driver.lock:
+                if try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
+                    driver.flush()
+                    return None
+        return driver.run(operations.publish(driver, message, timeout_s, acknowledge=acknowledge))
+
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
-        """An uninitialised array that suits the transport for publishing.
+        """An uninitialised array to be filled and published: on the broker's host, without any copy.
+
+        It lies in memory that this client shares with its readers, if it has 32 KiB or more and there is such memory.
+        To publish it gives it away: it becomes read-only, may be published again, and for other values another one is
+        asked for. What is still written to it, by way of an earlier view, its readers see.
 
         Args:
             shape: lengths of the axes.
             dtype: a numpy dtype.
         """
-        return np.empty(shape, dtype)
+        kind, lengths = np.dtype(dtype), tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        arenas, size_bytes = self._core.arenas, kind.itemsize * math.prod(lengths)
+        if not arenas.has_room(size_bytes):
+            self._driver.run(operations.room(self._driver, size_bytes))
+        return arenas.array(lengths, kind, size_bytes)
 
     def flush(self, timeout_s: float | None = 5.0) -> None:
         """Waits until everything that was published so far has reached the broker.

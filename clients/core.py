@@ -28,8 +28,11 @@ from broker.protocol.bodies import (
 from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received, Session
+from broker.protocol.sharing import charge
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import Encoded, encode_value
+from clients.arenas import Arenas
+from clients.arenas import Place as SharedPlace
 from clients.drops import tell_drops
 from clients.exchanges import Responders
 from clients.incoming import Incoming
@@ -91,6 +94,7 @@ class Core:
         self.responders = Responders()
         self.incoming = Incoming(reply, self._replied, settle, self.requests.reply_aborted)
         self.places = Places()
+        self.arenas = Arenas()
         self.declarations: dict[str, Declare] = {}
         """Policies that this client has declared, by filter: a broker that was restarted is told again."""
         self.lost: Reconnected | None = None
@@ -109,6 +113,7 @@ class Core:
         session.set_heartbeat(welcome.heartbeat_interval_ms / 1000, welcome.heartbeat_timeout_ms / 1000)
         for wishes in self.declarations.values():
             self.send(Frame(Kind.DECLARE, lane=Lane.CONTROL, body=encode_body(wishes)))
+        self.arenas.connected(enabled=welcome.shared and session.passage is not None)
         self.outgoing.connected(session, welcome.publish_window_messages, welcome.publish_window_bytes)
         # Whoever waits for a `latest` subscription's next message has asked the old session for it.
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
@@ -125,6 +130,7 @@ class Core:
         self.session = None
         self.online.clear()
         self.incoming.disconnected()
+        self.arenas.disconnected()
         lost = self.outgoing.disconnected(error)
         if self.lost is not None:
             lost += self.lost.lost_messages_max
@@ -165,12 +171,20 @@ class Core:
         if self.closed is not None:
             raise ConnectionClosed.by(self.closed) from self.closed
 
+    def before_waiting(self) -> None:
+        """Somebody is about to wait: what others may be waiting for is said first."""
+        self.outgoing.send_batches()
+        if self.session is not None:
+            self.incoming.leases.give_back(self.session)
+
     def tick(self, now_ns: int) -> None:
         """Time passes: heartbeats, batches that are due, memory that is not needed any more."""
         self.requests.end_abandoned(self.session)
         self.incoming.pool.tick(now_ns)
         if self.session is not None:
             self.session.tick(now_ns)
+            self.incoming.leases.give_back(self.session)
+            self.arenas.tick(now_ns, self.session)
             tell_drops(self.incoming.subscriptions.values(), self.session)
             if self.outgoing.open_batches:
                 self.outgoing.send_batches(now_ns)
@@ -222,6 +236,12 @@ class Core:
                 self.requests.dropped(received.sequence)
         elif kind == Kind.STREAM_ABORT:
             self.incoming.abort(received)
+        elif kind == Kind.RELEASE:
+            self.arenas.released(received)
+        elif kind == Kind.MAPPED:
+            self.arenas.mapped(received)
+        elif kind == Kind.ARENA and self.session is not None:
+            self.incoming.leases.arena(self.session, received)
         elif kind == Kind.FAILED and not received.number:
             pending = self._pendings.pop(received.target, None)
             if pending is not None:
@@ -382,6 +402,8 @@ class Outbound(msgspec.Struct, gc=False):
     last: bool = False
     error: str = ""
     end: bool = False
+    place: SharedPlace | None = None
+    """Where the payload lies in shared memory, as well or instead."""
     replies: bool = False
     """Whether it is a reply, and names the session that it comes from."""
 
@@ -437,6 +459,18 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         return topic.credit
     plain = message.headers is None and message.tensor is None and not message.request
     body = b"" if plain else message.body(core.session_number)
+    if message.place is not None:
+        answered = core.arenas.announce(message.place.block.arena, core.session)
+        if not answered.ready:
+            return answered
+        shared = core.arenas.share(message.place)
+        if shared is not None:
+            frame = Frame(
+                Kind.PUBLISH, message.flags | Flag.SHARED, lane, message.content,
+                number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),
+                sequence=message.request, time_ns=wall_ns, body=body, payload=shared,
+            )  # fmt: skip
+            return outgoing.publish_small(topic, frame, charge(len(payload)))
     if len(payload) >= PLACED_BYTES_MIN:
         if topic.stream is not None:
             return topic.stream_over

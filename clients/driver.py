@@ -165,7 +165,7 @@ class Driver:
 
     def block(self, signal: Signal, timeout_s: float | None, what: str) -> None:
         """As `wait`. The lock is held by the caller and is given up meanwhile."""
-        self.core.outgoing.send_batches()
+        self.core.before_waiting()
         self.flush(waits=True)
         if signal.ready:
             return

@@ -13,6 +13,7 @@ from broker.protocol.bodies import Failure, MessageBody, Subscribe, Topic, decod
 from broker.protocol.frames import Flag, Frame, Kind
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
+from clients.leases import Leases
 from clients.messages import Delivery, Message, Publication, Reply, Settle
 from clients.subscription_state import SubscriptionState
 
@@ -24,6 +25,7 @@ INBOX: Final = 0
 _BATCH: Final = Flag.BATCH
 _CHUNKED: Final = Flag.CHUNKED
 _TRACKED: Final = Flag.TRACKED
+_SHARED: Final = Flag.SHARED
 
 
 class _Assembly:
@@ -57,6 +59,7 @@ class Incoming:
         self.session: Session | None = None
         self.subscriptions: dict[int, SubscriptionState] = {}
         self.pool = BufferPool(POOL_BYTES_MAX)
+        self.leases = Leases()
         self._reply = reply
         self._on_reply = on_reply
         self._settle = settle
@@ -80,6 +83,7 @@ class Incoming:
                 subscription.seen.other_broker()
         self._publications.clear()
         self._assemblies.clear()
+        self.leases.connected()
         for subscription in (self._inbox, *self.subscriptions.values()):
             subscription.reconnected()
 
@@ -120,6 +124,8 @@ class Incoming:
         if flags & _CHUNKED:
             self._open(subscription, frame)
             return
+        if flags & _SHARED:
+            frame.payload = self.leases.payload(frame)
         # Messages can be on their way when a subscription ends.
         if subscription is None:
             return
@@ -263,6 +269,7 @@ class Incoming:
         frame = subscription.credit()
         if frame is None or self.session is None:
             return False
+        self.leases.give_back(self.session)
         self.session.put(frame)
         return True
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied
 from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
 from broker.protocol.bodies import Hello, Welcome
@@ -31,9 +33,16 @@ class Link:
     """What came together with the Welcome."""
 
 
-def hello(name: str, token: str, tenant: str) -> Hello:
-    """What a client says about itself."""
-    return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname())
+def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
+    """What a client says about itself.
+
+    Args:
+        name: what it is called.
+        token: proves who it is.
+        tenant: whose topics it sees.
+        shared: whether it shares memory with a broker on this host, where the transport can pass it.
+    """
+    return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared)
 
 
 def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
@@ -63,12 +72,16 @@ def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, alloca
 def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
     deadline = time.monotonic() + timeout_s
     connection = registry.connect(address, timeout_s)
+    passage = connection.passage if greeting.shared else None
+    if passage is not None:
+        passage.enabled = True
     session = Session(
-        hello=greeting,
+        hello=msgspec.structs.replace(greeting, shared=passage is not None),
         now_ns=time.monotonic_ns(),
         allocate=allocate,
         heartbeat_interval_s=HEARTBEAT_INTERVAL_S,
         heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
+        passage=passage,
     )
     try:
         early: list[Received] = []

@@ -11,6 +11,7 @@ import time
 from typing import Protocol
 
 from broker.errors import ConnectionClosed, TimeoutError
+from broker.limits import SHARED_PATIENCE_S
 from broker.protocol.bodies import Declare, Join, Settle, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from clients.checks import time_limit
@@ -127,6 +128,30 @@ async def publish(
     return await answer(driver, pending, deadline)
 
 
+async def room(driver: Driver, size_bytes: int) -> None:
+    """Waits a moment for readers to be done with shared memory, if much of it is in use."""
+    arenas = driver.core.arenas
+    if arenas.has_room(size_bytes):
+        return
+    driver.read_arrived()
+    deadline = Deadline(SHARED_PATIENCE_S + size_bytes / 1e9)
+    while not arenas.has_room(size_bytes):
+        arenas.came_back.clear()
+        try:
+            await driver.wait(arenas.came_back, deadline.remaining_s, "shared memory to come back")
+        except TimeoutError:
+            arenas.widen(size_bytes)
+            return
+
+
+async def place(driver: Driver, message: Outbound) -> None:
+    """Puts a large message into shared memory if there is some for it."""
+    arenas, payload = driver.core.arenas, message.payload
+    if message.place is None and arenas.suits(len(payload)):
+        await room(driver, len(payload))
+        message.place = arenas.place(payload)
+
+
 async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pending: Pending | None = None) -> None:
     """Gives a message to the link; a large one has left when this returns.
 
@@ -142,6 +167,7 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
         ConnectionClosed: the connection ended in the middle, or the client is closed.
     """
     core = driver.core
+    await place(driver, message)
     while True:
         if pending is not None and pending.error is not None and core.session is not None:
             pending.error = None
@@ -163,6 +189,8 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
                 f"a message of {len(message.payload)} bytes on topic {message.topic!r} to leave: the broker, or a "
                 "subscriber with overflow='block', does not keep up"
             )
+        if message.place is not None and signal is message.place.block.arena.answered:
+            what = "the broker to map shared memory"
         if signal is core.online:
             what = "a connection to the broker"
         try:
@@ -253,6 +281,9 @@ async def next_message(driver: Driver, subscription: SubscriptionState, timeout_
 def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
     """The next message if it is here; gives credit, or asks for one."""
     core = driver.core
+    if core.incoming.leases.due and core.session is not None:
+        core.incoming.leases.give_back(core.session)
+        driver.flush()
     if subscription.wishes.max_lag is not None:
         driver.read_arrived()
     message = subscription.take()

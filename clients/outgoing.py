@@ -273,8 +273,14 @@ class Outgoing:
         session.unsent_bytes = HEADER_BYTES + size
         return SENT
 
-    def publish_small(self, topic: OutgoingTopic, frame: Frame) -> Signal:
-        """Sends one small message at once. The caller has seen to credit."""
+    def publish_small(self, topic: OutgoingTopic, frame: Frame, charged_bytes: int | None = None) -> Signal:
+        """Sends one message in one frame at once. The caller has seen to credit.
+
+        Args:
+            topic: its topic.
+            frame: the message.
+            charged_bytes: what it takes of the credit besides its body; None is its payload.
+        """
         session = self.session
         assert session is not None
         self.unconfirmed += 1
@@ -282,7 +288,7 @@ class Outgoing:
             if topic.batch is not None:
                 self.send_batch(topic)
             topic.credit_messages -= 1
-            topic.credit_bytes -= len(frame.body) + len(frame.payload)
+            topic.credit_bytes -= len(frame.body) + (len(frame.payload) if charged_bytes is None else charged_bytes)
         self.last_sent = topic
         session.put(frame)
         return SENT

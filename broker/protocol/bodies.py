@@ -21,6 +21,8 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     process: int = 0
     """The process id, for people who look for a hanging rank."""
     host: str = ""
+    shared: bool = False
+    """Whether messages may come in shared memory."""
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
@@ -35,6 +37,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     heartbeat_timeout_ms: int
     life: int = 0
     """A number that no other broker has, and not this one after a restart: what it has told of topics holds as long."""
+    shared: bool = False
+    """Whether messages may be sent in shared memory, and come in it."""
 
 
 class Refusal(msgspec.Struct, tag="refusal"):

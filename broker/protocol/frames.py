@@ -69,6 +69,9 @@ class Kind(IntEnum):
     SETTLE = 27
     CANCEL = 28
     QUERY = 29
+    ARENA = 30
+    MAPPED = 31
+    RELEASE = 32
 
 
 class Flag:
@@ -88,6 +91,8 @@ class Flag:
     """CREDIT: `number` is a topic, not a subscription."""
     TRACKED: Final = 64
     """DELIVER: a job, to be settled; `stream` is its delivery's number and `count` how often it was delivered."""
+    SHARED: Final = 128
+    """PUBLISH, DELIVER: the payload says where in shared memory the message's own lies (section 13)."""
 
 
 class Lane(IntEnum):

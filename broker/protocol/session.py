@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectionClosed, ProtocolError
@@ -31,6 +31,9 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, KINDS, LANES, Frame, Kind, Lane, check_header
 from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
 from broker.protocol.outbox import Outbox, Source
+
+if TYPE_CHECKING:
+    from broker.protocol.sharing import Passage
 
 
 class Phase(Enum):
@@ -78,6 +81,7 @@ class Session:
         phase: where it is.
         failure: why it is not open any more, once it is not.
         is_client: which end this is.
+        passage: how shared memory passes to the other end; None where it cannot.
         unsent: the buffers of the next write. When there are none, and nothing waits in the outbox, a frame may be
             appended to them at once, and its bytes added to `unsent_bytes`: it need not pass the outbox.
     """
@@ -91,6 +95,7 @@ class Session:
         heartbeat_interval_s: float,
         heartbeat_timeout_s: float,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
+        passage: Passage | None = None,
     ) -> None:
         """Args:
         hello: what the client's end says first; None makes this the broker's end.
@@ -99,10 +104,12 @@ class Session:
         heartbeat_interval_s: silence after which a PING is sent.
         heartbeat_timeout_s: silence after which the peer counts as gone.
         hello_timeout_s: how long the greeting may take.
+        passage: how shared memory passes over the link, if it can.
         """
         self.phase = Phase.AWAIT_HELLO
         self.failure: BrokerError | None = None
         self.is_client = hello is not None
+        self.passage = passage
         self.outbox = Outbox()
         self._hello_timeout_s = hello_timeout_s
         self.opened_ns = now_ns

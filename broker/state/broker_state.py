@@ -41,6 +41,7 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
 from broker.protocol.session import Phase, Received, Session
+from broker.protocol.sharing import Passage
 from broker.protocol.values import encode_value
 from broker.state.delivery import Subscription
 from broker.state.groups import Groups
@@ -51,6 +52,7 @@ from broker.state.records import SessionRecord
 from broker.state.replay import replay, resume
 from broker.state.requests import Requests
 from broker.state.settings import Settings
+from broker.state.sharing import Sharing
 from broker.state.topics import INBOX, Router, opened
 from broker.state.totals import Totals
 from broker.topics.declarations import Policies
@@ -94,6 +96,7 @@ class BrokerState:
             settings.publish_window_bytes,
             self._flush,
         )
+        self.sharing = Sharing(self._flush, enabled=settings.shared_memory)
         self.groups = Groups(self._flush, self.announce)
         self.pool = BufferPool(POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
@@ -111,6 +114,9 @@ class BrokerState:
             Kind.DECLARE: self._declare,
             Kind.FLUSH: self._flushed,
             Kind.CANCEL: self.requests.cancel,
+            Kind.ARENA: self.sharing.arena,
+            Kind.MAPPED: self.sharing.mapped,
+            Kind.RELEASE: self.sharing.release,
             Kind.JOIN: self.groups.join,
             Kind.LEAVE: self.groups.leave,
             Kind.CONTRIBUTE: self.groups.contribute,
@@ -118,8 +124,14 @@ class BrokerState:
 
     # Events.
 
-    def connect(self, peer: str, now_ns: int) -> SessionRecord:
-        """Somebody has connected; they have yet to say hello."""
+    def connect(self, peer: str, now_ns: int, passage: Passage | None = None) -> SessionRecord:
+        """Somebody has connected; they have yet to say hello.
+
+        Args:
+            peer: who, fit for a log.
+            now_ns: the monotonic time.
+            passage: how shared memory passes over the connection, if it can.
+        """
         self.now_ns = now_ns
         self._last_id += 1
         session_id = SessionId(self._last_id)
@@ -130,6 +142,7 @@ class BrokerState:
             heartbeat_interval_s=self.settings.heartbeat_interval_s,
             heartbeat_timeout_s=self.settings.heartbeat_timeout_s,
             hello_timeout_s=self.settings.hello_timeout_s,
+            passage=passage,
         )
         record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns)
         if len(self.sessions) > self.settings.sessions_max:
@@ -179,6 +192,8 @@ class BrokerState:
             self.publishing.unblock(subscription)
         self.requests.disconnect(record)
         self.publishing.disconnect(record)
+        if record.shares is not None:
+            record.shares.disconnect()
         self.router.ended.add_session(record.session)
         self.groups.disconnect(record, now_ns)
         if record.name:
@@ -267,6 +282,7 @@ class BrokerState:
                 heartbeat_interval_ms=int(settings.heartbeat_interval_s * 1000),
                 heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
                 life=settings.life,
+                shared=self.sharing.begin(record, wanted=hello.shared),
             )
         )
         # `block`, because a reply that is dropped is a requester that waits for it.

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from broker.buffers import Buffer
 from broker.ids import SubscriptionNumber
-from broker.limits import STREAM_LAG_BYTES_MAX, TOPICS_PER_SESSION_MAX
+from broker.limits import CHUNK_BYTES, FRAME_PAYLOAD_BYTES_MAX, STREAM_LAG_BYTES_MAX, TOPICS_PER_SESSION_MAX
 from broker.protocol.batches import ENTRY_BYTES
 from broker.protocol.bodies import Failure, Topic, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
-from broker.topics.messages import Assignment, Chunk, Message
+from broker.state.sharing import Loan
+from broker.topics.messages import Assignment, Chunk, Message, Stream
 from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, LANES, Overflow, Queue, ignore_loss
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _PACK: Final = HEADER.pack
 _DELIVER: Final = int(Kind.DELIVER)
 _CHUNK: Final = int(Kind.CHUNK)
 _BATCH: Final = int(Flag.BATCH)
+_CHUNKED: Final = int(Flag.CHUNKED)
+_SHARED: Final = int(Flag.SHARED)
 _KEPT_FLAGS: Final = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)
 
 
@@ -251,7 +254,10 @@ class LaneSource:
         message: the large message that is being sent, if one is.
     """
 
-    __slots__ = ("_chunk", "_given_up", "_sent_bytes", "_stream_number", "attached", "lane", "message", "subscription")
+    __slots__ = (
+        "_chunk", "_chunk_sent_bytes", "_given_up", "_sent_bytes", "_stream_number", "attached", "lane", "message",
+        "subscription",
+    )  # fmt: skip
 
     def __init__(self, subscription: Subscription, lane: int) -> None:
         self.subscription = subscription
@@ -259,6 +265,7 @@ class LaneSource:
         self.attached = False
         self.message: Message | None = None
         self._chunk: Chunk | None = None
+        self._chunk_sent_bytes = 0
         self._sent_bytes = 0
         self._stream_number = 0
         self._given_up = False
@@ -280,6 +287,11 @@ class LaneSource:
         self.attached = True
         self.subscription.session.session.attach(self, self.lane)
         self.subscription.flush(self.subscription.session)
+
+    def answered(self) -> None:
+        """The session has said whether it can read the memory in which the next message lies."""
+        if not self.attached:
+            self.attach()
 
     def resume(self) -> None:
         """The stream has more."""
@@ -312,6 +324,8 @@ class LaneSource:
     def _next_message(self, buffers: list[Buffer]) -> int:
         subscription = self.subscription
         queue = subscription.queue
+        if subscription.session.shares is not None and self._waits_for_arena():
+            return 0
         message = queue.take(self.lane)
         while message is not None and message.stream is not None and message.stream.aborted is not None:
             # Of a reply the requester hears otherwise.
@@ -328,6 +342,14 @@ class LaneSource:
         message.release()
         return size
 
+    def _waits_for_arena(self) -> bool:
+        """Whether the next message lies in memory of which the session has not said if it can read it."""
+        message, shares = self.subscription.queue.first(self.lane), self.subscription.session.shares
+        if message is None or message.stream is None or shares is None:
+            return False
+        loan = message.stream.loan
+        return isinstance(loan, Loan) and not shares.knows(loan.arena, self)
+
     def send(self, message: Message, buffers: list[Buffer]) -> int:
         """Appends the frame of a message, or the first one of a large message."""
         subscription = self.subscription
@@ -339,13 +361,18 @@ class LaneSource:
         if queue.gaps:
             size += _tell_gap(subscription, message, publication, buffers)
         flags, count, stream_number = message.flags & _KEPT_FLAGS, message.count, 0
-        if message.stream is not None:
-            self.message, self._chunk, self._sent_bytes, self._given_up = message, message.first, 0, False
-            stream_number = self._stream_number = session.session.next_stream()
-        subscription.delivered += count
         body, payload = message.body, message.payload
         payload_size = len(payload)
         queue.credit_bytes -= len(body) + payload_size
+        if message.stream is not None and (place := _lent(session, message.stream)):
+            flags ^= _CHUNKED | _SHARED
+            queue.credit_bytes -= message.size_bytes - len(body)
+            payload, payload_size = place, len(place)
+        elif message.stream is not None:
+            self.message, self._chunk, self._sent_bytes, self._given_up = message, message.first, 0, False
+            self._chunk_sent_bytes = 0
+            stream_number = self._stream_number = session.session.next_stream()
+        subscription.delivered += count
         if flags:
             if flags & _BATCH:
                 # The reader credits bodies and payloads, and knows nothing of a batch any more.
@@ -388,9 +415,16 @@ class LaneSource:
             return 0
         if self.lane != CONTROL and self.subscription.queue.credit_bytes <= 0:
             return 0
-        payload = following.payload
+        payload, start = following.payload, self._chunk_sent_bytes
+        if len(payload) - start > FRAME_PAYLOAD_BYTES_MAX:
+            # The whole of a message that lies in shared memory.
+            payload = memoryview(payload)[start : start + CHUNK_BYTES]
+            self._chunk_sent_bytes += CHUNK_BYTES
+        else:
+            payload = memoryview(payload)[start:] if start else payload
+            self._chunk, self._chunk_sent_bytes = following, 0
         size = len(payload)
-        last = stream.complete and following is stream.last
+        last = stream.complete and self._chunk is following and following.following is None
         flags = int(Flag.LAST) if last else 0
         buffers.append(
             _PACK(_CHUNK, flags, self.lane, 0, 0, 0, self._stream_number, 0, 0, size, 0, self._sent_bytes, 0)
@@ -399,7 +433,6 @@ class LaneSource:
             buffers.append(payload)
         self._sent_bytes += size
         self.subscription.queue.credit_bytes -= size
-        self._chunk = following
         if last:
             self.message = self._chunk = None
         return HEADER_BYTES + size
@@ -416,6 +449,13 @@ class LaneSource:
         self.subscription.refund(message.count, len(message.body))
         body = encode_body(Failure(code, reason))
         return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
+
+
+def _lent(session: SessionRecord, stream: Stream) -> bytes | None:
+    """Where a message lies in memory that the session can read; None when it has to get the bytes."""
+    if session.shares is None or not isinstance(stream.loan, Loan):
+        return None
+    return session.shares.lend(stream.loan)
 
 
 def _tell_gap(subscription: Subscription, message: Message, publication: int, buffers: list[Buffer]) -> int:

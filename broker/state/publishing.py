@@ -18,18 +18,19 @@ from broker.protocol.batches import ENTRY_BYTES, Batch, Entry, split_batch
 from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.protocol.sharing import charge
 from broker.state.delivery import Subscription
 from broker.state.pressure import Pressure
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
 from broker.state.topics import Publisher, Router, TopicRecord
 from broker.state.works import Work
-from broker.topics.messages import Message, Stream
+from broker.topics.messages import Chunk, Message, Stream
 from broker.topics.names import check_topic
 from broker.topics.policy import TopicPolicy
 
-_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST = (
-    int(flag) for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST)
+_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED = (
+    int(flag) for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST, Flag.SHARED)
 )
 
 
@@ -112,7 +113,9 @@ class Publishing:
         count = frame.count if flags & _BATCH else 1
         if flags & _BATCH and not 0 < count <= min(BATCH_MESSAGES_MAX, len(payload) // ENTRY_BYTES):
             raise ProtocolError(f"batch of {count} messages in {len(payload)} bytes; the limit is {BATCH_MESSAGES_MAX}")
-        lane = frame.lane
+        lane, stream, first = frame.lane, None, None
+        if flags & _SHARED:
+            stream, first = _borrowed(session, frame)
         if topic.special:
             if self._refuse(session, publisher, frame, count):
                 return
@@ -121,24 +124,31 @@ class Publishing:
             if lane == _DEFAULT:
                 lane = _LANES[topic.policy.lane]
         body = frame.body
-        stream = self._open(session, publisher, frame) if flags & _CHUNKED else None
-        total_bytes = frame.total_bytes if stream is not None else len(payload)
+        if stream is not None:
+            # To all but those who can share it, it is a large message that has arrived at once.
+            total_bytes, taken_bytes = frame.total_bytes, charge(frame.total_bytes)
+            flags, payload = flags ^ (_SHARED | _CHUNKED), b""
+        elif flags & _CHUNKED:
+            stream = self._open(session, publisher, frame)
+            first, total_bytes, taken_bytes = stream.last, frame.total_bytes, 0
+        else:
+            total_bytes = taken_bytes = len(payload)
         message = Message(
             topic.name, publisher.sender, topic.ring.next_sequence, count, lane, flags, frame.content,
-            frame.time_ns, body, payload, total_bytes + len(body), stream, None if stream is None else stream.last,
+            frame.time_ns, body, payload, total_bytes + len(body), stream, first,
         )  # fmt: skip
         if frame.count and not flags & _BATCH:
             message.priority = _priority(frame.count)
         if frame.lane != _CONTROL:
             # Control messages are free.
             publisher.credit_messages -= count
-            publisher.credit_bytes -= len(body) + len(payload)
+            publisher.credit_bytes -= len(body) + taken_bytes
             if publisher.credit_messages <= self._low_messages or publisher.credit_bytes <= self._low_bytes:
                 self._low_credit(session, publisher)
         if flags:
             routed = not flags & _REQUEST or self.router.routes(topic).responds
             acknowledge = flags & _ACKNOWLEDGE and not flags & _REQUEST
-            if stream is not None:
+            if stream is not None and not stream.complete:
                 publisher.message = message
                 publisher.acknowledge = frame.target if acknowledge else 0
                 publisher.request = frame.sequence if flags & _LAST else 0
@@ -164,10 +174,11 @@ class Publishing:
         """
         maximum = publisher.topic.policy.max_message_bytes
         chunked = frame.flags & _CHUNKED
-        longest = frame.total_bytes if chunked else len(frame.payload)
+        shared = frame.flags & _SHARED
+        longest = frame.total_bytes if chunked or shared else len(frame.payload)
         if maximum is None or longest <= maximum:
             return False
-        refused, used_bytes = count, len(frame.body) + len(frame.payload)
+        refused, used_bytes = count, len(frame.body) + (charge(longest) if shared else len(frame.payload))
         if frame.flags & _BATCH:
             entries = split_batch(bytes(frame.payload), count)
             longest = max(len(entry[3]) for entry in entries)
@@ -341,6 +352,12 @@ class Publishing:
             owner = self._owners.get(publisher)
             if owner is not None:
                 self.top_up(owner, publisher)
+
+
+def _borrowed(session: SessionRecord, frame: Frame) -> tuple[Stream, Chunk]:
+    if session.shares is None or frame.flags & (_BATCH | _CHUNKED):
+        raise ProtocolError("a PUBLISH in shared memory that is also a batch or in chunks, or where none is shared")
+    return session.shares.borrow(frame)
 
 
 def _priority(priority: int) -> int:

@@ -6,6 +6,7 @@ from broker.ids import SessionId
 from broker.protocol.session import Session
 from broker.state.delivery import Subscription
 from broker.state.replay import Seen
+from broker.state.sharing import Shares
 from broker.state.topics import Publisher
 
 
@@ -19,6 +20,7 @@ class SessionRecord:
         subscriptions: by its own numbers; 0 is its inbox.
         leaving: subscriptions that have ended in the middle of a large message, of which the end is not sent yet.
         resuming: what a subscription has received that is about to come back: its number, and sequences by topic.
+        shares: what shared memory it has lent and reads; None when it shares none.
         groups: names of the collective groups in which it is a member or waits to be one.
     """
 
@@ -35,6 +37,7 @@ class SessionRecord:
         "publishers",
         "resuming",
         "session",
+        "shares",
         "streams",
         "subscriptions",
     )
@@ -52,6 +55,7 @@ class SessionRecord:
         self.subscriptions: dict[int, Subscription] = {}
         self.leaving: list[Subscription] = []
         self.resuming: tuple[int, dict[str, Seen]] = (0, {})
+        self.shares: Shares | None = None
         self.groups: set[str] = set()
         self.announced: dict[tuple[str, str], int] = {}
 

@@ -17,6 +17,7 @@ class Settings:
         name: what the broker calls itself.
         life: a number that no other broker has, nor this one when it starts again.
         wall_offset_ns: wall-clock time minus monotonic time, for the time stamps of the broker's own messages.
+        shared_memory: whether clients on this host may send and receive messages in shared memory.
         declarations: policies of topics that the configuration fixes.
     """
 
@@ -32,4 +33,5 @@ class Settings:
     ring_bytes: int = limits.RING_BYTES
     publish_window_messages: int = limits.PUBLISH_WINDOW_MESSAGES
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
+    shared_memory: bool = True
     declarations: tuple[Declaration, ...] = ()

@@ -14,7 +14,7 @@ the last reader has moved past it:
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -29,6 +29,9 @@ class Chunk:
     def __init__(self, payload: Buffer) -> None:
         self.payload = payload
         self.following: Chunk | None = None
+
+
+_NOTHING: Final = Chunk(b"")
 
 
 class Waiter(Protocol):
@@ -57,9 +60,10 @@ class Stream:
         aborted: why it never will, or None.
         waiters: readers that wait for more.
         watchers: subscriptions that may be too slow and then give the message up; the broker's state asks them.
+        loan: of a message that lies in shared memory, what keeps it there.
     """
 
-    __slots__ = ("aborted", "complete", "last", "received_bytes", "waiters", "watchers")
+    __slots__ = ("aborted", "complete", "last", "loan", "received_bytes", "waiters", "watchers")
 
     def __init__(self) -> None:
         self.last = Chunk(b"")
@@ -68,6 +72,16 @@ class Stream:
         self.aborted: str | None = None
         self.waiters: list[Waiter] = []
         self.watchers: list[Watcher] = []
+        self.loan: object = None
+
+    @classmethod
+    def shared(cls, payload: Buffer, loan: object) -> tuple[Stream, Chunk]:
+        """The stream of a message that lies in shared memory, and the chunk from which readers start."""
+        stream = cls()
+        first = stream.last
+        stream.loan = loan
+        stream.append(payload, complete=True)
+        return stream, first
 
     def append(self, payload: Buffer, *, complete: bool) -> None:
         """Adds the next chunk and wakes the readers."""
@@ -82,6 +96,12 @@ class Stream:
         """The publisher will not finish."""
         self.aborted = reason
         self._wake()
+
+    def let_go(self) -> None:
+        """No new reader will come: whoever still reads holds the chunk at which it is."""
+        if self.complete:
+            self.loan = None
+            self.last = _NOTHING
 
     def _wake(self) -> None:
         waiters, self.waiters = self.waiters, []
@@ -129,6 +149,8 @@ class Message(msgspec.Struct, eq=False):
         self.holders -= 1
         if not self.holders:
             self.first = None
+            if self.stream is not None:
+                self.stream.let_go()
 
     def __repr__(self) -> str:
         return f"<Message {self.topic} sequence={self.sequence} count={self.count} {self.size_bytes} bytes>"

@@ -255,6 +255,10 @@ class Queue:
         """Whether a message waits here."""
         return message in self._lanes[message.lane]
 
+    def first(self, lane: int) -> Message | None:
+        """The message of a lane that `take` would give, credit or not."""
+        return self._lanes[lane][0] if self._lanes[lane] else None
+
     def has_waiting(self, lane: int) -> bool:
         """Whether a lane holds anything."""
         return bool(self._lanes[lane])

@@ -82,7 +82,7 @@ class Ring:
         """
         before = self.held_bytes
         self.next_sequence += message.count
-        if message.stream is not None:
+        if message.stream is not None and not message.stream.complete:
             return self._append_arriving(message)
         messages = self._messages
         messages.append(message)

@@ -21,10 +21,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from broker.buffers import Buffer
 from broker.transport.addresses import Address
+
+if TYPE_CHECKING:
+    from broker.transport.descriptors import Passage
 
 
 class _Closing(ABC):
@@ -64,6 +67,11 @@ class Connection(_Closing):
     @abstractmethod
     def closed(self) -> bool:
         """Whether `close` or `abort` was called here. A peer that went away shows in the next call instead."""
+
+    @property
+    def passage(self) -> Passage | None:
+        """How descriptors pass over this connection; None where they cannot."""
+        return None
 
     @abstractmethod
     def fileno(self) -> int:

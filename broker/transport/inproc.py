@@ -17,8 +17,9 @@ from broker.errors import BrokerError, ConnectError, ConnectionClosed, ListenErr
 from broker.limits import LISTEN_BACKLOG
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener, Transport
+from broker.transport.descriptors import LocalConnection
 from broker.transport.registry import register
-from broker.transport.sockets import SocketConnection, connect_error, enlarge_send_buffer, listen_error
+from broker.transport.sockets import connect_error, enlarge_send_buffer, listen_error
 
 _DIALLED: Final = "inproc:client"
 """The address of an end that has no name."""
@@ -71,9 +72,9 @@ class InprocTransport(Transport):
             raise connect_error(address, error, timeout_s) from error
         enlarge_send_buffer(near)
         enlarge_send_buffer(far)
-        connection = SocketConnection(near, _DIALLED, str(address))
+        connection = LocalConnection(near, _DIALLED, str(address))
         try:
-            listener.offer(SocketConnection(far, str(address), _DIALLED))
+            listener.offer(LocalConnection(far, str(address), _DIALLED))
         except ConnectError:
             connection.close()
             raise

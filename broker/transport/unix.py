@@ -22,9 +22,9 @@ from broker.errors import ListenError
 from broker.limits import LISTEN_BACKLOG
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener, Transport
+from broker.transport.descriptors import LocalConnection
 from broker.transport.registry import register
 from broker.transport.sockets import (
-    SocketConnection,
     SocketListener,
     connect_error,
     enlarge_send_buffer,
@@ -52,7 +52,7 @@ class UnixTransport(Transport):
             sock = _dial(address.path, timeout_s)
         except OSError as error:
             raise connect_error(address, error, timeout_s) from error
-        return SocketConnection(sock, _process(os.getpid()), str(address))
+        return LocalConnection(sock, _process(os.getpid()), str(address))
 
     def listen(self, address: Address) -> Listener:
         try:
@@ -84,7 +84,7 @@ class UnixListener(SocketListener):
     def _connection(self, sock: socket.socket, peer: object) -> Connection:
         enlarge_send_buffer(sock)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return SocketConnection(sock, str(self.address), _process(_CREDENTIALS.unpack(credentials)[0]))
+        return LocalConnection(sock, str(self.address), _process(_CREDENTIALS.unpack(credentials)[0]))
 
 
 def _dial(path: str, timeout_s: float) -> socket.socket:

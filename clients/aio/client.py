@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -53,6 +54,7 @@ async def connect(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     reconnect_timeout_s: float = 30.0,
     on_reconnect: Callable[[Reconnected], None] | None = None,
+    shared_memory: bool = True,
 ) -> Client:
     """Connects to a broker; arguments and errors as for `clients.connect`. The client belongs to the running loop."""
     check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
@@ -64,7 +66,7 @@ async def connect(
     driver = AsyncDriver(
         core,
         parse_list(url or environment.broker_url()),
-        link.hello(name, environment.token() if token is None else token, tenant),
+        link.hello(name, environment.token() if token is None else token, tenant, shared=shared_memory),
         connect_timeout_s=connect_timeout_s,
         reconnect_timeout_s=reconnect_timeout_s,
         on_reconnect=on_reconnect,
@@ -106,11 +108,15 @@ class Client:
     ) -> int | None:
         """Publishes a value. When this returns, the value may be changed; when it is cancelled, it may have arrived."""
         message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent, priority=priority)
-        return await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)
+        sequence = await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)
+        if message.place is not None and message.place.lent and isinstance(value, np.ndarray):
+            value.flags.writeable = False
+        return sequence
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
-        """An uninitialised array that suits the transport for publishing."""
-        return np.empty(shape, dtype)
+        """An uninitialised array to be filled and published, without any copy on the broker's host."""
+        kind, lengths = np.dtype(dtype), tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        return self._core.arenas.array(lengths, kind, kind.itemsize * math.prod(lengths))
 
     async def flush(self, timeout_s: float | None = 5.0) -> None:
         """Waits until everything that was published so far has reached the broker."""

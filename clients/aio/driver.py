@@ -88,7 +88,7 @@ class AsyncDriver:
         Raises:
             TimeoutError: it did not become ready in time; it still may.
         """
-        self.core.outgoing.send_batches()
+        self.core.before_waiting()
         self.flush()
         if signal.ready:
             return

@@ -1,0 +1,116 @@
+"""Messages in shared memory: what their frames say (docs/wire.md section 13).
+
+A PUBLISH or DELIVER with the flag SHARED has as its payload not the message's but where that lies:
+
+    0               4               8                              16
+    +---------------+---------------+-------------------------------+
+    | arena     u32 | loan      u32 | offset in the arena       u64 |
+    +---------------+---------------+-------------------------------+
+
+ARENA has told before which memory the arena is. Whoever has got such a frame says RELEASE with its loan when it needs
+the bytes no more.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+import msgspec
+
+from broker.buffers import Buffer
+from broker.errors import ProtocolError
+from broker.limits import FRAME_PAYLOAD_BYTES_MAX, SHARED_CHARGE_SHIFT
+from broker.protocol.bodies import decode_body, encode_body
+from broker.protocol.frames import Flag, Frame, Kind, Lane
+
+PLACE: Final = struct.Struct("<IIQ")
+VERSION: Final = 1
+"""Of the layout of arenas, which is that of broker/transport/shared_memory.py."""
+RELEASED_AT_ONCE_MAX: Final = 8192
+"""Loans that one RELEASE names; with its numbers it is less than a body may be."""
+
+
+class Memory(Protocol):
+    """What an arena lies in."""
+
+    descriptor: int
+    size_bytes: int
+    identity: int
+
+    def view(self, offset: int, size_bytes: int, holder: object) -> memoryview:
+        """Some of the bytes, which keep `holder` alive."""
+        ...
+
+
+class Passage(Protocol):
+    """How memory passes from one end of a session to the other."""
+
+    enabled: bool
+
+    def give(self, memory: Memory) -> None:
+        """Lets memory leave with the next write."""
+        ...
+
+    def adopt(self, identity: int, size_bytes: int) -> Memory:
+        """Memory that has arrived.
+
+        Raises:
+            InvalidValue, LimitExceeded: there is none, or it cannot be used.
+        """
+        ...
+
+
+class Release(msgspec.Struct):
+    """RELEASE: the loans of messages whose bytes are needed no more."""
+
+    loans: list[int]
+
+
+def arena_frame(number: int, memory: Memory) -> Frame:
+    """ARENA: here is memory."""
+    return Frame(
+        Kind.ARENA, lane=Lane.CONTROL, number=number, count=VERSION,
+        total_bytes=memory.size_bytes, sequence=memory.identity,
+    )  # fmt: skip
+
+
+def arena_ends(number: int) -> Frame:
+    """ARENA: nothing will be said of it any more."""
+    return Frame(Kind.ARENA, Flag.LAST, Lane.CONTROL, number=number)
+
+
+def mapped_frame(number: int, *, mapped: bool) -> Frame:
+    """MAPPED: whether an arena can be used."""
+    return Frame(Kind.MAPPED, lane=Lane.CONTROL, number=number, count=int(mapped))
+
+
+def release_frames(loans: Iterable[int]) -> list[Frame]:
+    """RELEASE, as many as it takes."""
+    numbers = list(loans)
+    return [
+        Frame(Kind.RELEASE, lane=Lane.CONTROL, body=encode_body(Release(numbers[start : start + RELEASED_AT_ONCE_MAX])))
+        for start in range(0, len(numbers), RELEASED_AT_ONCE_MAX)
+    ]
+
+
+def released(frame: Frame) -> list[int]:
+    """The loans that a RELEASE names."""
+    return decode_body(frame.body, Release).loans
+
+
+def place_of(payload: Buffer) -> tuple[int, int, int]:
+    """Arena, loan and offset of a shared message.
+
+    Raises:
+        ProtocolError: the payload is not a place.
+    """
+    if len(payload) != PLACE.size:
+        raise ProtocolError(f"shared message whose place has {len(payload)} bytes; it has {PLACE.size}")
+    return PLACE.unpack(payload)
+
+
+def charge(size_bytes: int) -> int:
+    """What a shared message of so many bytes takes of its topic's credit, besides its body."""
+    return min(size_bytes >> SHARED_CHARGE_SHIFT, FRAME_PAYLOAD_BYTES_MAX)

@@ -1,0 +1,319 @@
+"""Shared memory in the broker: whose it is, who reads it, and when its publisher may write to it again.
+
+    publisher          broker                             reader
+    ARENA      ----->  Arena   --ARENA, the first time-->  maps it, or cannot: then the bytes come as chunks
+    MAPPED     <-----                      <--- MAPPED
+    PUBLISH    ----->  Loan    ---------- DELIVER ------>  an array over the bytes
+    RELEASE    <-----  the last holder is gone  <-RELEASE  the array is gone
+
+A Loan is what keeps a message's bytes as they are. Whoever may still read them refers to it: the message in queues and
+rings, a reader's leases until it says RELEASE, and every memoryview on its way into a socket. When nothing does, Python
+ends it, and its publisher is told. So there is no count that a forgotten call could leave wrong; a session that ends
+drops its leases, and a publisher's end costs its readers nothing: the memory lives until they are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from broker.buffers import Buffer
+from broker.errors import InvalidValue, LimitExceeded, ProtocolError
+from broker.limits import ARENAS_MAX, LOANS_MAX
+from broker.protocol.codes import Code
+from broker.protocol.frames import Flag, Frame, encode
+from broker.protocol.sharing import (
+    PLACE,
+    VERSION,
+    Memory,
+    Passage,
+    arena_ends,
+    arena_frame,
+    mapped_frame,
+    place_of,
+    release_frames,
+    released,
+)
+from broker.topics.messages import Stream
+
+if TYPE_CHECKING:
+    from broker.state.records import SessionRecord
+    from broker.topics.messages import Chunk
+
+_CONTROL: Final = 0
+
+
+class Resumed(Protocol):
+    """What waits for a session to say whether it can read an arena."""
+
+    def answered(self) -> None:
+        """It has said so."""
+        ...
+
+
+class Arena:
+    """Memory of one publisher.
+
+    Attributes:
+        number: by which readers know it.
+        owner: its publisher's shares, while that has a session and uses it.
+        loans: how many there are.
+        readers: the shares of sessions that were told of it.
+    """
+
+    __slots__ = ("loans", "memory", "number", "owner", "readers")
+
+    def __init__(self, number: int, memory: Memory, owner: Shares) -> None:
+        self.number = number
+        self.memory = memory
+        self.owner: Shares | None = owner
+        self.loans = 0
+        self.readers: set[Shares] = set()
+
+    def end(self) -> None:
+        """Its publisher uses it no more. Readers are told once nothing in it is lent any more."""
+        self.owner = None
+        self.look()
+
+    def look(self) -> None:
+        """Tells the readers if nothing will be said of it any more."""
+        if self.owner is None and not self.loans:
+            for reader in self.readers:
+                reader.forget(self)
+            self.readers.clear()
+
+    def __repr__(self) -> str:
+        return f"<Arena {self.number} loans={self.loans} {self.memory!r}>"
+
+
+class Loan:
+    """The bytes of one message, for as long as anything refers to this.
+
+    Attributes:
+        number: by which its publisher knows it.
+    """
+
+    __slots__ = ("arena", "number", "offset", "size_bytes")
+
+    def __init__(self, arena: Arena, number: int, offset: int, size_bytes: int) -> None:
+        self.arena = arena
+        self.number = number
+        self.offset = offset
+        self.size_bytes = size_bytes
+        arena.loans += 1
+
+    def __del__(self) -> None:
+        arena = self.arena
+        arena.loans -= 1
+        if arena.owner is not None:
+            arena.owner.over(self.number)
+        else:
+            arena.look()
+
+    def __repr__(self) -> str:
+        return f"<Loan {self.number} of arena {self.arena.number}: {self.size_bytes} bytes at {self.offset}>"
+
+
+class Shares:
+    """What one session shares with the broker.
+
+    Attributes:
+        leases: what it reads, by the numbers that it was given.
+    """
+
+    __slots__ = (
+        "_arenas",
+        "_asked",
+        "_attached",
+        "_flush",
+        "_known",
+        "_last_lease",
+        "_lent",
+        "_over",
+        "_record",
+        "leases",
+    )
+
+    def __init__(self, record: SessionRecord, flush: Callable[[SessionRecord], None]) -> None:
+        self._record = record
+        self._flush = flush
+        self._arenas: dict[int, Arena] = {}
+        self._lent: set[int] = set()
+        self._over: list[int] = []
+        self._attached = False
+        self._known: dict[Arena, bool] = {}
+        self._asked: dict[Arena, list[Resumed]] = {}
+        self._last_lease = 0
+        self.leases: dict[int, Loan] = {}
+
+    # As a publisher.
+
+    def arena(self, frame: Frame, number: int, passage: Passage) -> None:
+        """ARENA: the session has made memory, or ends some."""
+        if frame.flags & Flag.LAST:
+            arena = self._arenas.pop(frame.number, None)
+            if arena is None:
+                raise ProtocolError(f"the end of arena {frame.number}, which there is not")
+            arena.end()
+            return
+        if frame.number in self._arenas:
+            raise ProtocolError(f"a second arena {frame.number}")
+        try:
+            if frame.count != VERSION:
+                raise InvalidValue("arena of version", frame.count, f"is not of version {VERSION}")
+            memory = passage.adopt(frame.sequence, frame.total_bytes)
+            if len(self._arenas) >= ARENAS_MAX:
+                raise LimitExceeded("arenas_max", len(self._arenas) + 1, ARENAS_MAX)
+        except (InvalidValue, LimitExceeded):
+            self._send(mapped_frame(frame.number, mapped=False))
+            return
+        self._arenas[frame.number] = Arena(number, memory, self)
+        self._send(mapped_frame(frame.number, mapped=True))
+
+    def borrow(self, frame: Frame) -> tuple[Stream, Chunk]:
+        """PUBLISH of a message that lies in shared memory.
+
+        Raises:
+            ProtocolError: it does not lie in an arena of this session, or the loan's number is in use.
+        """
+        number, loan_number, offset = place_of(frame.payload)
+        arena, size_bytes = self._arenas.get(number), frame.total_bytes
+        if arena is None or offset + size_bytes > arena.memory.size_bytes or not size_bytes:
+            raise ProtocolError(f"{size_bytes} bytes at {offset} of arena {number}, which has no such place")
+        if loan_number in self._lent or len(self._lent) >= LOANS_MAX:
+            raise ProtocolError(f"loan {loan_number} is in use, or {LOANS_MAX} are", Code.LIMIT)
+        self._lent.add(loan_number)
+        loan = Loan(arena, loan_number, offset, size_bytes)
+        return Stream.shared(arena.memory.view(offset, size_bytes, loan), loan)
+
+    def over(self, number: int) -> None:
+        """A loan has ended: the session is told, of all that end until the frame leaves at once."""
+        self._lent.discard(number)
+        self._over.append(number)
+        if not self._attached:
+            self._attached = True
+            self._record.session.attach(self, _CONTROL)
+            self._flush(self._record)
+
+    def pull(self, buffers: list[Buffer]) -> int:
+        """Appends RELEASE; see Source."""
+        over, self._over = self._over, []
+        self._attached = bool(over)
+        return sum(encode(frame, buffers) for frame in release_frames(over))
+
+    # As a reader.
+
+    def lend(self, loan: Loan) -> bytes | None:
+        """The place of a message for this session to read, or None when it has to get the bytes."""
+        if not self._known.get(loan.arena):
+            return None
+        number = self._last_lease = self._last_lease % 0xFFFFFFFF + 1
+        self.leases[number] = loan
+        return PLACE.pack(loan.arena.number, number, loan.offset)
+
+    def knows(self, arena: Arena, source: Resumed) -> bool:
+        """Whether the session has said if it can read an arena. It is told of it the first time.
+
+        Args:
+            arena: in which a message lies.
+            source: what waits to send that message; resumed when the session has answered.
+        """
+        if arena in self._known:
+            return True
+        waiting = self._asked.get(arena)
+        if waiting is None:
+            passage = self._record.session.passage
+            assert passage is not None
+            waiting = self._asked[arena] = []
+            arena.readers.add(self)
+            passage.give(arena.memory)
+            self._send(arena_frame(arena.number, arena.memory))
+        if source not in waiting:
+            waiting.append(source)
+        return False
+
+    def mapped(self, frame: Frame) -> None:
+        """MAPPED: the session can read an arena, or cannot; one that is gone by now does not matter."""
+        for arena in self._asked:
+            if arena.number == frame.number:
+                self._known[arena] = bool(frame.count)
+                for source in self._asked.pop(arena):
+                    source.answered()
+                return
+
+    def release(self, frame: Frame) -> None:
+        """RELEASE: the session is done with some of what it reads."""
+        for number in released(frame):
+            if self.leases.pop(number, None) is None:
+                raise ProtocolError(f"RELEASE of loan {number}, which this session does not have")
+
+    def forget(self, arena: Arena) -> None:
+        """Nothing will be said of an arena any more."""
+        self._known.pop(arena, None)
+        self._asked.pop(arena, None)
+        self._send(arena_ends(arena.number))
+
+    def disconnect(self) -> None:
+        """The session is over: what it reads is given back, and what it has lent is its readers' alone."""
+        for arena in (*self._known, *self._asked):
+            arena.readers.discard(self)
+        self._known.clear()
+        self._asked.clear()
+        arenas, self._arenas = self._arenas, {}
+        for arena in arenas.values():
+            arena.end()
+        self.leases.clear()
+
+    def _send(self, frame: Frame) -> None:
+        self._record.session.put(frame)
+        self._flush(self._record)
+
+    def __repr__(self) -> str:
+        return f"<Shares arenas={len(self._arenas)} lent={len(self._lent)} leases={len(self.leases)}>"
+
+
+class Sharing:
+    """All shared memory of a broker."""
+
+    def __init__(self, flush: Callable[[SessionRecord], None], *, enabled: bool) -> None:
+        """Args:
+        flush: called when a session has something to send.
+        enabled: whether sessions may share memory.
+        """
+        self._flush = flush
+        self._enabled = enabled
+        self._last_arena = 0
+
+    def begin(self, record: SessionRecord, *, wanted: bool) -> bool:
+        """A session has said hello; says whether memory is shared with it."""
+        passage = record.session.passage
+        if not (self._enabled and wanted and passage is not None):
+            return False
+        passage.enabled = True
+        record.shares = Shares(record, self._flush)
+        return True
+
+    def arena(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """ARENA."""
+        shares, passage = self.shares(record, frame), record.session.passage
+        assert passage is not None
+        self._last_arena = self._last_arena % 0xFFFFFFFF + 1
+        shares.arena(frame, self._last_arena, passage)
+
+    def mapped(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """MAPPED."""
+        self.shares(record, frame).mapped(frame)
+
+    def release(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """RELEASE."""
+        self.shares(record, frame).release(frame)
+
+    def shares(self, record: SessionRecord, frame: Frame) -> Shares:
+        """What a session shares.
+
+        Raises:
+            ProtocolError: nothing, and yet it sends such a frame.
+        """
+        if record.shares is None:
+            raise ProtocolError(f"{frame!r} in a session that shares no memory")
+        return record.shares

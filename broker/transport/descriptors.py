@@ -1,0 +1,151 @@
+"""Passing open files between processes, beside the bytes of a Unix-domain socket (unix(7), SCM_RIGHTS).
+
+Descriptors travel with the bytes of a write and arrive with them or before: they are not part of the stream, so a frame
+that speaks of one names the file's identity, and its receiver looks for it among those that have arrived. That one is
+missing, because the receiver had no room for a descriptor, then harms nothing but that frame.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from broker.buffers import Buffer
+from broker.errors import ConnectionClosed
+from broker.limits import DESCRIPTORS_WAITING_MAX, IOV_BUFFERS_MAX
+from broker.transport.shared_memory import SharedMemory
+from broker.transport.sockets import SocketConnection
+
+_PASSED_AT_ONCE_MAX: Final = 16
+"""Of one write; the kernel takes 253."""
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_PASSED_AT_ONCE_MAX * array.array("i").itemsize)
+
+
+class HasDescriptor(Protocol):
+    """What keeps a descriptor open until it has left."""
+
+    descriptor: int
+
+
+class Passage:
+    """The descriptors that leave by and arrive on one connection.
+
+    Attributes:
+        enabled: whether both ends have agreed to pass descriptors.
+    """
+
+    __slots__ = ("_arrived", "_leaving", "enabled")
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self._leaving: deque[HasDescriptor] = deque()
+        self._arrived: dict[int, int] = {}
+
+    def give(self, memory: HasDescriptor) -> None:
+        """Lets a memory's descriptor leave with the next write."""
+        self._leaving.append(memory)
+
+    def adopt(self, identity: int, size_bytes: int) -> SharedMemory:
+        """Maps memory whose descriptor has arrived.
+
+        Raises:
+            InvalidValue, LimitExceeded: it has not arrived, or cannot be mapped; see SharedMemory.
+        """
+        return SharedMemory.adopt(self._arrived.pop(identity, -1), size_bytes)
+
+    def leaving(self) -> list[HasDescriptor]:
+        """What the next write takes along."""
+        return [self._leaving.popleft() for _ in range(min(len(self._leaving), _PASSED_AT_ONCE_MAX))]
+
+    @property
+    def has_leaving(self) -> bool:
+        """Whether the next write has something to take along."""
+        return bool(self._leaving)
+
+    def put_back(self, memories: Sequence[HasDescriptor]) -> None:
+        """The write did not happen."""
+        self._leaving.extendleft(reversed(memories))
+
+    def arrived(self, descriptors: Sequence[int]) -> None:
+        """Takes descriptors over; those that nobody fetches, beyond a bound, are closed."""
+        for descriptor in descriptors:
+            identity = os.fstat(descriptor).st_ino
+            if identity in self._arrived or len(self._arrived) >= DESCRIPTORS_WAITING_MAX:
+                os.close(descriptor)
+            else:
+                self._arrived[identity] = descriptor
+
+    def close(self) -> None:
+        """Closes what nobody has fetched."""
+        self._leaving.clear()
+        while self._arrived:
+            os.close(self._arrived.popitem()[1])
+
+
+class LocalConnection(SocketConnection):
+    """A connection over a Unix-domain socket, which can pass descriptors."""
+
+    __slots__ = ("_passage",)
+
+    def __init__(self, sock: socket.socket, local_address: str, peer_address: str) -> None:
+        super().__init__(sock, local_address, peer_address)
+        self._passage = Passage()
+
+    @property
+    def passage(self) -> Passage:
+        return self._passage
+
+    def receive_into(self, buffers: Sequence[memoryview]) -> int:
+        if not self._passage.enabled:
+            return super().receive_into(buffers)
+        try:
+            received_bytes, ancillary, _, _ = self._socket.recvmsg_into(
+                buffers[:IOV_BUFFERS_MAX], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._failure(error) from error
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors = array.array("i")
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+                self._passage.arrived(descriptors)
+        if not received_bytes and any(buffer.nbytes for buffer in buffers):
+            raise ConnectionClosed("the peer closed the connection")
+        return received_bytes
+
+    def send(self, buffers: Sequence[Buffer]) -> int:
+        if not self._passage.has_leaving or not buffers:
+            return super().send(buffers)
+        leaving = self._passage.leaving()
+        rights = array.array("i", [memory.descriptor for memory in leaving])
+        try:
+            return self._socket.sendmsg(
+                buffers[:IOV_BUFFERS_MAX], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL
+            )
+        except BlockingIOError:
+            self._passage.put_back(leaving)
+            return 0
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                # The user has too many descriptors under way: the bytes go alone, and their receiver does without.
+                return super().send(buffers)
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        super().close()
+        self._passage.close()
+
+    def disown(self) -> None:
+        super().disown()
+        self._passage.close()
+
+    def abort(self) -> None:
+        super().abort()
+        self._passage.close()

@@ -1,0 +1,170 @@
+"""Memory that processes of one host share: an anonymous file that one of them writes and all map.
+
+    memfd_create     a file without a name: nothing to clean up, it is gone with its last mapping and descriptor
+    0        block        2 * block                                   size_bytes
+    +--------+------------+--------------- - - ------------------------+
+    | bytes of a message  | bytes of another one ...                   |   version 1: nothing but payloads, no header:
+    +--------+------------+--------------- - - ------------------------+   what lies where is said in frames
+    F_SEAL_SHRINK, F_SEAL_GROW    the file has this length for ever: no access to a mapping can fault
+    F_SEAL_FUTURE_WRITE           only its maker's first mapping can write; all later ones are read-only
+    F_SEAL_SEAL                   and so it stays
+
+Whoever adopts a file from somebody else checks length and seals before mapping it, so a peer that lies can neither
+crash the process nor let third ones change what was sent. What its maker writes, and when, is up to the maker.
+
+A view holds whatever object it is told to, so that the end of the last view is the end of that object, and a mapping
+lives as long as anything in it is used. See memfd_create(2) and fcntl(2), File Sealing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+from contextlib import suppress
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.errors import InvalidValue, LimitExceeded
+from broker.limits import ARENA_BYTES_MAX, SHARED_PAGE_BYTES
+
+VERSION: Final = 1
+"""Of the layout above."""
+_FUTURE_WRITE: Final = 0x10
+"""F_SEAL_FUTURE_WRITE of <linux/fcntl.h>, since Linux 5.1, which Python 3.11 does not name."""
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _FUTURE_WRITE | fcntl.F_SEAL_SEAL
+_FAILED: Final = ctypes.c_void_p(-1).value
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+# Python's mmap keeps a descriptor of its own for each mapping, and many mappings would use up a process's descriptors.
+_mmap: Final = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_munmap: Final = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_madvise: Final = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class _Held(npt.NDArray[np.uint8]):
+    """Bytes of a mapping that keep an object alive."""
+
+    holder: object
+
+
+class SharedMemory:
+    """One mapped file. Views of it may be used and let go of on any thread.
+
+    Attributes:
+        size_bytes: its length.
+        identity: the file's number, the same in all processes of the host.
+        descriptor: of the file; -1 once it was closed.
+    """
+
+    __slots__ = ("_address", "_bytes", "descriptor", "identity", "size_bytes")
+
+    def __init__(self, descriptor: int, size_bytes: int, protection: int) -> None:
+        """Maps a file; `create` and `adopt` do that."""
+        self.descriptor = -1
+        self._address = _mmap(None, size_bytes, protection, mmap.MAP_SHARED, descriptor, 0)
+        if self._address == _FAILED:
+            self._address = None
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+        self.descriptor = descriptor
+        self.size_bytes = size_bytes
+        self.identity = os.fstat(descriptor).st_ino
+        # Fewer faults and look-ups where the system has huge pages for shared memory; it may refuse.
+        _madvise(self._address, size_bytes, mmap.MADV_HUGEPAGE)
+        self._bytes = np.frombuffer(memoryview((ctypes.c_ubyte * size_bytes).from_address(self._address)), np.uint8)
+        self._bytes.flags.writeable = bool(protection & mmap.PROT_WRITE)
+
+    @classmethod
+    def create(cls, size_bytes: int) -> SharedMemory:
+        """New memory, which this process alone may write to.
+
+        Raises:
+            LimitExceeded: it is too long, or the system has no memory or no descriptor for it.
+            InvalidValue: the system cannot seal memory so.
+        """
+        size_bytes = -(-size_bytes // SHARED_PAGE_BYTES) * SHARED_PAGE_BYTES
+        if size_bytes > ARENA_BYTES_MAX:
+            raise LimitExceeded("arena_bytes_max", size_bytes, ARENA_BYTES_MAX)
+        descriptor = -1
+        try:
+            descriptor = os.memfd_create("tensorbus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(descriptor, size_bytes)
+            memory = cls(descriptor, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:
+            _close(descriptor)
+            raise LimitExceeded("shared memory", size_bytes, 0, f"none to be had: {error.strerror}") from error
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError as error:
+            raise InvalidValue("shared memory", size_bytes, f"cannot be sealed here: {error.strerror}") from error
+        return memory
+
+    @classmethod
+    def adopt(cls, descriptor: int, size_bytes: int) -> SharedMemory:
+        """Maps what another process has made, read-only; the descriptor is closed if that fails.
+
+        Raises:
+            InvalidValue: it is not of this length, or not sealed so that it stays so.
+            LimitExceeded: it cannot be mapped.
+        """
+        try:
+            if not 0 < size_bytes <= ARENA_BYTES_MAX or os.fstat(descriptor).st_size != size_bytes:
+                raise InvalidValue("shared memory of bytes", size_bytes, "is not the length of its file, or too long")
+            seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+            if seals & _SEALS != _SEALS:
+                raise InvalidValue("shared memory with seals", seals, f"needs {_SEALS}, or it could shrink or change")
+            return cls(descriptor, size_bytes, mmap.PROT_READ)
+        except OSError as error:
+            _close(descriptor)
+            raise LimitExceeded("shared memory", size_bytes, 0, f"cannot be mapped: {error.strerror}") from error
+        except InvalidValue:
+            _close(descriptor)
+            raise
+
+    def view(self, offset: int, size_bytes: int, holder: object) -> memoryview:
+        """Some of the bytes; they, and whatever is made of them without a copy, keep `holder` alive.
+
+        Args:
+            offset: of the first byte.
+            size_bytes: how many.
+            holder: must keep this memory alive.
+        """
+        part = self._bytes[offset : offset + size_bytes].view(_Held)
+        part.holder = holder
+        return part.data
+
+    def holds(self, address: int) -> bool:
+        """Whether an address lies in this mapping."""
+        return self._address is not None and 0 <= address - self._address < self.size_bytes
+
+    @property
+    def address(self) -> int:
+        """Of its first byte in this process."""
+        return self._address or 0
+
+    def close_descriptor(self) -> None:
+        """Nobody is to be given the file any more; the mapping stays."""
+        descriptor, self.descriptor = self.descriptor, -1
+        _close(descriptor)
+
+    def __del__(self) -> None:
+        self.close_descriptor()
+        if self._address is not None:
+            _munmap(self._address, self.size_bytes)
+
+    def __repr__(self) -> str:
+        return f"<SharedMemory {self.size_bytes} bytes identity={self.identity} fd={self.descriptor}>"
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        with suppress(OSError):
+            os.close(descriptor)

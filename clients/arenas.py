@@ -1,0 +1,324 @@
+"""The shared memory that a client publishes from.
+
+    arena of 16 MiB: blocks of one size        free blocks of that size, the last used first: its pages are there and
+    +-------+-------+-------+- - -+-------+     its bytes may still be in the cache
+    | block | block | block |     | block |
+    +-------+-------+-------+- - -+-------+     a block is free when its Block object is gone
+
+A Block is held by the array that was lent over it, by the call that publishes it, and by each message in it until the
+broker says RELEASE, which it does when no reader uses it any more.
+
+Where there is no block to be had, because readers hold them all or the message is longer than what may be shared, the
+message goes through the socket, under its topic's credit: nobody waits for a reader that keeps what it got.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Final, NamedTuple
+from weakref import ref
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.buffers import Gathered, Payload
+from broker.errors import InvalidValue, LimitExceeded
+from broker.limits import (
+    ARENA_BYTES,
+    ARENAS_MAX,
+    LOANS_MAX,
+    SHARED_AHEAD_BYTES,
+    SHARED_BYTES_MAX,
+    SHARED_BYTES_MIN,
+    SHARED_PAGE_BYTES,
+)
+from broker.protocol.frames import Frame
+from broker.protocol.session import Session
+from broker.protocol.sharing import PLACE, arena_ends, arena_frame, released
+from broker.transport.shared_memory import SharedMemory
+from clients.signals import Signal
+
+UNUSED_NS: Final = 30_000_000_000
+"""How often arenas go of which no block was used since the last time."""
+
+
+class Arena:
+    """Blocks of one size in one piece of memory.
+
+    Attributes:
+        mapped: whether the broker can use it; None until it was told of it.
+        answered: ready once it has said so, or never will.
+        used: whether a block of it was lent since unused arenas last went.
+        lent: blocks that are not free.
+        gone: whether its blocks are not to be lent any more.
+        given: blocks that the application has, by their offsets.
+    """
+
+    __slots__ = ("answered", "block_bytes", "given", "gone", "lent", "mapped", "memory", "number", "used")
+
+    def __init__(self, number: int, block_bytes: int, blocks: int) -> None:
+        self.number = number
+        self.block_bytes = block_bytes
+        self.memory = SharedMemory.create(block_bytes * blocks)
+        self.mapped: bool | None = None
+        self.answered = Signal()
+        self.used = True
+        self.lent = 0
+        self.gone = False
+        self.given: dict[int, ref[Block]] = {}
+
+
+class Block:
+    """Memory for one message, for as long as anything refers to this."""
+
+    __slots__ = ("__weakref__", "_over", "arena", "offset")
+
+    def __init__(self, arena: Arena, offset: int, over: deque[tuple[Arena, int]]) -> None:
+        self.arena = arena
+        self.offset = offset
+        self._over = over
+
+    def view(self, size_bytes: int) -> memoryview:
+        """Its first bytes, writable; they keep the block."""
+        return self.arena.memory.view(self.offset, size_bytes, self)
+
+    def __del__(self) -> None:
+        # On any thread and at any moment: it takes no lock.
+        self._over.append((self.arena, self.offset))
+
+
+class Place(NamedTuple):
+    """Where a message lies: in a block, at an offset of its arena; `lent` if the application has filled it there."""
+
+    block: Block
+    offset: int
+    lent: bool
+
+
+class Arenas:
+    """All arenas of one client.
+
+    Attributes:
+        enabled: whether the session shares memory.
+        lent_bytes: of blocks that are not free.
+        came_back: ready when the broker has said that messages are not read any more.
+
+    Any thread may call `empty`, `place` and `lend`; the others under the client's lock."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self.lent_bytes = 0
+        self.came_back = Signal()
+        self._lock = threading.Lock()
+        self._arenas: dict[int, Arena] = {}
+        self._free: dict[int, list[tuple[Arena, int]]] = {}
+        self._over: deque[tuple[Arena, int]] = deque()
+        self._last_arena = self._last_loan = 0
+        self._lent: dict[int, Block] = {}
+        self._left: deque[int] = deque()
+        self._held_bytes = 0
+        self._ahead_bytes = SHARED_AHEAD_BYTES
+        self._look_ns = 0
+
+    def connected(self, *, enabled: bool) -> None:
+        """A session is open. Readers of an earlier one may still use what was lent there: it is left to them."""
+        with self._lock:
+            self._leave_all()
+            self.enabled = enabled
+
+    def disconnected(self) -> None:
+        """The session is over."""
+        with self._lock:
+            self._leave_all()
+            self.enabled = False
+
+    def _leave_all(self) -> None:
+        for arena in self._arenas.values():
+            arena.gone = True
+            arena.answered.set()
+        self._arenas = {}
+        self._free = {}
+        self._lent = {}
+        self._left.clear()
+        self._held_bytes = self.lent_bytes = 0
+
+    # Blocks.
+
+    def suits(self, size_bytes: int) -> bool:
+        """Whether a message of so many bytes is to be shared if there is a block for it."""
+        return self.enabled and size_bytes >= SHARED_BYTES_MIN
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether a message of so many bytes need not wait for blocks to come back."""
+        if not self.suits(size_bytes):
+            return True
+        if self._over:
+            with self._lock:
+                self._collect()
+        return self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
+
+    def widen(self, size_bytes: int) -> None:
+        """Readers take longer with what they have than is to be waited for."""
+        self._ahead_bytes = min(self.lent_bytes + size_bytes, SHARED_BYTES_MAX)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], size_bytes: int) -> npt.NDArray[np.generic]:
+        """An array for the application to fill and publish, in a block if it suits and there is one."""
+        block = self.lend(size_bytes) if self.suits(size_bytes) and not dtype.hasobject else None
+        if block is None:
+            return np.empty(shape, dtype)
+        block.arena.given[block.offset] = ref(block)
+        return np.frombuffer(block.view(size_bytes), dtype).reshape(shape)
+
+    def place(self, payload: Payload) -> Place | None:
+        """Where a payload lies that the application was lent the memory for, or a copy of another one; None when there
+        is no block for it."""
+        size_bytes = len(payload)
+        parts = payload.parts if isinstance(payload, Gathered) else (payload,)
+        arrays = [np.frombuffer(part, np.uint8) for part in parts if len(part)]
+        found = self._find(arrays[0]) if len(arrays) == 1 else None
+        if found is not None:
+            return found
+        block = self.lend(size_bytes)
+        if block is None:
+            return None
+        place, start = np.frombuffer(block.view(size_bytes), np.uint8), 0
+        for array in arrays:
+            # As opposed to a memoryview's, this copy lets other threads run.
+            np.copyto(place[start : start + array.nbytes], array)
+            start += array.nbytes
+        return Place(block, block.offset, lent=False)
+
+    def _find(self, array: npt.NDArray[np.uint8]) -> Place | None:
+        """Where an array lies that was made of a lent one."""
+        address: int = array.__array_interface__["data"][0]
+        for arena in list(self._arenas.values()):
+            if arena.given and arena.memory.holds(address):
+                offset = address - arena.memory.address
+                reference = arena.given.get(offset - offset % arena.block_bytes)
+                block = None if reference is None else reference()
+                return None if block is None else Place(block, offset, lent=True)
+        return None
+
+    def lend(self, size_bytes: int) -> Block | None:
+        """A free block of at least so many bytes; None when there is none to be had."""
+        if not self.enabled:
+            return None
+        block_bytes = _rounded(size_bytes)
+        with self._lock:
+            self._collect()
+            free = self._free.get(block_bytes) or self._more(block_bytes)
+            if not free:
+                return None
+            arena, offset = free.pop()
+            arena.lent += 1
+            self.lent_bytes += block_bytes
+            arena.used = True
+            return Block(arena, offset, self._over)
+
+    def _collect(self) -> None:
+        """Takes blocks back that nobody refers to any more."""
+        over = self._over
+        while over:
+            arena, offset = over.popleft()
+            arena.lent -= 1
+            if not arena.gone:
+                self.lent_bytes -= arena.block_bytes
+            arena.given.pop(offset, None)
+            if not arena.gone:
+                self._free[arena.block_bytes].append((arena, offset))
+
+    def _more(self, block_bytes: int) -> list[tuple[Arena, int]] | None:
+        """Makes an arena, in the place of unused ones where they take up the room."""
+        blocks = max(1, ARENA_BYTES // block_bytes)
+        size_bytes = block_bytes * blocks
+        for arena in list(self._arenas.values()):
+            if self._has_room(size_bytes):
+                break
+            if not arena.lent:
+                self._leave(arena)
+        if not self._has_room(size_bytes):
+            return None
+        try:
+            arena = Arena(self._last_arena + 1, block_bytes, blocks)
+        except (LimitExceeded, InvalidValue):
+            self.enabled = False
+            return None
+        self._last_arena += 1
+        self._arenas[arena.number] = arena
+        self._held_bytes += size_bytes
+        free = self._free.setdefault(block_bytes, [])
+        free.extend((arena, index * block_bytes) for index in reversed(range(blocks)))
+        return free
+
+    def _has_room(self, size_bytes: int) -> bool:
+        return self._held_bytes + size_bytes <= SHARED_BYTES_MAX and len(self._arenas) < ARENAS_MAX
+
+    def _leave(self, arena: Arena) -> None:
+        """Uses an arena no more, of which all blocks are free."""
+        arena.gone = True
+        del self._arenas[arena.number]
+        self._held_bytes -= arena.memory.size_bytes
+        self._free[arena.block_bytes] = [free for free in self._free[arena.block_bytes] if free[0] is not arena]
+        if arena.mapped is not None:
+            self._left.append(arena.number)
+
+    def tick(self, now_ns: int, session: Session) -> None:
+        """Time passes: arenas that were not used of late go."""
+        self._ahead_bytes = max(SHARED_AHEAD_BYTES, (self._ahead_bytes + self.lent_bytes) // 2)
+        if now_ns - self._look_ns > UNUSED_NS:
+            self._look_ns = now_ns
+            with self._lock:
+                self._collect()
+                for arena in list(self._arenas.values()):
+                    if not arena.lent and not arena.used:
+                        self._leave(arena)
+                    arena.used = False
+        self._tell_left(session)
+
+    def _tell_left(self, session: Session) -> None:
+        while self._left:
+            session.put(arena_ends(self._left.popleft()))
+
+    # Messages.
+
+    def announce(self, arena: Arena, session: Session) -> Signal:
+        """Tells the broker of an arena, the first time; what it returns is ready once the broker has answered."""
+        self._tell_left(session)
+        if arena.mapped is None and not arena.gone and session.passage is not None:
+            arena.mapped = False
+            session.passage.give(arena.memory)
+            session.put(arena_frame(arena.number, arena.memory))
+        return arena.answered
+
+    def share(self, place: Place) -> bytes | None:
+        """The frame's payload for a message that is published now; None when the broker cannot use its arena."""
+        block, arena = place.block, place.block.arena
+        if not arena.mapped or arena.gone or len(self._lent) >= LOANS_MAX:
+            return None
+        number = self._last_loan % 0xFFFFFFFF + 1
+        while number in self._lent:
+            number = number % 0xFFFFFFFF + 1
+        self._last_loan = number
+        self._lent[number] = block
+        return PLACE.pack(arena.number, number, place.offset)
+
+    def mapped(self, frame: Frame) -> None:
+        """MAPPED: the broker can use an arena, or cannot."""
+        arena = self._arenas.get(frame.number)
+        if arena is not None:
+            arena.mapped = bool(frame.count)
+            arena.answered.set()
+            arena.memory.close_descriptor()
+
+    def released(self, frame: Frame) -> None:
+        """RELEASE: nobody reads some messages any more."""
+        for number in released(frame):
+            self._lent.pop(number, None)
+        self.came_back.set()
+
+
+def _rounded(size_bytes: int) -> int:
+    """The size of the block for a message: one of four between each power of two and the next, in whole pages."""
+    step = max(SHARED_PAGE_BYTES, 1 << max(0, (size_bytes - 1).bit_length() - 3))
+    return -(-size_bytes // step) * step
