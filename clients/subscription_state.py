@@ -248,7 +248,9 @@ class SubscriptionState(Signal):
         if not self.is_latest or self.asked or self.pending:
             return None
         self.asked = True
-        return Frame(Kind.CREDIT, lane=Lane.CONTROL, number=self.number, count=1, total_bytes=self.wishes.queue_bytes)
+        owed_bytes, self._owed_bytes = max(0, self._owed_bytes), min(0, self._owed_bytes)
+        size_bytes = self.wishes.queue_bytes + owed_bytes
+        return Frame(Kind.CREDIT, lane=Lane.CONTROL, number=self.number, count=1, total_bytes=size_bytes)
 
     def broker_dropped(self, total: int) -> None:
         """DROPPED: what the broker has dropped in this session."""

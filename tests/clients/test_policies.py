@@ -139,7 +139,8 @@ def test_the_first_message_of_a_publisher_that_knows_nothing_is_refused_by_the_b
     broker: ServingThread, connect: Connect, bus: clients.Client, size: int
 ) -> None:
     bus.declare("a/#", max_message_bytes=50)
-    newcomer = connect("newcomer")
+    # One that shares memory waits for the broker first, and so has heard of the policy.
+    newcomer = connect("newcomer", shared_memory=False)
     with pytest.raises(clients.LimitExceeded, match="max_message_bytes"):
         newcomer.publish("a/1", b"x" * size, ack="accepted")
     newcomer.publish("a/2", b"x" * size)
