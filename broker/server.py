@@ -104,6 +104,8 @@ class Server:
             raise
         for listener in self.listeners:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
+        paths = (listener.address.path for listener in self.listeners if listener.address.scheme == "unix")
+        self.state.local_path = next(paths, "")
         self._tick()
 
     def retire(self) -> bool:

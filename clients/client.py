@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic_ns, time_ns
 from types import TracebackType
@@ -18,7 +17,7 @@ from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
 from clients.checks import check_callable, check_connect
-from clients.core import Core, Outbound, Reconnected, try_publish
+from clients.core import Core, Reconnected
 from clients.driver import Driver
 from clients.exchanges import Request
 from clients.groups import Group
@@ -37,6 +36,7 @@ from clients.outgoing_topic import LANES
 from clients.pressure import pressure as ask_pressure
 from clients.replies import Replies
 from clients.responding import Callbacks, Responder
+from clients.sharing import empty_shared, publish_shared
 from clients.subscriptions import Subscription
 
 _SENT = Sent()
@@ -189,24 +189,8 @@ class Client:
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded
         )
         if self._core.arenas.suits(len(message.payload)):
-            return self._publish_shared(message, value, timeout_s, acknowledge=acknowledge)
+            return publish_shared(self._driver, message, value, timeout_s, acknowledge=acknowledge)
         return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
-
-    def _publish_shared(self, message: Outbound, value: object, timeout_s: float, *, acknowledge: bool) -> int | None:
-        """As operations.publish, but the lock is not held while a long payload is copied: other threads go on."""
-        driver, core, size_bytes = self._driver, self._core, len(message.payload)
-        if not core.arenas.has_room(size_bytes):
-            driver.run(operations.room(driver, size_bytes))
-        place = message.place = core.arenas.place(message.payload)
-        if place is not None and place.lent and isinstance(value, np.ndarray):
-            value.flags.writeable = False
-        if place is not None and not acknowledge:
-            # The shortest way, if there is nothing to wait for.
-            with driver.lock:
-                if try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
-                    driver.flush()
-                    return None
-        return driver.run(operations.publish(driver, message, timeout_s, acknowledge=acknowledge))
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
         """An uninitialised array to be filled and published: on the broker's host, without any copy.
@@ -219,11 +203,7 @@ class Client:
             shape: lengths of the axes.
             dtype: a numpy dtype.
         """
-        kind, lengths = np.dtype(dtype), tuple(shape) if isinstance(shape, Sequence) else (shape,)
-        arenas, size_bytes = self._core.arenas, kind.itemsize * math.prod(lengths)
-        if not arenas.has_room(size_bytes):
-            self._driver.run(operations.room(self._driver, size_bytes))
-        return arenas.array(lengths, kind, size_bytes)
+        return empty_shared(self._driver, shape, dtype)
 
     def flush(self, timeout_s: float | None = 5.0) -> None:
         """Waits until everything that was published so far has reached the broker.

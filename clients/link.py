@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
@@ -13,13 +14,15 @@ import msgspec
 
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied
 from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
-from broker.protocol.bodies import Hello, Welcome
+from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.codes import Code
 from broker.protocol.frames import Frame
 from broker.protocol.session import Allocate, Deliver, Phase, Received, Session
 from broker.transport import registry
 from broker.transport.addresses import Address
 from broker.transport.base import Connection
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,24 @@ def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, alloca
     raise ConnectError(", ".join(str(address) for address in addresses), "; ".join(reasons))
 
 
-def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
+def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocate, *, follows: bool = True) -> Link:
+    """Opens a session at one address.
+
+    Args:
+        address: of the broker.
+        greeting: what to say.
+        timeout_s: for everything, in seconds.
+        allocate: see Session.
+        follows: whether a broker on this host may name a nearer way.
+    """
     deadline = time.monotonic() + timeout_s
     connection = registry.connect(address, timeout_s)
     passage = connection.passage if greeting.shared else None
     if passage is not None:
         passage.enabled = True
+    local = follows and greeting.shared and passage is None and connection.same_host
     session = Session(
-        hello=msgspec.structs.replace(greeting, shared=passage is not None),
+        hello=msgspec.structs.replace(greeting, shared=passage is not None, local=local),
         now_ns=time.monotonic_ns(),
         allocate=allocate,
         heartbeat_interval_s=HEARTBEAT_INTERVAL_S,
@@ -93,6 +106,8 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
             raise session.failure or ConnectionClosed("the broker closed the connection")
     except BrokerError as error:
         connection.close()
+        if local and session.refusal is not None and session.refusal.code == Code.MOVED:
+            return _open_nearer(address, session.refusal, greeting, deadline, allocate)
         if isinstance(error, ConnectError):
             raise
         if isinstance(error, ConnectionClosed) and error.code == Code.DENIED:
@@ -105,6 +120,21 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
     welcome = early.pop(0)
     assert isinstance(welcome, Welcome)
     return Link(connection, session, welcome, [item for item in early if isinstance(item, Frame)])
+
+
+def _open_nearer(address: Address, refusal: Refusal, greeting: Hello, deadline: float, allocate: Allocate) -> Link:
+    """Opens a session at the socket that a broker on this host has named, or after all at its first address."""
+    try:
+        if os.lstat(refusal.path).st_uid in (0, os.geteuid()):
+            # Nobody else's socket gets to see the token.
+            nearer = Address("unix", path=refusal.path)
+            link = _open(nearer, greeting, max(0.05, (deadline - time.monotonic()) / 2), allocate)
+            if link.welcome.life == refusal.life:
+                return link
+            link.connection.close()
+    except (OSError, ValueError, ConnectError, PermissionDenied) as error:
+        log.info("link.not_nearer broker=%s path=%s cause=%s", address, refusal.path, error)
+    return _open(address, greeting, max(0.05, deadline - time.monotonic()), allocate, follows=False)
 
 
 def _wait_readable(connection: Connection, address: Address, deadline: float, timeout_s: float) -> None:

@@ -23,6 +23,8 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     host: str = ""
     shared: bool = False
     """Whether messages may come in shared memory."""
+    local: bool = False
+    """Whether the client is on the broker's host and would rather be told of a nearer way to it."""
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
@@ -41,11 +43,15 @@ class Welcome(msgspec.Struct, tag="welcome"):
     """Whether messages may be sent in shared memory, and come in it."""
 
 
-class Refusal(msgspec.Struct, tag="refusal"):
+class Refusal(msgspec.Struct, tag="refusal", omit_defaults=True):
     """The broker's other answer."""
 
     code: int
     reason: str
+    path: str = ""
+    """With code 18: of the Unix-domain socket at which the same broker is."""
+    life: int = 0
+    """With code 18: as in Welcome, so that no other broker is taken for it."""
 
 
 class Topic(msgspec.Struct, omit_defaults=True):

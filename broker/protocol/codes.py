@@ -28,6 +28,7 @@ class Code(IntEnum):
     COLLECTIVE = 15
     INTERNAL = 16
     RESPONDER_LOST = 17
+    MOVED = 18
 
 
 def error_for(failure: Failure, what: str) -> errors.BrokerError:

@@ -80,6 +80,7 @@ class Session:
     Attributes:
         phase: where it is.
         failure: why it is not open any more, once it is not.
+        refusal: of a client's end, the broker's refusal.
         is_client: which end this is.
         passage: how shared memory passes to the other end; None where it cannot.
         unsent: the buffers of the next write. When there are none, and nothing waits in the outbox, a frame may be
@@ -108,6 +109,7 @@ class Session:
         """
         self.phase = Phase.AWAIT_HELLO
         self.failure: BrokerError | None = None
+        self.refusal: Refusal | None = None
         self.is_client = hello is not None
         self.passage = passage
         self.outbox = Outbox()
@@ -197,6 +199,7 @@ class Session:
         body, _, _, used = greeting
         self._start += used
         if isinstance(body, Refusal) and self.is_client:
+            self.refusal = body
             self._move(Event.PEER_CLOSED, ConnectionClosed(body.reason, body.code))
         elif isinstance(body, Welcome if self.is_client else Hello):
             self._move(Event.OPENED, None)
@@ -381,10 +384,10 @@ class Session:
         """The broker's end: answers the Hello."""
         self._send_raw(encode_greeting(welcome, VERSION_MAX, VERSION_MAX))
 
-    def refuse(self, code: Code, reason: str) -> None:
+    def refuse(self, code: Code, reason: str, *, path: str = "", life: int = 0) -> None:
         """The broker's end: answers the Hello with a refusal; the session is over."""
         self._move(Event.CLOSE, ConnectionClosed(reason, code))
-        self._send_raw(encode_greeting(Refusal(code, reason)))
+        self._send_raw(encode_greeting(Refusal(code, reason, path, life)))
 
     def close(self, code: Code, reason: str) -> None:
         """Closes in order: what is queued still leaves, then a CLOSE with the reason."""

@@ -76,6 +76,8 @@ class BrokerState:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.now_ns = 0
+        self.local_path = ""
+        """Of the Unix-domain socket to which clients of this host are sent, if there is one."""
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
@@ -266,6 +268,11 @@ class BrokerState:
             record.session.refuse(
                 Code.LIMIT, f"name_bytes_max: the client's name is over the limit of {NAME_BYTES_MAX} bytes"
             )
+            self._flush(record)
+            return
+        if hello.local and self.local_path and self.settings.shared_memory:
+            words = f"the same broker is nearer, at unix://{self.local_path}"
+            record.session.refuse(Code.MOVED, words, path=self.local_path, life=self.settings.life)
             self._flush(record)
             return
         record.name = hello.name or f"client-{record.id}"

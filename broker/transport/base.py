@@ -69,6 +69,11 @@ class Connection(_Closing):
         """Whether `close` or `abort` was called here. A peer that went away shows in the next call instead."""
 
     @property
+    def same_host(self) -> bool:
+        """Whether both ends are known to be on one host, where another transport would be faster."""
+        return False
+
+    @property
     def passage(self) -> Passage | None:
         """How descriptors pass over this connection; None where they cannot."""
         return None

@@ -59,6 +59,20 @@ class TcpTransport(Transport):
             raise listen_error(address, error) from error
 
 
+class TcpConnection(SocketConnection):
+    """A connection over TCP."""
+
+    __slots__ = ()
+
+    @property
+    def same_host(self) -> bool:
+        # An address that is ours at one end and reached from itself at the other is this host's.
+        try:
+            return bool(self._socket.getsockname()[0] == self._socket.getpeername()[0])
+        except OSError:
+            return False
+
+
 class TcpListener(SocketListener):
     """Accepts tcp connections."""
 
@@ -103,11 +117,11 @@ def _listening(family: int, target: _SocketAddress) -> socket.socket:
     return sock
 
 
-def _connected(sock: socket.socket, peer: _SocketAddress) -> SocketConnection:
+def _connected(sock: socket.socket, peer: _SocketAddress) -> TcpConnection:
     """A connection over a connected socket: no waiting for fuller packets, and a dead peer is noticed in the end."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return SocketConnection(sock, _text(sock.getsockname()), _text(peer))
+    return TcpConnection(sock, _text(sock.getsockname()), _text(peer))
 
 
 def _text(target: _SocketAddress) -> str:

@@ -14,15 +14,15 @@ from broker.server import Server
 
 
 class ServingThread:
-    """A server that listens at one address until the context is left.
+    """A server that listens until the context is left.
 
     Attributes:
-        url: where clients connect.
+        url: where clients connect, the first address.
         server: to look into; only `call` may touch it while it runs.
     """
 
-    def __init__(self, address: str, **settings: object) -> None:
-        self._config = Config(listen=(address,), admin=ADMIN_OFF, name="test", drain_timeout_s=1.0, **settings)
+    def __init__(self, *addresses: str, **settings: object) -> None:
+        self._config = Config(listen=addresses, admin=ADMIN_OFF, name="test", drain_timeout_s=1.0, **settings)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="test-broker", daemon=True)
         self.url = ""
