@@ -58,7 +58,8 @@ class Leases:
         try:
             if frame.count != VERSION:
                 raise InvalidValue("arena of version", frame.count, f"is not of version {VERSION}")
-            self._arenas[frame.number] = session.passage.adopt(frame.sequence, frame.total_bytes)
+            memory = self._arenas[frame.number] = session.passage.adopt(frame.sequence, frame.total_bytes)
+            memory.close_descriptor()
         except (InvalidValue, LimitExceeded) as error:
             log.warning("arena.refused bytes=%d cause=%s", frame.total_bytes, error)
         session.put(mapped_frame(frame.number, mapped=frame.number in self._arenas))

@@ -43,6 +43,10 @@ class Memory(Protocol):
         """Some of the bytes, which keep `holder` alive."""
         ...
 
+    def close_descriptor(self) -> None:
+        """It is to be passed on to nobody any more."""
+        ...
+
 
 class Passage(Protocol):
     """How memory passes from one end of a session to the other."""

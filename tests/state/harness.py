@@ -14,6 +14,7 @@ from broker.protocol.batches import Batch
 from broker.protocol.bodies import Failure, Hello, Subscribe, Topic, Welcome, decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Deliver, Phase, Received, Session
+from broker.protocol.sharing import Passage
 from broker.state import BrokerState, Settings
 from broker.state.records import SessionRecord
 
@@ -74,14 +75,14 @@ class Peer:
         reading: whether bytes from the broker are taken off the link.
     """
 
-    def __init__(self, talk: Talk, name: str) -> None:
+    def __init__(self, talk: Talk, name: str, passage: Passage | None = None) -> None:
         self.talk = talk
         self.frames: list[Frame] = []
         self.welcome: Welcome | None = None
         self._reading = True
-        self.record: SessionRecord = talk.state.connect(f"test:{name}", talk.now_ns)
+        self.record: SessionRecord = talk.state.connect(f"test:{name}", talk.now_ns, passage)
         self.session = Session(
-            hello=Hello(name),
+            hello=Hello(name, shared=passage is not None),
             now_ns=talk.now_ns,
             allocate=lambda frame, size_bytes: memoryview(bytearray(size_bytes)),
             heartbeat_interval_s=5.0,
@@ -288,9 +289,9 @@ class Talk:
         self.state = CountingState(replace(Settings(), **settings))
         self.peers: list[Peer] = []
 
-    def peer(self, name: str = "peer") -> Peer:
-        """A client that has said hello."""
-        peer = Peer(self, name)
+    def peer(self, name: str = "peer", passage: Passage | None = None) -> Peer:
+        """A client that has said hello; with a passage it shares memory."""
+        peer = Peer(self, name, passage)
         self.peers.append(peer)
         self.settle()
         return peer

@@ -4,7 +4,10 @@ A fork costs a few milliseconds, where a new Python with numpy costs half a seco
 child tells through a pipe of each piece of a large message that it has sent or received, so that it dies in the middle
 of one whatever else the machine does.
 
-    python -m tests.system.nursery URL publish|read KILLS SEED
+Where memory is shared, what moves is short: the child tells of each array that it publishes or takes, and is killed a
+random moment later, wherever that finds it.
+
+    python -m tests.system.nursery URL publish|read|share|hold KILLS SEED
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import random
 import signal
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,6 +38,8 @@ PIECES_BEFORE = 24
 BEFORE_SHARE = 0.1
 SMALL_MESSAGES = 20
 PIECE = b"."
+MOMENT_MAX = 50_000
+"""Rounds of a loop, one or two milliseconds: what an array takes from one process to the other."""
 
 
 def large(number: int) -> np.ndarray:
@@ -79,7 +85,51 @@ def read(url: str, name: str) -> None:
         pass
 
 
+def shared_array(number: int) -> np.ndarray:
+    """An array of a length that depends on its number, 64 KiB to 4 MiB, and filled with it."""
+    return np.full(8192 << number % 7, number)
+
+
+def is_torn(array: np.ndarray) -> bool:
+    """Whether an array is not one that was published, as a whole."""
+    return len(array) != 8192 << int(array[0]) % 7 or bool((array != array[0]).any())
+
+
+def share(url: str, name: str, told: Callable[[], None]) -> None:
+    """Publishes arrays in shared memory, every other one without a copy."""
+    bus = clients.connect(url, name=name)
+    number = 0
+    while True:
+        array = shared_array(number)
+        if number % 2:
+            lent = bus.empty(array.shape, array.dtype)
+            lent[:] = array
+            array = lent
+        told()
+        bus.publish(TOPIC, array)
+        number += 1
+
+
+def hold(url: str, name: str, told: Callable[[], None]) -> None:
+    """Reads arrays in shared memory, and each again after some others."""
+    bus = clients.connect(url, name=name)
+    held: deque[np.ndarray] = deque()
+    for message in bus.subscribe(TOPIC, queue_messages=8):
+        told()
+        held.append(message.value)
+        if is_torn(held[-1]) or is_torn(held[0]):
+            raise AssertionError(f"{message!r} or one before it is torn")
+        if len(held) > 6:
+            held.popleft()
+
+
+SHARING: dict[str, Callable[[str, str, Callable[[], None]], None]] = {"share": share, "hold": hold}
 ROLES: dict[str, Callable[[str, str], None]] = {"publish": publish, "read": read}
+
+
+def told(pipe: int) -> None:
+    """Writes a PIECE to the pipe."""
+    os.write(pipe, PIECE)
 
 
 def give_birth(role: str, url: str, name: str) -> tuple[int, int]:
@@ -89,6 +139,8 @@ def give_birth(role: str, url: str, name: str) -> tuple[int, int]:
     if not child:
         os.close(reading)
         try:
+            if role in SHARING:
+                SHARING[role](url, name, lambda: told(writing))
             tell_of_pieces(writing)
             ROLES[role](url, name)
         except BaseException:
@@ -113,6 +165,9 @@ def main(url: str, role: str, kills: str, seed: str) -> None:
         child, pipe = give_birth(role, url, f"{role}-{seed}-{number}")
         before = PIECES_BEFORE if generator.random() < BEFORE_SHARE else 0
         wait_for_pieces(pipe, before + generator.randint(1, PIECES_MAX))
+        if role in SHARING:
+            for _ in range(generator.randrange(MOMENT_MAX)):
+                pass
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(pipe)

@@ -1,0 +1,510 @@
+"""Messages in shared memory in the broker's state: whose bytes they are, and when they come back."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from broker.errors import InvalidValue, LimitExceeded
+from broker.limits import ARENAS_MAX, MIB
+from broker.protocol.bodies import Declare, Settle, encode_body
+from broker.protocol.codes import Code
+from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.protocol.sharing import PLACE, Release, charge, released
+from tests.state.harness import Peer, Talk
+
+SIZE = 4 * MIB
+
+
+class FakeMemory:
+    """Bytes that pretend to be shared."""
+
+    descriptor = -1
+
+    def __init__(self, identity: int, size_bytes: int = SIZE) -> None:
+        self.identity = identity
+        self.size_bytes = size_bytes
+        self.data = bytearray(size_bytes)
+
+    def view(self, offset: int, size_bytes: int, holder: object) -> memoryview:
+        return memoryview(Held(self.data[offset : offset + size_bytes], holder))
+
+    def close_descriptor(self) -> None:
+        pass
+
+
+class Held(bytearray):
+    """Bytes that keep something alive."""
+
+    def __init__(self, data: bytearray, holder: object) -> None:
+        super().__init__(data)
+        self.holder = holder
+
+
+class FakePassage:
+    """Memory that has arrived, by its identity, and what was given to the other end."""
+
+    def __init__(self, *arrived: FakeMemory) -> None:
+        self.enabled = False
+        self.arrived = {memory.identity: memory for memory in arrived}
+        self.given: list[FakeMemory] = []
+
+    def give(self, memory: FakeMemory) -> None:
+        self.given.append(memory)
+
+    def adopt(self, identity: int, size_bytes: int) -> FakeMemory:
+        memory = self.arrived.pop(identity, None)
+        if memory is None:
+            raise LimitExceeded("shared memory", size_bytes, 0)
+        if memory.size_bytes != size_bytes:
+            raise InvalidValue("shared memory of bytes", size_bytes, "is not the length")
+        return memory
+
+
+class Sharer:
+    """A peer that shares memory: arena 1 is its own."""
+
+    def __init__(self, talk: Talk, name: str = "sharer", *, arena: bool = False) -> None:
+        self.memory = FakeMemory(identity=77)
+        self.passage = FakePassage(self.memory)
+        self.peer = talk.peer(name, self.passage)
+        self._loans = 0
+        if arena:
+            self.peer.put(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77, lane=Lane.CONTROL)
+            assert self.peer.all_of(Kind.MAPPED)[-1].count == 1
+
+    def publish(self, topic: str, payload: bytes, flags: int = 0, offset: int = 0, **fields: object) -> int:
+        """Publishes a message in shared memory; returns its loan."""
+        self._loans += 1
+        self.memory.data[offset : offset + len(payload)] = payload
+        self.peer.publish(
+            topic, PLACE.pack(1, self._loans, offset), Flag.SHARED | flags, total_bytes=len(payload), **fields
+        )
+        return self._loans
+
+    def back(self) -> list[int]:
+        """Loans that the broker has released, in order."""
+        gc.collect()
+        self.peer.talk.settle()
+        return [loan for frame in self.peer.all_of(Kind.RELEASE) for loan in released(frame)]
+
+    def read(self, number: int, topic: str = "a") -> tuple[int, int]:
+        """A subscription and the arena that the first shared message brought, mapped."""
+        (frame,) = [frame for frame in self.peer.all_of(Kind.ARENA) if not frame.flags & Flag.LAST]
+        self.peer.put(Kind.MAPPED, number=frame.number, count=1, lane=Lane.CONTROL)
+        return number, frame.number
+
+    def leases(self) -> list[int]:
+        """Of all shared messages that were delivered."""
+        return [PLACE.unpack(frame.payload)[1] for frame in self.peer.delivered() if frame.flags & Flag.SHARED]
+
+    def release(self, *leases: int) -> None:
+        self.peer.put(Kind.RELEASE, body=Release(list(leases)), lane=Lane.CONTROL)
+
+
+@pytest.fixture
+def talk() -> Talk:
+    # No ring: what it keeps is a matter of its own.
+    return Talk(ring_messages=0)
+
+
+@pytest.fixture
+def publisher(talk: Talk) -> Sharer:
+    return Sharer(talk, "publisher", arena=True)
+
+
+@pytest.fixture
+def reader(talk: Talk, publisher: Sharer) -> Sharer:
+    """A reader of `a` that has mapped the publisher's arena."""
+    reader = Sharer(talk, "reader")
+    reader.peer.subscribe("a")
+    publisher.publish("a", b"first")
+    reader.read(1)
+    reader.release(*reader.leases())
+    assert publisher.back() == [1]
+    reader.peer.frames.clear()
+    publisher.peer.frames.clear()
+    return reader
+
+
+def failure_of(peer: Peer) -> str:
+    assert not peer.is_open
+    return str(peer.session.failure)
+
+
+# Arenas.
+
+
+def test_both_sides_agree_to_share(talk: Talk) -> None:
+    assert Sharer(talk).peer.welcome.shared
+    assert not talk.peer().welcome.shared
+
+
+def test_a_broker_that_shares_nothing_says_so() -> None:
+    talk = Talk(shared_memory=False)
+    sharer = Sharer(talk)
+    assert not sharer.peer.welcome.shared
+    assert not sharer.passage.enabled
+    sharer.peer.put(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77)
+    assert not sharer.peer.is_open
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"count": 2, "total_bytes": SIZE, "sequence": 77},
+        {"count": 1, "total_bytes": SIZE - 1, "sequence": 77},
+        {"count": 1, "total_bytes": SIZE, "sequence": 78},
+    ],
+    ids=["version", "length", "identity"],
+)
+def test_an_arena_that_cannot_be_used_is_answered_and_harms_nothing(talk: Talk, fields: dict[str, int]) -> None:
+    sharer = Sharer(talk)
+    sharer.peer.put(Kind.ARENA, number=1, lane=Lane.CONTROL, **fields)
+    assert [(frame.number, frame.count) for frame in sharer.peer.all_of(Kind.MAPPED)] == [(1, 0)]
+    assert sharer.peer.is_open
+
+
+def test_arenas_are_bounded(talk: Talk) -> None:
+    sharer = Sharer(talk)
+    for number in range(1, ARENAS_MAX + 2):
+        sharer.passage.arrived[number] = FakeMemory(number)
+        sharer.peer.put(Kind.ARENA, number=number, count=1, total_bytes=SIZE, sequence=number)
+    answers = [frame.count for frame in sharer.peer.all_of(Kind.MAPPED)]
+    assert answers == [1] * ARENAS_MAX + [0]
+    assert sharer.peer.is_open
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (Frame(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77), "a second arena 1"),
+        (Frame(Kind.ARENA, Flag.LAST, number=2), "the end of arena 2"),
+        (Frame(Kind.RELEASE, body=encode_body(Release([5]))), "RELEASE of loan 5"),
+        (Frame(Kind.RELEASE, body=b"\xc1"), "malformed"),
+    ],
+    ids=["twice", "end", "release", "rubbish"],
+)
+def test_frames_that_make_no_sense_end_the_session(publisher: Sharer, frame: Frame, words: str) -> None:
+    publisher.peer.session.put(frame)
+    publisher.peer.talk.settle()
+    assert words in failure_of(publisher.peer)
+
+
+@pytest.mark.parametrize("kind", [Kind.ARENA, Kind.MAPPED, Kind.RELEASE])
+def test_who_shares_nothing_must_not_speak_of_it(talk: Talk, kind: Kind) -> None:
+    peer = talk.peer()
+    peer.put(kind, number=1)
+    assert "shares no memory" in failure_of(peer)
+
+
+@pytest.mark.parametrize(
+    ("payload", "total_bytes", "flags", "words"),
+    [
+        (PLACE.pack(2, 1, 0), 10, 0, "10 bytes at 0 of arena 2"),
+        (PLACE.pack(1, 1, SIZE - 9), 10, 0, f"10 bytes at {SIZE - 9} of arena 1"),
+        (PLACE.pack(1, 1, 1 << 63), 10, 0, "of arena 1"),
+        (PLACE.pack(1, 1, 0), (1 << 64) - 1, 0, "of arena 1"),
+        (PLACE.pack(1, 1, 0), 0, 0, "0 bytes at 0"),
+        (b"short", 10, 0, "whose place has 5 bytes"),
+        (PLACE.pack(1, 1, 0), 10, Flag.CHUNKED, "also a batch or in chunks"),
+    ],
+)
+def test_places_that_are_none_end_the_session_of_their_publisher_alone(
+    talk: Talk, publisher: Sharer, payload: bytes, total_bytes: int, flags: int, words: str
+) -> None:
+    other = talk.peer()
+    other.subscribe("a")
+    publisher.peer.publish("a", payload, Flag.SHARED | flags, total_bytes=total_bytes)
+    assert words in failure_of(publisher.peer)
+    assert other.is_open
+    assert other.frames[-1].kind == Kind.DONE
+
+
+def test_a_loan_in_use_cannot_be_lent_again(publisher: Sharer, reader: Sharer) -> None:
+    publisher.publish("a", b"x")
+    publisher._loans -= 1
+    publisher.publish("a", b"y")
+    assert "loan 2 is in use" in failure_of(publisher.peer)
+
+
+def test_a_message_where_nothing_is_shared_ends_the_session(talk: Talk) -> None:
+    peer = talk.peer()
+    peer.publish("a", PLACE.pack(1, 1, 0), Flag.SHARED, total_bytes=10)
+    assert "where none is shared" in failure_of(peer)
+
+
+# Messages.
+
+
+def test_a_reader_is_told_of_the_arena_first_and_gets_the_message_when_it_has_mapped_it(
+    talk: Talk, publisher: Sharer
+) -> None:
+    reader = Sharer(talk)
+    reader.peer.subscribe("a")
+    publisher.publish("a", b"hello", offset=4096)
+    (arena,) = reader.peer.all_of(Kind.ARENA)
+    assert (arena.count, arena.total_bytes, arena.sequence) == (1, SIZE, 77)
+    assert reader.passage.given == [publisher.memory]
+    assert reader.peer.delivered() == []
+    reader.peer.put(Kind.MAPPED, number=arena.number, count=1, lane=Lane.CONTROL)
+    (frame,) = reader.peer.delivered()
+    assert (frame.flags, frame.total_bytes, frame.sequence) == (Flag.SHARED, 5, 1)
+    assert PLACE.unpack(frame.payload) == (arena.number, 1, 4096)
+    publisher.publish("a", b"second")
+    assert len(reader.peer.all_of(Kind.ARENA)) == 1
+    assert len(reader.peer.delivered()) == 2
+
+
+def test_what_comes_behind_waits_as_well_so_that_the_order_is_kept(talk: Talk, publisher: Sharer) -> None:
+    reader = Sharer(talk)
+    reader.peer.subscribe("a")
+    publisher.publish("a", b"shared")
+    publisher.peer.publish("a", b"plain")
+    publisher.peer.publish("a", b"urgent", lane=Lane.CONTROL)
+    assert reader.peer.payloads() == [b"urgent"]
+    reader.read(1)
+    assert reader.peer.sequences() == [3, 1, 2]
+
+
+@pytest.mark.parametrize("answer", ["no", "another transport"])
+def test_who_cannot_map_it_gets_the_same_bytes_in_chunks_and_holds_the_loan_so_long(
+    talk: Talk, publisher: Sharer, answer: str
+) -> None:
+    payload = bytes(range(256)) * 6000
+    reader = Sharer(talk).peer if answer == "no" else talk.peer()
+    reader.subscribe("a")
+    reader.reading = False
+    loan = publisher.publish("a", payload)
+    if answer == "no":
+        reader.reading = True
+        talk.settle()
+        (arena,) = reader.all_of(Kind.ARENA)
+        reader.put(Kind.MAPPED, number=arena.number, count=0, lane=Lane.CONTROL)
+    else:
+        assert publisher.back() == []
+        reader.reading = True
+        talk.settle()
+    assert reader.large() == [payload]
+    reader.frames.clear()
+    assert publisher.back() == [loan]
+
+
+def test_readers_of_both_kinds_get_the_same_message(talk: Talk, publisher: Sharer, reader: Sharer) -> None:
+    far = talk.peer()
+    far.subscribe("a")
+    loan = publisher.publish("a", b"x" * 100_000)
+    assert far.large() == [b"x" * 100_000]
+    (lease,) = reader.leases()
+    far.frames.clear()
+    assert publisher.back() == []
+    reader.release(lease)
+    assert publisher.back() == [loan]
+
+
+def test_a_loan_comes_back_when_the_last_of_its_readers_has_released_it(
+    talk: Talk, publisher: Sharer, reader: Sharer
+) -> None:
+    second = Sharer(talk, "second")
+    second.peer.subscribe("a")
+    loan = publisher.publish("a", b"x")
+    second.read(1)
+    reader.release(*reader.leases())
+    assert publisher.back() == []
+    second.release(*second.leases())
+    assert publisher.back() == [loan]
+
+
+def test_a_loan_that_nobody_reads_comes_back_at_once(publisher: Sharer) -> None:
+    assert publisher.back() == []
+    loan = publisher.publish("nowhere", b"x")
+    assert publisher.back() == [loan]
+
+
+def test_a_reader_that_dies_has_released_all(publisher: Sharer, reader: Sharer) -> None:
+    loans = [publisher.publish("a", b"x") for _ in range(5)]
+    assert publisher.back() == []
+    reader.peer.die()
+    assert sorted(publisher.back()) == loans
+
+
+def test_a_reader_that_never_answers_holds_up_nobody_but_itself(talk: Talk, publisher: Sharer, reader: Sharer) -> None:
+    silent = Sharer(talk, "silent")
+    silent.peer.subscribe("a")
+    loan = publisher.publish("a", b"x")
+    assert len(reader.leases()) == 1
+    reader.release(*reader.leases())
+    assert publisher.back() == []
+    silent.peer.die()
+    assert publisher.back() == [loan]
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "latest"])
+def test_what_an_overflow_policy_drops_comes_back(talk: Talk, publisher: Sharer, overflow: str) -> None:
+    slow = Sharer(talk, "slow")
+    slow.peer.subscribe("a", overflow, queue_messages=1 if overflow == "latest" else 2)
+    slow.peer.reading = False
+    loans = [publisher.publish("a", b"x") for _ in range(10)]
+    kept = {"drop_oldest": loans[-2:], "drop_newest": loans[:2], "latest": loans[-1:]}[overflow]
+    assert sorted(publisher.back()) == [loan for loan in loans if loan not in kept]
+
+
+def test_a_ring_holds_a_loan_and_replays_it(publisher: Sharer) -> None:
+    talk = publisher.peer.talk
+    publisher.peer.put(Kind.DECLARE, body=Declare("kept", ring_messages=2, ring_bytes=1 << 20), target=1)
+    loans = [publisher.publish("kept", bytes([number]) * 100, offset=4096 * number) for number in range(3)]
+    assert publisher.back() == loans[:1]
+    late, far = Sharer(talk, "late"), talk.peer()
+    late.peer.subscribe("kept", replay="all")
+    late.read(1)
+    assert late.peer.sequences() == [2, 3]
+    far.subscribe("kept", replay="all")
+    assert far.large() == [bytes([1]) * 100, bytes([2]) * 100]
+    far.frames.clear()
+    publisher.publish("kept", b"more")
+    publisher.publish("kept", b"more")
+    late.release(*late.leases())
+    assert sorted(publisher.back()) == loans
+
+
+def test_a_message_that_its_topic_refuses_comes_back(publisher: Sharer, reader: Sharer) -> None:
+    publisher.peer.put(Kind.DECLARE, body=Declare("a", max_message_bytes=50), target=1)
+    loan = publisher.publish("a", b"x" * 51, Flag.ACKNOWLEDGE, target=9)
+    (failure,) = publisher.peer.failures()
+    assert (failure.code, failure.limit, failure.value) == (Code.LIMIT, "max_message_bytes", 51)
+    assert publisher.back() == [loan]
+    assert reader.leases() == []
+
+
+def test_an_acknowledged_message_is_acknowledged_at_once(publisher: Sharer, reader: Sharer) -> None:
+    publisher.publish("a", b"x", Flag.ACKNOWLEDGE, target=9)
+    (done,) = [frame for frame in publisher.peer.all_of(Kind.DONE) if frame.target == 9]
+    assert done.sequence == 2
+
+
+def test_a_job_holds_its_loan_until_it_is_settled(talk: Talk, publisher: Sharer) -> None:
+    publisher.peer.put(Kind.DECLARE, body=Declare("jobs", acknowledge=True), target=1)
+    worker = Sharer(talk, "worker")
+    number = worker.peer.subscribe("jobs", queue_group="workers")
+    loan = publisher.publish("jobs", b"work")
+    worker.read(number)
+    (job,) = worker.peer.delivered()
+    assert job.flags == Flag.SHARED | Flag.TRACKED
+    worker.release(*worker.leases())
+    assert publisher.back() == []
+    worker.peer.put(Kind.SETTLE, body=Settle([job.stream]), number=number)
+    assert publisher.back() == [loan]
+
+
+def test_a_job_whose_worker_dies_goes_to_another_one_in_full(talk: Talk, publisher: Sharer) -> None:
+    publisher.peer.put(Kind.DECLARE, body=Declare("jobs", acknowledge=True, max_deliveries=2), target=1)
+    first, second = Sharer(talk, "first"), talk.peer("second")
+    first.peer.subscribe("jobs", queue_group="workers")
+    loan = publisher.publish("jobs", b"work" * 1000)
+    first.read(1)
+    second.subscribe("jobs", queue_group="workers")
+    first.peer.die()
+    assert second.large() == [b"work" * 1000]
+    # It was delivered twice; the dead letter has the same bytes.
+    mourner = talk.peer()
+    mourner.subscribe("$dead/jobs")
+    second.die()
+    assert mourner.large() == [b"work" * 1000]
+    for peer in (second, mourner):
+        peer.frames.clear()
+    assert publisher.back() == [loan]
+
+
+def test_a_request_and_its_reply_may_both_be_shared(talk: Talk, publisher: Sharer) -> None:
+    responder = Sharer(talk, "responder", arena=True)
+    responder.peer.subscribe("ask", responder=True)
+    loan = publisher.publish("ask", b"question", Flag.REQUEST, sequence=5, target=4)
+    responder.read(1)
+    responder.release(*responder.leases())
+    assert publisher.back() == [loan]
+    inbox = f"$inbox/{publisher.peer.record.id}"
+    answer = responder.publish(inbox, b"answer", Flag.LAST, sequence=5)
+    publisher.read(0)
+    assert len(publisher.leases()) == 1
+    publisher.release(*publisher.leases())
+    assert responder.back() == [answer]
+
+
+def test_a_request_that_nobody_answers_comes_back(publisher: Sharer) -> None:
+    loan = publisher.publish("ask", b"question", Flag.REQUEST, sequence=5, target=4)
+    assert [failure.code for failure in publisher.peer.failures()] == [Code.NO_RESPONDERS]
+    assert publisher.back() == [loan]
+
+
+# The end of sessions and arenas.
+
+
+def test_the_end_of_the_publisher_takes_nothing_from_its_readers(publisher: Sharer, reader: Sharer) -> None:
+    publisher.publish("a", b"x")
+    publisher.publish("a", b"y")
+    publisher.peer.die()
+    leases = reader.leases()
+    assert len(leases) == 2
+    assert [frame for frame in reader.peer.all_of(Kind.ARENA) if frame.flags & Flag.LAST] == []
+    reader.release(leases[0])
+    assert reader.peer.all_of(Kind.ARENA) == []
+    reader.release(leases[1])
+    gc.collect()
+    reader.peer.talk.settle()
+    (end,) = reader.peer.all_of(Kind.ARENA)
+    assert end.flags == Flag.LAST
+
+
+def test_an_arena_that_its_publisher_ends_is_forgotten_when_nothing_in_it_is_lent(
+    publisher: Sharer, reader: Sharer
+) -> None:
+    loan = publisher.publish("a", b"x")
+    publisher.peer.put(Kind.ARENA, Flag.LAST, number=1, lane=Lane.CONTROL)
+    assert reader.peer.all_of(Kind.ARENA) == []
+    reader.release(*reader.leases())
+    assert loan not in publisher.back()
+    assert [frame.flags for frame in reader.peer.all_of(Kind.ARENA)] == [Flag.LAST]
+
+
+def test_the_broker_keeps_nothing_of_sessions_that_are_gone(talk: Talk, publisher: Sharer, reader: Sharer) -> None:
+    for _ in range(3):
+        publisher.publish("a", b"x" * 1000)
+    arena = next(iter(reader.peer.record.shares._known))
+    reader.peer.die()
+    publisher.peer.die()
+    gc.collect()
+    assert arena.loans == 0
+    assert arena.readers == set()
+    assert arena.owner is None
+
+
+# Credit.
+
+
+def test_a_shared_message_takes_a_64th_of_its_topics_credit_and_counts_in_full_for_its_reader(
+    talk: Talk, publisher: Sharer, reader: Sharer
+) -> None:
+    before = talk.state.sessions[publisher.peer.record.id].publishers[1].credit_bytes
+    queue = talk.state.sessions[reader.peer.record.id].subscriptions[1].queue
+    queue_before = queue.credit_bytes
+    publisher.publish("a", bytes(MIB))
+    after = talk.state.sessions[publisher.peer.record.id].publishers[1].credit_bytes
+    assert before - after == MIB // 64
+    assert queue_before - queue.credit_bytes == MIB
+
+
+def test_no_message_takes_more_credit_than_a_frame() -> None:
+    assert charge(1 << 40) == MIB
+    assert charge(64 * MIB) == MIB
+    assert charge(MIB) == MIB // 64
+
+
+def test_a_reader_that_does_not_keep_up_holds_the_publisher_back(talk: Talk, publisher: Sharer) -> None:
+    slow = Sharer(talk, "slow")
+    slow.peer.subscribe("a", queue_messages=4)
+    granted = publisher.peer.topic_credit("a") if "a" in publisher.peer._numbers else (0, 0)
+    for _ in range(5000):
+        publisher.publish("a", b"x")
+    assert publisher.peer.topic_credit("a")[0] - granted[0] < 5000
+    assert talk.state.router.topics["a"].held_back

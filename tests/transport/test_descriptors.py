@@ -1,0 +1,163 @@
+"""Descriptors that pass beside the bytes of a Unix-domain connection."""
+
+from __future__ import annotations
+
+import array
+import gc
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded
+from broker.limits import DESCRIPTORS_WAITING_MAX
+from broker.transport.descriptors import LocalConnection
+from broker.transport.shared_memory import SharedMemory
+
+SIZE = 8192
+
+
+def files() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[LocalConnection, LocalConnection]]:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with LocalConnection(near, "near", "far") as first, LocalConnection(far, "far", "near") as second:
+        first.passage.enabled = second.passage.enabled = True
+        yield first, second
+
+
+def read(connection: LocalConnection, size: int = 100_000) -> bytes:
+    buffer = memoryview(bytearray(size))
+    return bytes(buffer[: connection.receive_into([buffer])])
+
+
+def test_memory_passes_with_the_next_write(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    memory = SharedMemory.create(SIZE)
+    memory.view(0, 2, memory)[:] = b"ok"
+    sender.passage.give(memory)
+    assert sender.send([b"a", b"b"]) == 2
+    assert read(receiver) == b"ab"
+    other = receiver.passage.adopt(memory.identity, SIZE)
+    assert bytes(other.view(0, 2, other)) == b"ok"
+    assert not sender.passage.has_leaving
+
+
+def test_memory_that_its_owner_has_forgotten_still_leaves(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    memory = SharedMemory.create(SIZE)
+    identity = memory.identity
+    sender.passage.give(memory)
+    del memory
+    assert sender.send([b"x"]) == 1
+    assert read(receiver) == b"x"
+    assert receiver.passage.adopt(identity, SIZE).identity == identity
+
+
+def test_many_pass_in_several_writes_and_are_found_in_any_order(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    memories = [SharedMemory.create(SIZE) for _ in range(40)]
+    for memory in memories:
+        sender.passage.give(memory)
+    while sender.passage.has_leaving:
+        assert sender.send([b"."]) == 1
+    while read(receiver, 1):
+        pass
+    for memory in reversed(memories):
+        assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
+
+
+def test_a_write_that_is_not_taken_takes_nothing_along(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    while sender.send([bytes(100_000)]):
+        pass
+    memory = SharedMemory.create(SIZE)
+    sender.passage.give(memory)
+    assert sender.send([bytes(100_000)]) == 0
+    assert sender.passage.has_leaving
+    while read(receiver):
+        pass
+    assert sender.send([b"x"]) == 1
+    assert read(receiver) == b"x"
+    assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
+
+
+def test_what_has_not_come_cannot_be_adopted(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    with pytest.raises(LimitExceeded, match="cannot be mapped"):
+        ends[0].passage.adopt(12345, SIZE)
+
+
+def test_unasked_descriptors_are_bounded_and_closed(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    before = files()
+    memories = [SharedMemory.create(SIZE) for _ in range(DESCRIPTORS_WAITING_MAX + 20)]
+    for memory in memories:
+        sender.passage.give(memory)
+    while sender.passage.has_leaving:
+        sender.send([b"."])
+        read(receiver, 1)
+    assert files() == before + len(memories) + DESCRIPTORS_WAITING_MAX
+    # The same file again adds nothing.
+    sender.passage.give(memories[0])
+    sender.send([b"."])
+    read(receiver, 1)
+    assert files() == before + len(memories) + DESCRIPTORS_WAITING_MAX
+    receiver.close()
+    del memories, memory
+    assert files() == before - 1
+
+
+def test_ends_that_have_not_agreed_take_no_descriptors() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with near, LocalConnection(far, "far", "near") as receiver:
+        before = files()
+        rights = array.array("i", [0, 1, 2])
+        near.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        assert read(receiver) == b"x"
+        assert files() == before
+
+
+def test_what_is_no_shared_memory_is_refused(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    receiver = ends[1]
+    with open("/dev/null") as null:
+        receiver.passage.arrived([os.dup(null.fileno())])
+        with pytest.raises(InvalidValue, match="length"):
+            receiver.passage.adopt(os.fstat(null.fileno()).st_ino, SIZE)
+
+
+def test_without_a_free_descriptor_the_bytes_still_come(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    memory = SharedMemory.create(SIZE)
+    sender.passage.give(memory)
+    sender.send([b"first"])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.dup(0)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+    try:
+        received = read(receiver)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert received == b"first"
+    with pytest.raises(LimitExceeded, match="cannot be mapped"):
+        receiver.passage.adopt(memory.identity, SIZE)
+    sender.passage.give(memory)
+    sender.send([b"again"])
+    assert read(receiver) == b"again"
+    assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
+
+
+def test_the_end_of_a_connection_is_told_as_by_any_other(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    sender.passage.give(SharedMemory.create(SIZE))
+    receiver.close()
+    with pytest.raises(ConnectionClosed):
+        sender.send([b"x"])
+    with pytest.raises(ConnectionClosed):
+        read(sender)

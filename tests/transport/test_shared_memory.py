@@ -1,0 +1,151 @@
+"""Memory that processes share: who can write to it, when it can be used, and how long it lives."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import mmap
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker.errors import InvalidValue, LimitExceeded
+from broker.limits import ARENA_BYTES_MAX, SHARED_PAGE_BYTES
+from broker.transport.shared_memory import SharedMemory
+
+SIZE = 4 * SHARED_PAGE_BYTES
+ALL_SEALS = 0x1F & ~fcntl.F_SEAL_WRITE
+
+
+class Holder:
+    """Something that a view keeps alive."""
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self.memory = memory
+
+
+def adopted(memory: SharedMemory) -> SharedMemory:
+    return SharedMemory.adopt(os.dup(memory.descriptor), memory.size_bytes)
+
+
+def unsealed(size_bytes: int, seals: int) -> int:
+    descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size_bytes)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    return descriptor
+
+
+def mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:tensorbus")
+
+
+def test_what_its_maker_writes_others_read() -> None:
+    memory = SharedMemory.create(SIZE)
+    other = adopted(memory)
+    assert other.identity == memory.identity
+    memory.view(10, 5, memory)[:] = b"hello"
+    assert bytes(other.view(10, 5, other)) == b"hello"
+
+
+def test_the_length_is_whole_pages() -> None:
+    assert SharedMemory.create(1).size_bytes == SHARED_PAGE_BYTES
+
+
+def test_others_cannot_write_to_it_in_any_way() -> None:
+    memory = SharedMemory.create(SIZE)
+    other = adopted(memory)
+    array = np.frombuffer(other.view(0, SIZE, other), np.uint8)
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        array.flags.writeable = True
+    with pytest.raises(PermissionError):
+        mmap.mmap(memory.descriptor, SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    with pytest.raises(PermissionError):
+        os.pwrite(memory.descriptor, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.descriptor, SHARED_PAGE_BYTES)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.descriptor, 2 * SIZE)
+
+
+@pytest.mark.parametrize("missing", [fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_SEAL, 0x10])
+def test_memory_that_could_change_is_refused_and_its_descriptor_closed(missing: int) -> None:
+    descriptor = unsealed(SIZE, ALL_SEALS & ~missing)
+    with pytest.raises(InvalidValue, match="seals"):
+        SharedMemory.adopt(descriptor, SIZE)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(descriptor)
+
+
+@pytest.mark.parametrize("told", [0, -1, SIZE - 1, SIZE + 1, ARENA_BYTES_MAX + SHARED_PAGE_BYTES])
+def test_a_length_that_is_not_the_files_is_refused(told: int) -> None:
+    with pytest.raises(InvalidValue, match=f"bytes {told}"):
+        SharedMemory.adopt(unsealed(SIZE, ALL_SEALS), told)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(SIZE))
+    with pytest.raises(LimitExceeded, match="cannot be mapped"):
+        SharedMemory.adopt(os.open(path, os.O_RDWR), SIZE)
+    with pytest.raises(LimitExceeded, match="cannot be mapped"):
+        SharedMemory.adopt(-1, SIZE)
+
+
+def test_more_than_anybody_may_have_is_an_error_with_numbers() -> None:
+    with pytest.raises(LimitExceeded) as caught:
+        SharedMemory.create(ARENA_BYTES_MAX + 1)
+    assert caught.value.maximum == ARENA_BYTES_MAX
+
+
+def test_a_view_and_all_that_is_made_of_it_keep_the_holder() -> None:
+    memory = SharedMemory.create(SIZE)
+    holder = Holder(memory)
+    alive = weakref.ref(holder)
+    array = np.frombuffer(memory.view(0, 4096, holder), np.float32)
+    part = array[10:20].reshape(2, 5)
+    view = memoryview(part)
+    del holder, array
+    assert alive() is not None
+    del part
+    assert alive() is not None
+    view.release()
+    del view
+    assert alive() is None
+
+
+def test_a_mapping_goes_with_the_last_view_and_the_descriptor_with_the_memory() -> None:
+    gc.collect()
+    before, files = mappings(), len(os.listdir("/proc/self/fd"))
+    memory = SharedMemory.create(SIZE)
+    view = memory.view(0, 10, Holder(memory))
+    assert mappings() == before + 1
+    del memory
+    assert mappings() == before + 1
+    view[:] = b"0123456789"
+    del view
+    assert mappings() == before
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_mapping_outlives_its_descriptor() -> None:
+    memory = SharedMemory.create(SIZE)
+    memory.close_descriptor()
+    memory.close_descriptor()
+    assert memory.descriptor == -1
+    memory.view(0, 3, memory)[:] = b"abc"
+    assert bytes(memory.view(0, 3, memory)) == b"abc"
+
+
+def test_an_address_is_known_by_its_memory() -> None:
+    memory = SharedMemory.create(SIZE)
+    array = np.frombuffer(memory.view(100, 8, memory), np.uint8)
+    address = array.__array_interface__["data"][0]
+    assert memory.holds(address)
+    assert address - memory.address == 100
+    assert not memory.holds(memory.address - 1)
+    assert not memory.holds(memory.address + SIZE)
