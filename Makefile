@@ -12,7 +12,11 @@ PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13; do 
 # The tests and the demonstration start hundreds of Python processes: each would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench clean
+# Modules with a .pxd file beside them are compiled when the package is installed, and again when they change.
+TYPED := $(shell find broker clients -name '*.pxd')
+COMPILED := setup.py $(TYPED) $(TYPED:.pxd=.py)
+
+.PHONY: demo test test-plain check bench clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) -m examples.training_loop
@@ -20,6 +24,12 @@ demo: $(VENV)/demo.stamp
 # More workers than a small machine has cores: half of the tests' time is waiting.
 test: $(VENV)/dev.stamp
 	$(RUN) -m pytest -n 4
+
+# The same with nothing compiled, as on a machine without a compiler. What was compiled is away meanwhile.
+test-plain: $(VENV)/dev.stamp
+	find broker clients -name '*.so' -exec mv {} {}.away \;
+	$(RUN) -m pytest -n 4; status=$$?; \
+	for library in $$(find broker clients -name '*.so.away'); do mv $$library $${library%.away}; done; exit $$status
 
 check: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .
@@ -31,6 +41,7 @@ bench: $(VENV)/bench.stamp
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+	find broker clients \( -name '*.so' -o -name '*.so.away' -o -name '*.c' \) -delete
 
 $(VENV)/venv.stamp:
 	@test -n "$(PYTHON)" || { echo "tensorbus needs Python 3.11 or later; set PYTHON=/path/to/python" >&2; exit 1; }
@@ -38,6 +49,6 @@ $(VENV)/venv.stamp:
 	@touch $@
 
 # The extra's name is the stem: dev.stamp installs .[dev]. The stamp appears only after a complete install.
-$(VENV)/%.stamp: $(VENV)/venv.stamp pyproject.toml
+$(VENV)/%.stamp: $(VENV)/venv.stamp pyproject.toml $(COMPILED)
 	$(PIP) install --editable '.[$*]'
 	@touch $@

@@ -37,6 +37,8 @@ BATCH_BURST_MESSAGES: Final = 8
 """Batching starts after this many messages of a topic in close succession; the first ones leave at once."""
 BATCH_MESSAGES_MAX: Final = 4096
 """Entries of a batch; 64 KiB of empty ones."""
+BATCHED_BYTES_MAX: Final = 8 * KIB
+"""Longer payloads gain nothing from a batch."""
 BATCH_BYTES_MAX: Final = 512 * KIB
 """What a policy may ask for: a batch is one frame, and its last entry may reach over this."""
 BATCH_WINDOW_US_MAX: Final = 1_000_000

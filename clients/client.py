@@ -12,14 +12,16 @@ import numpy.typing as npt
 
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
+from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
-from broker.protocol.values import encode_value
+from broker.protocol.values import Encoded, encode_value
 from broker.transport.addresses import parse_list
 from clients import environment, link, operations, requesting
 from clients.checks import check_callable, check_connect
 from clients.core import Core, Reconnected
 from clients.driver import Driver
 from clients.exchanges import Request
+from clients.filling import UNBROKEN, add
 from clients.groups import Group
 from clients.handlers import Handler, Handlers
 from clients.messages import Answer, Delivery, Message, Sent
@@ -31,7 +33,6 @@ from clients.options import (
     request_message,
     subscribe_wishes,
 )
-from clients.outgoing import BATCH_OPENED, BATCHED, SENT
 from clients.outgoing_topic import LANES
 from clients.pressure import pressure as ask_pressure
 from clients.replies import Replies
@@ -39,7 +40,7 @@ from clients.responding import Callbacks, Responder
 from clients.sharing import empty_shared, publish_shared
 from clients.subscriptions import Subscription
 
-_SENT = Sent()
+_SENT, _BYTES = Sent(), int(Content.BYTES)
 PLAIN_LANES: Final[Mapping[str | None, int]] = dict(LANES) | {None: LANES["default"]}
 """A topic whose policy names another lane takes no message by the shortest way."""
 
@@ -118,6 +119,7 @@ class Client:
             reconnect_timeout_s=reconnect_timeout_s,
             on_reconnect=on_reconnect,
         )
+        self._filling = self._core.outgoing.filling
         self._handlers = Handlers(self._driver)
         self._callbacks = Callbacks()
 
@@ -165,25 +167,24 @@ class Client:
             TimeoutError: no room in time. A message of 16 KiB or more, or one with ack, may have arrived all the same.
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
-        encoded = None
+        encoded: Encoded | None = None
         if headers is None and ack is None and not priority and lane in PLAIN_LANES:
-            encoded = content, tensor, payload = encode_value(value)
+            encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
+            content, tensor, payload = encoded
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
                 # The same as operations.publish, for a small message that need not wait.
-                driver, outgoing = self._driver, self._core.outgoing
+                batched = lane is None and not urgent
+                if UNBROKEN and batched and add(self._filling, topic, content, payload):
+                    return None
+                driver = self._driver
                 with driver.lock:
-                    now_ns, wall_ns = monotonic_ns(), time_ns()
-                    done = outgoing.publish_plain(
-                        topic, PLAIN_LANES[lane], content, payload, now_ns, wall_ns, urgent=urgent
+                    if not UNBROKEN and batched and add(self._filling, topic, content, payload):
+                        return None
+                    done = self._core.outgoing.publish_plain(
+                        topic, PLAIN_LANES[lane], content, payload, monotonic_ns(), time_ns(), urgent=urgent
                     )
-                    if done is BATCHED:
-                        return None
-                    if done is SENT:
-                        driver.flush()
-                        outgoing.has_left(monotonic_ns())
-                        return None
-                    if done is BATCH_OPENED:
-                        driver.batch_opened()
+                    if done is not None:
+                        operations.follow_up(driver, done)
                         return None
         message, acknowledge = outbound(
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded

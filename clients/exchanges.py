@@ -14,8 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
-import msgspec
-
 from broker.limits import (
     REPLIES_AHEAD,
     REPLIES_AHEAD_BYTES,
@@ -144,7 +142,16 @@ class Exchange(Signal):
 class Request(Message):
     """A message that a responder's function is to answer."""
 
-    exchange: Exchange | None = None
+    def __init__(self, message: Message) -> None:
+        """Args:
+        message: as it came.
+        """
+        super().__init__(
+            message._publication, message.sequence, message.published_ns, message._lane, message._content,
+            message._body, message._payload, message._reply,
+        )  # fmt: skip
+        self._decoded = message._decoded
+        self.exchange: Exchange | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -199,7 +206,7 @@ class Exchanges:
         exchange = Exchange(self, number, inbox, now_ns)
         if number:
             self._by_number[number] = exchange
-        request = Request(*msgspec.structs.astuple(message))
+        request = Request(message)
         request.exchange = exchange
         return request
 

@@ -8,13 +8,13 @@ from typing import Final
 
 from broker.errors import ProtocolError
 from broker.limits import MIB
-from broker.protocol.batches import ENTRY_BYTES, split_batch
+from broker.protocol.batches import ENTRY_BYTES
 from broker.protocol.bodies import Failure, MessageBody, Subscribe, Topic, decode_body
 from broker.protocol.frames import Flag, Frame, Kind
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
 from clients.leases import Leases
-from clients.messages import Delivery, Message, Publication, Reply, Settle
+from clients.messages import Delivery, Message, Publication, Reply, Settle, unpack_batch
 from clients.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,9 @@ class Incoming:
     def _open_batch(self, subscription: SubscriptionState, frame: Frame) -> None:
         publication = self._publication(frame)
         try:
-            entries = split_batch(bytes(frame.payload), frame.count)
+            messages = unpack_batch(
+                bytes(frame.payload), frame.count, publication, frame.sequence, frame.lane, self._reply
+            )
         except ProtocolError:
             # Its publisher is at fault, and this session need not end for that.
             log.exception("batch.unreadable topic=%r sender=%r", publication.topic, publication.sender)
@@ -162,11 +164,6 @@ class Incoming:
             subscription.skip(publication.topic, frame, frame.count, size_bytes)
             self.give_credit(subscription)
             return
-        lane, reply = frame.lane, self._reply
-        messages = [
-            Message(publication, sequence, time_ns, lane, content, body, payload, reply)
-            for sequence, (content, time_ns, body, payload) in enumerate(entries, frame.sequence)
-        ]
         if subscription is self._inbox:
             for message in messages:
                 self._hand_out(subscription, message)

@@ -6,16 +6,20 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
-import msgspec
-
 from broker.buffers import Buffer
-from broker.errors import InvalidValue
+from broker.errors import InvalidValue, ProtocolError
 from broker.limits import REFUSAL_DELAY_S_MAX
+from broker.protocol.batches import ENTRY_BYTES, split_batch
 from broker.protocol.bodies import MessageBody, decode_body
 from broker.protocol.frames import Content, Lane
 from broker.protocol.session import Session
 from broker.protocol.values import decode_value
 from clients.checks import seconds_of
+
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
 
 NO_BODY: Final = MessageBody()
 _UNREAD: Final = object()
@@ -92,7 +96,7 @@ class Publication(NamedTuple):
     sender: str
 
 
-class Message(msgspec.Struct, eq=False):
+class Message:
     """One message of a topic.
 
     `value` is decoded when it is first asked for; an array's memory is the message's own and may be written to.
@@ -104,18 +108,35 @@ class Message(msgspec.Struct, eq=False):
             overflow policy, unreadable, or not finished by their publishers. They count in `dropped` too.
     """
 
-    _publication: Publication
-    sequence: int
-    published_ns: int
-    _lane: int
-    _content: int
-    _body: bytes
-    _payload: Buffer
-    _reply: Reply | None
-    _decoded: MessageBody | None = None
-    _value: object = _UNREAD
-    _delivery: Delivery | None = None
-    gap: int = 0
+    __slots__ = (
+        "_body", "_content", "_decoded", "_delivery", "_lane", "_payload", "_publication", "_reply", "_value", "gap",
+        "published_ns", "sequence",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        publication: Publication,
+        sequence: int,
+        published_ns: int,
+        lane: int,
+        content: int,
+        body: bytes,
+        payload: Buffer,
+        reply: Reply | None,
+    ) -> None:
+        """Made by the client."""
+        self._publication = publication
+        self.sequence = sequence
+        self.published_ns = published_ns
+        self._lane = lane
+        self._content = content
+        self._body = body
+        self._payload = payload
+        self._reply = reply
+        self._decoded: MessageBody | None = None
+        self._value: object = _UNREAD
+        self._delivery: Delivery | None = None
+        self.gap = 0
 
     @property
     def topic(self) -> str:
@@ -262,3 +283,42 @@ class Message(msgspec.Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"<Message {self.topic} sequence={self.sequence} from {self.sender!r} {self.size_bytes} bytes>"
+
+
+def unpack_batch(
+    payload: bytes, count: int, publication: Publication, first_sequence: int, lane: int, reply: Reply | None
+) -> list[Message]:
+    """The messages of a batch, which is laid out as `broker/protocol/batches.py` says.
+
+    Raises:
+        ProtocolError: the lengths inside do not add up to the payload, or the count is another one.
+    """
+    if not cython.compiled:
+        return [
+            Message(publication, sequence, time_ns, lane, content, body, single, reply)
+            for sequence, (content, time_ns, body, single) in enumerate(split_batch(payload, count), first_sequence)
+        ]
+    messages = []
+    data, head, start, end, sequence = payload, ENTRY_BYTES, 0, len(payload), first_sequence
+    while start + head <= end:
+        # Once ENTRY, with machines that are little-endian.
+        at = cython.cast(cython.p_uchar, data) + start
+        body_bytes = cython.cast(cython.p_ushort, at)[1]
+        size = cython.cast(cython.p_uint, at)[1]
+        start += head
+        if start + body_bytes + size > end:
+            break
+        message = Message.__new__(Message)
+        message._publication, message.sequence, message._lane, message._reply = publication, sequence, lane, reply
+        message._content, message.published_ns = at[0], cython.cast(cython.p_ulonglong, at)[1]
+        message._body = payload[start : start + body_bytes] if body_bytes else b""
+        start += body_bytes
+        message._payload = payload[start : start + size]
+        start += size
+        message._decoded = message._delivery = None
+        message._value, message.gap = _UNREAD, 0
+        messages.append(message)
+        sequence += 1
+    if start != end or len(messages) != count:
+        raise ProtocolError(f"batch of {count} messages in {end} bytes is truncated or lies about its lengths")
+    return messages

@@ -174,14 +174,8 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
             pending.clear()
             message.reference = core.pending(pending)
         signal = try_publish(core, message, time.monotonic_ns(), time.time_ns())
-        if signal is SENT:
-            driver.flush()
-            core.outgoing.has_left(time.monotonic_ns())
-            return
-        if signal is BATCHED:
-            return
-        if signal is BATCH_OPENED:
-            driver.batch_opened()
+        if signal is SENT or signal is BATCHED or signal is BATCH_OPENED:
+            follow_up(driver, signal)
             return
         what = f"room on topic {message.topic!r}: a subscriber with overflow='block' does not keep up, or the broker"
         if isinstance(signal, StreamSource):
@@ -204,6 +198,15 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
             if signal.error is not None:
                 raise signal.error
             return
+
+
+def follow_up(driver: Driver, done: Signal) -> None:
+    """Does what is left to do when a message was published: SENT, BATCHED or BATCH_OPENED."""
+    if done is SENT:
+        driver.flush()
+        driver.core.outgoing.has_left(time.monotonic_ns())
+    elif done is BATCH_OPENED:
+        driver.batch_opened()
 
 
 async def flush(driver: Driver, timeout_s: float | None) -> None:

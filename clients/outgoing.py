@@ -23,6 +23,7 @@ from broker.limits import (
     BATCH_GAP_NS,
     BATCH_MESSAGES_MAX,
     BATCH_WINDOW_NS,
+    BATCHED_BYTES_MAX,
     CHUNK_BYTES,
     CONTROL_QUEUE_BYTES_MAX,
     STREAMS_PER_SESSION_MAX,
@@ -48,8 +49,6 @@ BATCHED: Final = Signal(ready=True)
 """What it returns when there is nothing else to do."""
 BATCH_OPENED: Final = Signal(ready=True)
 """What it returns when somebody has to see to it that a batch leaves in time."""
-BATCHED_BYTES_MAX: Final = 8 * 1024
-"""Longer payloads gain nothing from a batch."""
 
 
 class StreamSource(Signal):
@@ -120,16 +119,18 @@ class Outgoing:
     Attributes:
         session: where it goes; None while there is no connection.
         open_batches: topics with a batch that has not left.
+        filling: of these, by name, the batches to which a message may be added without looking at anything else.
         finishing: large messages whose last chunk is with the link, which still refers to their memory.
         last_sent: the topic of the last message that went alone.
         shortest_window_ns: no topic's batches leave sooner than this after they were opened.
-        unconfirmed: messages that were published since the broker last confirmed that it has all.
+        unconfirmed: messages that have left, or are about to, since the broker last confirmed that it has all.
     """
 
     def __init__(self) -> None:
         self.session: Session | None = None
         self.topics: dict[str, OutgoingTopic] = {}
         self.open_batches: list[OutgoingTopic] = []
+        self.filling: dict[str, Batch] = {}
         self.finishing: list[StreamSource] = []
         self.last_sent: OutgoingTopic | None = None
         self.shortest_window_ns = BATCH_WINDOW_NS
@@ -154,8 +155,11 @@ class Outgoing:
         """The session is over; returns how many messages may be lost."""
         self.session = None
         for topic in self.open_batches:
+            if topic.batch is not None:
+                self.unconfirmed += topic.batch.count
             topic.batch = None
         self.open_batches.clear()
+        self.filling.clear()
         self.finishing.clear()
         for stream in list(self._streams.values()):
             self.stream_ended(stream, error)
@@ -224,12 +228,16 @@ class Outgoing:
         """POLICY: what to know about the messages of a topic."""
         topic = self._named(frame)
         topic.follow(decode_body(frame.body, PublishPolicy))
+        self.filling.pop(topic.name, None)
+        if topic.batch is not None:
+            topic.batch.size_max = topic.batch_bytes
         self.shortest_window_ns = min(self.shortest_window_ns, max(topic.batch_window_ns, BATCH_GAP_NS))
 
     def refused(self, frame: Frame, failure: Failure) -> None:
         """ERROR that answers nobody: a message on a topic was refused."""
         topic = self._named(frame)
         topic.refuse(error_for(failure, topic.name))
+        self.filling.pop(topic.name, None)
 
     def take_refusal(self) -> None:
         """Raises, once, what the broker has said about an earlier message on any topic."""
@@ -331,12 +339,16 @@ class Outgoing:
         batch = topic.batch
         opened = batch is None
         if batch is None:
-            batch = topic.batch = Batch(now_ns + topic.batch_window_ns)
+            batch = topic.batch = Batch(
+                now_ns + topic.batch_window_ns, wall_offset_ns=time_ns - now_ns, size_max=topic.batch_bytes
+            )
             batch.count_max = min(BATCH_MESSAGES_MAX, topic.credit_messages)
             self.open_batches.append(topic)
+            if not topic.special:
+                self.filling[topic.name] = batch
+        batch.last_ns = now_ns
         batch.add(content, time_ns, body, payload)
-        self.unconfirmed += 1
-        if batch.size_bytes >= topic.batch_bytes or now_ns >= batch.due_ns or batch.count >= batch.count_max:
+        if batch.is_full or now_ns >= batch.due_ns:
             self.send_batch(topic)
             return SENT
         return BATCH_OPENED if opened else BATCHED
@@ -347,9 +359,12 @@ class Outgoing:
         if batch is None or self.session is None:
             return
         self.open_batches.remove(topic)
-        payload = batch.payload()
+        self.filling.pop(topic.name, None)
+        payload = batch.close()
+        topic.last_ns = max(topic.last_ns, batch.last_ns)
         topic.credit_messages -= batch.count
         topic.credit_bytes -= len(payload)
+        self.unconfirmed += batch.count
         self.session.put(
             Frame(Kind.PUBLISH, Flag.BATCH, Lane.DEFAULT, number=topic.number, count=batch.count, payload=payload)
         )

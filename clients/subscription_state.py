@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from broker.errors import BrokerError
+from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.bodies import Subscribe, Subscribed, decode_body
 from broker.protocol.frames import LANES, Frame, Kind, Lane
 from clients.messages import Message
@@ -27,6 +28,7 @@ class SubscriptionState(Signal):
         wishes: as the broker was asked.
         what: what a reader waits for, in words.
         is_latest: whether it asks for each message.
+        is_special: whether there is more to taking a message than credit.
         evicts: whether messages that wait here make room for newer ones.
         pending: messages that wait in this process.
         dropped: messages that were dropped by the overflow policy, here or in the broker.
@@ -40,8 +42,8 @@ class SubscriptionState(Signal):
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead", "_gaps_evicted",
         "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent", "_threshold", "asked",
-        "closed", "credit_due", "drops_untold", "evicts", "is_latest", "number", "on_message", "pending", "readers",
-        "seen", "what", "wishes",
+        "closed", "credit_due", "drops_untold", "evicts", "is_latest", "is_special", "number", "on_message", "pending",
+        "readers", "seen", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -76,6 +78,7 @@ class SubscriptionState(Signal):
     def _follow(self, overflow: str) -> None:
         self.evicts = overflow == "drop_oldest"
         self.is_latest = overflow == "latest"
+        self.is_special = self.is_latest or self.wishes.max_lag is not None
         bound = 1 if self.is_latest else self.wishes.queue_messages
         # A small queue is credited message by message, so that the broker's count of unread messages is exact.
         self._threshold = 1 if bound <= 16 else bound // 4
@@ -181,6 +184,26 @@ class SubscriptionState(Signal):
             recent.pop(message.sequence, None)
             if not recent:
                 del self._recent[message.topic]
+
+    def take_plain(self) -> Message | None:
+        """The next message, if it is small, and taking it leaves nothing else to do: no credit is due, nothing is told.
+
+        None says nothing of whether there is one: `take` does.
+        """
+        if self.is_special or self._gaps_evicted or self.pending < 2 or self._owed_messages + 1 >= self._threshold:
+            return None
+        for lane in self._lanes:
+            if lane:
+                message = lane[0]
+                size = message.size_bytes
+                if size > PLACED_BYTES_MIN or self._owed_bytes + size >= self._bytes_threshold:
+                    return None
+                lane.popleft()
+                self.pending -= 1
+                self._owed_messages += 1
+                self._owed_bytes += size
+                return message
+        return None
 
     def take(self) -> Message | None:
         """The next message of the most urgent lane that has one."""

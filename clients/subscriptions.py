@@ -9,6 +9,7 @@ from typing import Self
 from broker.errors import ConnectionClosed
 from clients import operations
 from clients.driver import Driver
+from clients.filling import UNBROKEN
 from clients.messages import Message
 from clients.subscription_state import SubscriptionState
 
@@ -51,6 +52,10 @@ class Subscription:
             ConnectionClosed: the subscription or the client is closed and no message is left.
         """
         driver, state = self._driver, self._state
+        if UNBROKEN:
+            message = state.take_plain()
+            if message is not None:
+                return message
         with driver.lock:
             message = operations.take(driver, state)
             if message is None and state.closed is None:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("broker", "clients", "examples")
 
-OPEN = ("broker.buffers", "broker.errors", "broker.ids", "broker.limits")
+OPEN = ("broker.buffers", "broker.errors", "broker.ids", "broker.limits", "broker.uncompiled")
 PURE = ("broker.protocol", "broker.topics", "broker.collectives", "broker.state")
 EVERYTHING = ("broker", "clients")
 

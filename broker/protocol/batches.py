@@ -16,11 +16,18 @@ import struct
 from typing import Final
 
 from broker.errors import ProtocolError
-from broker.limits import BATCH_MESSAGES_MAX
+from broker.limits import BATCH_BYTES, BATCH_MESSAGES_MAX, BATCHED_BYTES_MAX
+
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
 
 ENTRY: Final = struct.Struct("<BBHIQ")
 ENTRY_BYTES: Final = ENTRY.size
 ENTRY_BODY_BYTES_MAX: Final = 0xFFFF
+_FIRST_BYTES: Final = 4096
+"""What a batch has room for at first."""
 
 
 Entry = tuple[int, int, bytes, bytes]
@@ -49,31 +56,76 @@ def split_batch(payload: bytes, count: int) -> list[Entry]:
 
 
 class Batch:
-    """A batch that is being filled, on the publisher's side."""
+    """A batch that is being filled, on the publisher's side.
 
-    __slots__ = ("count", "count_max", "due_ns", "parts", "size_bytes")
-
-    def __init__(self, due_ns: int) -> None:
-        """Args:
+    Attributes:
         due_ns: when it is to leave.
+        count: messages in it.
+        size_bytes: of its payload.
+        last_ns: when the last message was added.
+    """
+
+    __slots__ = (
+        "_data", "_parts", "_wall_offset_ns", "count", "count_max", "due_ns", "last_ns", "size_bytes", "size_max",
+    )  # fmt: skip
+
+    def __init__(self, due_ns: int, *, wall_offset_ns: int = 0, size_max: int = BATCH_BYTES) -> None:
+        """Args:
+        due_ns: when it is to leave, by the monotonic clock.
+        wall_offset_ns: wall-clock time minus monotonic time.
+        size_max: it is full when it has so many bytes.
         """
         self.due_ns = due_ns
-        self.parts: list[bytes] = []
         self.count = 0
         self.count_max = BATCH_MESSAGES_MAX
         self.size_bytes = 0
+        self.size_max = size_max
+        self.last_ns = 0
+        self._wall_offset_ns = wall_offset_ns
+        self._data = bytearray()
+        self._parts: list[bytes] = []
 
     def add(self, content: int, time_ns: int, body: bytes, payload: bytes) -> None:
         """Appends one message."""
-        body_bytes, size = len(body), len(payload)
-        append = self.parts.append
-        append(ENTRY.pack(content, 0, body_bytes, size, time_ns))
-        if body_bytes:
-            append(body)
-        append(payload)
+        head, body_bytes, size = ENTRY_BYTES, len(body), len(payload)
+        start, self.size_bytes = self.size_bytes, self.size_bytes + head + body_bytes + size
         self.count += 1
-        self.size_bytes += ENTRY_BYTES + body_bytes + size
+        if not cython.compiled:
+            self._parts += (ENTRY.pack(content, 0, body_bytes, size, time_ns), body, payload)
+            return
+        if self.size_bytes > len(self._data):
+            self._data.extend(bytes(max(self.size_bytes, 2 * len(self._data), _FIRST_BYTES) - len(self._data)))
+        # As ENTRY says, on machines that are little-endian.
+        to = cython.cast(cython.p_uchar, self._data) + start
+        to[0], to[1] = content, 0
+        cython.cast(cython.p_ushort, to)[1] = body_bytes
+        cython.cast(cython.p_uint, to)[1] = size
+        cython.cast(cython.p_ulonglong, to)[1] = time_ns
+        _copy(to + head, body, body_bytes)
+        _copy(to + head + body_bytes, payload, size)
 
-    def payload(self) -> bytes:
-        """The payload of the batch's frame."""
-        return b"".join(self.parts)
+    def add_more(self, content: int, payload: bytes, now_ns: int) -> bool:
+        """Appends a message without a body if the batch need not leave after it; says whether it has."""
+        size = len(payload)
+        if size > BATCHED_BYTES_MAX or now_ns >= self.due_ns or self.count + 1 >= self.count_max:
+            return False
+        if self.size_bytes + ENTRY_BYTES + size >= self.size_max:
+            return False
+        self.last_ns = now_ns
+        self.add(content, now_ns + self._wall_offset_ns, b"", payload)
+        return True
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is to leave, whatever the time."""
+        return self.size_bytes >= self.size_max or self.count >= self.count_max
+
+    def close(self) -> bytes:
+        """The payload of the batch's frame; nothing can be added any more."""
+        self.count_max = 0
+        return bytes(self._data[: self.size_bytes]) if cython.compiled else b"".join(self._parts)
+
+
+def _copy(to: cython.p_uchar, source: cython.p_uchar, size: int) -> None:
+    for index in range(size):
+        to[index] = source[index]

@@ -250,12 +250,13 @@ class BrokerState:
             # Clients have used up all topics. They hear of it when they publish; this event is lost.
             return
         sequence, time_ns = record.ring.next_sequence, self.now_ns + self.settings.wall_offset_ns
-        batch = Batch(0)
+        batch, single = Batch(0), b""
         for value in values:
             content, _, encoded = encode_value(value)
             assert isinstance(encoded, bytes), "the broker announces plain values"
-            batch.add(content, time_ns, b"", encoded)
-        flags, payload = (Flag.BATCH, batch.payload()) if batch.count > 1 else (0, batch.parts[-1])
+            single = encoded
+            batch.add(content, time_ns, b"", single)
+        flags, payload = (Flag.BATCH, batch.close()) if batch.count > 1 else (0, single)
         message = Message(
             topic, "broker", sequence, batch.count, lane, flags, content, time_ns, b"", payload, len(payload)
         )

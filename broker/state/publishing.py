@@ -381,4 +381,4 @@ def _batch_of(entries: Iterable[Entry]) -> bytes:
     batch = Batch(0)
     for content, time_ns, body, payload in entries:
         batch.add(content, time_ns, body, payload)
-    return batch.payload()
+    return batch.close()

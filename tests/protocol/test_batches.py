@@ -28,7 +28,7 @@ def filled(entries: list[Entry]) -> Batch:
 
 def test_a_batch_is_these_bytes_and_these_bytes_are_the_batch() -> None:
     batch = filled(ENTRIES)
-    assert batch.payload() == LITERAL
+    assert batch.close() == LITERAL
     assert (batch.count, batch.size_bytes, batch.due_ns) == (3, len(LITERAL), 5)
     assert split_batch(LITERAL, 3) == ENTRIES
 
@@ -41,8 +41,8 @@ def test_an_entry_costs_sixteen_bytes() -> None:
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, (1 << 64) - 1), st.binary(), st.binary()), max_size=20))
 def test_any_batch_comes_back(entries: list[Entry]) -> None:
     batch = filled(entries)
-    assert split_batch(batch.payload(), batch.count) == entries
-    assert batch.size_bytes == len(batch.payload())
+    assert split_batch(batch.close(), batch.count) == entries
+    assert batch.size_bytes == len(batch.close())
 
 
 def test_a_batch_cut_anywhere_is_refused() -> None:

@@ -116,7 +116,7 @@ class Peer:
         batch = Batch(0)
         for payload in payloads:
             batch.add(1, 7, b"", payload)
-        data = batch.payload()
+        data = batch.close()
         self.put(Kind.PUBLISH, Flag.BATCH, number=self.topic(topic), count=batch.count, payload=data, **fields)
         return data
 

@@ -412,7 +412,7 @@ def test_a_malformed_batch_on_a_limited_topic_ends_its_session_alone() -> None:
     talk, publisher, reader = limited(3)
     batch = Batch(0)
     batch.add(1, 0, b"", b"four")
-    publisher.put(Kind.PUBLISH, Flag.BATCH, number=publisher.topic("a"), count=1, payload=batch.payload()[:-1] + b"xx")
+    publisher.put(Kind.PUBLISH, Flag.BATCH, number=publisher.topic("a"), count=1, payload=batch.close()[:-1] + b"xx")
     assert not publisher.is_open
     assert reader.is_open
     assert talk.peer().is_open

@@ -1,0 +1,17 @@
+"""The types with which messages.py is compiled."""
+
+import cython
+
+
+cdef class Message:
+    cdef public object _publication, _payload, _reply, _decoded, _value, _delivery
+    cdef public bytes _body
+    cdef public long long sequence, gap, published_ns
+    cdef public int _lane, _content
+
+
+@cython.locals(
+    data=cython.p_uchar, at=cython.p_uchar, head=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, sequence=cython.longlong,
+    body_bytes=Py_ssize_t, size=Py_ssize_t, message=Message, messages=list,
+)
+cpdef list unpack_batch(bytes payload, Py_ssize_t count, publication, long long first_sequence, int lane, reply)

@@ -1,0 +1,23 @@
+"""The types with which subscription_state.py is compiled."""
+
+import cython
+
+from clients.messages cimport Message
+from clients.signals cimport Signal
+
+
+cdef class SubscriptionState(Signal):
+    cdef public bint asked, credit_due, evicts, is_latest, is_special
+    cdef public Py_ssize_t pending, readers
+    cdef public object closed, number, on_message, seen, what, wishes
+    cdef public dict drops_untold
+    cdef long long _owed_bytes, _owed_messages, _bytes_threshold, _threshold
+    cdef long long _dropped_before, _dropped_here, _dropped_there, _gaps_told
+    cdef dict _gaps_ahead, _gaps_evicted, _gaps_skipped, _recent
+    cdef tuple _lanes
+
+    @cython.locals(message=Message, size=Py_ssize_t)
+    cpdef take_plain(self)
+
+    @cython.locals(message=Message)
+    cpdef take(self)
