@@ -40,7 +40,7 @@ from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
-from broker.protocol.session import Phase, Received, Session
+from broker.protocol.session import Phase, Received, Session, make_scratch
 from broker.protocol.values import encode_value
 from broker.state.delivery import Subscription
 from broker.state.groups import Groups
@@ -97,6 +97,7 @@ class BrokerState:
         self.groups = Groups(self._flush, self.announce)
         self.pool = BufferPool(POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
+        self._scratch = make_scratch()
         self._last_id = 0
         self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
@@ -130,6 +131,7 @@ class BrokerState:
             heartbeat_interval_s=self.settings.heartbeat_interval_s,
             heartbeat_timeout_s=self.settings.heartbeat_timeout_s,
             hello_timeout_s=self.settings.hello_timeout_s,
+            scratch=self._scratch,
         )
         record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns)
         if len(self.sessions) > self.settings.sessions_max:
