@@ -94,6 +94,9 @@ class BrokerState:
             settings.publish_window_bytes,
             self._flush,
         )
+        self._make_subscription = partial(
+            Subscription, flush=self._flush, unblock=self.publishing.unblock, lost=self.pressure.lost
+        )
         self.groups = Groups(self._flush, self.announce)
         self.pool = BufferPool(POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
@@ -341,7 +344,7 @@ class BrokerState:
         seen.update((topic, lanes) for topic, lanes in decode_body(frame.body, Resume).seen.items() if topic in topics)
 
     def _add(self, record: SessionRecord, number: SubscriptionNumber, wishes: Subscribe) -> Subscription:
-        subscription = Subscription(
+        subscription = self._make_subscription(
             record,
             number,
             wishes.filter,
@@ -354,10 +357,7 @@ class BrokerState:
             ),
             queue_group=wishes.queue_group,
             responder=wishes.responder,
-            flush=self._flush,
-            unblock=self.publishing.unblock,
         )
-        subscription.queue.on_loss = partial(self.pressure.lost, subscription)
         self.router.add(subscription)
         record.subscriptions[number] = subscription
         return subscription
