@@ -403,7 +403,7 @@ class BrokerState:
         if replaced is None or replaced.settings != settings:
             before = "none" if replaced is None else f"{dict(replaced.settings)} {replaced.origin}"
             log.info("policy.declared filter=%r by=%r %s before=%s", wishes.filter, record.name, settings, before)
-            self.publishing.tell_policies(self.router.follow(wishes.filter))
+            self.publishing.tell_policies(self.router.follow(wishes.filter), self.sessions.values())
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
         self._flush(record)
 

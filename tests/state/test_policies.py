@@ -401,7 +401,7 @@ def test_a_batch_takes_the_same_credit_whatever_is_refused_of_it() -> None:
     free.publish_batch("free", payloads)
     bound.publish_batch("bound", payloads)
     credits_ = [
-        (publisher.credit_messages, publisher.credit_bytes)
+        (publisher.used_messages, publisher.used_bytes)
         for peer in (free, bound)
         for publisher in peer.record.publishers.values()
     ]
