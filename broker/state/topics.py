@@ -133,8 +133,8 @@ class Publisher:
     """
 
     __slots__ = (
-        "acknowledge", "held_back", "message", "number", "refusal_told", "request", "sender", "session", "told", "topic",
-        "used_bytes", "used_messages",
+        "acknowledge", "held_back", "message", "number", "refusal_told", "request", "sender", "session", "told",
+        "topic", "used_bytes", "used_messages",
     )  # fmt: skip
 
     def __init__(self, topic: TopicRecord, number: int, session: SessionRecord) -> None:
