@@ -43,6 +43,7 @@ from broker.protocol.pressure import Query
 from broker.protocol.session import Phase, Received, Session, make_scratch
 from broker.protocol.values import encode_value
 from broker.state.delivery import Subscription
+from broker.state.following import Following
 from broker.state.groups import Groups
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
@@ -97,6 +98,7 @@ class BrokerState:
         self._make_subscription = partial(
             Subscription, flush=self._flush, unblock=self.publishing.unblock, lost=self.pressure.lost
         )
+        self.following = Following(self.router, self.publishing, self.sessions)
         self.groups = Groups(self._flush, self.announce)
         self.pool = BufferPool(POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
@@ -202,6 +204,16 @@ class BrokerState:
         self.router.works.tick(now_ns)
         self.pressure.tick(now_ns)
         self.pool.tick(now_ns)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `go_on` has something to do; whoever runs the state calls it soon, and others in between."""
+        return bool(self.following)
+
+    def go_on(self, now_ns: int) -> None:
+        """Does a part of what takes long."""
+        self.now_ns = now_ns
+        self.following.go_on()
 
     def drain(self, reason: str) -> None:
         """The broker is about to end: every session gets what waits for it and then a CLOSE."""
@@ -394,18 +406,20 @@ class BrokerState:
         """DECLARE: a policy for the topics that a filter matches."""
         wishes = decode_body(frame.body, Declare)
         try:
+            self.following.check()
             settings = check_declaration(wishes.filter, wishes.settings())
             declaration = Declaration(wishes.filter, settings, f"declared by {record.name}")
             replaced = self.router.policies.declare(declaration)
         except (InvalidValue, LimitExceeded, PermissionDenied) as error:
             self._answer_error(record, frame.target, failure_of(error))
             return
-        if replaced is None or replaced.settings != settings:
+        done = partial(self._flushed, record, frame, now_ns)
+        if replaced is not None and replaced.settings == settings:
+            done()
+        else:
             before = "none" if replaced is None else f"{dict(replaced.settings)} {replaced.origin}"
             log.info("policy.declared filter=%r by=%r %s before=%s", wishes.filter, record.name, settings, before)
-            self.publishing.tell_policies(self.router.follow(wishes.filter), self.sessions.values())
-        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
-        self._flush(record)
+            self.following.begin(wishes.filter, done)
 
     def _query(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         """QUERY: how a topic fares."""

@@ -80,20 +80,10 @@ class Publishing:
         publisher = Publisher(record, frame.number, session)
         record.publishers += 1
         session.publishers[frame.number] = publisher
-        self._tell_policy(session, publisher)
+        self.tell_policy(session, publisher)
 
-    def tell_policies(self, topics: Iterable[TopicRecord], sessions: Iterable[SessionRecord]) -> None:
-        """The policies of topics have changed: their publishers are told, and looked at anew if they were held back."""
-        changed = set(topics)
-        if changed:
-            for session in sessions:
-                for publisher in session.publishers.values():
-                    if publisher.topic in changed:
-                        self._tell_policy(session, publisher)
-        for topic in changed:
-            self._look_again(topic)
-
-    def _tell_policy(self, session: SessionRecord, publisher: Publisher) -> None:
+    def tell_policy(self, session: SessionRecord, publisher: Publisher) -> None:
+        """Tells a publisher of its topic's policy, unless it has been told."""
         policy = _for_publishers(publisher.topic.policy)
         if policy != publisher.told:
             publisher.told = policy
@@ -331,9 +321,10 @@ class Publishing:
         """A subscription or a work is under its limit again: its publishers are looked at anew."""
         topics, blocker.blocking = list(blocker.blocking), {}
         for topic in topics:
-            self._look_again(topic)
+            self.look_again(topic)
 
-    def _look_again(self, topic: TopicRecord) -> None:
+    def look_again(self, topic: TopicRecord) -> None:
+        """The publishers of a topic that are held back may go on, unless somebody still holds them back."""
         self.pressure.look_again(topic)
         waiting, topic.held_back = topic.held_back, ()
         for publisher in waiting:

@@ -200,18 +200,16 @@ class Router:
             record.ring.next_sequence = self._first_sequence
         return record
 
-    def follow(self, topic_filter: str) -> list[TopicRecord]:
-        """What is declared for a filter has changed: its topics follow at once. Returns those whose policy differs."""
-        changed = []
-        for record in self.matching(topic_filter):
-            policy = self.policies.of_topic(record.name)
-            if policy != record.policy:
-                self.retained_bytes += record.follow(policy)
-                if record.works or policy.acknowledge:
-                    # Jobs that wait hear of it now, not with the next message.
-                    self.routes(record)
-                changed.append(record)
-        return changed
+    def follow(self, record: TopicRecord) -> bool:
+        """A topic takes over what is declared for it by now; says whether that is another policy."""
+        policy = self.policies.of_topic(record.name)
+        if policy == record.policy:
+            return False
+        self.retained_bytes += record.follow(policy)
+        if record.works or policy.acknowledge:
+            # Jobs that wait hear of it now, not with the next message.
+            self.routes(record)
+        return True
 
     def begin(self) -> int:
         """A subscription begins; returns the moment that ends with it."""

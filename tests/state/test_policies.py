@@ -130,7 +130,7 @@ def test_an_inbox_takes_no_policy() -> None:
     peer = talk.peer()
     declared(peer, "#", ring_messages=9, lane="bulk")
     inbox = talk.state.router.topic(f"$inbox/{peer.record.id}")
-    talk.state.router.follow("#")
+    declared(peer, "#", ring_messages=8, lane="bulk")
     assert (inbox.policy.ring_messages, inbox.special) == (0, False)
 
 
