@@ -30,6 +30,9 @@ _CHUNK: Final = int(Kind.CHUNK)
 _BATCH: Final = int(Flag.BATCH)
 _KEPT_FLAGS: Final = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)
 
+_NO_SOURCES: Final[dict[int, LaneSource]] = {}
+"""Of all subscriptions that have got nothing yet."""
+
 
 class Subscription:
     """One subscription of one session.
@@ -88,7 +91,7 @@ class Subscription:
         self.unblock = unblock
         self.lost = lost
         queue.on_loss = self._lose
-        self.sources: dict[int, LaneSource] = {}
+        self.sources = _NO_SOURCES
         self.notice = DropNotice(self)
         self.blocking: dict[TopicRecord, None] = {}
         self.delivered = 0
@@ -99,7 +102,8 @@ class Subscription:
         """Sends a message, or queues it by the subscription's policy, and wakes the session."""
         source = self.sources.get(message.lane)
         if source is None:
-            source = self.sources[message.lane] = LaneSource(self, message.lane)
+            source = LaneSource(self, message.lane)
+            self.sources = {**self.sources, message.lane: source}
         session, queue = self.session.session, self.queue
         if (
             not session.unsent_bytes

@@ -34,6 +34,7 @@ BLOCKED_BYTES_MAX: Final = 8 << 20
 enough to stay in the processor's cache."""
 _EMPTY: Final[deque[Message]] = deque(maxlen=0)
 """Stands for every lane in which nothing has waited yet: a deque of its own takes 760 bytes."""
+_EMPTY_LANES: Final = (_EMPTY,) * LANES
 _NEVER: Final[dict[str, deque[Message]]] = {}
 """Stands for what is recent in a queue without max_lag."""
 
@@ -114,7 +115,7 @@ class Queue:
         self._split = split
         self.max_lag = max_lag
         self._recent: dict[str, deque[Message]] = _NEVER if max_lag is None else {}
-        self._lanes = [_EMPTY] * LANES
+        self._lanes: tuple[deque[Message], ...] = _EMPTY_LANES
 
     @property
     def unread_messages(self) -> int:
@@ -157,7 +158,8 @@ class Queue:
                 self._drop_oldest()
         lane = self._lanes[message.lane]
         if lane is _EMPTY:
-            lane = self._lanes[message.lane] = deque()
+            lane = deque()
+            self._lanes = (*self._lanes[: message.lane], lane, *self._lanes[message.lane + 1 :])
         lane.append(message)
         self._count_in(message)
         if self.max_lag is not None:
