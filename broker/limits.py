@@ -66,7 +66,8 @@ CONTROL_QUEUE_BYTES_MAX: Final = 8 * MIB
 """Replies that wait for a peer that does not read; beyond this the session is closed."""
 QUEUED_BYTES_MAX: Final = 512 * MIB
 """Results of collectives that wait for such a peer: OPERATIONS_AHEAD times ROUNDS_AHEAD of the longest chunks."""
-TOPICS_MAX: Final = 100_000
+TOPICS_MAX: Final = 131_072
+"""At 1 KiB each: 100,000 of clients, and the inboxes and topics of the broker itself, which count too."""
 GROUPS_MAX: Final = 1024
 WORLD_SIZE_MAX: Final = 1024
 

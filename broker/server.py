@@ -84,6 +84,7 @@ class Server:
         self.busy = asyncio.Event()
         """Set once the first session has been open."""
         self._accept_paused = False
+        self._going_on = False
         self._links: dict[SessionId, _Link] = {}
         self._hangups: Hangups[_Link] = Hangups()
         self._loop = asyncio.get_running_loop()
@@ -200,6 +201,14 @@ class Server:
                 link = links.get(record.id)
                 if link is not None and not link.writing:
                     self._flush(link)
+        if state.has_more and not self._going_on:
+            self._going_on = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        self.state.go_on(time.monotonic_ns())
+        self._run()
 
     def _flush(self, link: _Link) -> None:
         """Sends as much as the link takes."""

@@ -16,6 +16,8 @@ from broker.protocol.frames import HEADER_BYTES, LANES, Frame, Lane, encode
 _CONTROL: Final = int(Lane.CONTROL)
 BUFFERS_MAX: Final = 512
 """Buffers of one gathered write; the kernel takes 1,024."""
+_EMPTY: Final[deque[Frame | Source]] = deque(maxlen=0)
+"""Stands for every lane in which nothing has waited yet: a deque of its own takes 760 bytes."""
 
 
 class Source(Protocol):
@@ -32,7 +34,7 @@ class Outbox:
     __slots__ = ("_lanes", "control_bytes", "queued_bytes", "waiting")
 
     def __init__(self) -> None:
-        self._lanes: tuple[deque[Frame | Source], ...] = tuple(deque() for _ in range(LANES))
+        self._lanes = [_EMPTY] * LANES
         self.waiting = 0
         """Frames and sources in all lanes."""
         self.queued_bytes = 0
@@ -42,16 +44,18 @@ class Outbox:
 
     def put(self, frame: Frame) -> None:
         """Queues a ready frame in its lane."""
-        self._lanes[frame.lane].append(frame)
-        self.waiting += 1
+        self.attach(frame, frame.lane)
         size = HEADER_BYTES + len(frame.body) + len(frame.payload)
         self.queued_bytes += size
         if frame.lane == _CONTROL:
             self.control_bytes += size
 
-    def attach(self, source: Source, lane: int) -> None:
+    def attach(self, item: Frame | Source, lane: int) -> None:
         """Adds a source, which stays until it returns 0. The caller sees to it that a source is in a lane once."""
-        self._lanes[lane].append(source)
+        waiting = self._lanes[lane]
+        if waiting is _EMPTY:
+            waiting = self._lanes[lane] = deque()
+        waiting.append(item)
         self.waiting += 1
 
     def take(self, budget_bytes: int, buffers: list[Buffer]) -> int:

@@ -8,6 +8,9 @@ Bytes go in with `received`, frames come out; frames go in with `put` and `attac
          \\------ failed ------+--> CLOSING (a last CLOSE is on its way)
 
 A remote fault never raises: it puts the session into CLOSING with `failure` as the cause.
+
+The link writes into a scratch that all sessions of a thread share. Between two reads a session keeps nothing of it but
+the bytes of a frame of which more has to come.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectionClosed, ProtocolError
 from broker.limits import (
     CHUNK_BYTES,
     CONTROL_QUEUE_BYTES_MAX,
+    FRAME_BODY_BYTES_MAX,
     HELLO_TIMEOUT_S,
     PLACED_BYTES_MIN,
     QUEUED_BYTES_MAX,
@@ -72,10 +78,18 @@ Deliver = Callable[[Received, int], None]
 _SESSION_KINDS: Final = frozenset({Kind.PING, Kind.PONG, Kind.CLOSE})
 _OVERRUN_BYTES: Final = 4096
 """While a placed payload is under way: room for what follows it, small because it has to be copied."""
+_UNPLACED_BYTES_MAX: Final = HEADER_BYTES + FRAME_BODY_BYTES_MAX + PLACED_BYTES_MIN
+"""What is kept of a frame, or of a greeting, until the rest of it comes."""
+
+
+def make_scratch() -> memoryview:
+    """Memory for what links receive: room for a read behind the longest incomplete frame. Only what is used of it
+    becomes resident."""
+    return np.empty(_UNPLACED_BYTES_MAX + SCRATCH_BYTES, np.uint8).data
 
 
 class Session:
-    """One end of a conversation. One thread at a time may call.
+    """One end of a conversation. One thread at a time may call, also of all sessions that share a scratch.
 
     Attributes:
         phase: where it is.
@@ -97,6 +111,7 @@ class Session:
         heartbeat_timeout_s: float,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         passage: Passage | None = None,
+        scratch: memoryview | None = None,
     ) -> None:
         """Args:
         hello: what the client's end says first; None makes this the broker's end.
@@ -106,6 +121,7 @@ class Session:
         heartbeat_timeout_s: silence after which the peer counts as gone.
         hello_timeout_s: how long the greeting may take.
         passage: how shared memory passes over the link, if it can.
+        scratch: what `make_scratch` has made for several sessions; None makes one for this session alone.
         """
         self.phase = Phase.AWAIT_HELLO
         self.failure: BrokerError | None = None
@@ -121,8 +137,8 @@ class Session:
         self.set_heartbeat(heartbeat_interval_s, heartbeat_timeout_s)
         self._last_ping_ns = now_ns
         self._allocate = allocate
-        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
-        self._start = self._end = 0
+        self._scratch = make_scratch() if scratch is None else scratch
+        self._rest = b""
         self._placed: Frame | None = None
         self._placed_rest = memoryview(b"")
         self.unsent: list[Buffer] = []
@@ -142,12 +158,16 @@ class Session:
     # Bytes in.
 
     def receive_buffers(self) -> list[memoryview]:
-        """Where the next bytes of the link belong, for one scattered read. There is always room for some."""
-        if self._deaf:
-            return [self._scratch]
-        if self._placed is not None:
+        """Where the next bytes of the link belong, for one scattered read. There is always room for some.
+
+        They have to be `received` before another session that shares the scratch is asked.
+        """
+        if self._placed is not None and not self._deaf:
             return [self._placed_rest, self._scratch[:_OVERRUN_BYTES]]
-        return [self._scratch[self._end :]]
+        kept = len(self._rest)
+        if kept:
+            self._scratch[:kept] = self._rest
+        return [self._scratch[kept : kept + SCRATCH_BYTES]]
 
     def received(self, size: int, now_ns: int, deliver: Deliver) -> None:
         """Takes note of `size` bytes in the receive buffers.
@@ -168,22 +188,24 @@ class Session:
                 self._placed_rest = self._placed_rest[size:]
                 return
             size -= rest
-        self._end += size
+        start, end = 0, len(self._rest) + size
         try:
             if self._placed is not None:
                 placed, self._placed = self._placed, None
                 self._take(placed, now_ns, deliver)
             if self.phase is Phase.AWAIT_HELLO:
-                self._read_greeting(now_ns, deliver)
+                start = self._read_greeting(end, now_ns, deliver)
             if self.phase is not Phase.AWAIT_HELLO and not self._deaf:
-                self._read_frames(now_ns, deliver)
+                start = self._read_frames(start, end, now_ns, deliver)
+            self._rest = bytes(self._scratch[start:end]) if start < end and not self._deaf else b""
         except ProtocolError as error:
             self.fail(error)
         if self.outbox.queued_bytes and not self.is_client:
             self.check_queued()
 
-    def _read_greeting(self, now_ns: int, deliver: Deliver) -> None:
-        data = self._scratch[self._start : self._end]
+    def _read_greeting(self, end: int, now_ns: int, deliver: Deliver) -> int:
+        """Reads what is in the scratch up to `end`; returns where it has come to."""
+        data = self._scratch[:end]
         try:
             greeting = decode_greeting(data)
         except ProtocolError as error:
@@ -192,12 +214,10 @@ class Session:
             answer = encode_greeting(Refusal(error.code, str(error)))
             self._move(Event.FAILED, error)
             self._send_raw(answer_to_stranger(bytes(data[:16])) if error.code == Code.NOT_OURS else answer)
-            return
+            return end
         if greeting is None:
-            self._make_room(len(data) + 1)
-            return
+            return 0
         body, _, _, used = greeting
-        self._start += used
         if isinstance(body, Refusal) and self.is_client:
             self.refusal = body
             self._move(Event.PEER_CLOSED, ConnectionClosed(body.reason, body.code))
@@ -206,9 +226,11 @@ class Session:
             deliver(body, now_ns)
         else:
             raise ProtocolError(f"a {type(body).__name__} from the wrong side")
+        return used
 
-    def _read_frames(self, now_ns: int, deliver: Deliver) -> None:
-        scratch, start, end, unpack = self._scratch, self._start, self._end, HEADER.unpack_from
+    def _read_frames(self, start: int, end: int, now_ns: int, deliver: Deliver) -> int:
+        """Reads what is in the scratch from `start` to `end`; returns where it has come to."""
+        scratch, unpack = self._scratch, HEADER.unpack_from
         while end - start >= HEADER_BYTES:
             (
                 kind,
@@ -232,9 +254,7 @@ class Session:
             placed = size >= PLACED_BYTES_MIN
             frame_end = payload_start if placed else payload_start + size
             if frame_end > end:
-                self._start = start
-                self._make_room(frame_end - start)
-                return
+                break
             body = bytes(scratch[body_start:payload_start]) if body_bytes else b""
             frame = Frame(
                 kind, flags, lane, content, number, target, stream, count, total_bytes, sequence, time_ns, body
@@ -251,28 +271,13 @@ class Session:
                     break
             elif size:
                 frame.payload = bytes(scratch[payload_start:frame_end])
-            # Whatever happens in there, this frame is done with.
-            self._start = start
             if kind in _SESSION_KINDS:
                 self._take(frame, now_ns, deliver)
             else:
                 deliver(frame, now_ns)
             if self._deaf:
-                return
-        self._start = start
-        self._make_room(HEADER_BYTES)
-
-    def _make_room(self, wanted: int) -> None:
-        """Moves what is left to the front when `wanted` bytes from `_start` on would not fit; grows if it must."""
-        left = self._end - self._start
-        if not left:
-            self._start = self._end = 0
-        elif self._start + wanted > len(self._scratch) or self._end == len(self._scratch):
-            rest = bytes(self._scratch[self._start : self._end])
-            if wanted > len(self._scratch):
-                self._scratch = memoryview(bytearray(wanted + SCRATCH_BYTES))
-            self._scratch[:left] = rest
-            self._start, self._end = 0, left
+                break
+        return start
 
     def _take(self, frame: Frame, now_ns: int, deliver: Deliver) -> None:
         """Session frames are dealt with here, all others handed out."""
@@ -439,7 +444,7 @@ class Session:
         self._deaf = True
         self.outbox.clear()
         self._farewell = self._placed = None
-        self._placed_rest = memoryview(b"")
+        self._placed_rest, self._rest = memoryview(b""), b""
         self.unsent, self.unsent_bytes = [], 0
 
     def __repr__(self) -> str:

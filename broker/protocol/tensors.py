@@ -165,13 +165,16 @@ def as_array(value: object) -> Array | None:
     Raises:
         InvalidValue: a masked array, whose mask has no place on the wire, or an array on a device that cannot be read.
     """
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, np.ndarray):
+        # Only here, because numpy imports np.ma when it is asked for it, which takes 20 ms.
         if isinstance(value, np.ma.MaskedArray):
             raise InvalidValue(
                 "array of type", "MaskedArray", "the mask cannot be sent; send its filled() or its parts"
             )
         # A subclass may not take the shapes that an array takes (numpy.matrix has two axes, always).
-        return value if type(value) is np.ndarray else np.asarray(value)
+        return np.asarray(value)
     if isinstance(value, np.generic) and not isinstance(value, (str, bytes)):
         return np.asarray(value)
     if value is None or isinstance(value, (bool, int, float, str, bytes, bytearray, list, tuple, dict)):

@@ -40,10 +40,11 @@ from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
-from broker.protocol.session import Phase, Received, Session
+from broker.protocol.session import Phase, Received, Session, make_scratch
 from broker.protocol.sharing import Passage
 from broker.protocol.values import encode_value
 from broker.state.delivery import Subscription
+from broker.state.following import Following
 from broker.state.groups import Groups
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
@@ -99,9 +100,14 @@ class BrokerState:
             self._flush,
         )
         self.sharing = Sharing(self._flush, enabled=settings.shared_memory)
+        self._make_subscription = partial(
+            Subscription, flush=self._flush, unblock=self.publishing.unblock, lost=self.pressure.lost
+        )
+        self.following = Following(self.router, self.publishing, self.sessions)
         self.groups = Groups(self._flush, self.announce)
         self.pool = BufferPool(POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
+        self._scratch = make_scratch()
         self._last_id = 0
         self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
@@ -145,6 +151,7 @@ class BrokerState:
             heartbeat_timeout_s=self.settings.heartbeat_timeout_s,
             hello_timeout_s=self.settings.hello_timeout_s,
             passage=passage,
+            scratch=self._scratch,
         )
         record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns)
         if len(self.sessions) > self.settings.sessions_max:
@@ -214,6 +221,16 @@ class BrokerState:
         self.router.works.tick(now_ns)
         self.pressure.tick(now_ns)
         self.pool.tick(now_ns)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `go_on` has something to do; whoever runs the state calls it soon, and others in between."""
+        return bool(self.following)
+
+    def go_on(self, now_ns: int) -> None:
+        """Does a part of what takes long."""
+        self.now_ns = now_ns
+        self.following.go_on()
 
     def drain(self, reason: str) -> None:
         """The broker is about to end: every session gets what waits for it and then a CLOSE."""
@@ -363,7 +380,7 @@ class BrokerState:
         seen.update((topic, lanes) for topic, lanes in decode_body(frame.body, Resume).seen.items() if topic in topics)
 
     def _add(self, record: SessionRecord, number: SubscriptionNumber, wishes: Subscribe) -> Subscription:
-        subscription = Subscription(
+        subscription = self._make_subscription(
             record,
             number,
             wishes.filter,
@@ -376,10 +393,7 @@ class BrokerState:
             ),
             queue_group=wishes.queue_group,
             responder=wishes.responder,
-            flush=self._flush,
-            unblock=self.publishing.unblock,
         )
-        subscription.queue.on_loss = partial(self.pressure.lost, subscription)
         self.router.add(subscription)
         record.subscriptions[number] = subscription
         return subscription
@@ -416,18 +430,20 @@ class BrokerState:
         """DECLARE: a policy for the topics that a filter matches."""
         wishes = decode_body(frame.body, Declare)
         try:
+            self.following.check()
             settings = check_declaration(wishes.filter, wishes.settings())
             declaration = Declaration(wishes.filter, settings, f"declared by {record.name}")
             replaced = self.router.policies.declare(declaration)
         except (InvalidValue, LimitExceeded, PermissionDenied) as error:
             self._answer_error(record, frame.target, failure_of(error))
             return
-        if replaced is None or replaced.settings != settings:
+        done = partial(self._flushed, record, frame, now_ns)
+        if replaced is not None and replaced.settings == settings:
+            done()
+        else:
             before = "none" if replaced is None else f"{dict(replaced.settings)} {replaced.origin}"
             log.info("policy.declared filter=%r by=%r %s before=%s", wishes.filter, record.name, settings, before)
-            self.publishing.tell_policies(self.router.follow(wishes.filter))
-        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
-        self._flush(record)
+            self.following.begin(wishes.filter, done)
 
     def _query(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         """QUERY: how a topic fares."""

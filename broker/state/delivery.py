@@ -18,7 +18,7 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
 from broker.state.sharing import Loan
 from broker.topics.messages import Assignment, Chunk, Message, Stream
-from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, LANES, Overflow, Queue, ignore_loss
+from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, Overflow, Queue, ignore_loss
 
 if TYPE_CHECKING:
     from broker.state.records import SessionRecord
@@ -33,12 +33,16 @@ _CHUNKED: Final = int(Flag.CHUNKED)
 _SHARED: Final = int(Flag.SHARED)
 _KEPT_FLAGS: Final = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)
 
+_NO_SOURCES: Final[dict[int, LaneSource]] = {}
+"""Of all subscriptions that have got nothing yet."""
+
 
 class Subscription:
     """One subscription of one session.
 
     Attributes:
         blocking: topics whose publishers get no credit because this subscription is over its limit.
+        sources: one for each lane in which there was something to send.
         delivered: messages that were handed to the session, ever.
         evicted: of these, the ones that the subscriber has dropped, as it says.
         worker: as a member of a queue group.
@@ -50,6 +54,7 @@ class Subscription:
         "evicted",
         "filter",
         "flush",
+        "lost",
         "notice",
         "number",
         "queue",
@@ -72,10 +77,12 @@ class Subscription:
         responder: bool,
         flush: Callable[[SessionRecord], None],
         unblock: Callable[[Subscription], None],
+        lost: Callable[[Subscription, str, int], None],
     ) -> None:
         """Args:
         flush: called when the session has something to send.
         unblock: called when `blocking` is not empty and the subscription is under its limit again.
+        lost: called with a topic and how many of its messages the subscription has lost.
         """
         self.session = session
         self.number = number
@@ -85,7 +92,9 @@ class Subscription:
         self.responder = responder
         self.flush = flush
         self.unblock = unblock
-        self.sources = tuple(LaneSource(self, lane) for lane in range(LANES))
+        self.lost = lost
+        queue.on_loss = self._lose
+        self.sources = _NO_SOURCES
         self.notice = DropNotice(self)
         self.blocking: dict[TopicRecord, None] = {}
         self.delivered = 0
@@ -94,7 +103,10 @@ class Subscription:
 
     def offer(self, message: Message) -> None:
         """Sends a message, or queues it by the subscription's policy, and wakes the session."""
-        source = self.sources[message.lane]
+        source = self.sources.get(message.lane)
+        if source is None:
+            source = LaneSource(self, message.lane)
+            self.sources = {**self.sources, message.lane: source}
         session, queue = self.session.session, self.queue
         if (
             not session.unsent_bytes
@@ -123,6 +135,9 @@ class Subscription:
                 stream.watchers.append(self)
         if self.queue.dropped != self.notice.told:
             self.tell_dropped()
+
+    def _lose(self, topic: str, count: int) -> None:
+        self.lost(self, topic, count)
 
     @property
     def dropped(self) -> int:
@@ -154,13 +169,13 @@ class Subscription:
 
     def _restore(self, messages: int, size_bytes: int) -> None:
         self.queue.grant(messages, size_bytes)
-        for source in self.sources:
+        for source in self.sources.values():
             if not source.attached and (source.message is not None or self.queue.has_waiting(source.lane)):
                 source.attach()
 
     def check_blocking(self) -> None:
         """Lets publishers go on that were held back and need not be any more: all, or those of messages under way."""
-        if self.blocking and (not self.queue.over_limit or any(source.keeps_up for source in self.sources)):
+        if self.blocking and (not self.queue.over_limit or any(source.keeps_up for source in self.sources.values())):
             self.unblock(self)
 
     def holds_back(self, message: Message | None) -> bool:
@@ -175,17 +190,17 @@ class Subscription:
         if self.queue.overflow is not Overflow.BLOCK:
             return False
         if message is not None:
-            source = self.sources[message.lane]
-            if source.message is message:
+            source = self.sources.get(message.lane)
+            if source is not None and source.message is message:
                 return source.lag_bytes > BLOCKED_BYTES_MAX
-            if any(each.keeps_up for each in self.sources) and not self.queue.holds(message):
+            if any(each.keeps_up for each in self.sources.values()) and not self.queue.holds(message):
                 return False
         return self.queue.over_limit
 
     def watch(self, message: Message) -> bool:
         """Gives up a large message that this subscription is too slow for; says whether it still wants it."""
         stream = message.stream
-        source = self.sources[message.lane]
+        source = self.sources.get(message.lane)
         if stream is None:
             return False
         if stream.complete:
@@ -194,7 +209,7 @@ class Subscription:
                 self.tell_dropped()
         # Not the subscription's own bound alone, or a reader with a small one would get no large message at all.
         allowed_bytes = max(self.queue.bytes_max, STREAM_LAG_BYTES_MAX)
-        if source.message is message:
+        if source is not None and source.message is message:
             if source.lag_bytes <= allowed_bytes:
                 return True
             source.give_up()
@@ -207,18 +222,18 @@ class Subscription:
     def end(self) -> None:
         """The subscriber wants no more: large messages that are under way are given up, which harms nobody."""
         self.queue.on_loss = ignore_loss
-        for source in self.sources:
+        for source in self.sources.values():
             if source.message is not None:
                 source.give_up()
 
     @property
     def is_under_way(self) -> bool:
         """Whether a large message is being sent, or its end."""
-        return any(source.message is not None for source in self.sources)
+        return any(source.message is not None for source in self.sources.values())
 
     def forget(self) -> None:
         """The session is gone: lets go of what was under way, which would otherwise be held to the message's end."""
-        for source in self.sources:
+        for source in self.sources.values():
             source.let_go()
 
     def __repr__(self) -> str:
@@ -460,7 +475,8 @@ def _lent(session: SessionRecord, stream: Stream) -> bytes | None:
 
 def _tell_gap(subscription: Subscription, message: Message, publication: int, buffers: list[Buffer]) -> int:
     """Tells how many messages were lost ahead of this one."""
-    lost = subscription.queue.gaps.take(message.topic, message.sequence)
+    gaps = subscription.queue.gaps
+    lost = gaps.take(message.topic, message.sequence) if gaps is not None else 0
     if not lost:
         return 0
     return encode(

@@ -56,10 +56,9 @@ class Publishing:
         self.pressure = pressure
         self.window_messages = window_messages
         self.window_bytes = window_bytes
-        self._low_messages = window_messages // 2
-        self._low_bytes = window_bytes // 2
+        self._half_messages = window_messages - window_messages // 2
+        self._half_bytes = window_bytes - window_bytes // 2
         self.flush = flush
-        self._owners: dict[Publisher, SessionRecord] = {}
 
     def topic(self, session: SessionRecord, frame: Frame) -> None:
         """TOPIC: the session gives a number to a topic."""
@@ -79,23 +78,13 @@ class Publishing:
             record = self.router.topic(name)
         except LimitExceeded as error:
             raise ProtocolError(str(error), Code.LIMIT) from error
-        publisher = Publisher(record, frame.number, session.name, self.window_messages, self.window_bytes)
+        publisher = Publisher(record, frame.number, session)
         record.publishers += 1
         session.publishers[frame.number] = publisher
-        self._owners[publisher] = session
-        self._tell_policy(session, publisher)
+        self.tell_policy(session, publisher)
 
-    def tell_policies(self, topics: Iterable[TopicRecord]) -> None:
-        """The policies of topics have changed: their publishers are told, and looked at anew if they were held back."""
-        changed = set(topics)
-        if changed:
-            for publisher, session in self._owners.items():
-                if publisher.topic in changed:
-                    self._tell_policy(session, publisher)
-        for topic in changed:
-            self._look_again(topic)
-
-    def _tell_policy(self, session: SessionRecord, publisher: Publisher) -> None:
+    def tell_policy(self, session: SessionRecord, publisher: Publisher) -> None:
+        """Tells a publisher of its topic's policy, unless it has been told."""
         policy = _for_publishers(publisher.topic.policy)
         if policy != publisher.told:
             publisher.told = policy
@@ -141,10 +130,10 @@ class Publishing:
             message.priority = _priority(frame.count)
         if frame.lane != _CONTROL:
             # Control messages are free.
-            publisher.credit_messages -= count
-            publisher.credit_bytes -= len(body) + taken_bytes
-            if publisher.credit_messages <= self._low_messages or publisher.credit_bytes <= self._low_bytes:
-                self._low_credit(session, publisher)
+            publisher.used_messages += count
+            publisher.used_bytes += len(body) + taken_bytes
+            if publisher.used_messages >= self._half_messages or publisher.used_bytes >= self._half_bytes:
+                self._half_used(session, publisher)
         if flags:
             routed = not flags & _REQUEST or self.router.routes(topic).responds
             acknowledge = flags & _ACKNOWLEDGE and not flags & _REQUEST
@@ -200,10 +189,10 @@ class Publishing:
         self._tell_refusal(session, publisher, frame, longest, maximum)
         frame.flags &= ~_ACKNOWLEDGE
         if frame.lane != _CONTROL:
-            publisher.credit_messages -= refused
-            publisher.credit_bytes -= used_bytes
-            if publisher.credit_messages <= self._low_messages or publisher.credit_bytes <= self._low_bytes:
-                self._low_credit(session, publisher)
+            publisher.used_messages += refused
+            publisher.used_bytes += used_bytes
+            if publisher.used_messages >= self._half_messages or publisher.used_bytes >= self._half_bytes:
+                self._half_used(session, publisher)
         return refused == count
 
     def _tell_refusal(
@@ -264,9 +253,9 @@ class Publishing:
         stream.watchers = [watcher for watcher in stream.watchers if watcher.watch(message)]
         # Of the lane in which it was sent, which a policy may have changed for its readers.
         if frame.lane != _CONTROL:
-            publisher.credit_bytes -= len(frame.payload)
-            if publisher.credit_bytes <= self._low_bytes:
-                self._low_credit(session, publisher)
+            publisher.used_bytes += len(frame.payload)
+            if publisher.used_bytes >= self._half_bytes:
+                self._half_used(session, publisher)
         if complete and publisher.acknowledge:
             self._acknowledge(session, publisher.acknowledge, message.sequence)
         if complete and publisher.request:
@@ -295,11 +284,11 @@ class Publishing:
         session.streams.clear()
 
     def _forget(self, publisher: Publisher) -> None:
-        self._owners.pop(publisher, None)
-        publisher.topic.publishers -= 1
+        topic = publisher.topic
+        topic.publishers -= 1
         if publisher.held_back:
-            publisher.topic.held_back.remove(publisher)
-            self.pressure.look_again(publisher.topic)
+            topic.held_back = tuple(other for other in topic.held_back if other is not publisher)
+            self.pressure.look_again(topic)
 
     def _acknowledge(self, session: SessionRecord, reference: int, sequence: int) -> None:
         session.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=reference, sequence=sequence))
@@ -307,9 +296,12 @@ class Publishing:
 
     # Credit.
 
-    def _low_credit(self, session: SessionRecord, publisher: Publisher) -> None:
+    def _half_used(self, session: SessionRecord, publisher: Publisher) -> None:
         """Half of a publisher's credit is used up."""
-        if publisher.credit_messages < -BATCH_MESSAGES_MAX or publisher.credit_bytes < -2 * FRAME_PAYLOAD_BYTES_MAX:
+        if (
+            publisher.used_messages > self.window_messages + BATCH_MESSAGES_MAX
+            or publisher.used_bytes > self.window_bytes + 2 * FRAME_PAYLOAD_BYTES_MAX
+        ):
             raise ProtocolError(f"topic {publisher.topic.name!r}: the publisher ignores its credit", Code.LIMIT)
         self.top_up(session, publisher)
 
@@ -321,15 +313,13 @@ class Publishing:
         blockers = self.router.routes(topic).blockers(publisher.message)
         if blockers:
             publisher.held_back = True
-            topic.held_back.append(publisher)
+            topic.held_back += (publisher,)
             for blocker in blockers:
                 blocker.blocking[topic] = None
             self.pressure.held_back(topic, blockers)
             return
-        messages = self.window_messages - publisher.credit_messages
-        size_bytes = self.window_bytes - publisher.credit_bytes
-        publisher.credit_messages += messages
-        publisher.credit_bytes += size_bytes
+        messages, publisher.used_messages = publisher.used_messages, 0
+        size_bytes, publisher.used_bytes = publisher.used_bytes, 0
         session.session.put(
             Frame(
                 Kind.CREDIT, Flag.TOPIC_CREDIT, Lane.CONTROL,
@@ -342,16 +332,15 @@ class Publishing:
         """A subscription or a work is under its limit again: its publishers are looked at anew."""
         topics, blocker.blocking = list(blocker.blocking), {}
         for topic in topics:
-            self._look_again(topic)
+            self.look_again(topic)
 
-    def _look_again(self, topic: TopicRecord) -> None:
+    def look_again(self, topic: TopicRecord) -> None:
+        """The publishers of a topic that are held back may go on, unless somebody still holds them back."""
         self.pressure.look_again(topic)
-        waiting, topic.held_back = topic.held_back, []
+        waiting, topic.held_back = topic.held_back, ()
         for publisher in waiting:
             publisher.held_back = False
-            owner = self._owners.get(publisher)
-            if owner is not None:
-                self.top_up(owner, publisher)
+            self.top_up(publisher.session, publisher)
 
 
 def _borrowed(session: SessionRecord, frame: Frame) -> tuple[Stream, Chunk]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from broker.errors import LimitExceeded, ProtocolError
 from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
@@ -26,11 +27,16 @@ from broker.topics.ring import Ring
 from broker.topics.trie import Trie
 from broker.topics.work import Job
 
+if TYPE_CHECKING:
+    from broker.state.records import SessionRecord
+
 INBOX: Final = "$inbox/"
 NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
+_NO_WORKS: Final[Mapping[str, Work]] = MappingProxyType({})
+_NOTHING_TOLD: Final = PublishPolicy()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Routes:
     """Where the messages of a topic go: to each of `everyone`, and to one of each queue group.
 
@@ -38,14 +44,14 @@ class Routes:
     """
 
     version: int
-    everyone: list[Subscription]
-    queue_groups: list[list[Subscription]]
-    works: list[Work]
-    responds: bool
+    everyone: tuple[Subscription, ...] = ()
+    queue_groups: tuple[tuple[Subscription, ...], ...] = ()
+    works: tuple[Work, ...] = ()
+    responds: bool = False
 
     def subscriptions(self) -> list[Subscription]:
         """Those that get messages at once."""
-        return self.everyone + [member for group in self.queue_groups for member in group]
+        return [*self.everyone, *(member for group in self.queue_groups for member in group)]
 
     def blockers(self, message: Message | None) -> list[Subscription | Work]:
         """Who holds back a publisher that is sending a large message, or none."""
@@ -80,13 +86,14 @@ class TopicRecord:
         self.policy = policy
         self.special = _is_special(policy)
         self.routes: Routes | None = None
-        self.held_back: list[Publisher] = []
+        # Tuples, because an empty one takes no memory, and these are empty in nearly all topics.
+        self.held_back: tuple[Publisher, ...] = ()
         self.publishers = 0
         self.published = 0
         self.published_bytes = 0
         self.refused = 0
-        self.works: dict[str, Work] = {}
-        self.arriving: list[Message] = []
+        self.works: Mapping[str, Work] = _NO_WORKS
+        self.arriving: tuple[Message, ...] = ()
 
     @property
     def has_jobs(self) -> bool:
@@ -113,10 +120,11 @@ class Publisher:
     """A session's right to publish to a topic.
 
     Attributes:
+        session: whose right it is.
         number: the session's number for the topic.
         sender: the session's name.
-        credit_messages: how many more messages it may send; can fall below zero by one batch.
-        credit_bytes: how many more bytes it may send; can fall below zero by one frame.
+        used_messages: of its window, until it gets credit for them; at the end by at most a batch more.
+        used_bytes: the same; by at most a frame more.
         message: the large message that is arriving, if one is.
         acknowledge: the reference of the DONE that is due when it is complete, 0 for none.
         request: the request to which it is the last reply, 0 for none.
@@ -125,21 +133,23 @@ class Publisher:
     """
 
     __slots__ = (
-        "acknowledge", "credit_bytes", "credit_messages", "held_back", "message", "number", "refusal_told", "request",
-        "sender", "told", "topic",
+        "acknowledge", "held_back", "message", "number", "refusal_told", "request", "sender", "session", "told",
+        "topic", "used_bytes", "used_messages",
     )  # fmt: skip
 
-    def __init__(self, topic: TopicRecord, number: int, sender: str, credit_messages: int, credit_bytes: int) -> None:
+    def __init__(self, topic: TopicRecord, number: int, session: SessionRecord) -> None:
         self.topic = topic
         self.number = number
-        self.sender = sender
-        self.credit_messages = credit_messages
-        self.credit_bytes = credit_bytes
+        self.session = session
+        self.sender = session.name
+        # Used, and not left: small numbers are shared objects, and most topics have few messages.
+        self.used_messages = 0
+        self.used_bytes = 0
         self.held_back = False
         self.message: Message | None = None
         self.acknowledge = 0
         self.request = 0
-        self.told = PublishPolicy()
+        self.told = _NOTHING_TOLD
         self.refusal_told = False
 
 
@@ -171,6 +181,7 @@ class Router:
         self.on_moved: Callable[[Message, Subscription, Subscription | None], None] = lambda message, old, new: None
         self._trie: Trie[Subscription] = Trie()
         self._inboxes: dict[str, Subscription] = {}
+        self._newest_routes = Routes(0)
 
     def topic(self, name: str) -> TopicRecord:
         """The record of a topic, which comes into being when it is first asked for.
@@ -189,18 +200,16 @@ class Router:
             record.ring.next_sequence = self._first_sequence
         return record
 
-    def follow(self, topic_filter: str) -> list[TopicRecord]:
-        """What is declared for a filter has changed: its topics follow at once. Returns those whose policy differs."""
-        changed = []
-        for record in self.matching(topic_filter):
-            policy = self.policies.of_topic(record.name)
-            if policy != record.policy:
-                self.retained_bytes += record.follow(policy)
-                if record.works or policy.acknowledge:
-                    # Jobs that wait hear of it now, not with the next message.
-                    self.routes(record)
-                changed.append(record)
-        return changed
+    def follow(self, record: TopicRecord) -> bool:
+        """A topic takes over what is declared for it by now; says whether that is another policy."""
+        policy = self.policies.of_topic(record.name)
+        if policy == record.policy:
+            return False
+        self.retained_bytes += record.follow(policy)
+        if record.works or policy.acknowledge:
+            # Jobs that wait hear of it now, not with the next message.
+            self.routes(record)
+        return True
 
     def begin(self) -> int:
         """A subscription begins; returns the moment that ends with it."""
@@ -277,8 +286,8 @@ class Router:
         for topic in self._acknowledged(topic_filter):
             if group not in topic.works and len(topic.works) >= WORK_GROUPS_MAX:
                 over = [work for work in topic.works.values() if work.is_over]
+                topic.works = {name: work for name, work in topic.works.items() if not work.is_over}
                 for work in over:
-                    del topic.works[work.group]
                     self.ended.add_work(work)
                 self.works.forget(over)
                 topic.routes = None
@@ -304,7 +313,7 @@ class Router:
     def _await(self, topic: TopicRecord, message: Message) -> None:
         if message not in topic.arriving:
             message.holders += 1
-            topic.arriving.append(message)
+            topic.arriving += (message,)
 
     def complete(self, topic: TopicRecord, message: Message) -> None:
         """A large message that was routed when it began has arrived: the topic keeps it, and its works have a job."""
@@ -319,7 +328,7 @@ class Router:
     def give_up(self, topic: TopicRecord, message: Message) -> None:
         """A large message will not be complete: it does not become a job."""
         if message in topic.arriving:
-            topic.arriving.remove(message)
+            topic.arriving = tuple(other for other in topic.arriving if other is not message)
             message.release()
 
     def _bury(self, topic: TopicRecord, message: Message, job: Job) -> None:
@@ -366,14 +375,22 @@ class Router:
         """Where a topic's messages go at the moment."""
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
-            routes = topic.routes = self._find_routes(topic)
+            routes = self._find_routes(topic)
         return routes
 
     def _find_routes(self, topic: TopicRecord) -> Routes:
+        routes = self._match(topic)
+        if routes == self._newest_routes:
+            # Topics of the same readers share them: many topics are often found one after the other.
+            routes = self._newest_routes
+        topic.routes = self._newest_routes = routes
+        return routes
+
+    def _match(self, topic: TopicRecord) -> Routes:
         name = topic.name
         if name.startswith(INBOX):
             inbox = self._inboxes.get(name)
-            return Routes(self._trie.version, [inbox] if inbox is not None else [], [], [], responds=False)
+            return Routes(self._trie.version, (inbox,) if inbox is not None else ())
         everyone: list[Subscription] = []
         grouped: list[Subscription] = []
         responds = False
@@ -381,12 +398,12 @@ class Router:
             responds = responds or subscription.responder
             (grouped if subscription.queue_group else everyone).append(subscription)
         groups = _grouped(grouped)
-        works: list[Work] = []
+        works: tuple[Work, ...] = ()
         if topic.policy.acknowledge:
             # Requests are no jobs: whoever asks waits for the reply, and asks again.
-            works = self.works.refresh(topic, [member for member in grouped if not member.responder])
+            works = tuple(self.works.refresh(topic, [member for member in grouped if not member.responder]))
             groups = _grouped([member for member in grouped if member.responder])
-        return Routes(self._trie.version, everyone, list(groups.values()), works, responds)
+        return Routes(self._trie.version, tuple(everyone), tuple(map(tuple, groups.values())), works, responds)
 
     def route(self, topic: TopicRecord, message: Message) -> None:
         """Gives a message, whose sequence is the topic's next one, to the ring and to everybody who wants it."""
@@ -399,7 +416,7 @@ class Router:
             self._let_go()
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
-            routes = topic.routes = self._find_routes(topic)
+            routes = self._find_routes(topic)
         if message.count == 1:
             for subscription in routes.everyone:
                 subscription.offer(message)
@@ -411,7 +428,7 @@ class Router:
             self._make_jobs(topic, routes.works, message)
         message.release()
 
-    def _make_jobs(self, topic: TopicRecord, works: list[Work], message: Message) -> None:
+    def _make_jobs(self, topic: TopicRecord, works: Sequence[Work], message: Message) -> None:
         if message.stream is not None and not message.stream.complete:
             self._await(topic, message)
             return
@@ -433,7 +450,7 @@ def _grouped(members: list[Subscription]) -> dict[str, list[Subscription]]:
     return groups
 
 
-def _least_loaded(group: list[Subscription]) -> Subscription:
+def _least_loaded(group: Sequence[Subscription]) -> Subscription:
     return min(group, key=lambda member: (member.queue.unread_messages, member.delivered))
 
 

@@ -240,7 +240,8 @@ class Works:
                 continue
             work = topic.works.get(member.queue_group)
             if work is None:
-                work = topic.works[member.queue_group] = Work(topic, member.queue_group)
+                work = Work(topic, member.queue_group)
+                topic.works = {**topic.works, work.group: work}
                 self._works[work.queue] = work
             crew = member.worker.crew
             if crew not in work.crews:

@@ -24,24 +24,25 @@ class Marks:
         newest: the moment of the last one.
     """
 
-    __slots__ = ("_marks", "newest")
+    __slots__ = ("_older", "_sequence", "newest")
 
     def __init__(self) -> None:
         self.newest = 0
-        self._marks: list[tuple[int, int]] = []
+        self._sequence = 0
+        # Tuples, because most topics have one mark, and then this takes no memory.
+        self._older: tuple[tuple[int, int], ...] = ()
 
     def note(self, moment: int, sequence: int) -> None:
         """The first message of a moment has come."""
-        self.newest = moment
-        self._marks.append((moment, sequence))
-        if len(self._marks) > MARKS_MAX:
-            del self._marks[0]
+        if self.newest:
+            self._older = (*self._older[-MARKS_MAX + 2 :], (self.newest, self._sequence))
+        self.newest, self._sequence = moment, sequence
 
     def first_after(self, moment: int) -> int | None:
         """The sequence of the first message that came after a moment, None when there is none."""
         if moment >= self.newest:
             return None
-        return next(sequence for noted, sequence in self._marks if noted > moment)
+        return next((sequence for noted, sequence in self._older if noted > moment), self._sequence)
 
     def __repr__(self) -> str:
-        return f"<Marks {self._marks}>"
+        return f"<Marks {[*self._older, (self.newest, self._sequence)]}>"

@@ -8,18 +8,22 @@ match and not with those that exist.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from broker.topics.names import ALL_LEVELS, ONE_LEVEL, is_reserved, levels
 
 T = TypeVar("T", bound=Hashable)
 
 
+_CHILDLESS: Final[dict[str, Any]] = {}
+"""The children of all leaves: nothing is added to it."""
+
+
 class _Node(Generic[T]):
     __slots__ = ("children", "values")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node[T]] = {}
+        self.children: dict[str, _Node[T]] = _CHILDLESS
         self.values: dict[T, int] = {}
         """Each value with its place in the order of all additions."""
 
@@ -51,6 +55,8 @@ class Trie(Generic[T]):
         for level in levels(topic_filter):
             child = node.children.get(level)
             if child is None:
+                if node.children is _CHILDLESS:
+                    node.children = {}
                 child = node.children[level] = _Node()
             node = child
         if value not in node.values:

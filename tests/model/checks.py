@@ -43,7 +43,11 @@ def check_credit(world: World, reference: Reference) -> None:
     for client in world.clients:
         for publisher in client.record.publishers.values():
             topic = client.core.outgoing.topics[publisher.topic.name]
-            theirs = publisher.credit_messages, publisher.credit_bytes
+            publishing = world.state.publishing
+            theirs = (
+                publishing.window_messages - publisher.used_messages,
+                publishing.window_bytes - publisher.used_bytes,
+            )
             assert (topic.credit_messages, topic.credit_bytes) == theirs, f"{client} on {topic.name!r}: {theirs}"
             assert topic.credit_messages > 0
             assert topic.credit_bytes > 0

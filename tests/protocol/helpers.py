@@ -23,6 +23,7 @@ def session(
     allocate: Allocate = allocate,
     interval_s: float = 5,
     timeout_s: float = 30,
+    scratch: memoryview | None = None,
 ) -> Session:
     """A client's end when it has a name, else the broker's."""
     return Session(
@@ -31,6 +32,7 @@ def session(
         allocate=allocate,
         heartbeat_interval_s=interval_s,
         heartbeat_timeout_s=timeout_s,
+        scratch=scratch,
     )
 
 
@@ -69,8 +71,8 @@ def pair(now_ns: int = 0) -> tuple[Session, Session]:
     return client, broker
 
 
-def opened(*, allocate: Allocate = allocate) -> Session:
+def opened(*, allocate: Allocate = allocate, scratch: memoryview | None = None) -> Session:
     """A broker's end that is open."""
-    broker = session(allocate=allocate)
+    broker = session(allocate=allocate, scratch=scratch)
     read(broker, sent_by(session("client")))
     return broker

@@ -9,12 +9,19 @@ import pytest
 
 from broker.buffers import Buffer
 from broker.errors import ConnectionClosed, ProtocolError
-from broker.limits import CHUNK_BYTES, HELLO_BODY_BYTES_MAX, HELLO_TIMEOUT_S, PLACED_BYTES_MIN, SCRATCH_BYTES
+from broker.limits import (
+    CHUNK_BYTES,
+    FRAME_BODY_BYTES_MAX,
+    HELLO_BODY_BYTES_MAX,
+    HELLO_TIMEOUT_S,
+    PLACED_BYTES_MIN,
+    SCRATCH_BYTES,
+)
 from broker.protocol.bodies import Hello, Refusal, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, Frame, Kind, Lane, encode
 from broker.protocol.handshake import MAGIC, PREAMBLE, encode_greeting
-from broker.protocol.session import Event, Phase, Session
+from broker.protocol.session import Event, Phase, Session, make_scratch
 from tests.protocol.helpers import SECOND_NS, WELCOME, allocate, opened, pair, read, sent_by, session
 
 
@@ -128,7 +135,7 @@ def test_a_hello_over_the_limit_is_refused_before_it_has_come() -> None:
     assert broker.phase is Phase.CLOSING
     assert broker.failure.code == Code.LIMIT
     assert str(HELLO_BODY_BYTES_MAX) in str(broker.failure)
-    assert len(broker._scratch) == SCRATCH_BYTES
+    assert broker._rest == b""
 
 
 @pytest.mark.parametrize("body", [b"\xc1", b"\x80", b"\x81\xa4type\xa5hello", encode_body(Refusal(1, "x"))])
@@ -281,16 +288,32 @@ def test_any_size_of_the_pieces_gives_the_same_frames(size: int) -> None:
     assert read(opened(), data * 3, size_max=size) == frames * 3
 
 
-def test_a_long_run_of_frames_does_not_grow_the_scratch() -> None:
+def test_between_two_reads_a_session_keeps_only_an_incomplete_frame() -> None:
     broker = opened()
     data = wire(*[Frame(Kind.FLUSH, target=number, body=b"x" * (number % 90)) for number in range(3000)])
-    assert len(read(broker, data, size_max=1001)) == 3000
-    assert len(broker._scratch) == SCRATCH_BYTES
+    kept = 0
+    for start in range(0, len(data), 1001):
+        read(broker, data[start : start + 1001])
+        kept = max(kept, len(broker._rest))
+    assert 0 < kept < HEADER_BYTES + 90
+    assert broker._rest == b""
 
 
-def test_a_body_longer_than_the_scratch_is_taken() -> None:
-    frame = Frame(Kind.TOPIC, body=bytes(200_000), payload=b"after")
-    assert read(opened(), wire(frame, frame), size_max=30_000) == [frame, frame]
+def test_sessions_that_share_a_scratch_may_each_be_in_the_middle_of_a_frame() -> None:
+    frames, data = sample()
+    scratch = make_scratch()
+    brokers = [opened(scratch=scratch) for _ in range(3)]
+    found: list[list[object]] = [[] for _ in brokers]
+    for start in range(0, len(data), 700):
+        for broker, its in zip(brokers, found, strict=True):
+            its += read(broker, data[start : start + 700])
+    assert found == [frames] * 3
+
+
+@pytest.mark.parametrize("size", [30_000, 65_536, 1 << 20])
+def test_the_longest_frame_that_is_not_placed_is_taken(size: int) -> None:
+    frame = Frame(Kind.TOPIC, body=bytes(FRAME_BODY_BYTES_MAX), payload=b"x" * (PLACED_BYTES_MIN - 1))
+    assert read(opened(), wire(frame, frame), size_max=size) == [frame, frame]
 
 
 def test_an_error_in_deliver_ends_the_session_and_nothing_more_is_delivered() -> None:

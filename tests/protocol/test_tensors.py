@@ -281,3 +281,10 @@ def test_torch_tensors_are_taken(dtype: str) -> None:
     if dtype == "float32":
         tensor.requires_grad_()
         assert np.shares_memory(as_array(tensor), tensor.detach().numpy())
+
+
+def test_an_array_is_taken_without_numpy_ma_which_takes_long_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(np, "ma", raising=False)
+    monkeypatch.setattr(np, "__getattr__", None)
+    array = np.ones(3)
+    assert as_array(array) is array

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from broker.errors import ProtocolError
-from broker.limits import CHUNK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MIB
+from broker.limits import CHUNK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MIB, PLACED_BYTES_MIN
 from broker.protocol.bodies import Failure, Hello, Join, Subscribe, Topic, Welcome, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
@@ -293,7 +293,7 @@ def check_survives(data: bytes) -> None:
     talk.tick(0.2)
     assert talk.state.largest_allocation_bytes <= FRAME_PAYLOAD_BYTES_MAX
     assert talk.state.held_bytes() <= 8 * MIB
-    assert len(bad.record.session._scratch) <= 2 * (FRAME_BODY_BYTES_MAX + 65_536)
+    assert len(bad.record.session._rest) <= HEADER_BYTES + FRAME_BODY_BYTES_MAX + PLACED_BYTES_MIN
     check_goes_on(talk)
 
 

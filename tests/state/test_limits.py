@@ -229,8 +229,8 @@ def test_nothing_is_left_of_sessions_that_are_gone() -> None:
     assert state.sessions == {}
     assert len(state.router._trie) == 0
     assert state.router._inboxes == {}
-    assert state.publishing._owners == {}
+    assert all(topic.publishers == 0 for topic in state.router.topics.values())
     assert state.groups.by_number == {}
     assert state.groups._references == {}
     assert state.groups._sessions == {}
-    assert all(topic.held_back == [] for topic in state.router.topics.values())
+    assert all(topic.held_back == () for topic in state.router.topics.values())

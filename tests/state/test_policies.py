@@ -130,7 +130,7 @@ def test_an_inbox_takes_no_policy() -> None:
     peer = talk.peer()
     declared(peer, "#", ring_messages=9, lane="bulk")
     inbox = talk.state.router.topic(f"$inbox/{peer.record.id}")
-    talk.state.router.follow("#")
+    declared(peer, "#", ring_messages=8, lane="bulk")
     assert (inbox.policy.ring_messages, inbox.special) == (0, False)
 
 
@@ -401,7 +401,7 @@ def test_a_batch_takes_the_same_credit_whatever_is_refused_of_it() -> None:
     free.publish_batch("free", payloads)
     bound.publish_batch("bound", payloads)
     credits_ = [
-        (publisher.credit_messages, publisher.credit_bytes)
+        (publisher.used_messages, publisher.used_bytes)
         for peer in (free, bound)
         for publisher in peer.record.publishers.values()
     ]

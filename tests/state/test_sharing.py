@@ -485,12 +485,12 @@ def test_the_broker_keeps_nothing_of_sessions_that_are_gone(talk: Talk, publishe
 def test_a_shared_message_takes_a_64th_of_its_topics_credit_and_counts_in_full_for_its_reader(
     talk: Talk, publisher: Sharer, reader: Sharer
 ) -> None:
-    before = talk.state.sessions[publisher.peer.record.id].publishers[1].credit_bytes
+    before = talk.state.sessions[publisher.peer.record.id].publishers[1].used_bytes
     queue = talk.state.sessions[reader.peer.record.id].subscriptions[1].queue
     queue_before = queue.credit_bytes
     publisher.publish("a", bytes(MIB))
-    after = talk.state.sessions[publisher.peer.record.id].publishers[1].credit_bytes
-    assert before - after == MIB // 64
+    after = talk.state.sessions[publisher.peer.record.id].publishers[1].used_bytes
+    assert after - before == MIB // 64
     assert queue_before - queue.credit_bytes == MIB
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +83,28 @@ def test_removal_leaves_no_empty_node_and_keeps_the_others() -> None:
     trie.remove("a/b", 2)
     assert not root.children
     assert len(trie) == 0
+
+
+def calls_of_match(filters: int) -> int:
+    """Calls, of Python and of C functions, of one match among so many filters, four of which match."""
+    trie = trie_of(("metrics/rank-7/loss", 0), ("metrics/+/loss", 1), ("metrics/#", 2), ("+/rank-7/+", 3))
+    for number in range(filters - 4):
+        trie.add(f"metrics/rank-{number % 317}/{number}", number)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    found = trie.match("metrics/rank-7/loss")
+    sys.setprofile(None)
+    assert found == [0, 1, 2, 3]
+    return calls
+
+
+def test_the_work_of_a_match_does_not_grow_with_the_filters_that_do_not_match() -> None:
+    assert calls_of_match(100_000) == calls_of_match(100)
 
 
 def test_repr_is_a_summary() -> None:

@@ -1,0 +1,187 @@
+"""Starts Python processes as forks of one that has imported what they need.
+
+A new interpreter takes half a second of processor time until it has imported numpy and the rest; a fork takes 20 ms.
+The tests start hundreds. Each is a process of its own all the same, with its own arguments, environment and files,
+which can be killed. The template is started once by each process that runs tests:
+
+    tests  --request, the files 0 to 2 and one end of a socket--> template --fork--> runs the module as __main__
+    tests  <--pid, and the exit status when it has ended, on the other end-- template
+
+    python -m tests.forks DESCRIPTOR
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+IMPORTED = ("clients", "broker.admin", "broker.cli", "broker.cli_messages", "broker.cli_serve", "broker.cli_topics")
+"""What the template has imported; the transports on top."""
+REQUEST_BYTES_MAX = 1 << 17
+NUMBER = struct.Struct("<i")
+
+
+class Fork:
+    """A process that was started by the template; what subprocess.Popen offers of it that the tests need."""
+
+    def __init__(
+        self, module: str, arguments: Sequence[str], environment: Mapping[str, str], files: tuple[int, int, int]
+    ) -> None:
+        """Args:
+        module: what it runs, as `python -m` does.
+        arguments: of its command line.
+        environment: all of its variables.
+        files: its standard input, output and error.
+        """
+        self.returncode: int | None = None
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = json.dumps([module, *arguments, dict(environment)]).encode()
+        with theirs:
+            socket.send_fds(template(), [request], [*files, theirs.fileno()])
+        self.pid = self._read_number()
+
+    def _read_number(self) -> int:
+        data = self._socket.recv(NUMBER.size)
+        if not data:
+            raise EOFError("the template of all test processes has ended")
+        return int(NUMBER.unpack(data)[0])
+
+    def poll(self) -> int | None:
+        """Its exit status, -N when signal N has ended it, or None while it runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout_s: float) -> int:
+        """Waits for its end; returns its exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs.
+        """
+        if self.returncode is None:
+            poll = select.poll()
+            poll.register(self._socket.fileno(), select.POLLIN)
+            if not poll.poll(timeout_s * 1000):
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s)
+            self.returncode = self._read_number()
+            self._socket.close()
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Sends it SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Sends it SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def template() -> socket.socket:
+    """Starts the template; returns the socket on which it takes requests."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * REQUEST_BYTES_MAX)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forks", str(theirs.fileno())],
+            cwd=ROOT,
+            # A library's threads would not be in the forks.
+            env={**os.environ, "PYTHONUNBUFFERED": "", "OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def serve(requests: socket.socket) -> tuple[str, list[str]]:
+    """Forks for each request; returns only in the forks, with the module that is to run and its arguments."""
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    running: dict[int, tuple[int, socket.socket]] = {}
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor in running:
+                _tell_end(*running.pop(descriptor))
+                poll.unregister(descriptor)
+                os.close(descriptor)
+                continue
+            data, files, _, _ = socket.recv_fds(requests, REQUEST_BYTES_MAX, 4)
+            if not data:
+                os._exit(0)
+            child = os.fork()
+            if not child:
+                return _become(data, files)
+            for file in files[:3]:
+                os.close(file)
+            status = socket.socket(fileno=files[3])
+            status.send(NUMBER.pack(child))
+            ended = os.pidfd_open(child)
+            running[ended] = child, status
+            poll.register(ended, select.POLLIN)
+
+
+def _tell_end(child: int, status: socket.socket) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with status:
+        try:
+            status.send(NUMBER.pack(code))
+        except BrokenPipeError:
+            # Nobody wants to know.
+            return
+
+
+def _become(data: bytes, files: Sequence[int]) -> tuple[str, list[str]]:
+    module, *arguments, environment = json.loads(data)
+    for number, file in enumerate(files[:3]):
+        os.dup2(file, number)
+    os.closerange(3, max(files) + 1024)
+    os.environ.clear()
+    os.environ.update(environment)
+    return module, arguments
+
+
+def main() -> None:
+    """Is the template, and then each of its forks."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    importlib.import_module("broker.transport.tcp")
+    importlib.import_module("broker.transport.unix")
+    # The collector would write to every object, and so copy the memory that the forks share.
+    gc.collect()
+    gc.freeze()
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    module, sys.argv[1:] = serve(requests)
+    requests.detach()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

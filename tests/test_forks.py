@@ -1,0 +1,73 @@
+"""Processes of the tests are processes of their own, although they are forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.forks import Fork
+
+PATIENCE_S = 30.0
+PROGRAM = "tests.asked"
+"""What its arguments say, as Python."""
+
+
+def fork(program: str, *, name: str = "", stdin: bytes = b"") -> tuple[Fork, int]:
+    """Starts a process; returns it and the reading end of its standard output and error."""
+    reading, writing = os.pipe()
+    inputs, input_end = os.pipe()
+    os.write(input_end, stdin)
+    os.close(input_end)
+    started = Fork(PROGRAM, [program], {"NAME": name}, (inputs, writing, writing))
+    os.close(inputs)
+    os.close(writing)
+    return started, reading
+
+
+def read_all(descriptor: int) -> str:
+    with open(descriptor) as file:
+        return file.read()
+
+
+def test_it_has_its_own_arguments_variables_and_files() -> None:
+    program = "import os; print(input(), dict(os.environ), sorted(os.listdir('/proc/self/fd'))[:3])"
+    started, output = fork(program, name="x", stdin=b"typed\n")
+    assert read_all(output) == "typed {'NAME': 'x'} ['0', '1', '2']\n"
+    assert started.wait(PATIENCE_S) == 0
+    assert started.poll() == 0
+
+
+def test_the_exit_status_is_that_of_python() -> None:
+    for program, status, said in (
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit('no')", 1, "no"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+    ):
+        started, output = fork(program)
+        assert read_all(output).rstrip().endswith(said)
+        assert started.wait(PATIENCE_S) == status
+
+
+def test_it_runs_until_it_is_killed() -> None:
+    started, output = fork("import signal; print('ready', flush=True); signal.pause()")
+    assert os.read(output, 6) == b"ready\n"
+    assert started.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        started.wait(0.01)
+    started.kill()
+    assert started.wait(PATIENCE_S) == -signal.SIGKILL
+    assert not Path(f"/proc/{started.pid}").exists()
+    started.kill()
+    os.close(output)
+
+
+def test_an_interrupt_raises_in_it() -> None:
+    started, output = fork("import signal; print('ready', flush=True); signal.pause()")
+    assert os.read(output, 6) == b"ready\n"
+    started.send_signal(signal.SIGINT)
+    assert read_all(output).rstrip().endswith("KeyboardInterrupt")
+    assert started.wait(PATIENCE_S) == -signal.SIGINT
