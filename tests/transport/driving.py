@@ -63,10 +63,13 @@ def send_for_ever(connection: Connection) -> None:
 
 
 def fill(connection: Connection) -> bytes:
-    """Sends until nothing more is accepted; returns what was."""
+    """Sends until nothing more is accepted; returns what was.
+
+    A peer's kernel may still take some of it a moment later, which makes room again.
+    """
     accepted = bytearray()
     block = os.urandom(100_003)
-    while sent_bytes := connection.send([block]):
+    while (sent_bytes := connection.send([block])) or is_ready(connection.fileno(), select.POLLOUT, 0.1):
         accepted += block[:sent_bytes]
     return bytes(accepted)
 
