@@ -69,8 +69,13 @@ def fill(connection: Connection) -> bytes:
     """
     accepted = bytearray()
     block = os.urandom(100_003)
-    while (sent_bytes := connection.send([block])) or is_ready(connection.fileno(), select.POLLOUT, 0.1):
+    refused = 0
+    while refused < 3:
+        sent_bytes = connection.send([block])
         accepted += block[:sent_bytes]
+        refused = 0 if sent_bytes else refused + 1
+        if refused:
+            is_ready(connection.fileno(), select.POLLOUT, 0.05)
     return bytes(accepted)
 
 
