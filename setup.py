@@ -11,6 +11,8 @@ from setuptools import Extension, setup
 
 HOT = [path.with_suffix(".py") for folder in ("broker", "clients") for path in sorted(Path(folder).rglob("*.pxd"))]
 
+HEADERS = [str(path) for path in sorted(Path("broker").rglob("*.h"))]
+
 
 def extensions() -> list[Extension]:
     """What is to be compiled; nothing without Cython."""
@@ -20,7 +22,14 @@ def extensions() -> list[Extension]:
         print("tensorbus: without Cython nothing is compiled, and small messages are slower")
         return []
     modules = [
-        Extension(".".join(path.with_suffix("").parts), [str(path)], extra_compile_args=["-O3"], optional=True)
+        Extension(
+            ".".join(path.with_suffix("").parts),
+            [str(path)],
+            include_dirs=["."],
+            depends=HEADERS,
+            extra_compile_args=["-O3"],
+            optional=True,
+        )
         for path in HOT
     ]
     # The types of the .pxd files count, not the annotations, which are meant for people and mypy.

@@ -191,6 +191,9 @@ SHARED_AHEAD_BYTES: Final = 8 * MIB
 another: memory that goes round stays in the processor's cache, which is several times faster."""
 SHARED_PATIENCE_S: Final = 0.001
 """The moment, and what a reader takes that reads a GB/s. Who is slower, or keeps what it reads, is not waited for."""
+STREAMED_BYTES_MIN: Final = 4 * MIB
+"""From this length on a copy into shared memory goes past the processor's caches: measured 1.3 to 1.7 times as fast as
+one through them, at 1 MiB 0.9 times."""
 RELEASE_BYTES: Final = MIB
 """A reader says that it is done with so much at once, or when it waits."""
 LOANS_MAX: Final = 65_536

@@ -36,6 +36,7 @@ from broker.limits import (
 from broker.protocol.frames import Frame
 from broker.protocol.session import Session
 from broker.protocol.sharing import PLACE, arena_ends, arena_frame, released
+from broker.transport.copying import copy
 from broker.transport.shared_memory import SharedMemory
 from clients.signals import Signal
 
@@ -184,8 +185,7 @@ class Arenas:
             return None
         place, start = np.frombuffer(block.view(size_bytes), np.uint8), 0
         for array in arrays:
-            # As opposed to a memoryview's, this copy lets other threads run.
-            np.copyto(place[start : start + array.nbytes], array)
+            copy(place[start : start + array.nbytes], array)
             start += array.nbytes
         return Place(block, block.offset, lent=False)
 
