@@ -1,6 +1,6 @@
 """The shared memory that a client publishes from.
 
-    arena of 16 MiB: blocks of one size        free blocks of that size, the last used first: its pages are there and
+    arena: blocks of one size, up to 64 MiB    free blocks of that size, the last used first: its pages are there and
     +-------+-------+-------+- - -+-------+     its bytes may still be in the cache
     | block | block | block |     | block |
     +-------+-------+-------+- - -+-------+     a block is free when its Block object is gone
@@ -40,6 +40,8 @@ from broker.transport.copying import copy
 from broker.transport.shared_memory import SharedMemory
 from clients.signals import Signal
 
+BLOCKS_MIN: Final = 8
+"""Of the first arena of a length: more than are under way as a rule."""
 UNUSED_NS: Final = 30_000_000_000
 """How often arenas go of which no block was used since the last time."""
 
@@ -56,11 +58,12 @@ class Arena:
         given: blocks that the application has, by their offsets.
     """
 
-    __slots__ = ("answered", "block_bytes", "given", "gone", "lent", "mapped", "memory", "number", "used")
+    __slots__ = ("answered", "block_bytes", "blocks", "given", "gone", "lent", "mapped", "memory", "number", "used")
 
     def __init__(self, number: int, block_bytes: int, blocks: int) -> None:
         self.number = number
         self.block_bytes = block_bytes
+        self.blocks = blocks
         self.memory = SharedMemory.create(block_bytes * blocks)
         self.mapped: bool | None = None
         self.answered = Signal()
@@ -133,6 +136,10 @@ class Arenas:
         with self._lock:
             self._leave_all()
             self.enabled = False
+
+    def forked(self) -> None:
+        """This is a forked child: whichever thread of its parent held the lock is not here to give it up."""
+        self._lock = threading.Lock()
 
     def _leave_all(self) -> None:
         for arena in self._arenas.values():
@@ -230,7 +237,9 @@ class Arenas:
 
     def _more(self, block_bytes: int) -> list[tuple[Arena, int]] | None:
         """Makes an arena, in the place of unused ones where they take up the room."""
-        blocks = max(1, ARENA_BYTES // block_bytes)
+        # Twice as many as there are, so that lengths that are rare take little of the room for others.
+        there_are = sum(arena.blocks for arena in self._arenas.values() if arena.block_bytes == block_bytes)
+        blocks = max(1, min(ARENA_BYTES // block_bytes, max(BLOCKS_MIN, 2 * there_are)))
         size_bytes = block_bytes * blocks
         for arena in list(self._arenas.values()):
             if self._has_room(size_bytes):

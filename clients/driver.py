@@ -256,6 +256,7 @@ class Driver:
         self.lock = threading.Lock()
         self._condition = threading.Condition(self.lock)
         self._closing = True
+        self.core.arenas.forked()
         link, self._link = self._link, None
         if link is not None:
             link.connection.disown()

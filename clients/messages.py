@@ -99,8 +99,8 @@ class Publication(NamedTuple):
 class Message:
     """One message of a topic.
 
-    `value` is decoded when it is first asked for. An array's memory is the message's own and may be written to, but for one
-    that came in shared memory, which all its readers read: that is read-only.
+    `value` is decoded when it is first asked for. An array's memory is the message's own and may be written to, but for
+    one that came in shared memory, which all its readers read: that is read-only.
 
     Attributes:
         sequence: in its topic, from 1 upwards.

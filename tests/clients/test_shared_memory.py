@@ -297,3 +297,15 @@ def test_nothing_is_left_when_all_clients_have_gone(broker: ServingThread, conne
     assert broker.call(shared_files) == before + 1
     broker.call(broker.server.state.router.topics["a"].ring.clear)
     assert broker.call(shared_files) == before
+
+
+def test_a_forked_child_is_not_stopped_by_a_lock_of_its_parents_threads(tmp_path: Path) -> None:
+    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving, clients.connect(serving.url) as bus:
+        bus.publish("a", numbers(1))
+        with bus._core.arenas._lock:
+            child = os.fork()
+            if not child:
+                # It has come here, so the handlers after the fork have run.
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        bus.publish("a", numbers(2), ack="accepted")
