@@ -18,7 +18,7 @@ from bench.runner import Row, run_point
 
 REPEATS = 5
 CASE_NAMES = ",".join(case.name for case in cases.ALL)
-SYSTEMS = ",".join(contestant.system for contestant in contestants.ALL)
+SYSTEMS = ",".join(dict.fromkeys(contestant.system for contestant in contestants.ALL))
 TRANSPORTS = "tcp,unix"
 
 

@@ -36,11 +36,17 @@ class Point:
         label: what it is, as in `64 B`.
         measure: runs it once and returns its figures.
         message_bytes: of its longest messages; who cannot pass them does not take part.
+        publishers: of one topic; who cannot have so many does not take part.
+        contestants: the names of who can take part, where not everybody of the benchmark can; empty for all.
+        curve: in a plot, the name of the curve that it is on, and where on it; None where the plot has bars.
     """
 
     label: str
     measure: Callable[[Team], dict[str, float]]
     message_bytes: int = 0
+    publishers: int = 1
+    contestants: tuple[str, ...] = ()
+    curve: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ Handler = Callable[[Payload], None]
 class Publisher(ABC):
     """Publishes to one topic."""
 
+    _ordinary: Tensor | None = None
+
     @abstractmethod
     def send(self, payload: bytes) -> None:
         """Publishes one message that leaves at once."""
@@ -38,6 +40,16 @@ class Publisher(ABC):
     @abstractmethod
     def send_tensor(self, tensor: Tensor) -> None:
         """Publishes one array; when this returns, the caller may write to it."""
+
+    def lend(self, size_bytes: int) -> Tensor:
+        """An array to be filled and given to `send_lent`, in the transport's memory where the client lends it."""
+        if self._ordinary is None or self._ordinary.nbytes != size_bytes:
+            self._ordinary = np.empty(size_bytes // 4, np.float32)
+        return self._ordinary
+
+    def send_lent(self, tensor: Tensor) -> None:
+        """Publishes the array that was lent last; the caller does not write to it any more."""
+        self.send_tensor(tensor)
 
     @abstractmethod
     def flush(self) -> None:
@@ -63,6 +75,18 @@ class Subscriber(ABC):
     @abstractmethod
     def receive_tensor(self) -> Tensor:
         """Waits for the next array; it is valid until the next call."""
+
+
+class Responder(ABC):
+    """Answers requests with their own payload."""
+
+    @abstractmethod
+    def serve(self, count: int) -> None:
+        """Answers so many requests."""
+
+
+Requester = Callable[[bytes], Payload]
+"""Asks, and returns the reply's payload."""
 
 
 class WorkQueue(ABC):
@@ -105,6 +129,22 @@ class Bus(ABC):
         made. What waits for a reader that is too slow is bounded, and dropped, as the contestant's name says.
         """
 
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Publishes one message to one of very many topics."""
+        self.publisher(topic).send(payload)
+
+    def hold(self, topics: Sequence[str]) -> None:
+        """Subscribes to topics to which nobody publishes; the broker knows of it when this returns."""
+        self._held = [self.subscriber(topic, 0) for topic in topics]
+
+    def responder(self, topic: str, size_bytes: int) -> Responder:
+        """An end that answers requests, and that the broker knows of; for contestants that have requests."""
+        raise NotImplementedError
+
+    def requester(self, topic: str, size_bytes: int) -> Requester:
+        """An end that asks and waits for the reply; for contestants that have requests."""
+        raise NotImplementedError
+
     def work_queue(self, name: str) -> WorkQueue:
         """An end of a work queue, which exists when this returns; for contestants that have them."""
         raise NotImplementedError
@@ -122,12 +162,14 @@ class Contestant(ABC):
         transports: which it can use, of `tcp` and `unix`.
         is_peer: whether it is what somebody would use instead of tensorbus.
         message_bytes_max: the longest message that it passes; None for any.
+        publishers_max: how many may publish to one topic; None for any.
     """
 
     name: str
     transports: tuple[str, ...] = ("tcp", "unix")
     is_peer: bool = False
     message_bytes_max: int | None = None
+    publishers_max: int | None = None
 
     @property
     def system(self) -> str:

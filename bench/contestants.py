@@ -6,14 +6,28 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench.contestant import Contestant
+from bench.peers.iceoryx2 import Iceoryx2
 from bench.peers.mosquitto import Mosquitto
 from bench.peers.nats import Nats
+from bench.peers.rabbitmq import Rabbitmq
 from bench.peers.redis import Redis
+from bench.peers.zenoh import Zenoh
 from bench.peers.zeromq import Zeromq
 from bench.relay import Relay
 from bench.tensorbus import QUEUE_BYTES, Tensorbus
 
-ALL: Final[tuple[Contestant, ...]] = (Relay(), Tensorbus(), Zeromq(), Nats(), Redis(), Mosquitto())
+ALL: Final[tuple[Contestant, ...]] = (
+    Relay(),
+    Tensorbus(),
+    Zeromq(),
+    Nats(),
+    Redis(),
+    Mosquitto(),
+    Rabbitmq(),
+    Zenoh(),
+    Zenoh(shared=True),
+    Iceoryx2(),
+)
 REFERENCE: Final = ALL[0].name
 
 BOUNDED_MESSAGE_BYTES: Final = 4096
@@ -29,7 +43,7 @@ BOUNDED: Final[tuple[Contestant, ...]] = (
     Mosquitto(BOUNDED_MESSAGES),
 )
 """Variants that hold about the same for a subscriber that does not read."""
-BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:-2], Nats(pieces=True), *ALL[-2:])
+BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:4], Nats(pieces=True), *ALL[4:])
 """Everybody, and NATS in both ways to pass long messages on."""
 EVERY: Final = {contestant.name: contestant for contestant in (*ALL, *BOUNDED, *BESIDE_BULK)}
 

@@ -18,16 +18,23 @@ CYCLE_BYTES_MAX: Final = 16 << 20
 END_BYTE: Final = b"\xff"
 WHOLE_BYTES_MAX: Final = 1024
 EDGE_BYTES: Final = 64
+RANK_BYTE: Final = 7
+"""Where in a payload the publisher's rank is: behind its number."""
 
 
 class WrongPayload(Exception):
     """A message came that was not due: one was lost, repeated, reordered or damaged."""
 
 
-def cycle(size_bytes: int) -> list[bytes]:
-    """The payloads of a run, all different, none like `end`; at least 16 bytes each."""
+def cycle(size_bytes: int, rank: int = 0) -> list[bytes]:
+    """The payloads of a run, all different, none like `end`; at least 16 bytes each.
+
+    Args:
+        size_bytes: of each.
+        rank: of the publisher, up to 254, where several publish to one topic; it is byte RANK_BYTE of each payload.
+    """
     length = max(2, min(CYCLE, CYCLE_BYTES_MAX // size_bytes))
-    numbers = (number.to_bytes(8, "little") for number in range(length))
+    numbers = (number.to_bytes(RANK_BYTE, "little") + bytes([rank]) for number in range(length))
     return [number + bytes(size_bytes - 16) + number for number in numbers]
 
 

@@ -24,7 +24,7 @@ from typing import cast
 
 import numpy as np
 
-from bench.contestant import Bus, Contestant, Handler, Payload, Publisher, Subscriber, Tensor
+from bench.contestant import Bus, Contestant, Handler, Payload, Publisher, Requester, Responder, Subscriber, Tensor
 
 SOCKET_BUFFER_BYTES = 1 << 20
 """Of Unix sockets, whose default makes writer and reader take turns; TCP's grow by themselves."""
@@ -204,6 +204,18 @@ class RelaySubscriber(Subscriber):
         return self._tensor
 
 
+class RelayResponder(Responder):
+    """Sends back what comes."""
+
+    def __init__(self, subscriber: Subscriber, publisher: Publisher) -> None:
+        self._subscriber = subscriber
+        self._publisher = publisher
+
+    def serve(self, count: int) -> None:
+        for _ in range(count):
+            self._publisher.send(self._subscriber.receive())  # type: ignore[arg-type]
+
+
 def receive_exactly(sock: socket.socket, record: memoryview) -> None:
     """Fills a buffer, with one call where the kernel can."""
     received = sock.recv_into(record, 0, socket.MSG_WAITALL)
@@ -241,15 +253,28 @@ class RelayBus(Bus):
 
         threading.Thread(target=read, daemon=True).start()
 
+    def responder(self, topic: str, size_bytes: int) -> Responder:
+        return RelayResponder(self.subscriber(topic, size_bytes), self.publisher(f"{topic}/reply"))
+
+    def requester(self, topic: str, size_bytes: int) -> Requester:
+        replies, requests = self.subscriber(f"{topic}/reply", size_bytes), self.publisher(topic)
+
+        def request(payload: bytes) -> Payload:
+            requests.send(payload)
+            return replies.receive()
+
+        return request
+
     def close(self) -> None:
         for sock in self._sockets:
             sock.close()
 
 
 class Relay(Contestant):
-    """The bare byte relay on uvloop."""
+    """The bare byte relay on uvloop. It does not know where a record ends, so those of two publishers would mix."""
 
     name = "relay"
+    publishers_max = 1
 
     def broker_command(self, address: str, directory: Path) -> list[str]:
         return [sys.executable, "-m", "bench.relay", address]

@@ -30,6 +30,7 @@ class Row:
         repeats: its figures, by repeat; None where the step failed.
         failures: why, for each step that failed.
         note: why it was not measured, if it could not be.
+        curve: as of the point.
     """
 
     case: str
@@ -39,13 +40,21 @@ class Row:
     repeats: list[Figures | None]
     failures: list[str]
     note: str = ""
+    curve: tuple[str, float] | None = None
 
 
-def too_long(point: Point, contestant: Contestant) -> str:
-    """Why a point's messages do not pass a system, as in `max 64 MB`; empty when they do."""
-    if contestant.message_bytes_max is None or point.message_bytes <= contestant.message_bytes_max:
-        return ""
-    return f"max {size_text(contestant.message_bytes_max)}"
+def obstacle(point: Point, contestant: Contestant) -> str:
+    """Why a point is beyond a system, as in `max 64 MiB`; empty when it is not."""
+    if contestant.message_bytes_max is not None and point.message_bytes > contestant.message_bytes_max:
+        return f"max {size_text(contestant.message_bytes_max)}"
+    if contestant.publishers_max is not None and point.publishers > contestant.publishers_max:
+        return f"max {contestant.publishers_max} publisher"
+    return ""
+
+
+def is_asked(point: Point, contestant: Contestant) -> bool:
+    """Whether a point is for a contestant."""
+    return not point.contestants or contestant.name in point.contestants
 
 
 def run_point(
@@ -61,8 +70,11 @@ def run_point(
 
     A step that fails does not end the run; its repeat stays empty.
     """
-    able = [contestant for contestant in contestants if transport in contestant.transports]
-    rows = {one.name: Row(case.name, transport, point.label, one.name, [], [], too_long(point, one)) for one in able}
+    able = [one for one in contestants if transport in one.transports and is_asked(point, one)]
+    rows = {
+        one.name: Row(case.name, transport, point.label, one.name, [], [], obstacle(point, one), point.curve)
+        for one in able
+    }
     able = [contestant for contestant in able if not rows[contestant.name].note]
     for repeat in range(repeats):
         for contestant in able if repeat % 2 == 0 else reversed(able):

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
 import clients
-from bench.contestant import Bus, Contestant, Handler, Payload, Publisher, Subscriber, Tensor, WorkQueue
+from bench.contestant import (
+    Bus,
+    Contestant,
+    Handler,
+    Payload,
+    Publisher,
+    Requester,
+    Responder,
+    Subscriber,
+    Tensor,
+    WorkQueue,
+)
 
 QUEUE_BYTES: Final = 4 << 20
 """What a variant that drops holds for a subscription of `handle`."""
@@ -38,6 +50,9 @@ class TensorbusPublisher(Publisher):
     def send_tensor(self, tensor: Tensor) -> None:
         self._client.publish(self._topic, tensor, lane=self._lane)
 
+    def lend(self, size_bytes: int) -> Tensor:
+        return cast(Tensor, self._client.empty(size_bytes // 4, "float32"))
+
     def flush(self) -> None:
         self._client.flush(timeout_s=30.0)
 
@@ -61,6 +76,22 @@ class TensorbusSubscriber(Subscriber):
         value = self._subscription.next().value
         assert isinstance(value, np.ndarray)
         return value
+
+
+class TensorbusResponder(Responder):
+    """Replies on the client's own thread."""
+
+    def __init__(self, client: clients.Client, topic: str) -> None:
+        self._served = threading.Semaphore(0)
+        client.respond(topic, self._reply)
+
+    def _reply(self, message: clients.Message) -> object:
+        self._served.release()
+        return message.value
+
+    def serve(self, count: int) -> None:
+        for _ in range(count):
+            self._served.acquire()
 
 
 class TensorbusWorkQueue(WorkQueue):
@@ -121,6 +152,15 @@ class TensorbusBus(Bus):
             self.client.subscribe(topic, overflow=self._overflow, queue_bytes=QUEUE_BYTES, handler=handler)
         else:
             self.client.subscribe(topic, handler=handler)
+
+    def responder(self, topic: str, size_bytes: int) -> Responder:
+        return TensorbusResponder(self.client, topic)
+
+    def requester(self, topic: str, size_bytes: int) -> Requester:
+        def request(payload: bytes) -> Payload:
+            return self.client.request(topic, payload).value  # type: ignore[return-value]
+
+        return request
 
     def work_queue(self, name: str) -> WorkQueue:
         return TensorbusWorkQueue(self.client, name)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PACKET_BYTES_MAX: Final = 268_435_455
 """MQTT's longest packet without its fixed header (MQTT 3.1.1, section 2.2.3)."""
 WAIT_S: Final = 1.0
+HELD_TOGETHER: Final = 100
+"""Subscriptions in one packet."""
 
 
 class MosquittoPublisher(Publisher):
@@ -120,6 +122,12 @@ class MosquittoBus(Bus):
         _, mid = self.client.subscribe(topic, qos=0)
         while mid not in self._acknowledged:
             self.client.loop(WAIT_S)
+
+    def hold(self, topics: Sequence[str]) -> None:
+        for start in range(0, len(topics), HELD_TOGETHER):
+            _, mid = self.client.subscribe([(topic, 0) for topic in topics[start : start + HELD_TOGETHER]])
+            while mid not in self._acknowledged:
+                self.client.loop(WAIT_S)
 
     def drain(self) -> None:
         """Returns when the socket has taken all that was published; with threads, at once."""

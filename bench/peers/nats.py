@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from bench.contestant import Bus, Contestant, Handler, Payload, Publisher, Subscriber, Tensor, WorkQueue
+from bench.contestant import (
+    Bus,
+    Contestant,
+    Handler,
+    Payload,
+    Publisher,
+    Requester,
+    Responder,
+    Subscriber,
+    Tensor,
+    WorkQueue,
+)
 from bench.peers import launch
 from bench.peers.queued import QueuedSubscriber
 
@@ -194,6 +205,27 @@ class Joiner:
             self._function(self._whole)
 
 
+class NatsResponder(Responder):
+    """Answers in a callback of nats-py."""
+
+    def __init__(self, bus: NatsBus, topic: str) -> None:
+        self._bus = bus
+        self._left = 0
+        self._served_all: asyncio.Future[None] = bus.loop.create_future()
+        bus.subscribe(topic, self._reply)
+
+    async def _reply(self, message: Msg) -> None:
+        await message.respond(message.data)
+        self._left -= 1
+        if not self._left:
+            self._served_all.set_result(None)
+
+    def serve(self, count: int) -> None:
+        self._left = count
+        self._bus.loop.run_until_complete(self._served_all)
+        self._bus.run(self._bus.connection.flush())
+
+
 class NatsWorkQueue(WorkQueue):
     """A JetStream stream in memory that keeps each job until it is acknowledged, and a pull consumer."""
 
@@ -293,6 +325,27 @@ class NatsBus(Bus):
             take(message.data)
 
         self.subscribe(topic, arrived)
+
+    def hold(self, topics: Sequence[str]) -> None:
+        async def subscribe() -> None:
+            for topic in topics:
+                await self.connection.subscribe(topic, cb=self._ignore)
+
+        self.run(subscribe())
+        for _ in range(2):
+            self.run(self.connection.flush(timeout=30))
+
+    async def _ignore(self, message: Msg) -> None:
+        """Nobody publishes there."""
+
+    def responder(self, topic: str, size_bytes: int) -> Responder:
+        return NatsResponder(self, topic)
+
+    def requester(self, topic: str, size_bytes: int) -> Requester:
+        def request(payload: bytes) -> Payload:
+            return self.run(self.connection.request(topic, payload, timeout=30)).data
+
+        return request
 
     def work_queue(self, name: str) -> WorkQueue:
         return NatsWorkQueue(self, name)

@@ -165,6 +165,12 @@ class RedisBus(Bus):
         for message in self._shared.listen():
             self._handlers[message["channel"]](message["data"])
 
+    def hold(self, topics: Sequence[str]) -> None:
+        self._holding = self.client.pubsub()
+        self._holding.subscribe(*topics)
+        for _ in topics:
+            self._holding.parse_response(block=True)
+
     def work_queue(self, name: str) -> WorkQueue:
         return RedisWorkQueue(self.client, name)
 

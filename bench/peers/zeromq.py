@@ -125,10 +125,10 @@ class ZeromqBus(Bus):
             self._reached.add(self._outgoing.recv().removeprefix(SUBSCRIBE))
         return self._outgoing
 
-    def _subscribe(self, sock: Any, topic: str) -> None:
+    def _subscribe(self, sock: Any, *topics: str) -> None:
         """Subscribes; the proxy knows of it when this returns, because it has passed on a later subscription."""
         probe = f"probe/{uuid.uuid4()}"
-        for wanted in (topic, probe):
+        for wanted in (*topics, probe):
             sock.subscribe(wanted)
         with self._connect(self._zmq.XPUB, self._publishers_end) as watcher:
             while watcher.recv() != SUBSCRIBE + probe.encode():
@@ -147,6 +147,10 @@ class ZeromqBus(Bus):
         self._handlers[topic.encode()] = subscriber.put
         self._subscribe(self._shared, topic)
         return subscriber
+
+    def hold(self, topics: Sequence[str]) -> None:
+        self._holding = self._incoming()
+        self._subscribe(self._holding, *topics)
 
     def handle(self, topic: str, size_bytes: int, function: Handler) -> None:
         self._handlers[topic.encode()] = function
