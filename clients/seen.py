@@ -23,9 +23,9 @@ class Seen:
 
     Attributes:
         lanes: by lane, the last sequence of each topic.
-        moment: in the broker's count, when the subscription began; None as long as it has not, or when it is one that
-            does not go on: a member of a queue group, whose messages have gone to others, or a responder, whose
-            requesters ask again.
+        moment: in the broker's count, when the subscription first began, 0 when that was on another broker; None as
+            long as it has not, or when it is one that does not go on: a member of a queue group, whose messages have
+            gone to others, or a responder, whose requesters ask again.
     """
 
     __slots__ = ("_goes_on", "_wishes", "lanes", "moment")
@@ -37,8 +37,12 @@ class Seen:
         self.moment: int | None = None
 
     def began(self, moment: int) -> None:
-        """The broker has begun to send; what it sent before that, in an earlier session, stays seen."""
-        if self._goes_on:
+        """The broker has begun to send; what it sent before that, in an earlier session, stays seen.
+
+        The first moment holds for all later sessions: what was on its way when one of them ended may be a topic's first
+        message, of which nothing was seen.
+        """
+        if self._goes_on and self.moment is None:
             self.moment = moment
 
     def first_of(self, topic: str, lane: int) -> None:

@@ -1,7 +1,7 @@
 """Bandwidth of float32 arrays that readers sum, one after the other.
 
-Two ways to publish: an array that is there, in ordinary memory; and one that is made for it, in place, in the memory that
-the client lends. Where a client lends none, the second one is made in ordinary memory and published from there.
+Two ways to publish: an array that is there, in ordinary memory; and one that is made for it, in place, in the memory
+that the client lends. Where a client lends none, the second one is made in ordinary memory and published from there.
 
 The floor is what a reader could do if arrays came by themselves: how fast it sums one that it has.
 """

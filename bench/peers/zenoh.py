@@ -1,7 +1,7 @@
 """Zenoh through a router in a process of its own, with eclipse-zenoh, and the same with its shared memory.
 
-The router is a session of the Python package in mode `router`: native threads, which no Python runs beside. Messages come
-to zenoh-python's default, indirect callback. Nothing is dropped: publishers wait when what is before them is full.
+The router is a session of the Python package in mode `router`: native threads, which no Python runs beside. Messages
+come to zenoh-python's default, indirect callback. Nothing is dropped: publishers wait when what is before them is full.
 """
 
 from __future__ import annotations
