@@ -1,7 +1,7 @@
 """Bandwidth of float32 arrays that readers sum, one after the other.
 
-Two ways to publish: an array that is there, in ordinary memory; and one that is made for it, in place, in the memory that
-the client lends. Where a client lends none, the second one is made in ordinary memory and published from there.
+Two ways to publish: an array that is there, in ordinary memory; and one that is made for it, in place, in the memory
+that the client lends. Where a client lends none, the second one is made in ordinary memory and published from there.
 
 The floor is what a reader could do if arrays came by themselves: how fast it sums one that it has.
 """
@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from bench import payloads
 from bench.case import Case, Column, Point, size_text
 from bench.contestant import Bus
 from bench.processes import Team
 from bench.tasks import Part, Result, Task
+from broker.measuring import payloads
 
 TOPIC = "bench/tensors"
 SIZES_BYTES = (1 << 20, 16 << 20, 64 << 20, 256 << 20)

@@ -1,7 +1,8 @@
 """iceoryx2: publish and subscribe in shared memory without a broker, in blocking mode.
 
-Whoever waits does so in a listener of an event, which the sender notifies; nothing polls. Nothing is dropped: a publisher
-waits while a subscriber's queue is full. The process in the broker's place only gives the run's services a name.
+Whoever waits does so in a listener of an event, which the sender notifies; nothing polls. Nothing is dropped: a
+publisher waits while a subscriber's queue is full. The process in the broker's place only gives the run's services a
+name.
 
 What a port's memory has to hold depends on the length of its messages, which a publisher knows with the first one.
 """
