@@ -37,7 +37,7 @@ check: $(VENV)/dev.stamp
 	$(RUN) -m mypy --strict broker clients
 
 bench: $(VENV)/bench.stamp
-	$(RUN) -m bench
+	$(RUN) -m bench --json out/bench/figures.json --plots out/bench
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

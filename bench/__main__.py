@@ -44,6 +44,9 @@ def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> l
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="A file for every repeat's figures."
 )
+@click.option(
+    "--plots", type=click.Path(file_okay=False, path_type=Path), help="A folder for a figure of each benchmark, as PNG."
+)
 def main(
     only: list[str],
     transports: list[str],
@@ -52,6 +55,7 @@ def main(
     repeats: int | None,
     quick: bool,
     json_file: Path | None,
+    plots: Path | None,
 ) -> None:
     """Measures tensorbus and its peers side by side."""
     # Ended by a signal, the run still ends its processes.
@@ -64,8 +68,13 @@ def main(
         rows = measure(nursery, chosen, transports, names, repeats or (1 if quick else REPEATS), label, quick=quick)
     print_report(chosen, rows, facts, absent)
     if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(as_json(chosen, rows, facts, absent), indent=1)
         json_file.write_text(text + "\n", encoding="utf-8")
+    if plots is not None:
+        from bench.plot import draw_all
+
+        draw_all(chosen, rows, plots)
     if any(row.failures for row in rows):
         sys.exit(1)
 

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from bench.pacing import send_paced
+from broker.measuring.pacing import send_paced
+from broker.measuring.payloads import Payload, Tensor
 
-Tensor = npt.NDArray[np.float32]
-Payload = bytes | bytearray | memoryview
 Handler = Callable[[Payload], None]
 
 
@@ -30,7 +28,7 @@ class Publisher(ABC):
         """Publishes one message that leaves at once."""
 
     def send_paced(self, cycle: Sequence[bytes], count: int, rate_hz: float, delay_s: float) -> list[int]:
-        """Sends messages at a steady rate: bench.pacing.send_paced, in the way that suits the client."""
+        """Sends messages at a steady rate: broker.measuring.pacing.send_paced, in the way that suits the client."""
         return send_paced(self.send, cycle, count, rate_hz, delay_s)
 
     @abstractmethod

@@ -79,7 +79,11 @@ def cells(columns: Sequence[Column], row: Row, rows: Sequence[Row]) -> list[str]
     figures = middle(row)
     texts = []
     for column in columns:
-        texts.append(f"{figures[column.figure]:,.{column.decimals}f}" if figures else "failed")
+        if figures:
+            # Of few samples there is no p99.9.
+            texts.append(f"{figures[column.figure]:,.{column.decimals}f}" if column.figure in figures else "")
+        else:
+            texts.append("failed")
         if column.ratio:
             texts += ["" if value is None else f"{value:.2f}" for value in ratios_of(row, column, rows)]
     good = sum(figures is not None for figures in row.repeats)

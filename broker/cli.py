@@ -20,6 +20,7 @@ from broker.topics.queues import Overflow
 C = TypeVar("C", bound=Callable[..., None])
 
 LANES: Final = ("control", "default", "bulk")
+BENCH_PARTS: Final = ("latency", "ping-pong", "request", "throughput", "tensors")
 _METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL"}
 
 
@@ -189,3 +190,27 @@ def topics(topic_filter: str | None, *, as_json: bool, admin: str | None) -> Non
     from broker.cli_topics import show
 
     show(admin_address(admin, environment()), topic_filter, as_json=as_json)
+
+
+@main.command()
+@click.option("--only", "parts", multiple=True, type=click.Choice(BENCH_PARTS), help="May be given several times.")
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(min=0.01),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="About how long to measure each point.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.option("--broker", "--url", "url", metavar="URL", help="Default: $TENSORBUS_URL, else this host's.")
+def bench(*, parts: tuple[str, ...], duration_s: float, as_json: bool, url: str | None) -> None:
+    """Measure a running broker, from two processes of this host.
+
+    One-way latency, round trips over two topics, requests, messages per second, and bandwidth of arrays that are
+    summed, from ordinary memory and made in place. It sends as much as it can: not beside a job that matters.
+    """
+    from broker.cli_bench import run
+
+    run(url, parts or BENCH_PARTS, duration_s, as_json=as_json)

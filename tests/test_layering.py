@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("broker", "clients", "examples")
+NOT_INSTALLED = ("bench", "tests")
 
 OPEN = ("broker.buffers", "broker.errors", "broker.ids", "broker.limits", "broker.uncompiled")
 PURE = ("broker.protocol", "broker.topics", "broker.collectives", "broker.state")
@@ -29,6 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.state": (*OPEN, *PURE),
     "broker.transport": (*OPEN, "broker.transport"),
     "broker.config": (*OPEN, "broker.config", "broker.topics.names", "broker.topics.policy"),
+    "broker.measuring": ("broker.measuring",),
     "broker.server": (*OPEN, *PURE, "broker.transport", "broker.config", "broker.server"),
     "broker.embedded": EVERYTHING,
     "broker.__main__": EVERYTHING,
@@ -135,7 +137,7 @@ def violations_of(module: str, path: Path, modules: dict[str, Path]) -> Iterator
     for imported in imports_of(module, path, tree):
         target = target_of(imported, modules)
         top = target.partition(".")[0]
-        if top in PACKAGES and not any(is_within(target, allowed) for allowed in MAY_IMPORT[layer]):
+        if top in (*PACKAGES, *NOT_INSTALLED) and not any(is_within(target, allowed) for allowed in MAY_IMPORT[layer]):
             yield f"{module}:{imported.line}: {layer} may not import {target}"
         if pure and top in IMPURE_LIBRARIES:
             yield f"{module}:{imported.line}: {layer} is pure and may not import {target}"
@@ -208,6 +210,7 @@ def test_the_checker_sees_the_source() -> None:
         ("clients/client.py", "from broker.topics.trie import Trie", "clients may not import broker.topics.trie"),
         ("clients/client.py", "import broker", "clients may not import broker"),
         ("examples/job.py", "from broker.errors import BrokerError", "examples may not import broker.errors"),
+        ("broker/cli.py", "from bench import report", "broker.cli may not import bench"),
         ("broker/protocol/frames.py", "import asyncio", "broker.protocol is pure and may not import asyncio"),
         ("broker/state.py", "from time import monotonic_ns", "broker.state is pure and may not import time"),
         ("broker/topics/ring.py", "def now():\n    import time", "broker.topics is pure and may not import time"),

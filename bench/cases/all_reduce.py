@@ -14,13 +14,13 @@ from functools import partial
 
 import numpy as np
 
-from bench import payloads
 from bench.case import Case, Column, Point, size_text
 from bench.contestant import Bus
 from bench.processes import Team
-from bench.summary import percentiles
 from bench.tasks import Part, Result, Task
 from bench.tensorbus import TensorbusBus
+from broker.measuring import payloads
+from broker.measuring.percentiles import percentiles
 
 WORLD_SIZES = (2, 4)
 SIZES_AND_COUNTS = ((8, 500), (64 << 10, 300), (1 << 20, 100), (64 << 20, 8))

@@ -24,14 +24,14 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from bench import payloads
 from bench.case import Case, Column, Point, size_text
 from bench.children import StepFailed
 from bench.contestant import Bus, Payload
 from bench.contestants import BESIDE_BULK
 from bench.processes import Team
-from bench.summary import percentiles
 from bench.tasks import Part, Result, Task
+from broker.measuring import payloads
+from broker.measuring.percentiles import percentiles
 
 CONTROL_TOPIC, STREAM_TOPIC, TAKEN_TOPIC = "bench/control", "bench/stream", "bench/taken"
 CONTROL_BYTES = 64

@@ -1,16 +1,16 @@
-"""One-way latency of paced messages, from the publisher's call to the subscriber's return; see bench.pacing."""
+"""One-way latency of paced messages, from the publisher's call to the subscriber's return."""
 
 from __future__ import annotations
 
 import time
 from functools import partial
 
-from bench import payloads
 from bench.case import Case, Column, Point, size_text
 from bench.contestant import Bus, Payload
 from bench.processes import Team
-from bench.summary import percentiles
 from bench.tasks import Part, Result, Task
+from broker.measuring import payloads
+from broker.measuring.percentiles import percentiles
 
 TOPIC = "bench/latency"
 SIZES_RATES_COUNTS = ((64, 1000.0, 4000), (64 << 10, 500.0, 2000), (1 << 20, 100.0, 500))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from bench import payloads
 from bench.case import Case, Column, Point, size_text
 from bench.contestant import Bus
 from bench.processes import Team
-from bench.summary import percentiles
 from bench.tasks import Part, Result, Task
+from broker.measuring import payloads
+from broker.measuring.percentiles import percentiles
 
 PING_TOPIC, PONG_TOPIC = "bench/ping", "bench/pong"
 SIZE_BYTES = 64

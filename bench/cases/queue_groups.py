@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from bench import payloads
 from bench.case import Case, Column, Point
 from bench.children import StepFailed
 from bench.contestant import Bus
 from bench.processes import Team
 from bench.tasks import Part, Result, Task
+from broker.measuring import payloads
 
 NAME = "bench/jobs"
 SIZE_BYTES = 64

@@ -8,8 +8,8 @@ from bench.case import Case, Column, Point
 from bench.cases import latency
 from bench.holding import ROLES, held
 from bench.processes import Team
-from bench.summary import percentiles
 from bench.tasks import Task
+from broker.measuring.percentiles import percentiles
 
 SIZE_BYTES = 64
 SUBSCRIPTIONS = (100, 1000, 10_000, 100_000)

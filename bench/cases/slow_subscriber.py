@@ -22,7 +22,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from bench import contestants, payloads
+from bench import contestants
 from bench.case import Case, Column, Point, size_text
 from bench.children import Child, StepFailed
 from bench.contestant import Bus, Payload
@@ -30,6 +30,7 @@ from bench.contestants import BOUNDED, BOUNDED_MESSAGE_BYTES
 from bench.processes import Team
 from bench.tasks import Part, Result, Task
 from bench.tensorbus import QUEUE_BYTES
+from broker.measuring import payloads
 
 TOPIC, SEEN_TOPIC = "bench/slow", "bench/seen"
 SIZE_BYTES = BOUNDED_MESSAGE_BYTES

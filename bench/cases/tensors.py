@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from bench import payloads
 from bench.case import Case, Column, Point, size_text
 from bench.contestant import Bus
 from bench.processes import Team
 from bench.tasks import Part, Result, Task
+from broker.measuring import payloads
 
 TOPIC = "bench/tensors"
 SIZES_BYTES = (1 << 20, 16 << 20, 64 << 20, 256 << 20)

@@ -7,12 +7,12 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from bench import payloads
 from bench.case import Case, Column, Point, size_text
 from bench.children import StepFailed
 from bench.contestant import Bus
 from bench.processes import Team
 from bench.tasks import Part, Result, Task
+from broker.measuring import payloads
 
 TOPIC = "bench/throughput"
 SIZES_BYTES = (64, 1 << 10)

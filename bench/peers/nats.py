@@ -84,7 +84,7 @@ class NatsPublisher(Publisher):
             await asyncio.sleep(0)
 
     async def _send_paced(self, cycle: Sequence[bytes], count: int, rate_hz: float, delay_s: float) -> list[int]:
-        """As bench.pacing.send_paced."""
+        """As broker.measuring.pacing.send_paced."""
         clock, length, interval_ns = time.monotonic_ns, len(cycle), 1e9 / rate_hz
         publish, topic = self._connection.publish, self._topic
         began_ns = []

@@ -2,6 +2,8 @@
 
 The router is a session of the Python package in mode `router`: native threads, which no Python runs beside. Messages
 come to zenoh-python's default, indirect callback. Nothing is dropped: publishers wait when what is before them is full.
+
+In Python, Zenoh's shared memory is written by a copy of bytes and read by one: it lends no memory to arrays.
 """
 
 from __future__ import annotations

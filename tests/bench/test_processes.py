@@ -12,11 +12,11 @@ from bench.case import Case, Column, Point
 from bench.children import Child, StepFailed, program
 from bench.contestant import Bus, Contestant
 from bench.nursery import Nursery
-from bench.pacing import send_paced
 from bench.processes import Team
 from bench.relay import Relay
 from bench.runner import run_point
 from bench.tasks import Task
+from broker.measuring.pacing import send_paced
 
 
 class Broken(Contestant):

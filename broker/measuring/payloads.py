@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from bench.contestant import Payload, Tensor
+Tensor = npt.NDArray[np.float32]
+Payload = bytes | bytearray | memoryview
 
 CYCLE: Final = 1024
 CYCLE_BYTES_MAX: Final = 16 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import payloads
+from broker.measuring import payloads
 
 SIZES_BYTES = (16, 64, 1 << 10, 64 << 10)
 

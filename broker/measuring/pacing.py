@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 
 def send_paced(
-    send: Callable[[bytes], None], cycle: Sequence[bytes], count: int, rate_hz: float, delay_s: float
+    send: Callable[[bytes], object], cycle: Sequence[bytes], count: int, rate_hz: float, delay_s: float
 ) -> list[int]:
     """Sends messages at a steady rate.
 

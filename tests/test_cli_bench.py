@@ -1,0 +1,68 @@
+"""`tensorbus bench` as a real process against a real broker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+
+import clients
+from broker import cli, cli_bench
+from broker.errors import BrokerError
+
+from .daemon import Daemon, run
+
+QUICK = ("--duration", "0.01")
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with Daemon() as daemon:
+        yield daemon
+
+
+def test_each_point_is_a_json_object_with_its_figures(daemon: Daemon) -> None:
+    status, output, errors = run("bench", "--broker", daemon.url, "--json", *QUICK)
+    assert (status, errors) == (0, "")
+    told = [json.loads(line) for line in output.splitlines()]
+    assert [(one["part"], one["point"]) for one in told] == [(one.part, one.label) for one in cli_bench.POINTS]
+    figures = {one["part"]: one.keys() for one in told}
+    assert {"p50_us", "p99_us", "max_us"} <= figures["latency"] & figures["ping-pong"] & figures["request"]
+    assert {"messages_per_s", "mb_per_s"} <= figures["throughput"]
+    assert {"gb_per_s", "bare_sum_gb_per_s"} <= figures["tensors"]
+    assert all(value > 0 for one in told for value in one.values() if isinstance(value, float))
+
+
+def test_one_part_is_a_line_of_a_table(daemon: Daemon) -> None:
+    status, output, errors = run("bench", "--url", daemon.url, "--only", "ping-pong", *QUICK)
+    assert (status, errors, output.count("\n")) == (0, "", 1)
+    assert output.split()[:4] == ["ping-pong", "64", "B", "p50_us"]
+
+
+def test_the_parts_of_the_command_line_are_those_that_can_be_measured() -> None:
+    assert tuple(cli_bench.PARTS) == cli.BENCH_PARTS
+
+
+def test_without_a_broker_it_is_one_line(tmp_path: Path) -> None:
+    status, output, errors = run("bench", "--broker", f"unix://{tmp_path}/nobody")
+    assert (status, output, errors.count("\n")) == (1, "", 1)
+    assert errors.startswith("tensorbus: cannot connect to unix://")
+
+
+def test_what_goes_wrong_at_the_other_process_is_an_error_here(daemon: Daemon) -> None:
+    point = cli_bench.Point("latency", 64, 1000.0)
+    task = cli_bench.Task(daemon.url, "bench/wrong", point, 0, 1, 0.1)
+    ours, theirs = Pipe()
+    with clients.connect(daemon.url) as bus:
+        bus.publish("bench/wrong", b"somebody else's")
+        bus.flush()
+        theirs.send(BrokerError("message 0 begins with ff"))
+        with pytest.raises(BrokerError, match="message 0 begins"):
+            cli_bench._latency(bus, task, ours)
+    theirs.close()
+    with pytest.raises(BrokerError, match="has ended"):
+        cli_bench._answer(ours, task)
+    ours.close()
