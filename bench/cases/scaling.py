@@ -17,6 +17,9 @@ SUBSCRIPTIONS_OF_A_CLIENT = 4000
 SUBSCRIBERS = (1, 10, 100)
 MATCHING = ("tensorbus", "zeromq", "nats", "redis", "mosquitto", "rabbitmq", "zenoh")
 """Who has a broker that matches topics."""
+RABBITMQ_SUBSCRIPTIONS_MAX = 10_000
+"""100,000 bindings take it longer than a step may."""
+WITHOUT_RABBITMQ = tuple(name for name in MATCHING if name != "rabbitmq")
 FAN_OUT_RATE_HZ, FAN_OUT_COUNT, FAN_OUT_WARM_UP = 50.0, 200, 20
 """A message to a hundred processes takes milliseconds of both cores."""
 
@@ -44,7 +47,7 @@ def points(quick: bool) -> list[Point]:
         Point(
             f"beside {subscriptions:,} subscriptions",
             partial(match, subscriptions=subscriptions, count=count, warm_up=warm_up),
-            contestants=MATCHING,
+            contestants=MATCHING if subscriptions <= RABBITMQ_SUBSCRIPTIONS_MAX else WITHOUT_RABBITMQ,
             curve=("subscriptions to other topics", subscriptions),
         )
         for subscriptions in SUBSCRIPTIONS[: 1 if quick else None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bench.case import Case, Column
 from bench.plot import draw_all, panels
 from bench.runner import OTHERS, Row
@@ -29,6 +31,7 @@ CURVES = [row("nats", f"{number}", number, ("subscribers", number)) for number i
 
 
 def test_a_benchmark_that_was_run_has_a_figure_and_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install matplotlib")
     other = Case("other", "Other", (RATE,), lambda quick: [], {})
     draw_all([CASE, other], BARS + CURVES, tmp_path / "plots")
     (file,) = (tmp_path / "plots").iterdir()
