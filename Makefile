@@ -16,6 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 TYPED := $(shell find broker clients -name '*.pxd')
 COMPILED := setup.py $(TYPED) $(TYPED:.pxd=.py)
 
+BRING_BACK := for library in $$(find broker clients -name '*.so.away'); do mv $$library $${library%.away}; done
+
 .PHONY: demo test test-plain check bench clean
 
 demo: $(VENV)/demo.stamp
@@ -23,13 +25,13 @@ demo: $(VENV)/demo.stamp
 
 # More workers than a small machine has cores: half of the tests' time is waiting.
 test: $(VENV)/dev.stamp
+	@$(BRING_BACK)
 	$(RUN) -m pytest -n 4
 
 # The same with nothing compiled, as on a machine without a compiler. What was compiled is away meanwhile.
 test-plain: $(VENV)/dev.stamp
 	find broker clients -name '*.so' -exec mv {} {}.away \;
-	$(RUN) -m pytest -n 4; status=$$?; \
-	for library in $$(find broker clients -name '*.so.away'); do mv $$library $${library%.away}; done; exit $$status
+	$(RUN) -m pytest -n 4; status=$$?; $(BRING_BACK); exit $$status
 
 check: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .
