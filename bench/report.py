@@ -26,9 +26,10 @@ def middle(row: Row) -> dict[str, float]:
 
 
 def beside(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """The other contestants' rows of the same point."""
+    """The other contestants' rows of the same point, of those that were measured."""
     point = (row.case, row.transport, row.point)
-    return [other for other in rows if other is not row and (other.case, other.transport, other.point) == point]
+    others = (other for other in rows if other is not row and not other.note)
+    return [other for other in others if (other.case, other.transport, other.point) == point]
 
 
 def best_peer(row: Row, column: Column, rows: Sequence[Row]) -> Row | None:
@@ -122,11 +123,7 @@ def as_json(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absent: Ma
                 "repeats": row.repeats,
                 "medians": middle(row) or None,
                 "ratios": {
-                    figure: {
-                        other.contestant: ratio(figure, row.repeats, other.repeats)
-                        for other in beside(row, rows)
-                        if not other.note
-                    }
+                    figure: {other.contestant: ratio(figure, row.repeats, other.repeats) for other in beside(row, rows)}
                     for figure in ([] if row.note else columns[row.case])
                 },
                 "failures": row.failures,

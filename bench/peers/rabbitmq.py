@@ -29,6 +29,8 @@ from bench.peers.queued import QueuedSubscriber
 SERVER: Final = "rabbitmq-server"
 PROGRAM: Final = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 """Debian's program of that name on PATH changes the user and stays in front of the server; this one becomes it."""
+LIBRARIES: Final = Path("/usr/lib/rabbitmq/lib")
+FOLDER: Final = "rabbitmq_server-"
 PAYLOAD_BYTES_MAX: Final = 512 << 20
 """The most that the server lets max_message_size be."""
 EXCHANGE: Final = "amq.topic"
@@ -256,8 +258,9 @@ class Rabbitmq(Contestant):
         return launch.missing({SERVER: SERVER}, {"pika": "pika"})
 
     def versions(self) -> dict[str, str]:
-        said = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", SERVER], capture_output=True, text=True)
-        return {SERVER: said.stdout.split("-")[0] or "installed", **launch.versions({}, ["pika"])}
+        # Asked, it would start Erlang to answer; its folder has the version in its name.
+        folder = next((path.name for path in LIBRARIES.glob(f"{FOLDER}*")), "installed")
+        return {SERVER: folder.removeprefix(FOLDER), **launch.versions({}, ["pika"])}
 
     def broker_command(self, address: str, directory: Path) -> list[str]:
         return [sys.executable, "-m", "bench.peers.rabbitmq", launch.free_address(address), str(directory)]

@@ -56,6 +56,26 @@ def test_the_json_has_the_ratio_to_each_contestant_of_the_point() -> None:
     assert rows[1]["ratios"]["p50_us"] == {"relay": 2.0, "nats": 0.5, "redis": 0.625}
 
 
+def test_there_is_no_ratio_to_who_could_not_take_part() -> None:
+    relay = Row("case", "tcp", "64 B", "relay", [], [], "max 1 publisher")
+    assert ratios_of(TENSORBUS, RATE, [relay, TENSORBUS, NATS]) == (None, 4.0)
+
+
+def test_who_cannot_have_so_many_publishers_does_not_take_part(nursery: Nursery) -> None:
+    point = Point("4 to 1", lambda team: {}, publishers=4)
+    rows = run_point(CASE, point, "tcp", [contestants.by_name("relay")], 1, nursery, lambda step: None)
+    assert cells([LATENCY, RATE], rows[0], rows) == ["max 1 publisher"]
+
+
+def test_a_figure_of_too_few_samples_is_empty() -> None:
+    assert cells([Column("p99.9_us", "p99.9")], TENSORBUS, ROWS) == ["", "1/1"]
+
+
+def test_a_point_may_be_for_some(nursery: Nursery) -> None:
+    point = Point("64 B", lambda team: {}, contestants=("nats",))
+    assert run_point(CASE, point, "tcp", [contestants.by_name("relay")], 1, nursery, lambda step: None) == []
+
+
 def test_a_message_over_a_peers_limit_is_a_note_in_the_table_and_no_failure(nursery: Nursery) -> None:
     nats = contestants.by_name("nats")
     point = Point("1 GiB", lambda team: {}, message_bytes=1 << 30)
