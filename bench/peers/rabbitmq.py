@@ -123,6 +123,7 @@ class RabbitmqBus(Bus):
         parameters = pika.ConnectionParameters(host, port, heartbeat=0)
         self._threads = False
         self._failure: object = None
+        self._closed = threading.Event()
         self._connection: Any = pika.SelectConnection(
             parameters, on_open_error_callback=self._failed, on_close_callback=self._failed
         )
@@ -138,6 +139,7 @@ class RabbitmqBus(Bus):
 
     def _failed(self, connection: object, error: object) -> None:
         self._failure = error
+        self._closed.set()
 
     def step(self) -> None:
         """Waits for something to happen and does what it asks for."""
@@ -242,8 +244,15 @@ class RabbitmqBus(Bus):
         return request
 
     def close(self) -> None:
-        """The socket has taken everything, and the connection ends with the process."""
-        self.drain()
+        # A server forgets what it has not read yet of a connection that ends without a word.
+        if self._threads:
+            self._loop.add_callback_threadsafe(self._connection.close)
+            self._closed.wait()
+            return
+        self._connection.close()
+        while not self._closed.is_set():
+            self._loop.poll()
+            self._loop.process_timeouts()
 
 
 class Rabbitmq(Contestant):
