@@ -1,7 +1,8 @@
 """The processes of one step: a broker and its workers, each with a time limit that it cannot outlive.
 
 A worker is started with its task and says `ready` on its standard output; when all are ready the parent says `go` to
-all at once; a worker then does its part and prints its result as one line of JSON.
+all at once; a worker then does its part and prints its result as one line of JSON. It keeps its connections until the
+parent says `end`, once all have their results.
 """
 
 from __future__ import annotations
@@ -94,15 +95,18 @@ class Team:
             raise self._with_broker(failure) from failure
 
     def results(self, workers: Sequence[Child]) -> list[Result]:
-        """Waits for workers' results.
+        """Waits for workers' results, and lets these workers end.
 
         Raises:
             StepFailed: one of them ended without a result.
         """
         try:
-            return [msgspec.json.decode(worker.line(), type=Result) for worker in workers]
+            results = [msgspec.json.decode(worker.line(), type=Result) for worker in workers]
+            for worker in workers:
+                worker.say("end")
         except StepFailed as failure:
             raise self._with_broker(failure) from failure
+        return results
 
     def _with_broker(self, failure: StepFailed) -> StepFailed:
         broker = self.children[0]

@@ -22,4 +22,6 @@ def main(task: Task) -> None:
         next(part)
     except StopIteration as done:
         print(msgspec.json.encode(done.value).decode(), flush=True)
+    # What some peers have sent ends with their sender, if nobody has begun to read it.
+    sys.stdin.readline()
     bus.close()

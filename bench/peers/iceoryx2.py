@@ -1,7 +1,9 @@
 """iceoryx2: publish and subscribe in shared memory without a broker, in blocking mode.
 
 Whoever waits does so in a listener of an event, which the sender notifies; nothing polls. Nothing is dropped: a
-publisher waits while a subscriber's queue is full. The process in the broker's place only names the run's services.
+publisher waits while the queue of a subscriber is full that has begun to read from it. iceoryx2 0.10 passes over a full
+queue whose subscriber has not, so a publisher begins with empty messages, until all subscribers have taken one. The
+process in the broker's place only names the run's services.
 
 What a port's memory has to hold depends on the length of its messages, which a publisher knows with the first one.
 """
@@ -39,6 +41,11 @@ def view(pointer: int, size_bytes: int) -> memoryview:
     return memoryview((ctypes.c_uint8 * size_bytes).from_address(pointer)).cast("B")
 
 
+def queue_messages(size_bytes: int) -> int:
+    """What a subscriber's queue holds of messages of a size."""
+    return min(QUEUE_MESSAGES_MAX, max(QUEUE_MESSAGES_MIN, QUEUE_BYTES // size_bytes))
+
+
 class IceoryxPublisher(Publisher):
     """A publisher and a notifier, made for the length of the first message."""
 
@@ -53,13 +60,19 @@ class IceoryxPublisher(Publisher):
             import iceoryx2
 
             service = self._bus.messages(self._topic, size_bytes)
-            self._port = (
+            port = (
                 service.publisher_builder()
                 .initial_max_slice_len(size_bytes)
                 .backpressure_strategy(iceoryx2.BackpressureStrategy.RetryUntilDelivered)
                 .create()
             )
             self._notify = self._bus.notifier(self._topic)
+            for _ in range(queue_messages(size_bytes)):
+                port.loan_slice_uninit(0).assume_init().send()
+            self._notify()
+            while port.loan_slice_uninit(0).assume_init().send() < service.dynamic_config.number_of_subscribers:
+                self._notify()
+            self._port = port
         return self._port.loan_slice_uninit(size_bytes)
 
     def _copy(self, source: Any, size_bytes: int) -> None:
@@ -105,8 +118,9 @@ class IceoryxSubscriber(Subscriber):
     def _next(self) -> Any:
         # The memory of the one before goes back.
         self._sample = None
-        while (sample := self._take()) is None:
-            self._wait()
+        while (sample := self._take()) is None or not sample.header.number_of_elements:
+            if sample is None:
+                self._wait()
         self._sample = sample
         return sample.payload_ptr
 
@@ -151,6 +165,7 @@ class IceoryxBus(Bus):
         iceoryx2.set_log_level(iceoryx2.LogLevel.Error)
         self._run = address.removeprefix(ADDRESS)
         self._node = iceoryx2.NodeBuilder.new().create(iceoryx2.ServiceType.Ipc)
+        self._publishers: list[IceoryxPublisher] = []
 
     def _builder(self, topic: str) -> Any:
         import iceoryx2
@@ -167,7 +182,7 @@ class IceoryxBus(Bus):
             .publish_subscribe(iceoryx2.Slice[ctypes.c_uint8])
             .enable_safe_overflow(False)
             .history_size(0)
-            .subscriber_max_buffer_size(min(QUEUE_MESSAGES_MAX, max(QUEUE_MESSAGES_MIN, QUEUE_BYTES // size_bytes)))
+            .subscriber_max_buffer_size(queue_messages(size_bytes))
             .subscriber_max_borrowed_samples(2)
             .max_publishers(PORTS)
             .max_subscribers(ports)
@@ -198,7 +213,8 @@ class IceoryxBus(Bus):
         return wait
 
     def publisher(self, topic: str, *, lane: str = "default") -> Publisher:
-        return IceoryxPublisher(self, topic)
+        self._publishers.append(publisher := IceoryxPublisher(self, topic))
+        return publisher
 
     def subscriber(self, topic: str, size_bytes: int) -> Subscriber:
         return IceoryxSubscriber(self, topic, size_bytes)
@@ -231,7 +247,7 @@ class IceoryxBus(Bus):
         return request
 
     def close(self) -> None:
-        """The ports end with the process; what they have sent stays with the subscribers."""
+        """The ports end with the process, and with them what they have sent to those who had not begun to read it."""
 
 
 class Iceoryx2(Contestant):
