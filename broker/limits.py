@@ -97,8 +97,8 @@ RING_MESSAGES_MAX: Final = 1_000_000
 """What a policy may ask for: a message costs memory even when it has no bytes."""
 DECLARATIONS_MAX: Final = 1024
 """Filters with declared policies, of all clients and the configuration together: they last while the broker lives."""
-MESSAGE_BYTES_MAX: Final = (1 << 63) - 1
-"""What a policy may set as the longest message: more has no place in a header."""
+MESSAGE_BYTES_MAX: Final = 1 << 62
+"""What a frame may announce as a message's length, and a policy set as the longest: sums of it fit 64 bits."""
 INBOX_MESSAGES: Final = 65_536
 """Replies under way to one session."""
 

@@ -19,14 +19,16 @@ from broker.errors import ConnectionClosed, LimitExceeded
 from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S
 from broker.protocol.session import Deliver, Phase
-from broker.state import BrokerState, Settings
+from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
+from broker.state.settings import Settings
 from broker.transport import registry
 from broker.transport.base import Connection, Listener
 from broker.transport.hangups import Hangups
 
 log = logging.getLogger(__name__)
 
+_OPEN, _CLOSED = Phase.OPEN, Phase.CLOSED
 TICK_S: Final = 0.05
 READS_MAX: Final = 64
 """Reads in a row of a connection that has failed; the next tick goes on."""
@@ -189,7 +191,7 @@ class Server:
         if not size:
             return
         session.received(size, time.monotonic_ns(), link.deliver)
-        if session.phase is not Phase.OPEN:
+        if session.phase is not _OPEN:
             self._flush(link)
         self._run()
 
@@ -224,14 +226,14 @@ class Server:
         if link.writing:
             link.writing = False
             self._loop.remove_writer(link.connection.fileno())
-        if session.phase is Phase.CLOSED:
+        if session.phase is _CLOSED:
             self._close(link)
 
     def _writable(self, link: _Link) -> None:
         self._flush(link)
         self._run()
 
-    def _close(self, link: _Link, *, abort: bool = False) -> None:
+    def _close(self, link: _Link, abort: bool = False) -> None:
         record = link.record
         if self._links.pop(record.id, None) is None:
             return

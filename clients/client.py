@@ -181,7 +181,7 @@ class Client:
                     if not UNBROKEN and batched and add(self._filling, topic, content, payload):
                         return None
                     done = self._core.outgoing.publish_plain(
-                        topic, PLAIN_LANES[lane], content, payload, monotonic_ns(), time_ns(), urgent=urgent
+                        topic, PLAIN_LANES[lane], content, payload, monotonic_ns(), time_ns(), urgent
                     )
                     if done is not None:
                         operations.follow_up(driver, done)

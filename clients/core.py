@@ -46,10 +46,8 @@ from clients.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 
-_DELIVER: Final = int(Kind.DELIVER)
-_CHUNK: Final = int(Kind.CHUNK)
-_CONTROL: Final = int(Lane.CONTROL)
-_DEFAULT: Final = int(Lane.DEFAULT)
+_DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
+_CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,47 +205,48 @@ class Core:
         """
         if not isinstance(received, Frame):
             return
-        kind = received.kind
+        frame = received
+        kind = frame.kind
         if kind == _DELIVER:
-            self.incoming.deliver(received)
+            self.incoming.deliver(frame)
         elif kind == _CHUNK:
-            self.incoming.chunk(received)
+            self.incoming.chunk(frame)
         elif kind == Kind.TOPIC:
-            self.incoming.topic(received)
+            self.incoming.topic(frame)
         elif kind == Kind.CREDIT:
-            if received.flags & Flag.REQUEST:
-                self.responders.credit(received)
+            if frame.flags & Flag.REQUEST:
+                self.responders.credit(frame)
             else:
-                self.outgoing.granted(received)
+                self.outgoing.granted(frame)
         elif kind == Kind.POLICY:
-            self.outgoing.policy(received)
+            self.outgoing.policy(frame)
         elif kind in (Kind.DONE, Kind.JOINED):
-            self._answered(received)
+            self._answered(frame)
         elif kind == Kind.ERROR:
-            self._refused(received)
+            self._refused(frame)
         elif kind == Kind.CANCEL:
-            self.responders.cancel(received)
+            self.responders.cancel(frame)
         elif kind == Kind.GAP:
-            self.incoming.gap(received)
+            self.incoming.gap(frame)
         elif kind == Kind.DROPPED:
-            if received.number:
-                self.incoming.dropped(received)
+            if frame.number:
+                self.incoming.dropped(frame)
             else:
-                self.requests.dropped(received.sequence)
+                self.requests.dropped(frame.sequence)
         elif kind == Kind.STREAM_ABORT:
-            self.incoming.abort(received)
+            self.incoming.abort(frame)
         elif kind == Kind.RELEASE:
-            self.arenas.released(received)
+            self.arenas.released(frame)
         elif kind == Kind.MAPPED:
-            self.arenas.mapped(received)
+            self.arenas.mapped(frame)
         elif kind == Kind.ARENA and self.session is not None:
-            self.incoming.leases.arena(self.session, received)
-        elif kind == Kind.FAILED and not received.number:
-            pending = self._pendings.pop(received.target, None)
+            self.incoming.leases.arena(self.session, frame)
+        elif kind == Kind.FAILED and not frame.number:
+            pending = self._pendings.pop(frame.target, None)
             if pending is not None:
-                pending.fail(failure_error(pending.what, received))
+                pending.fail(failure_error(pending.what, frame))
         else:
-            self.places.receive(received)
+            self.places.receive(frame)
 
     def _answered(self, frame: Frame) -> None:
         if frame.kind == Kind.DONE and frame.number:

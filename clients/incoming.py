@@ -22,10 +22,7 @@ log = logging.getLogger(__name__)
 POOL_BYTES_MAX: Final = 512 * MIB
 """Message buffers that a client keeps for reuse once the application has let go of them."""
 INBOX: Final = 0
-_BATCH: Final = Flag.BATCH
-_CHUNKED: Final = Flag.CHUNKED
-_TRACKED: Final = Flag.TRACKED
-_SHARED: Final = Flag.SHARED
+_BATCH, _CHUNKED, _TRACKED, _SHARED = Flag.BATCH, Flag.CHUNKED, Flag.TRACKED, Flag.SHARED
 
 
 class _Assembly:
@@ -178,16 +175,11 @@ class Incoming:
 
     def _complete(self, subscription: SubscriptionState, frame: Frame) -> None:
         publication = self._publications.get(frame.number) or self._publication(frame)
-        message = Message(
-            publication,
-            frame.sequence,
-            frame.time_ns,
-            frame.lane,
-            frame.content,
-            frame.body,
-            frame.payload,
+        message = Message.__new__(Message)
+        message.fill(
+            publication, frame.sequence, frame.time_ns, frame.lane, frame.content, frame.body, frame.payload,
             self._reply,
-        )
+        )  # fmt: skip
         if frame.flags & _TRACKED:
             message._delivery = Delivery(subscription.number, frame.stream, frame.count, self.session, self._settle)
         self._hand_out(subscription, message)

@@ -9,6 +9,10 @@ cdef class Message:
     cdef public long long sequence, gap, published_ns
     cdef public int _lane, _content
 
+    cpdef fill(
+        self, publication, long long sequence, long long published_ns, int lane, int content, bytes body, payload, reply
+    )
+
 
 @cython.locals(
     data=cython.p_uchar, at=cython.p_uchar, head=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, sequence=cython.longlong,

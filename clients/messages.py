@@ -126,6 +126,20 @@ class Message:
         reply: Reply | None,
     ) -> None:
         """Made by the client."""
+        self.fill(publication, sequence, published_ns, lane, content, body, payload, reply)
+
+    def fill(
+        self,
+        publication: Publication,
+        sequence: int,
+        published_ns: int,
+        lane: int,
+        content: int,
+        body: bytes,
+        payload: Buffer,
+        reply: Reply | None,
+    ) -> None:
+        """What `__init__` does; compiled, the numbers come here as they are."""
         self._publication = publication
         self.sequence = sequence
         self.published_ns = published_ns

@@ -32,17 +32,15 @@ from broker.limits import (
 from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
 from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
 from broker.protocol.codes import Code, error_for
-from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
+from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode, pack_header
 from broker.protocol.session import Session
 from broker.topics.names import check_topic
 from clients.outgoing_topic import OutgoingTopic
 from clients.signals import Signal
 
-_PACK: Final = HEADER.pack
-_PUBLISH: Final = int(Kind.PUBLISH)
-_CHUNK: Final = int(Kind.CHUNK)
-_CONTROL: Final = int(Lane.CONTROL)
-_DEFAULT: Final = int(Lane.DEFAULT)
+_HEADER_BYTES = HEADER_BYTES
+_PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
+_CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 SENT: Final = Signal(ready=True)
 """What publishing returns when a frame is queued and the link is to be given what waits."""
 BATCHED: Final = Signal(ready=True)
@@ -102,7 +100,7 @@ class StreamSource(Signal):
             return 0
         size = min(self._rest, CHUNK_BYTES)
         flags = Flag.LAST if size == self._rest else 0
-        buffers.append(_PACK(_CHUNK, flags, self.lane, 0, 0, 0, self.number, 0, 0, size, 0, self._position, 0))
+        buffers.append(pack_header(_CHUNK, flags, self.lane, 0, 0, 0, self.number, 0, 0, size, 0, self._position, 0))
         self._pieces.take(size, buffers)
         self._position += size
         self._rest -= size
@@ -110,7 +108,7 @@ class StreamSource(Signal):
             topic.credit_bytes -= size
         if not self._rest:
             self._outgoing.finishing.append(self)
-        return HEADER_BYTES + size
+        return _HEADER_BYTES + size
 
 
 class Outgoing:
@@ -246,7 +244,7 @@ class Outgoing:
                 topic.take_refusal()
 
     def publish_plain(
-        self, name: str, lane: int, content: int, payload: bytes, now_ns: int, wall_ns: int, *, urgent: bool
+        self, name: str, lane: int, content: int, payload: bytes, now_ns: int, wall_ns: int, urgent: bool
     ) -> Signal | None:
         """Publishes a small message without a body, if nothing stands in its way: most messages, by the shortest way.
 
@@ -275,10 +273,10 @@ class Outgoing:
             session.put(Frame(Kind.PUBLISH, 0, lane, content, number=topic.number, time_ns=wall_ns, payload=payload))
             return SENT
         size = len(payload)
-        session.unsent.append(_PACK(_PUBLISH, 0, lane, content, topic.number, 0, 0, 0, 0, size, 0, 0, wall_ns))
+        session.unsent.append(pack_header(_PUBLISH, 0, lane, content, topic.number, 0, 0, 0, 0, size, 0, 0, wall_ns))
         if size:
             session.unsent.append(payload)
-        session.unsent_bytes = HEADER_BYTES + size
+        session.unsent_bytes = _HEADER_BYTES + size
         return SENT
 
     def publish_small(self, topic: OutgoingTopic, frame: Frame, charged_bytes: int | None = None) -> Signal:

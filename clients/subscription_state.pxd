@@ -22,3 +22,10 @@ cdef class SubscriptionState(Signal):
 
     @cython.locals(message=Message)
     cpdef take(self)
+
+    @cython.locals(seen=dict)
+    cpdef append(self, Message message)
+    cpdef extend(self, list messages)
+    @cython.locals(seen=dict)
+    cpdef saw(self, str topic, int lane, long long sequence)
+    cdef _arrived(self)

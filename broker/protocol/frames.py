@@ -27,11 +27,14 @@ import struct
 from enum import IntEnum
 from typing import Final
 
-import msgspec
-
 from broker.buffers import Buffer
 from broker.errors import ProtocolError
-from broker.limits import FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX
+from broker.limits import FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MESSAGE_BYTES_MAX
+
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
 
 HEADER: Final = struct.Struct("<4B6I3Q")
 HEADER_BYTES: Final = HEADER.size
@@ -112,27 +115,60 @@ class Content(IntEnum):
     STRUCTURE = 3
 
 
-KINDS: Final = frozenset(int(kind) for kind in Kind)
+KIND_MAX: Final = max(int(kind) for kind in Kind)
+_HEADER_BYTES = HEADER_BYTES
 LANES: Final = len(Lane)
 EMPTY: Final = b""
+_DEFAULT: Final = int(Lane.DEFAULT)
 
 
-class Frame(msgspec.Struct, gc=False):
+FIELDS: Final = (
+    "kind", "flags", "lane", "content", "number", "target", "stream", "count", "total_bytes", "sequence", "time_ns",
+    "body", "payload",
+)  # fmt: skip
+
+
+class Frame:
     """One frame. `payload` is flat bytes; whoever holds the frame holds the payload."""
 
-    kind: int
-    flags: int = 0
-    lane: int = Lane.DEFAULT
-    content: int = 0
-    number: int = 0
-    target: int = 0
-    stream: int = 0
-    count: int = 0
-    total_bytes: int = 0
-    sequence: int = 0
-    time_ns: int = 0
-    body: bytes = EMPTY
-    payload: Buffer = EMPTY
+    __slots__ = FIELDS
+
+    def __init__(
+        self,
+        kind: int,
+        flags: int = 0,
+        lane: int = _DEFAULT,
+        content: int = 0,
+        number: int = 0,
+        target: int = 0,
+        stream: int = 0,
+        count: int = 0,
+        total_bytes: int = 0,
+        sequence: int = 0,
+        time_ns: int = 0,
+        body: bytes = EMPTY,
+        payload: Buffer = EMPTY,
+    ) -> None:
+        self.kind = kind
+        self.flags = flags
+        self.lane = lane
+        self.content = content
+        self.number = number
+        self.target = target
+        self.stream = stream
+        self.count = count
+        self.total_bytes = total_bytes
+        self.sequence = sequence
+        self.time_ns = time_ns
+        self.body = body
+        self.payload = payload
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Frame):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in FIELDS)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         size = payload_bytes(self.payload)
@@ -146,6 +182,34 @@ def payload_bytes(payload: Buffer) -> int:
     return payload.nbytes if isinstance(payload, memoryview) else len(payload)
 
 
+def pack_header(
+    kind: int,
+    flags: int,
+    lane: int,
+    content: int,
+    number: int,
+    target: int,
+    stream: int,
+    count: int,
+    body_bytes: int,
+    size: int,
+    total_bytes: int,
+    sequence: int,
+    time_ns: int,
+) -> bytes:
+    """The header of a frame whose body and payload have so many bytes."""
+    if not cython.compiled:
+        return HEADER.pack(
+            kind, flags, lane, content, number, target, stream, count, body_bytes, size, total_bytes, sequence, time_ns
+        )
+    # As HEADER says, on machines that are little-endian.
+    header.kind, header.flags, header.lane, header.content = kind, flags, lane, content
+    header.number, header.target, header.stream, header.count = number, target, stream, count
+    header.body_bytes, header.payload_bytes, header.total_bytes = body_bytes, size, total_bytes
+    header.sequence, header.time_ns = sequence, time_ns
+    return cython.cast(cython.p_char, cython.address(header))[:_HEADER_BYTES]
+
+
 def encode(frame: Frame, buffers: list[Buffer]) -> int:
     """Appends a frame to a list for a gathered write; the payload is not copied.
 
@@ -153,36 +217,25 @@ def encode(frame: Frame, buffers: list[Buffer]) -> int:
         The frame's length on the wire, in bytes.
     """
     body, payload = frame.body, frame.payload
-    size = payload_bytes(payload)
-    header = HEADER.pack(
-        frame.kind,
-        frame.flags,
-        frame.lane,
-        frame.content,
-        frame.number,
-        frame.target,
-        frame.stream,
-        frame.count,
-        len(body),
-        size,
-        frame.total_bytes,
-        frame.sequence,
-        frame.time_ns,
-    )
-    buffers.append(header + body if body else header)
+    body_bytes, size = len(body), payload_bytes(payload)
+    head = pack_header(
+        frame.kind, frame.flags, frame.lane, frame.content, frame.number, frame.target, frame.stream, frame.count,
+        body_bytes, size, frame.total_bytes, frame.sequence, frame.time_ns,
+    )  # fmt: skip
+    buffers.append(head + body if body_bytes else head)
     if size:
         buffers.append(payload)
-    return HEADER_BYTES + len(body) + size
+    return _HEADER_BYTES + body_bytes + size
 
 
-def check_header(kind: int, lane: int, body_bytes: int, size: int) -> None:
+def check_header(kind: int, lane: int, body_bytes: int, size: int, total_bytes: int) -> None:
     """Refuses a header before any memory is reserved for it.
 
     Raises:
         ProtocolError: the kind or lane is unknown, or a length is over its limit.
     """
-    if kind not in KINDS:
-        raise ProtocolError(f"frame of unknown kind {kind}: kinds are 1 to {max(KINDS)}, with gaps")
+    if not 0 < kind <= KIND_MAX:
+        raise ProtocolError(f"frame of unknown kind {kind}: kinds are 1 to {KIND_MAX}")
     if lane >= LANES:
         raise ProtocolError(f"frame on unknown lane {lane}: lanes are 0 to {LANES - 1}")
     if body_bytes > FRAME_BODY_BYTES_MAX:
@@ -192,3 +245,5 @@ def check_header(kind: int, lane: int, body_bytes: int, size: int) -> None:
             f"frame payload of {size} bytes is over the limit of {FRAME_PAYLOAD_BYTES_MAX}: "
             "longer messages come in chunks"
         )
+    if total_bytes > MESSAGE_BYTES_MAX:
+        raise ProtocolError(f"frame of a message of {total_bytes} bytes: the limit is {MESSAGE_BYTES_MAX}")

@@ -11,11 +11,13 @@ from collections import deque
 from typing import Final, Protocol
 
 from broker.buffers import Buffer
-from broker.protocol.frames import HEADER_BYTES, LANES, Frame, Lane, encode
+from broker.protocol.frames import HEADER_BYTES, LANES, Frame, Lane, encode, payload_bytes
 
-_CONTROL: Final = int(Lane.CONTROL)
+_CONTROL = int(Lane.CONTROL)
+_HEADER_BYTES = HEADER_BYTES
 BUFFERS_MAX: Final = 512
 """Buffers of one gathered write; the kernel takes 1,024."""
+_BUFFERS_MAX = BUFFERS_MAX
 _EMPTY: Final[deque[Frame | Source]] = deque(maxlen=0)
 """Stands for every lane in which nothing has waited yet: a deque of its own takes 760 bytes."""
 
@@ -45,7 +47,7 @@ class Outbox:
     def put(self, frame: Frame) -> None:
         """Queues a ready frame in its lane."""
         self.attach(frame, frame.lane)
-        size = HEADER_BYTES + len(frame.body) + len(frame.payload)
+        size = _HEADER_BYTES + len(frame.body) + payload_bytes(frame.payload)
         self.queued_bytes += size
         if frame.lane == _CONTROL:
             self.control_bytes += size
@@ -68,9 +70,10 @@ class Outbox:
                 item = lane.popleft()
                 self.waiting -= 1
                 if isinstance(item, Frame):
-                    encoded = encode(item, buffers)
+                    frame = item
+                    encoded = encode(frame, buffers)
                     self.queued_bytes -= encoded
-                    if item.lane == _CONTROL:
+                    if frame.lane == _CONTROL:
                         self.control_bytes -= encoded
                     size += encoded
                 else:
@@ -80,7 +83,7 @@ class Outbox:
                     lane.append(item)
                     self.waiting += 1
                     size += pulled
-                if size >= budget_bytes or len(buffers) >= BUFFERS_MAX:
+                if size >= budget_bytes or len(buffers) >= _BUFFERS_MAX:
                     return size
         return size
 

@@ -28,15 +28,21 @@ from broker.limits import (
     CONTROL_QUEUE_BYTES_MAX,
     FRAME_BODY_BYTES_MAX,
     HELLO_TIMEOUT_S,
+    MESSAGE_BYTES_MAX,
     PLACED_BYTES_MIN,
     QUEUED_BYTES_MAX,
     SCRATCH_BYTES,
 )
 from broker.protocol.bodies import Failure, Hello, Refusal, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import HEADER, HEADER_BYTES, KINDS, LANES, Frame, Kind, Lane, check_header
+from broker.protocol.frames import EMPTY, HEADER, HEADER_BYTES, KIND_MAX, LANES, Frame, Kind, Lane, check_header
 from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
 from broker.protocol.outbox import Outbox, Source
+
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
 
 if TYPE_CHECKING:
     from broker.protocol.sharing import Passage
@@ -75,7 +81,11 @@ Received = Frame | Hello | Welcome
 Allocate = Callable[[Frame, int], memoryview]
 Deliver = Callable[[Received, int], None]
 
-_SESSION_KINDS: Final = frozenset({Kind.PING, Kind.PONG, Kind.CLOSE})
+_AWAIT_HELLO, _OPEN, _CLOSING, _CLOSED = Phase
+_HEADER_BYTES, _KIND_MAX, _LANES = HEADER_BYTES, KIND_MAX, LANES
+_PLACED_BYTES_MIN, _MESSAGE_BYTES_MAX = PLACED_BYTES_MIN, MESSAGE_BYTES_MAX
+_PING, _PONG, _CLOSE = int(Kind.PING), int(Kind.PONG), int(Kind.CLOSE)
+_NO_BYTES: Final = memoryview(b"")
 _OVERRUN_BYTES: Final = 4096
 """While a placed payload is under way: room for what follows it, small because it has to be copied."""
 _UNPLACED_BYTES_MAX: Final = HEADER_BYTES + FRAME_BODY_BYTES_MAX + PLACED_BYTES_MIN
@@ -123,7 +133,7 @@ class Session:
         passage: how shared memory passes over the link, if it can.
         scratch: what `make_scratch` has made for several sessions; None makes one for this session alone.
         """
-        self.phase = Phase.AWAIT_HELLO
+        self.phase = _AWAIT_HELLO
         self.failure: BrokerError | None = None
         self.refusal: Refusal | None = None
         self.is_client = hello is not None
@@ -138,9 +148,12 @@ class Session:
         self._last_ping_ns = now_ns
         self._allocate = allocate
         self._scratch = make_scratch() if scratch is None else scratch
+        if cython.compiled:
+            self._data = _address(self._scratch)
+        self._whole = [self._scratch[:SCRATCH_BYTES]]
         self._rest = b""
         self._placed: Frame | None = None
-        self._placed_rest = memoryview(b"")
+        self._placed_rest = _NO_BYTES
         self.unsent: list[Buffer] = []
         self.unsent_bytes = 0
         self._farewell: Frame | None = None
@@ -165,8 +178,9 @@ class Session:
         if self._placed is not None and not self._deaf:
             return [self._placed_rest, self._scratch[:_OVERRUN_BYTES]]
         kept = len(self._rest)
-        if kept:
-            self._scratch[:kept] = self._rest
+        if not kept:
+            return self._whole
+        self._scratch[:kept] = self._rest
         return [self._scratch[kept : kept + SCRATCH_BYTES]]
 
     def received(self, size: int, now_ns: int, deliver: Deliver) -> None:
@@ -182,7 +196,8 @@ class Session:
         self.received_bytes += size
         if self._deaf:
             return
-        if self._placed is not None:
+        placed = self._placed
+        if placed is not None:
             rest = len(self._placed_rest)
             if size < rest:
                 self._placed_rest = self._placed_rest[size:]
@@ -190,12 +205,12 @@ class Session:
             size -= rest
         start, end = 0, len(self._rest) + size
         try:
-            if self._placed is not None:
-                placed, self._placed = self._placed, None
+            if placed is not None:
+                self._placed = None
                 self._take(placed, now_ns, deliver)
-            if self.phase is Phase.AWAIT_HELLO:
+            if self.phase is _AWAIT_HELLO:
                 start = self._read_greeting(end, now_ns, deliver)
-            if self.phase is not Phase.AWAIT_HELLO and not self._deaf:
+            if self.phase is not _AWAIT_HELLO and not self._deaf:
                 start = self._read_frames(start, end, now_ns, deliver)
             self._rest = bytes(self._scratch[start:end]) if start < end and not self._deaf else b""
         except ProtocolError as error:
@@ -230,48 +245,32 @@ class Session:
 
     def _read_frames(self, start: int, end: int, now_ns: int, deliver: Deliver) -> int:
         """Reads what is in the scratch from `start` to `end`; returns where it has come to."""
-        scratch, unpack = self._scratch, HEADER.unpack_from
-        while end - start >= HEADER_BYTES:
-            (
-                kind,
-                flags,
-                lane,
-                content,
-                number,
-                target,
-                stream,
-                count,
-                body_bytes,
-                size,
-                total_bytes,
-                sequence,
-                time_ns,
-            ) = unpack(scratch, start)
-            if kind not in KINDS or lane >= LANES or body_bytes or size >= PLACED_BYTES_MIN:
-                check_header(kind, lane, body_bytes, size)
-            body_start = start + HEADER_BYTES
+        while end - start >= _HEADER_BYTES:
+            frame = Frame.__new__(Frame)
+            body_bytes, size = self._read_header(frame, start)
+            kind, lane = frame.kind, frame.lane
+            placed = size >= _PLACED_BYTES_MIN
+            strange = not 0 < kind <= _KIND_MAX or lane >= _LANES or frame.total_bytes > _MESSAGE_BYTES_MAX
+            if strange or body_bytes or placed:
+                check_header(kind, lane, body_bytes, size, frame.total_bytes)
+            body_start = start + _HEADER_BYTES
             payload_start = body_start + body_bytes
-            placed = size >= PLACED_BYTES_MIN
             frame_end = payload_start if placed else payload_start + size
             if frame_end > end:
                 break
-            body = bytes(scratch[body_start:payload_start]) if body_bytes else b""
-            frame = Frame(
-                kind, flags, lane, content, number, target, stream, count, total_bytes, sequence, time_ns, body
-            )
+            frame.body = self._copied(body_start, body_bytes) if body_bytes else EMPTY
+            frame.payload = self._copied(payload_start, size) if size and not placed else EMPTY
             start = frame_end
             if placed:
                 memory = self._allocate(frame, size)
                 frame.payload = memory
                 have = min(size, end - start)
-                memory[:have] = scratch[start : start + have]
+                memory[:have] = self._scratch[start : start + have]
                 start += have
                 if have < size:
                     self._placed, self._placed_rest = frame, memory[have:]
                     break
-            elif size:
-                frame.payload = bytes(scratch[payload_start:frame_end])
-            if kind in _SESSION_KINDS:
+            if kind == _PING or kind == _PONG or kind == _CLOSE:
                 self._take(frame, now_ns, deliver)
             else:
                 deliver(frame, now_ns)
@@ -279,15 +278,36 @@ class Session:
                 break
         return start
 
+    def _read_header(self, frame: Frame, start: int) -> tuple[int, int]:
+        """Fills a frame from the header at a place in the scratch; returns the lengths of its body and its payload."""
+        if not cython.compiled:
+            (
+                frame.kind, frame.flags, frame.lane, frame.content, frame.number, frame.target, frame.stream,
+                frame.count, body_bytes, size, frame.total_bytes, frame.sequence, frame.time_ns,
+            ) = HEADER.unpack_from(self._scratch, start)  # fmt: skip
+            return body_bytes, size
+        header = cython.cast(cython.pointer(Header), self._data + start)  # type: ignore[name-defined]  # noqa: F821
+        frame.kind, frame.flags, frame.lane, frame.content = header.kind, header.flags, header.lane, header.content
+        frame.number, frame.target, frame.stream = header.number, header.target, header.stream
+        frame.count, frame.total_bytes, frame.sequence = header.count, header.total_bytes, header.sequence
+        frame.time_ns = header.time_ns
+        return header.body_bytes, header.payload_bytes
+
+    def _copied(self, start: int, size: int) -> bytes:
+        """Bytes of the scratch."""
+        if not cython.compiled:
+            return bytes(self._scratch[start : start + size])
+        return cython.cast(cython.p_char, self._data + start)[:size]
+
     def _take(self, frame: Frame, now_ns: int, deliver: Deliver) -> None:
         """Session frames are dealt with here, all others handed out."""
         kind = frame.kind
-        if kind == Kind.PING:
+        if kind == _PING:
             self.put(Frame(Kind.PONG, lane=Lane.CONTROL, sequence=frame.sequence, time_ns=frame.time_ns))
-        elif kind == Kind.CLOSE:
+        elif kind == _CLOSE:
             failure = decode_body(frame.body, Failure)
             self._move(Event.PEER_CLOSED, ConnectionClosed(failure.reason, failure.code))
-        elif kind != Kind.PONG:
+        elif kind != _PONG:
             deliver(frame, now_ns)
 
     # Bytes out.
@@ -327,7 +347,7 @@ class Session:
                 self._farewell = None
                 self.unsent_bytes = self.outbox.take(budget_bytes, buffers)
             self.unsent = buffers
-            if not buffers and self.phase is Phase.CLOSING:
+            if not buffers and self.phase is _CLOSING:
                 self._move(Event.SENT, None)
         return self.unsent
 
@@ -357,7 +377,7 @@ class Session:
         Returns:
             Whether nothing waits any more.
         """
-        while self.unsent_bytes or self.outbox.waiting or self._farewell is not None or self.phase is Phase.CLOSING:
+        while self.unsent_bytes or self.outbox.waiting or self._farewell is not None or self.phase is _CLOSING:
             buffers = self.unsent if self.unsent_bytes else self.to_send()
             if not buffers:
                 break
@@ -396,13 +416,13 @@ class Session:
 
     def close(self, code: Code, reason: str) -> None:
         """Closes in order: what is queued still leaves, then a CLOSE with the reason."""
-        if self.phase is Phase.OPEN:
+        if self.phase is _OPEN:
             self._farewell = _close_frame(code, reason)
         self._move(Event.CLOSE, ConnectionClosed(reason, code))
 
     def fail(self, error: ProtocolError) -> None:
         """Closes at once because the peer is at fault or silent: what is queued is dropped, the peer is told why."""
-        if self.phase is Phase.OPEN:
+        if self.phase is _OPEN:
             self.outbox.clear()
             self._farewell = _close_frame(error.code, str(error))
         self._move(Event.FAILED, error)
@@ -414,12 +434,12 @@ class Session:
     def tick(self, now_ns: int) -> None:
         """Notices a silent peer and keeps a quiet one talking; call several times within a heartbeat interval."""
         silent_ns = now_ns - self.last_received_ns
-        if self.phase is Phase.AWAIT_HELLO:
+        if self.phase is _AWAIT_HELLO:
             if now_ns - self.opened_ns > self._hello_timeout_s * 1e9:
                 if not self.is_client and not self.unsent:
                     self._send_raw(answer_to_stranger(b""))
                 self.fail(ProtocolError(f"no complete hello within {self._hello_timeout_s:g} s", Code.NOT_OURS))
-        elif self.phase is Phase.OPEN:
+        elif self.phase is _OPEN:
             if silent_ns > self.heartbeat_timeout_ns:
                 seconds = self.heartbeat_timeout_ns / 1e9
                 self.fail(ProtocolError(f"nothing heard from the peer for {seconds:g} s", Code.HEARTBEAT))
@@ -436,7 +456,7 @@ class Session:
         self.phase = following
         if cause is not None and self.failure is None:
             self.failure = cause
-        if following is Phase.CLOSED:
+        if following is _CLOSED:
             self._let_go()
 
     def _let_go(self) -> None:
@@ -444,7 +464,7 @@ class Session:
         self._deaf = True
         self.outbox.clear()
         self._farewell = self._placed = None
-        self._placed_rest, self._rest = memoryview(b""), b""
+        self._placed_rest, self._rest = _NO_BYTES, b""
         self.unsent, self.unsent_bytes = [], 0
 
     def __repr__(self) -> str:
@@ -456,3 +476,8 @@ class Session:
 
 def _close_frame(code: int, reason: str) -> Frame:
     return Frame(Kind.CLOSE, lane=Lane.CONTROL, body=encode_body(Failure(code, reason)))
+
+
+def _address(scratch: memoryview) -> cython.p_uchar:
+    """Where a scratch lies; it has to outlive whoever uses this."""
+    return cython.address(scratch[0])

@@ -64,8 +64,8 @@ from broker.topics.queues import Overflow, Queue
 
 log = logging.getLogger(__name__)
 
-_PUBLISH: Final = int(Kind.PUBLISH)
-_CHUNK: Final = int(Kind.CHUNK)
+_PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
+_OPEN: Final = Phase.OPEN
 OVERFLOWS: Final = tuple(overflow.value for overflow in Overflow)
 POOL_BYTES_MAX: Final = 256 * MIB
 """Chunk buffers that the broker keeps for reuse; in steady state it needs a few times the publishers' window."""
@@ -165,20 +165,21 @@ class BrokerState:
     def receive(self, record: SessionRecord, received: Received, now_ns: int) -> None:
         """Something has arrived on a session. Never raises for what a peer did: that closes the peer's session."""
         self.now_ns = now_ns
-        if record.session.phase is not Phase.OPEN:
+        if record.session.phase is not _OPEN:
             return
         try:
             if isinstance(received, Frame):
-                kind = received.kind
+                frame = received
+                kind = frame.kind
                 if kind == _PUBLISH:
-                    self.publishing.publish(record, received)
+                    self.publishing.publish(record, frame)
                 elif kind == _CHUNK:
-                    self.publishing.chunk(record, received)
+                    self.publishing.chunk(record, frame)
                 else:
                     handler = self._handlers.get(kind)
                     if handler is None:
                         raise ProtocolError(f"a {Kind(kind).name} frame from a client")
-                    handler(record, received, now_ns)
+                    handler(record, frame, now_ns)
             elif isinstance(received, Hello):
                 self._hello(record, received)
         except ProtocolError as error:

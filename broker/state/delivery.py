@@ -15,7 +15,7 @@ from broker.limits import CHUNK_BYTES, FRAME_PAYLOAD_BYTES_MAX, STREAM_LAG_BYTES
 from broker.protocol.batches import ENTRY_BYTES
 from broker.protocol.bodies import Failure, Topic, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
+from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode, pack_header, payload_bytes
 from broker.state.sharing import Loan
 from broker.topics.messages import Assignment, Chunk, Message, Stream
 from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, Overflow, Queue, ignore_loss
@@ -25,13 +25,10 @@ if TYPE_CHECKING:
     from broker.state.topics import TopicRecord
     from broker.state.works import Worker
 
-_PACK: Final = HEADER.pack
-_DELIVER: Final = int(Kind.DELIVER)
-_CHUNK: Final = int(Kind.CHUNK)
-_BATCH: Final = int(Flag.BATCH)
-_CHUNKED: Final = int(Flag.CHUNKED)
-_SHARED: Final = int(Flag.SHARED)
-_KEPT_FLAGS: Final = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)
+_HEADER_BYTES = HEADER_BYTES
+_DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
+_BATCH, _CHUNKED, _SHARED = int(Flag.BATCH), int(Flag.CHUNKED), int(Flag.SHARED)
+_KEPT_FLAGS = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)
 
 _NO_SOURCES: Final[dict[int, LaneSource]] = {}
 """Of all subscriptions that have got nothing yet."""
@@ -41,6 +38,7 @@ class Subscription:
     """One subscription of one session.
 
     Attributes:
+        conversation: the session itself, of which `session` is the record.
         blocking: topics whose publishers get no credit because this subscription is over its limit.
         sources: one for each lane in which there was something to send.
         delivered: messages that were handed to the session, ever.
@@ -50,6 +48,7 @@ class Subscription:
 
     __slots__ = (
         "blocking",
+        "conversation",
         "delivered",
         "evicted",
         "filter",
@@ -85,6 +84,7 @@ class Subscription:
         lost: called with a topic and how many of its messages the subscription has lost.
         """
         self.session = session
+        self.conversation = session.session
         self.number = number
         self.filter = topic_filter
         self.queue = queue
@@ -107,7 +107,7 @@ class Subscription:
         if source is None:
             source = LaneSource(self, message.lane)
             self.sources = {**self.sources, message.lane: source}
-        session, queue = self.session.session, self.queue
+        session, queue = self.conversation, self.queue
         if (
             not session.unsent_bytes
             and not session.outbox.waiting
@@ -148,7 +148,7 @@ class Subscription:
         """Tells the subscriber how many messages it has lost, in all."""
         if not self.notice.attached:
             self.notice.attached = True
-            self.session.session.attach(self.notice, CONTROL)
+            self.conversation.attach(self.notice, CONTROL)
             self.flush(self.session)
 
     def grant(self, messages: int, size_bytes: int) -> None:
@@ -300,7 +300,7 @@ class LaneSource:
     def attach(self) -> None:
         """Puts the source into its session's outbox."""
         self.attached = True
-        self.subscription.session.session.attach(self, self.lane)
+        self.subscription.conversation.attach(self, self.lane)
         self.subscription.flush(self.subscription.session)
 
     def answered(self) -> None:
@@ -377,43 +377,33 @@ class LaneSource:
             size += _tell_gap(subscription, message, publication, buffers)
         flags, count, stream_number = message.flags & _KEPT_FLAGS, message.count, 0
         body, payload = message.body, message.payload
-        payload_size = len(payload)
-        queue.credit_bytes -= len(body) + payload_size
+        body_bytes, payload_size = len(body), payload_bytes(payload)
+        queue.credit_bytes -= body_bytes + payload_size
         if message.stream is not None and (place := _lent(session, message.stream)):
             flags ^= _CHUNKED | _SHARED
-            queue.credit_bytes -= message.size_bytes - len(body)
+            queue.credit_bytes -= message.size_bytes - body_bytes
             payload, payload_size = place, len(place)
         elif message.stream is not None:
             self.message, self._chunk, self._sent_bytes, self._given_up = message, message.first, 0, False
             self._chunk_sent_bytes = 0
-            stream_number = self._stream_number = session.session.next_stream()
+            stream_number = self._stream_number = subscription.conversation.next_stream()
         subscription.delivered += count
         if flags:
             if flags & _BATCH:
                 # The reader credits bodies and payloads, and knows nothing of a batch any more.
                 queue.credit_bytes += ENTRY_BYTES * count
             elif isinstance(message, Assignment):
-                count, stream_number = message.deliveries, message.delivery
+                assignment = message
+                count, stream_number = assignment.deliveries, assignment.delivery
                 self._stream_number = stream_number
-        header = _PACK(
-            _DELIVER,
-            flags,
-            message.lane,
-            message.content,
-            publication,
-            subscription.number,
-            stream_number,
-            count,
-            len(body),
-            payload_size,
-            message.size_bytes - len(body),
-            message.sequence,
-            message.time_ns,
-        )
-        buffers.append(header + body if body else header)
+        header = pack_header(
+            _DELIVER, flags, message.lane, message.content, publication, subscription.number, stream_number, count,
+            body_bytes, payload_size, message.size_bytes - body_bytes, message.sequence, message.time_ns,
+        )  # fmt: skip
+        buffers.append(header + body if body_bytes else header)
         if payload_size:
             buffers.append(payload)
-        return size + HEADER_BYTES + len(body) + payload_size
+        return size + _HEADER_BYTES + body_bytes + payload_size
 
     def _next_chunk(self, message: Message, buffers: list[Buffer]) -> int:
         stream, chunk = message.stream, self._chunk
@@ -442,7 +432,7 @@ class LaneSource:
         last = stream.complete and self._chunk is following and following.following is None
         flags = int(Flag.LAST) if last else 0
         buffers.append(
-            _PACK(_CHUNK, flags, self.lane, 0, 0, 0, self._stream_number, 0, 0, size, 0, self._sent_bytes, 0)
+            pack_header(_CHUNK, flags, self.lane, 0, 0, 0, self._stream_number, 0, 0, size, 0, self._sent_bytes, 0)
         )
         if size:
             buffers.append(payload)
@@ -450,7 +440,7 @@ class LaneSource:
         self.subscription.queue.credit_bytes -= size
         if last:
             self.message = self._chunk = None
-        return HEADER_BYTES + size
+        return _HEADER_BYTES + size
 
     def _abort(self, message: Message, reason: str, buffers: list[Buffer]) -> int:
         """Tells the subscriber that the rest of a message will not come. It counts as one that was taken."""

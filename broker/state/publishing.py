@@ -17,7 +17,7 @@ from broker.limits import (
 from broker.protocol.batches import ENTRY_BYTES, Batch, Entry, split_batch
 from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.protocol.frames import Flag, Frame, Kind, Lane, payload_bytes
 from broker.protocol.sharing import charge
 from broker.state.delivery import Subscription
 from broker.state.pressure import Pressure
@@ -34,8 +34,7 @@ _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED = (
 )
 
 
-_CONTROL = int(Lane.CONTROL)
-_DEFAULT = int(Lane.DEFAULT)
+_CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _LANES: Final = {lane.name.lower(): int(lane) for lane in Lane}
 
 
@@ -121,8 +120,9 @@ class Publishing:
             stream = self._open(session, publisher, frame)
             first, total_bytes, taken_bytes = stream.last, frame.total_bytes, 0
         else:
-            total_bytes = taken_bytes = len(payload)
-        message = Message(
+            total_bytes = taken_bytes = payload_bytes(payload)
+        message = Message.__new__(Message)
+        message.fill(
             topic.name, publisher.sender, topic.ring.next_sequence, count, lane, flags, frame.content,
             frame.time_ns, body, payload, total_bytes + len(body), stream, first,
         )  # fmt: skip

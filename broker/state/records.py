@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from broker.ids import SessionId
 from broker.protocol.session import Session
-from broker.state.delivery import Subscription
-from broker.state.replay import Seen
-from broker.state.sharing import Shares
-from broker.state.topics import Publisher
+
+if TYPE_CHECKING:
+    from broker.state.delivery import Subscription
+    from broker.state.replay import Seen
+    from broker.state.sharing import Shares
+    from broker.state.topics import Publisher
 
 
 class SessionRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -36,18 +35,38 @@ _NO_WORKS: Final[Mapping[str, Work]] = MappingProxyType({})
 _NOTHING_TOLD: Final = PublishPolicy()
 
 
-@dataclass(frozen=True, slots=True)
 class Routes:
     """Where the messages of a topic go: to each of `everyone`, and to one of each queue group.
 
     Of an acknowledged topic the queue groups are `works`, whose members get messages when they have room.
     """
 
-    version: int
-    everyone: tuple[Subscription, ...] = ()
-    queue_groups: tuple[tuple[Subscription, ...], ...] = ()
-    works: tuple[Work, ...] = ()
-    responds: bool = False
+    __slots__ = ("everyone", "queue_groups", "responds", "version", "works")
+
+    def __init__(
+        self,
+        version: int,
+        everyone: tuple[Subscription, ...] = (),
+        queue_groups: tuple[tuple[Subscription, ...], ...] = (),
+        works: tuple[Work, ...] = (),
+        *,
+        responds: bool = False,
+    ) -> None:
+        self.version = version
+        self.everyone = everyone
+        self.queue_groups = queue_groups
+        self.works = works
+        self.responds = responds
+
+    def same(self, other: Routes) -> bool:
+        """Whether messages go to the same."""
+        return (
+            self.version == other.version
+            and self.everyone == other.everyone
+            and self.queue_groups == other.queue_groups
+            and self.works == other.works
+            and self.responds == other.responds
+        )
 
     def subscriptions(self) -> list[Subscription]:
         """Those that get messages at once."""
@@ -380,7 +399,7 @@ class Router:
 
     def _find_routes(self, topic: TopicRecord) -> Routes:
         routes = self._match(topic)
-        if routes == self._newest_routes:
+        if routes.same(self._newest_routes):
             # Topics of the same readers share them: many topics are often found one after the other.
             routes = self._newest_routes
         topic.routes = self._newest_routes = routes
@@ -403,7 +422,7 @@ class Router:
             # Requests are no jobs: whoever asks waits for the reply, and asks again.
             works = tuple(self.works.refresh(topic, [member for member in grouped if not member.responder]))
             groups = _grouped([member for member in grouped if member.responder])
-        return Routes(self._trie.version, tuple(everyone), tuple(map(tuple, groups.values())), works, responds)
+        return Routes(self._trie.version, tuple(everyone), tuple(map(tuple, groups.values())), works, responds=responds)
 
     def route(self, topic: TopicRecord, message: Message) -> None:
         """Gives a message, whose sequence is the topic's next one, to the ring and to everybody who wants it."""

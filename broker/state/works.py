@@ -284,11 +284,7 @@ class Works:
         if job is None:
             return
         message = job.message
-        assignment = Assignment(
-            message.topic, message.sender, message.sequence, 1, message.lane, message.flags | _TRACKED, message.content,
-            message.time_ns, message.body, message.payload, message.size_bytes, message.stream, message.first,
-            delivery=delivery, deliveries=job.deliveries,
-        )  # fmt: skip
+        assignment = Assignment(message, message.flags | _TRACKED, delivery, job.deliveries)
         subscription.offer(assignment)
         assignment.release()
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-import msgspec
-
 from broker.buffers import Buffer
 
 
@@ -109,7 +107,7 @@ class Stream:
             waiter.resume()
 
 
-class Message(msgspec.Struct, eq=False):
+class Message:
     """One message, or one unopened batch of `count` messages, as all its subscribers share it.
 
     Attributes:
@@ -127,22 +125,67 @@ class Message(msgspec.Struct, eq=False):
         priority: as a job, 0 to 9; the highest goes first.
     """
 
-    topic: str
-    sender: str
-    sequence: int
-    count: int
-    lane: int
-    flags: int
-    content: int
-    time_ns: int
-    body: bytes
-    payload: Buffer
-    size_bytes: int
-    stream: Stream | None = None
-    first: Chunk | None = None
-    holders: int = 1
-    singles: list[Message] | None = None
-    priority: int = 0
+    __slots__ = (
+        "body", "content", "count", "first", "flags", "holders", "lane", "payload", "priority", "sender", "sequence",
+        "singles", "size_bytes", "stream", "time_ns", "topic",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        topic: str,
+        sender: str,
+        sequence: int,
+        count: int,
+        lane: int,
+        flags: int,
+        content: int,
+        time_ns: int,
+        body: bytes,
+        payload: Buffer,
+        size_bytes: int,
+        stream: Stream | None = None,
+        first: Chunk | None = None,
+        *,
+        priority: int = 0,
+    ) -> None:
+        self.fill(
+            topic, sender, sequence, count, lane, flags, content, time_ns, body, payload, size_bytes, stream, first
+        )
+        self.priority = priority
+
+    def fill(
+        self,
+        topic: str,
+        sender: str,
+        sequence: int,
+        count: int,
+        lane: int,
+        flags: int,
+        content: int,
+        time_ns: int,
+        body: bytes,
+        payload: Buffer,
+        size_bytes: int,
+        stream: Stream | None,
+        first: Chunk | None,
+    ) -> None:
+        """What `__init__` does; compiled, the numbers come here as they are."""
+        self.topic = topic
+        self.sender = sender
+        self.sequence = sequence
+        self.count = count
+        self.lane = lane
+        self.flags = flags
+        self.content = content
+        self.time_ns = time_ns
+        self.body = body
+        self.payload = payload
+        self.size_bytes = size_bytes
+        self.stream = stream
+        self.first = first
+        self.holders = 1
+        self.singles: list[Message] | None = None
+        self.priority = 0
 
     def release(self) -> None:
         """One holder fewer."""
@@ -156,7 +199,7 @@ class Message(msgspec.Struct, eq=False):
         return f"<Message {self.topic} sequence={self.sequence} count={self.count} {self.size_bytes} bytes>"
 
 
-class Assignment(Message, eq=False):
+class Assignment(Message):
     """A message as one member of a queue group gets it who is to settle it.
 
     Attributes:
@@ -164,5 +207,13 @@ class Assignment(Message, eq=False):
         deliveries: how often the message was delivered, with this time.
     """
 
-    delivery: int = 0
-    deliveries: int = 1
+    __slots__ = ("deliveries", "delivery")
+
+    def __init__(self, message: Message, flags: int, delivery: int, deliveries: int) -> None:
+        super().__init__(
+            message.topic, message.sender, message.sequence, 1, message.lane, flags,
+            message.content, message.time_ns, message.body, message.payload, message.size_bytes, message.stream,
+            message.first,
+        )  # fmt: skip
+        self.delivery = delivery
+        self.deliveries = deliveries

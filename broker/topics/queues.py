@@ -25,6 +25,7 @@ from broker.topics.messages import Message
 
 LANES: Final = 3
 CONTROL: Final = 0
+_CONTROL = CONTROL
 UNLIMITED: Final = 1 << 60
 CONTROL_WAITING_MAX: Final = 65_536
 """Control messages need no credit; a subscription that has left this many waiting, or its bound in bytes of them,
@@ -133,7 +134,7 @@ class Queue:
         """Whether all of a message (or batch) fits without a drop."""
         overflow = self.overflow
         if overflow is Overflow.BLOCK:
-            return message.lane != CONTROL or (
+            return message.lane != _CONTROL or (
                 len(self._lanes[CONTROL]) < CONTROL_WAITING_MAX
                 and (not self._control_bytes or self._control_bytes + message.size_bytes <= self.bytes_max)
             )
@@ -191,13 +192,13 @@ class Queue:
         message.holders += 1
         self.waiting_messages += message.count
         self.waiting_bytes += message.size_bytes
-        if message.lane == CONTROL:
+        if message.lane == _CONTROL:
             self._control_bytes += message.size_bytes
 
     def _count_out(self, message: Message) -> None:
         self.waiting_messages -= message.count
         self.waiting_bytes -= message.size_bytes
-        if message.lane == CONTROL:
+        if message.lane == _CONTROL:
             self._control_bytes -= message.size_bytes
         if self._recent:
             recent = self._recent[message.topic]
@@ -229,7 +230,7 @@ class Queue:
         message = queue[0]
         # Whatever credit is left is enough: else a message longer than the reader's bound would never go.
         if (self.credit_messages <= 0 or self.credit_bytes <= 0) and (
-            lane != CONTROL or self.overflow is Overflow.LATEST
+            lane != _CONTROL or self.overflow is Overflow.LATEST
         ):
             return None
         queue.popleft()

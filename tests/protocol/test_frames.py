@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import ProtocolError
-from broker.limits import FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX
+from broker.limits import FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MESSAGE_BYTES_MAX
 from broker.protocol.frames import HEADER, HEADER_BYTES, Content, Flag, Frame, Kind, Lane, check_header, encode
 from tests.protocol.helpers import opened, read
 
@@ -109,20 +109,21 @@ def test_an_empty_payload_is_no_buffer() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((0, 0, 0, 0), "unknown kind 0"),
-        ((200, 0, 0, 0), "unknown kind 200: kinds are 1 to"),
-        ((1, 3, 0, 0), "unknown lane 3: lanes are 0 to 2"),
-        ((1, 0, FRAME_BODY_BYTES_MAX + 1, 0), f"body of {FRAME_BODY_BYTES_MAX + 1} bytes is over the limit"),
-        ((1, 0, 0, FRAME_PAYLOAD_BYTES_MAX + 1), f"payload of {FRAME_PAYLOAD_BYTES_MAX + 1} bytes is over the limit"),
+        ((0, 0, 0, 0, 0), "unknown kind 0"),
+        ((200, 0, 0, 0, 0), "unknown kind 200: kinds are 1 to"),
+        ((1, 3, 0, 0, 0), "unknown lane 3: lanes are 0 to 2"),
+        ((1, 0, FRAME_BODY_BYTES_MAX + 1, 0, 0), f"body of {FRAME_BODY_BYTES_MAX + 1} bytes is over the limit"),
+        ((1, 0, 0, FRAME_PAYLOAD_BYTES_MAX + 1, 0), f"payload of {FRAME_PAYLOAD_BYTES_MAX + 1} bytes is over the limit"),
+        ((2, 0, 0, 0, MESSAGE_BYTES_MAX + 1), f"a message of {MESSAGE_BYTES_MAX + 1} bytes: the limit is"),
     ],
 )
-def test_a_header_is_refused_with_value_and_limit(arguments: tuple[int, int, int, int], words: str) -> None:
+def test_a_header_is_refused_with_value_and_limit(arguments: tuple[int, int, int, int, int], words: str) -> None:
     with pytest.raises(ProtocolError, match=words):
         check_header(*arguments)
 
 
 def test_the_limits_themselves_are_allowed() -> None:
-    check_header(1, 2, FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX)
+    check_header(1, 2, FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MESSAGE_BYTES_MAX)
     session = opened()
     header = HEADER.pack(2, 0, 1, 0, 0, 0, 0, 0, FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, 0, 0, 0)
     (frame,) = read(session, header + bytes(FRAME_BODY_BYTES_MAX) + bytes(FRAME_PAYLOAD_BYTES_MAX))
@@ -140,7 +141,7 @@ silent_kinds = st.sampled_from([kind for kind in Kind if kind not in (Kind.PING,
 @given(
     st.lists(
         st.builds(
-            Frame, silent_kinds, u8, st.sampled_from(Lane), u8, u32, u32, u32, u32, u64, u64, u64,
+            Frame, silent_kinds, u8, st.sampled_from(Lane), u8, u32, u32, u32, u32, st.integers(0, MESSAGE_BYTES_MAX), u64, u64,
             st.binary(max_size=300), st.one_of(st.binary(max_size=300), st.just(bytes(20_000))),
         ),
         max_size=8,

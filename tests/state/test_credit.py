@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.limits import BATCH_MESSAGES_MAX, CHUNK_BYTES, KIB, MIB
+from broker.limits import BATCH_MESSAGES_MAX, CHUNK_BYTES, KIB, MESSAGE_BYTES_MAX, MIB
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
 from tests.state.harness import Talk
@@ -129,7 +129,7 @@ def test_more_credit_than_was_used_does_not_raise_the_bound() -> None:
     talk = Talk()
     publisher, reader = talk.peer(), talk.peer()
     number = reader.subscribe("a", queue_messages=3, queue_bytes=64 * KIB)
-    reader.credit(number, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+    reader.credit(number, 0xFFFFFFFF, MESSAGE_BYTES_MAX)
     for _ in range(10):
         publisher.publish("a", bytes(15_000))
     assert len(reader.delivered()) == 3

@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import ARENAS_MAX, MIB
+from broker.limits import ARENAS_MAX, MESSAGE_BYTES_MAX, MIB
 from broker.protocol.bodies import Declare, Settle, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
@@ -205,7 +205,7 @@ def test_who_shares_nothing_must_not_speak_of_it(talk: Talk, kind: Kind) -> None
         (PLACE.pack(2, 1, 0), 10, 0, "10 bytes at 0 of arena 2"),
         (PLACE.pack(1, 1, SIZE - 9), 10, 0, f"10 bytes at {SIZE - 9} of arena 1"),
         (PLACE.pack(1, 1, 1 << 63), 10, 0, "of arena 1"),
-        (PLACE.pack(1, 1, 0), (1 << 64) - 1, 0, "of arena 1"),
+        (PLACE.pack(1, 1, 0), MESSAGE_BYTES_MAX, 0, "of arena 1"),
         (PLACE.pack(1, 1, 0), 0, 0, "0 bytes at 0"),
         (b"short", 10, 0, "whose place has 5 bytes"),
         (PLACE.pack(1, 1, 0), 10, Flag.CHUNKED, "also a batch or in chunks"),

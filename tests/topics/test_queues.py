@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.limits import MESSAGE_BYTES_MAX
 from broker.topics.messages import Message, Stream
 from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL_WAITING_MAX, UNLIMITED, Overflow, Queue
 
@@ -214,7 +215,7 @@ def test_bytes_beyond_the_credit_wait_but_whatever_is_left_lets_one_more_go() ->
 
 def test_credit_never_exceeds_the_bound() -> None:
     queue = Queue(Overflow.BLOCK, 3, 10)
-    queue.grant(1 << 32, 1 << 64)
+    queue.grant(1 << 32, MESSAGE_BYTES_MAX)
     assert (queue.credit_messages, queue.credit_bytes) == (3, 10)
     assert Queue(Overflow.DROP_OLDEST, 3, 10).credit_messages == UNLIMITED
     assert Queue(Overflow.LATEST, 3, 10).credit_messages == 0

@@ -1,0 +1,32 @@
+"""The types with which server.py is compiled."""
+
+import cython
+
+from broker.protocol.session cimport Session
+from broker.state.broker_state cimport BrokerState
+from broker.state.records cimport SessionRecord
+
+
+cdef class _Link:
+    cdef public object connection, deliver
+    cdef public SessionRecord record
+    cdef public bint writing
+    cdef public long long closing_since_ns
+
+
+cdef class Server:
+    cdef public object config, started_ns, idle, busy
+    cdef public object state
+    cdef public list listeners
+    cdef bint _accept_paused, _going_on
+    cdef public dict _links
+    cdef object _hangups, _loop, _ticking
+
+    @cython.locals(session=Session, size=Py_ssize_t)
+    cpdef _readable(self, _Link link)
+    @cython.locals(record=SessionRecord, link=_Link, state=BrokerState)
+    cpdef _run(self)
+    @cython.locals(session=Session)
+    cdef _flush(self, _Link link)
+    cpdef _writable(self, _Link link)
+    cpdef _close(self, _Link link, bint abort=*)

@@ -1,0 +1,28 @@
+"""The types with which broker_state.py is compiled."""
+
+import cython
+
+from broker.protocol.frames cimport Frame
+from broker.state.publishing cimport Publishing
+from broker.state.records cimport SessionRecord
+from broker.state.topics cimport Router
+
+
+cdef int _PUBLISH, _CHUNK
+
+
+cdef class BrokerState:
+    cdef public object settings, local_path, sessions_opened, requests, pressure, sharing, following, groups, pool
+    cdef public long long now_ns
+    cdef public dict sessions, ready
+    cdef public bint draining
+    cdef public Router router
+    cdef public Publishing publishing
+    cdef object _make_subscription, _scratch, _last_id
+    cdef dict _handlers
+    cdef object __weakref__
+
+    @cython.locals(frame=Frame, kind=int)
+    cpdef receive(self, SessionRecord record, received, long long now_ns)
+    cpdef list take_ready(self)
+    cpdef _flush(self, SessionRecord record)

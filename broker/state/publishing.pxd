@@ -1,0 +1,28 @@
+"""The types with which publishing.py is compiled."""
+
+import cython
+
+from broker.protocol.frames cimport Frame, payload_bytes
+from broker.state.records cimport SessionRecord
+from broker.state.topics cimport Publisher, Router, TopicRecord
+from broker.topics.messages cimport Message
+
+
+cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _CONTROL, _DEFAULT
+
+
+cdef class Publishing:
+    cdef public Router router
+    cdef public object requests, pressure, flush
+    cdef public long long window_messages, window_bytes
+    cdef long long _half_messages, _half_bytes
+
+    @cython.locals(
+        publisher=Publisher, topic=TopicRecord, message=Message, flags=int, lane=int, count=cython.longlong,
+        total_bytes=cython.longlong, taken_bytes=cython.longlong, body=bytes,
+    )
+    cpdef publish(self, SessionRecord session, Frame frame)
+    @cython.locals(publisher=Publisher, message=Message, arrived=cython.longlong, expected=cython.longlong)
+    cpdef chunk(self, SessionRecord session, Frame frame)
+    cdef _half_used(self, SessionRecord session, Publisher publisher)
+    cpdef top_up(self, SessionRecord session, Publisher publisher)

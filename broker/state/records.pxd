@@ -1,0 +1,15 @@
+"""The types with which records.py is compiled."""
+
+from broker.protocol.session cimport Session
+
+
+cdef class SessionRecord:
+    cdef public object id, shares
+    cdef public Session session
+    cdef public str peer, name, host
+    cdef public long long opened_ns
+    cdef public object process
+    cdef public dict publishers, streams, subscriptions, announced
+    cdef public list leaving
+    cdef public tuple resuming
+    cdef public set groups

@@ -1,0 +1,58 @@
+"""The types with which topics.py is compiled."""
+
+import cython
+
+from broker.state.delivery cimport Subscription
+from broker.state.records cimport SessionRecord
+from broker.topics.messages cimport Message
+from broker.topics.ring cimport Ring
+
+
+cdef class Routes:
+    cdef public object version
+    cdef public tuple everyone, queue_groups, works
+    cdef public bint responds
+
+
+cdef class TopicRecord:
+    cdef public str name
+    cdef public Ring ring
+    cdef public object marks, policy, works
+    cdef public bint special
+    cdef public Routes routes
+    cdef public tuple held_back, arriving
+    cdef public long long publishers, published, published_bytes, refused
+
+
+cdef class Publisher:
+    cdef public TopicRecord topic
+    cdef public unsigned int number, acknowledge
+    cdef public SessionRecord session
+    cdef public str sender
+    cdef public long long used_messages, used_bytes
+    cdef public bint held_back, refusal_told
+    cdef public Message message
+    cdef public unsigned long long request
+    cdef public object told
+
+
+cdef class Router:
+    cdef public object policies, ended, works, on_moved
+    cdef public dict topics
+    cdef public long long retained_bytes
+    cdef public object moment
+    cdef public object _trie
+    cdef object _first_sequence
+    cdef dict _inboxes
+    cdef Routes _newest_routes
+
+    @cython.locals(routes=Routes)
+    cpdef Routes routes(self, TopicRecord topic)
+    cdef Routes _find_routes(self, TopicRecord topic)
+    @cython.locals(routes=Routes, subscription=Subscription)
+    cpdef route(self, TopicRecord topic, Message message)
+
+
+@cython.locals(subscription=Subscription)
+cdef _route_batch(Routes routes, Message message)
+cpdef offer(Subscription subscription, Message message, split)

@@ -1,0 +1,29 @@
+"""The types with which core.py is compiled."""
+
+import cython
+
+from broker.protocol.frames cimport Frame
+from broker.protocol.session cimport Session
+from clients.incoming cimport Incoming
+from clients.outgoing cimport Outgoing
+from clients.signals cimport Signal
+
+
+cdef int _DELIVER, _CHUNK, _CONTROL, _DEFAULT
+
+
+cdef class Core:
+    cdef public str name
+    cdef public Session session
+    cdef public object session_number, closed, requests, responders, places, arenas, lost
+    cdef public Signal online
+    cdef public Outgoing outgoing
+    cdef public Incoming incoming
+    cdef public dict declarations
+    cdef dict _pendings
+    cdef object _last_reference, _last_subscription
+
+    @cython.locals(frame=Frame, kind=int)
+    cpdef receive(self, received, long long now_ns)
+    cpdef send(self, Frame frame)
+    cpdef before_waiting(self)

@@ -1,0 +1,61 @@
+"""The types with which outgoing.py is compiled."""
+
+import cython
+
+from broker.protocol.batches cimport Batch
+from broker.protocol.frames cimport Frame, encode, pack_header
+from broker.protocol.session cimport Session
+from clients.outgoing_topic cimport OutgoingTopic
+from clients.signals cimport Signal
+
+
+cdef Py_ssize_t _HEADER_BYTES
+cdef int _PUBLISH, _CHUNK, _CONTROL, _DEFAULT
+
+
+cdef class StreamSource(Signal):
+    cdef public Frame opening
+    cdef public OutgoingTopic topic
+    cdef public unsigned int number
+    cdef public bint attached
+    cdef public object error
+    cdef public int lane
+    cdef Outgoing _outgoing
+    cdef object _pieces
+    cdef long long _position, _rest
+
+    @cython.locals(topic=OutgoingTopic, charged=bint, size=Py_ssize_t, flags=int)
+    cpdef Py_ssize_t pull(self, list buffers) except -1
+
+
+cdef class Outgoing:
+    cdef public Session session
+    cdef public dict topics, filling
+    cdef public list open_batches, finishing
+    cdef public OutgoingTopic last_sent
+    cdef public long long shortest_window_ns, unconfirmed
+    cdef public Signal streams_room, link_room
+    cdef list _by_number
+    cdef dict _streams
+    cdef long long _window_messages, _window_bytes
+
+    @cython.locals(session=Session, topic=OutgoingTopic, size=Py_ssize_t)
+    cpdef publish_plain(
+        self, name, int lane, int content, bytes payload, long long now_ns, long long wall_ns, bint urgent
+    )
+    @cython.locals(session=Session)
+    cpdef publish_small(self, OutgoingTopic topic, Frame frame, charged_bytes=*)
+    @cython.locals(topic=OutgoingTopic, stream=StreamSource)
+    cpdef granted(self, Frame frame)
+    cdef OutgoingTopic _named(self, Frame frame)
+    cpdef has_left(self, long long now_ns)
+    @cython.locals(gap_ns='long long')
+    cpdef offer_to_batch(
+        self, OutgoingTopic topic, int content, bytes body, bytes payload, long long time_ns, long long now_ns
+    )
+    @cython.locals(batch=Batch, opened=bint)
+    cdef _add_to_batch(
+        self, OutgoingTopic topic, int content, bytes body, bytes payload, long long time_ns, long long now_ns
+    )
+    @cython.locals(batch=Batch)
+    cpdef send_batch(self, OutgoingTopic topic)
