@@ -20,8 +20,9 @@ cdef class Core:
     cdef public Outgoing outgoing
     cdef public Incoming incoming
     cdef public dict declarations
-    cdef dict _pendings
-    cdef object _last_reference, _last_subscription
+    cdef public dict _pendings
+    cdef public object _last_reference
+    cdef object _last_subscription
 
     @cython.locals(frame=Frame, kind=int)
     cpdef receive(self, received, long long now_ns)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import secrets
 from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -30,8 +29,9 @@ from broker.errors import BrokerError, ConnectError, ConnectionClosed, Permissio
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
-from broker.protocol.session import Phase, Session
+from broker.protocol.session import Deliver, Phase, Session
 from broker.transport.addresses import Address
+from broker.transport.calls import READABLE, WRITABLE, wait_for_either
 from clients.checks import time_limit
 from clients.core import Core, Reconnected
 from clients.link import Link, dial
@@ -100,6 +100,7 @@ class Driver:
             PermissionDenied: the broker does not let this client in.
         """
         self.core = core
+        self._receive: Deliver = core.receive
         self.lock = threading.Lock()
         self._condition = threading.Condition(self.lock)
         self._addresses = addresses
@@ -121,8 +122,6 @@ class Driver:
         except OSError as error:
             where = ", ".join(str(address) for address in addresses)
             raise ConnectError(where, f"{error.strerror}: raise RLIMIT_NOFILE (ulimit -n)") from error
-        self._poller = select.poll()
-        self._poller.register(self._wake.descriptor, select.POLLIN)
         try:
             link = dial(addresses, greeting, connect_timeout_s, core.allocate)
         except BaseException:
@@ -188,7 +187,7 @@ class Driver:
                 self._pump(remaining_s)
         self._last_wait = time.monotonic()
 
-    def flush(self, *, waits: bool = False) -> None:
+    def flush(self, waits: bool = False) -> None:
         """Sends what waits as far as the link takes it. The lock is held.
 
         Args:
@@ -198,7 +197,8 @@ class Driver:
         if link is None:
             return
         try:
-            if link.session.flush(link.connection.send):
+            session = link.session
+            if session.flush(link.connection.send):
                 if outgoing.finishing or not outgoing.link_room.ready:
                     outgoing.link_drained()
             elif self._pumping:
@@ -287,20 +287,19 @@ class Driver:
         """Polls once and reads what is there. The lock is held, and given up while polling."""
         link = self._link
         assert link is not None
-        events = select.POLLIN | (select.POLLOUT if link.session.has_unsent else 0)
-        self._poller.modify(link.connection.fileno(), events)
+        session = link.session
+        events = READABLE | (WRITABLE if session.has_unsent else 0)
         self._pumping = True
         self.lock.release()
         try:
-            ready = self._poller.poll(None if timeout_s is None else timeout_s * 1000)
+            ready, woken = wait_for_either(link.connection.fileno(), events, self._wake.descriptor, timeout_s)
         finally:
             self.lock.acquire()
             self._pumping = False
-        for descriptor, _ in ready:
-            if descriptor == self._wake.descriptor:
-                self._wake.clear()
-        if ready and link is self._link:
-            if events & select.POLLOUT:
+        if woken:
+            self._wake.clear()
+        if (ready or woken) and link is self._link:
+            if events & WRITABLE:
                 self.flush()
             self._read_all()
         if self._followers:
@@ -320,7 +319,7 @@ class Driver:
                 self.wake_waiters()
 
     def _read(self, link: Link) -> None:
-        session, take, receive = link.session, link.connection.receive_into, self.core.receive
+        session, take, receive = link.session, link.connection.receive_into, self._receive
         try:
             for _ in range(READS_MAX):
                 size = take(session.receive_buffers())
@@ -351,7 +350,6 @@ class Driver:
 
     def _adopt(self, link: Link) -> None:
         self._link = link
-        self._poller.register(link.connection.fileno(), select.POLLIN)
         self.core.connected(link.session, link.welcome)
         for received in link.early:
             self.core.receive(received, 0)
@@ -364,7 +362,6 @@ class Driver:
             return
         log.warning("connection.closed name=%r broker=%s cause=%s", self.core.name, link.connection.peer_address, error)
         link.session.lost(error)
-        self._poller.unregister(link.connection.fileno())
         link.connection.close()
         if self._closing or self._reconnect_timeout_s <= 0 or error.code == Code.DENIED:
             self.core.close(error)
@@ -379,7 +376,6 @@ class Driver:
         self._closing = True
         link, self._link = self._link, None
         if link is not None:
-            self._poller.unregister(link.connection.fileno())
             link.connection.close()
         self.core.close(error)
         self._condition.notify_all()

@@ -202,12 +202,9 @@ def pack_header(
         return HEADER.pack(
             kind, flags, lane, content, number, target, stream, count, body_bytes, size, total_bytes, sequence, time_ns
         )
-    # As HEADER says, on machines that are little-endian.
-    header.kind, header.flags, header.lane, header.content = kind, flags, lane, content
-    header.number, header.target, header.stream, header.count = number, target, stream, count
-    header.body_bytes, header.payload_bytes, header.total_bytes = body_bytes, size, total_bytes
-    header.sequence, header.time_ns = sequence, time_ns
-    return cython.cast(cython.p_char, cython.address(header))[:_HEADER_BYTES]
+    return _packed(  # type: ignore[name-defined, no-any-return]  # noqa: F821
+        kind, flags, lane, content, number, target, stream, count, body_bytes, size, total_bytes, sequence, time_ns
+    )
 
 
 def encode(frame: Frame, buffers: list[Buffer]) -> int:

@@ -270,7 +270,7 @@ class Session:
                 if have < size:
                     self._placed, self._placed_rest = frame, memory[have:]
                     break
-            if kind == _PING or kind == _PONG or kind == _CLOSE:
+            if kind in (_PING, _PONG, _CLOSE):
                 self._take(frame, now_ns, deliver)
             else:
                 deliver(frame, now_ns)
@@ -297,7 +297,7 @@ class Session:
         """Bytes of the scratch."""
         if not cython.compiled:
             return bytes(self._scratch[start : start + size])
-        return cython.cast(cython.p_char, self._data + start)[:size]
+        return cython.cast(cython.p_char, self._data + start)[:size]  # type: ignore[no-any-return]
 
     def _take(self, frame: Frame, now_ns: int, deliver: Deliver) -> None:
         """Session frames are dealt with here, all others handed out."""

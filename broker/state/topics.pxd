@@ -43,7 +43,7 @@ cdef class Router:
     cdef public object moment
     cdef public object _trie
     cdef object _first_sequence
-    cdef dict _inboxes
+    cdef public dict _inboxes
     cdef Routes _newest_routes
 
     @cython.locals(routes=Routes)

@@ -12,7 +12,7 @@ cdef class Queue:
     cdef public object overflow, gaps, on_loss, max_lag
     cdef public long long messages_max, bytes_max, credit_messages_max, credit_messages, credit_bytes
     cdef public long long waiting_messages, waiting_bytes, dropped
-    cdef long long _control_bytes
+    cdef public long long _control_bytes
     cdef object _split
     cdef dict _recent
     cdef public tuple _lanes

@@ -13,17 +13,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from broker.buffers import Buffer
-from broker.errors import ConnectionClosed
 from broker.limits import DESCRIPTORS_WAITING_MAX, IOV_BUFFERS_MAX
+from broker.transport.calls import DESCRIPTORS_AT_ONCE_MAX
 from broker.transport.shared_memory import SharedMemory
 from broker.transport.sockets import SocketConnection
-
-_PASSED_AT_ONCE_MAX: Final = 16
-"""Of one write; the kernel takes 253."""
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_PASSED_AT_ONCE_MAX * array.array("i").itemsize)
 
 
 class HasDescriptor(Protocol):
@@ -60,7 +56,7 @@ class Passage:
 
     def leaving(self) -> list[HasDescriptor]:
         """What the next write takes along."""
-        return [self._leaving.popleft() for _ in range(min(len(self._leaving), _PASSED_AT_ONCE_MAX))]
+        return [self._leaving.popleft() for _ in range(min(len(self._leaving), DESCRIPTORS_AT_ONCE_MAX))]
 
     @property
     def has_leaving(self) -> bool:
@@ -101,23 +97,13 @@ class LocalConnection(SocketConnection):
         return self._passage
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int:
-        if not self._passage.enabled:
-            return super().receive_into(buffers)
-        try:
-            received_bytes, ancillary, _, _ = self._socket.recvmsg_into(
-                buffers[:IOV_BUFFERS_MAX], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise self._failure(error) from error
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors = array.array("i")
-                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-                self._passage.arrived(descriptors)
-        if not received_bytes and any(buffer.nbytes for buffer in buffers):
-            raise ConnectionClosed("the peer closed the connection")
+        passage = self._passage
+        if not passage.enabled:
+            return self._received(buffers, None)
+        descriptors: list[int] = []
+        received_bytes = self._received(buffers, descriptors)
+        if descriptors:
+            passage.arrived(descriptors)
         return received_bytes
 
     def send(self, buffers: Sequence[Buffer]) -> int:

@@ -1,8 +1,8 @@
 """Connections and listeners over a stream socket of the kernel: what tcp, unix and inproc have in common.
 
-`SocketConnection.send` and `receive_into` are the hottest Python of the data path, a call or two per message, so they
-hold one system call each, keep the socket's bound methods in slots, and leave every question that only matters after a
-failure (is this end closed? was there room for a byte?) to the path that runs after one.
+`SocketConnection.send` and `receive_into` are called once or twice per message, so they hold one system call each, and
+leave every question that only matters after a failure (is this end closed? was there room for a byte?) to the path that
+runs after one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import resource
 import socket
 import struct
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +22,7 @@ from broker.errors import ConnectError, ConnectionClosed, LimitExceeded, ListenE
 from broker.limits import IOV_BUFFERS_MAX, LOCAL_SEND_BUFFER_BYTES, SCRATCH_BYTES
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener
-
-# A program may have restored SIGPIPE's default action; a peer that went away must not kill it.
-_NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
+from broker.transport.calls import NOTHING, read_once, write_once
 
 # Lingering for zero seconds is how one asks tcp for a reset (socket(7), struct linger); Unix-domain sockets ignore it.
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
@@ -98,10 +96,6 @@ class SocketConnection(Connection):
         "_closed",
         "_local_address",
         "_peer_address",
-        "_recv_into",
-        "_recvmsg_into",
-        "_send",
-        "_sendmsg",
         "_socket",
     )
 
@@ -111,10 +105,6 @@ class SocketConnection(Connection):
         self._local_address = local_address
         self._peer_address = peer_address
         self._closed = False
-        self._send: Callable[[Buffer, int], int] = sock.send
-        self._sendmsg = sock.sendmsg
-        self._recv_into: Callable[[memoryview], int] = sock.recv_into
-        self._recvmsg_into = sock.recvmsg_into
 
     @property
     def local_address(self) -> str:
@@ -132,30 +122,26 @@ class SocketConnection(Connection):
         return self._socket.fileno()
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int:
+        return self._received(buffers, None)
+
+    def _received(self, buffers: Sequence[memoryview], descriptors: list[int] | None) -> int:
+        if len(buffers) > IOV_BUFFERS_MAX:
+            buffers = buffers[:IOV_BUFFERS_MAX]
         try:
-            if len(buffers) == 1:
-                received_bytes = self._recv_into(buffers[0])
-            else:
-                if len(buffers) > IOV_BUFFERS_MAX:
-                    buffers = buffers[:IOV_BUFFERS_MAX]
-                received_bytes = self._recvmsg_into(buffers)[0]
-        except BlockingIOError:
-            return 0
+            received_bytes = read_once(self._socket, buffers, descriptors)
         except OSError as error:
             raise self._failure(error) from error
-        if not received_bytes and any(buffer.nbytes for buffer in buffers):
+        if received_bytes > 0:
+            return received_bytes
+        if received_bytes != NOTHING and any(buffer.nbytes for buffer in buffers):
             raise ConnectionClosed("the peer closed the connection")
-        return received_bytes
+        return 0
 
     def send(self, buffers: Sequence[Buffer]) -> int:
+        if len(buffers) > IOV_BUFFERS_MAX:
+            buffers = buffers[:IOV_BUFFERS_MAX]
         try:
-            if len(buffers) == 1:
-                return self._send(buffers[0], _NO_SIGNAL)
-            if len(buffers) > IOV_BUFFERS_MAX:
-                buffers = buffers[:IOV_BUFFERS_MAX]
-            return self._sendmsg(buffers, (), _NO_SIGNAL)
-        except BlockingIOError:
-            return 0
+            return max(0, write_once(self._socket, buffers))
         except OSError as error:
             raise self._failure(error) from error
 

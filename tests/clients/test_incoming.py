@@ -10,6 +10,7 @@ from broker.protocol.frames import Content, Flag, Frame, Kind
 from clients.incoming import Incoming
 from clients.messages import Message, Publication
 from clients.subscription_state import SubscriptionState
+from tests.clients.recording import Recording
 
 
 def incoming() -> tuple[Incoming, SubscriptionState]:
@@ -77,24 +78,22 @@ def test_messages_from_before_a_reconnect_are_never_credited_to_the_new_session(
 
 def test_what_a_reader_evicts_is_credited_at_once() -> None:
     subject, _ = incoming()
-    sent: list[Frame] = []
-    subject.session = type("Link", (), {"put": lambda self, frame: sent.append(frame)})()
+    subject.session = Recording()
     subscription = SubscriptionState(2, Subscribe("t", "drop_oldest", 2))
     subject.subscriptions[2] = subscription
     for _ in range(5):
         subject.deliver(Frame(Kind.DELIVER, number=1, target=2, content=1, payload=b"x"))
-    assert sum(frame.count for frame in sent) == 3
+    assert sum(frame.count for frame in subject.session.frames) == 3
     assert subscription.pending == 2
 
 
 def test_chunks_that_no_memory_holds_are_credited() -> None:
     subject, subscription = incoming()
-    sent: list[Frame] = []
-    subject.session = type("Link", (), {"put": lambda self, frame: sent.append(frame)})()
+    subject.session = Recording()
     subject.deliver(Frame(Kind.DELIVER, Flag.CHUNKED, number=1, target=1, stream=7, total_bytes=1 << 62))
     for _ in range(100):
         subject.chunk(Frame(Kind.CHUNK, stream=7, payload=bytes(250_000)))
-    assert sum(frame.total_bytes for frame in sent) > 15_000_000
+    assert sum(frame.total_bytes for frame in subject.session.frames) > 15_000_000
 
 
 def a_message(sequence: int, size: int) -> Message:

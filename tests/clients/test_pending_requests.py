@@ -6,23 +6,16 @@ import pytest
 
 from broker.errors import ConnectionClosed, LimitExceeded, NoResponders, RequestFailed, ResponderLost
 from broker.limits import REPLIES_AHEAD, REPLIES_AHEAD_BYTES
-from broker.protocol.bodies import Failure, Hello, MessageBody, encode_body
+from broker.protocol.bodies import Failure, MessageBody, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.session import Session
 from clients.messages import Message, Publication
 from clients.requests import PendingRequest, Requests
+from tests.clients.recording import Recording
 
 PUBLICATION = Publication("$inbox/1", "responder")
 NOBODY = Failure(Code.NO_RESPONDERS, "nobody")
 GONE = Failure(Code.RESPONDER_LOST, "killed")
-
-
-def session() -> Session:
-    return Session(
-        hello=Hello("test"), now_ns=0, allocate=lambda frame, size: memoryview(bytearray(size)),
-        heartbeat_interval_s=5.0, heartbeat_timeout_s=30.0,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -180,15 +173,14 @@ def test_credit_goes_to_each_responder_when_half_of_it_is_used(requests: Request
 
 
 def test_giving_up_cancels_in_the_lane_of_the_request_and_only_what_is_under_way(requests: Requests) -> None:
-    here = session()
+    here = Recording()
     request = requests.new("t", 5, many=False)
     assert not requests.forget(request, here), "it was never sent"
     request = requests.new("t", 6, many=False)
     request.sent_on, request.lane = here, int(Lane.BULK)
-    put: list[Frame] = []
-    here.put = put.append  # type: ignore[method-assign]
     assert requests.forget(request, here)
-    assert [(frame.kind, frame.lane, frame.sequence) for frame in put] == [(Kind.CANCEL, Lane.BULK, request.number)]
+    (frame,) = here.frames
+    assert (frame.kind, frame.lane, frame.sequence) == (Kind.CANCEL, Lane.BULK, request.number)
     assert not requests.forget(request, here)
     replied, refused = requests.new("t", 7, many=False), requests.new("t", 8, many=False)
     replied.sent_on = refused.sent_on = here
@@ -197,9 +189,9 @@ def test_giving_up_cancels_in_the_lane_of_the_request_and_only_what_is_under_way
     assert not requests.forget(replied, here)
     assert not requests.forget(refused, here)
     elsewhere = requests.new("t", 9, many=False)
-    elsewhere.sent_on = session()
+    elsewhere.sent_on = Recording()
     assert not requests.forget(elsewhere, here)
-    assert len(put) == 1
+    assert len(here.frames) == 1
 
 
 def test_what_was_abandoned_ends_later(requests: Requests) -> None:

@@ -113,7 +113,10 @@ def test_an_empty_payload_is_no_buffer() -> None:
         ((200, 0, 0, 0, 0), "unknown kind 200: kinds are 1 to"),
         ((1, 3, 0, 0, 0), "unknown lane 3: lanes are 0 to 2"),
         ((1, 0, FRAME_BODY_BYTES_MAX + 1, 0, 0), f"body of {FRAME_BODY_BYTES_MAX + 1} bytes is over the limit"),
-        ((1, 0, 0, FRAME_PAYLOAD_BYTES_MAX + 1, 0), f"payload of {FRAME_PAYLOAD_BYTES_MAX + 1} bytes is over the limit"),
+        (
+            (1, 0, 0, FRAME_PAYLOAD_BYTES_MAX + 1, 0),
+            f"payload of {FRAME_PAYLOAD_BYTES_MAX + 1} bytes is over the limit",
+        ),
         ((2, 0, 0, 0, MESSAGE_BYTES_MAX + 1), f"a message of {MESSAGE_BYTES_MAX + 1} bytes: the limit is"),
     ],
 )
@@ -141,7 +144,8 @@ silent_kinds = st.sampled_from([kind for kind in Kind if kind not in (Kind.PING,
 @given(
     st.lists(
         st.builds(
-            Frame, silent_kinds, u8, st.sampled_from(Lane), u8, u32, u32, u32, u32, st.integers(0, MESSAGE_BYTES_MAX), u64, u64,
+            Frame, silent_kinds, u8, st.sampled_from(Lane), u8, u32, u32, u32, u32,
+            st.integers(0, MESSAGE_BYTES_MAX), u64, u64,
             st.binary(max_size=300), st.one_of(st.binary(max_size=300), st.just(bytes(20_000))),
         ),
         max_size=8,

@@ -1,0 +1,3 @@
+"""Has sockets.py compiled as it is, and its system calls made directly."""
+
+from broker.transport.calls cimport read_once, write_once
