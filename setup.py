@@ -27,7 +27,7 @@ def extensions() -> list[Extension]:
             [str(path)],
             include_dirs=["."],
             depends=HEADERS,
-            extra_compile_args=["-O3"],
+            extra_compile_args=["-O2", "-g0"],
             optional=True,
         )
         for path in HOT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, cast
@@ -23,6 +22,7 @@ from bench.contestant import (
     Tensor,
     WorkQueue,
 )
+from bench.counting import Countdown
 
 QUEUE_BYTES: Final = 4 << 20
 """What a variant that drops holds for a subscription of `handle`."""
@@ -82,16 +82,15 @@ class TensorbusResponder(Responder):
     """Replies on the client's own thread."""
 
     def __init__(self, client: clients.Client, topic: str) -> None:
-        self._served = threading.Semaphore(0)
+        self._served = Countdown()
         client.respond(topic, self._reply)
 
     def _reply(self, message: clients.Message) -> object:
-        self._served.release()
+        self._served.add()
         return message.value
 
     def serve(self, count: int) -> None:
-        for _ in range(count):
-            self._served.acquire()
+        self._served.wait(count)
 
 
 class TensorbusWorkQueue(WorkQueue):

@@ -12,7 +12,6 @@ import json
 import queue
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from bench.contestant import Bus, Contestant, Handler, Payload, Publisher, Requester, Responder, Subscriber, Tensor
+from bench.counting import Countdown
 from bench.peers import launch
 
 if TYPE_CHECKING:
@@ -163,18 +163,17 @@ class ZenohResponder(Responder):
 
     def __init__(self, bus: ZenohBus, topic: str) -> None:
         self._topic = topic
-        self._served = threading.Semaphore(0)
+        self._served = Countdown()
         bus.session.declare_queryable(topic, self._reply)
         bus.barrier()
 
     def _reply(self, query: zenoh.Query) -> None:
         with query:
             query.reply(self._topic, query.payload, express=True)
-        self._served.release()
+        self._served.add()
 
     def serve(self, count: int) -> None:
-        for _ in range(count):
-            self._served.acquire()
+        self._served.wait(count)
 
 
 class ZenohBus(Bus):
