@@ -121,7 +121,8 @@ def test_a_message_stops_all_trainers(mode: str) -> None:
             parameters = make_model(job).parameters
             clients.ParameterServer(bus, parameters, optimizer_of(job), group=mode, staleness=STALENESS[mode])
         first, second, _ = all_together(lambda: run(0), lambda: run(1), stop)
-    assert 0 < len(first.losses) < 100_000
+    # Asynchronous trainers do not wait for each other: one may be stopped before its first step.
+    assert 0 < max(len(first.losses), len(second.losses)) < 100_000
     if mode == "all-reduce":
         assert first.losses == second.losses
 
