@@ -1,7 +1,7 @@
 """Compiles the modules that have a .pxd file, with their types, beside them (docs/decisions/0008-compiled.md).
 
 They are plain Python too: without a compiler they stay as they are, and slower. The C files beside a header that a .pxd
-file names are linked with the module, if their names begin with the header's: of kernels.h, kernels.c and kernels_avx2.c.
+file names are linked with the module, if their names begin with the header's: with kernels.h, kernels.c and its parts.
 """
 
 from __future__ import annotations

@@ -3,15 +3,16 @@
     python -m bench.kernels                                    # sums, a few minutes
     python -m bench.kernels --op product --dtypes complex64 --counts 8 --sizes 64 --repeats 5
 
-One process and one thread, in memory that was touched before. A rate counts what has to be moved: every source is read once
-and the result written once, so `count + 1` arrays; of a copy two. All that a line shows ran in turn in every repeat, and the
-median over the repeats is what it says. "streamed" is the kernel with stores past the caches.
+One process and one thread, in memory that was touched before. A rate counts what has to be moved: every source is read
+once and the result written once, so `count + 1` arrays; of a copy two. All that a line shows ran in turn in every repeat,
+and the median over the repeats is what it says. "streamed" is the kernel with stores past the caches.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from bench.machine import facts
 from broker.collectives import reduce
 from broker.collectives.claims import ITEM_BYTES, ReduceOp, op_problem
 
+LIBRARY: Final = Path(reduce.__file__)
+"""What reduce.py was compiled to, or itself."""
 OPS: Final = {str(op): number for number, op in enumerate(ReduceOp)}
 DTYPES: Final = {dtype: number for number, dtype in enumerate(ITEM_BYTES)}
 LEVELS: Final = ("avx512", "avx2", "neon", "plain")
@@ -46,11 +49,8 @@ class Kernels:
         levels: of those that this processor can run.
     """
 
-    def __init__(self, library: Path) -> None:
-        """Args:
-        library: what reduce.py was compiled to.
-        """
-        functions = ctypes.CDLL(str(library))
+    def __init__(self) -> None:
+        functions = ctypes.CDLL(str(LIBRARY))
         signature = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_int)
         self._of = functions.tb_reduce_kernel_of
         self._of.restype = ctypes.CFUNCTYPE(None, *signature)
@@ -75,14 +75,20 @@ def addresses(arrays: Sequence[Bytes]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
-def numpy_reduce() -> Callable[..., None]:
-    """reduce.py's arithmetic in numpy, whether or not it was compiled."""
-    if not reduce.cython.compiled:
-        return reduce.accumulate
-    source = Path(reduce.__file__).parent / "reduce.py"
-    names: dict[str, object] = {"__name__": "bench.plain_reduce"}
-    exec(compile(source.read_text(encoding="utf-8"), str(source), "exec"), names)
-    return names["accumulate"]  # type: ignore[return-value]
+def is_compiled() -> bool:
+    """Whether reduce.py was compiled, and so has kernels."""
+    return LIBRARY.suffix == ".so"
+
+
+def reduce_with_numpy() -> Callable[..., None]:
+    """`accumulate` of reduce.py as plain Python, though it was compiled."""
+    spec = importlib.util.spec_from_file_location("bench.plain_reduce", LIBRARY.with_name("reduce.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    accumulate: Callable[..., None] = module.accumulate
+    return accumulate
 
 
 def seconds(function: Callable[[], object], rounds: int) -> float:
@@ -101,7 +107,7 @@ def rates(kernels: Kernels, op: str, dtype: str, count: int, size: int, repeats:
         source[:] = np.resize(values, size)
     where, elements = addresses(sources), size // ITEM_BYTES[dtype]
     divisor = count if op == "mean" else 1
-    by_numpy, views = numpy_reduce(), [source.data for source in sources]
+    by_numpy, views = reduce_with_numpy(), [source.data for source in sources]
     ways: dict[str, Callable[[], object]] = {"copy": lambda: np.copyto(out, sources[0])}
     ways["numpy"] = lambda: by_numpy(ReduceOp(op), views, dtype, count, out.data)
     for level in kernels.levels:
@@ -133,9 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", default="1,64", help="of a source, in MiB")
     parser.add_argument("--repeats", type=int, default=7)
     given = parser.parse_args(arguments)
-    if not reduce.cython.compiled:
+    if not is_compiled():
         parser.error("reduce.py is not compiled: there are no kernels; see docs/decisions/0008-compiled.md")
-    kernels = Kernels(Path(reduce.__file__))
+    kernels = Kernels()
     print(", ".join(f"{name} {value}" for name, value in facts().items()))
     print(f"kernels: {kernels.level} in use; {given.op}, GB/s, medians of {given.repeats} repeats\n")
     ways = ["copy", "numpy", *(name for level in kernels.levels for name in (level, f"{level}, streamed"))]
