@@ -4,8 +4,8 @@
     python -m bench.kernels --op product --dtypes complex64 --counts 8 --sizes 64 --repeats 5
 
 One process and one thread, in memory that was touched before. A rate counts what has to be moved: every source is read
-once and the result written once, so `count + 1` arrays; of a copy two. All that a line shows ran in turn in every repeat,
-and the median over the repeats is what it says. "streamed" is the kernel with stores past the caches.
+once and the result written once, so `count + 1` arrays; of a copy two. All that a line shows ran in turn in every
+repeat, and the median over the repeats is what it says. "streamed" is the kernel with stores past the caches.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ class Kernels:
 
     def of(self, level: str, op: str, dtype: str) -> Kernel | None:
         """The kernel of a level, or None where there is none; called, it releases the interpreter's lock."""
-        return self._of(level.encode(), OPS[op], DTYPES[dtype]) or None
+        return self.numbered(level, OPS[op], DTYPES[dtype])
+
+    def numbered(self, level: str, op: int, dtype: int) -> Kernel | None:
+        """The same by the numbers of kernels.h."""
+        return self._of(level.encode(), op, dtype) or None
 
 
 def pages(size: int) -> Bytes:

@@ -32,12 +32,9 @@ VECTOR(uint64_t, u64);
 VECTOR(float, f32);
 VECTOR(double, f64);
 
-/* What holds for the processor's memory rather than its arithmetic; measured (python -m bench.kernels).
-
-   A block is what one source gives before the next one has its turn: as much as the registers hold. Its bytes are asked for
-   a little ahead, into the second cache: the first has eight ways, and buffers that begin on pages compete for the same.
-   More than a group of sources at once are more streams than the processor follows, so a group is taken through a whole tile
-   before the next one, and what it came to waits in the first cache. */
+/* What suits the processor's memory, as measured (python -m bench.kernels). A block is what one source gives before the
+   next one has its turn: as much as the registers hold. More sources than a group are more streams than the processor
+   follows, so a group is taken through a whole tile before the next one, and what it came to waits in the first cache. */
 enum {
     REGISTER_VECTORS = VECTOR_BYTES < 64 ? 8 : 4,
     BLOCK_BYTES = REGISTER_VECTORS * VECTOR_BYTES,
@@ -125,6 +122,19 @@ INLINE void reduce_rest(unsigned char *out, const void *const *sources, int coun
     memcpy(out + at, &result, bytes);
 }
 
+/* Has the lines of all sources come at once, where loads alone would wait for one source after the other. Short floats leave
+   time to have them come earlier; into the second cache then, as buffers that begin on pages compete for the same few ways
+   of the first. Asking for memory that is not there does nothing. */
+INLINE void ask_for(const unsigned char *block, int parts)
+{
+    for (int line = 0; line < BLOCK_BYTES; line += LINE_BYTES)
+        if (parts == 1)
+            __builtin_prefetch(block + line);
+        else
+            __builtin_prefetch(block + line + AHEAD_BYTES, 0, 2);
+}
+
+/* As many whole blocks as there are from byte `at` on; returns the byte behind them. */
 INLINE size_t reduce_blocks(unsigned char *out, const void *const *sources, int count, size_t at, size_t bytes, int divisor,
                             int streaming, recipe with)
 {
@@ -135,8 +145,7 @@ INLINE size_t reduce_blocks(unsigned char *out, const void *const *sources, int 
             end = count - first < GROUP_SOURCES ? count : first + GROUP_SOURCES;
             for (size_t block = 0; block < size; block += BLOCK_BYTES) {
                 for (int source = first; source < end; source++)
-                    for (int line = 0; line < BLOCK_BYTES; line += LINE_BYTES)
-                        __builtin_prefetch((const unsigned char *)sources[source] + at + block + AHEAD_BYTES + line, 0, 2);
+                    ask_for((const unsigned char *)sources[source] + at + block, with.parts);
                 reduce_vectors(out, sources, first, end, count, at + block, divisor, streaming, REGISTER_VECTORS,
                                kept + block / VECTOR_BYTES, with);
             }
@@ -145,6 +154,7 @@ INLINE size_t reduce_blocks(unsigned char *out, const void *const *sources, int 
     return at;
 }
 
+/* The first and last bytes are taken by themselves, so that stores are aligned in between, if elements are. */
 INLINE void reduce(unsigned char *out, const void *const *sources, int count, size_t bytes, int divisor, int streaming,
                    recipe with)
 {
