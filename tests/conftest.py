@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,16 @@ def compiled_modules() -> dict[Path, Path | None]:
     return {source: next(source.parent.glob(f"{source.stem}.cpython-*.so"), None) for source in sorted(sources)}
 
 
+def sources_of(source: Path) -> list[Path]:
+    """Of what a compiled module is made: itself, its types, and the C files of the headers that these name."""
+    typed = source.with_suffix(".pxd")
+    headers = [ROOT / name for name in re.findall(r'extern from "(.+)\.h"', typed.read_text(encoding="utf-8"))]
+    return [source, typed, *(file for header in headers for file in header.parent.glob(f"{header.name}*.[ch]"))]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for source, library in compiled_modules().items():
-        typed = source.with_suffix(".pxd")
-        if library is not None and library.stat().st_mtime < max(source.stat().st_mtime, typed.stat().st_mtime):
+        if library is not None and library.stat().st_mtime < max(file.stat().st_mtime for file in sources_of(source)):
             raise pytest.UsageError(f"{library.name} is older than {source.name}: run make test, or delete it")
 
 
