@@ -14,7 +14,7 @@ HELLO_TIMEOUT_S: Final = 3.0
 """A peer that has not said hello by then is not one of ours."""
 
 # One frame.
-CHUNK_BYTES: Final = 256 * KIB
+CHUNK_BYTES: Final = 512 * KIB
 """Payload of one frame, and so the longest that a control message waits behind a bulk one; it fits the L2 cache."""
 FRAME_PAYLOAD_BYTES_MAX: Final = 1 * MIB
 """A frame with a longer payload is refused before memory is reserved; longer messages come in chunks."""
@@ -74,10 +74,10 @@ WORLD_SIZE_MAX: Final = 1024
 # Queues and windows.
 PUBLISH_WINDOW_MESSAGES: Final = 4096
 """Messages of one topic that a publisher may send ahead of the broker's credit."""
-PUBLISH_WINDOW_BYTES: Final = MIB
+PUBLISH_WINDOW_BYTES: Final = 2 * MIB
 """Bytes of one topic that a publisher may send ahead of the broker's credit: the memory that a slow reader can cost,
 and what a control message may find in front of it in the sockets' buffers, which hold many MiB when they may. It is
-what 10 Gbit/s carry in 0.8 ms; a longer way needs more (publish_window_bytes)."""
+what 10 Gbit/s carry in 1.7 ms; a longer way needs more (publish_window_bytes)."""
 QUEUE_MESSAGES: Final = 1024
 """Default bound of a subscription, in messages that the application has not taken."""
 QUEUE_MESSAGES_MAX: Final = 1_000_000

@@ -207,7 +207,7 @@ def test_describe_tells_each_setting_with_its_origin() -> None:
     rows = {name: (text, origin) for name, text, origin in describe(load(flags, {}, None))}
     assert rows["listen"] == ("tcp://h:1,unix:///x", "flag --listen")
     assert rows["ring_bytes"] == ("3KiB", "flag --ring-bytes")
-    assert rows["publish_window_bytes"] == ("1MiB", "default")
+    assert rows["publish_window_bytes"] == ("2MiB", "default")
     assert rows["log_level"] == ("error", "flag --log-level")
     assert rows["metrics_topic_labels"] == ("false", "default")
     assert rows["hello_timeout_s"] == ("3", "default")

@@ -127,7 +127,7 @@ def test_a_large_message_that_is_given_up_with_its_last_chunk_on_the_link_arrive
 
 def test_a_state_dict_leaves_in_full_chunks_from_the_memory_of_its_tensors() -> None:
     core, session = connected_core()
-    weights = {f"layer.{number}": np.full(20_000 + number, number) for number in range(6)}
+    weights = {f"layer.{number}": np.full(40_000 + number, number) for number in range(6)}
     message = Outbound.of("t", weights, "default")
     assert 3 * CHUNK_BYTES < len(message.payload) < PUBLISH_WINDOW_BYTES
     try_publish(core, message, 0, 0)

@@ -179,8 +179,8 @@ def test_a_reader_that_is_too_slow_for_a_large_message_loses_it_and_the_others_n
     publisher.chunk(stream, PART)
     assert slow.chunk_bytes() == CHUNK_BYTES
     slow.reading = False
-    for part in range(2, 81):
-        publisher.chunk(stream, PART, last=part == 80)
+    for part in range(2, 20 * MIB // CHUNK_BYTES + 1):
+        publisher.chunk(stream, PART, last=part == 20 * MIB // CHUNK_BYTES)
         assert talk.state.held_bytes() <= 3 * MIB
     assert good.large() == [bytes(20 * MIB)]
     slow.reading = True
@@ -199,8 +199,8 @@ def test_a_reader_that_keeps_up_gets_a_large_message_whatever_its_bound_in_bytes
     number = reader.subscribe("a", overflow, queue_bytes=64 * KIB)
     reader.credit(number, 1, 64 * KIB)
     stream = publisher.open_stream("a", 5 * MIB)
-    for part in range(1, 21):
-        publisher.chunk(stream, PART, last=part == 20)
+    for part in range(1, 5 * MIB // CHUNK_BYTES + 1):
+        publisher.chunk(stream, PART, last=part == 5 * MIB // CHUNK_BYTES)
         reader.credit(number, 0, CHUNK_BYTES)
     assert reader.large() == [bytes(5 * MIB)]
     assert reader.dropped(number) == 0
@@ -351,8 +351,8 @@ def test_a_large_control_message_needs_no_credit_and_is_bounded_all_the_same(mon
     good.subscribe("a")
     slow.reading = False
     stream = publisher.open_stream("a", 40 * MIB, lane=Lane.CONTROL)
-    for part in range(1, 161):
-        publisher.chunk(stream, PART, last=part == 160, lane=Lane.CONTROL)
+    for part in range(1, 40 * MIB // CHUNK_BYTES + 1):
+        publisher.chunk(stream, PART, last=part == 40 * MIB // CHUNK_BYTES, lane=Lane.CONTROL)
         assert talk.state.held_bytes() <= 6 * MIB
     assert good.large() == [bytes(40 * MIB)]
     slow.reading = True
