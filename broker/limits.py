@@ -198,6 +198,9 @@ RELEASE_BYTES: Final = MIB
 """A reader says that it is done with so much at once, or when it waits."""
 LOANS_MAX: Final = 65_536
 """Shared messages of a publisher that are under way or held by readers."""
+LINGERING_MAX: Final = 1024
+"""Readers whose sessions are over and that have yet to see it: each has a descriptor in the broker. Of more, the oldest
+count as gone."""
 DESCRIPTORS_WAITING_MAX: Final = 128
 """Descriptors that have arrived ahead of the frames that speak of them."""
 

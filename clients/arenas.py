@@ -142,6 +142,8 @@ class Arenas:
         self._lock = threading.Lock()
 
     def _leave_all(self) -> None:
+        # Blocks that are still referred to need not be told of any more, and with the last of them their arena goes.
+        self._over = deque()
         for arena in self._arenas.values():
             arena.gone = True
             arena.answered.set()
@@ -229,11 +231,9 @@ class Arenas:
         while over:
             arena, offset = over.popleft()
             arena.lent -= 1
-            if not arena.gone:
-                self.lent_bytes -= arena.block_bytes
+            self.lent_bytes -= arena.block_bytes
             arena.given.pop(offset, None)
-            if not arena.gone:
-                self._free[arena.block_bytes].append((arena, offset))
+            self._free[arena.block_bytes].append((arena, offset))
 
     def _more(self, block_bytes: int) -> list[tuple[Arena, int]] | None:
         """Makes an arena, in the place of unused ones where they take up the room."""

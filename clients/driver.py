@@ -257,6 +257,7 @@ class Driver:
         self._condition = threading.Condition(self.lock)
         self._closing = True
         self.core.arenas.forked()
+        self.core.incoming.leases.forget()
         link, self._link = self._link, None
         if link is not None:
             link.connection.disown()
@@ -365,11 +366,12 @@ class Driver:
         log.warning("connection.closed name=%r broker=%s cause=%s", self.core.name, link.connection.peer_address, error)
         link.session.lost(error)
         self._poller.unregister(link.connection.fileno())
-        link.connection.close()
         if self._closing or self._reconnect_timeout_s <= 0 or error.code == Code.DENIED:
             self.core.close(error)
         else:
             self.core.disconnected(error)
+        # Last: as long as it is open, nobody writes to the memory that arrays of this session lie in.
+        link.connection.close()
         self._condition.notify_all()
         self._wake.set()
         self._keeper_wake.set()
@@ -380,8 +382,9 @@ class Driver:
         link, self._link = self._link, None
         if link is not None:
             self._poller.unregister(link.connection.fileno())
-            link.connection.close()
         self.core.close(error)
+        if link is not None:
+            link.connection.close()
         self._condition.notify_all()
         self._wake.set()
         self._keeper_wake.set()

@@ -2,6 +2,9 @@
 
 A message's bytes stay as they are until its Lease ends, and that ends with the last array or view over them, on
 whatever thread. The broker is told when the client next speaks of credit, waits, or as time passes.
+
+When the session ends, nobody can be told any more: what is still read then is copied, and the copy takes its place
+under the arrays. The connection is closed after that, and the broker lets nobody write to the memory before it is.
 """
 
 from __future__ import annotations
@@ -41,11 +44,27 @@ class Leases:
 
     def __init__(self) -> None:
         self._arenas: dict[int, Memory] = {}
+        self._held: dict[int, tuple[Memory, int, int]] = {}
         self._over: deque[tuple[int, int]] = deque()
 
-    def connected(self) -> None:
-        """A new session: what is read of an earlier one's stays readable, and is nobody's business any more."""
+    def disconnected(self) -> None:
+        """The session is over, and its connection about to be closed: what is still read is made this process's own."""
+        for number, _ in list(self._over):
+            self._held.pop(number, None)
+        kept: dict[Memory, list[tuple[int, int]]] = {}
+        for memory, offset, size_bytes in self._held.values():
+            kept.setdefault(memory, []).append((offset, size_bytes))
+        for memory, parts in kept.items():
+            try:
+                memory.keep(parts)
+            except LimitExceeded as error:
+                log.error("lease.lost: arrays of %d messages may change: %s", len(parts), error)
+        self.forget()
+
+    def forget(self) -> None:
+        """What is read of this session's is nobody's business any more."""
         self._arenas = {}
+        self._held = {}
         self._over = deque()
 
     def arena(self, session: Session, frame: Frame) -> None:
@@ -74,6 +93,7 @@ class Leases:
         memory = self._arenas.get(number)
         if memory is None or offset + frame.total_bytes > memory.size_bytes:
             raise ProtocolError(f"{frame.total_bytes} bytes at {offset} of arena {number}, which has no such place")
+        self._held[lease] = memory, offset, frame.total_bytes
         return memory.view(offset, frame.total_bytes, Lease(memory, lease, frame.total_bytes, self._over))
 
     @property
@@ -85,5 +105,8 @@ class Leases:
         """Tells the broker which messages are not used any more."""
         over = self._over
         if over:
-            for frame in release_frames([over.popleft()[0] for _ in range(len(over))]):
+            numbers = [over.popleft()[0] for _ in range(len(over))]
+            for number in numbers:
+                self._held.pop(number, None)
+            for frame in release_frames(numbers):
                 session.put(frame)

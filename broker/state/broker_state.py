@@ -185,8 +185,15 @@ class BrokerState:
             record.session.fail(error)
             self._flush(record)
 
-    def disconnect(self, session_id: SessionId, now_ns: int) -> None:
-        """A session is over, however it ended; everybody who depends on it is told."""
+    def disconnect(self, session_id: SessionId, now_ns: int, *, reads_on: bool = False) -> None:
+        """A session is over, however it ended; everybody who depends on it is told.
+
+        Args:
+            session_id: whose.
+            now_ns: the monotonic time.
+            reads_on: whether its process may still read what it was lent, because it may not have seen the end. Then
+                `record.shares` keeps that, and its `leases` are to be cleared later.
+        """
         self.now_ns = now_ns
         record = self.sessions.pop(session_id, None)
         if record is None:
@@ -202,7 +209,7 @@ class BrokerState:
         self.requests.disconnect(record)
         self.publishing.disconnect(record)
         if record.shares is not None:
-            record.shares.disconnect()
+            record.shares.disconnect(reads_on=reads_on)
         self.router.ended.add_session(record.session)
         self.groups.disconnect(record, now_ns)
         if record.name:

@@ -9,7 +9,8 @@
 A Loan is what keeps a message's bytes as they are. Whoever may still read them refers to it: the message in queues and
 rings, a reader's leases until it says RELEASE, and every memoryview on its way into a socket. When nothing does, Python
 ends it, and its publisher is told. So there is no count that a forgotten call could leave wrong; a session that ends
-drops its leases, and a publisher's end costs its readers nothing: the memory lives until they are done.
+drops its leases once its process has closed the connection, and a publisher's end costs its readers nothing: the memory
+lives until they are done.
 """
 
 from __future__ import annotations
@@ -253,8 +254,9 @@ class Shares:
         self._asked.pop(arena, None)
         self._send(arena_ends(arena.number))
 
-    def disconnect(self) -> None:
-        """The session is over: what it reads is given back, and what it has lent is its readers' alone."""
+    def disconnect(self, *, reads_on: bool) -> None:
+        """The session is over: what it has lent is its readers' alone, and what it reads is given back, unless its
+        process may still read it."""
         for arena in (*self._known, *self._asked):
             arena.readers.discard(self)
         self._known.clear()
@@ -262,7 +264,8 @@ class Shares:
         arenas, self._arenas = self._arenas, {}
         for arena in arenas.values():
             arena.end()
-        self.leases.clear()
+        if not reads_on:
+            self.leases.clear()
 
     def _send(self, frame: Frame) -> None:
         self._record.session.put(frame)

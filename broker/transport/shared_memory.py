@@ -13,7 +13,8 @@ Whoever adopts a file from somebody else checks length and seals before mapping 
 crash the process nor let third ones change what was sent. What its maker writes, and when, is up to the maker.
 
 A view holds whatever object it is told to, so that the end of the last view is the end of that object, and a mapping
-lives as long as anything in it is used. See memfd_create(2) and fcntl(2), File Sealing.
+lives as long as anything in it is used. Who has to give memory back before all views are gone puts memory of its own in
+the place of the file, under the views. See memfd_create(2), fcntl(2), File Sealing, and mremap(2).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -37,6 +39,10 @@ _FUTURE_WRITE: Final = 0x10
 """F_SEAL_FUTURE_WRITE of <linux/fcntl.h>, since Linux 5.1, which Python 3.11 does not name."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _FUTURE_WRITE | fcntl.F_SEAL_SEAL
 _FAILED: Final = ctypes.c_void_p(-1).value
+_NO_RESERVE: Final = 0x4000
+"""MAP_NORESERVE of <linux/mman.h>."""
+_MOVE_TO: Final = 1 | 2
+"""MREMAP_MAYMOVE and MREMAP_FIXED of <linux/mman.h>."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 # Python's mmap keeps a descriptor of its own for each mapping, and many mappings would use up a process's descriptors.
@@ -45,6 +51,11 @@ _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _munmap: Final = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_mprotect: Final = _libc.mprotect
+_mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mremap: Final = _libc.mremap
+_mremap.restype = ctypes.c_void_p
+_mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
 _madvise: Final = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -140,6 +151,31 @@ class SharedMemory:
         part = self._bytes[offset : offset + size_bytes].view(_Held)
         part.holder = holder
         return part.data
+
+    def keep(self, parts: Iterable[tuple[int, int]]) -> None:
+        """Lets go of the file, of which some parts become memory of this process, and the others zeros.
+
+        Views stay where they are. Who reads a part at this moment, on whatever thread, finds the same bytes before and
+        after, because the system exchanges the pages at once.
+
+        Args:
+            parts: offsets and lengths in bytes.
+
+        Raises:
+            LimitExceeded: there is no memory for them; everything is as it was.
+        """
+        size_bytes, own = self.size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        copy = _mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, own, -1, 0)
+        if copy != _FAILED and self._address is not None:
+            for offset, length in parts:
+                ctypes.memmove(copy + offset, self._address + offset, length)
+            _mprotect(copy, size_bytes, mmap.PROT_READ)
+            if _mremap(copy, size_bytes, size_bytes, _MOVE_TO, self._address) != _FAILED:
+                return
+        error = ctypes.get_errno()
+        if copy != _FAILED:
+            _munmap(copy, size_bytes)
+        raise LimitExceeded("memory", size_bytes, 0, f"none to be had for what is kept: {os.strerror(error)}")
 
     def holds(self, address: int) -> bool:
         """Whether an address lies in this mapping."""

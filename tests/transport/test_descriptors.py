@@ -14,6 +14,7 @@ import pytest
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded
 from broker.limits import DESCRIPTORS_WAITING_MAX
 from broker.transport.descriptors import LocalConnection
+from broker.transport.hangups import Hangups
 from broker.transport.shared_memory import SharedMemory
 
 SIZE = 8192
@@ -161,3 +162,20 @@ def test_the_end_of_a_connection_is_told_as_by_any_other(ends: tuple[LocalConnec
         sender.send([b"x"])
     with pytest.raises(ConnectionClosed):
         read(sender)
+
+
+def test_an_end_that_has_ended_sending_is_told_when_the_other_one_closes() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with LocalConnection(near, "near", "far") as sender, LocalConnection(far, "far", "near") as receiver:
+        hangups: Hangups[str] = Hangups()
+        hangups.add(sender.fileno(), "sender")
+        sender.send([b"last"])
+        sender.end_sending()
+        assert read(receiver) == b"last"
+        with pytest.raises(ConnectionClosed):
+            read(receiver)
+        receiver.send([b"x"])
+        assert hangups.find() == []
+        receiver.close()
+        assert hangups.find() == ["sender"]
+        sender.end_sending()

@@ -6,6 +6,7 @@ import fcntl
 import gc
 import mmap
 import os
+import resource
 import weakref
 from pathlib import Path
 
@@ -149,3 +150,37 @@ def test_an_address_is_known_by_its_memory() -> None:
     assert address - memory.address == 100
     assert not memory.holds(memory.address - 1)
     assert not memory.holds(memory.address + SIZE)
+
+
+def test_what_is_kept_is_the_readers_own_and_the_file_is_gone() -> None:
+    gc.collect()
+    before = mappings()
+    memory = SharedMemory.create(SIZE)
+    other = adopted(memory)
+    memory.view(0, SIZE, memory)[:] = bytes([1]) * SIZE
+    array = np.frombuffer(other.view(5000, 10, other), np.uint8)
+    last = np.frombuffer(other.view(SIZE - 1, 1, other), np.uint8)
+    other.keep([(5000, 10), (SIZE - 1, 1)])
+    memory.view(0, SIZE, memory)[:] = bytes(SIZE)
+    assert array.tolist() == [1] * 10
+    assert last.tolist() == [1]
+    assert not array.flags.writeable
+    other.close_descriptor()
+    del memory
+    assert mappings() == before
+    del other
+    assert array.tolist() == [1] * 10
+
+
+def test_what_there_is_no_memory_for_stays_where_it_is() -> None:
+    memory = SharedMemory.create(SIZE)
+    other = adopted(memory)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1, limits[1]))
+    try:
+        with pytest.raises(LimitExceeded, match="what is kept"):
+            other.keep([(0, 10)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    memory.view(0, 2, memory)[:] = b"ok"
+    assert bytes(other.view(0, 2, other)) == b"ok"

@@ -1,0 +1,125 @@
+"""What a client reads in shared memory stays as it is for as long as it is kept."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clients
+from tests.clients.conftest import Connect
+from tests.clients.serving import ServingThread
+from tests.clients.test_shared_memory import PATIENCE_S, is_shared, numbers, shared_files
+
+ROUNDS = 40
+"""Messages, each of which is read at once: more than there are blocks, so each block is written to again."""
+
+
+@pytest.fixture(params=["unix"])
+def broker(tmp_path: Path) -> Iterator[ServingThread]:
+    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
+        yield serving
+
+
+@pytest.fixture
+def others(bus: clients.Client, connect: Connect) -> Callable[[], None]:
+    """Writes to all memory that the publisher may write to."""
+    subscription = connect("others").subscribe("a")
+
+    def overwrite(first: int = 1000) -> None:
+        for number in range(first, first + ROUNDS):
+            bus.publish("a", numbers(number))
+            while subscription.next(PATIENCE_S).value[0] != number:
+                pass
+
+    return overwrite
+
+
+def test_what_is_kept_stays_right_when_its_reader_has_closed(
+    bus: clients.Client, connect: Connect, others: Callable[[], None]
+) -> None:
+    reader = connect("reader")
+    subscription = reader.subscribe("#")
+    bus.publish("a", numbers(1))
+    bus.publish("b", {"x": numbers(2)})
+    message, structure = subscription.next(PATIENCE_S), subscription.next(PATIENCE_S)
+    part = message.value[10:20]
+    reader.close()
+    others()
+    assert is_shared(part)
+    assert np.array_equal(part, numbers(11, 10))
+    assert np.array_equal(message.value, numbers(1))
+    assert np.array_equal(structure.value["x"], numbers(2))
+
+
+def test_what_is_kept_and_what_waits_stays_right_when_the_connection_was_lost(
+    broker: ServingThread, bus: clients.Client, connect: Connect, others: Callable[[], None]
+) -> None:
+    subscription = connect("reader").subscribe("a")
+    bus.publish("a", numbers(1))
+    bus.publish("a", numbers(2))
+    array = subscription.next(PATIENCE_S).value
+    broker.cut_off("reader")
+    others()
+    assert np.array_equal(subscription.next(PATIENCE_S).value, numbers(2))
+    assert np.array_equal(array, numbers(1))
+    # It has come back, and shares again.
+    while True:
+        value = subscription.next(PATIENCE_S).value
+        if value[0] == 1000 + ROUNDS - 1:
+            break
+    assert is_shared(value)
+    assert np.array_equal(array, numbers(1))
+
+
+def test_memory_is_not_used_again_while_a_reader_has_not_seen_that_its_session_is_over(
+    broker: ServingThread,
+) -> None:
+    with (
+        clients.connect(broker.url, name="bus") as bus,
+        clients.connect(broker.url, name="reader") as reader,
+        clients.connect(broker.url, name="other") as other,
+        other.subscribe("b") as wanted,
+    ):
+        bus.declare("#", ring_messages=1)
+        subscription = reader.subscribe("a")
+        bus.publish("a", numbers(1))
+        array = subscription.next(PATIENCE_S).value
+        with reader._driver.lock:
+            # As a process that is stopped, it takes note of nothing.
+            broker.cut_off("reader")
+            for number in range(ROUNDS):
+                bus.publish("b", numbers(number))
+                assert wanted.next(PATIENCE_S).value[0] == number
+            assert np.array_equal(array, numbers(1))
+        bus.publish("a", numbers(2))
+        assert np.array_equal(subscription.next(PATIENCE_S).value, numbers(2))
+        assert np.array_equal(array, numbers(1))
+        # By now its first connection is closed at both ends.
+        broker.call(broker.server._tick)
+        bus.flush(PATIENCE_S)
+        assert 1 not in bus._core.arenas._lent
+        assert broker.call(lambda: len(broker.server._reading)) == 0
+
+
+def test_what_a_reader_has_kept_holds_no_shared_memory_after_its_end(broker: ServingThread, connect: Connect) -> None:
+    before = shared_files()
+    publisher, reader = connect("publisher"), connect("reader")
+    subscription = reader.subscribe("a")
+    publisher.publish("a", numbers(1))
+    array = subscription.next(PATIENCE_S).value
+    reader.close()
+    publisher.close()
+    broker.wait_until_idle()
+    broker.call(broker.server.state.router.topics["a"].ring.clear)
+    broker.call(broker.server._tick)
+    assert broker.call(shared_files) == before
+    assert "memfd:tensorbus" not in Path("/proc/self/maps").read_text()
+    assert np.array_equal(array, numbers(1))
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+    del array
+    gc.collect()
