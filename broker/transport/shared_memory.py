@@ -75,7 +75,7 @@ class SharedMemory:
         descriptor: of the file; -1 once it was closed.
     """
 
-    __slots__ = ("_address", "_bytes", "descriptor", "identity", "size_bytes")
+    __slots__ = ("_address", "_bytes", "_writable", "descriptor", "identity", "size_bytes")
 
     def __init__(self, descriptor: int, size_bytes: int, protection: int) -> None:
         """Maps a file; `create` and `adopt` do that."""
@@ -90,8 +90,8 @@ class SharedMemory:
         self.identity = os.fstat(descriptor).st_ino
         # Fewer faults and look-ups where the system has huge pages for shared memory; it may refuse.
         _madvise(self._address, size_bytes, mmap.MADV_HUGEPAGE)
-        self._bytes = np.frombuffer(memoryview((ctypes.c_ubyte * size_bytes).from_address(self._address)), np.uint8)
-        self._bytes.flags.writeable = bool(protection & mmap.PROT_WRITE)
+        self._bytes = (ctypes.c_ubyte * size_bytes).from_address(self._address)
+        self._writable = bool(protection & mmap.PROT_WRITE)
 
     @classmethod
     def create(cls, size_bytes: int) -> SharedMemory:
@@ -148,7 +148,9 @@ class SharedMemory:
             size_bytes: how many.
             holder: must keep this memory alive.
         """
-        part = self._bytes[offset : offset + size_bytes].view(_Held)
+        # Not a slice of another array: numpy would take that one as the base of what is made of the part.
+        part = _Held(size_bytes, np.uint8, self._bytes, offset)  # type: ignore[arg-type]
+        part.flags.writeable = self._writable
         part.holder = holder
         return part.data
 

@@ -8,6 +8,7 @@ import mmap
 import os
 import resource
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,28 @@ def test_a_view_and_all_that_is_made_of_it_keep_the_holder() -> None:
     assert alive() is not None
     view.release()
     del view
+    assert alive() is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.asarray,
+        lambda view: np.frombuffer(view, np.uint8),
+        lambda view: np.ndarray(4096, np.uint8, view),
+        lambda view: np.asarray(view.obj),
+        lambda view: view.obj.view(np.ndarray)[10:],
+        lambda view: view[5:].cast("c"),
+    ],
+)
+def test_there_is_no_array_over_a_view_that_does_not_keep_the_holder(make: Callable[[memoryview], object]) -> None:
+    memory = SharedMemory.create(SIZE)
+    holder = Holder(memory)
+    alive = weakref.ref(holder)
+    made = make(memory.view(4096, 4096, holder))
+    del holder
+    assert alive() is not None
+    del made
     assert alive() is None
 
 
