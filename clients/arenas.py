@@ -14,8 +14,11 @@ message goes through the socket, under its topic's credit: nobody waits for a re
 
 from __future__ import annotations
 
+import math
+import operator
 import threading
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from weakref import ref
 
@@ -55,7 +58,7 @@ class Arena:
         used: whether a block of it was lent since unused arenas last went.
         lent: blocks that are not free.
         gone: whether its blocks are not to be lent any more.
-        given: blocks that the application has, by their offsets.
+        given: blocks that the application has, by their offsets, each with the array that was made over it.
     """
 
     __slots__ = ("answered", "block_bytes", "blocks", "given", "gone", "lent", "mapped", "memory", "number", "used")
@@ -70,7 +73,7 @@ class Arena:
         self.used = True
         self.lent = 0
         self.gone = False
-        self.given: dict[int, ref[Block]] = {}
+        self.given: dict[int, tuple[ref[Block], ref[npt.NDArray[np.generic]]]] = {}
 
 
 class Block:
@@ -93,11 +96,10 @@ class Block:
 
 
 class Place(NamedTuple):
-    """Where a message lies: in a block, at an offset of its arena; `lent` if the application has filled it there."""
+    """Where a message lies: in a block, at an offset of its arena."""
 
     block: Block
     offset: int
-    lent: bool
 
 
 class Arenas:
@@ -177,16 +179,24 @@ class Arenas:
         block = self.lend(size_bytes) if self.suits(size_bytes) and not dtype.hasobject else None
         if block is None:
             return np.empty(shape, dtype)
-        block.arena.given[block.offset] = ref(block)
-        return np.frombuffer(block.view(size_bytes), dtype).reshape(shape)
+        array = np.frombuffer(block.view(size_bytes), dtype.base).reshape(shape + dtype.shape)
+        block.arena.given[block.offset] = ref(block), ref(array)
+        return array
 
-    def place(self, payload: Payload) -> Place | None:
-        """Where a payload lies that the application was lent the memory for, or a copy of another one; None when there
-        is no block for it."""
+    def place(self, payload: Payload, value: object) -> Place | None:
+        """Where a payload lies that the application was lent the memory for and gives away, or a copy of another one.
+
+        Args:
+            payload: of a message.
+            value: what it was made of; an array that is given away becomes read-only.
+
+        Returns:
+            None when there is no block for a copy.
+        """
         size_bytes = len(payload)
         parts = payload.parts if isinstance(payload, Gathered) else (payload,)
         arrays = [np.frombuffer(part, np.uint8) for part in parts if len(part)]
-        found = self._find(arrays[0]) if len(arrays) == 1 else None
+        found = self._find(arrays[0], value) if len(arrays) == 1 and isinstance(value, np.ndarray) else None
         if found is not None:
             return found
         block = self.lend(size_bytes)
@@ -196,17 +206,23 @@ class Arenas:
         for array in arrays:
             copy(place[start : start + array.nbytes], array)
             start += array.nbytes
-        return Place(block, block.offset, lent=False)
+        return Place(block, block.offset)
 
-    def _find(self, array: npt.NDArray[np.uint8]) -> Place | None:
-        """Where an array lies that was made of a lent one."""
-        address: int = array.__array_interface__["data"][0]
+    def _find(self, flat: npt.NDArray[np.uint8], value: npt.NDArray[np.generic]) -> Place | None:
+        """Where an array lies that was lent, or is a view of one that was given away before or that is gone.
+
+        While the application has the whole array, and may go on to fill it, a view of it does not give it away.
+        """
+        address: int = flat.__array_interface__["data"][0]
         for arena in list(self._arenas.values()):
             if arena.given and arena.memory.holds(address):
                 offset = address - arena.memory.address
-                reference = arena.given.get(offset - offset % arena.block_bytes)
-                block = None if reference is None else reference()
-                return None if block is None else Place(block, offset, lent=True)
+                references = arena.given.get(offset - offset % arena.block_bytes)
+                block, whole = (None, None) if references is None else (references[0](), references[1]())
+                if block is None or (whole is not None and whole is not value and whole.flags.writeable):
+                    return None
+                value.flags.writeable = False
+                return Place(block, offset)
         return None
 
     def lend(self, size_bytes: int) -> Block | None:
@@ -325,6 +341,17 @@ class Arenas:
         for number in released(frame):
             self._lent.pop(number, None)
         self.came_back.set()
+
+
+def form(shape: int | Sequence[int], dtype: npt.DTypeLike) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
+    """The lengths of an array's axes, its dtype, and its length in bytes.
+
+    Raises:
+        TypeError: a shape or a dtype that numpy does not take either.
+    """
+    kind = np.dtype(dtype)
+    lengths = tuple(map(operator.index, shape)) if isinstance(shape, Sequence) else (operator.index(shape),)
+    return lengths, kind, kind.itemsize * math.prod(lengths)
 
 
 def _rounded(size_bytes: int) -> int:

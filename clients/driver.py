@@ -270,7 +270,7 @@ class Driver:
         link = self._link
         if link is None:
             return
-        self.core.outgoing.send_batches()
+        self.core.before_waiting()
         link.session.close(Code.NORMAL, reason)
         self.core.closing()
         self.flush()

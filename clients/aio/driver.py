@@ -152,7 +152,7 @@ class AsyncDriver:
         self._closing = True
         link = self._link
         if link is not None:
-            self.core.outgoing.send_batches()
+            self.core.before_waiting()
             link.session.close(Code.NORMAL, reason)
             self.core.closing()
             self.flush()

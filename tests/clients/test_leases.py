@@ -99,7 +99,7 @@ def test_memory_is_not_used_again_while_a_reader_has_not_seen_that_its_session_i
         assert np.array_equal(subscription.next(PATIENCE_S).value, numbers(2))
         assert np.array_equal(array, numbers(1))
         # By now its first connection is closed at both ends.
-        broker.call(broker.server._tick)
+        broker.call(broker.server._look_for_ends)
         bus.flush(PATIENCE_S)
         assert 1 not in bus._core.arenas._lent
         assert broker.call(lambda: len(broker.server._reading)) == 0
@@ -115,7 +115,7 @@ def test_what_a_reader_has_kept_holds_no_shared_memory_after_its_end(broker: Ser
     publisher.close()
     broker.wait_until_idle()
     broker.call(broker.server.state.router.topics["a"].ring.clear)
-    broker.call(broker.server._tick)
+    broker.call(broker.server._look_for_ends)
     assert broker.call(shared_files) == before
     assert "memfd:tensorbus" not in Path("/proc/self/maps").read_text()
     assert np.array_equal(array, numbers(1))

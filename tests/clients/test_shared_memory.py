@@ -56,7 +56,7 @@ def test_two_readers_read_the_memory_that_the_publisher_has_written(
     arrays = [reader.next(PATIENCE_S).value for reader in readers]
     assert all(np.array_equal(array, np.full(NUMBERS, 7)) for array in arrays)
     # There is one memory only: what is written there behind the publisher's own back is what both read.
-    place = bus._core.arenas._find(np.frombuffer(lent, np.uint8))
+    place = bus._core.arenas._find(np.frombuffer(lent, np.uint8), lent)
     np.frombuffer(place.block.view(lent.nbytes), np.int64)[:] = 9
     assert all((array == 9).all() for array in arrays)
 
@@ -296,6 +296,7 @@ def test_nothing_is_left_when_all_clients_have_gone(broker: ServingThread, conne
     # Until then the topic keeps its newest messages, and so the memory in which they lie.
     assert broker.call(shared_files) == before + 1
     broker.call(broker.server.state.router.topics["a"].ring.clear)
+    broker.call(broker.server._look_for_ends)
     assert broker.call(shared_files) == before
 
 
