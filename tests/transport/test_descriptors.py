@@ -74,6 +74,23 @@ def test_many_pass_in_several_writes_and_are_found_in_any_order(ends: tuple[Loca
         assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
 
 
+def test_no_byte_but_a_first_one_overtakes_a_descriptor(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    memories = [SharedMemory.create(SIZE) for _ in range(40)]
+    for memory in memories:
+        sender.passage.give(memory)
+    frames, sent = memoryview(b"what the frames say"), 0
+    while sent < len(frames):
+        assert sent < 3 or not sender.passage.has_leaving
+        sent += sender.send([b"", frames[sent : sent + 5], frames[sent + 5 :]])
+    received = b""
+    while len(received) < len(frames):
+        received += read(receiver)
+    assert received == frames
+    for memory in memories:
+        assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
+
+
 def test_a_write_that_is_not_taken_takes_nothing_along(ends: tuple[LocalConnection, LocalConnection]) -> None:
     sender, receiver = ends
     while sender.send([bytes(100_000)]):
