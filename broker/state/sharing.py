@@ -251,8 +251,10 @@ class Shares:
     def forget(self, arena: Arena) -> None:
         """Nothing will be said of an arena any more."""
         self._known.pop(arena, None)
-        self._asked.pop(arena, None)
         self._send(arena_ends(arena.number))
+        # Nobody answers for it any more, and what waited for that may have dropped what lay in it.
+        for source in self._asked.pop(arena, ()):
+            source.answered()
 
     def disconnect(self, *, reads_on: bool) -> None:
         """The session is over: what it has lent is its readers' alone, and what it reads is given back, unless its

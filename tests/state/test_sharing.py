@@ -437,6 +437,17 @@ def test_a_request_that_nobody_answers_comes_back(publisher: Sharer) -> None:
     assert publisher.back() == [loan]
 
 
+def test_what_waits_for_an_arena_that_goes_meanwhile_is_sent_all_the_same(talk: Talk, publisher: Sharer) -> None:
+    reader, other = Sharer(talk, "reader"), talk.peer()
+    reader.peer.subscribe("#", "drop_oldest", queue_messages=2)
+    publisher.publish("a", b"shared")
+    other.publish("b", b"plain")
+    # It has no room for three and drops the shared one; so nothing is lent any more.
+    other.publish("b", b"urgent", lane=Lane.CONTROL)
+    publisher.peer.die()
+    assert reader.peer.payloads() == [b"urgent", b"plain"]
+
+
 # The end of sessions and arenas.
 
 
