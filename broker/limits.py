@@ -198,6 +198,8 @@ RELEASE_BYTES: Final = MIB
 """A reader says that it is done with so much at once, or when it waits."""
 LOANS_MAX: Final = 65_536
 """Shared messages of a publisher that are under way or held by readers."""
+LEASES_MAX: Final = 65_536
+"""Shared messages that a reader has not released, of all publishers; what is more comes in chunks."""
 LINGERING_MAX: Final = 1024
 """Readers whose sessions are over and that have yet to see it: each has a descriptor in the broker. Of more, the oldest
 count as gone."""

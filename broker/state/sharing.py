@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from broker.buffers import Buffer
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
-from broker.limits import ARENAS_MAX, LOANS_MAX
+from broker.limits import ARENAS_MAX, LEASES_MAX, LOANS_MAX
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, encode
 from broker.protocol.sharing import (
@@ -206,10 +206,14 @@ class Shares:
 
     def lend(self, loan: Loan) -> bytes | None:
         """The place of a message for this session to read, or None when it has to get the bytes."""
-        if not self._known.get(loan.arena):
+        leases = self.leases
+        if not self._known.get(loan.arena) or len(leases) >= LEASES_MAX:
             return None
-        number = self._last_lease = self._last_lease % 0xFFFFFFFF + 1
-        self.leases[number] = loan
+        number = self._last_lease % 0xFFFFFFFF + 1
+        while number in leases:
+            number = number % 0xFFFFFFFF + 1
+        self._last_lease = number
+        leases[number] = loan
         return PLACE.pack(loan.arena.number, number, loan.offset)
 
     def knows(self, arena: Arena, source: Resumed) -> bool:

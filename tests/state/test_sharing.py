@@ -448,6 +448,33 @@ def test_what_waits_for_an_arena_that_goes_meanwhile_is_sent_all_the_same(talk: 
     assert reader.peer.payloads() == [b"urgent", b"plain"]
 
 
+def test_a_lease_that_is_held_is_not_given_to_another_message_when_numbers_begin_again(
+    publisher: Sharer, reader: Sharer
+) -> None:
+    shares = reader.peer.record.shares
+    first = publisher.publish("a", b"x")
+    (held,) = reader.leases()
+    for last in (held - 1 or 0xFFFFFFFF, 0xFFFFFFFE):
+        shares._last_lease = last
+        publisher.publish("a", b"y")
+    assert len(set(reader.leases())) == 3
+    assert first not in publisher.back()
+
+
+def test_a_reader_that_releases_nothing_gets_chunks_in_the_end(
+    talk: Talk, publisher: Sharer, reader: Sharer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.state.sharing.LEASES_MAX", 2)
+    loans = [publisher.publish("a", b"%d" % number, offset=4096 * number) for number in range(4)]
+    assert len(reader.leases()) == 2
+    assert reader.peer.large() == [b"2", b"3"]
+    reader.release(reader.leases()[0])
+    publisher.publish("a", b"4")
+    assert len(reader.leases()) == 3
+    reader.peer.frames.clear()
+    assert sorted(publisher.back()) == [loans[0], *loans[2:]]
+
+
 # The end of sessions and arenas.
 
 
