@@ -166,3 +166,9 @@ class Assignment(Message, eq=False):
 
     delivery: int = 0
     deliveries: int = 1
+
+    def release(self) -> None:
+        """One holder fewer. The stream is the job's, which may be delivered again."""
+        self.holders -= 1
+        if not self.holders:
+            self.first = None

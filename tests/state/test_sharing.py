@@ -416,6 +416,23 @@ def test_a_job_whose_worker_dies_goes_to_another_one_in_full(talk: Talk, publish
     assert publisher.back() == [loan]
 
 
+def test_a_job_is_shared_again_when_it_is_delivered_again_and_with_who_comes_later(
+    talk: Talk, publisher: Sharer
+) -> None:
+    publisher.peer.put(Kind.DECLARE, body=Declare("jobs", acknowledge=True, ring_messages=1, ring_bytes=MIB), target=1)
+    worker, late = Sharer(talk, "worker"), Sharer(talk, "late")
+    number = worker.peer.subscribe("jobs", queue_group="workers")
+    publisher.publish("jobs", b"work")
+    worker.read(number)
+    (job,) = worker.peer.delivered()
+    worker.peer.credit(number, 1, 4)
+    worker.peer.put(Kind.SETTLE, body=Settle([job.stream], refused=True), number=number)
+    assert [frame.flags for frame in worker.peer.delivered()] == [Flag.SHARED | Flag.TRACKED] * 2
+    late.peer.subscribe("jobs", replay="all")
+    late.read(1)
+    assert [frame.flags for frame in late.peer.delivered()] == [Flag.SHARED]
+
+
 def test_a_request_and_its_reply_may_both_be_shared(talk: Talk, publisher: Sharer) -> None:
     responder = Sharer(talk, "responder", arena=True)
     responder.peer.subscribe("ask", responder=True)
