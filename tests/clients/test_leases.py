@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import clients
+from broker.limits import RELEASE_BYTES
+from clients.leases import Leases
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.clients.test_shared_memory import PATIENCE_S, is_shared, numbers, shared_files
@@ -123,3 +125,18 @@ def test_what_a_reader_has_kept_holds_no_shared_memory_after_its_end(broker: Ser
         array[0] = 1
     del array
     gc.collect()
+
+
+def test_an_array_may_go_at_any_moment_also_while_it_is_looked_how_many_have_gone() -> None:
+    leases = Leases()
+
+    class Size(int):
+        """A length; while it is added to others, another array goes, as on another thread or by garbage collection."""
+
+        def __radd__(self, other: int) -> int:
+            leases._over.append((len(leases._over) + 1, 1))
+            return other + int(self)
+
+    leases._over.extend([(1, Size(RELEASE_BYTES)), (2, Size(1))])
+    assert leases.due
+    assert len(leases._over) == 4
