@@ -127,7 +127,10 @@ class LocalConnection(SocketConnection):
         if self._passage.has_leaving:
             # What these bytes speak of may be among the others, which leave with the next writes.
             buffers = [memoryview(next(filter(len, buffers)))[:1]]
-        rights = array.array("i", [memory.descriptor for memory in leaving])
+        # One that was closed meanwhile is missed by its receiver alone.
+        rights = array.array("i", [memory.descriptor for memory in leaving if memory.descriptor >= 0])
+        if not rights:
+            return super().send(buffers)
         try:
             return self._socket.sendmsg(
                 buffers[:IOV_BUFFERS_MAX], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL

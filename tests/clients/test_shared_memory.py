@@ -42,6 +42,11 @@ def shared_files() -> int:
     return sum("memfd:tensorbus" in os.readlink(f"/proc/self/fd/{name}") for name in fd_names())
 
 
+def shared_mappings() -> list[str]:
+    gc.collect()
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:tensorbus" in line]
+
+
 def fd_names() -> list[str]:
     return [name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")]
 
@@ -293,11 +298,28 @@ def test_nothing_is_left_when_all_clients_have_gone(broker: ServingThread, conne
     publisher.close()
     reader.close()
     broker.wait_until_idle()
-    # Until then the topic keeps its newest messages, and so the memory in which they lie.
-    assert broker.call(shared_files) == before + 1
-    broker.call(broker.server.state.router.topics["a"].ring.clear)
     broker.call(broker.server._look_for_ends)
     assert broker.call(shared_files) == before
+    # The topic keeps its newest messages, and so the memory in which they lie, of which they are the most.
+    assert len(shared_mappings()) == 1
+    broker.call(broker.server.state.router.topics["a"].ring.clear)
+    assert shared_mappings() == []
+
+
+def test_what_topics_retain_of_publishers_that_are_gone_holds_none_of_their_files(
+    broker: ServingThread, connect: Connect
+) -> None:
+    before = shared_files()
+    for number in range(12):
+        publisher = connect(f"publisher-{number}")
+        publisher.publish(f"kept/{number}", numbers(number), ack="accepted")
+        publisher.close()
+    publisher = None
+    broker.wait_until_idle()
+    assert broker.call(shared_files) == before
+    late = connect("late").subscribe("kept/#", replay="all")
+    for number in range(12):
+        assert np.array_equal(late.next(PATIENCE_S).value, numbers(number))
 
 
 def test_a_forked_child_is_not_stopped_by_a_lock_of_its_parents_threads(tmp_path: Path) -> None:

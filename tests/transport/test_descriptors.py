@@ -91,6 +91,21 @@ def test_no_byte_but_a_first_one_overtakes_a_descriptor(ends: tuple[LocalConnect
         assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
 
 
+def test_memory_whose_descriptor_was_closed_meanwhile_stays_here(
+    ends: tuple[LocalConnection, LocalConnection],
+) -> None:
+    sender, receiver = ends
+    closed, memory = SharedMemory.create(SIZE), SharedMemory.create(SIZE)
+    for each in (closed, memory, closed):
+        sender.passage.give(each)
+    closed.close_descriptor()
+    assert sender.send([b"x"]) == 1
+    sender.passage.give(closed)
+    assert sender.send([b"y"]) == 1
+    assert read(receiver, 1) + read(receiver, 1) == b"xy"
+    assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
+
+
 def test_a_write_that_is_not_taken_takes_nothing_along(ends: tuple[LocalConnection, LocalConnection]) -> None:
     sender, receiver = ends
     while sender.send([bytes(100_000)]):
