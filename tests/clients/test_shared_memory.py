@@ -254,6 +254,16 @@ def test_requests_and_replies_share(bus: clients.Client, other: clients.Client) 
     with_responder.close()
 
 
+def test_replies_that_are_remembered_hold_no_shared_memory(bus: clients.Client, other: clients.Client) -> None:
+    other.respond("numbers", lambda message: numbers(message.value, SHARED_BYTES_MIN // 8))
+    for first in range(30):
+        assert bus.request("numbers", first, timeout_s=PATIENCE_S).value[0] == first
+    arenas = other._core.arenas
+    assert arenas.has_room(SHARED_BYTES_MIN)
+    # What is still on its way, of 30.
+    assert arenas.lent_bytes <= 8 * SHARED_BYTES_MIN
+
+
 def test_threads_publish_at_once(bus: clients.Client, other: clients.Client) -> None:
     subscription = other.subscribe("a/#")
 
