@@ -316,10 +316,15 @@ class Arenas:
             session.put(arena_frame(arena.number, arena.memory))
         return arena.answered
 
+    def can_share(self, place: Place) -> bool:
+        """Whether a message can be published that lies there."""
+        arena = place.block.arena
+        return bool(arena.mapped) and not arena.gone and len(self._lent) < LOANS_MAX
+
     def share(self, place: Place) -> bytes | None:
         """The frame's payload for a message that is published now; None when the broker cannot use its arena."""
         block, arena = place.block, place.block.arena
-        if not arena.mapped or arena.gone or len(self._lent) >= LOANS_MAX:
+        if not self.can_share(place):
             return None
         number = self._last_loan % 0xFFFFFFFF + 1
         while number in self._lent:

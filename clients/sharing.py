@@ -31,7 +31,9 @@ def publish_shared(driver: Driver, message: Outbound, timeout_s: float, *, ackno
     if place is not None and not acknowledge:
         # The shortest way, if there is nothing to wait for.
         with driver.lock:
-            if try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
+            # Otherwise it could become a large message, which has begun when this returns.
+            shares = core.arenas.can_share(place)
+            if shares and try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
                 driver.flush()
                 return None
     return driver.run(operations.publish(driver, message, timeout_s, acknowledge=acknowledge))

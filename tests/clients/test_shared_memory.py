@@ -184,6 +184,25 @@ def test_who_has_no_room_left_uses_the_socket(
     assert all(np.array_equal(array, numbers(first, 4 * MIB)) for first, array in enumerate(kept))
 
 
+def test_what_the_broker_takes_no_memory_for_comes_once_through_the_socket(
+    bus: clients.Client, other: clients.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.state.sharing.ARENAS_MAX", 1)
+    subscription = other.subscribe("a")
+    lent = bus.empty(4 * NUMBERS, "int64")
+    lent[:] = 7
+    for count in (NUMBERS, 2 * NUMBERS, 2 * NUMBERS, NUMBERS):
+        bus.publish("a", numbers(0, count))
+    bus.publish("a", lent)
+    bus.publish("a", "end")
+    values = [subscription.next(PATIENCE_S).value for _ in range(6)]
+    assert [len(value) for value in values[:5]] == [NUMBERS, 2 * NUMBERS, 2 * NUMBERS, NUMBERS, 4 * NUMBERS]
+    assert [is_shared(value) for value in values[:5]] == [True, False, False, True, False]
+    assert values[5] == "end"
+    assert all(np.array_equal(value, numbers(0, len(value))) for value in values[:4])
+    assert (values[4] == 7).all()
+
+
 def test_a_new_broker_gets_new_memory_and_old_arrays_stay_right(
     broker: ServingThread, bus: clients.Client, other: clients.Client
 ) -> None:
