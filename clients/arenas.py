@@ -9,11 +9,13 @@ A Block is held by the array that was lent over it, by the call that publishes i
 broker says RELEASE, which it does when no reader uses it any more.
 
 Where there is no block to be had, because readers hold them all or the message is longer than what may be shared, the
-message goes through the socket, under its topic's credit: nobody waits for a reader that keeps what it got.
+message goes through the socket, under its topic's credit: nobody waits for a reader that keeps what it got. So it does
+when the system has no memory or no descriptor for another arena, or the broker takes none; that is tried again later.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import threading
@@ -43,10 +45,12 @@ from broker.transport.copying import copy
 from broker.transport.shared_memory import SharedMemory
 from clients.signals import Signal
 
+log = logging.getLogger(__name__)
+
 BLOCKS_MIN: Final = 8
 """Of the first arena of a length: more than are under way as a rule."""
 UNUSED_NS: Final = 30_000_000_000
-"""How often arenas go of which no block was used since the last time."""
+"""How often arenas go that were not used since the last time, and another one is tried where none was to be had."""
 
 
 class Arena:
@@ -126,6 +130,8 @@ class Arenas:
         self._held_bytes = 0
         self._ahead_bytes = SHARED_AHEAD_BYTES
         self._look_ns = 0
+        self._full = False
+        """Whether another arena was not to be had of late."""
 
     def connected(self, *, enabled: bool) -> None:
         """A session is open. Readers of an earlier one may still use what was lent there: it is left to them."""
@@ -154,6 +160,7 @@ class Arenas:
         self._lent = {}
         self._left.clear()
         self._held_bytes = self.lent_bytes = 0
+        self._full = False
 
     # Blocks.
 
@@ -246,6 +253,8 @@ class Arenas:
         over = self._over
         while over:
             arena, offset = over.popleft()
+            if arena.gone:
+                continue
             arena.lent -= 1
             self.lent_bytes -= arena.block_bytes
             arena.given.pop(offset, None)
@@ -257,6 +266,8 @@ class Arenas:
         there_are = sum(arena.blocks for arena in self._arenas.values() if arena.block_bytes == block_bytes)
         blocks = max(1, min(ARENA_BYTES // block_bytes, max(BLOCKS_MIN, 2 * there_are)))
         size_bytes = block_bytes * blocks
+        if self._full or block_bytes > SHARED_BYTES_MAX:
+            return None
         for arena in list(self._arenas.values()):
             if self._has_room(size_bytes):
                 break
@@ -266,8 +277,9 @@ class Arenas:
             return None
         try:
             arena = Arena(self._last_arena + 1, block_bytes, blocks)
-        except (LimitExceeded, InvalidValue):
-            self.enabled = False
+        except (LimitExceeded, InvalidValue) as error:
+            log.warning("arena.not_made bytes=%d cause=%s", size_bytes, error)
+            self._full = True
             return None
         self._last_arena += 1
         self._arenas[arena.number] = arena
@@ -280,8 +292,9 @@ class Arenas:
         return self._held_bytes + size_bytes <= SHARED_BYTES_MAX and len(self._arenas) < ARENAS_MAX
 
     def _leave(self, arena: Arena) -> None:
-        """Uses an arena no more, of which all blocks are free."""
+        """Uses an arena no more. Blocks of it that are in use go with their holders."""
         arena.gone = True
+        self.lent_bytes -= arena.lent * arena.block_bytes
         del self._arenas[arena.number]
         self._held_bytes -= arena.memory.size_bytes
         self._free[arena.block_bytes] = [free for free in self._free[arena.block_bytes] if free[0] is not arena]
@@ -294,6 +307,7 @@ class Arenas:
         if now_ns - self._look_ns > UNUSED_NS:
             self._look_ns = now_ns
             with self._lock:
+                self._full = False
                 self._collect()
                 for arena in list(self._arenas.values()):
                     if not arena.lent and not arena.used:
@@ -336,10 +350,19 @@ class Arenas:
     def mapped(self, frame: Frame) -> None:
         """MAPPED: the broker can use an arena, or cannot."""
         arena = self._arenas.get(frame.number)
-        if arena is not None:
-            arena.mapped = bool(frame.count)
-            arena.answered.set()
-            arena.memory.close_descriptor()
+        if arena is None:
+            return
+        if frame.count:
+            arena.mapped = True
+        else:
+            log.warning("arena.refused by the broker bytes=%d", arena.memory.size_bytes)
+            with self._lock:
+                # The broker has none that it would have to be told the end of.
+                arena.mapped = None
+                self._leave(arena)
+                self._full = True
+        arena.answered.set()
+        arena.memory.close_descriptor()
 
     def released(self, frame: Frame) -> None:
         """RELEASE: nobody reads some messages any more."""

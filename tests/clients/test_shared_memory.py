@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
@@ -201,6 +202,53 @@ def test_what_the_broker_takes_no_memory_for_comes_once_through_the_socket(
     assert values[5] == "end"
     assert all(np.array_equal(value, numbers(0, len(value))) for value in values[:4])
     assert (values[4] == 7).all()
+
+
+def test_memory_that_was_not_to_be_had_is_tried_again_later_and_not_before(
+    bus: clients.Client, other: clients.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = other.subscribe("a")
+    arenas = bus._core.arenas
+
+    def publish(count: int) -> bool:
+        bus.publish("a", numbers(0, count))
+        value = subscription.next(PATIENCE_S).value
+        assert np.array_equal(value, numbers(0, count))
+        return is_shared(value)
+
+    assert publish(NUMBERS)
+    with monkeypatch.context() as patch:
+        patch.setattr("broker.state.sharing.ARENAS_MAX", 1)
+        assert not publish(2 * NUMBERS)
+    held_bytes = arenas._held_bytes
+    assert not publish(2 * NUMBERS)
+    assert publish(NUMBERS)
+    # What was refused is kept nowhere.
+    assert arenas._held_bytes == held_bytes == sum(arena.memory.size_bytes for arena in arenas._arenas.values())
+    wait_a_while(bus)
+    assert publish(2 * NUMBERS)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", no_descriptor)
+        assert not publish(4 * NUMBERS)
+    assert not publish(4 * NUMBERS)
+    assert publish(2 * NUMBERS)
+    wait_a_while(bus)
+    assert publish(4 * NUMBERS)
+
+
+def no_descriptor(*_: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def wait_a_while(bus: clients.Client) -> None:
+    """As long as it takes until another arena is tried; what was used meanwhile stays."""
+    arenas = bus._core.arenas
+    for arena in arenas._arenas.values():
+        arena.used = True
+    arenas._look_ns = 0
+    while arenas._full:
+        bus.flush(PATIENCE_S)
 
 
 def test_a_new_broker_gets_new_memory_and_old_arrays_stay_right(
