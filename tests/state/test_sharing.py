@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
+from broker.buffers import Buffer
+from broker.errors import ConnectionClosed
 from broker.limits import MIB
 from broker.protocol.bodies import Declare, Settle
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
-from broker.protocol.sharing import PLACE, charge
+from broker.protocol.sharing import PLACE, charge, released
 from tests.state.harness import Talk
 from tests.state.sharers import SIZE, Sharer
 
@@ -293,6 +297,35 @@ def test_a_reader_that_releases_nothing_gets_chunks_in_the_end(
     assert len(reader.leases()) == 3
     reader.peer.frames.clear()
     assert sorted(publisher.back()) == [loans[0], *loans[2:]]
+
+
+def test_a_link_that_fails_in_the_middle_of_a_write_holds_no_loan(talk: Talk, publisher: Sharer) -> None:
+    far = talk.peer()
+    far.subscribe("a")
+    far.reading = False
+    loan = publisher.publish("a", b"x" * 100_000)
+    session = far.record.session
+    session.sent(session.unsent_bytes)
+
+    def send(buffers: list[Buffer]) -> int:
+        assert sum(map(len, buffers)) > 100_000
+        try:
+            raise BrokenPipeError
+        except OSError as error:
+            raise ConnectionClosed("the peer closed the connection") from error
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ConnectionClosed) as caught:
+            session.flush(send)
+        failure = caught.value
+        del caught
+        session.lost(failure)
+        far.die()
+        assert [loan for frame in publisher.peer.all_of(Kind.RELEASE) for loan in released(frame)] == [loan]
+    finally:
+        gc.enable()
 
 
 # Credit.
