@@ -4,7 +4,8 @@ A message's bytes stay as they are until its Lease ends, and that ends with the 
 whatever thread. The broker is told when the client next speaks of credit, waits, or as time passes.
 
 When the session ends, nobody can be told any more: what is still read then is copied, and the copy takes its place
-under the arrays. The connection is closed after that, and the broker lets nobody write to the memory before it is.
+under the arrays. The connection is closed after that, and the broker lets nobody write to the memory before it is. Of a
+client that is forgotten and never closed, the arrays themselves hold the connection.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from broker.errors import InvalidValue, LimitExceeded, ProtocolError
 from broker.limits import RELEASE_BYTES
 from broker.protocol.frames import Flag, Frame
 from broker.protocol.session import Session
-from broker.protocol.sharing import VERSION, Memory, mapped_frame, place_of, release_frames
+from broker.protocol.sharing import VERSION, Memory, Passage, mapped_frame, place_of, release_frames
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,13 @@ _LAST: Final = Flag.LAST
 class Lease:
     """The right to read one message's bytes, for as long as anything refers to this."""
 
-    __slots__ = ("_memory", "_over", "_told")
+    __slots__ = ("_memory", "_over", "_passage", "_told")
 
-    def __init__(self, memory: Memory, number: int, size_bytes: int, over: deque[tuple[int, int]]) -> None:
+    def __init__(
+        self, memory: Memory, number: int, size_bytes: int, over: deque[tuple[int, int]], passage: Passage | None
+    ) -> None:
         self._memory = memory
+        self._passage = passage
         self._told = number, size_bytes
         self._over = over
 
@@ -46,6 +50,7 @@ class Leases:
         self._arenas: dict[int, Memory] = {}
         self._held: dict[int, tuple[Memory, int, int]] = {}
         self._over: deque[tuple[int, int]] = deque()
+        self._passage: Passage | None = None
 
     def disconnected(self) -> None:
         """The session is over, and its connection about to be closed: what is still read is made this process's own."""
@@ -66,6 +71,7 @@ class Leases:
         self._arenas = {}
         self._held = {}
         self._over = deque()
+        self._passage = None
 
     def arena(self, session: Session, frame: Frame) -> None:
         """ARENA: the broker will speak of some memory, or not any more."""
@@ -74,6 +80,7 @@ class Leases:
             return
         if session.passage is None:
             raise ProtocolError("ARENA in a session that shares no memory")
+        self._passage = session.passage
         try:
             if frame.count != VERSION:
                 raise InvalidValue("arena of version", frame.count, f"is not of version {VERSION}")
@@ -94,7 +101,8 @@ class Leases:
         if memory is None or offset + frame.total_bytes > memory.size_bytes:
             raise ProtocolError(f"{frame.total_bytes} bytes at {offset} of arena {number}, which has no such place")
         self._held[lease] = memory, offset, frame.total_bytes
-        return memory.view(offset, frame.total_bytes, Lease(memory, lease, frame.total_bytes, self._over))
+        holder = Lease(memory, lease, frame.total_bytes, self._over, self._passage)
+        return memory.view(offset, frame.total_bytes, holder)
 
     @property
     def due(self) -> bool:

@@ -35,14 +35,17 @@ class HasDescriptor(Protocol):
 class Passage:
     """The descriptors that leave by and arrive on one connection.
 
+    Whoever keeps it keeps the connection open, unless that is closed by a call.
+
     Attributes:
         enabled: whether both ends have agreed to pass descriptors.
     """
 
-    __slots__ = ("_arrived", "_leaving", "enabled")
+    __slots__ = ("_arrived", "_leaving", "_socket", "enabled")
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.enabled = False
+        self._socket = sock
         self._leaving: deque[HasDescriptor] = deque()
         self._arrived: dict[int, int] = {}
 
@@ -94,7 +97,7 @@ class LocalConnection(SocketConnection):
 
     def __init__(self, sock: socket.socket, local_address: str, peer_address: str) -> None:
         super().__init__(sock, local_address, peer_address)
-        self._passage = Passage()
+        self._passage = Passage(sock)
 
     @property
     def passage(self) -> Passage:

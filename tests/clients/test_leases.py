@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import clients
 from broker.limits import RELEASE_BYTES
+from clients import aio
 from clients.leases import Leases
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
@@ -140,3 +142,28 @@ def test_an_array_may_go_at_any_moment_also_while_it_is_looked_how_many_have_gon
     leases._over.extend([(1, Size(RELEASE_BYTES)), (2, Size(1))])
     assert leases.due
     assert len(leases._over) == 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("connect", ["synchronous"], indirect=True)
+def test_what_is_kept_stays_right_when_its_client_is_forgotten_without_being_closed(
+    broker: ServingThread, bus: clients.Client, others: Callable[[], None]
+) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def read() -> np.ndarray:
+        client = await aio.connect(broker.url, name="forgotten")
+        subscription = await client.subscribe("a", overflow="drop_oldest")
+        bus.publish("a", numbers(1))
+        return (await subscription.next(PATIENCE_S)).value
+
+    array = loop.run_until_complete(read())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    del loop, read
+    gc.collect()
+    others()
+    assert np.array_equal(array, numbers(1))
+    others()
+    assert np.array_equal(array, numbers(1))
