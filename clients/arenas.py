@@ -175,7 +175,8 @@ class Arenas:
         if self._over:
             with self._lock:
                 self._collect()
-        return self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
+        # What only the application holds, the broker does not give back.
+        return not self._lent or self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
 
     def widen(self, size_bytes: int) -> None:
         """Readers take longer with what they have than is to be waited for."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import clients
+from broker.limits import MIB, SHARED_AHEAD_BYTES
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.clients.test_shared_memory import NUMBERS, PATIENCE_S, is_shared
@@ -145,6 +146,14 @@ def test_it_may_be_empty_or_a_scalar_and_be_published_often(
 def test_what_numpy_cannot_make_is_refused_as_numpy_does(bus: clients.Client, shape: object) -> None:
     with pytest.raises((ValueError, MemoryError)):
         bus.empty(shape)
+
+
+def test_many_may_be_asked_for_at_once_without_waiting_for_readers_of_none(
+    bus: clients.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.operations.SHARED_PATIENCE_S", 3 * PATIENCE_S)
+    arrays = [bus.empty(MIB, np.uint8) for _ in range(3 * SHARED_AHEAD_BYTES // MIB)]
+    assert bus._core.arenas.lent_bytes == len(arrays) * MIB
 
 
 def test_who_comes_over_another_way_gets_ordinary_memory(connect: Connect) -> None:
