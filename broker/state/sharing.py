@@ -16,6 +16,7 @@ lives until they are done. What topics retain of it is copied, so that a short m
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import ref
 
@@ -102,7 +103,9 @@ class Arena:
             for reference in streams:
                 stream = reference()
                 if stream is not None:
-                    stream.own()
+                    # Without memory for a copy it stays where it is, and holds that itself.
+                    with suppress(MemoryError):
+                        stream.own()
         if not self.loans:
             readers, self.readers = self.readers, set()
             for reader in readers:

@@ -11,6 +11,7 @@ from broker.limits import ARENAS_MAX, SHARED_BYTES_MAX
 from broker.protocol.bodies import Declare, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.sharing import PLACE, Release
+from broker.topics.messages import Stream
 from tests.state.harness import Talk
 from tests.state.sharers import SIZE, FakeMemory, Sharer, failure_of
 
@@ -259,3 +260,19 @@ def test_the_broker_keeps_nothing_of_sessions_that_are_gone(talk: Talk, publishe
     assert arena.loans == 0
     assert arena.readers == set()
     assert arena.owner is None
+
+
+def test_without_memory_for_a_copy_what_is_retained_stays_where_it_is(
+    talk: Talk, publisher: Sharer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.peer.put(Kind.DECLARE, body=Declare("kept", ring_messages=1, ring_bytes=2 * SIZE), target=1)
+    publisher.publish("kept", b"here")
+
+    def own(stream: Stream) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Stream, "own", own)
+    publisher.peer.die()
+    late = Sharer(talk, "late")
+    late.peer.subscribe("kept", replay="all")
+    assert late.peer.large() == [b"here"]
