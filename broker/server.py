@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -73,6 +74,7 @@ class Server:
                 publish_window_messages=config.publish_window_messages,
                 publish_window_bytes=config.publish_window_bytes,
                 shared_memory=config.shared_memory,
+                arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
                 declarations=config.topics,
             )
         )

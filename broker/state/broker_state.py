@@ -99,7 +99,7 @@ class BrokerState:
             settings.publish_window_bytes,
             self._flush,
         )
-        self.sharing = Sharing(self._flush, enabled=settings.shared_memory)
+        self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
         self._make_subscription = partial(
             Subscription, flush=self._flush, unblock=self.publishing.unblock, lost=self.pressure.lost
         )
@@ -188,11 +188,8 @@ class BrokerState:
     def disconnect(self, session_id: SessionId, now_ns: int, *, reads_on: bool = False) -> None:
         """A session is over, however it ended; everybody who depends on it is told.
 
-        Args:
-            session_id: whose.
-            now_ns: the monotonic time.
-            reads_on: whether its process may still read what it was lent, because it may not have seen the end. Then
-                `record.shares` keeps that, and its `leases` are to be cleared later.
+        With `reads_on` its process, which may not have seen the end, may still read what it was lent: the leases stay
+        in `record.shares`, and are to be cleared later.
         """
         self.now_ns = now_ns
         record = self.sessions.pop(session_id, None)

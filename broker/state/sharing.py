@@ -15,6 +15,7 @@ lives until they are done. What topics retain of it is copied, so that a short m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
@@ -42,6 +43,8 @@ from broker.topics.messages import Stream
 if TYPE_CHECKING:
     from broker.state.records import SessionRecord
     from broker.topics.messages import Chunk
+
+log = logging.getLogger(__name__)
 
 _CONTROL: Final = 0
 
@@ -162,6 +165,7 @@ class Shares:
         "_arenas",
         "_asked",
         "_attached",
+        "_descriptor_max",
         "_flush",
         "_known",
         "_last_lease",
@@ -172,9 +176,10 @@ class Shares:
         "leases",
     )
 
-    def __init__(self, record: SessionRecord, flush: Callable[[SessionRecord], None]) -> None:
+    def __init__(self, record: SessionRecord, flush: Callable[[SessionRecord], None], descriptor_max: int) -> None:
         self._record = record
         self._flush = flush
+        self._descriptor_max = descriptor_max
         self._arenas: dict[int, Arena] = {}
         # Those that have ended as well, until nothing in them is lent.
         self._living: set[Arena] = set()
@@ -204,10 +209,15 @@ class Shares:
             memory = passage.adopt(frame.sequence, frame.total_bytes)
             if len(self._living) >= ARENAS_MAX:
                 raise LimitExceeded("arenas_max", len(self._living) + 1, ARENAS_MAX)
+            if memory.descriptor > self._descriptor_max:
+                # The system gives out the lowest number that is free: so many are in use.
+                words = "the others are for connections: raise RLIMIT_NOFILE (ulimit -n)"
+                raise LimitExceeded("descriptors", memory.descriptor, self._descriptor_max, words)
             size_bytes = sum(arena.size_bytes for arena in self._living) + memory.size_bytes
             if size_bytes > SHARED_BYTES_MAX:
                 raise LimitExceeded("shared_bytes_max", size_bytes, SHARED_BYTES_MAX)
-        except (InvalidValue, LimitExceeded):
+        except (InvalidValue, LimitExceeded) as error:
+            log.warning("arena.refused session=%r cause=%s", self._record.name, error)
             self._send(mapped_frame(frame.number, mapped=False))
             return
         arena = self._arenas[frame.number] = Arena(number, memory, self)
@@ -344,13 +354,15 @@ class Shares:
 class Sharing:
     """All shared memory of a broker."""
 
-    def __init__(self, flush: Callable[[SessionRecord], None], *, enabled: bool) -> None:
+    def __init__(self, flush: Callable[[SessionRecord], None], descriptor_max: int, *, enabled: bool) -> None:
         """Args:
         flush: called when a session has something to send.
+        descriptor_max: the highest number that the descriptor of an arena may have.
         enabled: whether sessions may share memory.
         """
         self._flush = flush
         self._enabled = enabled
+        self._descriptor_max = descriptor_max
         self._last_arena = 0
 
     def begin(self, record: SessionRecord, *, wanted: bool) -> bool:
@@ -359,7 +371,7 @@ class Sharing:
         if not (self._enabled and wanted and passage is not None):
             return False
         passage.enabled = True
-        record.shares = Shares(record, self._flush)
+        record.shares = Shares(record, self._flush, self._descriptor_max)
         return True
 
     def arena(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

@@ -276,3 +276,15 @@ def test_without_memory_for_a_copy_what_is_retained_stays_where_it_is(
     late = Sharer(talk, "late")
     late.peer.subscribe("kept", replay="all")
     assert late.peer.large() == [b"here"]
+
+
+def test_arenas_leave_descriptors_for_connections() -> None:
+    talk = Talk(arena_descriptor_max=50)
+    sharer = Sharer(talk)
+    sharer.memory.descriptor = 51
+    sharer.peer.put(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77)
+    assert [frame.count for frame in sharer.peer.all_of(Kind.MAPPED)] == [0]
+    sharer.memory.descriptor = 50
+    sharer.passage.arrived[77] = sharer.memory
+    sharer.peer.put(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77)
+    assert [frame.count for frame in sharer.peer.all_of(Kind.MAPPED)] == [0, 1]
