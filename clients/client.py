@@ -197,9 +197,8 @@ class Client:
         """An uninitialised array to be filled and published: on the broker's host, without any copy.
 
         It lies in memory that this client shares with its readers, if it has 32 KiB or more and there is such memory.
-        To publish it gives it away: it becomes read-only, may be published again, and for other values another one is
-        asked for. What is still written to it, by way of an earlier view, its readers see. To publish a part or another
-        view of it, before it is given away, copies and leaves it writable.
+        To publish it gives it away: it becomes read-only, and may be published again. What is still written to it, by
+        way of an earlier view, its readers see. To publish another view of it, before that, copies and changes nothing.
 
         Args:
             shape: lengths of the axes.
