@@ -167,3 +167,24 @@ def test_what_is_kept_stays_right_when_its_client_is_forgotten_without_being_clo
     assert np.array_equal(array, numbers(1))
     others()
     assert np.array_equal(array, numbers(1))
+
+
+def test_of_too_many_readers_that_do_not_see_their_end_the_oldest_counts_as_gone(
+    broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.server.LINGERING_MAX", 1)
+    with (
+        clients.connect(broker.url, name="bus") as bus,
+        clients.connect(broker.url, name="first") as first,
+        clients.connect(broker.url, name="second") as second,
+    ):
+        bus.declare("#", ring_messages=1)
+        subscriptions = [reader.subscribe("a") for reader in (first, second)]
+        bus.publish("a", numbers(1))
+        arrays = [subscription.next(PATIENCE_S).value for subscription in subscriptions]
+        with first._driver.lock, second._driver.lock:
+            for name in ("first", "second"):
+                broker.cut_off(name)
+            assert broker.call(lambda: [link.record.name for link in broker.server._reading.owners]) == ["second"]
+            assert broker.call(lambda: len(broker.server._links)) == 1
+        del arrays
