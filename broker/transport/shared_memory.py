@@ -20,6 +20,7 @@ the place of the file, under the views. See memfd_create(2), fcntl(2), File Seal
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -38,6 +39,9 @@ VERSION: Final = 1
 _FUTURE_WRITE: Final = 0x10
 """F_SEAL_FUTURE_WRITE of <linux/fcntl.h>, since Linux 5.1, which Python 3.11 does not name."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _FUTURE_WRITE | fcntl.F_SEAL_SEAL
+_NO_EXEC: Final = 0x8
+"""MFD_NOEXEC_SEAL of <linux/memfd.h>, since Linux 6.3: nobody executes the file, on which a system may insist
+(vm.memfd_noexec)."""
 _FAILED: Final = ctypes.c_void_p(-1).value
 _NO_RESERVE: Final = 0x4000
 """MAP_NORESERVE of <linux/mman.h>."""
@@ -106,7 +110,7 @@ class SharedMemory:
             raise LimitExceeded("arena_bytes_max", size_bytes, ARENA_BYTES_MAX)
         descriptor = -1
         try:
-            descriptor = os.memfd_create("tensorbus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            descriptor = _anonymous_file()
             os.ftruncate(descriptor, size_bytes)
             memory = cls(descriptor, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
@@ -200,6 +204,16 @@ class SharedMemory:
 
     def __repr__(self) -> str:
         return f"<SharedMemory {self.size_bytes} bytes identity={self.identity} fd={self.descriptor}>"
+
+
+def _anonymous_file() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("tensorbus", flags | _NO_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return os.memfd_create("tensorbus", flags)
 
 
 def _close(descriptor: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import mmap
@@ -207,3 +208,19 @@ def test_what_there_is_no_memory_for_stays_where_it_is() -> None:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     memory.view(0, 2, memory)[:] = b"ok"
     assert bytes(other.view(0, 2, other)) == b"ok"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL], ids=["insists", "does not know"])
+def test_a_system_may_insist_on_files_that_cannot_be_executed_or_know_none(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    create = os.memfd_create
+
+    def refusing(name: str, flags: int) -> int:
+        if bool(flags & 8) == (code == errno.EINVAL):
+            raise OSError(code, os.strerror(code))
+        return create(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", refusing)
+    memory = SharedMemory.create(SIZE)
+    assert adopted(memory).identity == memory.identity
