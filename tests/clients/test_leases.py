@@ -22,9 +22,10 @@ ROUNDS = 40
 """Messages, each of which is read at once: more than there are blocks, so each block is written to again."""
 
 
-@pytest.fixture(params=["unix"])
-def broker(tmp_path: Path) -> Iterator[ServingThread]:
-    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
+@pytest.fixture(params=["inproc", "unix"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingThread]:
+    addresses = {"inproc": f"inproc://{tmp_path.name}", "unix": f"unix://{tmp_path}/broker.sock"}
+    with ServingThread(addresses[request.param]) as serving:
         yield serving
 
 

@@ -15,9 +15,10 @@ from tests.clients.serving import ServingThread
 from tests.clients.test_shared_memory import NUMBERS, PATIENCE_S, is_shared
 
 
-@pytest.fixture(params=["unix"])
-def broker(tmp_path: Path) -> Iterator[ServingThread]:
-    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
+@pytest.fixture(params=["inproc", "unix"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingThread]:
+    addresses = {"inproc": f"inproc://{tmp_path.name}", "unix": f"unix://{tmp_path}/broker.sock"}
+    with ServingThread(addresses[request.param]) as serving:
         yield serving
 
 
