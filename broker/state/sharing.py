@@ -256,7 +256,6 @@ class Shares:
 
     def over(self, number: int) -> None:
         """A loan has ended: the session is told, of all that end until the frame leaves at once."""
-        self._lent.pop(number, None)
         self._over.append(number)
         if not self._attached:
             self._attached = True
@@ -267,6 +266,9 @@ class Shares:
         """Appends RELEASE; see Source."""
         over, self._over = self._over, []
         self._attached = bool(over)
+        # Not before: who does not read what it is told shall not lend without end.
+        for number in over:
+            self._lent.pop(number, None)
         return sum(encode(frame, buffers) for frame in release_frames(over))
 
     # As a reader.

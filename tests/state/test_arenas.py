@@ -278,6 +278,21 @@ def test_without_memory_for_a_copy_what_is_retained_stays_where_it_is(
     assert late.peer.large() == [b"here"]
 
 
+def test_loans_count_until_their_publisher_has_been_told_of_their_end(
+    publisher: Sharer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.state.sharing.LOANS_MAX", 10)
+    for _ in range(30):
+        publisher.publish("nowhere", b"x", lane=Lane.CONTROL)
+    assert publisher.back() == list(range(1, 31))
+    publisher.peer.reading = False
+    for _ in range(10):
+        publisher.publish("nowhere", b"x", lane=Lane.CONTROL)
+    assert publisher.peer.is_open
+    publisher.publish("nowhere", b"x", lane=Lane.CONTROL)
+    assert "loan 41 is in use, or 10 are" in str(publisher.peer.record.session.failure)
+
+
 def test_arenas_leave_descriptors_for_connections() -> None:
     talk = Talk(arena_descriptor_max=50)
     sharer = Sharer(talk)
