@@ -177,12 +177,16 @@ SHARED_BYTES_MIN: Final = 32 * KIB
 ARENA_BYTES: Final = 64 * MIB
 """Blocks of one size are made together, as many as fit into this, so that files are few. Pages that are never written
 to take no memory."""
-ARENA_BYTES_MAX: Final = 1 << 40
-"""What a file may say of its length: addresses cost nothing, and its pages are its maker's."""
 ARENAS_MAX: Final = 64
-"""Arenas of one publisher. The broker has a descriptor and a mapping for each, as has each reader."""
+"""Arenas of one publisher. The broker has a descriptor and a mapping for each, each reader a mapping."""
 SHARED_BYTES_MAX: Final = 1024 * MIB
-"""What all arenas of a publisher may be long; what has no place in them goes through the socket."""
+"""What all arenas of a publisher may be long; what has no place in them goes through the socket. Pages that are never
+written to cost nothing, but a process has addresses for 128 TiB, and a broker 4,096 publishers."""
+ARENA_BYTES_MAX: Final = SHARED_BYTES_MAX
+"""What a file may say of its length."""
+ARENA_SPARSE: Final = 4
+"""When the messages in an arena whose publisher is gone are no more than this part of it, a fourth, the broker copies
+what topics retain and queues hold of them: so they cost at most four times what they are long."""
 SHARED_CHARGE_SHIFT: Final = 6
 """A shared message takes a 64th of its bytes of its topic's credit, at most a frame's: they wait in nobody's socket,
 but they do wait. With the window of 1 MiB a publisher is at most 64 MiB ahead."""
@@ -198,6 +202,11 @@ RELEASE_BYTES: Final = MIB
 """A reader says that it is done with so much at once, or when it waits."""
 LOANS_MAX: Final = 65_536
 """Shared messages of a publisher that are under way or held by readers."""
+LEASES_MAX: Final = 65_536
+"""Shared messages that a reader has not released, of all publishers; what is more comes in chunks."""
+LINGERING_MAX: Final = 1024
+"""Readers whose sessions are over and that have yet to see it: each has a descriptor in the broker. Of more, the oldest
+count as gone."""
 DESCRIPTORS_WAITING_MAX: Final = 128
 """Descriptors that have arrived ahead of the frames that speak of them."""
 

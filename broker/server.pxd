@@ -20,6 +20,7 @@ cdef class Server:
     cdef public list listeners
     cdef bint _accept_paused, _going_on
     cdef public dict _links
+    cdef public object _reading
     cdef object _hangups, _loop, _ticking
 
     @cython.locals(session=Session, size=Py_ssize_t)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Final
 from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded
 from broker.ids import SessionId
-from broker.limits import CLOSE_TIMEOUT_S
+from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX
 from broker.protocol.session import Deliver, Phase
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
@@ -75,6 +76,7 @@ class Server:
                 publish_window_messages=config.publish_window_messages,
                 publish_window_bytes=config.publish_window_bytes,
                 shared_memory=config.shared_memory,
+                arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
                 declarations=config.topics,
             )
         )
@@ -89,6 +91,8 @@ class Server:
         self._going_on = False
         self._links: dict[SessionId, _Link] = {}
         self._hangups: Hangups[_Link] = Hangups()
+        # Sessions that are over, of processes that may still read shared memory: until they close their ends.
+        self._reading: Hangups[_Link] = Hangups()
         self._loop = asyncio.get_running_loop()
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -138,6 +142,8 @@ class Server:
             log.warning("server.drain_timeout sessions=%d", len(self._links))
         for link in list(self._links.values()):
             self._close(link, abort=True)
+        for link in self._reading.owners:
+            self._let_go(link)
         if self._ticking is not None:
             self._ticking.cancel()
 
@@ -241,16 +247,35 @@ class Server:
         self._hangups.remove(descriptor)
         self._loop.remove_reader(descriptor)
         self._loop.remove_writer(descriptor)
-        if abort:
+        reads_on = record.shares is not None and bool(record.shares.leases)
+        if reads_on:
+            link.connection.end_sending()
+            self._reading.add(descriptor, link)
+        elif abort:
             link.connection.abort()
         else:
             link.connection.close()
         log.info(
             "session.closed id=%d name=%r peer=%s cause=%s", record.id, record.name, record.peer, record.session.failure
         )
-        self.state.disconnect(record.id, time.monotonic_ns())
+        self.state.disconnect(record.id, time.monotonic_ns(), reads_on=reads_on)
+        if reads_on:
+            self._look_for_ends()
         if not self._links:
             self.idle.set()
+
+    def _look_for_ends(self) -> None:
+        """Those that have closed their ends read nothing any more, or copies."""
+        for link in self._reading.find():
+            self._let_go(link)
+        while len(self._reading) > LINGERING_MAX:
+            self._let_go(self._reading.owners[0])
+
+    def _let_go(self, link: _Link) -> None:
+        self._reading.remove(link.connection.fileno())
+        link.connection.close()
+        if link.record.shares is not None:
+            link.record.shares.leases.clear()
 
     def _read_to_the_end(self, link: _Link) -> None:
         """Reads what is left of a connection that has failed; the loop may not tell of it any more."""
@@ -263,6 +288,7 @@ class Server:
         now_ns = time.monotonic_ns()
         for link in self._hangups.find():
             self._read_to_the_end(link)
+        self._look_for_ends()
         self.state.tick(now_ns)
         self._run()
         for link in list(self._links.values()):

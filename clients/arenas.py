@@ -9,13 +9,18 @@ A Block is held by the array that was lent over it, by the call that publishes i
 broker says RELEASE, which it does when no reader uses it any more.
 
 Where there is no block to be had, because readers hold them all or the message is longer than what may be shared, the
-message goes through the socket, under its topic's credit: nobody waits for a reader that keeps what it got.
+message goes through the socket, under its topic's credit: nobody waits for a reader that keeps what it got. So it does
+when the system has no memory or no descriptor for another arena, or the broker takes none; that is tried again later.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import operator
 import threading
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from weakref import ref
 
@@ -40,10 +45,12 @@ from broker.transport.copying import copy
 from broker.transport.shared_memory import SharedMemory
 from clients.signals import Signal
 
+log = logging.getLogger(__name__)
+
 BLOCKS_MIN: Final = 8
 """Of the first arena of a length: more than are under way as a rule."""
 UNUSED_NS: Final = 30_000_000_000
-"""How often arenas go of which no block was used since the last time."""
+"""How often arenas go that were not used since the last time, and another one is tried where none was to be had."""
 
 
 class Arena:
@@ -55,7 +62,7 @@ class Arena:
         used: whether a block of it was lent since unused arenas last went.
         lent: blocks that are not free.
         gone: whether its blocks are not to be lent any more.
-        given: blocks that the application has, by their offsets.
+        given: blocks that the application has, by their offsets, each with the array that was made over it.
     """
 
     __slots__ = ("answered", "block_bytes", "blocks", "given", "gone", "lent", "mapped", "memory", "number", "used")
@@ -70,7 +77,7 @@ class Arena:
         self.used = True
         self.lent = 0
         self.gone = False
-        self.given: dict[int, ref[Block]] = {}
+        self.given: dict[int, tuple[ref[Block], ref[npt.NDArray[np.generic]]]] = {}
 
 
 class Block:
@@ -93,11 +100,10 @@ class Block:
 
 
 class Place(NamedTuple):
-    """Where a message lies: in a block, at an offset of its arena; `lent` if the application has filled it there."""
+    """Where a message lies: in a block, at an offset of its arena."""
 
     block: Block
     offset: int
-    lent: bool
 
 
 class Arenas:
@@ -124,6 +130,8 @@ class Arenas:
         self._held_bytes = 0
         self._ahead_bytes = SHARED_AHEAD_BYTES
         self._look_ns = 0
+        self._full = False
+        """Whether another arena was not to be had of late."""
 
     def connected(self, *, enabled: bool) -> None:
         """A session is open. Readers of an earlier one may still use what was lent there: it is left to them."""
@@ -142,6 +150,8 @@ class Arenas:
         self._lock = threading.Lock()
 
     def _leave_all(self) -> None:
+        # Blocks that are still referred to need not be told of any more, and with the last of them their arena goes.
+        self._over = deque()
         for arena in self._arenas.values():
             arena.gone = True
             arena.answered.set()
@@ -150,6 +160,7 @@ class Arenas:
         self._lent = {}
         self._left.clear()
         self._held_bytes = self.lent_bytes = 0
+        self._full = False
 
     # Blocks.
 
@@ -164,7 +175,8 @@ class Arenas:
         if self._over:
             with self._lock:
                 self._collect()
-        return self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
+        # What only the application holds, the broker does not give back.
+        return not self._lent or self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
 
     def widen(self, size_bytes: int) -> None:
         """Readers take longer with what they have than is to be waited for."""
@@ -175,16 +187,24 @@ class Arenas:
         block = self.lend(size_bytes) if self.suits(size_bytes) and not dtype.hasobject else None
         if block is None:
             return np.empty(shape, dtype)
-        block.arena.given[block.offset] = ref(block)
-        return np.frombuffer(block.view(size_bytes), dtype).reshape(shape)
+        array = np.frombuffer(block.view(size_bytes), dtype.base).reshape(shape + dtype.shape)
+        block.arena.given[block.offset] = ref(block), ref(array)
+        return array
 
-    def place(self, payload: Payload) -> Place | None:
-        """Where a payload lies that the application was lent the memory for, or a copy of another one; None when there
-        is no block for it."""
+    def place(self, payload: Payload, value: object) -> Place | None:
+        """Where a payload lies that the application was lent the memory for and gives away, or a copy of another one.
+
+        Args:
+            payload: of a message.
+            value: what it was made of; an array that is given away becomes read-only.
+
+        Returns:
+            None when there is no block for a copy.
+        """
         size_bytes = len(payload)
         parts = payload.parts if isinstance(payload, Gathered) else (payload,)
         arrays = [np.frombuffer(part, np.uint8) for part in parts if len(part)]
-        found = self._find(arrays[0]) if len(arrays) == 1 else None
+        found = self._find(arrays[0], value) if len(arrays) == 1 and isinstance(value, np.ndarray) else None
         if found is not None:
             return found
         block = self.lend(size_bytes)
@@ -194,17 +214,23 @@ class Arenas:
         for array in arrays:
             copy(place[start : start + array.nbytes], array)
             start += array.nbytes
-        return Place(block, block.offset, lent=False)
+        return Place(block, block.offset)
 
-    def _find(self, array: npt.NDArray[np.uint8]) -> Place | None:
-        """Where an array lies that was made of a lent one."""
-        address: int = array.__array_interface__["data"][0]
+    def _find(self, flat: npt.NDArray[np.uint8], value: npt.NDArray[np.generic]) -> Place | None:
+        """Where an array lies that was lent, or is a view of one that was given away before or that is gone.
+
+        While the application has the whole array, and may go on to fill it, a view of it does not give it away.
+        """
+        address: int = flat.__array_interface__["data"][0]
         for arena in list(self._arenas.values()):
             if arena.given and arena.memory.holds(address):
                 offset = address - arena.memory.address
-                reference = arena.given.get(offset - offset % arena.block_bytes)
-                block = None if reference is None else reference()
-                return None if block is None else Place(block, offset, lent=True)
+                references = arena.given.get(offset - offset % arena.block_bytes)
+                block, whole = (None, None) if references is None else (references[0](), references[1]())
+                if block is None or (whole is not None and whole is not value and whole.flags.writeable):
+                    return None
+                value.flags.writeable = False
+                return Place(block, offset)
         return None
 
     def lend(self, size_bytes: int) -> Block | None:
@@ -228,12 +254,12 @@ class Arenas:
         over = self._over
         while over:
             arena, offset = over.popleft()
+            if arena.gone:
+                continue
             arena.lent -= 1
-            if not arena.gone:
-                self.lent_bytes -= arena.block_bytes
+            self.lent_bytes -= arena.block_bytes
             arena.given.pop(offset, None)
-            if not arena.gone:
-                self._free[arena.block_bytes].append((arena, offset))
+            self._free[arena.block_bytes].append((arena, offset))
 
     def _more(self, block_bytes: int) -> list[tuple[Arena, int]] | None:
         """Makes an arena, in the place of unused ones where they take up the room."""
@@ -241,6 +267,8 @@ class Arenas:
         there_are = sum(arena.blocks for arena in self._arenas.values() if arena.block_bytes == block_bytes)
         blocks = max(1, min(ARENA_BYTES // block_bytes, max(BLOCKS_MIN, 2 * there_are)))
         size_bytes = block_bytes * blocks
+        if self._full or block_bytes > SHARED_BYTES_MAX:
+            return None
         for arena in list(self._arenas.values()):
             if self._has_room(size_bytes):
                 break
@@ -250,8 +278,9 @@ class Arenas:
             return None
         try:
             arena = Arena(self._last_arena + 1, block_bytes, blocks)
-        except (LimitExceeded, InvalidValue):
-            self.enabled = False
+        except (LimitExceeded, InvalidValue) as error:
+            log.warning("arena.not_made bytes=%d cause=%s", size_bytes, error)
+            self._full = True
             return None
         self._last_arena += 1
         self._arenas[arena.number] = arena
@@ -264,8 +293,9 @@ class Arenas:
         return self._held_bytes + size_bytes <= SHARED_BYTES_MAX and len(self._arenas) < ARENAS_MAX
 
     def _leave(self, arena: Arena) -> None:
-        """Uses an arena no more, of which all blocks are free."""
+        """Uses an arena no more. Blocks of it that are in use go with their holders."""
         arena.gone = True
+        self.lent_bytes -= arena.lent * arena.block_bytes
         del self._arenas[arena.number]
         self._held_bytes -= arena.memory.size_bytes
         self._free[arena.block_bytes] = [free for free in self._free[arena.block_bytes] if free[0] is not arena]
@@ -278,6 +308,7 @@ class Arenas:
         if now_ns - self._look_ns > UNUSED_NS:
             self._look_ns = now_ns
             with self._lock:
+                self._full = False
                 self._collect()
                 for arena in list(self._arenas.values()):
                     if not arena.lent and not arena.used:
@@ -300,10 +331,15 @@ class Arenas:
             session.put(arena_frame(arena.number, arena.memory))
         return arena.answered
 
+    def can_share(self, place: Place) -> bool:
+        """Whether a message can be published that lies there."""
+        arena = place.block.arena
+        return bool(arena.mapped) and not arena.gone and len(self._lent) < LOANS_MAX
+
     def share(self, place: Place) -> bytes | None:
         """The frame's payload for a message that is published now; None when the broker cannot use its arena."""
         block, arena = place.block, place.block.arena
-        if not arena.mapped or arena.gone or len(self._lent) >= LOANS_MAX:
+        if not self.can_share(place):
             return None
         number = self._last_loan % 0xFFFFFFFF + 1
         while number in self._lent:
@@ -315,16 +351,36 @@ class Arenas:
     def mapped(self, frame: Frame) -> None:
         """MAPPED: the broker can use an arena, or cannot."""
         arena = self._arenas.get(frame.number)
-        if arena is not None:
-            arena.mapped = bool(frame.count)
-            arena.answered.set()
-            arena.memory.close_descriptor()
+        if arena is None:
+            return
+        if frame.count:
+            arena.mapped = True
+        else:
+            log.warning("arena.refused by the broker bytes=%d", arena.memory.size_bytes)
+            with self._lock:
+                # The broker has none that it would have to be told the end of.
+                arena.mapped = None
+                self._leave(arena)
+                self._full = True
+        arena.answered.set()
+        arena.memory.close_descriptor()
 
     def released(self, frame: Frame) -> None:
         """RELEASE: nobody reads some messages any more."""
         for number in released(frame):
             self._lent.pop(number, None)
         self.came_back.set()
+
+
+def form(shape: int | Sequence[int], dtype: npt.DTypeLike) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
+    """The lengths of an array's axes, its dtype, and its length in bytes.
+
+    Raises:
+        TypeError: a shape or a dtype that numpy does not take either.
+    """
+    kind = np.dtype(dtype)
+    lengths = tuple(map(operator.index, shape)) if isinstance(shape, Sequence) else (operator.index(shape),)
+    return lengths, kind, kind.itemsize * math.prod(lengths)
 
 
 def _rounded(size_bytes: int) -> int:

@@ -190,15 +190,15 @@ class Client:
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded
         )
         if self._core.arenas.suits(len(message.payload)):
-            return publish_shared(self._driver, message, value, timeout_s, acknowledge=acknowledge)
+            return publish_shared(self._driver, message, timeout_s, acknowledge=acknowledge)
         return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
         """An uninitialised array to be filled and published: on the broker's host, without any copy.
 
         It lies in memory that this client shares with its readers, if it has 32 KiB or more and there is such memory.
-        To publish it gives it away: it becomes read-only, may be published again, and for other values another one is
-        asked for. What is still written to it, by way of an earlier view, its readers see.
+        To publish it gives it away: it becomes read-only, and may be published again. What is still written to it, by
+        way of an earlier view, its readers see. To publish another view of it, before that, copies and changes nothing.
 
         Args:
             shape: lengths of the axes.

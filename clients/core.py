@@ -400,6 +400,8 @@ class Outbound(msgspec.Struct, gc=False):
     last: bool = False
     error: str = ""
     end: bool = False
+    value: object = None
+    """The array that the payload was made of, if it was one."""
     place: SharedPlace | None = None
     """Where the payload lies in shared memory, as well or instead."""
     replies: bool = False
@@ -416,7 +418,7 @@ class Outbound(msgspec.Struct, gc=False):
         if number is None and lane is not None:
             raise InvalidValue("lane", lane, f"is none of {', '.join(LANES)}")
         content, tensor, payload = encoded or encode_value(value)
-        return cls(topic, number, content, tensor, payload)
+        return cls(topic, number, content, tensor, payload, value=None if tensor is None else value)
 
     def body(self, session: int = 0) -> bytes:
         """The body of the message's frame, on a session."""

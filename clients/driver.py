@@ -257,6 +257,7 @@ class Driver:
         self._condition = threading.Condition(self.lock)
         self._closing = True
         self.core.arenas.forked()
+        self.core.incoming.leases.forget()
         link, self._link = self._link, None
         if link is not None:
             link.connection.disown()
@@ -269,7 +270,7 @@ class Driver:
         link = self._link
         if link is None:
             return
-        self.core.outgoing.send_batches()
+        self.core.before_waiting()
         link.session.close(Code.NORMAL, reason)
         self.core.closing()
         self.flush()
@@ -362,11 +363,12 @@ class Driver:
             return
         log.warning("connection.closed name=%r broker=%s cause=%s", self.core.name, link.connection.peer_address, error)
         link.session.lost(error)
-        link.connection.close()
         if self._closing or self._reconnect_timeout_s <= 0 or error.code == Code.DENIED:
             self.core.close(error)
         else:
             self.core.disconnected(error)
+        # Last: as long as it is open, nobody writes to the memory that arrays of this session lie in.
+        link.connection.close()
         self._condition.notify_all()
         self._wake.set()
         self._keeper_wake.set()
@@ -375,9 +377,9 @@ class Driver:
         """Ends for good. The lock is held."""
         self._closing = True
         link, self._link = self._link, None
+        self.core.close(error)
         if link is not None:
             link.connection.close()
-        self.core.close(error)
         self._condition.notify_all()
         self._wake.set()
         self._keeper_wake.set()

@@ -93,8 +93,9 @@ class Exchange(Signal):
             return
         self.kept_bytes += size_bytes
         self._table.kept_bytes += size_bytes
-        # The value's memory is the application's again.
+        # The value's memory is the application's again, and shared memory is for what is under way.
         message.payload = bytes(message.payload)
+        message.value = message.place = None
         self.kept.append(message)
 
     def again(self) -> list[Outbound]:

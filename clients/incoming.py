@@ -80,7 +80,6 @@ class Incoming:
                 subscription.seen.other_broker()
         self._publications.clear()
         self._assemblies.clear()
-        self.leases.connected()
         for subscription in (self._inbox, *self.subscriptions.values()):
             subscription.reconnected()
 
@@ -88,6 +87,7 @@ class Incoming:
         """The session is over: what had not arrived completely never will."""
         self.session = None
         self._assemblies.clear()
+        self.leases.disconnected()
         for subscription in self.subscriptions.values():
             subscription.forget_jobs()
 

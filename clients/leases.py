@@ -2,6 +2,10 @@
 
 A message's bytes stay as they are until its Lease ends, and that ends with the last array or view over them, on
 whatever thread. The broker is told when the client next speaks of credit, waits, or as time passes.
+
+When the session ends, nobody can be told any more: what is still read then is copied, and the copy takes its place
+under the arrays. The connection is closed after that, and the broker lets nobody write to the memory before it is. Of a
+client that is forgotten and never closed, the arrays themselves hold the connection.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from broker.errors import InvalidValue, LimitExceeded, ProtocolError
 from broker.limits import RELEASE_BYTES
 from broker.protocol.frames import Flag, Frame
 from broker.protocol.session import Session
-from broker.protocol.sharing import VERSION, Memory, mapped_frame, place_of, release_frames
+from broker.protocol.sharing import VERSION, Memory, Passage, mapped_frame, place_of, release_frames
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +28,13 @@ _LAST: Final = Flag.LAST
 class Lease:
     """The right to read one message's bytes, for as long as anything refers to this."""
 
-    __slots__ = ("_memory", "_over", "_told")
+    __slots__ = ("_memory", "_over", "_passage", "_told")
 
-    def __init__(self, memory: Memory, number: int, size_bytes: int, over: deque[tuple[int, int]]) -> None:
+    def __init__(
+        self, memory: Memory, number: int, size_bytes: int, over: deque[tuple[int, int]], passage: Passage | None
+    ) -> None:
         self._memory = memory
+        self._passage = passage
         self._told = number, size_bytes
         self._over = over
 
@@ -41,12 +48,30 @@ class Leases:
 
     def __init__(self) -> None:
         self._arenas: dict[int, Memory] = {}
+        self._held: dict[int, tuple[Memory, int, int]] = {}
         self._over: deque[tuple[int, int]] = deque()
+        self._passage: Passage | None = None
 
-    def connected(self) -> None:
-        """A new session: what is read of an earlier one's stays readable, and is nobody's business any more."""
+    def disconnected(self) -> None:
+        """The session is over, and its connection about to be closed: what is still read is made this process's own."""
+        for number, _ in list(self._over):
+            self._held.pop(number, None)
+        kept: dict[Memory, list[tuple[int, int]]] = {}
+        for memory, offset, size_bytes in self._held.values():
+            kept.setdefault(memory, []).append((offset, size_bytes))
+        for memory, parts in kept.items():
+            try:
+                memory.keep(parts)
+            except LimitExceeded as error:
+                log.error("lease.lost: arrays of %d messages may change: %s", len(parts), error)
+        self.forget()
+
+    def forget(self) -> None:
+        """What is read of this session's is nobody's business any more."""
         self._arenas = {}
+        self._held = {}
         self._over = deque()
+        self._passage = None
 
     def arena(self, session: Session, frame: Frame) -> None:
         """ARENA: the broker will speak of some memory, or not any more."""
@@ -55,6 +80,7 @@ class Leases:
             return
         if session.passage is None:
             raise ProtocolError("ARENA in a session that shares no memory")
+        self._passage = session.passage
         try:
             if frame.count != VERSION:
                 raise InvalidValue("arena of version", frame.count, f"is not of version {VERSION}")
@@ -74,16 +100,22 @@ class Leases:
         memory = self._arenas.get(number)
         if memory is None or offset + frame.total_bytes > memory.size_bytes:
             raise ProtocolError(f"{frame.total_bytes} bytes at {offset} of arena {number}, which has no such place")
-        return memory.view(offset, frame.total_bytes, Lease(memory, lease, frame.total_bytes, self._over))
+        self._held[lease] = memory, offset, frame.total_bytes
+        holder = Lease(memory, lease, frame.total_bytes, self._over, self._passage)
+        return memory.view(offset, frame.total_bytes, holder)
 
     @property
     def due(self) -> bool:
         """Whether the broker is to be told now which messages are not used any more."""
-        return bool(self._over) and sum(size_bytes for _, size_bytes in self._over) >= RELEASE_BYTES
+        # Of a copy, which is made in one step: more may be over at any moment.
+        return bool(self._over) and sum(size_bytes for _, size_bytes in list(self._over)) >= RELEASE_BYTES
 
     def give_back(self, session: Session) -> None:
         """Tells the broker which messages are not used any more."""
         over = self._over
         if over:
-            for frame in release_frames([over.popleft()[0] for _ in range(len(over))]):
+            numbers = [over.popleft()[0] for _ in range(len(over))]
+            for number in numbers:
+                self._held.pop(number, None)
+            for frame in release_frames(numbers):
                 session.put(frame)

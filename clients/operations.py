@@ -149,7 +149,7 @@ async def place(driver: Driver, message: Outbound) -> None:
     arenas, payload = driver.core.arenas, message.payload
     if message.place is None and arenas.suits(len(payload)):
         await room(driver, len(payload))
-        message.place = arenas.place(payload)
+        message.place = arenas.place(payload, message.value)
 
 
 async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pending: Pending | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from time import monotonic_ns, time_ns
 
@@ -10,33 +9,31 @@ import numpy as np
 import numpy.typing as npt
 
 from clients import operations
+from clients.arenas import form
 from clients.core import Outbound, try_publish
 from clients.driver import Driver
 from clients.outgoing import SENT
 
 
-def publish_shared(
-    driver: Driver, message: Outbound, value: object, timeout_s: float, *, acknowledge: bool
-) -> int | None:
+def publish_shared(driver: Driver, message: Outbound, timeout_s: float, *, acknowledge: bool) -> int | None:
     """As operations.publish, for a message that is long enough to be shared.
 
     Args:
         driver: of the client.
         message: what to publish.
-        value: what it was made of; an array that was lent by `empty` becomes read-only.
         timeout_s: for all waits together.
         acknowledge: whether to wait for the broker.
     """
     core, size_bytes = driver.core, len(message.payload)
     if not core.arenas.has_room(size_bytes):
         driver.run(operations.room(driver, size_bytes))
-    place = message.place = core.arenas.place(message.payload)
-    if place is not None and place.lent and isinstance(value, np.ndarray):
-        value.flags.writeable = False
+    place = message.place = core.arenas.place(message.payload, message.value)
     if place is not None and not acknowledge:
         # The shortest way, if there is nothing to wait for.
         with driver.lock:
-            if try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
+            # Otherwise it could become a large message, which has begun when this returns.
+            shares = core.arenas.can_share(place)
+            if shares and try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
                 driver.flush()
                 return None
     return driver.run(operations.publish(driver, message, timeout_s, acknowledge=acknowledge))
@@ -44,8 +41,7 @@ def publish_shared(
 
 def empty_shared(driver: Driver, shape: int | Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
     """An array to be filled and published, in shared memory where there is some; see `Client.empty`."""
-    kind, lengths = np.dtype(dtype), tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    arenas, size_bytes = driver.core.arenas, kind.itemsize * math.prod(lengths)
+    arenas, (lengths, kind, size_bytes) = driver.core.arenas, form(shape, dtype)
     if not arenas.has_room(size_bytes):
         driver.run(operations.room(driver, size_bytes))
     return arenas.array(lengths, kind, size_bytes)

@@ -217,6 +217,9 @@ class Trainer:
         layout = self._server_layout()
         reply = self._ask("pull", None, {"rank": str(self.rank)})
         flat = layout.pack(cast(FloatArray, reply.value))
+        if not flat.flags.writeable:
+            # It lies in shared memory, which is the server's.
+            flat = flat.copy()
         return Pulled(layout.views(flat), int(reply.headers["version"]), int(reply.headers["step"]))
 
     def push(self, gradients: FloatArray | Mapping[str, FloatArray], *, step: int, samples: int = 1) -> int:

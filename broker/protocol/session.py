@@ -455,7 +455,7 @@ class Session:
             return
         self.phase = following
         if cause is not None and self.failure is None:
-            self.failure = cause
+            self.failure = _without_frames(cause)
         if following is _CLOSED:
             self._let_go()
 
@@ -472,6 +472,16 @@ class Session:
         return (
             f"<Session {self.phase.name} received={self.received_bytes} sent={self.sent_bytes} {self.outbox!r}{cause}>"
         )
+
+
+def _without_frames(cause: BrokerError) -> BrokerError:
+    """The failure, and what it comes from, without the frames of the calls in which they were raised: these refer to
+    the buffers of a write, and so to memory of others, for as long as the failure is known."""
+    error: BaseException | None = cause
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    return cause
 
 
 def _close_frame(code: int, reason: str) -> Frame:

@@ -43,6 +43,14 @@ class Memory(Protocol):
         """Some of the bytes, which keep `holder` alive."""
         ...
 
+    def keep(self, parts: Iterable[tuple[int, int]]) -> None:
+        """Makes some parts, by offsets and lengths, this process's own, so that they stay as they are.
+
+        Raises:
+            LimitExceeded: there is no memory for them.
+        """
+        ...
+
     def close_descriptor(self) -> None:
         """It is to be passed on to nobody any more."""
         ...

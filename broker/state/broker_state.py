@@ -99,7 +99,7 @@ class BrokerState:
             settings.publish_window_bytes,
             self._flush,
         )
-        self.sharing = Sharing(self._flush, enabled=settings.shared_memory)
+        self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
         self._make_subscription = partial(
             Subscription, flush=self._flush, unblock=self.publishing.unblock, lost=self.pressure.lost
         )
@@ -186,8 +186,12 @@ class BrokerState:
             record.session.fail(error)
             self._flush(record)
 
-    def disconnect(self, session_id: SessionId, now_ns: int) -> None:
-        """A session is over, however it ended; everybody who depends on it is told."""
+    def disconnect(self, session_id: SessionId, now_ns: int, *, reads_on: bool = False) -> None:
+        """A session is over, however it ended; everybody who depends on it is told.
+
+        With `reads_on` its process, which may not have seen the end, may still read what it was lent: the leases stay
+        in `record.shares`, and are to be cleared later.
+        """
         self.now_ns = now_ns
         record = self.sessions.pop(session_id, None)
         if record is None:
@@ -203,7 +207,7 @@ class BrokerState:
         self.requests.disconnect(record)
         self.publishing.disconnect(record)
         if record.shares is not None:
-            record.shares.disconnect()
+            record.shares.disconnect(reads_on=reads_on)
         self.router.ended.add_session(record.session)
         self.groups.disconnect(record, now_ns)
         if record.name:

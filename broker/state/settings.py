@@ -18,6 +18,7 @@ class Settings:
         life: a number that no other broker has, nor this one when it starts again.
         wall_offset_ns: wall-clock time minus monotonic time, for the time stamps of the broker's own messages.
         shared_memory: whether clients on this host may send and receive messages in shared memory.
+        arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.
     """
 
@@ -34,4 +35,5 @@ class Settings:
     publish_window_messages: int = limits.PUBLISH_WINDOW_MESSAGES
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
     shared_memory: bool = True
+    arena_descriptor_max: int = (1 << 31) - 1
     declarations: tuple[Declaration, ...] = ()

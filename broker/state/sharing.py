@@ -9,17 +9,21 @@
 A Loan is what keeps a message's bytes as they are. Whoever may still read them refers to it: the message in queues and
 rings, a reader's leases until it says RELEASE, and every memoryview on its way into a socket. When nothing does, Python
 ends it, and its publisher is told. So there is no count that a forgotten call could leave wrong; a session that ends
-drops its leases, and a publisher's end costs its readers nothing: the memory lives until they are done.
+drops its leases once its process has closed the connection, and a publisher's end costs its readers nothing: the memory
+lives until they are done. What topics retain of it is copied, so that a short message does not hold a long arena.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
+from weakref import ref
 
 from broker.buffers import Buffer
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
-from broker.limits import ARENAS_MAX, LOANS_MAX
+from broker.limits import ARENA_SPARSE, ARENAS_MAX, LEASES_MAX, LOANS_MAX, SHARED_BYTES_MAX
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, encode
 from broker.protocol.sharing import (
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from broker.state.records import SessionRecord
     from broker.topics.messages import Chunk
 
+log = logging.getLogger(__name__)
+
 _CONTROL: Final = 0
 
 
@@ -56,31 +62,64 @@ class Arena:
 
     Attributes:
         number: by which readers know it.
-        owner: its publisher's shares, while that has a session and uses it.
+        memory: in which it lies, as long as the broker needs that.
+        size_bytes: its length.
+        owner: its publisher's shares, while that has a session.
+        ended: whether its publisher uses it no more.
         loans: how many there are.
+        lent_bytes: their bytes.
         readers: the shares of sessions that were told of it.
     """
 
-    __slots__ = ("loans", "memory", "number", "owner", "readers")
+    __slots__ = ("_streams", "ended", "lent_bytes", "loans", "memory", "number", "owner", "readers", "size_bytes")
 
     def __init__(self, number: int, memory: Memory, owner: Shares) -> None:
         self.number = number
-        self.memory = memory
+        self.memory: Memory | None = memory
+        self.size_bytes = memory.size_bytes
         self.owner: Shares | None = owner
-        self.loans = 0
+        self.ended = False
+        self.loans = self.lent_bytes = 0
         self.readers: set[Shares] = set()
+        self._streams: list[ref[Stream]] = []
 
-    def end(self) -> None:
-        """Its publisher uses it no more. Readers are told once nothing in it is lent any more."""
-        self.owner = None
+    def end(self, streams: list[ref[Stream]]) -> None:
+        """Its publisher uses it no more. No further reader is told of it, and those who were are told of the end once
+        nothing in it is lent any more.
+
+        Args:
+            streams: of the messages in it that queues and rings hold.
+        """
+        self.ended = True
+        if self.memory is not None:
+            self.memory.close_descriptor()
+        self._streams = streams
         self.look()
 
     def look(self) -> None:
-        """Tells the readers if nothing will be said of it any more."""
-        if self.owner is None and not self.loans:
-            for reader in self.readers:
+        """When it has ended: copies what little the broker still needs of it, and lets go."""
+        if not self.ended:
+            return
+        if self.memory is not None and self.lent_bytes * ARENA_SPARSE <= self.size_bytes:
+            self.memory = None
+            streams, self._streams = self._streams, []
+            for reference in streams:
+                stream = reference()
+                if stream is not None:
+                    # Without memory for a copy it stays where it is, and holds that itself.
+                    with suppress(MemoryError):
+                        stream.own()
+        if not self.loans:
+            readers, self.readers = self.readers, set()
+            for reader in readers:
                 reader.forget(self)
-            self.readers.clear()
+            if self.owner is not None:
+                self.owner.gone(self)
+
+    def view(self, loan: Loan) -> memoryview:
+        """The bytes of a message, which keep its loan and the memory."""
+        assert self.memory is not None
+        return self.memory.view(loan.offset, loan.size_bytes, (loan, self.memory))
 
     def __repr__(self) -> str:
         return f"<Arena {self.number} loans={self.loans} {self.memory!r}>"
@@ -101,14 +140,15 @@ class Loan:
         self.offset = offset
         self.size_bytes = size_bytes
         arena.loans += 1
+        arena.lent_bytes += size_bytes
 
     def __del__(self) -> None:
         arena = self.arena
         arena.loans -= 1
+        arena.lent_bytes -= self.size_bytes
         if arena.owner is not None:
             arena.owner.over(self.number)
-        else:
-            arena.look()
+        arena.look()
 
     def __repr__(self) -> str:
         return f"<Loan {self.number} of arena {self.arena.number}: {self.size_bytes} bytes at {self.offset}>"
@@ -125,20 +165,25 @@ class Shares:
         "_arenas",
         "_asked",
         "_attached",
+        "_descriptor_max",
         "_flush",
         "_known",
         "_last_lease",
         "_lent",
+        "_living",
         "_over",
         "_record",
         "leases",
     )
 
-    def __init__(self, record: SessionRecord, flush: Callable[[SessionRecord], None]) -> None:
+    def __init__(self, record: SessionRecord, flush: Callable[[SessionRecord], None], descriptor_max: int) -> None:
         self._record = record
         self._flush = flush
+        self._descriptor_max = descriptor_max
         self._arenas: dict[int, Arena] = {}
-        self._lent: set[int] = set()
+        # Those that have ended as well, until nothing in them is lent.
+        self._living: set[Arena] = set()
+        self._lent: dict[int, ref[Stream]] = {}
         self._over: list[int] = []
         self._attached = False
         self._known: dict[Arena, bool] = {}
@@ -154,7 +199,7 @@ class Shares:
             arena = self._arenas.pop(frame.number, None)
             if arena is None:
                 raise ProtocolError(f"the end of arena {frame.number}, which there is not")
-            arena.end()
+            arena.end(self._streams().get(arena, []) if arena.loans else [])
             return
         if frame.number in self._arenas:
             raise ProtocolError(f"a second arena {frame.number}")
@@ -162,12 +207,21 @@ class Shares:
             if frame.count != VERSION:
                 raise InvalidValue("arena of version", frame.count, f"is not of version {VERSION}")
             memory = passage.adopt(frame.sequence, frame.total_bytes)
-            if len(self._arenas) >= ARENAS_MAX:
-                raise LimitExceeded("arenas_max", len(self._arenas) + 1, ARENAS_MAX)
-        except (InvalidValue, LimitExceeded):
+            if len(self._living) >= ARENAS_MAX:
+                raise LimitExceeded("arenas_max", len(self._living) + 1, ARENAS_MAX)
+            if memory.descriptor > self._descriptor_max:
+                # The system gives out the lowest number that is free: so many are in use.
+                words = "the others are for connections: raise RLIMIT_NOFILE (ulimit -n)"
+                raise LimitExceeded("descriptors", memory.descriptor, self._descriptor_max, words)
+            size_bytes = sum(arena.size_bytes for arena in self._living) + memory.size_bytes
+            if size_bytes > SHARED_BYTES_MAX:
+                raise LimitExceeded("shared_bytes_max", size_bytes, SHARED_BYTES_MAX)
+        except (InvalidValue, LimitExceeded) as error:
+            log.warning("arena.refused session=%r cause=%s", self._record.name, error)
             self._send(mapped_frame(frame.number, mapped=False))
             return
-        self._arenas[frame.number] = Arena(number, memory, self)
+        arena = self._arenas[frame.number] = Arena(number, memory, self)
+        self._living.add(arena)
         self._send(mapped_frame(frame.number, mapped=True))
 
     def borrow(self, frame: Frame) -> tuple[Stream, Chunk]:
@@ -178,17 +232,30 @@ class Shares:
         """
         number, loan_number, offset = place_of(frame.payload)
         arena, size_bytes = self._arenas.get(number), frame.total_bytes
-        if arena is None or offset + size_bytes > arena.memory.size_bytes or not size_bytes:
+        if arena is None or offset + size_bytes > arena.size_bytes or not size_bytes:
             raise ProtocolError(f"{size_bytes} bytes at {offset} of arena {number}, which has no such place")
         if loan_number in self._lent or len(self._lent) >= LOANS_MAX:
             raise ProtocolError(f"loan {loan_number} is in use, or {LOANS_MAX} are", Code.LIMIT)
-        self._lent.add(loan_number)
         loan = Loan(arena, loan_number, offset, size_bytes)
-        return Stream.shared(arena.memory.view(offset, size_bytes, loan), loan)
+        stream, first = Stream.shared(arena.view(loan), loan)
+        self._lent[loan_number] = ref(stream)
+        return stream, first
+
+    def _streams(self) -> dict[Arena, list[ref[Stream]]]:
+        """Of all messages of this publisher that queues and rings hold, by arena."""
+        streams: dict[Arena, list[ref[Stream]]] = {}
+        for reference in self._lent.values():
+            stream = reference()
+            if stream is not None and isinstance(stream.loan, Loan):
+                streams.setdefault(stream.loan.arena, []).append(reference)
+        return streams
+
+    def gone(self, arena: Arena) -> None:
+        """Nothing is lent any more of an arena that has ended."""
+        self._living.discard(arena)
 
     def over(self, number: int) -> None:
         """A loan has ended: the session is told, of all that end until the frame leaves at once."""
-        self._lent.discard(number)
         self._over.append(number)
         if not self._attached:
             self._attached = True
@@ -199,26 +266,33 @@ class Shares:
         """Appends RELEASE; see Source."""
         over, self._over = self._over, []
         self._attached = bool(over)
+        # Not before: who does not read what it is told shall not lend without end.
+        for number in over:
+            self._lent.pop(number, None)
         return sum(encode(frame, buffers) for frame in release_frames(over))
 
     # As a reader.
 
     def lend(self, loan: Loan) -> bytes | None:
         """The place of a message for this session to read, or None when it has to get the bytes."""
-        if not self._known.get(loan.arena):
+        leases = self.leases
+        if not self._known.get(loan.arena) or len(leases) >= LEASES_MAX:
             return None
-        number = self._last_lease = self._last_lease % 0xFFFFFFFF + 1
-        self.leases[number] = loan
+        number = self._last_lease % 0xFFFFFFFF + 1
+        while number in leases:
+            number = number % 0xFFFFFFFF + 1
+        self._last_lease = number
+        leases[number] = loan
         return PLACE.pack(loan.arena.number, number, loan.offset)
 
     def knows(self, arena: Arena, source: Resumed) -> bool:
-        """Whether the session has said if it can read an arena. It is told of it the first time.
+        """Whether the session has said if it can read an arena, or will not be asked. It is told of it the first time.
 
         Args:
             arena: in which a message lies.
             source: what waits to send that message; resumed when the session has answered.
         """
-        if arena in self._known:
+        if arena in self._known or arena.memory is None or arena.ended:
             return True
         waiting = self._asked.get(arena)
         if waiting is None:
@@ -250,19 +324,26 @@ class Shares:
     def forget(self, arena: Arena) -> None:
         """Nothing will be said of an arena any more."""
         self._known.pop(arena, None)
-        self._asked.pop(arena, None)
         self._send(arena_ends(arena.number))
+        # Nobody answers for it any more, and what waited for that may have dropped what lay in it.
+        for source in self._asked.pop(arena, ()):
+            source.answered()
 
-    def disconnect(self) -> None:
-        """The session is over: what it reads is given back, and what it has lent is its readers' alone."""
+    def disconnect(self, *, reads_on: bool) -> None:
+        """The session is over: what it has lent is its readers' alone, and what it reads is given back, unless its
+        process may still read it."""
         for arena in (*self._known, *self._asked):
             arena.readers.discard(self)
         self._known.clear()
         self._asked.clear()
-        arenas, self._arenas = self._arenas, {}
+        arenas, self._arenas, streams = self._arenas, {}, self._streams()
+        for arena in self._living:
+            arena.owner = None
+        self._living.clear()
         for arena in arenas.values():
-            arena.end()
-        self.leases.clear()
+            arena.end(streams.get(arena, []))
+        if not reads_on:
+            self.leases.clear()
 
     def _send(self, frame: Frame) -> None:
         self._record.session.put(frame)
@@ -275,13 +356,15 @@ class Shares:
 class Sharing:
     """All shared memory of a broker."""
 
-    def __init__(self, flush: Callable[[SessionRecord], None], *, enabled: bool) -> None:
+    def __init__(self, flush: Callable[[SessionRecord], None], descriptor_max: int, *, enabled: bool) -> None:
         """Args:
         flush: called when a session has something to send.
+        descriptor_max: the highest number that the descriptor of an arena may have.
         enabled: whether sessions may share memory.
         """
         self._flush = flush
         self._enabled = enabled
+        self._descriptor_max = descriptor_max
         self._last_arena = 0
 
     def begin(self, record: SessionRecord, *, wanted: bool) -> bool:
@@ -290,7 +373,7 @@ class Sharing:
         if not (self._enabled and wanted and passage is not None):
             return False
         passage.enabled = True
-        record.shares = Shares(record, self._flush)
+        record.shares = Shares(record, self._flush, self._descriptor_max)
         return True
 
     def arena(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

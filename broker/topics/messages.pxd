@@ -19,5 +19,6 @@ cdef class Message:
 
 
 cdef class Assignment(Message):
-    cdef public unsigned int delivery
-    cdef public unsigned int deliveries
+    cdef public unsigned int delivery, deliveries
+
+    cpdef release(self)

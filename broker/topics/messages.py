@@ -61,7 +61,7 @@ class Stream:
         loan: of a message that lies in shared memory, what keeps it there.
     """
 
-    __slots__ = ("aborted", "complete", "last", "loan", "received_bytes", "waiters", "watchers")
+    __slots__ = ("__weakref__", "aborted", "complete", "last", "loan", "received_bytes", "waiters", "watchers")
 
     def __init__(self) -> None:
         self.last = Chunk(b"")
@@ -80,6 +80,12 @@ class Stream:
         stream.loan = loan
         stream.append(payload, complete=True)
         return stream, first
+
+    def own(self) -> None:
+        """Copies what lies in shared memory, which it needs no more from here on."""
+        if self.loan is not None:
+            self.last.payload = bytes(self.last.payload)
+            self.loan = None
 
     def append(self, payload: Buffer, *, complete: bool) -> None:
         """Adds the next chunk and wakes the readers."""
@@ -217,3 +223,9 @@ class Assignment(Message):
         )  # fmt: skip
         self.delivery = delivery
         self.deliveries = deliveries
+
+    def release(self) -> None:
+        """One holder fewer. The stream is the job's, which may be delivered again."""
+        self.holders -= 1
+        if not self.holders:
+            self.first = None

@@ -129,6 +129,10 @@ class Connection(_Closing):
         """
 
     @abstractmethod
+    def end_sending(self) -> None:
+        """Lets the peer read the end, and keeps this end open: when the peer closes, poll(2) reports a hang-up."""
+
+    @abstractmethod
     def disown(self) -> None:
         """Gives the descriptor back in a forked child, without a trace on the connection, which stays the parent's."""
 

@@ -24,7 +24,7 @@ NOTHING: Final = -1
 """In place of a number of bytes: the call would have to wait."""
 READABLE, WRITABLE = int(select.POLLIN), int(select.POLLOUT)
 DESCRIPTORS_AT_ONCE_MAX: Final = 16
-"""Of one write; the kernel takes 253."""
+"""Of one write; the kernel takes 253. While there are more, a write takes one byte along, so that none is overtaken."""
 _RIGHTS_BYTES = socket.CMSG_SPACE(DESCRIPTORS_AT_ONCE_MAX * 4)
 _NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
 """A program may have restored SIGPIPE's default action; a peer that went away must not kill it."""

@@ -31,14 +31,17 @@ class HasDescriptor(Protocol):
 class Passage:
     """The descriptors that leave by and arrive on one connection.
 
+    Whoever keeps it keeps the connection open, unless that is closed by a call.
+
     Attributes:
         enabled: whether both ends have agreed to pass descriptors.
     """
 
-    __slots__ = ("_arrived", "_leaving", "enabled")
+    __slots__ = ("_arrived", "_leaving", "_socket", "enabled")
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.enabled = False
+        self._socket = sock
         self._leaving: deque[HasDescriptor] = deque()
         self._arrived: dict[int, int] = {}
 
@@ -90,7 +93,7 @@ class LocalConnection(SocketConnection):
 
     def __init__(self, sock: socket.socket, local_address: str, peer_address: str) -> None:
         super().__init__(sock, local_address, peer_address)
-        self._passage = Passage()
+        self._passage = Passage(sock)
 
     @property
     def passage(self) -> Passage:
@@ -110,7 +113,13 @@ class LocalConnection(SocketConnection):
         if not self._passage.has_leaving or not buffers:
             return super().send(buffers)
         leaving = self._passage.leaving()
-        rights = array.array("i", [memory.descriptor for memory in leaving])
+        if self._passage.has_leaving:
+            # What these bytes speak of may be among the others, which leave with the next writes.
+            buffers = [memoryview(next(filter(len, buffers)))[:1]]
+        # One that was closed meanwhile is missed by its receiver alone.
+        rights = array.array("i", [memory.descriptor for memory in leaving if memory.descriptor >= 0])
+        if not rights:
+            return super().send(buffers)
         try:
             return self._socket.sendmsg(
                 buffers[:IOV_BUFFERS_MAX], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL

@@ -32,6 +32,14 @@ class Hangups(Generic[T]):
         if self._owners.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
 
+    @property
+    def owners(self) -> list[T]:
+        """Of all, in the order in which they were added."""
+        return list(self._owners.values())
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
     def find(self) -> list[T]:
         """The owners of those that have failed by now. There may still be something to read."""
         return [self._owners[descriptor] for descriptor, _ in self._poll.poll(0)]

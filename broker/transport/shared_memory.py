@@ -13,15 +13,18 @@ Whoever adopts a file from somebody else checks length and seals before mapping 
 crash the process nor let third ones change what was sent. What its maker writes, and when, is up to the maker.
 
 A view holds whatever object it is told to, so that the end of the last view is the end of that object, and a mapping
-lives as long as anything in it is used. See memfd_create(2) and fcntl(2), File Sealing.
+lives as long as anything in it is used. Who has to give memory back before all views are gone puts memory of its own in
+the place of the file, under the views. See memfd_create(2), fcntl(2), File Sealing, and mremap(2).
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -36,7 +39,14 @@ VERSION: Final = 1
 _FUTURE_WRITE: Final = 0x10
 """F_SEAL_FUTURE_WRITE of <linux/fcntl.h>, since Linux 5.1, which Python 3.11 does not name."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _FUTURE_WRITE | fcntl.F_SEAL_SEAL
+_NO_EXEC: Final = 0x8
+"""MFD_NOEXEC_SEAL of <linux/memfd.h>, since Linux 6.3: nobody executes the file, on which a system may insist
+(vm.memfd_noexec)."""
 _FAILED: Final = ctypes.c_void_p(-1).value
+_NO_RESERVE: Final = 0x4000
+"""MAP_NORESERVE of <linux/mman.h>."""
+_MOVE_TO: Final = 1 | 2
+"""MREMAP_MAYMOVE and MREMAP_FIXED of <linux/mman.h>."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 # Python's mmap keeps a descriptor of its own for each mapping, and many mappings would use up a process's descriptors.
@@ -45,6 +55,11 @@ _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _munmap: Final = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_mprotect: Final = _libc.mprotect
+_mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mremap: Final = _libc.mremap
+_mremap.restype = ctypes.c_void_p
+_mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
 _madvise: Final = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -64,7 +79,7 @@ class SharedMemory:
         descriptor: of the file; -1 once it was closed.
     """
 
-    __slots__ = ("_address", "_bytes", "descriptor", "identity", "size_bytes")
+    __slots__ = ("_address", "_bytes", "_writable", "descriptor", "identity", "size_bytes")
 
     def __init__(self, descriptor: int, size_bytes: int, protection: int) -> None:
         """Maps a file; `create` and `adopt` do that."""
@@ -79,8 +94,8 @@ class SharedMemory:
         self.identity = os.fstat(descriptor).st_ino
         # Fewer faults and look-ups where the system has huge pages for shared memory; it may refuse.
         _madvise(self._address, size_bytes, mmap.MADV_HUGEPAGE)
-        self._bytes = np.frombuffer(memoryview((ctypes.c_ubyte * size_bytes).from_address(self._address)), np.uint8)
-        self._bytes.flags.writeable = bool(protection & mmap.PROT_WRITE)
+        self._bytes = (ctypes.c_ubyte * size_bytes).from_address(self._address)
+        self._writable = bool(protection & mmap.PROT_WRITE)
 
     @classmethod
     def create(cls, size_bytes: int) -> SharedMemory:
@@ -95,7 +110,7 @@ class SharedMemory:
             raise LimitExceeded("arena_bytes_max", size_bytes, ARENA_BYTES_MAX)
         descriptor = -1
         try:
-            descriptor = os.memfd_create("tensorbus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            descriptor = _anonymous_file()
             os.ftruncate(descriptor, size_bytes)
             memory = cls(descriptor, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
@@ -137,9 +152,36 @@ class SharedMemory:
             size_bytes: how many.
             holder: must keep this memory alive.
         """
-        part = self._bytes[offset : offset + size_bytes].view(_Held)
+        # Not a slice of another array: numpy would take that one as the base of what is made of the part.
+        part = _Held(size_bytes, np.uint8, self._bytes, offset)  # type: ignore[arg-type]
+        part.flags.writeable = self._writable
         part.holder = holder
         return part.data
+
+    def keep(self, parts: Iterable[tuple[int, int]]) -> None:
+        """Lets go of the file, of which some parts become memory of this process, and the others zeros.
+
+        Views stay where they are. Who reads a part at this moment, on whatever thread, finds the same bytes before and
+        after, because the system exchanges the pages at once.
+
+        Args:
+            parts: offsets and lengths in bytes.
+
+        Raises:
+            LimitExceeded: there is no memory for them; everything is as it was.
+        """
+        size_bytes, own = self.size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        copy = _mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, own, -1, 0)
+        if copy != _FAILED and self._address is not None:
+            for offset, length in parts:
+                ctypes.memmove(copy + offset, self._address + offset, length)
+            _mprotect(copy, size_bytes, mmap.PROT_READ)
+            if _mremap(copy, size_bytes, size_bytes, _MOVE_TO, self._address) != _FAILED:
+                return
+        error = ctypes.get_errno()
+        if copy != _FAILED:
+            _munmap(copy, size_bytes)
+        raise LimitExceeded("memory", size_bytes, 0, f"none to be had for what is kept: {os.strerror(error)}")
 
     def holds(self, address: int) -> bool:
         """Whether an address lies in this mapping."""
@@ -162,6 +204,16 @@ class SharedMemory:
 
     def __repr__(self) -> str:
         return f"<SharedMemory {self.size_bytes} bytes identity={self.identity} fd={self.descriptor}>"
+
+
+def _anonymous_file() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("tensorbus", flags | _NO_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return os.memfd_create("tensorbus", flags)
 
 
 def _close(descriptor: int) -> None:

@@ -153,6 +153,13 @@ class SocketConnection(Connection):
         self._drop_received()
         self._socket.close()
 
+    def end_sending(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The link is gone, and with it the end to be read.
+            return
+
     def disown(self) -> None:
         self._closed = True
         self._socket.close()

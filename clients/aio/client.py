@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -24,6 +23,7 @@ from clients.aio.groups import Group
 from clients.aio.replies import Replies
 from clients.aio.responding import Responder
 from clients.aio.subscriptions import Subscription
+from clients.arenas import form
 from clients.checks import check_callable, check_connect
 from clients.core import Core, Reconnected
 from clients.exchanges import Request
@@ -108,15 +108,11 @@ class Client:
     ) -> int | None:
         """Publishes a value. When this returns, the value may be changed; when it is cancelled, it may have arrived."""
         message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent, priority=priority)
-        sequence = await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)
-        if message.place is not None and message.place.lent and isinstance(value, np.ndarray):
-            value.flags.writeable = False
-        return sequence
+        return await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
         """An uninitialised array to be filled and published, without any copy on the broker's host."""
-        kind, lengths = np.dtype(dtype), tuple(shape) if isinstance(shape, Sequence) else (shape,)
-        return self._core.arenas.array(lengths, kind, kind.itemsize * math.prod(lengths))
+        return self._core.arenas.array(*form(shape, dtype))
 
     async def flush(self, timeout_s: float | None = 5.0) -> None:
         """Waits until everything that was published so far has reached the broker."""

@@ -152,7 +152,7 @@ class AsyncDriver:
         self._closing = True
         link = self._link
         if link is not None:
-            self.core.outgoing.send_batches()
+            self.core.before_waiting()
             link.session.close(Code.NORMAL, reason)
             self.core.closing()
             self.flush()
@@ -230,18 +230,19 @@ class AsyncDriver:
         self._hangups.add(link.connection.fileno(), link)
         self.flush()
 
-    def _drop_link(self) -> Link | None:
+    def _take_link(self) -> Link | None:
+        """The link, which its caller closes, after it has told the core: as long as it is open, nobody writes to the
+        memory that arrays of this session lie in."""
         link, self._link = self._link, None
         self._writing = False
         if link is not None:
             self._hangups.remove(link.connection.fileno())
             self._loop.remove_reader(link.connection.fileno())
             self._loop.remove_writer(link.connection.fileno())
-            link.connection.close()
         return link
 
     def _lose(self, error: ConnectionClosed) -> None:
-        link = self._drop_link()
+        link = self._take_link()
         if link is None:
             return
         log.warning("connection.closed name=%r cause=%s", self.core.name, error)
@@ -251,10 +252,13 @@ class AsyncDriver:
         else:
             self.core.disconnected(error)
             self.start(self._loop.create_task(self._reconnect()))
+        link.connection.close()
 
     def _shut(self, error: BrokerError) -> None:
-        self._drop_link()
+        link = self._take_link()
         self.core.close(error)
+        if link is not None:
+            link.connection.close()
         if self._ticking is not None:
             self._ticking.cancel()
 

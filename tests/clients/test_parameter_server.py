@@ -73,6 +73,20 @@ def test_pulled_arrays_are_the_callers_own() -> None:
         assert server.parameters()["weight"].tolist() == [[0.0, 1.0], [2.0, 3.0]]
 
 
+def test_pulled_arrays_are_the_callers_own_also_when_they_came_in_shared_memory() -> None:
+    url = embedded_url()
+    with clients.connect(url, name="server") as bus, clients.ParameterServer(
+        bus, {"weight": np.ones((100, 200)), "bias": np.zeros(2)}, clients.SGD(1.0)
+    ) as server:  # fmt: skip
+        (member,) = trainers(url, 1)
+        with bus_of(member):
+            pulled = member.pull()
+            pulled.parameters["weight"][...] = 99.0
+            pulled.parameters["bias"] += 1
+            assert (server.parameters()["weight"] == 1).all()
+            assert (member.pull().parameters["weight"] == 1).all()
+
+
 def test_synchronous_gradients_of_a_step_become_one_step_of_their_mean() -> None:
     with job(3, 0) as (server, members):
         assert all_together(*(pushing(member, 3.0 * member.rank, 0) for member in members)) == [1, 1, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
@@ -42,6 +43,11 @@ def shared_files() -> int:
     return sum("memfd:tensorbus" in os.readlink(f"/proc/self/fd/{name}") for name in fd_names())
 
 
+def shared_mappings() -> list[str]:
+    gc.collect()
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:tensorbus" in line]
+
+
 def fd_names() -> list[str]:
     return [name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")]
 
@@ -56,7 +62,7 @@ def test_two_readers_read_the_memory_that_the_publisher_has_written(
     arrays = [reader.next(PATIENCE_S).value for reader in readers]
     assert all(np.array_equal(array, np.full(NUMBERS, 7)) for array in arrays)
     # There is one memory only: what is written there behind the publisher's own back is what both read.
-    place = bus._core.arenas._find(np.frombuffer(lent, np.uint8))
+    place = bus._core.arenas._find(np.frombuffer(lent, np.uint8), lent)
     np.frombuffer(place.block.view(lent.nbytes), np.int64)[:] = 9
     assert all((array == 9).all() for array in arrays)
 
@@ -179,6 +185,72 @@ def test_who_has_no_room_left_uses_the_socket(
     assert all(np.array_equal(array, numbers(first, 4 * MIB)) for first, array in enumerate(kept))
 
 
+def test_what_the_broker_takes_no_memory_for_comes_once_through_the_socket(
+    bus: clients.Client, other: clients.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.state.sharing.ARENAS_MAX", 1)
+    subscription = other.subscribe("a")
+    lent = bus.empty(4 * NUMBERS, "int64")
+    lent[:] = 7
+    for count in (NUMBERS, 2 * NUMBERS, 2 * NUMBERS, NUMBERS):
+        bus.publish("a", numbers(0, count))
+    bus.publish("a", lent)
+    bus.publish("a", "end")
+    values = [subscription.next(PATIENCE_S).value for _ in range(6)]
+    assert [len(value) for value in values[:5]] == [NUMBERS, 2 * NUMBERS, 2 * NUMBERS, NUMBERS, 4 * NUMBERS]
+    assert [is_shared(value) for value in values[:5]] == [True, False, False, True, False]
+    assert values[5] == "end"
+    assert all(np.array_equal(value, numbers(0, len(value))) for value in values[:4])
+    assert (values[4] == 7).all()
+
+
+def test_memory_that_was_not_to_be_had_is_tried_again_later_and_not_before(
+    bus: clients.Client, other: clients.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = other.subscribe("a")
+    arenas = bus._core.arenas
+
+    def publish(count: int) -> bool:
+        bus.publish("a", numbers(0, count))
+        value = subscription.next(PATIENCE_S).value
+        assert np.array_equal(value, numbers(0, count))
+        return is_shared(value)
+
+    assert publish(NUMBERS)
+    with monkeypatch.context() as patch:
+        patch.setattr("broker.state.sharing.ARENAS_MAX", 1)
+        assert not publish(2 * NUMBERS)
+    held_bytes = arenas._held_bytes
+    assert not publish(2 * NUMBERS)
+    assert publish(NUMBERS)
+    # What was refused is kept nowhere.
+    assert arenas._held_bytes == held_bytes == sum(arena.memory.size_bytes for arena in arenas._arenas.values())
+    wait_a_while(bus)
+    assert publish(2 * NUMBERS)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", no_descriptor)
+        assert not publish(4 * NUMBERS)
+    assert not publish(4 * NUMBERS)
+    assert publish(2 * NUMBERS)
+    wait_a_while(bus)
+    assert publish(4 * NUMBERS)
+
+
+def no_descriptor(*_: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def wait_a_while(bus: clients.Client) -> None:
+    """As long as it takes until another arena is tried; what was used meanwhile stays."""
+    arenas = bus._core.arenas
+    for arena in arenas._arenas.values():
+        arena.used = True
+    arenas._look_ns = 0
+    while arenas._full:
+        bus.flush(PATIENCE_S)
+
+
 def test_a_new_broker_gets_new_memory_and_old_arrays_stay_right(
     broker: ServingThread, bus: clients.Client, other: clients.Client
 ) -> None:
@@ -249,6 +321,16 @@ def test_requests_and_replies_share(bus: clients.Client, other: clients.Client) 
     with_responder.close()
 
 
+def test_replies_that_are_remembered_hold_no_shared_memory(bus: clients.Client, other: clients.Client) -> None:
+    other.respond("numbers", lambda message: numbers(message.value, SHARED_BYTES_MIN // 8))
+    for first in range(30):
+        assert bus.request("numbers", first, timeout_s=PATIENCE_S).value[0] == first
+    arenas = other._core.arenas
+    assert arenas.has_room(SHARED_BYTES_MIN)
+    # What is still on its way, of 30.
+    assert arenas.lent_bytes <= 8 * SHARED_BYTES_MIN
+
+
 def test_threads_publish_at_once(bus: clients.Client, other: clients.Client) -> None:
     subscription = other.subscribe("a/#")
 
@@ -293,10 +375,28 @@ def test_nothing_is_left_when_all_clients_have_gone(broker: ServingThread, conne
     publisher.close()
     reader.close()
     broker.wait_until_idle()
-    # Until then the topic keeps its newest messages, and so the memory in which they lie.
-    assert broker.call(shared_files) == before + 1
-    broker.call(broker.server.state.router.topics["a"].ring.clear)
+    broker.call(broker.server._look_for_ends)
     assert broker.call(shared_files) == before
+    # The topic keeps its newest messages, and so the memory in which they lie, of which they are the most.
+    assert len(shared_mappings()) == 1
+    broker.call(broker.server.state.router.topics["a"].ring.clear)
+    assert shared_mappings() == []
+
+
+def test_what_topics_retain_of_publishers_that_are_gone_holds_none_of_their_files(
+    broker: ServingThread, connect: Connect
+) -> None:
+    before = shared_files()
+    for number in range(12):
+        publisher = connect(f"publisher-{number}")
+        publisher.publish(f"kept/{number}", numbers(number), ack="accepted")
+        publisher.close()
+    publisher = None
+    broker.wait_until_idle()
+    assert broker.call(shared_files) == before
+    late = connect("late").subscribe("kept/#", replay="all")
+    for number in range(12):
+        assert np.array_equal(late.next(PATIENCE_S).value, numbers(number))
 
 
 def test_a_forked_child_is_not_stopped_by_a_lock_of_its_parents_threads(tmp_path: Path) -> None:

@@ -6,101 +6,15 @@ import gc
 
 import pytest
 
-from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import ARENAS_MAX, MESSAGE_BYTES_MAX, MIB
-from broker.protocol.bodies import Declare, Settle, encode_body
+from broker.buffers import Buffer
+from broker.errors import ConnectionClosed
+from broker.limits import MIB
+from broker.protocol.bodies import Declare, Settle
 from broker.protocol.codes import Code
-from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.sharing import PLACE, Release, charge, released
-from tests.state.harness import Peer, Talk
-
-SIZE = 4 * MIB
-
-
-class FakeMemory:
-    """Bytes that pretend to be shared."""
-
-    descriptor = -1
-
-    def __init__(self, identity: int, size_bytes: int = SIZE) -> None:
-        self.identity = identity
-        self.size_bytes = size_bytes
-        self.data = bytearray(size_bytes)
-
-    def view(self, offset: int, size_bytes: int, holder: object) -> memoryview:
-        return memoryview(Held(self.data[offset : offset + size_bytes], holder))
-
-    def close_descriptor(self) -> None:
-        pass
-
-
-class Held(bytearray):
-    """Bytes that keep something alive."""
-
-    def __init__(self, data: bytearray, holder: object) -> None:
-        super().__init__(data)
-        self.holder = holder
-
-
-class FakePassage:
-    """Memory that has arrived, by its identity, and what was given to the other end."""
-
-    def __init__(self, *arrived: FakeMemory) -> None:
-        self.enabled = False
-        self.arrived = {memory.identity: memory for memory in arrived}
-        self.given: list[FakeMemory] = []
-
-    def give(self, memory: FakeMemory) -> None:
-        self.given.append(memory)
-
-    def adopt(self, identity: int, size_bytes: int) -> FakeMemory:
-        memory = self.arrived.pop(identity, None)
-        if memory is None:
-            raise LimitExceeded("shared memory", size_bytes, 0)
-        if memory.size_bytes != size_bytes:
-            raise InvalidValue("shared memory of bytes", size_bytes, "is not the length")
-        return memory
-
-
-class Sharer:
-    """A peer that shares memory: arena 1 is its own."""
-
-    def __init__(self, talk: Talk, name: str = "sharer", *, arena: bool = False) -> None:
-        self.memory = FakeMemory(identity=77)
-        self.passage = FakePassage(self.memory)
-        self.peer = talk.peer(name, self.passage)
-        self._loans = 0
-        if arena:
-            self.peer.put(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77, lane=Lane.CONTROL)
-            assert self.peer.all_of(Kind.MAPPED)[-1].count == 1
-
-    def publish(self, topic: str, payload: bytes, flags: int = 0, offset: int = 0, **fields: object) -> int:
-        """Publishes a message in shared memory; returns its loan."""
-        self._loans += 1
-        self.memory.data[offset : offset + len(payload)] = payload
-        self.peer.publish(
-            topic, PLACE.pack(1, self._loans, offset), Flag.SHARED | flags, total_bytes=len(payload), **fields
-        )
-        return self._loans
-
-    def back(self) -> list[int]:
-        """Loans that the broker has released, in order."""
-        gc.collect()
-        self.peer.talk.settle()
-        return [loan for frame in self.peer.all_of(Kind.RELEASE) for loan in released(frame)]
-
-    def read(self, number: int, topic: str = "a") -> tuple[int, int]:
-        """A subscription and the arena that the first shared message brought, mapped."""
-        (frame,) = [frame for frame in self.peer.all_of(Kind.ARENA) if not frame.flags & Flag.LAST]
-        self.peer.put(Kind.MAPPED, number=frame.number, count=1, lane=Lane.CONTROL)
-        return number, frame.number
-
-    def leases(self) -> list[int]:
-        """Of all shared messages that were delivered."""
-        return [PLACE.unpack(frame.payload)[1] for frame in self.peer.delivered() if frame.flags & Flag.SHARED]
-
-    def release(self, *leases: int) -> None:
-        self.peer.put(Kind.RELEASE, body=Release(list(leases)), lane=Lane.CONTROL)
+from broker.protocol.frames import Flag, Kind, Lane
+from broker.protocol.sharing import PLACE, charge, released
+from tests.state.harness import Talk
+from tests.state.sharers import SIZE, Sharer
 
 
 @pytest.fixture
@@ -126,113 +40,6 @@ def reader(talk: Talk, publisher: Sharer) -> Sharer:
     reader.peer.frames.clear()
     publisher.peer.frames.clear()
     return reader
-
-
-def failure_of(peer: Peer) -> str:
-    assert not peer.is_open
-    return str(peer.session.failure)
-
-
-# Arenas.
-
-
-def test_both_sides_agree_to_share(talk: Talk) -> None:
-    assert Sharer(talk).peer.welcome.shared
-    assert not talk.peer().welcome.shared
-
-
-def test_a_broker_that_shares_nothing_says_so() -> None:
-    talk = Talk(shared_memory=False)
-    sharer = Sharer(talk)
-    assert not sharer.peer.welcome.shared
-    assert not sharer.passage.enabled
-    sharer.peer.put(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77)
-    assert not sharer.peer.is_open
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"count": 2, "total_bytes": SIZE, "sequence": 77},
-        {"count": 1, "total_bytes": SIZE - 1, "sequence": 77},
-        {"count": 1, "total_bytes": SIZE, "sequence": 78},
-    ],
-    ids=["version", "length", "identity"],
-)
-def test_an_arena_that_cannot_be_used_is_answered_and_harms_nothing(talk: Talk, fields: dict[str, int]) -> None:
-    sharer = Sharer(talk)
-    sharer.peer.put(Kind.ARENA, number=1, lane=Lane.CONTROL, **fields)
-    assert [(frame.number, frame.count) for frame in sharer.peer.all_of(Kind.MAPPED)] == [(1, 0)]
-    assert sharer.peer.is_open
-
-
-def test_arenas_are_bounded(talk: Talk) -> None:
-    sharer = Sharer(talk)
-    for number in range(1, ARENAS_MAX + 2):
-        sharer.passage.arrived[number] = FakeMemory(number)
-        sharer.peer.put(Kind.ARENA, number=number, count=1, total_bytes=SIZE, sequence=number)
-    answers = [frame.count for frame in sharer.peer.all_of(Kind.MAPPED)]
-    assert answers == [1] * ARENAS_MAX + [0]
-    assert sharer.peer.is_open
-
-
-@pytest.mark.parametrize(
-    ("frame", "words"),
-    [
-        (Frame(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77), "a second arena 1"),
-        (Frame(Kind.ARENA, Flag.LAST, number=2), "the end of arena 2"),
-        (Frame(Kind.RELEASE, body=encode_body(Release([5]))), "RELEASE of loan 5"),
-        (Frame(Kind.RELEASE, body=b"\xc1"), "malformed"),
-    ],
-    ids=["twice", "end", "release", "rubbish"],
-)
-def test_frames_that_make_no_sense_end_the_session(publisher: Sharer, frame: Frame, words: str) -> None:
-    publisher.peer.session.put(frame)
-    publisher.peer.talk.settle()
-    assert words in failure_of(publisher.peer)
-
-
-@pytest.mark.parametrize("kind", [Kind.ARENA, Kind.MAPPED, Kind.RELEASE])
-def test_who_shares_nothing_must_not_speak_of_it(talk: Talk, kind: Kind) -> None:
-    peer = talk.peer()
-    peer.put(kind, number=1)
-    assert "shares no memory" in failure_of(peer)
-
-
-@pytest.mark.parametrize(
-    ("payload", "total_bytes", "flags", "words"),
-    [
-        (PLACE.pack(2, 1, 0), 10, 0, "10 bytes at 0 of arena 2"),
-        (PLACE.pack(1, 1, SIZE - 9), 10, 0, f"10 bytes at {SIZE - 9} of arena 1"),
-        (PLACE.pack(1, 1, 1 << 63), 10, 0, "of arena 1"),
-        (PLACE.pack(1, 1, 0), MESSAGE_BYTES_MAX, 0, "of arena 1"),
-        (PLACE.pack(1, 1, 0), 0, 0, "0 bytes at 0"),
-        (b"short", 10, 0, "whose place has 5 bytes"),
-        (PLACE.pack(1, 1, 0), 10, Flag.CHUNKED, "also a batch or in chunks"),
-    ],
-)
-def test_places_that_are_none_end_the_session_of_their_publisher_alone(
-    talk: Talk, publisher: Sharer, payload: bytes, total_bytes: int, flags: int, words: str
-) -> None:
-    other = talk.peer()
-    other.subscribe("a")
-    publisher.peer.publish("a", payload, Flag.SHARED | flags, total_bytes=total_bytes)
-    assert words in failure_of(publisher.peer)
-    assert other.is_open
-    assert other.frames[-1].kind == Kind.DONE
-
-
-def test_a_loan_in_use_cannot_be_lent_again(publisher: Sharer, reader: Sharer) -> None:
-    publisher.publish("a", b"x")
-    publisher._loans -= 1
-    publisher.publish("a", b"y")
-    assert "loan 2 is in use" in failure_of(publisher.peer)
-
-
-def test_a_message_where_nothing_is_shared_ends_the_session(talk: Talk) -> None:
-    peer = talk.peer()
-    peer.publish("a", PLACE.pack(1, 1, 0), Flag.SHARED, total_bytes=10)
-    assert "where none is shared" in failure_of(peer)
 
 
 # Messages.
@@ -416,6 +223,23 @@ def test_a_job_whose_worker_dies_goes_to_another_one_in_full(talk: Talk, publish
     assert publisher.back() == [loan]
 
 
+def test_a_job_is_shared_again_when_it_is_delivered_again_and_with_who_comes_later(
+    talk: Talk, publisher: Sharer
+) -> None:
+    publisher.peer.put(Kind.DECLARE, body=Declare("jobs", acknowledge=True, ring_messages=1, ring_bytes=MIB), target=1)
+    worker, late = Sharer(talk, "worker"), Sharer(talk, "late")
+    number = worker.peer.subscribe("jobs", queue_group="workers")
+    publisher.publish("jobs", b"work")
+    worker.read(number)
+    (job,) = worker.peer.delivered()
+    worker.peer.credit(number, 1, 4)
+    worker.peer.put(Kind.SETTLE, body=Settle([job.stream], refused=True), number=number)
+    assert [frame.flags for frame in worker.peer.delivered()] == [Flag.SHARED | Flag.TRACKED] * 2
+    late.peer.subscribe("jobs", replay="all")
+    late.read(1)
+    assert [frame.flags for frame in late.peer.delivered()] == [Flag.SHARED]
+
+
 def test_a_request_and_its_reply_may_both_be_shared(talk: Talk, publisher: Sharer) -> None:
     responder = Sharer(talk, "responder", arena=True)
     responder.peer.subscribe("ask", responder=True)
@@ -437,46 +261,71 @@ def test_a_request_that_nobody_answers_comes_back(publisher: Sharer) -> None:
     assert publisher.back() == [loan]
 
 
-# The end of sessions and arenas.
-
-
-def test_the_end_of_the_publisher_takes_nothing_from_its_readers(publisher: Sharer, reader: Sharer) -> None:
-    publisher.publish("a", b"x")
-    publisher.publish("a", b"y")
+def test_what_waits_for_an_arena_that_goes_meanwhile_is_sent_all_the_same(talk: Talk, publisher: Sharer) -> None:
+    reader, other = Sharer(talk, "reader"), talk.peer()
+    reader.peer.subscribe("#", "drop_oldest", queue_messages=2)
+    publisher.publish("a", b"shared")
+    other.publish("b", b"plain")
+    # It has no room for three and drops the shared one; so nothing is lent any more.
+    other.publish("b", b"urgent", lane=Lane.CONTROL)
     publisher.peer.die()
-    leases = reader.leases()
-    assert len(leases) == 2
-    assert [frame for frame in reader.peer.all_of(Kind.ARENA) if frame.flags & Flag.LAST] == []
-    reader.release(leases[0])
-    assert reader.peer.all_of(Kind.ARENA) == []
-    reader.release(leases[1])
-    gc.collect()
-    reader.peer.talk.settle()
-    (end,) = reader.peer.all_of(Kind.ARENA)
-    assert end.flags == Flag.LAST
+    assert reader.peer.payloads() == [b"urgent", b"plain"]
 
 
-def test_an_arena_that_its_publisher_ends_is_forgotten_when_nothing_in_it_is_lent(
+def test_a_lease_that_is_held_is_not_given_to_another_message_when_numbers_begin_again(
     publisher: Sharer, reader: Sharer
 ) -> None:
-    loan = publisher.publish("a", b"x")
-    publisher.peer.put(Kind.ARENA, Flag.LAST, number=1, lane=Lane.CONTROL)
-    assert reader.peer.all_of(Kind.ARENA) == []
-    reader.release(*reader.leases())
-    assert loan not in publisher.back()
-    assert [frame.flags for frame in reader.peer.all_of(Kind.ARENA)] == [Flag.LAST]
+    shares = reader.peer.record.shares
+    first = publisher.publish("a", b"x")
+    (held,) = reader.leases()
+    for last in (held - 1 or 0xFFFFFFFF, 0xFFFFFFFE):
+        shares._last_lease = last
+        publisher.publish("a", b"y")
+    assert len(set(reader.leases())) == 3
+    assert first not in publisher.back()
 
 
-def test_the_broker_keeps_nothing_of_sessions_that_are_gone(talk: Talk, publisher: Sharer, reader: Sharer) -> None:
-    for _ in range(3):
-        publisher.publish("a", b"x" * 1000)
-    arena = next(iter(reader.peer.record.shares._known))
-    reader.peer.die()
-    publisher.peer.die()
+def test_a_reader_that_releases_nothing_gets_chunks_in_the_end(
+    talk: Talk, publisher: Sharer, reader: Sharer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.state.sharing.LEASES_MAX", 2)
+    loans = [publisher.publish("a", b"%d" % number, offset=4096 * number) for number in range(4)]
+    assert len(reader.leases()) == 2
+    assert reader.peer.large() == [b"2", b"3"]
+    reader.release(reader.leases()[0])
+    publisher.publish("a", b"4")
+    assert len(reader.leases()) == 3
+    reader.peer.frames.clear()
+    assert sorted(publisher.back()) == [loans[0], *loans[2:]]
+
+
+def test_a_link_that_fails_in_the_middle_of_a_write_holds_no_loan(talk: Talk, publisher: Sharer) -> None:
+    far = talk.peer()
+    far.subscribe("a")
+    far.reading = False
+    loan = publisher.publish("a", b"x" * 100_000)
+    session = far.record.session
+    session.sent(session.unsent_bytes)
+
+    def send(buffers: list[Buffer]) -> int:
+        assert sum(map(len, buffers)) > 100_000
+        try:
+            raise BrokenPipeError
+        except OSError as error:
+            raise ConnectionClosed("the peer closed the connection") from error
+
     gc.collect()
-    assert arena.loans == 0
-    assert arena.readers == set()
-    assert arena.owner is None
+    gc.disable()
+    try:
+        with pytest.raises(ConnectionClosed) as caught:
+            session.flush(send)
+        failure = caught.value
+        del caught
+        session.lost(failure)
+        far.die()
+        assert [loan for frame in publisher.peer.all_of(Kind.RELEASE) for loan in released(frame)] == [loan]
+    finally:
+        gc.enable()
 
 
 # Credit.

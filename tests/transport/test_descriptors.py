@@ -14,6 +14,7 @@ import pytest
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded
 from broker.limits import DESCRIPTORS_WAITING_MAX
 from broker.transport.descriptors import LocalConnection
+from broker.transport.hangups import Hangups
 from broker.transport.shared_memory import SharedMemory
 
 SIZE = 8192
@@ -71,6 +72,38 @@ def test_many_pass_in_several_writes_and_are_found_in_any_order(ends: tuple[Loca
         pass
     for memory in reversed(memories):
         assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
+
+
+def test_no_byte_but_a_first_one_overtakes_a_descriptor(ends: tuple[LocalConnection, LocalConnection]) -> None:
+    sender, receiver = ends
+    memories = [SharedMemory.create(SIZE) for _ in range(40)]
+    for memory in memories:
+        sender.passage.give(memory)
+    frames, sent = memoryview(b"what the frames say"), 0
+    while sent < len(frames):
+        assert sent < 3 or not sender.passage.has_leaving
+        sent += sender.send([b"", frames[sent : sent + 5], frames[sent + 5 :]])
+    received = b""
+    while len(received) < len(frames):
+        received += read(receiver)
+    assert received == frames
+    for memory in memories:
+        assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
+
+
+def test_memory_whose_descriptor_was_closed_meanwhile_stays_here(
+    ends: tuple[LocalConnection, LocalConnection],
+) -> None:
+    sender, receiver = ends
+    closed, memory = SharedMemory.create(SIZE), SharedMemory.create(SIZE)
+    for each in (closed, memory, closed):
+        sender.passage.give(each)
+    closed.close_descriptor()
+    assert sender.send([b"x"]) == 1
+    sender.passage.give(closed)
+    assert sender.send([b"y"]) == 1
+    assert read(receiver, 1) + read(receiver, 1) == b"xy"
+    assert receiver.passage.adopt(memory.identity, SIZE).identity == memory.identity
 
 
 def test_a_write_that_is_not_taken_takes_nothing_along(ends: tuple[LocalConnection, LocalConnection]) -> None:
@@ -161,3 +194,20 @@ def test_the_end_of_a_connection_is_told_as_by_any_other(ends: tuple[LocalConnec
         sender.send([b"x"])
     with pytest.raises(ConnectionClosed):
         read(sender)
+
+
+def test_an_end_that_has_ended_sending_is_told_when_the_other_one_closes() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with LocalConnection(near, "near", "far") as sender, LocalConnection(far, "far", "near") as receiver:
+        hangups: Hangups[str] = Hangups()
+        hangups.add(sender.fileno(), "sender")
+        sender.send([b"last"])
+        sender.end_sending()
+        assert read(receiver) == b"last"
+        with pytest.raises(ConnectionClosed):
+            read(receiver)
+        receiver.send([b"x"])
+        assert hangups.find() == []
+        receiver.close()
+        assert hangups.find() == ["sender"]
+        sender.end_sending()

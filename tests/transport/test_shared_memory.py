@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import mmap
 import os
+import resource
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +121,28 @@ def test_a_view_and_all_that_is_made_of_it_keep_the_holder() -> None:
     assert alive() is None
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.asarray,
+        lambda view: np.frombuffer(view, np.uint8),
+        lambda view: np.ndarray(4096, np.uint8, view),
+        lambda view: np.asarray(view.obj),
+        lambda view: view.obj.view(np.ndarray)[10:],
+        lambda view: view[5:].cast("c"),
+    ],
+)
+def test_there_is_no_array_over_a_view_that_does_not_keep_the_holder(make: Callable[[memoryview], object]) -> None:
+    memory = SharedMemory.create(SIZE)
+    holder = Holder(memory)
+    alive = weakref.ref(holder)
+    made = make(memory.view(4096, 4096, holder))
+    del holder
+    assert alive() is not None
+    del made
+    assert alive() is None
+
+
 def test_a_mapping_goes_with_the_last_view_and_the_descriptor_with_the_memory() -> None:
     gc.collect()
     before, files = mappings(), len(os.listdir("/proc/self/fd"))
@@ -149,3 +174,53 @@ def test_an_address_is_known_by_its_memory() -> None:
     assert address - memory.address == 100
     assert not memory.holds(memory.address - 1)
     assert not memory.holds(memory.address + SIZE)
+
+
+def test_what_is_kept_is_the_readers_own_and_the_file_is_gone() -> None:
+    gc.collect()
+    before = mappings()
+    memory = SharedMemory.create(SIZE)
+    other = adopted(memory)
+    memory.view(0, SIZE, memory)[:] = bytes([1]) * SIZE
+    array = np.frombuffer(other.view(5000, 10, other), np.uint8)
+    last = np.frombuffer(other.view(SIZE - 1, 1, other), np.uint8)
+    other.keep([(5000, 10), (SIZE - 1, 1)])
+    memory.view(0, SIZE, memory)[:] = bytes(SIZE)
+    assert array.tolist() == [1] * 10
+    assert last.tolist() == [1]
+    assert not array.flags.writeable
+    other.close_descriptor()
+    del memory
+    assert mappings() == before
+    del other
+    assert array.tolist() == [1] * 10
+
+
+def test_what_there_is_no_memory_for_stays_where_it_is() -> None:
+    memory = SharedMemory.create(SIZE)
+    other = adopted(memory)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1, limits[1]))
+    try:
+        with pytest.raises(LimitExceeded, match="what is kept"):
+            other.keep([(0, 10)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    memory.view(0, 2, memory)[:] = b"ok"
+    assert bytes(other.view(0, 2, other)) == b"ok"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL], ids=["insists", "does not know"])
+def test_a_system_may_insist_on_files_that_cannot_be_executed_or_know_none(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    create = os.memfd_create
+
+    def refusing(name: str, flags: int) -> int:
+        if bool(flags & 8) == (code == errno.EINVAL):
+            raise OSError(code, os.strerror(code))
+        return create(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", refusing)
+    memory = SharedMemory.create(SIZE)
+    assert adopted(memory).identity == memory.identity
