@@ -4,14 +4,9 @@ import cython
 
 from broker.state.delivery cimport Subscription
 from broker.state.records cimport SessionRecord
+from broker.state.routes cimport Routes
 from broker.topics.messages cimport Message
 from broker.topics.ring cimport Ring
-
-
-cdef class Routes:
-    cdef public object version
-    cdef public tuple everyone, queue_groups, works
-    cdef public bint responds
 
 
 cdef class TopicRecord:

@@ -1,0 +1,7 @@
+"""The types with which routes.py is compiled."""
+
+
+cdef class Routes:
+    cdef public object version
+    cdef public tuple everyone, queue_groups, works
+    cdef public bint responds
