@@ -14,7 +14,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Modules with a .pxd file beside them are compiled when the package is installed, and again when they change.
 TYPED := $(shell find broker clients -name '*.pxd')
-COMPILED := setup.py $(TYPED) $(TYPED:.pxd=.py)
+GENERATED := $(TYPED:.pxd=.c)
+WRITTEN := $(filter-out $(GENERATED),$(shell find broker clients -name '*.[ch]'))
+COMPILED := setup.py $(TYPED) $(TYPED:.pxd=.py) $(WRITTEN)
 
 BRING_BACK := for library in $$(find broker clients -name '*.so.away'); do mv $$library $${library%.away}; done
 
@@ -43,7 +45,8 @@ bench: $(VENV)/bench.stamp
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
-	find broker clients \( -name '*.so' -o -name '*.so.away' -o -name '*.c' \) -delete
+	find broker clients \( -name '*.so' -o -name '*.so.away' \) -delete
+	rm -f $(GENERATED)
 
 $(VENV)/venv.stamp:
 	@test -n "$(PYTHON)" || { echo "tensorbus needs Python 3.11 or later; set PYTHON=/path/to/python" >&2; exit 1; }

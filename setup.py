@@ -11,7 +11,12 @@ from setuptools import Extension, setup
 
 HOT = [path.with_suffix(".py") for folder in ("broker", "clients") for path in sorted(Path(folder).rglob("*.pxd"))]
 
-HEADERS = [str(path) for path in sorted(Path("broker").rglob("*.h"))]
+GENERATED = {path.with_suffix(".c") for path in HOT}
+
+# What is written in C; a module names the files that belong to it in its first line.
+WRITTEN = [
+    str(path) for path in sorted([*Path("broker").rglob("*.h"), *Path("broker").rglob("*.c")]) if path not in GENERATED
+]
 
 
 def extensions() -> list[Extension]:
@@ -26,7 +31,7 @@ def extensions() -> list[Extension]:
             ".".join(path.with_suffix("").parts),
             [str(path)],
             include_dirs=["."],
-            depends=HEADERS,
+            depends=WRITTEN,
             extra_compile_args=["-O3"],
             optional=True,
         )

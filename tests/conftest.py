@@ -20,10 +20,19 @@ def compiled_modules() -> dict[Path, Path | None]:
     return {source: next(source.parent.glob(f"{source.stem}.cpython-*.so"), None) for source in sorted(sources)}
 
 
+def written_for(source: Path) -> list[Path]:
+    """The files in C that belong to a module, which its first line names, and the headers beside them."""
+    with source.open(encoding="utf-8") as lines:
+        first = next(lines, "")
+    if not first.startswith("# distutils: sources ="):
+        return []
+    return [*(ROOT / name for name in first.split("=")[1].split()), *source.parent.glob("*.h")]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for source, library in compiled_modules().items():
-        typed = source.with_suffix(".pxd")
-        if library is not None and library.stat().st_mtime < max(source.stat().st_mtime, typed.stat().st_mtime):
+        sources = [source, source.with_suffix(".pxd"), *written_for(source)]
+        if library is not None and library.stat().st_mtime < max(each.stat().st_mtime for each in sources):
             raise pytest.UsageError(f"{library.name} is older than {source.name}: run make test, or delete it")
 
 
