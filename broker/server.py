@@ -19,6 +19,7 @@ from broker.errors import ConnectionClosed, LimitExceeded
 from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S
 from broker.protocol.session import Deliver, Phase
+from broker.server_boards import board_maker
 from broker.state import BrokerState, Settings
 from broker.state.records import SessionRecord
 from broker.transport import registry
@@ -74,6 +75,7 @@ class Server:
                 publish_window_bytes=config.publish_window_bytes,
                 shared_memory=config.shared_memory,
                 declarations=config.topics,
+                boards=board_maker(enabled=config.shared_memory),
             )
         )
         self.listeners: list[Listener] = []

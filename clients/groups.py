@@ -9,11 +9,11 @@ from typing import Literal, Self, TypeVar, overload
 from broker.collectives.buckets import Buckets
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import collective, operations
+from clients import boards, collective, operations
 from clients.collective import GRACE_S, Prepared
 from clients.driver import Driver
 from clients.membership import Place
-from clients.work import Work
+from clients.work import SharedWork, Work
 
 T = TypeVar("T")
 
@@ -165,13 +165,20 @@ class Group:
     def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False) -> object:
         driver, place = self._driver, self._place
         with driver.lock:
-            if async_op:
+            shared = boards.begin(place, prepared)
+            if shared is not None and async_op:
+                return SharedWork(driver, place, shared, timeout_s + GRACE_S)
+            if shared is None and async_op:
                 work = self._start(prepared, timeout_s)
                 driver.flush()
                 return work
-            operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
-            driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
-            return prepared.complete(operation.finish())
+            if shared is None:
+                operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
+                driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
+                return prepared.complete(operation.finish())
+        # Without the lock: the client's other threads go on meanwhile.
+        shared.board.engine.run(shared.task)
+        return prepared.complete(driver.run(boards.finish(driver, place, shared)))
 
     def __enter__(self) -> Self:
         return self

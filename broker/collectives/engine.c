@@ -18,18 +18,37 @@ static int processors(void)
     return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 }
 
-tb_engine *tb_engine_new(void *board, int positions, int position, int descriptor)
+static void *map_board(int file, size_t bytes, int positions)
 {
-    tb_engine *engine = calloc(1, sizeof *engine);
-    if (!engine)
+    void *board = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (board == MAP_FAILED)
         return NULL;
+    if (!tb_board_fits(board, bytes, positions)) {
+        munmap(board, bytes);
+        errno = EINVAL;
+        return NULL;
+    }
+    madvise(board, bytes, MADV_HUGEPAGE);
+    return board;
+}
+
+tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, int told)
+{
+    void *board = map_board(file, bytes, positions);
+    tb_engine *engine = board ? calloc(1, sizeof *engine) : NULL;
+    if (!engine) {
+        if (board)
+            munmap(board, bytes);
+        return NULL;
+    }
     engine->board = board;
+    engine->board_bytes = bytes;
     engine->positions = positions;
     engine->position = position;
     engine->spin_ns = SPIN_FIRST_NS;
     engine->crowded = positions > processors();
     engine->process = getpid();
-    engine->descriptor = descriptor;
+    engine->descriptor = told;
     pthread_mutex_init(&engine->lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -170,5 +189,6 @@ void tb_engine_free(tb_engine *engine)
 {
     if (engine->undo)
         munmap(engine->undo, engine->undo_bytes);
+    munmap(engine->board, engine->board_bytes);
     free(engine);
 }

@@ -42,6 +42,7 @@ typedef struct tb_task {
 
 typedef struct {
     tb_board *board;
+    size_t board_bytes;
     int position, positions;
     uint64_t sequence; /* Of the last operation that was begun. */
     uint64_t spin_ns;
@@ -58,8 +59,9 @@ typedef struct {
     tb_task *first, *last;
 } tb_engine;
 
-/* An engine on a board that fits; NULL without memory. */
-tb_engine *tb_engine_new(void *board, int positions, int position, int descriptor);
+/* An engine on the board in a file, of which it makes a mapping of its own; NULL with an errno: EINVAL when the file holds
+   no board of so many positions. `told` is the descriptor of tb_engine. */
+tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, int told);
 
 /* No operation begins any more, those that have no verdict end, and so does the board unless this process is a forked
    child. Returns when the thread has ended. */

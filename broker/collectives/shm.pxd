@@ -8,6 +8,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from libc.errno cimport EINVAL, errno
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 
@@ -29,7 +30,6 @@ cdef extern from "broker/collectives/board.h" nogil:
 
     size_t tb_board_bytes(int positions)
     void tb_board_format(void *memory, int positions)
-    int tb_board_fits(const void *memory, size_t bytes, int positions)
     void tb_board_end(void *memory, int positions, int state)
     uint64_t tb_now_ns()
 
@@ -63,7 +63,7 @@ cdef extern from "broker/collectives/engine.h" nogil:
         uint64_t failed_timeout_ns
         const tb_record *record
 
-    tb_engine *tb_engine_new(void *board, int positions, int position, int descriptor)
+    tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, int told)
     void tb_engine_close(tb_engine *engine)
     void tb_engine_free(tb_engine *engine)
     int tb_engine_run(tb_engine *engine, tb_task *task)
@@ -78,6 +78,8 @@ cdef class Plan:
     cdef tb_task _task
 
 
+# The engine's thread may use what a Task or an Engine refers to until that is deallocated.
+@cython.no_gc_clear
 cdef class Task:
     cdef tb_task _task
     cdef Plan _plan
@@ -91,7 +93,6 @@ cdef class Task:
 @cython.no_gc_clear
 cdef class Engine:
     cdef tb_engine *_engine
-    cdef object _memory
     cdef list _submitted
     cpdef int run(self, Task task) except -1
     cpdef submit(self, Task task)

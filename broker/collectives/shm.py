@@ -14,7 +14,7 @@ from typing import Final
 
 from broker.buffers import Buffer
 from broker.collectives.claims import ITEM_BYTES, CollectiveKind, ReduceOp
-from broker.errors import InvalidValue
+from broker.errors import InvalidValue, LimitExceeded
 
 try:
     import cython
@@ -70,11 +70,6 @@ def format_board(address: int, positions: int) -> None:
 def end_board(address: int, positions: int, *, draining: bool) -> None:
     """Ends all operations that have no verdict; when draining, only those to which not all have come."""
     tb_board_end(cython.cast("void *", cython.cast(uintptr_t, address)), positions, 1 if draining else 2)
-
-
-def board_fits(address: int, size_bytes: int, positions: int) -> bool:
-    """Whether the memory at an address is a board of this version and so many positions."""
-    return bool(tb_board_fits(cython.cast("const void *", cython.cast(uintptr_t, address)), size_bytes, positions))
 
 
 def reducible(op: ReduceOp, dtype: str) -> bool:
@@ -221,23 +216,26 @@ class Engine:
     Threads may call. An engine in a forked child does nothing.
     """
 
-    def __init__(self, memory: object, address: int, positions: int, position: int, descriptor: int = -1) -> None:
+    def __init__(self, file: int, board_bytes: int, positions: int, position: int, descriptor: int = -1) -> None:
         """Args:
-            memory: what keeps the board mapped.
-            address: of the board.
-            positions: of the board, which must be one of these (`board_fits`).
+            file: a descriptor of the board's file, sealed so that it keeps its length; needed for this call only.
+            board_bytes: the file's length.
+            positions: of the board.
             position: this process's own.
             descriptor: an eventfd to which is added for each operation that the engine's thread is done with.
 
         Raises:
-            MemoryError: there is no memory for it.
+            InvalidValue: the file is not a board of this version and so many positions.
+            LimitExceeded: it cannot be mapped.
         """
-        self._memory = memory
         self._submitted: list[Task] = []
-        place = cython.cast("void *", cython.cast(uintptr_t, address))
-        self._engine = tb_engine_new(place, positions, position, descriptor)
+        if not 0 <= position < positions:
+            raise InvalidValue("position", position, f"must be from 0 to {positions - 1}")
+        self._engine = tb_engine_new(file, board_bytes, positions, position, descriptor)
         if self._engine == cython.NULL:
-            raise MemoryError
+            if errno == EINVAL:
+                raise InvalidValue("board of bytes", board_bytes, f"is none of {positions} positions")
+            raise LimitExceeded("board", board_bytes, 0, f"cannot be mapped: errno {errno}")
 
     def run(self, task: Task) -> int:
         """Carries an operation out; returns its Outcome. Python's other threads go on meanwhile.

@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from broker import limits
+from broker.state.boards import BoardMaker
 from broker.topics.policy import Declaration
 
 
@@ -19,6 +20,7 @@ class Settings:
         wall_offset_ns: wall-clock time minus monotonic time, for the time stamps of the broker's own messages.
         shared_memory: whether clients on this host may send and receive messages in shared memory.
         declarations: policies of topics that the configuration fixes.
+        boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
 
     name: str = "tensorbus"
@@ -35,3 +37,4 @@ class Settings:
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
     shared_memory: bool = True
     declarations: tuple[Declaration, ...] = ()
+    boards: BoardMaker | None = None

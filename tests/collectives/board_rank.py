@@ -40,7 +40,7 @@ def carry_out(engine: shm.Engine, positions: int, position: int, wishes: dict[st
 def main() -> None:
     descriptor, size_bytes, positions, position = (int(argument) for argument in sys.argv[1:])
     memory = SharedMemory.adopt(descriptor, size_bytes, common=True)
-    engine = shm.Engine(memory, memory.address, positions, position)
+    engine = shm.Engine(memory.descriptor, memory.size_bytes, positions, position)
     for line in sys.stdin:
         print(json.dumps(carry_out(engine, positions, position, json.loads(line))), flush=True)
 

@@ -37,7 +37,7 @@ def end_board(memory: SharedMemory, positions: int, *, draining: bool = False) -
 def on_threads(positions: int, work: Callable[[shm.Engine, int], T], memory: SharedMemory | None = None) -> list[T]:
     """What `work` has returned on each position."""
     board = memory or new_board(positions)
-    engines = [shm.Engine(board, board.address, positions, position) for position in range(positions)]
+    engines = [shm.Engine(board.descriptor, board.size_bytes, positions, position) for position in range(positions)]
     try:
         with ThreadPoolExecutor(positions) as pool:
             futures = [pool.submit(work, engine, position) for position, engine in enumerate(engines)]

@@ -13,7 +13,7 @@ import pytest
 from broker.collectives import shm
 from broker.collectives.claims import CollectiveKind, ReduceOp
 from broker.collectives.shm import Outcome
-from broker.errors import InvalidValue
+from broker.errors import InvalidValue, LimitExceeded
 from broker.transport.shared_memory import SharedMemory
 from tests.collectives.boards import SECOND_NS, Process, end_board, new_board, on_threads
 
@@ -196,7 +196,7 @@ def test_the_end_of_a_board_ends_who_waits(draining: bool) -> None:
 
 def test_closing_ends_what_was_submitted() -> None:
     memory = new_board(2)
-    engine = shm.Engine(memory, memory.address, 2, 0)
+    engine = shm.Engine(memory.descriptor, memory.size_bytes, 2, 0)
     arrays = [np.ones(100_000, np.float32) for _ in range(3)]
     tasks = [shm.Task(all_reduce(100_000, 2), array, array, 1000 * SECOND_NS) for array in arrays]
     for task in tasks:
@@ -208,11 +208,17 @@ def test_closing_ends_what_was_submitted() -> None:
 
 def test_a_board_of_another_kind_does_not_fit() -> None:
     memory = new_board(2)
-    assert shm.board_fits(memory.address, memory.size_bytes, 2)
-    assert not shm.board_fits(memory.address, memory.size_bytes, 3)
-    assert not shm.board_fits(memory.address, memory.size_bytes - 4096, 2)
+    with pytest.raises(InvalidValue, match="none of 3 positions"):
+        shm.Engine(memory.descriptor, memory.size_bytes, 3, 0)
+    with pytest.raises(InvalidValue, match="none of 2 positions"):
+        shm.Engine(memory.descriptor, memory.size_bytes - 4096, 2, 0)
+    with pytest.raises(InvalidValue, match="position"):
+        shm.Engine(memory.descriptor, memory.size_bytes, 2, 2)
     ctypes.c_uint32.from_address(memory.address + 8).value = shm.VERSION + 1
-    assert not shm.board_fits(memory.address, memory.size_bytes, 2)
+    with pytest.raises(InvalidValue, match="none of 2 positions"):
+        shm.Engine(memory.descriptor, memory.size_bytes, 2, 0)
+    with pytest.raises(LimitExceeded, match="mapped"):
+        shm.Engine(-1, memory.size_bytes, 2, 0)
     assert shm.board_bytes(0) == shm.board_bytes(shm.POSITIONS_MAX + 1) == 0
 
 

@@ -1,0 +1,237 @@
+"""Collectives by the schedule `shm`: the members of a generation carry them out on its board, without the broker.
+
+The broker gives a board to a generation whose members are all on its host and can use one, so all of them take the same
+way. It watches over their lives as before: when one is gone it ends the board, and what was in progress there waits for
+the CHANGED that says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+
+from broker.collectives import shm
+from broker.collectives.claims import Claim, CollectiveKind, member_problem
+from broker.errors import (
+    BrokerError,
+    CollectiveError,
+    CollectiveMismatchError,
+    InvalidValue,
+    LimitExceeded,
+    RankTimeoutError,
+    TimeoutError,
+)
+from broker.protocol.bodies import Membership
+from broker.protocol.sharing import Memory, Passage
+from clients.collective import GRACE_S, Prepared
+from clients.signals import Signal
+
+if TYPE_CHECKING:
+    from clients.membership import Place
+    from clients.operations import Driver
+
+log = logging.getLogger(__name__)
+
+PLANS_MAX: Final = 1024
+"""Different arrays of one program; beyond it the plans are made anew."""
+_UNREADABLE: Final = "a claim that cannot be read"
+
+
+class Schedule(StrEnum):
+    """How a group carries out its operations."""
+
+    AUTO = "auto"
+    SHM = "shm"
+    STAR = "star"
+
+    @classmethod
+    def of(cls, name: str) -> Schedule:
+        """The schedule that the application names.
+
+        Raises:
+            InvalidValue: there is none of this name.
+        """
+        try:
+            return cls(name)
+        except ValueError as error:
+            raise InvalidValue("schedule", name, f"is none of {', '.join(cls)}") from error
+
+    @property
+    def board_version(self) -> int:
+        """The version of boards that a member can use; 0 is none."""
+        return shm.VERSION if shm.AVAILABLE and self is not Schedule.STAR else 0
+
+
+class Board:
+    """A generation's board, as one of its members uses it.
+
+    Attributes:
+        engine: carries operations out.
+        over: ready when the member knows of the next generation, or its place is lost.
+        error: why it is over.
+    """
+
+    def __init__(self, memory: Memory, told: Membership, rank: int, descriptor: int) -> None:
+        """`descriptor` is an eventfd that is to tell of submitted operations, or -1.
+
+        Raises:
+            InvalidValue, LimitExceeded: the memory is not a board for these members, or cannot be mapped.
+        """
+        self.ranks = tuple(told.ranks)
+        self.generation = told.generation
+        self.engine = shm.Engine(
+            memory.descriptor, memory.size_bytes, len(self.ranks), self.ranks.index(rank), descriptor
+        )
+        self.over = Signal()
+        self.error: BrokerError | None = None
+        self._plans: dict[tuple[object, ...], shm.Plan] = {}
+
+    def plan(self, claim: Claim, world_size: int) -> shm.Plan:
+        """How to carry a claim out.
+
+        Raises:
+            InvalidValue: nobody can.
+        """
+        key = claim.kind, claim.op, claim.root, claim.dtype, claim.shape
+        plan = self._plans.get(key)
+        if plan is None:
+            claim.check(world_size)
+            if len(self._plans) >= PLANS_MAX:
+                self._plans.clear()
+            # Ranks may wait for different times.
+            words = msgspec.msgpack.encode(msgspec.structs.replace(claim, timeout_ns=1))
+            plan = self._plans[key] = shm.Plan(
+                claim.kind, words, len(self.ranks),
+                op=claim.op, dtype=claim.dtype, array_bytes=claim.nbytes,
+                root=self.ranks.index(claim.root) if claim.root in self.ranks else 0,
+                impossible=bool(member_problem(claim, self.ranks, self.generation)),
+            )  # fmt: skip
+        return plan
+
+    def end(self, error: BrokerError) -> None:
+        """The member knows why its generation is over."""
+        self.error = error
+        self.over.set()
+
+    def __repr__(self) -> str:
+        return f"<Board generation={self.generation} ranks={self.ranks}>"
+
+
+class SharedOperation:
+    """An operation on a board.
+
+    Attributes:
+        task: for the board's engine.
+        signal: ready when it is done, where somebody sees to that.
+    """
+
+    __slots__ = ("board", "prepared", "result", "signal", "task")
+
+    def __init__(self, board: Board, prepared: Prepared, world_size: int) -> None:
+        """Raises:
+        InvalidValue: nobody can carry it out.
+        """
+        self.board = board
+        self.prepared = prepared
+        self.signal = Signal()
+        plan = board.plan(prepared.claim, world_size)
+        source, target = prepared.contribution, prepared.target
+        if prepared.claim.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER):
+            target = np.empty(plan.result_bytes, np.uint8).data
+        self.result = memoryview(b"") if target is None else target
+        if not plan.array_bytes:
+            source = target = None
+        self.task = shm.Task(plan, source, target, prepared.claim.timeout_ns)
+
+    def __repr__(self) -> str:
+        return f"<SharedOperation {self.task!r} {self.prepared.claim.describe()}>"
+
+
+def adopt(passage: Passage | None, told: Membership, rank: int, descriptor: int) -> Board | None:
+    """The board of a generation, whose descriptor has arrived; None when it cannot be used."""
+    try:
+        if passage is None:
+            raise InvalidValue("board", told.board, "came over a link that passes no memory")
+        return Board(passage.adopt(told.board, told.board_bytes, common=True), told, rank, descriptor)
+    except (InvalidValue, LimitExceeded) as error:
+        log.warning("board.refused bytes=%d cause=%s", told.board_bytes, error)
+        return None
+
+
+def begin(place: Place, prepared: Prepared) -> SharedOperation | None:
+    """An operation on the place's board, for its engine; None when it goes through the broker.
+
+    Raises:
+        InvalidValue: the claim cannot be.
+        GenerationChangedError: the members have changed since the last call.
+        CollectiveError: it has to go through a board, and there is none.
+        BrokerError: the place is lost.
+    """
+    if place.closed is not None:
+        raise place.closed
+    board, claim = place.board, prepared.claim
+    if board is None or not (claim.op is None or shm.reducible(claim.op, claim.dtype)):
+        place.check_schedule()
+        return None
+    change = place.member.take_change()
+    if change is not None:
+        raise change
+    return SharedOperation(board, prepared, place.member.world_size)
+
+
+async def finish(driver: Driver, place: Place, operation: SharedOperation) -> memoryview:
+    """The flat bytes of the result of an operation that is not pending any more.
+
+    Raises:
+        BrokerError: why it has failed; no array was changed.
+    """
+    task, board = operation.task, operation.board
+    status = task.status
+    if status == shm.Outcome.COMMITTED:
+        return operation.result
+    if status == shm.Outcome.OVER:
+        raise await _over(driver, place, board)
+    ranks = [board.ranks[position] for position in task.positions if position < len(board.ranks)]
+    if status == shm.Outcome.MISSING:
+        raise RankTimeoutError(place.name, task.sequence, ranks, task.timeout_ns / 1e9)
+    if status == shm.Outcome.MISMATCH:
+        raise CollectiveMismatchError(place.name, task.sequence, _claims(board, operation))
+    problem = {
+        shm.Outcome.INTERRUPTED: f"the program of rank {ranks[0] if ranks else '?'} gave it up",
+        shm.Outcome.NO_MEMORY: f"there is no memory for {operation.prepared.claim.nbytes} bytes beside the array",
+        shm.Outcome.BROKEN: "its board says what cannot be: a rank's program has written over it",
+    }[shm.Outcome(status)]
+    raise CollectiveError(place.name, f"operation {task.sequence}: {problem}")
+
+
+async def _over(driver: Driver, place: Place, board: Board) -> BrokerError:
+    """Why a board is over; waits until the broker has said it."""
+    try:
+        await driver.wait(board.over, GRACE_S, "the group's next generation")
+    except TimeoutError:
+        return CollectiveError(place.name, f"generation {board.generation} is over, and the broker says nothing of it")
+    change = place.member.take_change()
+    if change is not None and place.closed is None:
+        board.error = change
+    assert board.error is not None
+    return board.error
+
+
+def _claims(board: Board, operation: SharedOperation) -> dict[int, str]:
+    problem = member_problem(operation.prepared.claim, board.ranks, board.generation)
+    return {
+        board.ranks[position]: _words(claim) + problem
+        for position, claim in operation.task.claims().items()
+        if position < len(board.ranks)
+    }
+
+
+def _words(claim: bytes) -> str:
+    try:
+        return msgspec.msgpack.decode(claim, type=Claim).describe()
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return _UNREADABLE
