@@ -8,6 +8,7 @@ the CHANGED that says why.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -160,6 +161,13 @@ def adopt(passage: Passage | None, told: Membership, rank: int, descriptor: int)
     except (InvalidValue, LimitExceeded) as error:
         log.warning("board.refused bytes=%d cause=%s", told.board_bytes, error)
         return None
+
+
+def discard(passage: Passage | None, told: Membership) -> None:
+    """Lets go of the board of a generation in which this client has no part."""
+    if told.board and passage is not None:
+        with suppress(InvalidValue, LimitExceeded):
+            passage.adopt(told.board, told.board_bytes, common=True)
 
 
 def begin(place: Place, prepared: Prepared) -> SharedOperation | None:

@@ -460,9 +460,7 @@ class Client:
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
         schedule: str = "auto",
     ) -> Group:
-        """Becomes a member of a collective group; returns when the group has formed.
-
-        A group that exists admits newcomers with a free rank between two operations.
+        """Becomes a member of a collective group; returns when it has formed. Newcomers get in between two operations.
 
         Args:
             name: the group's name; the same on all ranks.

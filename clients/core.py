@@ -247,8 +247,8 @@ class Core:
             pending = self._pendings.pop(received.target, None)
             if pending is not None:
                 pending.fail(failure_error(pending.what, received))
-        else:
-            self.places.receive(received)
+        elif self.session is not None:
+            self.places.receive(self.session, received)
 
     def _answered(self, frame: Frame) -> None:
         if frame.kind == Kind.DONE and frame.number:

@@ -19,7 +19,7 @@ from broker.ids import Generation, Rank
 from broker.protocol.bodies import CollectiveFailure, Membership, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
 from broker.protocol.session import Session
-from clients.boards import Board, Schedule, adopt
+from clients.boards import Board, Schedule, adopt, discard
 from clients.signals import Pending, Signal
 
 
@@ -210,8 +210,7 @@ class PendingJoin(Pending):
 def turn_down(session: Session, frame: Frame) -> None:
     """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls."""
     told = decode_body(frame.body, Membership)
-    if told.board:
-        adopt(session.passage, told, told.rank, -1)
+    discard(session.passage, told)
     session.put(Frame(Kind.LEAVE, number=frame.number))
 
 
@@ -237,11 +236,13 @@ class Places:
         operation = place.find(frame) if place is not None else None
         return operation.destination(frame.stream, frame.count, size_bytes) if operation is not None else None
 
-    def receive(self, frame: Frame) -> None:
+    def receive(self, session: Session, frame: Frame) -> None:
         """RESULT, FAILED or CHANGED."""
         place = self.by_number.get(frame.number)
         # Frames can be on their way when a member leaves.
         if place is None:
+            if frame.kind == Kind.CHANGED:
+                discard(session.passage, decode_body(frame.body, Membership))
             return
         if frame.kind == Kind.RESULT:
             place.result(frame)

@@ -3,6 +3,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -34,13 +35,18 @@ static void *map_board(int file, size_t bytes, int positions)
 
 tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, int told)
 {
+    /* Its own, because who made it may close it while an operation is under way. */
+    int descriptor = told < 0 ? -1 : fcntl(told, F_DUPFD_CLOEXEC, 0);
+    if (told >= 0 && descriptor < 0)
+        return NULL;
     void *board = map_board(file, bytes, positions);
     tb_engine *engine = board ? calloc(1, sizeof *engine) : NULL;
-    if (!engine) {
-        if (board)
-            munmap(board, bytes);
+    if (board && !engine)
+        munmap(board, bytes);
+    if (descriptor >= 0 && !engine)
+        close(descriptor);
+    if (!engine)
         return NULL;
-    }
     engine->board = board;
     engine->board_bytes = bytes;
     engine->positions = positions;
@@ -48,7 +54,7 @@ tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, in
     engine->spin_ns = SPIN_FIRST_NS;
     engine->crowded = positions > processors();
     engine->process = getpid();
-    engine->descriptor = told;
+    engine->descriptor = descriptor;
     pthread_mutex_init(&engine->lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -189,6 +195,8 @@ void tb_engine_free(tb_engine *engine)
 {
     if (engine->undo)
         munmap(engine->undo, engine->undo_bytes);
+    if (engine->descriptor >= 0)
+        close(engine->descriptor);
     munmap(engine->board, engine->board_bytes);
     free(engine);
 }

@@ -73,7 +73,7 @@ class Boards:
         """Something has happened in a group: if that has begun a generation, its board is made."""
         if self._generations.get(group.number, 0) == group.generation:
             return
-        lost = any(isinstance(effect, Changed) and effect.lost_ranks for effect in effects)
+        lost = not group.ranks or any(isinstance(each, Changed) and each.lost_ranks for each in effects)
         self.dissolved(group.number, draining=not lost)
         self._generations[group.number] = group.generation
         members = group.sessions

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +17,7 @@ from broker.collectives.claims import CollectiveKind, ReduceOp
 from broker.collectives.shm import Outcome
 from broker.errors import InvalidValue, LimitExceeded
 from broker.transport.shared_memory import SharedMemory
-from tests.collectives.boards import SECOND_NS, Process, end_board, new_board, on_threads
+from tests.collectives.boards import PATIENCE_S, SECOND_NS, Process, end_board, new_board, on_threads
 
 pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
 
@@ -232,8 +234,6 @@ def test_a_board_is_writable_for_all_and_keeps_its_length() -> None:
 
 
 def _duplicate(memory: SharedMemory) -> int:
-    import os
-
     return os.dup(memory.descriptor)
 
 
@@ -277,7 +277,7 @@ def test_a_killed_process_hangs_nobody(ranks: tuple[SharedMemory, list[Process]]
     memory, processes = ranks
     begin_all(processes, elements=elements, timeout_s=1000, count=1_000_000)
     # The operations go on by themselves, so this hits at any moment of one.
-    _wait_for_sequence(memory, 1, 5)
+    _wait_for_sequence(memory, 1, 2)
     processes.pop().kill()
     end_board(memory, 3)
     for process in processes:
@@ -286,11 +286,11 @@ def test_a_killed_process_hangs_nobody(ranks: tuple[SharedMemory, list[Process]]
         assert told["intact"]
 
 
-@pytest.mark.parametrize("elements", [1, 500_000, LONG])
+@pytest.mark.parametrize("elements", [1, LONG])
 def test_a_stopped_process_is_named_and_told(ranks: tuple[SharedMemory, list[Process]], elements: int) -> None:
     memory, processes = ranks
-    begin_all(processes, elements=elements, timeout_s=2, count=1_000_000)
-    _wait_for_sequence(memory, 1, 5)
+    begin_all(processes, elements=elements, timeout_s=5, count=1_000_000)
+    _wait_for_sequence(memory, 1, 2)
     processes[1].send(signal.SIGSTOP)
     others = [processes[0].outcome(), processes[2].outcome()]
     processes[1].send(signal.SIGCONT)
@@ -316,6 +316,7 @@ def _wait_for_sequence(memory: SharedMemory, position: int, sequence: int) -> No
     """Until a position has arrived at an operation; its slot begins with that counter."""
     slot_bytes = (memory.size_bytes - 16384) // 3 - (2 << 20)
     counter = ctypes.c_uint64.from_address(memory.address + 16384 + position * slot_bytes)
-    never = threading.Event()
+    never, deadline = threading.Event(), time.monotonic() + PATIENCE_S
     while counter.value < sequence:
+        assert time.monotonic() < deadline, f"position {position} has not arrived at operation {sequence}"
         never.wait(0.001)
