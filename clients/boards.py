@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 PLANS_MAX: Final = 1024
 """Different arrays of one program; beyond it the plans are made anew."""
+PLAIN_TIMEOUT_S_MAX: Final = 1e9
+"""Longer ones are checked with care."""
 _UNREADABLE: Final = "a claim that cannot be read"
 
 
@@ -90,6 +92,7 @@ class Board:
         self.over = Signal()
         self.error: BrokerError | None = None
         self._plans: dict[tuple[object, ...], shm.Plan] = {}
+        self._plain: dict[tuple[object, ...], shm.Plan] = {}
 
     def plan(self, claim: Claim, world_size: int) -> shm.Plan:
         """How to carry a claim out.
@@ -113,6 +116,27 @@ class Board:
             )  # fmt: skip
         return plan
 
+    def plain_task(self, array: object, op: str, timeout_s: float) -> shm.Task | None:
+        """The shortest way to an all_reduce of an array like one before; None when it is not like one."""
+        if type(array) is not np.ndarray or type(timeout_s) is not float or not 0.0 < timeout_s < PLAIN_TIMEOUT_S_MAX:
+            return None
+        plan = self._plain.get((op, array.dtype, array.shape))
+        if plan is None:
+            return None
+        try:
+            return shm.Task(plan, array, array, int(timeout_s * 1e9))
+        except (BufferError, ValueError):
+            # It is read-only, or not contiguous.
+            return None
+
+    def remember(self, array: object, op: str, claim: Claim, world_size: int) -> None:
+        """An all_reduce of an array was begun; the next one of its kind may be plain."""
+        reducible = claim.op is not None and shm.reducible(claim.op, claim.dtype)
+        if reducible and type(array) is np.ndarray and array.dtype.isnative and array.size:
+            if len(self._plain) >= PLANS_MAX:
+                self._plain.clear()
+            self._plain[op, array.dtype, array.shape] = self.plan(claim, world_size)
+
     def end(self, error: BrokerError) -> None:
         """The member knows why its generation is over."""
         self.error = error
@@ -127,29 +151,46 @@ class SharedOperation:
 
     Attributes:
         task: for the board's engine.
+        claim: what this rank has asked for.
+        result: the flat bytes that are its result, once it is done.
         signal: ready when it is done, where somebody sees to that.
     """
 
-    __slots__ = ("board", "prepared", "result", "signal", "task")
+    __slots__ = ("board", "claim", "result", "signal", "task")
 
-    def __init__(self, board: Board, prepared: Prepared, world_size: int) -> None:
+    def __init__(self, board: Board, claim: Claim, task: shm.Task, result: memoryview) -> None:
+        self.board = board
+        self.claim = claim
+        self.task = task
+        self.result = result
+        self.signal = Signal()
+
+    @classmethod
+    def of(cls, board: Board, prepared: Prepared, world_size: int) -> SharedOperation:
         """Raises:
         InvalidValue: nobody can carry it out.
         """
-        self.board = board
-        self.prepared = prepared
-        self.signal = Signal()
-        plan = board.plan(prepared.claim, world_size)
+        claim = prepared.claim
+        plan = board.plan(claim, world_size)
         source, target = prepared.contribution, prepared.target
-        if prepared.claim.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER):
+        if claim.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER):
             target = np.empty(plan.result_bytes, np.uint8).data
-        self.result = memoryview(b"") if target is None else target
-        if not plan.array_bytes:
-            source = target = None
-        self.task = shm.Task(plan, source, target, prepared.claim.timeout_ns)
+        result = memoryview(b"") if target is None else target
+        # A memoryview that is in use cannot be garbage; the array that it is of can.
+        task = shm.Task(plan, _array(source, plan), _array(target, plan), claim.timeout_ns)
+        return cls(board, claim, task, result)
+
+    @classmethod
+    def plain(cls, board: Board, task: shm.Task) -> SharedOperation:
+        """Of a plain task."""
+        return cls(board, msgspec.msgpack.decode(task.claim, type=Claim), task, memoryview(b""))
 
     def __repr__(self) -> str:
-        return f"<SharedOperation {self.task!r} {self.prepared.claim.describe()}>"
+        return f"<SharedOperation {self.task!r} {self.claim.describe()}>"
+
+
+def _array(view: memoryview | None, plan: shm.Plan) -> object:
+    return view.obj if view is not None and plan.array_bytes else None
 
 
 def adopt(passage: Passage | None, told: Membership, rank: int, descriptor: int) -> Board | None:
@@ -188,7 +229,8 @@ def begin(place: Place, prepared: Prepared) -> SharedOperation | None:
     change = place.member.take_change()
     if change is not None:
         raise change
-    return SharedOperation(board, prepared, place.member.world_size)
+    place.plain = board
+    return SharedOperation.of(board, prepared, place.member.world_size)
 
 
 async def finish(driver: Driver, place: Place, operation: SharedOperation) -> memoryview:
@@ -210,7 +252,7 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
         raise CollectiveMismatchError(place.name, task.sequence, _claims(board, operation))
     problem = {
         shm.Outcome.INTERRUPTED: f"the program of rank {ranks[0] if ranks else '?'} gave it up",
-        shm.Outcome.NO_MEMORY: f"there is no memory for {operation.prepared.claim.nbytes} bytes beside the array",
+        shm.Outcome.NO_MEMORY: f"there is no memory for {operation.claim.nbytes} bytes beside the array",
         shm.Outcome.BROKEN: "its board says what cannot be: a rank's program has written over it",
     }[shm.Outcome(status)]
     raise CollectiveError(place.name, f"operation {task.sequence}: {problem}")
@@ -230,7 +272,7 @@ async def _over(driver: Driver, place: Place, board: Board) -> BrokerError:
 
 
 def _claims(board: Board, operation: SharedOperation) -> dict[int, str]:
-    problem = member_problem(operation.prepared.claim, board.ranks, board.generation)
+    problem = member_problem(operation.claim, board.ranks, board.generation)
     return {
         board.ranks[position]: _words(claim) + problem
         for position, claim in operation.task.claims().items()

@@ -32,6 +32,7 @@ class Place:
         closed: why the place is lost, once it is.
         board: of the generation, if it has one.
         schedule: what the application asks for.
+        plain: the board, if there is nothing to be told before the next operation.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Place:
         self._session = session
         self._attached = False
         self.board = self._adopt(joined)
+        self.plain: Board | None = None
 
     def _adopt(self, told: Membership) -> Board | None:
         """The board of a generation. If there is one that cannot be used, the broker begins another generation."""
@@ -162,7 +164,7 @@ class Place:
         change = self.member.changed(
             Generation(body.generation), [Rank(rank) for rank in body.lost_ranks], [Rank(rank) for rank in body.ranks]
         )
-        board, self.board = self.board, self._adopt(body)
+        board, self.board, self.plain = self.board, self._adopt(body), None
         if board is not None:
             board.end(change)
         self._over(pending)
@@ -172,7 +174,7 @@ class Place:
         """The place is lost, with the connection or by leaving."""
         if self.closed is None:
             self.closed = error
-        board, self.board = self.board, None
+        board, self.board, self.plain = self.board, None, None
         if board is not None:
             board.engine.close()
             board.end(error)

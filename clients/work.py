@@ -84,11 +84,19 @@ class Work:
 class SharedWork(Work):
     """As Work, of an operation on a board: the board's engine carries it out on a thread of its own."""
 
-    def __init__(self, driver: Driver, place: Place, operation: SharedOperation, grace_s: float) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        place: Place,
+        operation: SharedOperation,
+        complete: Callable[[memoryview], object],
+        grace_s: float,
+    ) -> None:
         """Made by a Group. The driver's lock is held."""
         self._driver = driver
         self._place = place
         self._shared = operation
+        self._complete = complete
         self._grace_s = grace_s
         self._finished = False
         self._value = None
@@ -102,12 +110,12 @@ class SharedWork(Work):
         operation, driver = self._shared, self._driver
         limit_s = self._grace_s if timeout_s is None else time_limit("timeout_s", timeout_s)
         if operation.board.engine.wait(operation.task, limit_s) == shm.Outcome.PENDING:
-            raise TimeoutError(operation.prepared.claim.describe(), limit_s)
+            raise TimeoutError(operation.claim.describe(), limit_s)
         if not self._finished:
             result = driver.run(boards.finish(driver, self._place, operation))
             with driver.lock:
                 if not self._finished:
-                    self._value = operation.prepared.complete(result)
+                    self._value = self._complete(result)
                     self._finished = True
         return self._value
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from broker.buffers import Buffer
 from broker.collectives.claims import ITEM_BYTES, CollectiveKind, ReduceOp
 from broker.errors import InvalidValue, LimitExceeded
 
@@ -140,11 +139,11 @@ class Task:
         timeout_ns: MISSING: that of the position whose deadline it was.
     """
 
-    def __init__(self, plan: Plan, source: Buffer | None, target: Buffer | None, timeout_ns: int) -> None:
+    def __init__(self, plan: Plan, source: object, target: object, timeout_ns: int) -> None:
         """Args:
             plan: what to do.
-            source: the array that this position contributes, contiguous, or None.
-            target: where the result belongs, or None. For an all_reduce it is the same as `source`.
+            source: the array that this position contributes, contiguous, with the buffer protocol; or None.
+            target: where the result belongs, or None. For an all_reduce it is the same object as `source`.
             timeout_ns: from now on, for the others to come.
 
         Raises:
@@ -194,6 +193,11 @@ class Task:
     def timeout_ns(self) -> int:
         """The time that was over."""
         return self._task.failed_timeout_ns  # type: ignore[no-any-return]
+
+    @property
+    def claim(self) -> bytes:
+        """What this position has asked for."""
+        return self._plan.claim
 
     def claims(self) -> dict[int, bytes]:
         """MISMATCH: the claims of the positions that had come, as they were when the first one saw the mismatch."""

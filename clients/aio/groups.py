@@ -52,11 +52,14 @@ class Work:
 class SharedWork(Work):
     """As Work, of an operation on a board: the board's engine carries it out on a thread of its own."""
 
-    def __init__(self, driver: AsyncDriver, place: Place, operation: SharedOperation, grace_s: float) -> None:
+    def __init__(
+        self, driver: AsyncDriver, place: Place, operation: SharedOperation, prepared: Prepared, grace_s: float
+    ) -> None:
         """Made by a Group."""
         self._driver = driver
         self._place = place
         self._shared = operation
+        self._prepared = prepared
         self._grace_s = grace_s
         self._finished = False
         self._value = None
@@ -68,10 +71,10 @@ class SharedWork(Work):
     async def wait(self, timeout_s: float | None = None) -> object:
         operation, driver = self._shared, self._driver
         if not self._finished:
-            what = operation.prepared.claim.describe()
+            what = operation.claim.describe()
             await driver.wait(operation.signal, self._grace_s if timeout_s is None else timeout_s, what)
             result = await boards.finish(driver, self._place, operation)
-            self._value = operation.prepared.complete(result)
+            self._value = self._prepared.complete(result)
             self._finished = True
         return self._value
 
@@ -145,7 +148,7 @@ class Group:
         shared = boards.begin(place, prepared)
         if shared is not None:
             self._driver.submit(shared)
-            return SharedWork(self._driver, place, shared, timeout_s + GRACE_S)
+            return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
         operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
         self._driver.flush()
         return Work(self._driver, operation, signal, prepared, timeout_s + GRACE_S)
