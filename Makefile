@@ -14,8 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Modules with a .pxd file beside them are compiled when the package is installed, and again when they change.
 TYPED := $(shell find broker clients -name '*.pxd')
-GENERATED := $(TYPED:.pxd=.c)
-WRITTEN := $(filter-out $(GENERATED),$(shell find broker clients -name '*.[ch]'))
+# What is written in C, and not made by Cython.
+WRITTEN := $(filter-out $(TYPED:.pxd=.c),$(shell find broker clients -name '*.[ch]'))
 COMPILED := setup.py $(TYPED) $(TYPED:.pxd=.py) $(WRITTEN)
 
 BRING_BACK := for library in $$(find broker clients -name '*.so.away'); do mv $$library $${library%.away}; done
@@ -46,7 +46,7 @@ bench: $(VENV)/bench.stamp
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 	find broker clients \( -name '*.so' -o -name '*.so.away' \) -delete
-	rm -f $(GENERATED)
+	rm -f $(TYPED:.pxd=.c)
 
 $(VENV)/venv.stamp:
 	@test -n "$(PYTHON)" || { echo "tensorbus needs Python 3.11 or later; set PYTHON=/path/to/python" >&2; exit 1; }

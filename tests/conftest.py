@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,19 +21,16 @@ def compiled_modules() -> dict[Path, Path | None]:
     return {source: next(source.parent.glob(f"{source.stem}.cpython-*.so"), None) for source in sorted(sources)}
 
 
-def written_for(source: Path) -> list[Path]:
-    """The files in C that belong to a module, which its first line names, and the headers beside them."""
-    with source.open(encoding="utf-8") as lines:
-        first = next(lines, "")
-    if not first.startswith("# distutils: sources ="):
-        return []
-    return [*(ROOT / name for name in first.split("=")[1].split()), *source.parent.glob("*.h")]
+def sources_of(source: Path) -> list[Path]:
+    """Of what a compiled module is made: itself, its types, and the C files of the headers that these name."""
+    typed = source.with_suffix(".pxd")
+    headers = [ROOT / name for name in re.findall(r'extern from "(.+)\.h"', typed.read_text(encoding="utf-8"))]
+    return [source, typed, *(file for header in headers for file in header.parent.glob(f"{header.name}*.[ch]"))]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for source, library in compiled_modules().items():
-        sources = [source, source.with_suffix(".pxd"), *written_for(source)]
-        if library is not None and library.stat().st_mtime < max(each.stat().st_mtime for each in sources):
+        if library is not None and library.stat().st_mtime < max(file.stat().st_mtime for file in sources_of(source)):
             raise pytest.UsageError(f"{library.name} is older than {source.name}: run make test, or delete it")
 
 

@@ -79,7 +79,7 @@ int tb_engine_submit(tb_engine *engine, tb_task *task);
 /* Waits until an operation is not PENDING, at most so long; returns its status. */
 int tb_engine_wait(tb_engine *engine, tb_task *task, uint64_t timeout_ns);
 
-/* Carries one operation out (operation.c); returns its status. */
+/* Carries one operation out (engine_operation.c); returns its status. */
 int tb_carry_out(tb_engine *engine, tb_task *task);
 
 #endif

@@ -1,46 +1,86 @@
-/* Sums and means of float32 and float64. */
+/* Which kernels run: the best that the processor has, or what TENSORBUS_KERNELS allows. */
 #include "kernels.h"
 
+#include <stdlib.h>
 #include <string.h>
 
-enum { SUM = 0, MEAN = 1, FLOAT32 = 11, FLOAT64 = 12, BLOCK = 1024 };
+typedef const tb_reduce (*table)[TB_DTYPES];
 
-#define REDUCTION(name, type)                                                                                        \
-    __attribute__((target_clones("avx512f", "avx2", "default"))) static void name(                                   \
-        void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming)               \
-    {                                                                                                                \
-        type block[BLOCK];                                                                                           \
-        for (size_t start = 0; start < elements; start += BLOCK) {                                                   \
-            size_t stop = elements - start < BLOCK ? elements - start : BLOCK;                                       \
-            memcpy(block, (const type *)sources[0] + start, stop * sizeof(type));                                    \
-            for (int source = 1; source < count; source++)                                                           \
-                for (size_t i = 0; i < stop; i++)                                                                    \
-                    block[i] += ((const type *)sources[source])[start + i];                                          \
-            if (divisor > 1)                                                                                         \
-                for (size_t i = 0; i < stop; i++)                                                                    \
-                    block[i] /= (type)divisor;                                                                       \
-            memcpy((type *)out + start, block, stop * sizeof(type));                                                 \
-        }                                                                                                            \
-    }
+typedef struct {
+    const char *name;
+    table kernels;
+} level;
 
-REDUCTION(mean_float32, float)
-REDUCTION(mean_float64, double)
+extern const tb_reduce tb_kernels_plain[TB_OPS][TB_DTYPES];
 
-static void sum_float32(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming)
+#if defined(__x86_64__)
+extern const tb_reduce tb_kernels_avx2[TB_OPS][TB_DTYPES], tb_kernels_avx512[TB_OPS][TB_DTYPES];
+/* From the best to the one that runs anywhere. */
+static const level LEVELS[] = {{"avx512", tb_kernels_avx512}, {"avx2", tb_kernels_avx2}, {"plain", tb_kernels_plain}};
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+static const level LEVELS[] = {{"neon", tb_kernels_plain}};
+#else
+static const level LEVELS[] = {{"plain", tb_kernels_plain}};
+#endif
+
+enum { COUNT = sizeof LEVELS / sizeof LEVELS[0] };
+
+/* Whether the processor has the instructions, and the system keeps their registers, which the built-in asks too. */
+static int is_here(const level *candidate)
 {
-    mean_float32(out, sources, count, elements, 1, streaming);
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (candidate->kernels == tb_kernels_avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("f16c");
+    if (candidate->kernels == tb_kernels_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+#endif
+    return candidate->kernels != NULL;
 }
 
-static void sum_float64(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming)
+static const level *named(const char *name)
 {
-    mean_float64(out, sources, count, elements, 1, streaming);
-}
-
-tb_reduce tb_reduce_kernel(int op, int dtype)
-{
-    if (dtype == FLOAT32)
-        return op == SUM ? sum_float32 : op == MEAN ? mean_float32 : NULL;
-    if (dtype == FLOAT64)
-        return op == SUM ? sum_float64 : op == MEAN ? mean_float64 : NULL;
+    for (int i = 0; name && i < COUNT; i++)
+        if (!strcmp(LEVELS[i].name, name))
+            return &LEVELS[i];
     return NULL;
+}
+
+static const level *best(void)
+{
+    const level *from = named(getenv("TENSORBUS_KERNELS"));
+    for (from = from ? from : LEVELS; from < LEVELS + COUNT - 1; from++)
+        if (is_here(from))
+            break;
+    return from;
+}
+
+/* Threads that ask for the first time at once find the same. */
+static const level *in_use(void)
+{
+    static const level *chosen;
+    const level *found = __atomic_load_n(&chosen, __ATOMIC_RELAXED);
+    if (!found) {
+        found = best();
+        __atomic_store_n(&chosen, found, __ATOMIC_RELAXED);
+    }
+    return found;
+}
+
+static tb_reduce kernel_of(const level *from, int op, int dtype)
+{
+    if (op < 0 || op >= TB_OPS || dtype < 0 || dtype >= TB_DTYPES)
+        return NULL;
+    return from->kernels[op][dtype];
+}
+
+tb_reduce tb_reduce_kernel(int op, int dtype) { return kernel_of(in_use(), op, dtype); }
+
+const char *tb_kernels_level(void) { return in_use()->name; }
+
+tb_reduce tb_reduce_kernel_of(const char *name, int op, int dtype)
+{
+    const level *from = named(name);
+    return from && is_here(from) ? kernel_of(from, op, dtype) : NULL;
 }

@@ -1,14 +1,53 @@
-/* The arithmetic of the collectives: arrays of all ranks in, one array out. */
+/* The arithmetic of the collectives: what reduce.py does with numpy, to the bit, several times as fast.
+
+   Each kernel reads every source once and writes the result once. It takes a few vectors of the first source, adds to
+   them the same vectors of the others, in the order of the ranks, and stores them; nothing but registers lies between.
+
+   float16 and bfloat16 are widened to float32, folded there over all sources and rounded once, to nearest, ties to even.
+   A mean is a sum that is divided once, at the end. Integers wrap. Of min and max, as in numpy, the first NaN wins, and of
+   two equal zeros the later. A NaN stays one, but which bits it has besides is promised for no op: processors differ. */
 #ifndef TENSORBUS_KERNELS_H
 #define TENSORBUS_KERNELS_H
 
 #include <stddef.h>
 
-/* Reduces `count` arrays of `elements`, in their order, into `out`, which overlaps none of them.
-   A mean divides by `divisor`. With `streaming` the result is written past the caches. */
+enum { TB_SUM, TB_MEAN, TB_MIN, TB_MAX, TB_PRODUCT, TB_OPS };
+
+enum {
+    TB_BOOL,
+    TB_INT8,
+    TB_INT16,
+    TB_INT32,
+    TB_INT64,
+    TB_UINT8,
+    TB_UINT16,
+    TB_UINT32,
+    TB_UINT64,
+    TB_FLOAT16,
+    TB_BFLOAT16,
+    TB_FLOAT32,
+    TB_FLOAT64,
+    TB_COMPLEX64,
+    TB_COMPLEX128,
+    TB_DTYPES
+};
+
+/* out: receives `elements` elements, at any address. It may be one of the sources, but must not overlap one otherwise.
+   sources: in the order of the ranks, each of `elements` elements, at any address.
+   count: of the sources, at least 1.
+   divisor: of a mean the number of ranks; 1 for all other ops.
+   streaming: whether `out` is large and not read soon: it is written past the processor's caches then. Its bytes are
+   visible to other threads, as after ordinary stores, once they see a later store with release order of this one. */
 typedef void (*tb_reduce)(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming);
 
-/* By the places of op in sum, mean, min, max, product and of dtype in claims.ITEM_BYTES; NULL where there is none. */
+/* The kernel of an op and a dtype, by the numbers above; NULL where the pair cannot be reduced. Any thread may ask. */
 tb_reduce tb_reduce_kernel(int op, int dtype);
+
+/* The instructions in use: "avx512", "avx2", "neon" or "plain". They are the best that the processor has, but none above
+   what the environment variable TENSORBUS_KERNELS named, if it did, when this or tb_reduce_kernel was first called. */
+const char *tb_kernels_level(void);
+
+/* As tb_reduce_kernel, of one level; NULL also where the processor has not got it. For tests and comparisons. */
+tb_reduce tb_reduce_kernel_of(const char *level, int op, int dtype);
 
 #endif

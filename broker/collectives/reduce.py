@@ -7,6 +7,10 @@ numpy has no bfloat16; its bits are the upper half of a float32, which is how it
 Complex products are made of real ones: numpy multiplies complex numbers with or without fused operations depending on
 the number of elements, their alignment and whether `out` is an input, so the last bit would depend on where a buffer
 lies.
+
+Compiled, the kernels of kernels.h do all of this, several times as fast and with the same bits; what is written here
+with numpy runs where nothing was compiled, and is what they are tested against. Only which of several NaNs comes out is
+left open, and whether it is a signalling one.
 """
 
 from __future__ import annotations
@@ -18,7 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.buffers import Buffer
-from broker.collectives.claims import ReduceOp
+from broker.collectives.claims import ITEM_BYTES, ReduceOp
+
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
 
 _UFUNCS: Final[dict[ReduceOp, np.ufunc]] = {
     ReduceOp.SUM: np.add,
@@ -29,6 +38,12 @@ _UFUNCS: Final[dict[ReduceOp, np.ufunc]] = {
 }
 # Sums of complex numbers are sums of their parts, and so are means: dividing by a complex number would round twice.
 _PART_DTYPES: Final = {"complex64": "float32", "complex128": "float64"}
+# The numbers of kernels.h.
+_OP_NUMBERS: Final = {op: number for number, op in enumerate(ReduceOp)}
+_DTYPE_NUMBERS: Final = {dtype: number for number, dtype in enumerate(ITEM_BYTES)}
+_UNLOCKED_BYTES_MIN: Final = 1 << 20
+"""From so many bytes in, other threads run meanwhile: it takes tens of microseconds, and getting the interpreter's lock
+back may take as many."""
 
 
 def accumulate(
@@ -44,9 +59,47 @@ def accumulate(
         dtype: of the elements, by its name on the wire.
         world_size: by what a mean divides.
         out: receives the result; it must not overlap a contribution.
+
+    Raises:
+        ValueError: there is no contribution, one is not as long as `out`, or `out` is no whole number of elements.
     """
-    if not len(out):
+    size = len(out)
+    if not size:
         return
+    # Nobody can resize or release what a view is held of.
+    views, target = [memoryview(part) for part in contributions], memoryview(out)
+    if {len(view) for view in views} != {size} or size % ITEM_BYTES[dtype]:
+        lengths = sorted({len(view) for view in views})
+        raise ValueError(f"cannot reduce contributions of {lengths} bytes to {size} bytes of {dtype}")
+    if cython.compiled:
+        _accumulate_with_kernel(op, views, dtype, world_size, target)
+    else:
+        _accumulate_with_numpy(op, views, dtype, world_size, target)
+
+
+def _accumulate_with_kernel(
+    op: ReduceOp, contributions: Sequence[memoryview], dtype: str, world_size: int, out: memoryview
+) -> None:
+    kernel = tb_reduce_kernel(_OP_NUMBERS[op], _DTYPE_NUMBERS[dtype])  # type: ignore[name-defined]  # noqa: F821
+    if not kernel:
+        raise ValueError(f"{dtype} has no {op}; ask op_problem first")
+    target, size, count = out, len(out), len(contributions)
+    addresses = np.empty(count, np.uintp)
+    for index in range(count):
+        source = contributions[index]
+        addresses[index] = cython.cast(cython.size_t, cython.address(source[0]))
+    sources = cython.cast(Sources, cython.address(addresses[0]))  # type: ignore[name-defined]  # noqa: F821
+    elements, divisor = size // ITEM_BYTES[dtype], world_size if op is ReduceOp.MEAN else 1
+    if size * count < _UNLOCKED_BYTES_MIN:
+        kernel(cython.address(target[0]), sources, count, elements, divisor, 0)
+        return
+    with cython.nogil:
+        kernel(cython.address(target[0]), sources, count, elements, divisor, 0)
+
+
+def _accumulate_with_numpy(
+    op: ReduceOp, contributions: Sequence[memoryview], dtype: str, world_size: int, out: memoryview
+) -> None:
     with np.errstate(all="ignore"):
         if dtype == "float16":
             _accumulate_float16(op, contributions, world_size, np.frombuffer(out, np.float16))
@@ -85,7 +138,7 @@ def _divide(total: NDArray[np.generic], world_size: int) -> None:
 
 
 def _accumulate_float16(
-    op: ReduceOp, contributions: Sequence[Buffer], world_size: int, out: NDArray[np.float16]
+    op: ReduceOp, contributions: Sequence[memoryview], world_size: int, out: NDArray[np.float16]
 ) -> None:
     total = np.frombuffer(contributions[0], np.float16).astype(np.float32)
     for part in contributions[1:]:
@@ -96,7 +149,7 @@ def _accumulate_float16(
 
 
 def _accumulate_bfloat16(
-    op: ReduceOp, contributions: Sequence[Buffer], world_size: int, out: NDArray[np.uint16]
+    op: ReduceOp, contributions: Sequence[memoryview], world_size: int, out: NDArray[np.uint16]
 ) -> None:
     total = np.empty(out.size, np.uint32)
     widened = np.empty(out.size, np.uint32)
@@ -109,7 +162,7 @@ def _accumulate_bfloat16(
     _narrow(total, widened, out)
 
 
-def _widen(bfloat16: Buffer, float32_bits: NDArray[np.uint32]) -> None:
+def _widen(bfloat16: memoryview, float32_bits: NDArray[np.uint32]) -> None:
     bits = np.frombuffer(bfloat16, np.uint16)
     np.left_shift(bits, np.uint32(16), out=float32_bits, dtype=np.uint32)
 

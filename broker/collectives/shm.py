@@ -1,10 +1,10 @@
-# distutils: sources = broker/collectives/board.c broker/collectives/engine.c broker/collectives/operation.c broker/collectives/pieces.c broker/collectives/kernels.c
-# ruff: noqa: E501, F821
+# ruff: noqa: F821
 # mypy: disable-error-code="name-defined,attr-defined"
 """The engine of the schedule `shm`, for Python: collectives of ranks of one host, in memory that they share.
 
-What happens there is in C: board.h has the layout of the memory, engine.h who carries an operation out, operation.c how
-it goes. Only the compiled module can do any of it; the plain one says that it cannot (`AVAILABLE`).
+What happens there is in C: board.h has the layout of the memory, engine.h who carries an operation out,
+engine_operation.c how it goes. Only the compiled module can do any of it; the plain one says that it cannot
+(`AVAILABLE`).
 """
 
 from __future__ import annotations

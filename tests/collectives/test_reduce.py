@@ -120,6 +120,27 @@ def test_min_and_max_pass_nan_on_from_any_rank(dtype: str) -> None:
             assert np.isnan(accumulated(op, arrays, dtype)).tolist() == [False, True, False]
 
 
+def test_a_long_contribution_is_reduced_while_other_threads_may_run() -> None:
+    arrays = random_arrays("float32", 1 << 18, 3)
+    assert accumulated(ReduceOp.SUM, arrays, "float32").tobytes() == expected(ReduceOp.SUM, arrays).tobytes()
+
+
+@pytest.mark.parametrize("contributions", [[], [bytes(8), bytes(4)], [bytes(12)] * 2, [bytes(1)] * 2])
+def test_contributions_of_another_length_than_the_result_are_refused(contributions: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="8 bytes of float32"):
+        accumulate(ReduceOp.SUM, contributions, "float32", 2, bytearray(8))
+
+
+def test_half_an_element_is_refused() -> None:
+    with pytest.raises(ValueError, match="6 bytes of float32"):
+        accumulate(ReduceOp.SUM, [bytes(6)] * 2, "float32", 2, bytearray(6))
+
+
+def test_a_result_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises((BufferError, ValueError)):
+        accumulate(ReduceOp.SUM, [bytes(8)] * 2, "float32", 2, memoryview(bytes(8)))
+
+
 def test_integers_wrap_and_floats_overflow_without_a_warning() -> None:
     assert accumulated(ReduceOp.SUM, [np.array([127], np.int8)] * 2, "int8").tolist() == [-2]
     assert accumulated(ReduceOp.SUM, [np.array([60000], np.float16)] * 2, "float16").tolist() == [np.inf]

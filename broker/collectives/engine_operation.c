@@ -9,7 +9,7 @@
 
    An array that fits into the stages is collected after the commit, and needs no copy to go back to. */
 #define _GNU_SOURCE
-#include "operation.h"
+#include "engine_operation.h"
 
 #include <sched.h>
 #include <string.h>

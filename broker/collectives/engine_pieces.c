@@ -13,7 +13,7 @@
 
    all_gather and broadcast: a chunk is a stretch of the array. */
 #define _GNU_SOURCE
-#include "operation.h"
+#include "engine_operation.h"
 
 #include <string.h>
 #include <sys/mman.h>

@@ -1,4 +1,5 @@
-/* What an operation knows while it is carried out: its verdict, its waits (operation.c) and its chunks (pieces.c). */
+/* What an operation knows while it is carried out: engine_operation.c takes it through its phases, engine_pieces.c moves
+   its chunks. */
 #ifndef TENSORBUS_OPERATION_H
 #define TENSORBUS_OPERATION_H
 
