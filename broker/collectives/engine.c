@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SPIN_FIRST_NS = 50000 };
+enum { SPIN_FIRST_NS = 20000 };
 
 static int processors(void)
 {

@@ -20,9 +20,11 @@ enum {
     SLICE_NS = 50000000,       /* Python looks at its signals at least as often as twice this. */
     GRACE_NS = 250000000,      /* For the claims of others once some differ; as limits.MISMATCH_GRACE_NS. */
     BROKEN_NS = 1000000000,    /* A committed operation waits for nothing; so long after its deadline it is not one. */
-    SPIN_MIN_NS = 2000,
-    SPIN_MAX_NS = 100000,
-    YIELDS = 20,
+    SPIN_TURNS = 50,
+    SPIN_STEP_NS = 2000,
+    SPIN_MAX_NS = 50000,
+    YIELD_NS = 20000,
+    SWITCH_NS = 1500, /* A yield to nobody takes less. */
     LONG_PLACES = 4, /* Of the stage, for long arrays: so few stay in the processor's nearest cache. */
 };
 
@@ -177,29 +179,37 @@ static inline void pause_a_moment(void)
 #endif
 }
 
-/* Waits in the ways that cost least when it is not for long; says whether that was enough. */
+static int spins(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
+{
+    uint64_t end = tb_now_ns() + engine->spin_ns;
+    do
+        for (int turn = 0; turn < SPIN_TURNS; turn++) {
+            pause_a_moment();
+            if (atomic_load_explicit(counter, memory_order_acquire) >= value)
+                return 1;
+        }
+    while (tb_now_ns() < end);
+    return 0;
+}
+
+/* Waits in the ways that cost least when it is not for long; says whether that was enough. Who spins keeps its processor
+   from others: from the one that it waits for, perhaps. That others wanted it shows when a yield takes long. */
 static int wait_briefly(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
 {
-    if (!engine->crowded) {
-        uint64_t end = tb_now_ns() + engine->spin_ns;
-        do
-            for (int turn = 0; turn < 50; turn++) {
-                pause_a_moment();
-                if (atomic_load_explicit(counter, memory_order_acquire) >= value) {
-                    engine->spin_ns = engine->spin_ns * 2 < SPIN_MAX_NS ? engine->spin_ns * 2 : SPIN_MAX_NS;
-                    return 1;
-                }
-            }
-        while (tb_now_ns() < end);
-    }
-    for (int turn = 0; turn < YIELDS; turn++) {
+    int came = !engine->crowded && spins(engine, counter, value), wanted = 0;
+    uint64_t now = tb_now_ns(), end = now + YIELD_NS;
+    while (!came && now < end) {
         sched_yield();
-        if (atomic_load_explicit(counter, memory_order_acquire) >= value)
-            return 1;
+        uint64_t before = now;
+        now = tb_now_ns();
+        wanted |= now - before > SWITCH_NS;
+        came = atomic_load_explicit(counter, memory_order_acquire) >= value;
     }
-    /* The longer the waits were, the shorter the attempts to spare a sleep. */
-    engine->spin_ns = engine->spin_ns / 2 > SPIN_MIN_NS ? engine->spin_ns / 2 : SPIN_MIN_NS;
-    return 0;
+    if (came && !wanted)
+        engine->spin_ns = engine->spin_ns + SPIN_STEP_NS < SPIN_MAX_NS ? engine->spin_ns + SPIN_STEP_NS : SPIN_MAX_NS;
+    else
+        engine->spin_ns /= 2;
+    return came;
 }
 
 static int wait_for(tb_operation *operation, int position, tb_counter counter, uint64_t value)
