@@ -55,12 +55,15 @@ def extensions() -> list[Extension]:
             include_dirs=["."],
             depends=HEADERS,
             extra_compile_args=FLAGS,
-            optional=True,
         )
         for path in HOT
     ]
     # The types of the .pxd files count, not the annotations, which are meant for people and mypy.
-    return cythonize(modules, compiler_directives={"language_level": 3, "annotation_typing": False}, quiet=True)
+    made = cythonize(modules, compiler_directives={"language_level": 3, "annotation_typing": False}, quiet=True)
+    for module in made:
+        # Where it cannot be compiled, the rest is installed all the same. Said here, as cythonize forgets it.
+        module.optional = True
+    return made
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildApart})

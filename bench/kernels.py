@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from bench.machine import facts
+from bench.machine import Neighbours, facts
 from broker.collectives import reduce
 from broker.collectives.claims import ITEM_BYTES, ReduceOp, op_problem
 
@@ -149,16 +149,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(", ".join(f"{name} {value}" for name, value in facts().items()))
     print(f"kernels: {kernels.level} in use; {given.op}, GB/s, medians of {given.repeats} repeats\n")
     ways = ["copy", "numpy", *(name for level in kernels.levels for name in (level, f"{level}, streamed"))]
-    print("| dtype, MiB, sources | " + " | ".join(ways) + " |")
-    print("| --- |" + " --- |" * len(ways))
+    print("| dtype, MiB, sources | " + " | ".join(ways) + " | others' cores |")
+    print("| --- |" + " --- |" * (len(ways) + 1))
     for size_mib in map(int, given.sizes.split(",")):
         for dtype in given.dtypes.split(","):
             if op_problem(ReduceOp(given.op), dtype):
                 continue
             for count in map(int, given.counts.split(",")):
+                neighbours = Neighbours(lambda: 0.0)
                 found = rates(kernels, given.op, dtype, count, size_mib * MIB, given.repeats)
                 cells = " | ".join(f"{found[way]:.1f}" for way in ways)
-                print(f"| {dtype}, {size_mib}, {count} | {cells} |", flush=True)
+                print(f"| {dtype}, {size_mib}, {count} | {cells} | {neighbours.cores():.2f} |", flush=True)
 
 
 if __name__ == "__main__":

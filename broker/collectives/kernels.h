@@ -36,8 +36,8 @@ enum {
    sources: in the order of the ranks, each of `elements` elements, at any address.
    count: of the sources, at least 1.
    divisor: of a mean the number of ranks; 1 for all other ops.
-   streaming: whether `out` is large and not read soon: it is written past the processor's caches then. Its bytes are
-   visible to other threads, as after ordinary stores, once they see a later store with release order of this one. */
+   streaming: whether `out` is large and not read soon: it is written past the processor's caches then. As with ordinary
+   stores, who sees a later store of this thread with release order sees all of `out`. */
 typedef void (*tb_reduce)(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming);
 
 /* The kernel of an op and a dtype, by the numbers above; NULL where the pair cannot be reduced. Any thread may ask. */

@@ -3,7 +3,6 @@
      VECTOR_BYTES   the length of a vector
      TABLE          the name of the table of kernels that it makes
      STREAM(to, v)  stores a vector past the caches, at an address that is a multiple of VECTOR_BYTES
-
      FENCE()        orders such stores before later ones
 
    and where the processor converts float16:
@@ -48,7 +47,8 @@ typedef u8 (*combine_function)(u8 total, u8 next);
 typedef void (*open_function)(u8 parts[2], u8 source);
 typedef u8 (*close_function)(const u8 parts[2], int divisor);
 
-/* Of what a kernel is made: a vector of a source is opened to one or two (`parts`) that are combined, and closed at the end. */
+/* Of what a kernel is made: a vector of a source is opened to one or two (`parts`), which are combined with those of the
+   other sources, and closed at the end. */
 typedef struct {
     int item_bytes, parts;
     open_function open;
@@ -215,8 +215,8 @@ enum {
     HALF_INFINITY = 0x7C00,
     HALF_QUIET = 0x0200,
     EXPONENT = 0x7F800000,
-    /* 2**16, from which on a float32 is infinite as a float16; the least normal float16, 2**-14; 0.5, whose last bit is worth
-       as much as that of the float16 below 2**-14; and how far the exponents of the two are apart. */
+    /* 2**16, from which on a float32 is infinite as a float16; the least normal float16, 2**-14; 0.5, whose last bit is
+       worth as much as that of the float16 below 2**-14; and how far the exponents of the two are apart. */
     TOO_LARGE = 0x47800000,
     LEAST_NORMAL = 0x38800000,
     ONE_HALF = 0x3F000000,
@@ -297,8 +297,8 @@ COMBINE(product_of_u8, (((u16)total * (u16)next) & 0x00FF) | (((u16)total >> 8) 
 COMBINE(min_of_bool, ((u8)(total != 0) & (u8)(next != 0)) & 1)
 COMBINE(max_of_bool, (u8)((total | next) != 0) & 1)
 
-/* Complex numbers as (real, imaginary) in neighbouring lanes: (a, b) (c, d) = (a c - b d, a d + b c), each product rounded on
-   its own. To subtract is to add with the other sign. */
+/* Complex numbers as (real, imaginary) in neighbouring lanes: (a, b) (c, d) = (a c - b d, a d + b c), each product rounded
+   on its own. To subtract is to add with the other sign. */
 #define COMPLEX_PRODUCT(float_lane, lane, sign) \
     INLINE u8 complex_product_of_##float_lane(u8 total, u8 next) \
     { \

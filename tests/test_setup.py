@@ -1,0 +1,62 @@
+"""What setup.py compiles, in a small tree of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("Cython", reason="nothing is compiled without Cython")
+pytest.importorskip("setuptools")
+
+MODULE = "import cython\n\ndef doubled(number):\n    return twice(number) if cython.compiled else 2 * number\n"
+TYPES = 'cdef extern from "broker/sums.h":\n    int twice(int number)\n'
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two modules that are linked with the same two C files."""
+    (tmp_path / "clients").mkdir()
+    package = tmp_path / "broker"
+    package.mkdir()
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    (package / "__init__.py").touch()
+    for name in ("first", "second"):
+        (package / f"{name}.py").write_text(MODULE)
+        (package / f"{name}.pxd").write_text(TYPES)
+    (package / "sums.h").write_text("int twice(int number);\nint added(int first, int second);\n")
+    (package / "sums.c").write_text('#include "sums.h"\nint twice(int number) { return added(number, number); }\n')
+    (package / "sums_more.c").write_text(
+        '#include "sums.h"\nint added(int first, int second) { return first + second; }\n'
+    )
+    return tmp_path
+
+
+def build(tree: Path, **environment: str) -> None:
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "-j2"],
+        cwd=tree,
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=True,
+    )
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+def test_a_module_is_linked_with_the_c_files_of_the_header_that_its_types_name(tree: Path) -> None:
+    build(tree)
+    assert {path.name.partition(".")[0] for path in (tree / "broker").glob("*.so")} == {"first", "second"}
+    program = "from broker import first, second; print(first.doubled(4), second.doubled(5), first.__file__[-3:])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tree, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["8", "10", ".so"]
+
+
+def test_without_a_compiler_nothing_is_compiled_and_nothing_fails(tree: Path) -> None:
+    build(tree, CC="/bin/false")
+    assert not list((tree / "broker").glob("*.so"))
