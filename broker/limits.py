@@ -227,6 +227,10 @@ BUCKET_BYTES: Final = 25 * MIB
 """Gradients that are reduced in one call: the default of PyTorch DDP."""
 COLLECTIVE_TIMEOUT_S: Final = 60.0
 
+# Boards (docs/wire.md section 14).
+BOARDS_MAX: Final = 256
+"""Groups that have a board at the same time: the broker has a descriptor and a mapping for each."""
+
 # Time.
 HEARTBEAT_INTERVAL_S: Final = 5.0
 HEARTBEAT_TIMEOUT_S: Final = 30.0

@@ -20,6 +20,7 @@ from broker.errors import ConnectionClosed, LimitExceeded
 from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX
 from broker.protocol.session import Deliver, Phase
+from broker.server_boards import board_maker
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
 from broker.state.settings import Settings
@@ -78,6 +79,7 @@ class Server:
                 shared_memory=config.shared_memory,
                 arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
                 declarations=config.topics,
+                boards=board_maker(enabled=config.shared_memory),
             )
         )
         self.listeners: list[Listener] = []

@@ -458,24 +458,24 @@ class Client:
         world_size: int | None = None,
         rank: int | None = None,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        schedule: str = "auto",
     ) -> Group:
-        """Becomes a member of a collective group; returns when the group has formed.
-
-        A group that exists admits newcomers with a free rank between two operations.
+        """Becomes a member of a collective group; returns when it has formed. Newcomers get in between two operations.
 
         Args:
             name: the group's name; the same on all ranks.
             world_size: how many ranks the group is made for; default: $WORLD_SIZE.
             rank: this member's rank; default: $RANK, and without it the broker gives the lowest free one.
             timeout_s: how long to wait for the others, in seconds.
+            schedule: "shm", in memory that all ranks share on the broker's host; "star", through the broker; or "auto".
 
         Raises:
-            InvalidValue: no world_size, or a rank outside of it.
-            CollectiveError: the rank is taken, the group is full or was made for another world_size.
+            InvalidValue: no world_size, a rank outside of it, or no such schedule.
+            CollectiveError: the rank is taken, the group is full or was made for another world_size; no shm.
             RankTimeoutError: the group did not form in time; missing_ranks says who was not there.
         """
         size, wanted = group_place(name, world_size, rank)
-        place = self._driver.run(operations.join(self._driver, name, size, wanted, timeout_s))
+        place = self._driver.run(operations.join(self._driver, name, size, wanted, timeout_s, schedule))
         return Group(self._driver, place)
 
     def close(self, timeout_s: float = 5.0) -> None:

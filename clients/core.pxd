@@ -19,6 +19,7 @@ cdef class Core:
     cdef public Signal online
     cdef public Outgoing outgoing
     cdef public Incoming incoming
+    cdef public int completions
     cdef public dict declarations
     cdef public dict _pendings
     cdef public object _last_reference

@@ -17,7 +17,6 @@ from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import (
     Declare,
     Failure,
-    Membership,
     MessageBody,
     Subscribe,
     Welcome,
@@ -35,7 +34,7 @@ from clients.arenas import Place as SharedPlace
 from clients.drops import tell_drops
 from clients.exchanges import Responders
 from clients.incoming import Incoming
-from clients.membership import Place, Places, failure_error
+from clients.membership import PendingJoin, Places, failure_error, turn_down
 from clients.messages import Message, Reply, Settle
 from clients.outgoing import Outgoing
 from clients.outgoing_topic import LANES
@@ -91,6 +90,8 @@ class Core:
         self.responders = Responders()
         self.incoming = Incoming(reply, self._replied, settle, self.requests.reply_aborted)
         self.places = Places()
+        self.completions = -1
+        """An eventfd that is to tell of operations on boards, where the driver has one."""
         self.arenas = Arenas()
         self.declarations: dict[str, Declare] = {}
         """Policies that this client has declared, by filter: a broker that was restarted is told again."""
@@ -244,8 +245,8 @@ class Core:
             pending = self._pendings.pop(frame.target, None)
             if pending is not None:
                 pending.fail(failure_error(pending.what, frame))
-        else:
-            self.places.receive(frame)
+        elif self.session is not None:
+            self.places.receive(self.session, frame)
 
     def _answered(self, frame: Frame) -> None:
         if frame.kind == Kind.DONE and frame.number:
@@ -258,9 +259,8 @@ class Core:
             if pending.on_answer is not None:
                 pending.on_answer(frame)
             pending.set()
-        elif frame.kind == Kind.JOINED:
-            # Whoever asked has given up; the group shall not wait for a member that never calls.
-            self.send(Frame(Kind.LEAVE, number=frame.number))
+        elif frame.kind == Kind.JOINED and self.session is not None:
+            turn_down(self.session, frame)
         else:
             self.requests.told(frame)
 
@@ -362,23 +362,6 @@ class Core:
     def inbox(self) -> str:
         """The topic on which replies come to this client."""
         return f"$inbox/{self.session_number}"
-
-
-class PendingJoin(Pending):
-    """A wish to be a member of a group; the place is taken in the moment in which the answer comes."""
-
-    __slots__ = ("place", "world_size")
-
-    def __init__(self, group: str, world_size: int) -> None:
-        super().__init__(group)
-        self.world_size = world_size
-        self.place: Place | None = None
-
-    def seat(self, session: Session, places: Places, frame: Frame) -> None:
-        """Takes the place that JOINED gives."""
-        membership = decode_body(frame.body, Membership)
-        self.place = Place(session, self.what, frame.number, self.world_size, membership)
-        places.by_number[frame.number] = self.place
 
 
 class Outbound(msgspec.Struct, gc=False):

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeVar, overload
 
+from broker.collectives import shm
 from broker.collectives.buckets import Buckets
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import collective, operations
+from clients import boards, collective, operations
+from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.driver import Driver
 from clients.membership import Place
-from clients.work import Work
+from clients.work import SharedWork, Work
 
 T = TypeVar("T")
 
@@ -91,7 +93,18 @@ class Group:
             GenerationChangedError: the membership changed.
             ConnectionClosed: the connection was lost, and with it the membership.
         """
-        return self._call(collective.all_reduce(self._place.member, array, op, timeout_s), timeout_s, async_op=async_op)
+        place = self._place
+        board = None if async_op else place.plain
+        task = None if board is None else board.plain_task(array, op, timeout_s)
+        if task is not None and board is not None:
+            if board.engine.run(task) != shm.Outcome.COMMITTED:
+                self._driver.run(boards.finish(self._driver, place, SharedOperation.plain(board, task)))
+            return array
+        prepared = collective.all_reduce(place.member, array, op, timeout_s)
+        result = self._call(prepared, timeout_s, async_op=async_op)
+        if place.plain is not None:
+            place.plain.remember(array, op, prepared.claim, self.world_size)
+        return result
 
     def all_reduce_many(
         self, arrays: Sequence[Array], op: str = "mean", *, timeout_s: float = COLLECTIVE_TIMEOUT_S
@@ -159,6 +172,9 @@ class Group:
         self._driver.run(operations.leave(self._driver, self._place, 5.0))
 
     def _start(self, prepared: Prepared, timeout_s: float) -> Work:
+        shared = boards.begin(self._place, prepared)
+        if shared is not None:
+            return SharedWork(self._driver, self._place, shared, prepared.complete, timeout_s + GRACE_S)
         operation, signal = self._place.start(prepared.claim, prepared.contribution, prepared.target)
         return Work(self._driver, operation, signal, prepared.complete, timeout_s + GRACE_S)
 
@@ -169,9 +185,14 @@ class Group:
                 work = self._start(prepared, timeout_s)
                 driver.flush()
                 return work
-            operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
-            driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
-            return prepared.complete(operation.finish())
+            shared = boards.begin(place, prepared)
+            if shared is None:
+                operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
+                driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
+                return prepared.complete(operation.finish())
+        # Without the lock: the client's other threads go on meanwhile.
+        shared.board.engine.run(shared.task)
+        return prepared.complete(driver.run(boards.finish(driver, place, shared)))
 
     def __enter__(self) -> Self:
         return self

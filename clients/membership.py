@@ -19,7 +19,8 @@ from broker.ids import Generation, Rank
 from broker.protocol.bodies import CollectiveFailure, Membership, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
 from broker.protocol.session import Session
-from clients.signals import Signal
+from clients.boards import Board, Schedule, adopt, discard
+from clients.signals import Pending, Signal
 
 
 class Place:
@@ -29,9 +30,30 @@ class Place:
         number: the broker's number for the group.
         member: what is known of the group.
         closed: why the place is lost, once it is.
+        board: of the generation, if it has one.
+        schedule: what the application asks for.
+        plain: the board, if there is nothing to be told before the next operation.
     """
 
-    def __init__(self, session: Session, name: str, number: int, world_size: int, joined: Membership) -> None:
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        number: int,
+        world_size: int,
+        joined: Membership,
+        schedule: Schedule = Schedule.AUTO,
+        descriptor: int = -1,
+    ) -> None:
+        """Args:
+        session: with the broker.
+        name: of the group.
+        number: of the group.
+        world_size: for which it was made.
+        joined: what the broker has said.
+        schedule: what the application asks for.
+        descriptor: see Board.
+        """
         self.name = name
         self.number = number
         self.member = Member(
@@ -39,8 +61,32 @@ class Place:
         )
         self.closed: BrokerError | None = None
         self.signals: dict[int, Signal] = {}
+        self.schedule = schedule
+        self._descriptor = descriptor
         self._session = session
         self._attached = False
+        self.board = self._adopt(joined)
+        self.plain: Board | None = None
+
+    def _adopt(self, told: Membership) -> Board | None:
+        """The board of a generation. If there is one that cannot be used, the broker begins another generation."""
+        if not told.board:
+            return None
+        board = adopt(self._session.passage, told, self.member.rank, self._descriptor)
+        if board is None:
+            self._session.put(Frame(Kind.BOARD, number=self.number, target=told.generation))
+        return board
+
+    def check_schedule(self) -> None:
+        """Raises:
+        CollectiveError: the application wants a board, and there is none.
+        """
+        if self.schedule is Schedule.SHM and (self.board is None or self.board.generation != self.member.generation):
+            raise CollectiveError(
+                self.name,
+                "schedule='shm' needs all ranks on the broker's host, connected over a Unix-domain socket, with shared "
+                "memory and the compiled modules; use schedule='auto'",
+            )
 
     def start(
         self, claim: Claim, contribution: memoryview | None, target: memoryview | None
@@ -115,9 +161,12 @@ class Place:
         """CHANGED: the group has a new generation."""
         body = decode_body(frame.body, Membership)
         pending = self.member.pending
-        self.member.changed(
+        change = self.member.changed(
             Generation(body.generation), [Rank(rank) for rank in body.lost_ranks], [Rank(rank) for rank in body.ranks]
         )
+        board, self.board, self.plain = self.board, self._adopt(body), None
+        if board is not None:
+            board.end(change)
         self._over(pending)
         self.attach()
 
@@ -125,6 +174,10 @@ class Place:
         """The place is lost, with the connection or by leaving."""
         if self.closed is None:
             self.closed = error
+        board, self.board, self.plain = self.board, None, None
+        if board is not None:
+            board.engine.close()
+            board.end(error)
         pending = self.member.pending
         self.member.closed(error)
         self._over(pending)
@@ -135,6 +188,32 @@ class Place:
                 signal = self.signals.pop(id(operation), None)
                 if signal is not None:
                     signal.set()
+
+
+class PendingJoin(Pending):
+    """A wish to be a member of a group; the place is taken in the moment in which the answer comes."""
+
+    __slots__ = ("_descriptor", "place", "schedule", "world_size")
+
+    def __init__(self, group: str, world_size: int, schedule: Schedule, descriptor: int) -> None:
+        super().__init__(group)
+        self.world_size = world_size
+        self.schedule = schedule
+        self._descriptor = descriptor
+        self.place: Place | None = None
+
+    def seat(self, session: Session, places: Places, frame: Frame) -> None:
+        """Takes the place that JOINED gives."""
+        told = decode_body(frame.body, Membership)
+        place = Place(session, self.what, frame.number, self.world_size, told, self.schedule, self._descriptor)
+        self.place = places.by_number[frame.number] = place
+
+
+def turn_down(session: Session, frame: Frame) -> None:
+    """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls."""
+    told = decode_body(frame.body, Membership)
+    discard(session.passage, told)
+    session.put(Frame(Kind.LEAVE, number=frame.number))
 
 
 def failure_error(group: str, frame: Frame) -> CollectiveError:
@@ -159,11 +238,13 @@ class Places:
         operation = place.find(frame) if place is not None else None
         return operation.destination(frame.stream, frame.count, size_bytes) if operation is not None else None
 
-    def receive(self, frame: Frame) -> None:
+    def receive(self, session: Session, frame: Frame) -> None:
         """RESULT, FAILED or CHANGED."""
         place = self.by_number.get(frame.number)
         # Frames can be on their way when a member leaves.
         if place is None:
+            if frame.kind == Kind.CHANGED:
+                discard(session.passage, decode_body(frame.body, Membership))
             return
         if frame.kind == Kind.RESULT:
             place.result(frame)

@@ -10,13 +10,14 @@ import logging
 import time
 from typing import Protocol
 
-from broker.errors import ConnectionClosed, TimeoutError
+from broker.errors import CollectiveError, ConnectionClosed, TimeoutError
 from broker.limits import SHARED_PATIENCE_S
 from broker.protocol.bodies import Declare, Join, Settle, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
+from clients.boards import Schedule
 from clients.checks import time_limit
-from clients.core import Core, Outbound, PendingJoin, try_publish
-from clients.membership import Place
+from clients.core import Core, Outbound, try_publish
+from clients.membership import PendingJoin, Place
 from clients.messages import Delivery, Message
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
 from clients.signals import Pending, Signal
@@ -323,22 +324,29 @@ def settle(driver: Driver, delivery: Delivery, *, refused: bool, delay_s: float)
     driver.flush()
 
 
-async def join(driver: Driver, group: str, world_size: int, rank: int | None, timeout_s: float) -> Place:
+async def join(
+    driver: Driver, group: str, world_size: int, rank: int | None, timeout_s: float, schedule: str = "auto"
+) -> Place:
     """Becomes a member of a group; when this returns, the group has formed.
 
     Raises:
         RankTimeoutError: the group did not form in time; missing_ranks are the ones that nobody holds.
-        CollectiveError: the rank is taken, the world size differs, ...
+        CollectiveError: the rank is taken, the world size differs, there can be no board, ...
     """
-    core = driver.core
+    core, wanted = driver.core, Schedule.of(schedule)
     time_limit("timeout_s", timeout_s)
     deadline = Deadline(timeout_s + 5.0)
     await online(driver, deadline)
-    pending = PendingJoin(group, world_size)
-    body = encode_body(Join(group, world_size, rank, int(timeout_s * 1e9)))
+    pending = PendingJoin(group, world_size, wanted, core.completions)
+    body = encode_body(Join(group, world_size, rank, int(timeout_s * 1e9), wanted.board_version))
     core.send(Frame(Kind.JOIN, lane=Lane.CONTROL, target=core.pending(pending), body=body))
     await answer(driver, pending, deadline)
     assert pending.place is not None
+    try:
+        pending.place.check_schedule()
+    except CollectiveError:
+        await leave(driver, pending.place, timeout_s)
+        raise
     return pending.place
 
 

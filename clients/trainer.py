@@ -27,6 +27,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, cast
@@ -133,8 +134,10 @@ class Trainer:
 
         Ranks may see it at different steps. If all have to stop at the same one, reduce it together with the gradients.
         """
-        while self._control.pending:
-            self._stopping |= self._control.next(0).topic in self._stop_topics
+        # Not `pending`: in collectives that do not go through the broker nobody reads what it sends.
+        with suppress(TimeoutError, ConnectionClosed):
+            while True:
+                self._stopping |= self._control.next(0).topic in self._stop_topics
         return self._stopping
 
     def all_reduce_gradients(self, gradients: Sequence[Array], op: str = "mean") -> None:

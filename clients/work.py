@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker.collectives import shm
 from broker.collectives.member import MemberOperation
-from broker.errors import BrokerError
+from broker.errors import BrokerError, TimeoutError
+from clients import boards
+from clients.boards import SharedOperation
+from clients.checks import time_limit
 from clients.driver import Driver
+from clients.membership import Place
 from clients.signals import Signal
 
 
@@ -74,3 +79,45 @@ class Work:
 
     def __repr__(self) -> str:
         return f"<Work {self._operation!r}>"
+
+
+class SharedWork(Work):
+    """As Work, of an operation on a board: the board's engine carries it out on a thread of its own."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        place: Place,
+        operation: SharedOperation,
+        complete: Callable[[memoryview], object],
+        grace_s: float,
+    ) -> None:
+        """Made by a Group. The driver's lock is held."""
+        self._driver = driver
+        self._place = place
+        self._shared = operation
+        self._complete = complete
+        self._grace_s = grace_s
+        self._finished = False
+        self._value = None
+        operation.board.engine.submit(operation.task)
+
+    @property
+    def done(self) -> bool:
+        return self._shared.task.status != shm.Outcome.PENDING
+
+    def wait(self, timeout_s: float | None = None) -> object:
+        operation, driver = self._shared, self._driver
+        limit_s = self._grace_s if timeout_s is None else time_limit("timeout_s", timeout_s)
+        if operation.board.engine.wait(operation.task, limit_s) == shm.Outcome.PENDING:
+            raise TimeoutError(operation.claim.describe(), limit_s)
+        if not self._finished:
+            result = driver.run(boards.finish(driver, self._place, operation))
+            with driver.lock:
+                if not self._finished:
+                    self._value = self._complete(result)
+                    self._finished = True
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"<Work {self._shared!r}>"

@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "broker.collectives.member",
         "broker.collectives.claims",
         "broker.collectives.buckets",
+        "broker.collectives.shm",
         "clients",
     ),
     "examples": ("clients", "examples"),

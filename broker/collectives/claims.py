@@ -7,6 +7,7 @@ so ranks whose programs have run apart are told so, each with the words of all t
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Final
 
@@ -173,6 +174,15 @@ class Claim(msgspec.Struct, frozen=True):
             raise InvalidValue("op", self.op, f"{self.kind} needs one of {', '.join(ReduceOp)}")
         elif problem := op_problem(self.op, self.dtype):
             raise InvalidValue("op", str(self.op), problem)
+
+
+def member_problem(claim: Claim, ranks: Collection[int], generation: int) -> str:
+    """Why the members of a generation cannot do what they may all ask for, as words to follow the claim; or nothing."""
+    if claim.kind is CollectiveKind.BROADCAST and claim.root not in ranks:
+        return f", but rank {claim.root} is not in generation {generation}"
+    if claim.kind is CollectiveKind.REDUCE_SCATTER and claim.shape[0] % len(ranks):
+        return f", but {claim.shape[0]} rows cannot be shared out evenly to {len(ranks)} members"
+    return ""
 
 
 def op_problem(op: ReduceOp, dtype: str) -> str | None:

@@ -83,6 +83,11 @@ class Group:
         return tuple(self._sessions)
 
     @property
+    def sessions(self) -> tuple[SessionId, ...]:
+        """Of all members, by ascending rank."""
+        return tuple(self._sessions.values())
+
+    @property
     def held_bytes(self) -> int:
         """Payload that waits for other ranks."""
         return sum(operation.held_bytes for operation in self._operations.values())
@@ -113,6 +118,12 @@ class Group:
     def lost(self, session: SessionId) -> list[Effect]:
         """A session has died; one that is no member changes nothing."""
         return self._remove(session)
+
+    def renew(self) -> list[Effect]:
+        """Begins another generation of the same members, because this one cannot go on as it has begun."""
+        self._begin_generation()
+        effects: list[Effect] = [Changed(session, self.generation, (), self.ranks) for session in self.sessions]
+        return [*effects, *self._admit()]
 
     def contribute(
         self,

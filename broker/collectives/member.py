@@ -82,14 +82,19 @@ class Member:
             InvalidValue: the claim or a length cannot be; no sequence has been used up.
             GenerationChangedError: the members have changed since the last call; the next one runs with the new ones.
         """
-        if self._unseen_change is not None:
-            change, self._unseen_change = self._unseen_change, None
+        change = self.take_change()
+        if change is not None:
             raise change
         claim.check(self.world_size)
         operation = MemberOperation(self, self.next_sequence, claim, contribution, target)
         self._pending[operation.sequence] = operation
         self.next_sequence += 1
         return operation
+
+    def take_change(self) -> GenerationChangedError | None:
+        """The changes of the members that no operation has been told; whoever takes it has to raise it."""
+        change, self._unseen_change = self._unseen_change, None
+        return change
 
     def operation(self, sequence: int) -> MemberOperation:
         """The operation that a frame of the broker is about.
@@ -115,8 +120,14 @@ class Member:
                 break
         return None
 
-    def changed(self, generation: Generation, lost_ranks: Sequence[Rank], ranks: Sequence[Rank]) -> None:
-        """The broker says that the members have changed: every operation in progress fails."""
+    def changed(
+        self, generation: Generation, lost_ranks: Sequence[Rank], ranks: Sequence[Rank]
+    ) -> GenerationChangedError:
+        """The broker says that the members have changed: every operation in progress fails.
+
+        Returns:
+            What tells of it, and of changes before it that nobody has been told of.
+        """
         unseen = self._unseen_change
         lost = {*lost_ranks, *(unseen.lost_ranks if unseen is not None else ())}
         self.generation = generation
@@ -126,6 +137,7 @@ class Member:
         for operation in self.pending:
             operation.changed(generation, lost_ranks, ranks)
         self.next_sequence = self._next_to_open = 1
+        return error
 
     def closed(self, error: BrokerError) -> None:
         """The connection is gone, or the group has been left: every operation in progress fails with this error."""

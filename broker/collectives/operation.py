@@ -24,7 +24,7 @@ import numpy as np
 
 from broker import limits
 from broker.buffers import Buffer
-from broker.collectives.claims import Claim, CollectiveKind
+from broker.collectives.claims import Claim, CollectiveKind, member_problem
 from broker.collectives.effects import Effect, Failed, Failure, Mismatch, Missing, Result
 from broker.collectives.layout import chunk_bounds, overlap, shard_bounds
 from broker.collectives.reduce import accumulate
@@ -193,19 +193,10 @@ class Operation:
     def _compare(self, claim: Claim, now_ns: int) -> None:
         first = next(iter(self._contributions.values())).claim
         if claim is first:
-            self._problem = self._problem_of(claim)
+            self._problem = member_problem(claim, self._sessions, self._generation)
         if self._problem or not claim.matches(first):
             self.state = OperationState.MISMATCHED
             self._hasten(now_ns + limits.MISMATCH_GRACE_NS, limits.MISMATCH_GRACE_NS)
-
-    def _problem_of(self, claim: Claim) -> str:
-        """Why these members cannot do what they may all have asked for, as words to follow the claim."""
-        members = len(self._sessions)
-        if claim.kind is CollectiveKind.BROADCAST and claim.root not in self._sessions:
-            return f", but rank {claim.root} is not in generation {self._generation}"
-        if claim.kind is CollectiveKind.REDUCE_SCATTER and claim.shape[0] % members:
-            return f", but {claim.shape[0]} rows cannot be shared out evenly to {members} members"
-        return ""
 
     def _fail(self) -> list[Effect]:
         failure: Failure

@@ -171,6 +171,8 @@ class Join(msgspec.Struct, omit_defaults=True):
     world_size: int
     rank: int | None = None
     timeout_ns: int = 0
+    board: int = 0
+    """The version of boards that this member can use; 0 is none."""
 
 
 class Membership(msgspec.Struct, omit_defaults=True):
@@ -180,6 +182,9 @@ class Membership(msgspec.Struct, omit_defaults=True):
     ranks: list[int]
     rank: int = -1
     lost_ranks: list[int] = []
+    board: int = 0
+    """Of the generation's board, its identity; 0 when it has none."""
+    board_bytes: int = 0
 
 
 class CollectiveFailure(msgspec.Struct, omit_defaults=True):

@@ -75,6 +75,7 @@ class Kind(IntEnum):
     ARENA = 30
     MAPPED = 31
     RELEASE = 32
+    BOARD = 33
 
 
 class Flag:

@@ -65,8 +65,8 @@ class Passage(Protocol):
         """Lets memory leave with the next write."""
         ...
 
-    def adopt(self, identity: int, size_bytes: int) -> Memory:
-        """Memory that has arrived.
+    def adopt(self, identity: int, size_bytes: int, *, common: bool = False) -> Memory:
+        """Memory that has arrived, to read, or to write to as well if it is common.
 
         Raises:
             InvalidValue, LimitExceeded: there is none, or it cannot be used.

@@ -104,7 +104,7 @@ class BrokerState:
             Subscription, flush=self._flush, unblock=self.publishing.unblock, lost=self.pressure.lost
         )
         self.following = Following(self.router, self.publishing, self.sessions)
-        self.groups = Groups(self._flush, self.announce)
+        self.groups = Groups(self._flush, self.announce, settings.boards)
         self.pool = BufferPool(POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
@@ -128,6 +128,7 @@ class BrokerState:
             Kind.JOIN: self.groups.join,
             Kind.LEAVE: self.groups.leave,
             Kind.CONTRIBUTE: self.groups.contribute,
+            Kind.BOARD: self.groups.board_refused,
         }
 
     # Events.

@@ -28,19 +28,26 @@ from broker.limits import GROUPS_MAX, NAME_BYTES_MAX
 from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.state.boards import BoardMaker, Boards
 from broker.state.records import SessionRecord
 
 
 class Groups:
     """All groups of the broker."""
 
-    def __init__(self, flush: Callable[[SessionRecord], None], announce: Callable[[str, object], None]) -> None:
+    def __init__(
+        self,
+        flush: Callable[[SessionRecord], None],
+        announce: Callable[[str, object], None],
+        maker: BoardMaker | None = None,
+    ) -> None:
         self.by_number: dict[GroupNumber, Group] = {}
         self._by_name: dict[str, Group] = {}
         self._sessions: dict[SessionId, SessionRecord] = {}
         self._references: dict[tuple[GroupNumber, SessionId], int] = {}
         self._flush = flush
         self._announce = announce
+        self._boards = Boards(maker)
         self._last_number = 0
 
     def join(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
@@ -58,6 +65,8 @@ class Groups:
         self._references[key] = frame.target
         self._sessions[session.id] = session
         session.groups.add(group.name)
+        if waiting is None and session.id not in group.sessions:
+            self._boards.wished(group, session, wish.board)
         self._carry_out(group, group.join(session.id, wish.rank, wish.world_size, wish.timeout_ns, now_ns))
         if waiting is not None:
             # The session's first JOIN still waits for the others; this second one was refused.
@@ -82,9 +91,17 @@ class Groups:
         group = self._member_of(session, frame)
         session.groups.discard(group.name)
         self._references.pop((group.number, session.id), None)
+        self._boards.left(group, session.id)
         session.session.put(Frame(Kind.DONE, target=frame.target))
         self._flush(session)
         self._carry_out(group, group.leave(session.id))
+
+    def board_refused(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """BOARD: a member cannot use its generation's board; there will be another generation, which has none."""
+        group = self._member_of(session, frame)
+        self._boards.refused(group, session)
+        if frame.target == group.generation:
+            self._carry_out(group, group.renew())
 
     def contribute(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """CONTRIBUTE: a chunk of a member's array."""
@@ -110,6 +127,7 @@ class Groups:
         """A session is over: its groups lose a member."""
         for name in list(session.groups):
             group = self._by_name[name]
+            self._boards.left(group, session.id)
             self._carry_out(group, group.lost(session.id))
         self._sessions.pop(session.id, None)
         for key in [key for key in self._references if key[1] == session.id]:
@@ -122,6 +140,8 @@ class Groups:
 
     def _carry_out(self, group: Group, effects: Iterable[Effect]) -> None:
         told_generation = 0
+        effects = list(effects)
+        self._boards.follow(group, effects)
         for effect in effects:
             if isinstance(effect, Changed) and effect.generation > told_generation:
                 told_generation = effect.generation
@@ -131,6 +151,7 @@ class Groups:
                 self._result(group, effect)
             elif isinstance(effect, Dissolved):
                 self._tell(group, "dissolved", -1)
+                self._boards.dissolved(group.number)
                 self.by_number.pop(group.number, None)
                 self._by_name.pop(group.name, None)
             else:
@@ -155,13 +176,14 @@ class Groups:
         number = group.number
         if isinstance(effect, Joined):
             reference = self._references.pop((number, session.id), 0)
-            body = encode_body(Membership(effect.generation, list(effect.ranks), effect.rank))
-            session.session.put(Frame(Kind.JOINED, number=number, target=reference, body=body))
+            told = self._boards.give(group, session, Membership(effect.generation, list(effect.ranks), effect.rank))
+            session.session.put(Frame(Kind.JOINED, number=number, target=reference, body=encode_body(told)))
             self._tell(group, "joined", effect.rank)
         elif isinstance(effect, Refused):
             reference = self._references.pop((number, session.id), 0)
             if effect.kind is not RefusalKind.ALREADY_MEMBER:
                 session.groups.discard(group.name)
+                self._boards.left(group, session.id)
             if effect.kind is RefusalKind.TIMEOUT:
                 failure = CollectiveFailure(missing_ranks=list(effect.missing_ranks), timeout_s=effect.timeout_s)
                 session.session.put(Frame(Kind.FAILED, target=reference, body=encode_body(failure)))
@@ -180,7 +202,8 @@ class Groups:
                 )
             )  # fmt: skip
         else:
-            body = encode_body(Membership(effect.generation, list(effect.ranks), lost_ranks=list(effect.lost_ranks)))
+            told = Membership(effect.generation, list(effect.ranks), lost_ranks=list(effect.lost_ranks))
+            body = encode_body(self._boards.give(group, session, told))
             session.session.put(Frame(Kind.CHANGED, number=number, target=effect.generation, body=body))
 
     def _tell(self, group: Group, event: str, rank: int) -> None:

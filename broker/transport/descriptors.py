@@ -49,13 +49,13 @@ class Passage:
         """Lets a memory's descriptor leave with the next write."""
         self._leaving.append(memory)
 
-    def adopt(self, identity: int, size_bytes: int) -> SharedMemory:
-        """Maps memory whose descriptor has arrived.
+    def adopt(self, identity: int, size_bytes: int, *, common: bool = False) -> SharedMemory:
+        """Maps memory whose descriptor has arrived; see SharedMemory.
 
         Raises:
             InvalidValue, LimitExceeded: it has not arrived, or cannot be mapped; see SharedMemory.
         """
-        return SharedMemory.adopt(self._arrived.pop(identity, -1), size_bytes)
+        return SharedMemory.adopt(self._arrived.pop(identity, -1), size_bytes, common=common)
 
     def leaving(self) -> list[HasDescriptor]:
         """What the next write takes along."""

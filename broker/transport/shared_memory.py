@@ -9,6 +9,8 @@
     F_SEAL_FUTURE_WRITE           only its maker's first mapping can write; all later ones are read-only
     F_SEAL_SEAL                   and so it stays
 
+A board (docs/wire.md section 14) is such a file too, but for F_SEAL_FUTURE_WRITE: all who have it write to it.
+
 Whoever adopts a file from somebody else checks length and seals before mapping it, so a peer that lies can neither
 crash the process nor let third ones change what was sent. What its maker writes, and when, is up to the maker.
 
@@ -42,6 +44,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _FUTURE_WRITE | fcntl.
 _NO_EXEC: Final = 0x8
 """MFD_NOEXEC_SEAL of <linux/memfd.h>, since Linux 6.3: nobody executes the file, on which a system may insist
 (vm.memfd_noexec)."""
+_COMMON_SEALS: Final = _SEALS & ~_FUTURE_WRITE
 _FAILED: Final = ctypes.c_void_p(-1).value
 _NO_RESERVE: Final = 0x4000
 """MAP_NORESERVE of <linux/mman.h>."""
@@ -98,8 +101,8 @@ class SharedMemory:
         self._writable = bool(protection & mmap.PROT_WRITE)
 
     @classmethod
-    def create(cls, size_bytes: int) -> SharedMemory:
-        """New memory, which this process alone may write to.
+    def create(cls, size_bytes: int, *, common: bool = False) -> SharedMemory:
+        """New memory, which this process alone may write to; or, if it is common, whoever has it.
 
         Raises:
             LimitExceeded: it is too long, or the system has no memory or no descriptor for it.
@@ -117,14 +120,14 @@ class SharedMemory:
             _close(descriptor)
             raise LimitExceeded("shared memory", size_bytes, 0, f"none to be had: {error.strerror}") from error
         try:
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _COMMON_SEALS if common else _SEALS)
         except OSError as error:
             raise InvalidValue("shared memory", size_bytes, f"cannot be sealed here: {error.strerror}") from error
         return memory
 
     @classmethod
-    def adopt(cls, descriptor: int, size_bytes: int) -> SharedMemory:
-        """Maps what another process has made, read-only; the descriptor is closed if that fails.
+    def adopt(cls, descriptor: int, size_bytes: int, *, common: bool = False) -> SharedMemory:
+        """Maps what another process has made, read-only if it is not common; the descriptor is closed if that fails.
 
         Raises:
             InvalidValue: it is not of this length, or not sealed so that it stays so.
@@ -134,9 +137,10 @@ class SharedMemory:
             if not 0 < size_bytes <= ARENA_BYTES_MAX or os.fstat(descriptor).st_size != size_bytes:
                 raise InvalidValue("shared memory of bytes", size_bytes, "is not the length of its file, or too long")
             seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-            if seals & _SEALS != _SEALS:
-                raise InvalidValue("shared memory with seals", seals, f"needs {_SEALS}, or it could shrink or change")
-            return cls(descriptor, size_bytes, mmap.PROT_READ)
+            needed = _COMMON_SEALS if common else _SEALS
+            if seals & needed != needed:
+                raise InvalidValue("shared memory with seals", seals, f"needs {needed}, or it could shrink or change")
+            return cls(descriptor, size_bytes, mmap.PROT_READ | (mmap.PROT_WRITE if common else 0))
         except OSError as error:
             _close(descriptor)
             raise LimitExceeded("shared memory", size_bytes, 0, f"cannot be mapped: {error.strerror}") from error

@@ -239,10 +239,11 @@ class Client:
         world_size: int | None = None,
         rank: int | None = None,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        schedule: str = "auto",
     ) -> Group:
         """Becomes a member of a collective group; returns when the group has formed."""
         size, wanted = group_place(name, world_size, rank)
-        return Group(self._driver, await operations.join(self._driver, name, size, wanted, timeout_s))
+        return Group(self._driver, await operations.join(self._driver, name, size, wanted, timeout_s, schedule))
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
+from broker.collectives import shm
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.batches import Batch
@@ -17,6 +20,7 @@ from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.hangups import Hangups
+from clients.boards import SharedOperation
 from clients.core import Core, Reconnected
 from clients.link import Link, dial, read
 from clients.outgoing_topic import OutgoingTopic
@@ -60,6 +64,7 @@ class AsyncDriver:
         self._writing = False
         self._closing = False
         self._ticking: asyncio.TimerHandle | None = None
+        self._submitted: list[SharedOperation] = []
 
     async def connect(self) -> None:
         """Connects.
@@ -68,7 +73,11 @@ class AsyncDriver:
             ConnectError: no broker can be reached.
             PermissionDenied: the broker does not let this client in.
         """
-        self._adopt(await self._dial(self._connect_timeout_s))
+        link = await self._dial(self._connect_timeout_s)
+        if shm.AVAILABLE:
+            self.core.completions = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._loop.add_reader(self.core.completions, self._completed)
+        self._adopt(link)
         self._tick()
 
     async def _dial(self, timeout_s: float) -> Link:
@@ -123,6 +132,20 @@ class AsyncDriver:
                 self._loop.add_writer(link.connection.fileno(), self._writable, link)
         except ConnectionClosed as error:
             self._lose(error)
+
+    def submit(self, operation: SharedOperation) -> None:
+        """Has an operation carried out on its board, and its signal set when it is done."""
+        self._submitted.append(operation)
+        operation.board.engine.submit(operation.task)
+
+    def _completed(self) -> None:
+        """Operations on boards are done."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.core.completions)
+        done = [each for each in self._submitted if each.task.status != shm.Outcome.PENDING]
+        self._submitted = [each for each in self._submitted if each.task.status == shm.Outcome.PENDING]
+        for operation in done:
+            operation.signal.set()
 
     def batch_opened(self) -> None:
         """A batch has to leave within the batch window even if nothing else happens."""
@@ -257,6 +280,12 @@ class AsyncDriver:
     def _shut(self, error: BrokerError) -> None:
         link = self._take_link()
         self.core.close(error)
+        if self.core.completions >= 0:
+            # What was under way on boards has ended with them.
+            self._completed()
+            self._loop.remove_reader(self.core.completions)
+            os.close(self.core.completions)
+            self.core.completions = -1
         if link is not None:
             link.connection.close()
         if self._ticking is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self, TypeVar
 
+from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import collective, operations
+from clients import boards, collective, operations
 from clients.aio.driver import AsyncDriver
+from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.membership import Place
 from clients.signals import Signal
@@ -43,6 +45,36 @@ class Work:
             what = self._prepared.claim.describe()
             await self._driver.wait(self._signal, self._grace_s if timeout_s is None else timeout_s, what)
             self._value = self._prepared.complete(self._operation.finish())
+            self._finished = True
+        return self._value
+
+
+class SharedWork(Work):
+    """As Work, of an operation on a board: the board's engine carries it out on a thread of its own."""
+
+    def __init__(
+        self, driver: AsyncDriver, place: Place, operation: SharedOperation, prepared: Prepared, grace_s: float
+    ) -> None:
+        """Made by a Group."""
+        self._driver = driver
+        self._place = place
+        self._shared = operation
+        self._prepared = prepared
+        self._grace_s = grace_s
+        self._finished = False
+        self._value = None
+
+    @property
+    def done(self) -> bool:
+        return self._shared.task.status != shm.Outcome.PENDING
+
+    async def wait(self, timeout_s: float | None = None) -> object:
+        operation, driver = self._shared, self._driver
+        if not self._finished:
+            what = operation.claim.describe()
+            await driver.wait(operation.signal, self._grace_s if timeout_s is None else timeout_s, what)
+            result = await boards.finish(driver, self._place, operation)
+            self._value = self._prepared.complete(result)
             self._finished = True
         return self._value
 
@@ -113,6 +145,10 @@ class Group:
 
     def _start(self, prepared: Prepared, timeout_s: float) -> Work:
         place = self._place
+        shared = boards.begin(place, prepared)
+        if shared is not None:
+            self._driver.submit(shared)
+            return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
         operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
         self._driver.flush()
         return Work(self._driver, operation, signal, prepared, timeout_s + GRACE_S)

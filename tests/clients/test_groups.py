@@ -15,6 +15,16 @@ from tests.clients.conftest import Connect
 PATIENCE_S = 20.0
 
 
+@pytest.fixture(params=["star", "auto"], autouse=True)
+def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the groups of `on_all_ranks` carry out their operations: auto is shm where the ranks share memory."""
+    monkeypatch.setitem(OPTIONS, "schedule", request.param)
+    return str(request.param)
+
+
+OPTIONS = {"schedule": "auto"}
+
+
 def on_all_ranks(
     connect: Connect, world_size: int, work: Callable[[clients.Group, clients.Client], object], name: str = "dp"
 ) -> list[object]:
@@ -24,7 +34,7 @@ def on_all_ranks(
 
     def run(rank: int) -> None:
         try:
-            group = buses[rank].group(name, world_size=world_size, rank=rank, timeout_s=PATIENCE_S)
+            group = buses[rank].group(name, world_size=world_size, rank=rank, timeout_s=PATIENCE_S, **OPTIONS)
             outcomes[rank] = work(group, buses[rank])
         except Exception as error:
             outcomes[rank] = error

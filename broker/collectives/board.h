@@ -1,0 +1,151 @@
+/* The board: memory in which the ranks of one host carry out a group's collectives, without their broker.
+
+   The broker makes one for a generation whose members all share memory with it, and passes it to them. It writes the
+   header, and later `state`; it reads nothing, so that nothing in it can harm the broker. Version 1:
+
+     0          +------------------------------------------------------------------------+
+                | magic u64 | version u32 | positions u32 | bytes u64                    |
+     128        | state u32    OPEN, DRAINING, OVER: written by the broker, or a leaver  |
+     256        | verdict 0 .. 63    one line each; operation s has verdict s % 64        |
+     16384      +------------------------------------------------------------------------+
+                | slot of position 0                                                     |
+                |   arrived, left, staged, reduced, collected u64: written by it alone    |
+                |   bell u32, sleepers u32: the futex on which others wait for it         |
+                |   row 0, row 1   claim (512) and small payload (4096) of operations     |
+                |                  with s % 2                                            |
+                |   record 0 .. 3  failures that it was the first to see, with all claims |
+                | slot of position 1 ...                                                 |
+                +------------------------------------------------------------------------+
+                | stage of position 0: 16 chunks of 128 KiB, chunk k of an operation in   |
+                |   k % 16 (or fewer), written by it alone and read by all                |
+                | stage of position 1 ...                                                |
+                +------------------------------------------------------------------------+
+
+   Operations are numbered from 1, the same on all positions. A counter holds s << 24 | chunks, so that it only grows,
+   also over operations that failed half-way; `arrived` and `left` hold s alone. Who writes where, and when:
+
+     row s % 2      from the moment in which all have left s - 2
+     stage          from the moment in which all have left s - 1, and a chunk's place again when all have collected
+                    what was in it
+     verdict        once for each s, by compare-and-swap: COMMITTED by whoever sees that all there is to know is on the
+                    board, something else by whoever sees a failure. Everybody obeys it, whatever it has seen itself,
+                    so an operation succeeds on all positions or on none.
+
+   A position that is behind reads what belongs to a later operation only after that one's verdict has failed the one
+   that it is in, and then it throws away what it has read. */
+#ifndef TENSORBUS_BOARD_H
+#define TENSORBUS_BOARD_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    TB_VERSION = 1,
+    TB_POSITIONS_MAX = 64,
+    TB_LINE_BYTES = 128, /* Two lines of 64: processors fetch them in pairs. */
+    TB_VERDICTS = 64,
+    TB_CLAIM_BYTES = 508,
+    TB_INLINE_BYTES = 4096,
+    TB_ROWS = 2,
+    TB_RECORDS = 4,
+#ifndef TB_CHUNK_KIB
+#define TB_CHUNK_KIB 128
+#endif
+    TB_CHUNK_BYTES = TB_CHUNK_KIB << 10,
+    TB_STAGE_CHUNKS = (2048 << 10) / TB_CHUNK_BYTES,
+    TB_STAGE_BYTES = TB_CHUNK_BYTES * TB_STAGE_CHUNKS,
+    TB_CHUNK_BITS = 24,
+};
+#define TB_MAGIC 0x0a314452414f4254ull /* "TBOARD1\n" */
+
+enum tb_state { TB_OPEN = 0, TB_DRAINING = 1, TB_GONE = 2 };
+
+/* What becomes of an operation. The first one is no verdict; the last two are never written to the board. */
+enum tb_outcome {
+    TB_PENDING = 0,
+    TB_COMMITTED = 1,
+    TB_MISSING = 2,     /* Some positions did not come, or did not go on, until the deadline of another one. */
+    TB_MISMATCH = 3,    /* The positions do not claim the same. */
+    TB_INTERRUPTED = 4, /* The program of one position gave up: a signal, or no memory. */
+    TB_OVER = 5,        /* The generation has ended. */
+    TB_NO_MEMORY = 6,
+    TB_BROKEN = 7, /* The board says what cannot be: somebody writes to it who does not keep to the rules. */
+};
+
+typedef struct {
+    uint32_t bytes;
+    unsigned char data[TB_CLAIM_BYTES];
+} tb_claim;
+
+typedef struct {
+    _Alignas(TB_LINE_BYTES) tb_claim claim;
+    _Alignas(TB_LINE_BYTES) unsigned char payload[TB_INLINE_BYTES];
+} tb_row;
+
+typedef struct {
+    _Alignas(TB_LINE_BYTES) _Atomic uint64_t sequence;
+    uint64_t positions; /* A bit for each: those that were missing, or whose claims follow. */
+    uint64_t timeout_ns;
+    tb_claim claims[TB_POSITIONS_MAX];
+} tb_record;
+
+typedef struct {
+    _Alignas(TB_LINE_BYTES) _Atomic uint64_t arrived;
+    _Atomic uint64_t left;
+    _Atomic uint64_t staged;
+    _Atomic uint64_t reduced;
+    _Atomic uint64_t collected;
+    _Alignas(TB_LINE_BYTES) _Atomic uint32_t bell;
+    _Atomic uint32_t sleepers;
+    tb_row rows[TB_ROWS];
+    tb_record records[TB_RECORDS];
+} tb_slot;
+
+typedef struct {
+    _Alignas(TB_LINE_BYTES) uint64_t magic;
+    uint32_t version;
+    uint32_t positions;
+    uint64_t bytes;
+    _Alignas(TB_LINE_BYTES) _Atomic uint32_t state;
+    struct {
+        _Alignas(TB_LINE_BYTES) _Atomic uint64_t word;
+    } verdicts[TB_VERDICTS];
+} tb_board;
+
+/* Which of a slot's counters. */
+typedef enum { TB_ARRIVED, TB_LEFT, TB_STAGED, TB_REDUCED, TB_COLLECTED } tb_counter;
+
+/* Bytes of a board, a multiple of the page; 0 for a number of positions that cannot be. */
+size_t tb_board_bytes(int positions);
+
+/* Makes a board of memory that is all zeros. */
+void tb_board_format(void *memory, int positions);
+
+/* Whether memory of so many bytes holds a board of this version and so many positions. */
+int tb_board_fits(const void *memory, size_t bytes, int positions);
+
+/* Ends a board: DRAINING ends the operations to which not all positions have come, GONE all that have no verdict. */
+void tb_board_end(void *memory, int positions, int state);
+
+tb_slot *tb_slot_of(tb_board *board, int position);
+unsigned char *tb_stage_of(tb_board *board, int positions, int position);
+
+static inline _Atomic uint64_t *tb_counter_of(tb_slot *slot, tb_counter counter)
+{
+    return &slot->arrived + counter;
+}
+
+/* Sets an own counter and wakes who waits for it. */
+void tb_publish(tb_slot *own, tb_counter counter, uint64_t value);
+
+/* Wakes everybody, to look at the verdict and the state. */
+void tb_ring_all(tb_board *board, int positions);
+
+/* Sleeps until a counter of a slot has reached a value, the slot's owner publishes something, everybody is woken, or
+   the time is over. `changed` is asked once it is certain that no later change can be missed. */
+void tb_park(tb_slot *slot, tb_counter counter, uint64_t value, uint64_t timeout_ns, int (*changed)(void *), void *of);
+
+uint64_t tb_now_ns(void);
+
+#endif
