@@ -234,7 +234,7 @@ def begin(place: Place, prepared: Prepared) -> SharedOperation | None:
 
 
 async def finish(driver: Driver, place: Place, operation: SharedOperation) -> memoryview:
-    """The flat bytes of the result of an operation that is not pending any more.
+    """The flat bytes of the result of an operation that has ended.
 
     Raises:
         BrokerError: why it has failed; no array was changed.
@@ -243,7 +243,8 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
     status = task.status
     if status == shm.Outcome.COMMITTED:
         return operation.result
-    if status == shm.Outcome.OVER:
+    # A client that is closed does not wait for the engine.
+    if status in (shm.Outcome.OVER, shm.Outcome.PENDING):
         raise await _over(driver, place, board)
     ranks = [board.ranks[position] for position in task.positions if position < len(board.ranks)]
     if status == shm.Outcome.MISSING:

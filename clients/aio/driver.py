@@ -281,8 +281,10 @@ class AsyncDriver:
         link = self._take_link()
         self.core.close(error)
         if self.core.completions >= 0:
-            # What was under way on boards has ended with them.
-            self._completed()
+            # What was under way on boards ends with them, and nobody is told of it any more.
+            submitted, self._submitted = self._submitted, []
+            for operation in submitted:
+                operation.signal.set()
             self._loop.remove_reader(self.core.completions)
             os.close(self.core.completions)
             self.core.completions = -1
