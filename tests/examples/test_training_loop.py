@@ -212,17 +212,17 @@ def test_survivors_name_a_killed_trainer_within_a_second_and_finish(tmp_path: Pa
 
 
 def test_one_command_trains_and_leaves_a_plot_a_history_and_no_process(tmp_path: Path) -> None:
-    with running_command(tmp_path, "--mode", "ps-async", "--epochs", "15") as (process, pids, _):
+    with running_command(tmp_path, "--mode", "ps-async", "--epochs", "60") as (process, pids, _):
         read_started(process, pids, "ps-async.trainer-1")
         said = process.read_rest().decode()
         assert process.wait() == 0, f"{said}\n{process.errors}"
     assert set(pids) == {"broker", "monitor", "ps-async.server", "ps-async.trainer-0", "ps-async.trainer-1"}
     assert not any(runs(pid) for pid in pids.values())
-    assert re.search(r"ps-async: step \d+/330, loss \d", said)
+    assert re.search(r"ps-async: step \d+/1320, loss \d", said)
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
     reports = json.loads((tmp_path / "history.json").read_text())["reports"]
     assert {(report["rank"], report["step"]) for report in reports} == {
-        (rank, step) for rank in range(2) for step in range(330)
+        (rank, step) for rank in range(2) for step in range(1320)
     }
 
 
