@@ -72,6 +72,8 @@ GROUPS_MAX: Final = 1024
 WORLD_SIZE_MAX: Final = 1024
 
 # Queues and windows.
+BROKER_POOL_BYTES_MAX: Final = 256 * MIB
+"""Chunk buffers that the broker keeps for reuse; in steady state it needs a few times the publishers' window."""
 PUBLISH_WINDOW_MESSAGES: Final = 4096
 """Messages of one topic that a publisher may send ahead of the broker's credit."""
 PUBLISH_WINDOW_BYTES: Final = 2 * MIB

@@ -14,9 +14,9 @@ from typing import Final
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
 from broker.ids import SessionId, SubscriptionNumber
 from broker.limits import (
+    BROKER_POOL_BYTES_MAX,
     CHUNK_BYTES,
     INBOX_MESSAGES,
-    MIB,
     NAME_BYTES_MAX,
     QUEUE_BYTES,
     QUEUE_BYTES_MAX,
@@ -67,8 +67,6 @@ log = logging.getLogger(__name__)
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
 OVERFLOWS: Final = tuple(overflow.value for overflow in Overflow)
-POOL_BYTES_MAX: Final = 256 * MIB
-"""Chunk buffers that the broker keeps for reuse; in steady state it needs a few times the publishers' window."""
 
 
 class BrokerState:
@@ -105,7 +103,7 @@ class BrokerState:
         )
         self.following = Following(self.router, self.publishing, self.sessions)
         self.groups = Groups(self._flush, self.announce, settings.boards)
-        self.pool = BufferPool(POOL_BYTES_MAX)
+        self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
         self._last_id = 0

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import clients
-from broker.limits import MIB, RING_BYTES
-from broker.state.broker_state import POOL_BYTES_MAX
+from broker.limits import BROKER_POOL_BYTES_MAX, MIB, RING_BYTES
 from tests.daemon import Daemon, Process
 from tests.system.nursery import LARGE_NUMBERS, TOPIC, large
 
@@ -159,7 +158,7 @@ def test_no_subscriber_ever_sees_a_part_of_a_message_whose_publisher_was_killed(
         assert readers[0].received == readers[1].received
         assert descriptors(daemon, first) == settled_descriptors
         # The pool lets go of what is not needed for a minute; here it may be full.
-        assert resident_bytes(daemon) < fresh_bytes + RING_BYTES + POOL_BYTES_MAX + 64 * MIB
+        assert resident_bytes(daemon) < fresh_bytes + RING_BYTES + BROKER_POOL_BYTES_MAX + 64 * MIB
 
 
 def test_subscribers_that_are_killed_cost_the_others_nothing(daemon: Daemon) -> None:
