@@ -5,7 +5,9 @@ import cython
 from broker.protocol.frames cimport Frame
 from broker.protocol.session cimport Session
 from clients.incoming cimport Incoming
+from clients.outbound cimport Outbound
 from clients.outgoing cimport Outgoing
+from clients.outgoing_topic cimport OutgoingTopic
 from clients.signals cimport Signal
 
 
@@ -28,3 +30,7 @@ cdef class Core:
     cpdef receive(self, received, long long now_ns)
     cpdef send(self, Frame frame)
     cpdef before_waiting(self)
+
+
+@cython.locals(outgoing=Outgoing, topic=OutgoingTopic, lane=int, plain=bint, body=bytes)
+cpdef try_publish(Core core, Outbound message, long long now_ns, long long wall_ns)

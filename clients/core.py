@@ -9,16 +9,12 @@ import logging
 import secrets
 from dataclasses import dataclass
 
-import msgspec
-
-from broker.buffers import Payload
-from broker.errors import BrokerError, ConnectionClosed, InvalidValue
+from broker.errors import BrokerError, ConnectionClosed
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import (
     Declare,
     Failure,
     Membership,
-    MessageBody,
     Subscribe,
     Welcome,
     decode_body,
@@ -28,17 +24,14 @@ from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received, Session
 from broker.protocol.sharing import charge
-from broker.protocol.tensors import TensorMeta
-from broker.protocol.values import Encoded, encode_value
 from clients.arenas import Arenas
-from clients.arenas import Place as SharedPlace
 from clients.drops import tell_drops
 from clients.exchanges import Responders
 from clients.incoming import Incoming
 from clients.membership import Place, Places, failure_error
 from clients.messages import Message, Reply, Settle
+from clients.outbound import Outbound
 from clients.outgoing import Outgoing
-from clients.outgoing_topic import LANES
 from clients.requests import PendingRequest, Requests
 from clients.signals import Pending, Signal
 from clients.subscription_state import SubscriptionState
@@ -379,53 +372,6 @@ class PendingJoin(Pending):
         membership = decode_body(frame.body, Membership)
         self.place = Place(session, self.what, frame.number, self.world_size, membership)
         places.by_number[frame.number] = self.place
-
-
-class Outbound(msgspec.Struct, gc=False):
-    """A message that is ready to be published."""
-
-    topic: str
-    lane: int | None
-    """None takes the topic's."""
-    content: int
-    tensor: TensorMeta | None
-    payload: Payload
-    headers: dict[str, str] | None = None
-    urgent: bool = False
-    priority: int = 0
-    flags: int = 0
-    reference: int = 0
-    reply_to: str = ""
-    request: int = 0
-    last: bool = False
-    error: str = ""
-    end: bool = False
-    place: SharedPlace | None = None
-    """Where the payload lies in shared memory, as well or instead."""
-    replies: bool = False
-    """Whether it is a reply, and names the session that it comes from."""
-
-    @classmethod
-    def of(cls, topic: str, value: object, lane: str | None, encoded: Encoded | None = None) -> Outbound:
-        """Encodes a value, unless its caller has.
-
-        Raises:
-            InvalidValue: the value or the lane cannot be used.
-        """
-        number = None if lane is None else LANES.get(lane)
-        if number is None and lane is not None:
-            raise InvalidValue("lane", lane, f"is none of {', '.join(LANES)}")
-        content, tensor, payload = encoded or encode_value(value)
-        return cls(topic, number, content, tensor, payload)
-
-    def body(self, session: int = 0) -> bytes:
-        """The body of the message's frame, on a session."""
-        responder = session if self.replies else 0
-        return encode_body(
-            MessageBody(
-                self.headers, self.tensor, self.reply_to, self.request, self.last, self.error, responder, self.end
-            )
-        )
 
 
 def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Signal:

@@ -27,7 +27,7 @@ from clients.messages import Message
 from clients.signals import Signal
 
 if TYPE_CHECKING:
-    from clients.core import Outbound
+    from clients.outbound import Outbound
 
 Call = Callable[[Callable[[], object]], object]
 """Calls a function of the application soon, outside of the client's lock."""

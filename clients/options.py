@@ -14,8 +14,8 @@ from broker.topics.names import check_filter
 from broker.topics.policy import check_declaration
 from clients import environment
 from clients.checks import check_name, whole_number
-from clients.core import Outbound
 from clients.messages import Answer, Message
+from clients.outbound import Outbound
 
 OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 _WHOLE_NUMBERS: Final = (
@@ -124,9 +124,9 @@ def outbound(
     if headers is not None:
         message.headers = _checked(headers)
     message.urgent = urgent
-    message.priority = whole_number("priority", priority)
-    if not 0 <= message.priority <= PRIORITY_MAX:
+    if not 0 <= whole_number("priority", priority) <= PRIORITY_MAX:
         raise InvalidValue("priority", priority, f"must be from 0 to {PRIORITY_MAX}; the highest goes first")
+    message.priority = whole_number("priority", priority)
     return message, ack is not None
 
 

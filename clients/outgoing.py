@@ -296,7 +296,11 @@ class Outgoing:
             topic.credit_messages -= 1
             topic.credit_bytes -= len(frame.body) + (len(frame.payload) if charged_bytes is None else charged_bytes)
         self.last_sent = topic
-        session.put(frame)
+        if session.unsent_bytes or session.outbox.waiting:
+            session.put(frame)
+        else:
+            # Nothing waits in front of it: it goes into the next write itself.
+            session.unsent_bytes = encode(frame, session.unsent)
         return SENT
 
     @property

@@ -8,11 +8,11 @@ from broker.errors import ConnectionClosed, InvalidValue, NoResponders, Responde
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.frames import Flag
 from clients.checks import time_limit, whole_number
-from clients.core import Outbound
 from clients.exchanges import Exchange, Request
 from clients.messages import Answer, Message
 from clients.operations import Deadline, Driver, hand_over, online, wait_for
 from clients.options import PUBLISH_TIMEOUT_S, reply_message
+from clients.outbound import Outbound
 from clients.requests import PendingRequest
 
 
