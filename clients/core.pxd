@@ -5,7 +5,7 @@ import cython
 from broker.protocol.frames cimport Frame
 from broker.protocol.session cimport Session
 from clients.incoming cimport Incoming
-from clients.outbound cimport Outbound
+from clients.outbound cimport Outbound as Leaving  # Under another name, or the module would not have its own.
 from clients.outgoing cimport Outgoing
 from clients.outgoing_topic cimport OutgoingTopic
 from clients.signals cimport Signal
@@ -33,4 +33,4 @@ cdef class Core:
 
 
 @cython.locals(outgoing=Outgoing, topic=OutgoingTopic, lane=int, plain=bint, body=bytes)
-cpdef try_publish(Core core, Outbound message, long long now_ns, long long wall_ns)
+cpdef try_publish(Core core, Leaving message, long long now_ns, long long wall_ns)

@@ -146,7 +146,7 @@ class Request(Message):
         """Args:
         message: as it came.
         """
-        super().__init__(
+        self.fill(
             message._publication, message.sequence, message.published_ns, message._lane, message._content,
             message._body, message._payload, message._reply,
         )  # fmt: skip
@@ -189,9 +189,11 @@ class Exchanges:
         Returns:
             What the function is to answer; or an exchange whose kept replies are to be sent again; or None.
         """
-        number, inbox = message.body.request, message.body.reply_to
-        self._forget_old(now_ns)
-        if (number, inbox) in self._early:
+        body = message.body
+        number, inbox = body.request, body.reply_to
+        if self._by_number:
+            self._forget_old(now_ns)
+        if self._early and (number, inbox) in self._early:
             del self._early[number, inbox]
             return None
         known = self._by_number.get(number)

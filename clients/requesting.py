@@ -7,7 +7,9 @@ import contextlib
 from broker.errors import ConnectionClosed, InvalidValue, NoResponders, ResponderLost, TimeoutError
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.frames import Flag
+from broker.protocol.values import Encoded
 from clients.checks import time_limit, whole_number
+from clients.core import Core
 from clients.exchanges import Exchange, Request
 from clients.messages import Answer, Message
 from clients.operations import Deadline, Driver, hand_over, online, wait_for
@@ -68,13 +70,18 @@ async def _try(
 async def _ask(driver: Driver, message: Outbound, pending: PendingRequest, deadline: Deadline) -> None:
     core = driver.core
     await online(driver, deadline)
-    message.flags = Flag.REQUEST | (Flag.ACKNOWLEDGE if pending.many else 0)
-    message.reply_to, message.request = core.inbox(), pending.number
-    message.reference = pending.number & 0xFFFFFFFF
+    address(core, message, pending)
     pending.sent_on = core.session
     if message.lane is not None:
         pending.lane = message.lane
     await hand_over(driver, message, deadline)
+
+
+def address(core: Core, message: Outbound, pending: PendingRequest) -> None:
+    """Says on a request where its replies go, and to what."""
+    message.flags = Flag.REQUEST | (Flag.ACKNOWLEDGE if pending.many else 0)
+    message.reply_to, message.request = core.inbox(), pending.number
+    message.reference = pending.number & 0xFFFFFFFF
 
 
 def _forget(driver: Driver, pending: PendingRequest) -> None:
@@ -189,15 +196,15 @@ class Gathering:
             self._driver.core.requests.abandoned.append(pending)
 
 
-async def reply(driver: Driver, message: Message, answer: Answer) -> None:
-    """Answers a request.
+async def reply(driver: Driver, message: Message, answer: Answer, encoded: Encoded | None = None) -> None:
+    """Answers a request. `encoded` is the answer's value, if it has been encoded.
 
     Raises:
         InvalidValue: it has had its last reply, or the value cannot be sent.
         TimeoutError: the requester does not take its replies, or does not read.
         ConnectionClosed: the client is closed, or the connection ended in the middle of a large reply.
     """
-    outbound = reply_message(message, answer)
+    outbound = reply_message(message, answer, encoded)
     deadline = Deadline(PUBLISH_TIMEOUT_S)
     exchange = message.exchange if isinstance(message, Request) else None
     if exchange is None:
