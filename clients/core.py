@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
+_REQUEST, _ACKNOWLEDGE = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +349,12 @@ class Core:
         self._last_reference = self._last_reference % 0xFFFFFFFF + 1
         return self.requests.new(topic, self._last_reference, many=many)
 
+    def address(self, message: Outbound, pending: PendingRequest) -> None:
+        """Says on a request where its replies go, and to what."""
+        message.flags = _REQUEST | (_ACKNOWLEDGE if pending.many else 0)
+        message.reply_to, message.request = self.inbox(), pending.number
+        message.reference = pending.number & 0xFFFFFFFF
+
     def _replied(self, message: Message) -> None:
         self.requests.replied(message)
         self.incoming.give_inbox_credit()
@@ -432,11 +439,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         batched = outgoing.offer_to_batch(topic, message.content, body, data, wall_ns, now_ns)
         if batched is not None:
             return batched
-    return outgoing.publish_small(
-        topic,
-        Frame(
-            Kind.PUBLISH, message.flags, lane, message.content,
-            number=topic.number, target=message.reference, count=message.priority, sequence=message.request,
-            time_ns=wall_ns, body=body, payload=data,
-        ),
+    return outgoing.publish_one(
+        topic, message.flags, lane, message.content, message.reference, message.priority, message.request, wall_ns,
+        body, data,
     )  # fmt: skip

@@ -12,12 +12,11 @@ from typing import Final
 
 from broker.errors import ConnectionClosed, NoResponders, ResponderLost, TimeoutError
 from broker.limits import PLACED_BYTES_MIN
-from broker.protocol.frames import Flag
+from broker.protocol.frames import Content, Flag
 from broker.protocol.values import Encoded, encode_value
 from clients import requesting
-from clients.checks import time_limit
 from clients.core import try_publish
-from clients.driver import Driver
+from clients.driver import Driver, seconds
 from clients.exchanges import Exchange, Request
 from clients.messages import Answer, Message
 from clients.options import request_message
@@ -26,7 +25,7 @@ from clients.outgoing import SENT
 from clients.outgoing_topic import LANES
 
 _SENT: Final = SENT
-_LAST: Final = int(Flag.LAST)
+_BYTES, _LAST = int(Content.BYTES), int(Flag.LAST)
 
 
 def request(
@@ -41,10 +40,10 @@ def request(
     """Asks and waits for the first reply; see `Client.request`."""
     encoded: Encoded | None = None
     if headers is None and type(retries) is int and not retries and lane in LANES:
-        encoded = encode_value(value)
+        encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
         if _is_small(encoded):
-            time_limit("timeout_s", timeout_s)
-            reply = _ask(driver, _small(topic, LANES[lane], encoded), timeout_s)
+            seconds(timeout_s)
+            reply = _ask(driver, _small(topic, LANES[lane], encoded), LANES[lane], timeout_s)
             if reply is not None:
                 return reply
     message = request_message(topic, value, headers, lane, retries, encoded=encoded)
@@ -62,16 +61,16 @@ def _small(topic: str, lane: int, encoded: Encoded) -> Outbound:
     return message
 
 
-def _ask(driver: Driver, message: Outbound, timeout_s: float) -> Message | None:
+def _ask(driver: Driver, message: Outbound, lane: int, timeout_s: float) -> Message | None:
     """Asks once, as `requesting.request` does; None when the request could not leave at once, and has not."""
     core = driver.core
     with driver.lock:
         pending = core.new_request(message.topic, many=False)
         try:
-            requesting.address(core, message, pending)
+            core.address(message, pending)
             if try_publish(core, message, monotonic_ns(), time_ns()) is not _SENT:
                 return None
-            pending.sent_on, pending.lane = core.session, message.lane
+            pending.sent_on, pending.lane = core.session, lane
             driver.flush()
             core.outgoing.has_left(monotonic_ns())
             driver.block(pending, timeout_s, "a reply")
@@ -96,7 +95,8 @@ def reply(driver: Driver, message: Message, answer: Answer) -> None:
     encoded: Encoded | None = None
     exchange = message.exchange if isinstance(message, Request) else None
     if exchange is not None and answer.last and answer.headers is None and not answer.error and not answer.end:
-        encoded = encode_value(answer.value)
+        value = answer.value
+        encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
         if _is_small(encoded):
             outbound = _small(exchange.inbox, message._lane, encoded)
             outbound.last = outbound.replies = True

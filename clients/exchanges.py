@@ -54,7 +54,8 @@ class Exchange(Signal):
     )  # fmt: skip
 
     def __init__(self, table: Exchanges, number: int, inbox: str, seen_ns: int) -> None:
-        super().__init__(ready=True)
+        # As Signal begins, without the call.
+        self.ready, self.callbacks = True, []
         self._table = table
         self.number = number
         self.inbox = inbox

@@ -124,7 +124,7 @@ class Handlers:
     @property
     def run_this_thread(self) -> bool:
         """Whether a handler is what runs on this thread."""
-        return threading.current_thread() in self._threads
+        return bool(self._threads) and threading.current_thread() in self._threads
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -233,9 +233,7 @@ class _Turn:
 
     __slots__ = ("_handler", "_handlers", "_message", "_subscription")
 
-    def __init__(
-        self, handlers: Handlers, subscription: SubscriptionState, handler: Handler, message: Message
-    ) -> None:
+    def __init__(self, handlers: Handlers, subscription: SubscriptionState, handler: Handler, message: Message) -> None:
         self._handlers = handlers
         self._subscription = subscription
         self._handler = handler

@@ -6,10 +6,8 @@ import contextlib
 
 from broker.errors import ConnectionClosed, InvalidValue, NoResponders, ResponderLost, TimeoutError
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
-from broker.protocol.frames import Flag
 from broker.protocol.values import Encoded
 from clients.checks import time_limit, whole_number
-from clients.core import Core
 from clients.exchanges import Exchange, Request
 from clients.messages import Answer, Message
 from clients.operations import Deadline, Driver, hand_over, online, wait_for
@@ -70,18 +68,11 @@ async def _try(
 async def _ask(driver: Driver, message: Outbound, pending: PendingRequest, deadline: Deadline) -> None:
     core = driver.core
     await online(driver, deadline)
-    address(core, message, pending)
+    core.address(message, pending)
     pending.sent_on = core.session
     if message.lane is not None:
         pending.lane = message.lane
     await hand_over(driver, message, deadline)
-
-
-def address(core: Core, message: Outbound, pending: PendingRequest) -> None:
-    """Says on a request where its replies go, and to what."""
-    message.flags = Flag.REQUEST | (Flag.ACKNOWLEDGE if pending.many else 0)
-    message.reply_to, message.request = core.inbox(), pending.number
-    message.reference = pending.number & 0xFFFFFFFF
 
 
 def _forget(driver: Driver, pending: PendingRequest) -> None:

@@ -43,7 +43,8 @@ class PendingRequest(Signal):
     )  # fmt: skip
 
     def __init__(self, topic: str, number: int, *, many: bool) -> None:
-        super().__init__()
+        # As Signal begins, without the call.
+        self.ready, self.callbacks = False, []
         self.topic = topic
         self.number = number
         self.many = many
