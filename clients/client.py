@@ -16,7 +16,7 @@ from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
 from broker.transport.addresses import parse_list
-from clients import environment, link, operations, requesting
+from clients import direct, environment, link, operations, requesting
 from clients.checks import check_callable, check_connect
 from clients.core import Core, Reconnected
 from clients.driver import Driver
@@ -399,11 +399,10 @@ class Client:
             ResponderLost: nobody is left of those that were asked, in the last try.
             TimeoutError: no reply came in any of the tries; the responder is told to stop.
         """
-        message = request_message(topic, value, headers, lane, retries)
         if not self._handlers.run_this_thread:
-            return self._driver.run(requesting.request(self._driver, message, timeout_s, retries))
+            return direct.request(self._driver, topic, value, timeout_s, retries, headers, lane)
         with self._handlers.aside():
-            return self._driver.run(requesting.request(self._driver, message, timeout_s, retries))
+            return direct.request(self._driver, topic, value, timeout_s, retries, headers, lane)
 
     def request_many(
         self,
@@ -443,7 +442,7 @@ class Client:
         return Replies(self._driver, gathering, self._handlers.aside)
 
     def _reply(self, request: Message, answer: Answer) -> Awaitable[None]:
-        self._driver.run(requesting.reply(self._driver, request, answer))
+        direct.reply(self._driver, request, answer)
         return _SENT
 
     def _settle(self, delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:

@@ -5,17 +5,21 @@ import cython
 from broker.protocol.frames cimport Frame
 from broker.protocol.session cimport Session
 from clients.incoming cimport Incoming
+from clients.outbound cimport Outbound as Leaving  # Under another name, or the module would not have its own.
 from clients.outgoing cimport Outgoing
+from clients.outgoing_topic cimport OutgoingTopic
+from clients.requests cimport PendingRequest, Requests
 from clients.signals cimport Signal
 
 
-cdef int _DELIVER, _CHUNK, _CONTROL, _DEFAULT
+cdef int _DELIVER, _CHUNK, _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE
 
 
 cdef class Core:
     cdef public str name
     cdef public Session session
-    cdef public object session_number, closed, requests, responders, places, arenas, lost
+    cdef public Requests requests
+    cdef public object session_number, closed, responders, places, arenas, lost
     cdef public Signal online
     cdef public Outgoing outgoing
     cdef public Incoming incoming
@@ -29,3 +33,8 @@ cdef class Core:
     cpdef receive(self, received, long long now_ns)
     cpdef send(self, Frame frame)
     cpdef before_waiting(self)
+    cpdef address(self, Leaving message, PendingRequest pending)
+
+
+@cython.locals(outgoing=Outgoing, topic=OutgoingTopic, lane=int, plain=bint, body=bytes)
+cpdef try_publish(Core core, Leaving message, long long now_ns, long long wall_ns)

@@ -9,15 +9,11 @@ import logging
 import secrets
 from dataclasses import dataclass
 
-import msgspec
-
-from broker.buffers import Payload
-from broker.errors import BrokerError, ConnectionClosed, InvalidValue
+from broker.errors import BrokerError, ConnectionClosed
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import (
     Declare,
     Failure,
-    MessageBody,
     Subscribe,
     Welcome,
     decode_body,
@@ -27,17 +23,14 @@ from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received, Session
 from broker.protocol.sharing import charge
-from broker.protocol.tensors import TensorMeta
-from broker.protocol.values import Encoded, encode_value
 from clients.arenas import Arenas
-from clients.arenas import Place as SharedPlace
 from clients.drops import tell_drops
 from clients.exchanges import Responders
 from clients.incoming import Incoming
 from clients.membership import PendingJoin, Places, failure_error, turn_down
 from clients.messages import Message, Reply, Settle
+from clients.outbound import Outbound
 from clients.outgoing import Outgoing
-from clients.outgoing_topic import LANES
 from clients.requests import PendingRequest, Requests
 from clients.signals import Pending, Signal
 from clients.subscription_state import SubscriptionState
@@ -46,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
+_REQUEST, _ACKNOWLEDGE = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +349,12 @@ class Core:
         self._last_reference = self._last_reference % 0xFFFFFFFF + 1
         return self.requests.new(topic, self._last_reference, many=many)
 
+    def address(self, message: Outbound, pending: PendingRequest) -> None:
+        """Says on a request where its replies go, and to what."""
+        message.flags = _REQUEST | (_ACKNOWLEDGE if pending.many else 0)
+        message.reply_to, message.request = self.inbox(), pending.number
+        message.reference = pending.number & 0xFFFFFFFF
+
     def _replied(self, message: Message) -> None:
         self.requests.replied(message)
         self.incoming.give_inbox_credit()
@@ -362,55 +362,6 @@ class Core:
     def inbox(self) -> str:
         """The topic on which replies come to this client."""
         return f"$inbox/{self.session_number}"
-
-
-class Outbound(msgspec.Struct, gc=False):
-    """A message that is ready to be published."""
-
-    topic: str
-    lane: int | None
-    """None takes the topic's."""
-    content: int
-    tensor: TensorMeta | None
-    payload: Payload
-    headers: dict[str, str] | None = None
-    urgent: bool = False
-    priority: int = 0
-    flags: int = 0
-    reference: int = 0
-    reply_to: str = ""
-    request: int = 0
-    last: bool = False
-    error: str = ""
-    end: bool = False
-    value: object = None
-    """The array that the payload was made of, if it was one."""
-    place: SharedPlace | None = None
-    """Where the payload lies in shared memory, as well or instead."""
-    replies: bool = False
-    """Whether it is a reply, and names the session that it comes from."""
-
-    @classmethod
-    def of(cls, topic: str, value: object, lane: str | None, encoded: Encoded | None = None) -> Outbound:
-        """Encodes a value, unless its caller has.
-
-        Raises:
-            InvalidValue: the value or the lane cannot be used.
-        """
-        number = None if lane is None else LANES.get(lane)
-        if number is None and lane is not None:
-            raise InvalidValue("lane", lane, f"is none of {', '.join(LANES)}")
-        content, tensor, payload = encoded or encode_value(value)
-        return cls(topic, number, content, tensor, payload, value=None if tensor is None else value)
-
-    def body(self, session: int = 0) -> bytes:
-        """The body of the message's frame, on a session."""
-        responder = session if self.replies else 0
-        return encode_body(
-            MessageBody(
-                self.headers, self.tensor, self.reply_to, self.request, self.last, self.error, responder, self.end
-            )
-        )
 
 
 def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Signal:
@@ -471,11 +422,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         batched = outgoing.offer_to_batch(topic, message.content, body, data, wall_ns, now_ns)
         if batched is not None:
             return batched
-    return outgoing.publish_small(
-        topic,
-        Frame(
-            Kind.PUBLISH, message.flags, lane, message.content,
-            number=topic.number, target=message.reference, count=message.priority, sequence=message.request,
-            time_ns=wall_ns, body=body, payload=data,
-        ),
+    return outgoing.publish_one(
+        topic, message.flags, lane, message.content, message.reference, message.priority, message.request, wall_ns,
+        body, data,
     )  # fmt: skip

@@ -9,6 +9,9 @@ from clients.outgoing cimport Outgoing
 from clients.signals cimport Signal
 
 
+cpdef seconds(timeout_s)
+
+
 cdef class Driver:
     cdef public Core core
     cdef public object lock, _link

@@ -27,7 +27,7 @@ from clients.messages import Message
 from clients.signals import Signal
 
 if TYPE_CHECKING:
-    from clients.core import Outbound
+    from clients.outbound import Outbound
 
 Call = Callable[[Callable[[], object]], object]
 """Calls a function of the application soon, outside of the client's lock."""
@@ -54,7 +54,8 @@ class Exchange(Signal):
     )  # fmt: skip
 
     def __init__(self, table: Exchanges, number: int, inbox: str, seen_ns: int) -> None:
-        super().__init__(ready=True)
+        # As Signal begins, without the call.
+        self.ready, self.callbacks = True, []
         self._table = table
         self.number = number
         self.inbox = inbox
@@ -147,7 +148,7 @@ class Request(Message):
         """Args:
         message: as it came.
         """
-        super().__init__(
+        self.fill(
             message._publication, message.sequence, message.published_ns, message._lane, message._content,
             message._body, message._payload, message._reply,
         )  # fmt: skip
@@ -190,9 +191,11 @@ class Exchanges:
         Returns:
             What the function is to answer; or an exchange whose kept replies are to be sent again; or None.
         """
-        number, inbox = message.body.request, message.body.reply_to
-        self._forget_old(now_ns)
-        if (number, inbox) in self._early:
+        body = message.body
+        number, inbox = body.request, body.reply_to
+        if self._by_number:
+            self._forget_old(now_ns)
+        if self._early and (number, inbox) in self._early:
             del self._early[number, inbox]
             return None
         known = self._by_number.get(number)

@@ -124,7 +124,7 @@ class Handlers:
     @property
     def run_this_thread(self) -> bool:
         """Whether a handler is what runs on this thread."""
-        return threading.current_thread() in self._threads
+        return bool(self._threads) and threading.current_thread() in self._threads
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -191,8 +191,13 @@ class Handlers:
             self._work.clear()
             return None
         del self._due[due]
-        if not isinstance(due, SubscriptionState):
-            return due
+        turn = self._turn_of(due) if isinstance(due, SubscriptionState) else due
+        if not self._due:
+            self._work.clear()
+        return turn
+
+    def _turn_of(self, due: SubscriptionState) -> Step | None:
+        """The handling of a subscription's next message; None when there is none any more."""
         handler = self._handlers.get(due)
         message = operations.take(self.driver, due) if handler is not None else None
         if message is not None and due in self._in_order:
@@ -205,9 +210,10 @@ class Handlers:
             self._in_order.discard(due)
         if handler is None or message is None:
             return None
-        return lambda: self._call(due, handler, message)
+        return _Turn(self, due, handler, message)
 
-    def _call(self, subscription: SubscriptionState, handler: Handler, message: Message) -> None:
+    def call(self, subscription: SubscriptionState, handler: Handler, message: Message) -> None:
+        """Has a handler handle a message."""
         try:
             outcome = handler(message)
         except BaseException:
@@ -220,6 +226,21 @@ class Handlers:
                 self._handlers[subscription] = handler
                 if subscription.pending or subscription.is_latest or subscription.closed is not None:
                     self._add_due(subscription)
+
+
+class _Turn:
+    """A message that is about to be handled."""
+
+    __slots__ = ("_handler", "_handlers", "_message", "_subscription")
+
+    def __init__(self, handlers: Handlers, subscription: SubscriptionState, handler: Handler, message: Message) -> None:
+        self._handlers = handlers
+        self._subscription = subscription
+        self._handler = handler
+        self._message = message
+
+    def __call__(self) -> None:
+        self._handlers.call(self._subscription, self._handler, self._message)
 
 
 def settle_handled(message: Message, outcome: object) -> None:

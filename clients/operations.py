@@ -16,9 +16,10 @@ from broker.protocol.bodies import Declare, Join, Settle, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from clients.boards import Schedule
 from clients.checks import time_limit
-from clients.core import Core, Outbound, try_publish
+from clients.core import Core, try_publish
 from clients.membership import PendingJoin, Place
 from clients.messages import Delivery, Message
+from clients.outbound import Outbound
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
 from clients.signals import Pending, Signal
 from clients.subscription_state import SubscriptionState

@@ -14,8 +14,8 @@ from broker.topics.names import check_filter
 from broker.topics.policy import check_declaration
 from clients import environment
 from clients.checks import check_name, whole_number
-from clients.core import Outbound
 from clients.messages import Answer, Message
+from clients.outbound import Outbound
 
 OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 _WHOLE_NUMBERS: Final = (
@@ -124,31 +124,41 @@ def outbound(
     if headers is not None:
         message.headers = _checked(headers)
     message.urgent = urgent
-    message.priority = whole_number("priority", priority)
-    if not 0 <= message.priority <= PRIORITY_MAX:
+    if not 0 <= whole_number("priority", priority) <= PRIORITY_MAX:
         raise InvalidValue("priority", priority, f"must be from 0 to {PRIORITY_MAX}; the highest goes first")
+    message.priority = whole_number("priority", priority)
     return message, ack is not None
 
 
-def request_message(topic: str, value: object, headers: Mapping[str, str] | None, lane: str, retries: int) -> Outbound:
-    """A request to publish.
+def request_message(
+    topic: str,
+    value: object,
+    headers: Mapping[str, str] | None,
+    lane: str,
+    retries: int,
+    *,
+    encoded: Encoded | None = None,
+) -> Outbound:
+    """A request to publish. `encoded` is the value, if it has been encoded.
 
     Raises:
         InvalidValue: the value or an option cannot be used.
     """
     if whole_number("retries", retries) < 0:
         raise InvalidValue("retries", retries, "must be 0 or more")
-    message, _ = outbound(topic, value, headers, lane, None, urgent=True)
+    message, _ = outbound(topic, value, headers, lane, None, urgent=True, encoded=encoded)
     return message
 
 
-def reply_message(request: Message, answer: Answer) -> Outbound:
-    """The reply to a request.
+def reply_message(request: Message, answer: Answer, encoded: Encoded | None) -> Outbound:
+    """The reply to a request. `encoded` is the answer's value, if it has been encoded.
 
     Raises:
         InvalidValue: the value or a header cannot be sent.
     """
-    message, _ = outbound(request.body.reply_to, answer.value, answer.headers, request.lane, None, urgent=True)
+    message, _ = outbound(
+        request.body.reply_to, answer.value, answer.headers, request.lane, None, urgent=True, encoded=encoded
+    )
     message.request, message.last, message.error = request.body.request, answer.last, answer.error
     message.end = answer.end
     message.flags = Flag.LAST if answer.last else 0

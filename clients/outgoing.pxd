@@ -45,6 +45,11 @@ cdef class Outgoing:
     )
     @cython.locals(session=Session)
     cpdef publish_small(self, OutgoingTopic topic, Frame frame, charged_bytes=*)
+    @cython.locals(session=Session, size=Py_ssize_t, body_bytes=Py_ssize_t, header=bytes)
+    cpdef publish_one(
+        self, OutgoingTopic topic, int flags, int lane, int content, unsigned int reference, int priority,
+        unsigned long long request, long long wall_ns, bytes body, bytes payload
+    )
     @cython.locals(topic=OutgoingTopic, stream=StreamSource)
     cpdef granted(self, Frame frame)
     cdef OutgoingTopic _named(self, Frame frame)

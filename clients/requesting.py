@@ -6,13 +6,13 @@ import contextlib
 
 from broker.errors import ConnectionClosed, InvalidValue, NoResponders, ResponderLost, TimeoutError
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
-from broker.protocol.frames import Flag
+from broker.protocol.values import Encoded
 from clients.checks import time_limit, whole_number
-from clients.core import Outbound
 from clients.exchanges import Exchange, Request
 from clients.messages import Answer, Message
 from clients.operations import Deadline, Driver, hand_over, online, wait_for
 from clients.options import PUBLISH_TIMEOUT_S, reply_message
+from clients.outbound import Outbound
 from clients.requests import PendingRequest
 
 
@@ -68,9 +68,7 @@ async def _try(
 async def _ask(driver: Driver, message: Outbound, pending: PendingRequest, deadline: Deadline) -> None:
     core = driver.core
     await online(driver, deadline)
-    message.flags = Flag.REQUEST | (Flag.ACKNOWLEDGE if pending.many else 0)
-    message.reply_to, message.request = core.inbox(), pending.number
-    message.reference = pending.number & 0xFFFFFFFF
+    core.address(message, pending)
     pending.sent_on = core.session
     if message.lane is not None:
         pending.lane = message.lane
@@ -189,15 +187,15 @@ class Gathering:
             self._driver.core.requests.abandoned.append(pending)
 
 
-async def reply(driver: Driver, message: Message, answer: Answer) -> None:
-    """Answers a request.
+async def reply(driver: Driver, message: Message, answer: Answer, encoded: Encoded | None = None) -> None:
+    """Answers a request. `encoded` is the answer's value, if it has been encoded.
 
     Raises:
         InvalidValue: it has had its last reply, or the value cannot be sent.
         TimeoutError: the requester does not take its replies, or does not read.
         ConnectionClosed: the client is closed, or the connection ended in the middle of a large reply.
     """
-    outbound = reply_message(message, answer)
+    outbound = reply_message(message, answer, encoded)
     deadline = Deadline(PUBLISH_TIMEOUT_S)
     exchange = message.exchange if isinstance(message, Request) else None
     if exchange is None:

@@ -39,21 +39,12 @@ class PendingRequest(Signal):
     """
 
     __slots__ = (
-        "_owed",
-        "asked",
-        "ended",
-        "error",
-        "failures",
-        "lane",
-        "many",
-        "number",
-        "replies",
-        "sent_on",
-        "topic",
-    )
+        "_owed", "asked", "ended", "error", "failures", "lane", "many", "number", "replies", "sent_on", "topic",
+    )  # fmt: skip
 
     def __init__(self, topic: str, number: int, *, many: bool) -> None:
-        super().__init__()
+        # As Signal begins, without the call.
+        self.ready, self.callbacks = False, []
         self.topic = topic
         self.number = number
         self.many = many
@@ -74,14 +65,17 @@ class PendingRequest(Signal):
     @property
     def settled(self) -> bool:
         """Whether no responder works on it any more, as far as one can know here."""
-        if isinstance(self.error, NoResponders):
-            return True
-        return self.asked is not None and self.ended >= self.asked if self.many else self.ended > 0
+        return self._settled()
+
+    def _settled(self) -> bool:
+        if not self.many:
+            return self.ended > 0 or isinstance(self.error, NoResponders)
+        return isinstance(self.error, NoResponders) or (self.asked is not None and self.ended >= self.asked)
 
     @property
     def over(self) -> bool:
         """Whether no more replies will come."""
-        return self.error is not None or self.settled
+        return self.error is not None or self._settled()
 
     def fail(self, error: BrokerError) -> None:
         """There will be no more replies."""
@@ -90,18 +84,18 @@ class PendingRequest(Signal):
 
     def replied(self, message: Message) -> None:
         """A reply has come."""
-        body = message.body
+        body, replies = message.body, self.replies
         # Who merely reads the topic may reply too, and is not among those that were asked.
         if body.last and (body.responder or not self.many):
             self.ended += 1
         if body.error:
             self._failed(RequestFailed(self.topic, body.error))
         elif not body.end:
-            self.replies.append(message)
-        elif not self.many and not self.replies:
+            replies.append(message)
+        elif not self.many and not replies:
             self.fail(RequestFailed(self.topic, "it has ended without a reply"))
-        if len(self.replies) > REPLIES_WAITING_MAX:
-            waiting = len(self.replies)
+        if len(replies) > REPLIES_WAITING_MAX:
+            waiting = len(replies)
             self.fail(LimitExceeded("replies_waiting_max", waiting, REPLIES_WAITING_MAX, "take replies as they come"))
         self._look()
 
@@ -126,10 +120,12 @@ class PendingRequest(Signal):
             self.fail(error)
 
     def _look(self) -> None:
-        if self.replies or self.over:
+        if not self.replies and self.error is None and not self._settled():
+            self.ready = False
+        elif self.callbacks:
             self.set()
         else:
-            self.clear()
+            self.ready = True
 
     def take(self) -> Message | None:
         """The next reply; None when all have been taken.
@@ -189,7 +185,7 @@ class Requests:
     def forget(self, request: PendingRequest, session: Session | None) -> bool:
         """Later replies are dropped; whoever still works on it is told, by way of the broker. Says whether it is."""
         known = self._waiting.pop(request.number, None)
-        if known is None or session is None or request.sent_on is not session or request.settled:
+        if known is None or session is None or request.sent_on is not session or request._settled():
             return False
         # In the lane of the request, so that it does not pass it.
         session.put(Frame(Kind.CANCEL, lane=request.lane, sequence=request.number))

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from clients import operations
 from clients.arenas import form
-from clients.core import Outbound, try_publish
+from clients.core import try_publish
 from clients.driver import Driver
+from clients.outbound import Outbound
 from clients.outgoing import SENT
 
 

@@ -4,6 +4,7 @@ import cython
 
 from broker.protocol.frames cimport Frame, payload_bytes
 from broker.state.records cimport SessionRecord
+from broker.state.requests cimport Requests
 from broker.state.topics cimport Publisher, Router, TopicRecord
 from broker.topics.messages cimport Message
 
@@ -13,7 +14,8 @@ cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _CONTROL, _DE
 
 cdef class Publishing:
     cdef public Router router
-    cdef public object requests, pressure, flush
+    cdef public Requests requests
+    cdef public object pressure, flush
     cdef public long long window_messages, window_bytes
     cdef long long _half_messages, _half_bytes
 

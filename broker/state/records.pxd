@@ -6,7 +6,7 @@ from broker.protocol.session cimport Session
 cdef class SessionRecord:
     cdef public object id, shares
     cdef public Session session
-    cdef public str peer, name, host
+    cdef public str inbox, peer, name, host
     cdef public long long opened_ns
     cdef public object process
     cdef public dict publishers, streams, subscriptions, announced

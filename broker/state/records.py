@@ -18,6 +18,7 @@ class SessionRecord:
     """A client of the broker.
 
     Attributes:
+        inbox: the topic of the replies to it.
         name: what the client calls itself; empty until its hello.
         publishers: the topics to which it publishes, by its own numbers.
         streams: its large messages that are arriving, by its own numbers.
@@ -33,6 +34,7 @@ class SessionRecord:
         "groups",
         "host",
         "id",
+        "inbox",
         "leaving",
         "name",
         "opened_ns",
@@ -48,6 +50,7 @@ class SessionRecord:
 
     def __init__(self, session_id: SessionId, session: Session, peer: str, now_ns: int) -> None:
         self.id = session_id
+        self.inbox = f"$inbox/{session_id}"
         self.session = session
         self.peer = peer
         self.opened_ns = now_ns

@@ -23,10 +23,11 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Phase
 from broker.state.delivery import Subscription
 from broker.state.records import SessionRecord
-from broker.state.topics import INBOX
 from broker.topics.messages import Message
 
-_REQUEST: Final = int(Flag.REQUEST)
+_REQUEST, _ACKNOWLEDGE = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE)
+_NOTHING: Final[dict[int, Request]] = {}
+"""What an inbox waits for from which nothing was asked."""
 _Key = tuple[Subscription, str, int]
 """A message on its way to a subscription: topic and sequence."""
 
@@ -65,7 +66,7 @@ class Requests:
 
     def ask(self, session: SessionRecord, frame: Frame, message: Message, responders: list[Subscription]) -> None:
         """A request goes to its responders."""
-        many = bool(frame.flags & Flag.ACKNOWLEDGE)
+        many = bool(frame.flags & _ACKNOWLEDGE)
         if many:
             done = Frame(
                 Kind.DONE, lane=Lane.CONTROL, target=frame.target, count=len(responders), sequence=message.sequence
@@ -74,44 +75,49 @@ class Requests:
         number = frame.sequence
         if not number or not responders:
             return
-        requests = self._by_inbox.setdefault(f"{INBOX}{session.id}", {})
+        requests = self._of(session)
         request = requests.get(number)
         if request is None:
             if len(requests) >= REQUESTS_FOLLOWED_MAX:
                 self._forget(next(iter(requests.values())))
-                requests = self._by_inbox.setdefault(f"{INBOX}{session.id}", {})
             request = requests[number] = Request(session, message.topic, number, frame.target, many=many)
         request.reference = frame.target
         for subscription in responders:
             self._expect(request, subscription, message)
 
+    def _of(self, session: SessionRecord) -> dict[int, Request]:
+        requests = self._by_inbox.get(session.inbox)
+        if requests is None:
+            # It stays until the session ends: the next request will want it.
+            requests = self._by_inbox[session.inbox] = {}
+        return requests
+
     def _expect(self, request: Request, subscription: Subscription, message: Message) -> None:
         """A responder is asked, for the first time or again."""
-        self._expect_no_more(request, subscription)
+        if subscription in request.asked:
+            self._expect_no_more(request, subscription)
         key = request.asked[subscription] = (subscription, message.topic, message.sequence)
-        self._by_responder.setdefault(subscription.session.id, {})[key] = request
+        known = self._by_responder.get(subscription.session.id)
+        if known is None:
+            known = self._by_responder[subscription.session.id] = {}
+        known[key] = request
 
     def _expect_no_more(self, request: Request, subscription: Subscription) -> None:
         key = request.asked.pop(subscription, None)
         known = self._by_responder.get(subscription.session.id)
         if key is not None and known is not None:
             known.pop(key, None)
-            if not known:
-                del self._by_responder[subscription.session.id]
 
     def _forget(self, request: Request) -> None:
         for subscription in list(request.asked):
             self._expect_no_more(request, subscription)
-        inbox = f"{INBOX}{request.requester.id}"
-        requests = self._by_inbox.get(inbox)
+        requests = self._by_inbox.get(request.requester.inbox)
         if requests is not None:
             requests.pop(request.number, None)
-            if not requests:
-                del self._by_inbox[inbox]
 
     def replied(self, session: SessionRecord, inbox: str, number: int) -> None:
         """A session has said its last reply to a request."""
-        request = self._by_inbox.get(inbox, {}).get(number)
+        request = self._by_inbox.get(inbox, _NOTHING).get(number)
         if request is None:
             return
         for subscription in request.asked:
@@ -125,20 +131,21 @@ class Requests:
 
     def cancel(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """CANCEL: the requester wants no more replies."""
-        request = self._by_inbox.get(f"{INBOX}{session.id}", {}).get(frame.sequence)
+        request = self._by_inbox.get(session.inbox, _NOTHING).get(frame.sequence)
         if request is not None:
             self._stop(request)
 
     def _stop(self, request: Request) -> None:
         """Whoever has been asked and has not said the last reply is told to stop, each session once."""
-        for responder in {subscription.session.id: subscription.session for subscription in request.asked}.values():
-            cancel = Frame(Kind.CANCEL, lane=Lane.CONTROL, number=request.requester.id, sequence=request.number)
-            self._send(responder, cancel)
+        if request.asked:
+            for responder in {subscription.session: None for subscription in request.asked}:
+                cancel = Frame(Kind.CANCEL, lane=Lane.CONTROL, number=request.requester.id, sequence=request.number)
+                self._send(responder, cancel)
         self._forget(request)
 
     def credit(self, session: SessionRecord, frame: Frame) -> None:
         """CREDIT: the requester has taken replies of one responder, which may send as many more."""
-        request = self._by_inbox.get(f"{INBOX}{session.id}", {}).get(frame.sequence)
+        request = self._by_inbox.get(session.inbox, _NOTHING).get(frame.sequence)
         # The responder may have said its last reply meanwhile.
         for subscription in request.asked if request is not None else ():
             responder = subscription.session
@@ -152,7 +159,8 @@ class Requests:
 
     def moved(self, message: Message, old: Subscription, new: Subscription | None) -> None:
         """A message waited for a subscription that has ended, and goes to another one or to nobody."""
-        request = self._by_responder.get(old.session.id, {}).get((old, message.topic, message.sequence))
+        asked = self._by_responder.get(old.session.id)
+        request = None if asked is None else asked.get((old, message.topic, message.sequence))
         if request is None:
             return
         self._expect_no_more(request, old)
@@ -163,9 +171,10 @@ class Requests:
 
     def disconnect(self, session: SessionRecord) -> None:
         """A session is over: nobody replies for it, and nobody reads what others reply to it."""
-        requests: Iterable[Request] = list(self._by_inbox.get(f"{INBOX}{session.id}", {}).values())
+        requests: Iterable[Request] = list(self._by_inbox.get(session.inbox, _NOTHING).values())
         for request in requests:
             self._stop(request)
+        self._by_inbox.pop(session.inbox, None)
         asked = self._by_responder.pop(session.id, {})
         for request in dict.fromkeys(asked.values()):
             for subscription in [known for known in request.asked if known.session is session]:
@@ -191,7 +200,7 @@ class Requests:
     @property
     def busy(self) -> bool:
         """Whether anything is remembered at all."""
-        return bool(self._by_inbox or self._by_responder)
+        return any(self._by_inbox.values()) or any(self._by_responder.values())
 
     def __len__(self) -> int:
         """Requests that are followed."""

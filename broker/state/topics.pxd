@@ -46,6 +46,8 @@ cdef class Router:
     cdef Routes _find_routes(self, TopicRecord topic)
     @cython.locals(routes=Routes, subscription=Subscription)
     cpdef route(self, TopicRecord topic, Message message)
+    @cython.locals(routes=Routes, subscription=Subscription)
+    cpdef list responders(self, TopicRecord topic)
 
 
 @cython.locals(subscription=Subscription)

@@ -416,8 +416,12 @@ class Router:
     def responders(self, topic: TopicRecord) -> list[Subscription]:
         """The responders to which `route` would give the next message of a topic."""
         routes = self.routes(topic)
-        chosen = [*routes.everyone, *map(_least_loaded, routes.queue_groups)]
-        return [subscription for subscription in chosen if subscription.responder]
+        found = [subscription for subscription in routes.everyone if subscription.responder]
+        for group in routes.queue_groups:
+            subscription = _least_loaded(group)
+            if subscription.responder:
+                found.append(subscription)
+        return found
 
 
 def _grouped(members: list[Subscription]) -> dict[str, list[Subscription]]:

@@ -24,6 +24,8 @@ cdef enum:
     # What takes longer than to give Python's lock up and to get it again.
     _MUCH_BYTES = 65536
     _PARTS_MAX = 8
+    # A signal that comes between the last look at signals and the wait itself does not end the wait: so it is looked again.
+    _SIGNALS_MS = 200
 
 
 cpdef Py_ssize_t read_once(sock, buffers, list descriptors=*) except -2
@@ -98,16 +100,16 @@ cdef inline Py_ssize_t _send(int sock, list buffers) except -2:
 
 cdef inline tuple _wait_for_either(int first, int events, int second, double timeout_s):
     cdef double end_s = monotonic_s() + timeout_s, left_s = timeout_s
-    cdef int ready, failed, timeout_ms = -1
+    cdef int ready, failed, timeout_ms = _SIGNALS_MS
     while True:
         if timeout_s >= 0:
-            timeout_ms = <int>ceil(min(left_s, 2e6) * 1e3)
+            timeout_ms = <int>min(ceil(left_s * 1e3), _SIGNALS_MS)
         with nogil:
             ready = wait_once(first, events, second, timeout_ms)
             failed = errno
-        if ready >= 0:
+        if ready > 0 or (not ready and timeout_s >= 0 and monotonic_s() >= end_s):
             return bool(ready & 1), bool(ready & 2)
-        if failed != EINTR:
+        if ready < 0 and failed != EINTR:
             _raise(failed)
         PyErr_CheckSignals()
         left_s = max(0.0, end_s - monotonic_s())

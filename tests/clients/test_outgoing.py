@@ -15,7 +15,7 @@ from broker.limits import (
     PUBLISH_WINDOW_MESSAGES,
 )
 from broker.protocol.bodies import Hello, Subscribe, Welcome
-from broker.protocol.frames import HEADER, Frame, Kind, Lane
+from broker.protocol.frames import HEADER, Flag, Frame, Kind, Lane
 from broker.protocol.session import Event, Session
 from clients.core import Core, Outbound, try_publish
 from clients.messages import Sent
@@ -232,3 +232,23 @@ def test_a_malformed_reply_ends_no_session() -> None:
     core.receive(Frame(Kind.TOPIC, number=1, body=b"\x81\xa4name\xa8$inbox/1"), 0)
     core.receive(Frame(Kind.DELIVER, number=1, target=0, body=b"\xc1", payload=b"x"), 0)
     assert core.session is not None
+
+
+@pytest.mark.parametrize("payload", [b"", b"x" * 64])
+def test_a_message_has_the_same_bytes_whether_or_not_something_waits_in_front_of_it(payload: bytes) -> None:
+    written = []
+    for waiting in (False, True):
+        core, session = connected_core()
+        try_publish(core, Outbound.of("t", 1, "default"), 0, 0)
+        drain(core, session)
+        if waiting:
+            session.put(Frame(Kind.PING, lane=Lane.CONTROL))
+        message = Outbound("t", Lane.DEFAULT, 1, None, payload, {"key": "text"}, last=True)
+        message.request, message.reference, message.flags, message.priority = (1 << 63) - 1, 7, Flag.LAST, 9
+        try_publish(core, message, 10**9, 5)
+        assert session.has_unsent
+        topic = core.outgoing.topics["t"]
+        data = b"".join(bytes(buffer) for buffer in session.to_send())
+        written.append((data[HEADER.size * waiting :], topic.credit_messages, topic.credit_bytes))
+    assert written[0] == written[1]
+    assert len(written[0][0]) == HEADER.size + len(message.body()) + len(payload)

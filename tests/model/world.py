@@ -18,9 +18,10 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import Content, Flag, Frame, Kind, Lane
 from broker.protocol.session import Phase, Received, Session
 from broker.state import Settings
-from clients.core import LANES, Core, Outbound, try_publish
+from clients.core import Core, Outbound, try_publish
 from clients.messages import Answer, Delivery, Message
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
+from clients.outgoing_topic import LANES
 from clients.signals import Pending, Signal
 from clients.subscription_state import SubscriptionState
 from tests.state.harness import CountingState, transfer
