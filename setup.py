@@ -15,8 +15,6 @@ from setuptools.command.build_ext import build_ext
 
 HOT = [path.with_suffix(".py") for folder in ("broker", "clients") for path in sorted(Path(folder).rglob("*.pxd"))]
 
-HEADERS = [str(path) for path in sorted(Path("broker").rglob("*.h"))]
-
 # Products are rounded before they are added, on every processor: results do not depend on where they were computed.
 # Without debug symbols and, where Cython writes the C, at -O2: a third of the time to build, and of the code to run.
 FLAGS = ["-g0", "-ffp-contract=off"]
@@ -31,15 +29,27 @@ class BuildApart(build_ext):
         build_ext.build_extension(apart, ext)
 
 
+def named_headers(typed: Path) -> list[Path]:
+    """The headers that a .pxd file names, without their suffix."""
+    return [Path(name) for name in re.findall(r'extern from "(.+)\.h"', typed.read_text(encoding="utf-8"))]
+
+
 def linked(typed: Path) -> list[str]:
     """The C files that a .pxd file's module is linked with."""
-    headers = [Path(name) for name in re.findall(r'extern from "(.+)\.h"', typed.read_text(encoding="utf-8"))]
     return [
         str(file)
-        for header in headers
+        for header in named_headers(typed)
         for file in sorted(header.parent.glob(f"{header.name}*.c"))
         if not file.with_suffix(".pxd").exists()
     ]
+
+
+def headers(typed: Path) -> list[str]:
+    """What a .pxd file's module may depend on: all that lie beside one that it, or the C linked with it, includes."""
+    folders = {header.parent for header in named_headers(typed)}
+    for file in linked(typed):
+        folders.update(Path(name).parent for name in re.findall(r'#include "(.+/.+)"', Path(file).read_text("utf-8")))
+    return [str(path) for folder in sorted(folders) for path in sorted(folder.glob("*.h"))]
 
 
 def extensions() -> list[Extension]:
@@ -57,7 +67,7 @@ def extensions() -> list[Extension]:
                 ".".join(path.with_suffix("").parts),
                 [str(path), *by_hand],
                 include_dirs=["."],
-                depends=HEADERS,
+                depends=headers(path.with_suffix(".pxd")),
                 extra_compile_args=[*FLAGS, "-O3" if by_hand else "-O2"],
             )
         )

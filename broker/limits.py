@@ -228,6 +228,8 @@ CHUNK_BYTES_MULTIPLE: Final = 16
 BUCKET_BYTES: Final = 25 * MIB
 """Gradients that are reduced in one call: the default of PyTorch DDP."""
 COLLECTIVE_TIMEOUT_S: Final = 60.0
+FEEDBACK_NAMES_MAX: Final = 65_536
+"""Tensors of a group whose lost parts a member keeps: each takes memory until the group is left."""
 
 # Boards (docs/wire.md section 14).
 BOARDS_MAX: Final = 256

@@ -27,12 +27,27 @@ class Prepared:
         contribution: this rank's bytes, or None when it has none to give.
         target: where the result belongs, when that is the caller's array.
         complete: takes the bytes of the result and returns what the caller gets.
+        abandon: to be called when the operation has failed.
     """
 
     claim: Claim
     contribution: memoryview | None
     target: memoryview | None
     complete: Callable[[memoryview], object]
+    abandon: Callable[[], None] = lambda: None
+
+    def finish(self, take: Callable[[], memoryview]) -> object:
+        """What the caller gets of the operation, whose result is taken now.
+
+        Raises:
+            BrokerError: what taking it has raised: why the operation has failed.
+        """
+        try:
+            result = take()
+        except BaseException:
+            self.abandon()
+            raise
+        return self.complete(result)
 
 
 def _claim(
@@ -42,10 +57,15 @@ def _claim(
         reduce_op = None if op is None else ReduceOp(op)
     except ValueError as error:
         raise InvalidValue("op", op, f"is none of {', '.join(ReduceOp)}") from error
-    return Claim(kind, reduce_op, root, describe(array).dtype, array.shape, _nanoseconds(timeout_s))
+    return Claim(kind, reduce_op, root, describe(array).dtype, array.shape, nanoseconds(timeout_s))
 
 
-def _nanoseconds(timeout_s: float) -> int:
+def nanoseconds(timeout_s: float) -> int:
+    """A time limit as claims have it.
+
+    Raises:
+        InvalidValue: it is not above 0, or no number.
+    """
     if time_limit("timeout_s", timeout_s) <= 0:
         raise InvalidValue("timeout_s", timeout_s, "must be above 0")
     return int(timeout_s * 1e9)
@@ -59,7 +79,7 @@ def _array_of(value: object, what: str) -> Array:
     return array
 
 
-def _in_place(value: object, what: str) -> tuple[Array, Array]:
+def in_place(value: object, what: str) -> tuple[Array, Array]:
     """The array to change, and one of the same elements that lies in C order and native byte order."""
     array = _array_of(value, what)
     if not array.flags.writeable:
@@ -75,7 +95,9 @@ def _flat(array: Array) -> Array:
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def _write_back(value: object, array: Array, flat: Array) -> Callable[[memoryview], object]:
+def write_back(value: object, array: Array, flat: Array) -> Callable[[memoryview], object]:
+    """What copies a result that is in `flat` to the array, and returns what the caller has passed."""
+
     def complete(_: memoryview) -> object:
         if flat is not array:
             array[...] = flat
@@ -86,11 +108,9 @@ def _write_back(value: object, array: Array, flat: Array) -> Callable[[memoryvie
 
 def all_reduce(member: Member, value: object, op: str, timeout_s: float) -> Prepared:
     """Reduces the arrays of all ranks; every rank's array becomes the result."""
-    array, flat = _in_place(value, "array for all_reduce")
+    array, flat = in_place(value, "array for all_reduce")
     data = flat_bytes(flat)
-    return Prepared(
-        _claim(CollectiveKind.ALL_REDUCE, array, timeout_s, op), data, data, _write_back(value, array, flat)
-    )
+    return Prepared(_claim(CollectiveKind.ALL_REDUCE, array, timeout_s, op), data, data, write_back(value, array, flat))
 
 
 def broadcast(member: Member, value: object, root: int, timeout_s: float) -> Prepared:
@@ -100,9 +120,9 @@ def broadcast(member: Member, value: object, root: int, timeout_s: float) -> Pre
         array = _array_of(value, "array for broadcast")
         claim = _claim(CollectiveKind.BROADCAST, array, timeout_s, root=root)
         return Prepared(claim, flat_bytes(_flat(array)), None, lambda _: value)
-    array, flat = _in_place(value, "array for broadcast")
+    array, flat = in_place(value, "array for broadcast")
     claim = _claim(CollectiveKind.BROADCAST, array, timeout_s, root=root)
-    return Prepared(claim, None, flat_bytes(flat), _write_back(value, array, flat))
+    return Prepared(claim, None, flat_bytes(flat), write_back(value, array, flat))
 
 
 def all_gather(member: Member, value: object, timeout_s: float) -> Prepared:
@@ -139,4 +159,4 @@ def reduce_scatter(member: Member, value: object, op: str, timeout_s: float) -> 
 
 def barrier(timeout_s: float) -> Prepared:
     """Waits for all ranks."""
-    return Prepared(Claim.barrier(_nanoseconds(timeout_s)), None, None, lambda _: None)
+    return Prepared(Claim.barrier(nanoseconds(timeout_s)), None, None, lambda _: None)

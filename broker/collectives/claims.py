@@ -16,6 +16,8 @@ import msgspec
 from broker import limits
 from broker.errors import InvalidValue
 
+INT8_BLOCKS: Final = "int8_blocks"
+"""What floats become to be sent as 8-bit numbers; blocks.py."""
 ITEM_BYTES: Final = {
     "bool": 1,
     "int8": 1,
@@ -32,6 +34,7 @@ ITEM_BYTES: Final = {
     "float64": 8,
     "complex64": 8,
     "complex128": 16,
+    INT8_BLOCKS: 64,
 }
 """Bytes of one element, by the name that travels on the wire."""
 
@@ -39,6 +42,7 @@ ARRAY_BYTES_MAX: Final = 2**63 - 1
 """What a 64-bit machine can address. The broker holds only chunks, so this is no bound on memory."""
 _DTYPE_LETTERS_SHOWN: Final = 16
 """How much of a stranger's dtype an error repeats."""
+_STANDS_FOR_LETTERS_MAX: Final = 300
 TIMEOUT_NS_MAX: Final = 2**62
 """146 years: the sum with any clock still fits 64 bits."""
 
@@ -77,6 +81,7 @@ class Claim(msgspec.Struct, frozen=True):
         shape: of the array that each rank contributes; `(0,)` for a barrier.
         timeout_ns: how long this rank waits for the others, from the arrival of this claim.
         chunk_bytes: payload of every round but the last, which may be shorter.
+        stands_for: the array that was encoded to this one, in words; empty when it is sent as it is.
     """
 
     kind: CollectiveKind
@@ -86,6 +91,7 @@ class Claim(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     timeout_ns: int
     chunk_bytes: int = limits.CHUNK_BYTES
+    stands_for: str = ""
 
     @classmethod
     def barrier(cls, timeout_ns: int) -> Claim:
@@ -112,6 +118,8 @@ class Claim(msgspec.Struct, frozen=True):
         if self.root is not None:
             words.append(f"from rank {self.root}")
         words += [self.dtype, str(tuple(self.shape))]
+        if self.stands_for:
+            words.append(f"for {self.stands_for[:_STANDS_FOR_LETTERS_MAX]}")
         if self.chunk_bytes != limits.CHUNK_BYTES:
             words.append(f"in chunks of {self.chunk_bytes} bytes")
         return " ".join(words)
@@ -125,6 +133,7 @@ class Claim(msgspec.Struct, frozen=True):
             and self.dtype == other.dtype
             and self.shape == other.shape
             and self.chunk_bytes == other.chunk_bytes
+            and self.stands_for == other.stands_for
         )
 
     def check(self, world_size: int) -> None:
@@ -139,9 +148,11 @@ class Claim(msgspec.Struct, frozen=True):
         self._check_op()
         if not 0 < self.timeout_ns <= TIMEOUT_NS_MAX:
             raise InvalidValue("timeout_ns", self.timeout_ns, f"must be from 1 to {TIMEOUT_NS_MAX}")
-        multiple, longest = limits.CHUNK_BYTES_MULTIPLE, limits.FRAME_PAYLOAD_BYTES_MAX
+        multiple, longest = max(limits.CHUNK_BYTES_MULTIPLE, ITEM_BYTES[self.dtype]), limits.FRAME_PAYLOAD_BYTES_MAX
         if self.chunk_bytes % multiple or not 0 < self.chunk_bytes <= longest:
             raise InvalidValue("chunk_bytes", self.chunk_bytes, f"must be a multiple of {multiple} up to {longest}")
+        if len(self.stands_for) > _STANDS_FOR_LETTERS_MAX:
+            raise InvalidValue("stands_for of letters", len(self.stands_for), f"at most {_STANDS_FOR_LETTERS_MAX}")
 
     def _check_array(self) -> None:
         if self.dtype not in ITEM_BYTES:
@@ -190,6 +201,8 @@ def op_problem(op: ReduceOp, dtype: str) -> str | None:
     ordered_only = op in (ReduceOp.MIN, ReduceOp.MAX)
     if dtype == "bool" and not ordered_only:
         return "bool has no arithmetic: use max for or, min for and, or convert the array to an integer"
+    if dtype == INT8_BLOCKS:
+        return None if op in (ReduceOp.SUM, ReduceOp.MEAN) else f"{dtype} has no {op}: reduce the array as it is"
     if dtype.startswith("complex") and ordered_only:
         return f"{dtype} has no order: reduce the absolute values instead"
     if op is ReduceOp.MEAN and dtype.startswith(("int", "uint")):

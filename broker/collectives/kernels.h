@@ -29,8 +29,12 @@ enum {
     TB_FLOAT64,
     TB_COMPLEX64,
     TB_COMPLEX128,
+    TB_INT8_BLOCKS,
     TB_DTYPES
 };
+
+/* Numbers in a block of TB_INT8_BLOCKS, which is an element of 64 bytes. */
+enum { TB_BLOCK_ELEMENTS = 60 };
 
 /* out: receives `elements` elements, at any address. It may be one of the sources, but must not overlap one otherwise.
    sources: in the order of the ranks, each of `elements` elements, at any address.
@@ -43,11 +47,25 @@ typedef void (*tb_reduce)(void *out, const void *const *sources, int count, size
 /* The kernel of an op and a dtype, by the numbers above; NULL where the pair cannot be reduced. Any thread may ask. */
 tb_reduce tb_reduce_kernel(int op, int dtype);
 
+/* Arrays of float32 to blocks and back (blocks.py); `elements` are the floats', of which the last block may have fewer.
+   carried: what is added to the array first, or NULL.
+   lost: receives what the blocks then lack; it may be `carried`. Or NULL. */
+typedef void (*tb_encode)(void *blocks, const float *array, const float *carried, float *lost, size_t elements);
+typedef void (*tb_decode)(float *array, const void *blocks, size_t elements);
+
+typedef struct {
+    tb_encode encode;
+    tb_decode decode;
+} tb_codec;
+
+const tb_codec *tb_block_codec(void);
+
 /* The instructions in use: "avx512", "avx2", "neon" or "plain". They are the best that the processor has, but none above
    what the environment variable TENSORBUS_KERNELS named, if it did, when this or tb_reduce_kernel was first called. */
 const char *tb_kernels_level(void);
 
 /* As tb_reduce_kernel, of one level; NULL also where the processor has not got it. For tests and comparisons. */
 tb_reduce tb_reduce_kernel_of(const char *level, int op, int dtype);
+const tb_codec *tb_block_codec_of(const char *level);
 
 #endif

@@ -1,7 +1,7 @@
 /* All kernels for one kind of processor. A kernels_*.c file defines these and includes this file:
 
      VECTOR_BYTES   the length of a vector
-     TABLE          the name of the table of kernels that it makes
+     TABLE, CODEC   the names of the table of kernels and of the codec of blocks that it makes
      STREAM(to, v)  stores a vector past the caches, at an address that is a multiple of VECTOR_BYTES
      FENCE()        orders such stores before later ones
 
@@ -357,6 +357,10 @@ KERNEL(product_c128, 16, 1, open_whole, complex_product_of_f64, close_whole)
 SHORTS(float16)
 SHORTS(bfloat16)
 
+#include "kernels_blocks.h"
+
+const tb_codec CODEC = {encode_blocks, decode_blocks};
+
 #define OF_FLOATS(op) \
     [TB_FLOAT16] = op##_float16, [TB_BFLOAT16] = op##_bfloat16, [TB_FLOAT32] = op##_f32, [TB_FLOAT64] = op##_f64
 #define OF_COMPLEX(op) [TB_COMPLEX64] = op##_c64, [TB_COMPLEX128] = op##_c128
@@ -365,8 +369,8 @@ SHORTS(bfloat16)
     [TB_UINT8] = op##_u8, [TB_UINT16] = op##_u16, [TB_UINT32] = op##_u32, [TB_UINT64] = op##_u64
 
 const tb_reduce TABLE[TB_OPS][TB_DTYPES] = {
-    [TB_SUM] = {OF_INTEGERS(sum, u8, u16, u32, u64), OF_FLOATS(sum), OF_COMPLEX(sum)},
-    [TB_MEAN] = {OF_FLOATS(sum), OF_COMPLEX(sum)},
+    [TB_SUM] = {OF_INTEGERS(sum, u8, u16, u32, u64), OF_FLOATS(sum), OF_COMPLEX(sum), [TB_INT8_BLOCKS] = sum_blocks},
+    [TB_MEAN] = {OF_FLOATS(sum), OF_COMPLEX(sum), [TB_INT8_BLOCKS] = sum_blocks},
     [TB_MIN] = {[TB_BOOL] = min_bool, OF_INTEGERS(min, i8, i16, i32, i64), OF_FLOATS(min)},
     [TB_MAX] = {[TB_BOOL] = max_bool, OF_INTEGERS(max, i8, i16, i32, i64), OF_FLOATS(max)},
     [TB_PRODUCT] = {OF_INTEGERS(product, u8, u16, u32, u64), OF_FLOATS(product), OF_COMPLEX(product)},

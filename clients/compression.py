@@ -1,0 +1,307 @@
+"""An all_reduce in fewer bytes: encoded before it is sent, decoded when the result is there.
+
+What is reduced is an array of another dtype, or a gathering of few numbers of many, and goes the way of any other
+operation, by any schedule:
+
+    float16, bfloat16   rounded to the short float; summed in float32 and rounded once more
+    int8                blocks of 8-bit numbers (broker/collectives/blocks.py)
+    top-k:0.01          the hundredth of largest magnitude, as pairs of index and float32; the others count as zero
+
+What an array loses when it is encoded can be kept under a name, and be added to the next array of that name: error
+feedback, without which small gradients never come through (Karimireddy and others 2019, "Error Feedback Fixes
+SignSGD").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.collectives import blocks
+from broker.collectives.claims import INT8_BLOCKS, Claim, CollectiveKind, ReduceOp
+from broker.collectives.member import Member
+from broker.errors import InvalidValue, LimitExceeded
+from broker.limits import FEEDBACK_NAMES_MAX
+from clients.collective import Prepared, in_place, nanoseconds, write_back
+
+Floats = NDArray[np.float32]
+
+NONE: Final = "none"
+_TOP_K: Final = "top-k"
+_FORMS: Final = "none, float16, bfloat16, int8, or top-k with a fraction such as top-k:0.01"
+_HALF_MAX: Final = np.float32(65504.0)
+_BFLOAT16_MAX: Final = np.uint32(0x7F7F0000).view(np.float32)
+_INDICES_MAX: Final = 1 << 32
+
+
+class Codec(Protocol):
+    """How arrays are encoded.
+
+    Attributes:
+        kind: what carries what they are encoded to.
+        dtype: of that.
+    """
+
+    kind: CollectiveKind
+    dtype: str
+
+    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
+        """What is sent for a flat array.
+
+        Args:
+            array: flat, at least one element.
+            carried: as long: what is to be added to it.
+            lost: as long: receives what the encoded array lacks; 0 where the array is not finite.
+        """
+        ...
+
+    def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
+        """Fills a flat array with the result."""
+        ...
+
+
+class _Int8:
+    kind = CollectiveKind.ALL_REDUCE
+    dtype = INT8_BLOCKS
+
+    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
+        return blocks.encode(array, carried, lost)
+
+    def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
+        blocks.decode(np.frombuffer(result, np.uint8), array)
+
+
+class _Float16:
+    kind = CollectiveKind.ALL_REDUCE
+    dtype = "float16"
+
+    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
+        wanted = _sum(array, carried)
+        with np.errstate(all="ignore"):
+            sent = _within(wanted, _HALF_MAX).astype(np.float16)
+            _keep_lost(wanted, sent, lost)
+        return sent
+
+    def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
+        array[:] = np.frombuffer(result, np.float16)
+
+
+class _BFloat16:
+    kind = CollectiveKind.ALL_REDUCE
+    dtype = "bfloat16"
+
+    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
+        wanted = _sum(array, carried)
+        with np.errstate(all="ignore"):
+            bits = _within(wanted, _BFLOAT16_MAX).view(np.uint32)
+            rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+            sent = np.where(np.isnan(wanted), np.uint32(0x7FC0), rounded).astype(np.uint16)
+            _keep_lost(wanted, _widened(sent), lost)
+        return sent
+
+    def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
+        array[:] = _widened(np.frombuffer(result, np.uint16))
+
+
+@dataclass(frozen=True, slots=True)
+class _TopK:
+    """The result is the sum of all ranks' pairs, in the order of the ranks."""
+
+    fraction: float
+    kind = CollectiveKind.ALL_GATHER
+    dtype = "uint32"
+
+    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
+        wanted = _sum(array, carried)
+        chosen = _largest(wanted, max(1, math.ceil(self.fraction * wanted.size)))
+        if lost is not None:
+            np.copyto(lost, wanted)
+            lost[chosen] = 0
+        return np.concatenate([chosen, wanted[chosen].view(np.uint32)])
+
+    def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
+        pairs = np.frombuffer(result, np.uint32).reshape(ranks, 2, -1)
+        last = int(pairs[:, 0].max())
+        if last >= array.size:
+            raise InvalidValue("index", last, f"is beyond the array's {array.size} elements: a rank sent rubbish")
+        array.fill(0)
+        for chosen, bits in pairs:
+            array[chosen] += bits.view(np.float32)
+        if op is ReduceOp.MEAN:
+            array /= np.float32(ranks)
+
+
+def _sum(array: Floats, carried: Floats | None) -> Floats:
+    return array if carried is None else array + carried
+
+
+def _within(array: Floats, largest: np.float32) -> Floats:
+    """Finite numbers brought within the range of a shorter float; others as they are."""
+    return np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
+
+
+def _keep_lost(wanted: Floats, sent: NDArray[np.generic], lost: Floats | None) -> None:
+    if lost is not None:
+        np.subtract(wanted, sent, out=lost, casting="same_kind")
+        lost[~np.isfinite(lost)] = 0
+
+
+def _widened(bfloat16: NDArray[np.uint16]) -> Floats:
+    return (bfloat16.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _largest(array: Floats, count: int) -> NDArray[np.uint32]:
+    """The indices of so many of largest magnitude, ascending; of equal ones the first. NaN counts as the largest."""
+    if count >= array.size:
+        return np.arange(array.size, dtype=np.uint32)
+    magnitudes = np.abs(array).view(np.uint32)
+    least = np.partition(magnitudes, array.size - count)[array.size - count]
+    above, equal = np.flatnonzero(magnitudes > least), np.flatnonzero(magnitudes == least)
+    return np.sort(np.concatenate([above, equal[: count - above.size]])).astype(np.uint32)
+
+
+_CODECS: Final[dict[str, Codec]] = {"float16": _Float16(), "bfloat16": _BFloat16(), "int8": _Int8()}
+
+
+def codec(name: str) -> Codec | None:
+    """The codec of a name; None for "none".
+
+    Raises:
+        InvalidValue: there is none of this name.
+    """
+    if name == NONE:
+        return None
+    if type(name) is str and name in _CODECS:
+        return _CODECS[name]
+    kind, _, fraction = name.partition(":") if type(name) is str else ("", "", "")
+    try:
+        share = float(fraction)
+    except ValueError:
+        share = math.nan
+    if kind != _TOP_K or not 0 < share <= 1:
+        raise InvalidValue("compression", name, f"is none of {_FORMS}")
+    return _TopK(share)
+
+
+class Feedback:
+    """What arrays of a name have lost and not yet sent. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Floats] = {}
+        self._spare: dict[str, Floats] = {}
+        self._busy: set[str] = set()
+
+    def begin(self, name: str, elements: int) -> tuple[Floats, Floats]:
+        """What is to be added to an array, and where to write what it loses.
+
+        `commit` or `abandon` has to follow before the name can be used again.
+
+        Raises:
+            InvalidValue: the array is not as long as the one before it, or that one is still on its way.
+            LimitExceeded: there are too many names.
+        """
+        if type(name) is not str or not name:
+            raise InvalidValue("feedback", name, "must be the tensor's name: a string that is not empty")
+        if name in self._busy:
+            raise InvalidValue("feedback", name, "belongs to an operation that is in progress; wait for it first")
+        carried = self._kept.get(name)
+        if carried is None:
+            if len(self._kept) >= FEEDBACK_NAMES_MAX:
+                problem = "give each tensor one name, the same in each step"
+                raise LimitExceeded("feedback_names_max", len(self._kept), FEEDBACK_NAMES_MAX, problem)
+            carried = self._kept[name] = np.zeros(elements, np.float32)
+        if carried.size != elements:
+            problem = (
+                f"is of an array of {carried.size} elements, not of {elements}; give each tensor a name of its own"
+            )
+            raise InvalidValue("feedback", name, problem)
+        lost = self._spare.pop(name, None)
+        self._busy.add(name)
+        return carried, np.empty(elements, np.float32) if lost is None else lost
+
+    def commit(self, name: str, lost: Floats) -> None:
+        """The array has been sent: what it has lost takes the place of what it had carried."""
+        self._busy.discard(name)
+        self._spare[name], self._kept[name] = self._kept[name], lost
+
+    def abandon(self, name: str, lost: Floats) -> None:
+        """The array has not been sent: what it had carried stays."""
+        self._busy.discard(name)
+        self._spare[name] = lost
+
+    def __repr__(self) -> str:
+        return f"<Feedback names={len(self._kept)} busy={len(self._busy)}>"
+
+
+def all_reduce(
+    member: Member,
+    kept: Feedback,
+    value: object,
+    op: str,
+    timeout_s: float,
+    how: Codec,
+    name: str,
+    feedback: str | None,
+) -> Prepared:
+    """As collective.all_reduce, in fewer bytes.
+
+    Args:
+        member: of the group.
+        kept: what its arrays have lost.
+        value: the array; float32 or float64.
+        op: sum or mean.
+        timeout_s: how long the ranks may take to arrive.
+        how: the codec.
+        name: of the codec.
+        feedback: under which name the array's loss is kept; None is not at all.
+
+    Raises:
+        InvalidValue: the array, the op or the feedback's name does not go with it.
+    """
+    array, flat = in_place(value, "array for all_reduce")
+    if flat.dtype not in (np.float32, np.float64):
+        raise InvalidValue("array of", str(flat.dtype), f"compression {name!r} takes float32 and float64")
+    if op not in (ReduceOp.SUM, ReduceOp.MEAN):
+        raise InvalidValue("op", op, f"compression {name!r} goes with sum and mean")
+    if flat.size >= _INDICES_MAX and how.kind is CollectiveKind.ALL_GATHER:
+        raise InvalidValue("array of elements", flat.size, f"top-k takes fewer than {_INDICES_MAX}")
+    # Of float32 these are the array itself, to be filled again; of float64 a copy.
+    floats = flat.reshape(-1).astype(np.float32, copy=False)
+    encoded, commit, abandon = _encode(kept, floats, how, feedback)
+    reduce_op, finish = ReduceOp(op), write_back(value, array, flat)
+    ranks = len(member.ranks)
+
+    def complete(result: memoryview) -> object:
+        if floats.size:
+            how.decode(result, floats, reduce_op, ranks)
+        if flat.dtype != np.float32:
+            flat.reshape(-1)[:] = floats
+        commit()
+        return finish(result)
+
+    data = encoded.reshape(-1).view(np.uint8).data if encoded.nbytes else memoryview(b"")
+    shape = (encoded.nbytes // blocks.BLOCK_BYTES,) if how.dtype == INT8_BLOCKS else encoded.shape
+    claim = Claim(
+        how.kind, reduce_op if how.kind is CollectiveKind.ALL_REDUCE else None, None, how.dtype, shape,
+        nanoseconds(timeout_s), stands_for=f"{op} of {flat.dtype} {array.shape} as {name}",
+    )  # fmt: skip
+    target = data if how.kind is CollectiveKind.ALL_REDUCE else None
+    return Prepared(claim, data, target, complete, abandon)
+
+
+def _encode(
+    kept: Feedback, floats: Floats, how: Codec, feedback: str | None
+) -> tuple[NDArray[np.generic], Callable[[], None], Callable[[], None]]:
+    """What is sent, and what is to be called when that has happened, or has failed."""
+    if not floats.size:
+        return np.empty(0, np.uint8), lambda: None, lambda: None
+    if feedback is None:
+        return how.encode(floats, None, None), lambda: None, lambda: None
+    carried, lost = kept.begin(feedback, floats.size)
+    encoded = how.encode(floats, carried, lost)
+    return encoded, lambda: kept.commit(feedback, lost), lambda: kept.abandon(feedback, lost)
