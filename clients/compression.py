@@ -22,36 +22,37 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.collectives import blocks
-from broker.collectives.claims import INT8_BLOCKS, Claim, CollectiveKind, ReduceOp
+from broker.collectives import encoding
+from broker.collectives.claims import INT8_BLOCKS, ITEM_BYTES, Claim, CollectiveKind, ReduceOp
 from broker.collectives.member import Member
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import FEEDBACK_NAMES_MAX
 from clients.collective import Prepared, in_place, nanoseconds, write_back
 
 Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 
 NONE: Final = "none"
 _TOP_K: Final = "top-k"
 _FORMS: Final = "none, float16, bfloat16, int8, or top-k with a fraction such as top-k:0.01"
-_HALF_MAX: Final = np.float32(65504.0)
-_BFLOAT16_MAX: Final = np.uint32(0x7F7F0000).view(np.float32)
 _INDICES_MAX: Final = 1 << 32
 
 
 class Codec(Protocol):
-    """How arrays are encoded.
+    """How arrays are encoded."""
 
-    Attributes:
-        kind: what carries what they are encoded to.
-        dtype: of that.
-    """
+    @property
+    def kind(self) -> CollectiveKind:
+        """What carries the encoded array."""
+        ...
 
-    kind: CollectiveKind
-    dtype: str
+    @property
+    def dtype(self) -> str:
+        """Of the encoded array."""
+        ...
 
-    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
-        """What is sent for a flat array.
+    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> Bytes:
+        """The bytes that are sent for a flat array.
 
         Args:
             array: flat, at least one element.
@@ -65,47 +66,18 @@ class Codec(Protocol):
         ...
 
 
-class _Int8:
-    kind = CollectiveKind.ALL_REDUCE
-    dtype = INT8_BLOCKS
+@dataclass(frozen=True, slots=True)
+class _Shorter:
+    """As an array of a dtype of fewer bytes, which is reduced as such."""
 
-    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
-        return blocks.encode(array, carried, lost)
+    dtype: str
+    kind = CollectiveKind.ALL_REDUCE
+
+    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> Bytes:
+        return encoding.encode(self.dtype, array, carried, lost)
 
     def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
-        blocks.decode(np.frombuffer(result, np.uint8), array)
-
-
-class _Float16:
-    kind = CollectiveKind.ALL_REDUCE
-    dtype = "float16"
-
-    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
-        wanted = _sum(array, carried)
-        with np.errstate(all="ignore"):
-            sent = _within(wanted, _HALF_MAX).astype(np.float16)
-            _keep_lost(wanted, sent, lost)
-        return sent
-
-    def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
-        array[:] = np.frombuffer(result, np.float16)
-
-
-class _BFloat16:
-    kind = CollectiveKind.ALL_REDUCE
-    dtype = "bfloat16"
-
-    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
-        wanted = _sum(array, carried)
-        with np.errstate(all="ignore"):
-            bits = _within(wanted, _BFLOAT16_MAX).view(np.uint32)
-            rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-            sent = np.where(np.isnan(wanted), np.uint32(0x7FC0), rounded).astype(np.uint16)
-            _keep_lost(wanted, _widened(sent), lost)
-        return sent
-
-    def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
-        array[:] = _widened(np.frombuffer(result, np.uint16))
+        encoding.decode(self.dtype, np.frombuffer(result, np.uint8), array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +88,13 @@ class _TopK:
     kind = CollectiveKind.ALL_GATHER
     dtype = "uint32"
 
-    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> NDArray[np.generic]:
-        wanted = _sum(array, carried)
+    def encode(self, array: Floats, carried: Floats | None, lost: Floats | None) -> Bytes:
+        wanted = array if carried is None else array + carried
         chosen = _largest(wanted, max(1, math.ceil(self.fraction * wanted.size)))
         if lost is not None:
             np.copyto(lost, wanted)
             lost[chosen] = 0
-        return np.concatenate([chosen, wanted[chosen].view(np.uint32)])
+        return np.concatenate([chosen, wanted[chosen].view(np.uint32)]).view(np.uint8)
 
     def decode(self, result: memoryview, array: Floats, op: ReduceOp, ranks: int) -> None:
         pairs = np.frombuffer(result, np.uint32).reshape(ranks, 2, -1)
@@ -136,25 +108,6 @@ class _TopK:
             array /= np.float32(ranks)
 
 
-def _sum(array: Floats, carried: Floats | None) -> Floats:
-    return array if carried is None else array + carried
-
-
-def _within(array: Floats, largest: np.float32) -> Floats:
-    """Finite numbers brought within the range of a shorter float; others as they are."""
-    return np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
-
-
-def _keep_lost(wanted: Floats, sent: NDArray[np.generic], lost: Floats | None) -> None:
-    if lost is not None:
-        np.subtract(wanted, sent, out=lost, casting="same_kind")
-        lost[~np.isfinite(lost)] = 0
-
-
-def _widened(bfloat16: NDArray[np.uint16]) -> Floats:
-    return (bfloat16.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
 def _largest(array: Floats, count: int) -> NDArray[np.uint32]:
     """The indices of so many of largest magnitude, ascending; of equal ones the first. NaN counts as the largest."""
     if count >= array.size:
@@ -165,7 +118,11 @@ def _largest(array: Floats, count: int) -> NDArray[np.uint32]:
     return np.sort(np.concatenate([above, equal[: count - above.size]])).astype(np.uint32)
 
 
-_CODECS: Final[dict[str, Codec]] = {"float16": _Float16(), "bfloat16": _BFloat16(), "int8": _Int8()}
+_CODECS: Final[dict[str, Codec]] = {
+    "float16": _Shorter("float16"),
+    "bfloat16": _Shorter("bfloat16"),
+    "int8": _Shorter(INT8_BLOCKS),
+}
 
 
 def codec(name: str) -> Codec | None:
@@ -284,8 +241,8 @@ def all_reduce(
         commit()
         return finish(result)
 
-    data = encoded.reshape(-1).view(np.uint8).data if encoded.nbytes else memoryview(b"")
-    shape = (encoded.nbytes // blocks.BLOCK_BYTES,) if how.dtype == INT8_BLOCKS else encoded.shape
+    data = encoded.data
+    shape = flat.shape if how.dtype in ("float16", "bfloat16") else (encoded.nbytes // ITEM_BYTES[how.dtype],)
     claim = Claim(
         how.kind, reduce_op if how.kind is CollectiveKind.ALL_REDUCE else None, None, how.dtype, shape,
         nanoseconds(timeout_s), stands_for=f"{op} of {flat.dtype} {array.shape} as {name}",
@@ -296,7 +253,7 @@ def all_reduce(
 
 def _encode(
     kept: Feedback, floats: Floats, how: Codec, feedback: str | None
-) -> tuple[NDArray[np.generic], Callable[[], None], Callable[[], None]]:
+) -> tuple[Bytes, Callable[[], None], Callable[[], None]]:
     """What is sent, and what is to be called when that has happened, or has failed."""
     if not floats.size:
         return np.empty(0, np.uint8), lambda: None, lambda: None

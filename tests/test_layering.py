@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "broker.topics.names",
         "broker.topics.policy",
         "broker.collectives.member",
-        "broker.collectives.blocks",
+        "broker.collectives.encoding",
         "broker.collectives.claims",
         "broker.collectives.buckets",
         "broker.collectives.shm",

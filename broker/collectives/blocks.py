@@ -14,8 +14,8 @@ short as a contribution does. Two roundings are made:
 - Whoever adds blocks rounds the sum up or down by chance, in proportion, so that the expected sum is the exact one (as
   QSGD does, Alistarh and others 2017). The chance comes out of the numbers' own bits: the same in every run.
 
-A block in which something is infinite or NaN becomes 60 NaN. A block of numbers below 1e-30 becomes zeros. Compiled,
-the kernels of kernels_blocks.h do all of this, with the same bits as numpy here.
+A block in which something is infinite or NaN becomes 60 NaN. A block of numbers below 1e-30 becomes zeros. What is
+written here with numpy runs where nothing was compiled; kernels_blocks.h does the same, to the bit.
 """
 
 from __future__ import annotations
@@ -24,11 +24,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-try:
-    import cython
-except ModuleNotFoundError:
-    from broker import uncompiled as cython
 
 BLOCK_ELEMENTS: Final = 60
 BLOCK_BYTES: Final = 64
@@ -45,58 +40,11 @@ def blocks_of(elements: int) -> int:
     return -(-elements // BLOCK_ELEMENTS)
 
 
-def encode(array: Floats, carried: Floats | None = None, lost: Floats | None = None) -> Blocks:
-    """The blocks of an array.
-
-    Args:
-        array: flat.
-        carried: as long: what earlier arrays have lost, to be added to this one.
-        lost: as long: receives what the blocks lack.
-
-    Returns:
-        `blocks_of(array.size)` times 64 bytes.
-    """
-    out = np.empty(blocks_of(array.size) * BLOCK_BYTES, np.uint8)
-    if array.size:
-        if cython.compiled:
-            _encode_with_kernel(array, carried, lost, out)
-        else:
-            _encode_with_numpy(array, carried, lost, out)
-    return out
-
-
-def decode(blocks: Blocks, array: Floats) -> None:
-    """Fills a flat array with the floats of its blocks."""
-    if array.size:
-        if cython.compiled:
-            _decode_with_kernel(blocks, array)
-        else:
-            array[:] = opened(blocks).reshape(-1)[: array.size]
-
-
-def _encode_with_kernel(array: Floats, carried: Floats | None, lost: Floats | None, out: Blocks) -> None:
-    source, target, elements = array, out, array.size
-    nothing = np.empty(1, np.float32)
-    before = nothing if carried is None else carried
-    added = cython.NULL if carried is None else cython.address(before[0])
-    after = nothing if lost is None else lost
-    kept = cython.NULL if lost is None else cython.address(after[0])
-    codec = tb_block_codec()  # type: ignore[name-defined]  # noqa: F821
-    with cython.nogil:
-        codec.encode(cython.address(target[0]), cython.address(source[0]), added, kept, elements)
-
-
-def _decode_with_kernel(blocks: Blocks, array: Floats) -> None:
-    source, target, elements = blocks, array, array.size
-    codec = tb_block_codec()  # type: ignore[name-defined]  # noqa: F821
-    with cython.nogil:
-        codec.decode(cython.address(target[0]), cython.address(source[0]), elements)
-
-
-def _encode_with_numpy(array: Floats, carried: Floats | None, lost: Floats | None, out: Blocks) -> None:
+def encode(array: Floats, lost: Floats | None, out: Blocks) -> None:
+    """Fills the blocks of a flat array, and `lost` with what they lack."""
     with np.errstate(all="ignore"):
         padded = np.zeros((blocks_of(array.size), BLOCK_ELEMENTS), np.float32)
-        padded.reshape(-1)[: array.size] = array if carried is None else array + carried
+        padded.reshape(-1)[: array.size] = array
         scales, inverses = _scalings(padded)
         _close(scales, np.rint(padded * inverses), inverses, out)
         if lost is not None:
@@ -104,7 +52,7 @@ def _encode_with_numpy(array: Floats, carried: Floats | None, lost: Floats | Non
             lost[:] = lacking.reshape(-1)[: array.size]
 
 
-def add_with_numpy(contributions: list[Blocks], divisor: int, out: Blocks) -> None:
+def add(contributions: list[Blocks], divisor: int, out: Blocks) -> None:
     """Blocks of the sum, or of the mean with a divisor above 1."""
     if len(contributions) == 1 and divisor == 1:
         out[:] = contributions[0]

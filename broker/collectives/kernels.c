@@ -9,23 +9,23 @@ typedef const tb_reduce (*table)[TB_DTYPES];
 typedef struct {
     const char *name;
     table kernels;
-    const tb_codec *codec;
+    const tb_codec *codecs;
 } level;
 
 extern const tb_reduce tb_kernels_plain[TB_OPS][TB_DTYPES];
-extern const tb_codec tb_codec_plain;
+extern const tb_codec tb_codecs_plain[TB_DTYPES];
 
 #if defined(__x86_64__)
 extern const tb_reduce tb_kernels_avx2[TB_OPS][TB_DTYPES], tb_kernels_avx512[TB_OPS][TB_DTYPES];
-extern const tb_codec tb_codec_avx2, tb_codec_avx512;
+extern const tb_codec tb_codecs_avx2[TB_DTYPES], tb_codecs_avx512[TB_DTYPES];
 /* From the best to the one that runs anywhere. */
-static const level LEVELS[] = {{"avx512", tb_kernels_avx512, &tb_codec_avx512},
-                               {"avx2", tb_kernels_avx2, &tb_codec_avx2},
-                               {"plain", tb_kernels_plain, &tb_codec_plain}};
+static const level LEVELS[] = {{"avx512", tb_kernels_avx512, tb_codecs_avx512},
+                               {"avx2", tb_kernels_avx2, tb_codecs_avx2},
+                               {"plain", tb_kernels_plain, tb_codecs_plain}};
 #elif defined(__ARM_NEON) && defined(__aarch64__)
-static const level LEVELS[] = {{"neon", tb_kernels_plain, &tb_codec_plain}};
+static const level LEVELS[] = {{"neon", tb_kernels_plain, tb_codecs_plain}};
 #else
-static const level LEVELS[] = {{"plain", tb_kernels_plain, &tb_codec_plain}};
+static const level LEVELS[] = {{"plain", tb_kernels_plain, tb_codecs_plain}};
 #endif
 
 enum { COUNT = sizeof LEVELS / sizeof LEVELS[0] };
@@ -84,7 +84,12 @@ tb_reduce tb_reduce_kernel(int op, int dtype) { return kernel_of(in_use(), op, d
 
 const char *tb_kernels_level(void) { return in_use()->name; }
 
-const tb_codec *tb_block_codec(void) { return in_use()->codec; }
+static const tb_codec *codec_of(const level *from, int dtype)
+{
+    return dtype < 0 || dtype >= TB_DTYPES || !from->codecs[dtype].encode ? NULL : &from->codecs[dtype];
+}
+
+const tb_codec *tb_codec_for(int dtype) { return codec_of(in_use(), dtype); }
 
 tb_reduce tb_reduce_kernel_of(const char *name, int op, int dtype)
 {
@@ -92,8 +97,8 @@ tb_reduce tb_reduce_kernel_of(const char *name, int op, int dtype)
     return from && is_here(from) ? kernel_of(from, op, dtype) : NULL;
 }
 
-const tb_codec *tb_block_codec_of(const char *name)
+const tb_codec *tb_codec_of(const char *name, int dtype)
 {
     const level *from = named(name);
-    return from && is_here(from) ? from->codec : NULL;
+    return from && is_here(from) ? codec_of(from, dtype) : NULL;
 }

@@ -47,18 +47,19 @@ typedef void (*tb_reduce)(void *out, const void *const *sources, int count, size
 /* The kernel of an op and a dtype, by the numbers above; NULL where the pair cannot be reduced. Any thread may ask. */
 tb_reduce tb_reduce_kernel(int op, int dtype);
 
-/* Arrays of float32 to blocks and back (blocks.py); `elements` are the floats', of which the last block may have fewer.
+/* Arrays of float32 to one of another dtype and back; `elements` are the floats', of which the last block may have fewer.
    carried: what is added to the array first, or NULL.
-   lost: receives what the blocks then lack; it may be `carried`. Or NULL. */
-typedef void (*tb_encode)(void *blocks, const float *array, const float *carried, float *lost, size_t elements);
-typedef void (*tb_decode)(float *array, const void *blocks, size_t elements);
+   lost: receives what the encoded array then lacks, 0 where it is not finite; it may be `carried`. Or NULL. */
+typedef void (*tb_encode)(void *encoded, const float *array, const float *carried, float *lost, size_t elements);
+typedef void (*tb_decode)(float *array, const void *encoded, size_t elements);
 
 typedef struct {
     tb_encode encode;
     tb_decode decode;
 } tb_codec;
 
-const tb_codec *tb_block_codec(void);
+/* Of TB_FLOAT16, TB_BFLOAT16 and TB_INT8_BLOCKS; NULL of others. */
+const tb_codec *tb_codec_for(int dtype);
 
 /* The instructions in use: "avx512", "avx2", "neon" or "plain". They are the best that the processor has, but none above
    what the environment variable TENSORBUS_KERNELS named, if it did, when this or tb_reduce_kernel was first called. */
@@ -66,6 +67,6 @@ const char *tb_kernels_level(void);
 
 /* As tb_reduce_kernel, of one level; NULL also where the processor has not got it. For tests and comparisons. */
 tb_reduce tb_reduce_kernel_of(const char *level, int op, int dtype);
-const tb_codec *tb_block_codec_of(const char *level);
+const tb_codec *tb_codec_of(const char *level, int dtype);
 
 #endif

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #define TABLE tb_kernels_avx2
-#define CODEC tb_codec_avx2
+#define CODECS tb_codecs_avx2
 #define VECTOR_BYTES 32
 #define STREAM(to, v) _mm256_stream_si256((__m256i *)(to), (__m256i)(v))
 #define FENCE() _mm_sfence()

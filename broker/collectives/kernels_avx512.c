@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #define TABLE tb_kernels_avx512
-#define CODEC tb_codec_avx512
+#define CODECS tb_codecs_avx512
 #define VECTOR_BYTES 64
 #define STREAM(to, v) _mm512_stream_si512((__m512i *)(to), (__m512i)(v))
 #define FENCE() _mm_sfence()

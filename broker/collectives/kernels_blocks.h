@@ -115,25 +115,31 @@ static void sum_blocks(void *out, const void *const *sources, int count, size_t 
     }
 }
 
+INLINE void encode_one(unsigned char *block, const float *array, const float *carried, float *lost, size_t part)
+{
+    lanes values = {{0}}, sent;
+    float *numbers = values.numbers + SCALE_LANES;
+    memcpy(numbers, array, part * sizeof *array);
+    for (size_t i = 0; carried && i < part; i++)
+        numbers[i] += carried[i];
+    encode_block(block, &values);
+    if (!lost)
+        return;
+    /* What is no number is told, and not carried on: it would never end. */
+    open_block(block, &sent);
+    int finite = scale_of(block) == scale_of(block);
+    for (size_t i = 0; i < part; i++)
+        lost[i] = finite ? numbers[i] - sent.numbers[SCALE_LANES + i] : 0;
+}
+
 static void encode_blocks(void *out, const float *array, const float *carried, float *lost, size_t elements)
 {
     unsigned char *block = out;
-    for (size_t at = 0; at < elements; at += TB_BLOCK_ELEMENTS, block += BLOCK_LANES) {
-        size_t part = elements - at < TB_BLOCK_ELEMENTS ? elements - at : TB_BLOCK_ELEMENTS;
-        lanes values = {{0}}, sent;
-        float *numbers = values.numbers + SCALE_LANES;
-        memcpy(numbers, array + at, part * sizeof *array);
-        for (size_t i = 0; carried && i < part; i++)
-            numbers[i] += carried[at + i];
-        encode_block(block, &values);
-        if (!lost)
-            continue;
-        /* What is no number is told, and not carried on: it would never end. */
-        open_block(block, &sent);
-        int finite = scale_of(block) == scale_of(block);
-        for (size_t i = 0; i < part; i++)
-            lost[at + i] = finite ? numbers[i] - sent.numbers[SCALE_LANES + i] : 0;
-    }
+    size_t at = 0;
+    for (; elements - at >= TB_BLOCK_ELEMENTS; at += TB_BLOCK_ELEMENTS, block += BLOCK_LANES)
+        encode_one(block, array + at, carried ? carried + at : NULL, lost ? lost + at : NULL, TB_BLOCK_ELEMENTS);
+    if (at < elements)
+        encode_one(block, array + at, carried ? carried + at : NULL, lost ? lost + at : NULL, elements - at);
 }
 
 static void decode_blocks(float *array, const void *blocks, size_t elements)

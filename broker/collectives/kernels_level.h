@@ -1,7 +1,7 @@
 /* All kernels for one kind of processor. A kernels_*.c file defines these and includes this file:
 
      VECTOR_BYTES   the length of a vector
-     TABLE, CODEC   the names of the table of kernels and of the codec of blocks that it makes
+     TABLE, CODECS  the names of the tables of kernels and of codecs that it makes
      STREAM(to, v)  stores a vector past the caches, at an address that is a multiple of VECTOR_BYTES
      FENCE()        orders such stores before later ones
 
@@ -358,8 +358,13 @@ SHORTS(float16)
 SHORTS(bfloat16)
 
 #include "kernels_blocks.h"
+#include "kernels_shorts.h"
 
-const tb_codec CODEC = {encode_blocks, decode_blocks};
+const tb_codec CODECS[TB_DTYPES] = {
+    [TB_FLOAT16] = {encode_float16, decode_float16},
+    [TB_BFLOAT16] = {encode_bfloat16, decode_bfloat16},
+    [TB_INT8_BLOCKS] = {encode_blocks, decode_blocks},
+};
 
 #define OF_FLOATS(op) \
     [TB_FLOAT16] = op##_float16, [TB_BFLOAT16] = op##_bfloat16, [TB_FLOAT32] = op##_f32, [TB_FLOAT64] = op##_f64

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #define TABLE tb_kernels_plain
-#define CODEC tb_codec_plain
+#define CODECS tb_codecs_plain
 #define VECTOR_BYTES 16
 #if defined(__SSE2__)
 #include <emmintrin.h>

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.buffers import Buffer
-from broker.collectives.blocks import add_with_numpy
+from broker.collectives import blocks
 from broker.collectives.claims import INT8_BLOCKS, ITEM_BYTES, ReduceOp
 
 try:
@@ -106,7 +106,7 @@ def _accumulate_with_numpy(
             _accumulate_float16(op, contributions, world_size, np.frombuffer(out, np.float16))
         elif dtype == INT8_BLOCKS:
             encoded = [np.frombuffer(part, np.uint8) for part in contributions]
-            add_with_numpy(encoded, world_size if op is ReduceOp.MEAN else 1, np.frombuffer(out, np.uint8))
+            blocks.add(encoded, world_size if op is ReduceOp.MEAN else 1, np.frombuffer(out, np.uint8))
         elif dtype == "bfloat16":
             _accumulate_bfloat16(op, contributions, world_size, np.frombuffer(out, np.uint16))
         else:
