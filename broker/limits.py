@@ -171,7 +171,7 @@ LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
 SOCKET_PATH_BYTES_MAX: Final = 107
 """sun_path without its closing NUL (unix(7))."""
 
-# ZeroMQ (docs/wire.md section 15).
+# ZeroMQ (docs/wire.md section 16).
 ZEROMQ_WINDOW_BYTES: Final = 4 * MIB
 """What one end may have under way to the other, in libzmq's queues and in the sockets: what a peer that does not read
 costs, and what a control message may find in front of it."""

@@ -167,7 +167,7 @@ class Listener(_Closing):
     def fileno(self) -> int:
         """The descriptor to wait on: readable when somebody waits to be accepted; -1 after close."""
 
-    def stays_watched(self) -> None:
+    def stays_watched(self) -> None:  # noqa: B027 - most have nothing to gain from it
         """Says that the caller waits for `fileno()` until close, and calls `accept` each time that it is readable.
 
         A transport whose connections come over one socket then need not wake each of them for all the others.
@@ -230,7 +230,7 @@ class Transport(ABC):
             ConnectError: with the address and, in plain words, what the attempt met. Nothing is left open.
         """
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - most have nothing to wait for
         """At the process's end, when all connections are closed: waits a moment for what `send` has accepted.
 
         There is nothing to wait for where the kernel delivers it.

@@ -1,9 +1,9 @@
-"""The ZeroMQ transport: `zmq+tcp://host:port` and `zmq+ipc:///path` (docs/wire.md section 15, decisions/0016).
+"""The ZeroMQ transport: `zmq+tcp://host:port` and `zmq+ipc:///path` (docs/wire.md section 16, decisions/0016).
 
 A listener is one ROUTER socket, a dialled connection one DEALER. ZeroMQ moves messages where the contract of
 transport/base.py wants a stream of bytes with readiness, so three things stand between them:
 
-    messages.py    what one message says: bytes of the stream and their position, how far the other end may send, the end
+    messages.py    what a message says: bytes of the stream and their position, how far the other end may send, the end
     stream.py      a Connection over such messages: what has come and was not taken, what may be sent, when it is over
     readiness.py   a descriptor that is readable while there is something to do, made of ZeroMQ's and one of our own
 

@@ -190,7 +190,7 @@ class Hub:
         self.wakes.close()
         # Not before: the links of a listener end with it. ZeroMQ closes the listening socket on its own thread, and
         # until then nobody else can have the address.
-        self._socket.unbind(self._socket.last_endpoint)
+        self._socket.unbind(self._socket.get_string(zmq.LAST_ENDPOINT))
         while not self._listener_ended and self._monitor.poll(_CLOSING_MS):
             self._read_monitor()
         end_monitor(self._socket, self._monitor)

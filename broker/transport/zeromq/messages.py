@@ -1,4 +1,4 @@
-"""What one ZeroMQ message says (docs/wire.md section 15).
+"""What one ZeroMQ message says (docs/wire.md section 16).
 
     0      1                      9
     +------+----------------------+---------------- - -   +---------------- - -
