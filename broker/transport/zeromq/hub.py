@@ -1,8 +1,8 @@
 """The end that listens: one ROUTER socket, and a stream for each peer that has opened one.
 
 ROUTER puts in front of each message who sent it, and takes in front of each message who is to get it. It does not say
-that a peer has gone. So a monitor tells which link ended, and then a message that says nothing new is sent there: a
-ROUTER that must deliver (ROUTER_MANDATORY) refuses it once the peer is really gone, and everything it sent was read.
+that a peer has gone. So a monitor tells which link has ended, and then a message that says nothing new is sent there: a
+ROUTER that must deliver (ROUTER_MANDATORY) refuses it once everything that came from there was read.
 
 Whoever is called first when ZeroMQ has something takes in all of it, for all streams. Their descriptors include the
 ROUTER's, so that each of them can be waited for alone; a broker with many peers would be woken as often as it has
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 _OPEN, _DATA = int(Kind.OPEN), int(Kind.DATA)
 _NOTHING_NEW: Final = HEADER.pack(Kind.GRANT, 0)
-_PROBES_MAX: Final = 1000
-"""How often a peer is probed whose link may have ended; another one may have taken the number of its descriptor."""
+_PROBES_MAX: Final = 64
+"""How often a peer is probed whose link has ended, before it counts as gone: another link may have taken its name."""
 _MONITOR_EVERY: Final = 16
 """Of so many times that ZeroMQ had messages, the monitor is looked at once; and whenever it had none."""
 _STRANGE: Final[dict[int, str]] = {
@@ -255,6 +255,8 @@ class Hub:
             self._answer(identity, "the broker does not listen any more" if self._accepting is None else full)
             return
         link = int(message.get(zmq.SRCFD))
+        # So that what it says of this number afterwards is about this link, and not one before it.
+        self._read_monitor()
         try:
             readiness = Readiness()
         except OSError as error:
@@ -265,9 +267,6 @@ class Hub:
         stream = RouterStream(self, readiness, str(self._address), peer_address, identity, link)
         if not self._watched:
             stream.include(self.wakes.fileno())
-        if link in self._by_link:
-            # The number of a link that has ended.
-            self._doubtful.add(self._by_link[link])
         self._streams[identity] = self._by_link[link] = stream
         self.waiting.append(stream)
         self._accepting.set()
@@ -303,12 +302,10 @@ class Hub:
 
     def _probe(self) -> None:
         for stream in list(self._doubtful):
-            if stream.is_gone():
+            if stream.is_gone() or stream.probes >= _PROBES_MAX:
                 stream.gone()
                 self._doubtful.discard(stream)
-            elif stream.probes >= _PROBES_MAX:
-                self._doubtful.discard(stream)
-        if has_input(self._socket):
+        if self._doubtful or has_input(self._socket):
             self.wakes.set()
 
     def __repr__(self) -> str:
