@@ -14,11 +14,12 @@ from bench.peers.redis import Redis
 from bench.peers.zenoh import Zenoh
 from bench.peers.zeromq import Zeromq
 from bench.relay import Relay
-from bench.tensorbus import QUEUE_BYTES, Tensorbus
+from bench.tensorbus import QUEUE_BYTES, Tensorbus, TensorbusOverZeromq
 
 ALL: Final[tuple[Contestant, ...]] = (
     Relay(),
     Tensorbus(),
+    TensorbusOverZeromq(),
     Zeromq(),
     Nats(),
     Redis(),
@@ -43,7 +44,7 @@ BOUNDED: Final[tuple[Contestant, ...]] = (
     Mosquitto(BOUNDED_MESSAGES),
 )
 """Variants that hold about the same for a subscriber that does not read."""
-BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:4], Nats(pieces=True), *ALL[4:])
+BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:5], Nats(pieces=True), *ALL[5:])
 """Everybody, and NATS in both ways to pass long messages on."""
 EVERY: Final = {contestant.name: contestant for contestant in (*ALL, *BOUNDED, *BESIDE_BULK)}
 

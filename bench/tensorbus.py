@@ -180,3 +180,15 @@ class Tensorbus(Contestant):
 
     def connect(self, address: str, *, threads: bool = False) -> TensorbusBus:
         return TensorbusBus(address, self._overflow)
+
+
+class TensorbusOverZeromq(Tensorbus):
+    """tensorbus with ZeroMQ between it and its clients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "tensorbus-zmq"
+
+    def broker_command(self, address: str, directory: Path) -> list[str]:
+        scheme, _, place = address.partition("://")
+        return super().broker_command(f"{'zmq+ipc' if scheme == 'unix' else 'zmq+tcp'}://{place}", directory)

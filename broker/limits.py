@@ -171,6 +171,25 @@ LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
 SOCKET_PATH_BYTES_MAX: Final = 107
 """sun_path without its closing NUL (unix(7))."""
 
+# ZeroMQ (docs/wire.md section 16).
+ZEROMQ_WINDOW_BYTES: Final = 4 * MIB
+"""What one end may have under way to the other, in libzmq's queues and in the sockets: what a peer that does not read
+costs, and what a control message may find in front of it."""
+ZEROMQ_MESSAGE_BYTES_MAX: Final = 1 * MIB
+"""Bytes of the stream in one message. A message may begin anywhere within the window, and so go over it by as much."""
+ZEROMQ_MESSAGE_CHARGE_BYTES: Final = 256
+"""What a message takes of the window beside its bytes: what it costs its reader even when it is empty."""
+ZEROMQ_UNREAD_MESSAGES_MAX: Final = 256
+"""Messages that libzmq takes from one peer's socket ahead of us; it bounds one that ignores its window."""
+ZEROMQ_PUMP_MESSAGES_MAX: Final = 512
+"""Messages that are taken in before the event loop gets its turn, whatever a stranger sends."""
+ZEROMQ_STRANGERS_MAX: Final = 1024
+"""Peers of which it is remembered that they were told that they send rubbish; it stands in the log once for each."""
+ZEROMQ_SOCKETS_MAX: Final = 65_535
+"""Clients of one process; libzmq's most."""
+ZEROMQ_LINGER_S: Final = 2.0
+"""How long a closed connection goes on delivering, and so the most that the end of a process waits for it."""
+
 # Shared memory (docs/wire.md section 13).
 SHARED_PAGE_BYTES: Final = 4096
 """Arenas and the blocks in them are multiples of this, the processor's page."""

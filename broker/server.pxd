@@ -10,7 +10,7 @@ from broker.state.records cimport SessionRecord
 cdef class _Link:
     cdef public object connection, deliver
     cdef public SessionRecord record
-    cdef public bint writing
+    cdef public bint one_signal, writing
     cdef public long long closing_since_ns
 
 

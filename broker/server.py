@@ -45,12 +45,13 @@ ACCEPTS_MAX: Final = 64
 class _Link:
     """A session and its connection."""
 
-    __slots__ = ("closing_since_ns", "connection", "deliver", "record", "writing")
+    __slots__ = ("closing_since_ns", "connection", "deliver", "one_signal", "record", "writing")
 
     def __init__(self, connection: Connection, record: SessionRecord, deliver: Deliver) -> None:
         self.connection = connection
         self.record = record
         self.deliver = deliver
+        self.one_signal = connection.sends_when_readable
         self.writing = False
         self.closing_since_ns = 0
 
@@ -115,6 +116,7 @@ class Server:
             raise
         for listener in self.listeners:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
+            listener.stays_watched()
         paths = (listener.address.path for listener in self.listeners if listener.address.scheme == "unix")
         self.state.local_path = next(paths, "")
         self._tick()
@@ -205,6 +207,8 @@ class Server:
             self._close(link)
             self._run()
             return
+        if link.writing and link.one_signal:
+            self._flush(link)
         if session.phase is not _OPEN:
             self._flush(link)
         self._run()
@@ -233,7 +237,8 @@ class Server:
             if not session.flush(link.connection.send):
                 if not link.writing:
                     link.writing = True
-                    self._loop.add_writer(link.connection.fileno(), self._writable, link)
+                    if not link.one_signal:
+                        self._loop.add_writer(link.connection.fileno(), self._writable, link)
                 return
         except ConnectionClosed as error:
             session.lost(error)

@@ -1,11 +1,14 @@
-"""Addresses: `tcp://host:port`, `unix:///path`, `inproc://name` and the schemes that look like one of them."""
+"""Addresses: `tcp://host:port`, `unix:///path`, `inproc://name` and the schemes that look like one of them.
+
+Those of ZeroMQ may have options behind a question mark: `zmq+tcp://host:port?curve=/path/of/keys`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
@@ -28,6 +31,7 @@ class Address:
         port: 0 to 65535, 0 for "any free one" when listening.
         path: of the socket file, absolute; empty where the scheme has none.
         name: within this process; empty where the scheme has none.
+        options: names and values, in the order of the text.
     """
 
     scheme: str
@@ -35,12 +39,14 @@ class Address:
     port: int = 0
     path: str = ""
     name: str = ""
+    options: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
+        options = "?" + "&".join(f"{name}={value}" for name, value in self.options) if self.options else ""
         if not self.host:
-            return f"{self.scheme}://{self.path or self.name}"
+            return f"{self.scheme}://{self.path or self.name}{options}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}{options}"
 
 
 def parse(text: str) -> Address:
@@ -115,14 +121,41 @@ def _parse_name(text: str, scheme: str, name: str) -> Address:
     return Address(scheme, name=name)
 
 
-_READY: Final = ("tcp", "unix", "inproc")
+def _with_options(parser: Callable[[str, str, str], Address]) -> Callable[[str, str, str], Address]:
+    """A parser of addresses that may end in options."""
+
+    def parse_both(text: str, scheme: str, rest: str) -> Address:
+        place, separator, options = rest.partition("?")
+        address = parser(text, scheme, place)
+        return replace(address, options=_parse_options(text, options)) if separator else address
+
+    return parse_both
+
+
+def _parse_options(text: str, options: str) -> tuple[tuple[str, str], ...]:
+    parsed: dict[str, str] = {}
+    for option in options.split("&"):
+        name, _, value = option.partition("=")
+        if name not in OPTIONS:
+            raise InvalidValue("address", text, f"unknown option {name!r}; known ones are {', '.join(OPTIONS)}")
+        if not value.startswith("/"):
+            raise InvalidValue("address", text, f"option {name} takes the absolute path of a file, not {value!r}")
+        if name in parsed:
+            raise InvalidValue("address", text, f"option {name} stands there twice")
+        parsed[name] = value
+    return tuple(parsed.items())
+
+
+OPTIONS: Final = ("curve", "key")
+"""Files with keys: see broker/transport/zeromq/curve.py."""
+_READY: Final = ("tcp", "unix", "inproc", "zmq+tcp", "zmq+ipc")
 """The schemes that have a transport; the others' addresses are understood already."""
 
 _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
     "tcp": _parse_host_port,
     "unix": _parse_path,
     "inproc": _parse_name,
-    "zmq+tcp": _parse_host_port,
-    "zmq+ipc": _parse_path,
+    "zmq+tcp": _with_options(_parse_host_port),
+    "zmq+ipc": _with_options(_parse_path),
     "ucx": _parse_host_port,
 }

@@ -74,13 +74,22 @@ class Connection(_Closing):
         return False
 
     @property
+    def sends_when_readable(self) -> bool:
+        """Whether `fileno()` becomes readable, and never writable, when `send` can go on that took less than it got.
+
+        Its owner then calls both `receive_into` and, if it has something to send, `send` when it is readable.
+        """
+        return False
+
+    @property
     def passage(self) -> Passage | None:
         """How descriptors pass over this connection; None where they cannot."""
         return None
 
     @abstractmethod
     def fileno(self) -> int:
-        """The descriptor to wait on: readable when `receive_into`, writable when `send` has something to do.
+        """The descriptor to wait on: readable when `receive_into`, writable when `send` has something to do; see also
+        `sends_when_readable`.
 
         Returns:
             The same descriptor for the connection's life, -1 after close. Take it out of every loop and poll set before
@@ -158,6 +167,12 @@ class Listener(_Closing):
     def fileno(self) -> int:
         """The descriptor to wait on: readable when somebody waits to be accepted; -1 after close."""
 
+    def stays_watched(self) -> None:  # noqa: B027 - most have nothing to gain from it
+        """Says that the caller waits for `fileno()` until close, and calls `accept` each time that it is readable.
+
+        A transport whose connections come over one socket then need not wake each of them for all the others.
+        """
+
     @abstractmethod
     def accept(self) -> Connection | None:
         """Takes the next connection that waits.
@@ -176,7 +191,8 @@ class Listener(_Closing):
         """Ends listening; a second call does nothing.
 
         Those who wait to be accepted are refused or cut off; connections accepted before live on. A transport that left
-        a socket file removes it, if it is still its own.
+        a socket file removes it, if it is still its own. On zmq+tcp the address stays in use until the connections that
+        were accepted there are closed.
         """
 
     def retire(self) -> bool:
@@ -212,6 +228,12 @@ class Transport(ABC):
 
         Raises:
             ConnectError: with the address and, in plain words, what the attempt met. Nothing is left open.
+        """
+
+    def finish(self) -> None:  # noqa: B027 - most have nothing to wait for
+        """At the process's end, when all connections are closed: waits a moment for what `send` has accepted.
+
+        There is nothing to wait for where the kernel delivers it.
         """
 
     @abstractmethod

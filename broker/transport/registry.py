@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Final
@@ -53,6 +54,13 @@ def listen(address: str | Address) -> Listener:
     """Listens at an address with the transport of its scheme; see `Transport.listen`."""
     address = _parsed(address)
     return transport_for(address.scheme).listen(address)
+
+
+@atexit.register
+def _finish() -> None:
+    """Runs after clients were closed at the process's end, because their handlers were registered later."""
+    for transport in _transports.values():
+        transport.finish()
 
 
 def _parsed(address: str | Address) -> Address:

@@ -34,7 +34,7 @@ class TcpTransport(Transport):
     def connect(self, address: Address, timeout_s: float) -> Connection:
         deadline_s = time.monotonic() + timeout_s
         try:
-            candidates = _look_up(address)
+            candidates = look_up(address)
         except OSError as error:
             raise connect_error(address, error, timeout_s) from error
         failures: list[ConnectError] = []
@@ -51,9 +51,7 @@ class TcpTransport(Transport):
 
     def listen(self, address: Address) -> Listener:
         try:
-            # `localhost` may stand for ::1 too, but what everybody dials by number is 127.0.0.1.
-            family, target = min(_look_up(address), key=lambda found: found[0] != socket.AF_INET)
-            sock = _listening(family, target)
+            sock = listening_socket(*look_up_own(address))
             return TcpListener(sock, replace(address, port=sock.getsockname()[1]))
         except OSError as error:
             raise listen_error(address, error) from error
@@ -83,11 +81,17 @@ class TcpListener(SocketListener):
         return _connected(sock, (peer[0], peer[1]))
 
 
-def _look_up(address: Address) -> list[tuple[int, _SocketAddress]]:
+def look_up(address: Address) -> list[tuple[int, _SocketAddress]]:
     """The address families and socket addresses that a host stands for, best first (RFC 6724)."""
     # As bytes, because for a str Python insists on IDNA and raises UnicodeError over, say, two dots in a row.
     found = socket.getaddrinfo(address.host.encode(), address.port, type=socket.SOCK_STREAM)
     return [(family, cast("_SocketAddress", target)) for family, _, _, _, target in found]
+
+
+def look_up_own(address: Address) -> tuple[int, _SocketAddress]:
+    """The one of them to listen at."""
+    # `localhost` may stand for ::1 too, but what everybody dials by number is 127.0.0.1.
+    return min(look_up(address), key=lambda found: found[0] != socket.AF_INET)
 
 
 def _dial(family: int, target: _SocketAddress, attempt_s: float) -> Connection:
@@ -104,7 +108,12 @@ def _dial(family: int, target: _SocketAddress, attempt_s: float) -> Connection:
         raise
 
 
-def _listening(family: int, target: _SocketAddress) -> socket.socket:
+def listening_socket(family: int, target: _SocketAddress) -> socket.socket:
+    """A socket that listens, which the caller owns.
+
+    Raises:
+        OSError: the address is in use, not allowed or not of this machine.
+    """
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         # A daemon that restarts takes its port back although old connections still linger in TIME_WAIT.

@@ -56,12 +56,24 @@ class UnixTransport(Transport):
 
     def listen(self, address: Address) -> Listener:
         try:
-            with _guard(address):
-                _remove_stale(address)
-                sock = _listening(address.path)
-                return UnixListener(sock, address)
+            return UnixListener(claimed_socket(address), address)
         except OSError as error:
             raise listen_error(address, error) from error
+
+
+class SocketFile:
+    """The file of a listening socket."""
+
+    __slots__ = ("_identity", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity = _identity(path)
+
+    def remove(self) -> None:
+        """Removes it, unless another daemon has taken the path over after somebody removed ours."""
+        if _identity(self._path) == self._identity:
+            Path(self._path).unlink(missing_ok=True)
 
 
 class UnixListener(SocketListener):
@@ -71,14 +83,12 @@ class UnixListener(SocketListener):
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         super().__init__(sock, address)
-        self._file = _identity(address.path)
+        self._file = SocketFile(address.path)
 
     def close(self) -> None:
         if self.fileno() < 0:
             return
-        # Another daemon may have taken the path over after somebody removed our file.
-        if _identity(self.address.path) == self._file:
-            Path(self.address.path).unlink(missing_ok=True)
+        self._file.remove()
         super().close()
 
     def _connection(self, sock: socket.socket, peer: object) -> Connection:
@@ -103,6 +113,18 @@ def _dial(path: str, timeout_s: float) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def claimed_socket(address: Address) -> socket.socket:
+    """A socket that listens at a path at which nobody else does; the caller owns it and its file.
+
+    Raises:
+        ListenError: what is at the path is in use or is not a socket.
+        OSError: the file cannot be made.
+    """
+    with _guard(address):
+        _remove_stale(address)
+        return _listening(address.path)
 
 
 def _listening(path: str) -> socket.socket:

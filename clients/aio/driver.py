@@ -129,7 +129,8 @@ class AsyncDriver:
                 self.core.outgoing.link_drained()
             else:
                 self._writing = True
-                self._loop.add_writer(link.connection.fileno(), self._writable, link)
+                if not link.connection.sends_when_readable:
+                    self._loop.add_writer(link.connection.fileno(), self._writable, link)
         except ConnectionClosed as error:
             self._lose(error)
 
@@ -214,6 +215,8 @@ class AsyncDriver:
         except ConnectionClosed as error:
             self._lose(error)
             return 0
+        if self._writing and link.connection.sends_when_readable:
+            self._writing = False
         self.flush()
         self._check_session(session)
         return size

@@ -23,7 +23,7 @@ from examples.training_loop.job import STALENESS, Job
 from examples.training_loop.model import DigitsModel, make_model
 from examples.training_loop.trainer import Result, optimizer_of, train
 from tests.clients.ranks import PATIENCE_S, all_together, embedded_url
-from tests.daemon import Process
+from tests.daemon import Daemon, Process
 
 TARGET_ACCURACY = 0.95
 NAMED_WITHIN_S = 1.0
@@ -41,9 +41,9 @@ def train_alone(job: Job) -> tuple[list[float], float]:
     return losses, model.accuracy()
 
 
-def train_together(job: Job) -> list[Result]:
-    """All trainers of a job, on threads, with an embedded broker."""
-    url = embedded_url()
+def train_together(job: Job, url: str = "") -> list[Result]:
+    """All trainers of a job, on threads, with an embedded broker if no other is named."""
+    url = url or embedded_url()
 
     def run(rank: int) -> Result:
         model = make_model(job)
@@ -75,6 +75,13 @@ def test_losses_are_those_of_one_process_and_parameters_the_same_to_the_bit(mode
     for each in losses if mode == "all-reduce" else [losses.mean(axis=0)]:
         np.testing.assert_allclose(each, expected, rtol=1e-6, atol=0)
     assert len({result.digest for result in results}) == 1
+
+
+def test_losses_are_the_same_over_zeromq() -> None:
+    job = Job(trainers=2, epochs=1)
+    with Daemon(listen=["zmq+tcp://127.0.0.1:0"], admin="off") as daemon:
+        over_zeromq = train_together(job, daemon.url)
+    assert [result.losses for result in over_zeromq] == [result.losses for result in train_together(job)]
 
 
 def test_unequal_shards_make_the_same_losses() -> None:

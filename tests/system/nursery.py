@@ -24,6 +24,7 @@ import numpy as np
 
 import clients
 from broker.buffers import Buffer
+from broker.transport.base import Connection
 from broker.transport.sockets import SocketConnection
 
 TOPIC = "parts"
@@ -47,23 +48,32 @@ def large(number: int) -> np.ndarray:
     return np.arange(number, number + LARGE_NUMBERS)
 
 
-def tell_of_pieces(pipe: int) -> None:
-    """Has every connection write a PIECE to the pipe when a piece of a large message has moved."""
-    send, receive_into = SocketConnection.send, SocketConnection.receive_into
+def kind_of(url: str) -> type[Connection]:
+    """The class whose `send` and `receive_into` move the bytes of connections to an address."""
+    if not url.startswith("zmq+"):
+        return SocketConnection
+    from broker.transport.zeromq.stream import Stream
+
+    return Stream
+
+
+def tell_of_pieces(pipe: int, kind: type[Connection]) -> None:
+    """Has every connection of a kind write a PIECE to the pipe when a piece of a large message has moved."""
+    send, receive_into = kind.send, kind.receive_into
 
     def told(moved_bytes: int) -> int:
         if moved_bytes >= PIECE_BYTES:
             os.write(pipe, PIECE)
         return moved_bytes
 
-    def send_and_tell(self: SocketConnection, buffers: Sequence[Buffer]) -> int:
+    def send_and_tell(self: Connection, buffers: Sequence[Buffer]) -> int:
         return told(send(self, buffers))
 
-    def receive_and_tell(self: SocketConnection, buffers: Sequence[memoryview]) -> int:
+    def receive_and_tell(self: Connection, buffers: Sequence[memoryview]) -> int:
         return told(receive_into(self, buffers))
 
-    SocketConnection.send = send_and_tell  # type: ignore[method-assign]
-    SocketConnection.receive_into = receive_and_tell  # type: ignore[method-assign]
+    kind.send = send_and_tell  # type: ignore[method-assign]
+    kind.receive_into = receive_and_tell  # type: ignore[method-assign]
 
 
 def publish(url: str, name: str) -> None:
@@ -141,7 +151,7 @@ def give_birth(role: str, url: str, name: str) -> tuple[int, int]:
         try:
             if role in SHARING:
                 SHARING[role](url, name, lambda: told(writing))
-            tell_of_pieces(writing)
+            tell_of_pieces(writing, kind_of(url))
             ROLES[role](url, name)
         except BaseException:
             traceback.print_exc()

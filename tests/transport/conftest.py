@@ -13,7 +13,7 @@ from broker.transport import Connection, Listener, connect, inproc, listen
 
 from .driving import PATIENCE_S, accept
 
-SCHEMES = ("tcp", "unix", "inproc")
+SCHEMES = ("tcp", "unix", "inproc", "zmq+tcp", "zmq+ipc")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ def no_factory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=SCHEMES)
 def listen_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An address of each transport at which a test may listen."""
-    addresses = {"tcp": "tcp://127.0.0.1:0", "unix": f"unix://{tmp_path}/bus.sock", "inproc": "inproc://conformance"}
+    addresses = {
+        "tcp": "tcp://127.0.0.1:0",
+        "unix": f"unix://{tmp_path}/bus.sock",
+        "inproc": "inproc://conformance",
+        "zmq+tcp": "zmq+tcp://127.0.0.1:0",
+        "zmq+ipc": f"zmq+ipc://{tmp_path}/zmq.sock",
+    }
     return addresses[request.param]
 
 

@@ -25,15 +25,22 @@ def wait_readable(end: Connection | Listener) -> None:
     assert is_ready(end.fileno(), select.POLLIN, PATIENCE_S), f"{end} did not become readable"
 
 
+def writable(end: Connection) -> int:
+    """The event that says that a connection can send."""
+    return select.POLLIN if end.sends_when_readable else select.POLLOUT
+
+
 def wait_writable(end: Connection) -> None:
-    assert is_ready(end.fileno(), select.POLLOUT, PATIENCE_S), f"{end} did not become writable"
+    assert is_ready(end.fileno(), writable(end), PATIENCE_S), f"{end} did not become writable"
 
 
 def accept(listener: Listener) -> Connection:
-    wait_readable(listener)
-    connection = listener.accept()
-    assert connection is not None
-    return connection
+    """Accepts one; that the listener is ready may be spurious."""
+    while True:
+        wait_readable(listener)
+        connection = listener.accept()
+        if connection is not None:
+            return connection
 
 
 def rest_of(buffers: Sequence[Buffer], sent_bytes: int) -> list[Buffer]:
@@ -50,16 +57,15 @@ def rest_of(buffers: Sequence[Buffer], sent_bytes: int) -> list[Buffer]:
 def send_all(connection: Connection, buffers: Sequence[Buffer]) -> None:
     """Sends everything to a peer that has room for it."""
     left = rest_of(buffers, 0)
-    while left:
+    while left := rest_of(left, connection.send(left)):
         wait_writable(connection)
-        left = rest_of(left, connection.send(left))
 
 
 def send_for_ever(connection: Connection) -> None:
     """Sends until it raises: a peer that is gone may say so only after the first bytes have reached it."""
     while True:
-        wait_writable(connection)
-        connection.send([b"x"])
+        if not connection.send([b"x"]):
+            wait_writable(connection)
 
 
 def fill(connection: Connection) -> bytes:
@@ -75,7 +81,7 @@ def fill(connection: Connection) -> bytes:
         accepted += block[:sent_bytes]
         refused = 0 if sent_bytes else refused + 1
         if refused:
-            is_ready(connection.fileno(), select.POLLOUT, 0.05)
+            is_ready(connection.fileno(), writable(connection), 0.05)
     return bytes(accepted)
 
 
@@ -104,8 +110,9 @@ def receive_until_closed(connection: Connection) -> tuple[bytes, ConnectionClose
 def exchange(sender: Connection, receiver: Connection, payload: Buffer, into: memoryview) -> None:
     """Moves a payload of any length with both ends driven by one poll."""
     left, room = memoryview(payload), into
+    left = left[sender.send([left]) :]
     poll = select.poll()
-    poll.register(sender.fileno(), select.POLLOUT)
+    poll.register(sender.fileno(), writable(sender))
     poll.register(receiver.fileno(), select.POLLIN)
     while room:
         ready = {fileno for fileno, _ in poll.poll(PATIENCE_S * 1000)}

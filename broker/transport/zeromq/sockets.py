@@ -1,0 +1,127 @@
+"""How ZeroMQ's contexts and sockets are set up here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+from typing import Final
+
+import zmq
+
+from broker.limits import (
+    HEARTBEAT_INTERVAL_S,
+    HEARTBEAT_TIMEOUT_S,
+    HELLO_TIMEOUT_S,
+    ZEROMQ_LINGER_S,
+    ZEROMQ_MESSAGE_BYTES_MAX,
+    ZEROMQ_SOCKETS_MAX,
+    ZEROMQ_UNREAD_MESSAGES_MAX,
+)
+from broker.transport.addresses import Address
+from broker.transport.zeromq.messages import HEADER_BYTES
+
+_MILLISECONDS: Final = 1000
+LINGER_MS: Final = int(ZEROMQ_LINGER_S * _MILLISECONDS)
+_CREDENTIALS: Final = struct.Struct("3i")
+"""struct ucred of unix(7): process, user, group."""
+
+_context: zmq.Context[zmq.Socket[bytes]] | None = None
+_of_the_parent: Final[list[object]] = []
+"""Contexts that a forked child must neither use nor end: it has none of their threads."""
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """This process's ZeroMQ, whose thread moves the bytes of all its sockets; made for the first one."""
+    global _context
+    if _context is None:
+        _context = zmq.Context()
+        _context.set(zmq.MAX_SOCKETS, ZEROMQ_SOCKETS_MAX)
+    return _context
+
+
+def finish() -> None:
+    """At the process's end: waits until what was put has left, at most ZEROMQ_LINGER_S, and ends ZeroMQ."""
+    global _context
+    ending, _context = _context, None
+    if ending is not None:
+        ending.destroy(linger=LINGER_MS)
+
+
+def _forget_in_child() -> None:
+    global _context
+    if _context is not None:
+        _of_the_parent.append(_context)
+        _context = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def make_socket(kind: int, address: Address) -> zmq.Socket[bytes]:
+    """A socket with the settings that both ends have in common."""
+    made = context().socket(kind)
+    # Windows bound what waits; a mark would block or drop. The other one slows down a peer that ignores its window.
+    made.set(zmq.SNDHWM, 0)
+    made.set(zmq.RCVHWM, ZEROMQ_UNREAD_MESSAGES_MAX)
+    made.set(zmq.MAXMSGSIZE, ZEROMQ_MESSAGE_BYTES_MAX + HEADER_BYTES)
+    made.set(zmq.LINGER, LINGER_MS)
+    made.set(zmq.HANDSHAKE_IVL, int(HELLO_TIMEOUT_S * _MILLISECONDS))
+    made.set(zmq.HEARTBEAT_IVL, int(HEARTBEAT_INTERVAL_S * _MILLISECONDS))
+    made.set(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_TIMEOUT_S * _MILLISECONDS))
+    made.set(zmq.TCP_KEEPALIVE, 1)
+    if ":" in address.host:
+        made.set(zmq.IPV6, 1)
+    return made
+
+
+def endpoint_of(address: Address) -> str:
+    """What ZeroMQ calls an address."""
+    if address.path:
+        return f"ipc://{address.path}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"tcp://{host}:{address.port}"
+
+
+def end_of(descriptor: int, scheme: str, *, peer: bool) -> str:
+    """The address of one end of a link, fit for a log.
+
+    Args:
+        descriptor: of the link's socket; ZeroMQ owns it, and may have closed it by now.
+        scheme: of the connection.
+        peer: the other end's, instead of this end's.
+    """
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as link:
+            if link.family == socket.AF_UNIX:
+                credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                return process_end(scheme, _CREDENTIALS.unpack(credentials)[0] if peer else os.getpid())
+            host, port = (link.getpeername() if peer else link.getsockname())[:2]
+            return str(Address(scheme, host=host, port=port))
+    except OSError:
+        return f"{scheme}://gone"
+
+
+def process_end(scheme: str, process_id: int) -> str:
+    """The address of an end that has no path."""
+    return f"{scheme}:pid={process_id}"
+
+
+def identity_of(descriptor: int) -> int:
+    """The file behind a descriptor, by which a number that was given to another file is told; 0 if it is no socket."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return 0
+    return found.st_ino if stat.S_ISSOCK(found.st_mode) else 0
+
+
+def events_of(zeromq_socket: zmq.Socket[bytes]) -> int:
+    """What a socket is ready for. Where it has no message, its descriptor tells of the next one from now on."""
+    return int(zeromq_socket.get(zmq.EVENTS))
+
+
+def has_input(zeromq_socket: zmq.Socket[bytes]) -> bool:
+    """Whether a message is there; see `events_of`."""
+    return bool(events_of(zeromq_socket) & zmq.POLLIN)
