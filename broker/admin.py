@@ -5,7 +5,7 @@
     /metrics            for Prometheus (broker/metrics.py)
     /api/v1/server      the broker as a whole       \\
     /api/v1/sessions    {"sessions": [...]}          | JSON; the keys are the fields of the types
-    /api/v1/topics      {"topics": [...]}            | in broker/admin_views.py; ?filter= chooses topics
+    /api/v1/topics      {"topics": [...]}            | in broker/admin_views.py, admin_groups.py; ?filter= for topics
     /api/v1/groups      {"groups": [...]}           /
     /                   a page with these links
 
@@ -22,6 +22,7 @@ import msgspec
 from aiohttp import web
 
 from broker import admin_views as views
+from broker.admin_groups import group_views
 from broker.errors import InvalidValue, ListenError
 from broker.metrics import Metrics
 from broker.server import Server
@@ -127,7 +128,7 @@ class Admin:
             return _json({"error": str(error)}, status=400)
 
     async def _show_groups(self, request: web.Request) -> web.Response:
-        return _json({"groups": views.group_views(self._server, time.monotonic_ns())})
+        return _json({"groups": group_views(self._server, time.monotonic_ns())})
 
     def __repr__(self) -> str:
         addresses = [] if self._runner is None else self._runner.addresses
