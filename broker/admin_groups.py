@@ -20,6 +20,8 @@ from broker.server import Server
 
 RECENT_SHOWN: Final = 32
 """Operations of each group that are shown; its recorder may have more."""
+ARRIVALS_SHOWN: Final = 4096
+"""Ranks times operations: of large groups fewer operations are shown."""
 
 
 class MemberView(msgspec.Struct, frozen=True):
@@ -157,8 +159,9 @@ class GroupView(msgspec.Struct, frozen=True):
         stragglers: the latest first.
         recorded_operations: operations that were seen to end, ever; on a busy board some are missed.
         failed_operations: of these, those that were not done.
+        last_outcome: how the last operation ended; empty before the first one.
         last_failure: the last one that failed, other than by a change of members; null when none has.
-        recent: the last operations, oldest first.
+        recent: the last operations, at most 32, oldest first.
     """
 
     name: str
@@ -177,6 +180,7 @@ class GroupView(msgspec.Struct, frozen=True):
     stragglers: list[StragglerView]
     recorded_operations: int
     failed_operations: int
+    last_outcome: str
     last_failure: RecordedView | None
     recent: list[RecordedView]
 
@@ -193,6 +197,7 @@ def group_view(server: Server, group: Group, now_ns: int) -> GroupView:
         _member(server, session, rank, None, now_ns) for rank, session in zip(shown.ranks, shown.sessions, strict=True)
     ]
     recorder, failure = shown.recorder, shown.recorder.last_failure
+    recent = recorder.recent(max(2, min(RECENT_SHOWN, ARRIVALS_SHOWN // shown.world_size)))
     return GroupView(
         name=shown.name,
         number=shown.number,
@@ -210,8 +215,9 @@ def group_view(server: Server, group: Group, now_ns: int) -> GroupView:
         stragglers=_stragglers(shown, {member.rank: member for member in members}),
         recorded_operations=recorder.operations,
         failed_operations=recorder.failed_operations,
+        last_outcome=recent[-1].outcome.value if recent else "",
         last_failure=None if failure is None else _recorded(failure, now_ns),
-        recent=[_recorded(operation, now_ns) for operation in recorder.recent(RECENT_SHOWN)],
+        recent=[_recorded(operation, now_ns) for operation in recent],
     )
 
 

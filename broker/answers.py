@@ -6,7 +6,7 @@ does not fit, a group of a thousand ranks, is told shorter (`_shortened`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -24,6 +24,8 @@ ITEM_BYTES_MAX: Final = 96 * KIB
 """Longer things are told shorter."""
 _KEPT: Final = 16
 """Entries of each list in such a thing, members that are waited for first."""
+_LETTERS_KEPT: Final = 2048
+"""Of each text in it: the claims of a thousand ranks are long."""
 
 _encoder: Final = msgspec.msgpack.Encoder()
 
@@ -78,17 +80,18 @@ def _encoded(item: msgspec.Struct) -> bytes:
 
 
 def _shortened(item: object) -> object:
-    """A thing with 16 entries of each list and map in it; of members, those that are waited for."""
+    """A thing with 16 entries of each list and map in it; of members, those that are waited for. Ranks stay all."""
     if isinstance(item, dict):
         if "members" in item and "operations" in item:
             waited = {rank for operation in item["operations"] for rank in operation["missing_ranks"]}
             item["members"].sort(key=lambda member: member["rank"] not in waited)
-        keep: Callable[[str], bool] = lambda key: not key.isdecimal()  # noqa: E731
-        names = [key for key in item if keep(key)]
-        others = [key for key in item if not keep(key)][:_KEPT]
-        return {key: _shortened(item[key]) for key in [*names, *others]}
+        names = [key for key in item if not key.isdecimal()]
+        ranks = [key for key in item if key.isdecimal()]
+        return {key: _shortened(item[key]) for key in [*names, *ranks[:_KEPT]]}
     if isinstance(item, list):
         if item and all(isinstance(entry, int) for entry in item):
             return item
         return [_shortened(entry) for entry in item[:_KEPT]]
+    if isinstance(item, str) and len(item) > _LETTERS_KEPT:
+        return item[:_LETTERS_KEPT] + " ..."
     return item

@@ -192,6 +192,49 @@ def topics(topic_filter: str | None, *, as_json: bool, admin: str | None) -> Non
     show(admin_address(admin, environment()), topic_filter, as_json=as_json)
 
 
+def _at_broker(command: C) -> C:
+    """Gives a command the broker's address, as an argument or a flag."""
+    command = click.argument("address", metavar="[URL]", required=False)(command)
+    return _url(command)
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+
+
+@main.command()
+@click.option(
+    "--after",
+    "after_s",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    metavar="SECONDS",
+    help="What has moved in this time is not stuck.",
+)
+@_as_json
+@_at_broker
+def stuck(address: str | None, url: str | None, *, after_s: float, as_json: bool) -> None:
+    """Show which collectives wait, for whom, and what is known of those; exit status 1 when any does.
+
+    For each group: the operation, how long, which ranks have come and which have not; of each of these its client,
+    process and host, when it was last heard of, and its last message. Failures of the last ten minutes follow.
+    """
+    from broker.cli_groups import show_stuck
+
+    if show_stuck(address or url, after_s, as_json=as_json):
+        raise SystemExit(1)
+
+
+@main.command()
+@_as_json
+@_at_broker
+def groups(address: str | None, url: str | None, *, as_json: bool) -> None:
+    """Show the collective groups: who is in, what is in progress, who is always late, how it last ended."""
+    from broker.cli_groups import show_groups
+
+    show_groups(address or url, as_json=as_json)
+
+
 @main.command()
 @click.option("--only", "parts", multiple=True, type=click.Choice(BENCH_PARTS), help="May be given several times.")
 @click.option(

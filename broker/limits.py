@@ -240,6 +240,8 @@ STRAGGLER_ARRIVALS_MAX: Final = 8192
 """Ranks times operations that are looked at for that: a few milliseconds of the broker's thread."""
 LATE_NS: Final = 1_000_000
 """Ranks that come within a millisecond wait for no straggler, but for the network and their processors."""
+LATE_OPERATIONS_MIN: Final = 2
+"""Whoever was late once has had something else to do."""
 GROUP_REPORT_INTERVAL_NS: Final = 1_000_000_000
 """Between two words of the broker about who is late or stuck in one group."""
 STUCK_NS: Final = 1_000_000_000

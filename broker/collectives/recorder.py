@@ -20,6 +20,7 @@ from broker.collectives.claims import Claim
 from broker.ids import Rank
 from broker.limits import (
     LATE_NS,
+    LATE_OPERATIONS_MIN,
     RECORDED_ARRIVALS_MAX,
     RECORDED_OPERATIONS,
     STRAGGLER_ARRIVALS_MAX,
@@ -147,7 +148,7 @@ class Recorder:
             )
             for rank, lates in behind.items()
         ]
-        late = [straggler for straggler in found if straggler.lateness_ns >= LATE_NS]
+        late = [each for each in found if each.lateness_ns >= LATE_NS and each.late_operations >= LATE_OPERATIONS_MIN]
         return sorted(late, key=lambda straggler: (-straggler.lateness_ns, straggler.rank))
 
     def _late_window(self) -> list[Recorded]:

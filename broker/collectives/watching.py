@@ -103,8 +103,17 @@ class BoardWatch:
         self._progress.observe({sequence: self._moved(sequence) for sequence in self._in_progress()}, now_ns)
 
     def operations(self) -> tuple[OperationSnapshot, ...]:
-        """The operations in progress when it was last looked."""
-        return tuple(self._snapshot(sequence) for sequence in self._in_progress())
+        """The operations in progress when it was last looked, without those that nobody waits for any more."""
+        shown = (self._snapshot(sequence) for sequence in self._in_progress())
+        return tuple(each for each in shown if self._anybody_waits(each))
+
+    def _anybody_waits(self, operation: OperationSnapshot) -> bool:
+        inside = [each for each in self._standings if each.left < operation.sequence <= each.begun]
+        return len(inside) == len(self._standings) or len(inside) > sum(
+            each.begun >= operation.sequence
+            for each, rank in zip(self._standings, self._ranks, strict=True)
+            if rank in operation.missing_ranks
+        )
 
     def end(self, recorder: Recorder, now_ns: int) -> None:
         """The generation is over, and with it what is in progress."""
