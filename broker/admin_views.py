@@ -7,12 +7,15 @@ answers in Python can decode them with these types.
 from __future__ import annotations
 
 import os
+import platform
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
 import msgspec
 
+from broker.measuring.modules import compiled_modules
 from broker.metrics import public_topics, sessions_open, subscriptions_open, version
 from broker.server import Server
 from broker.state.delivery import Subscription
@@ -35,6 +38,10 @@ class ServerView(msgspec.Struct, frozen=True):
         version: of tensorbus.
         process: its process number.
         uptime_s: time since it started, in seconds.
+        clock_ns: its wall clock, in nanoseconds since 1970.
+        python: the version that it runs on.
+        compiled_modules: of the hot modules, how many are compiled.
+        shared_memory: whether it shares memory with clients on its host.
         listeners: the addresses at which it accepts sessions.
         draining: whether it is about to end.
         sessions: open ones.
@@ -56,6 +63,10 @@ class ServerView(msgspec.Struct, frozen=True):
     version: str
     process: int
     uptime_s: float
+    clock_ns: int
+    python: str
+    compiled_modules: int
+    shared_memory: bool
     listeners: list[str]
     draining: bool
     sessions: int
@@ -226,6 +237,10 @@ def server_view(server: Server, now_ns: int) -> ServerView:
         version=version(),
         process=os.getpid(),
         uptime_s=seconds(now_ns - server.started_ns),
+        clock_ns=time.time_ns(),
+        python=platform.python_version(),
+        compiled_modules=compiled_modules(),
+        shared_memory=server.config.shared_memory,
         listeners=[str(listener.address) for listener in server.listeners],
         draining=state.draining,
         sessions=sessions_open(state),

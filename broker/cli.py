@@ -236,6 +236,21 @@ def groups(address: str | None, url: str | None, *, as_json: bool) -> None:
 
 
 @main.command()
+@_as_json
+@_at_broker
+def doctor(address: str | None, url: str | None, *, as_json: bool) -> None:
+    """Look at the way to a broker and at this machine: what is slow, and the command that changes it.
+
+    Which transport and path a client gets, and why not a better one; round trip, bandwidth and clock; versions, limits
+    and settings of the system. Takes about four seconds. Exit status 1 when something is bad, such as no broker.
+    """
+    from broker.cli_doctor import run
+
+    if not run(address or url, as_json=as_json):
+        raise SystemExit(1)
+
+
+@main.command()
 @click.option("--only", "parts", multiple=True, type=click.Choice(BENCH_PARTS), help="May be given several times.")
 @click.option(
     "--duration",

@@ -7,7 +7,7 @@ from typing import Final
 import click
 import msgspec
 
-from broker.cli_connect import ask, connect, duration_text, ranks_text, table
+from broker.cli_connect import ask, connect, duration_text, printable, ranks_text, table
 
 FAILURE_TOLD_S: Final = 600.0
 """Failures that are older are told by `groups` alone."""
@@ -124,11 +124,11 @@ def show_stuck(url: str | None, after_s: float, *, as_json: bool) -> bool:
             click.echo(msgspec.json.encode(stuck))
         return bool(found)
     for stuck in found:
-        click.echo("\n".join(_paragraph(stuck)))
+        click.echo("\n".join(printable(line) for line in _paragraph(stuck)))
     for group in groups:
         failure = group.last_failure
         if failure is not None and failure.ago_s < FAILURE_TOLD_S:
-            click.echo(f"failed {duration_text(failure.ago_s)} ago: {failure.failure}")
+            click.echo(_failed(failure))
     if not found:
         click.echo(f"nothing is stuck in {len(groups)} group{'s' * (len(groups) != 1)}")
     return bool(found)
@@ -200,10 +200,14 @@ def show_groups(url: str | None, *, as_json: bool) -> None:
         click.echo("no groups", err=True)
         return
     head = ("GROUP", "GENERATION", "RANKS", "SCHEDULE", "IN PROGRESS", "STRAGGLERS", "LAST")
-    click.echo("\n".join(table([head, *(_row(group) for group, _ in groups)])))
+    click.echo("\n".join(printable(line) for line in table([head, *(_row(group) for group, _ in groups)])))
     for group, _ in groups:
         if group.last_failure is not None:
-            click.echo(f"failed {duration_text(group.last_failure.ago_s)} ago: {group.last_failure.failure}")
+            click.echo(_failed(group.last_failure))
+
+
+def _failed(failure: _Recorded) -> str:
+    return printable(f"failed {duration_text(failure.ago_s)} ago: {failure.failure}")
 
 
 def _row(group: _Group) -> tuple[str, ...]:

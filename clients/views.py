@@ -1,12 +1,13 @@
-"""What the broker tells of itself, over the connection of a client: what its HTTP interface tells, without that."""
+"""What the broker tells of itself over a client's connection, the same as over HTTP; and how the client reaches it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, cast
 
 import msgspec
 
-from broker.errors import ProtocolError
+from broker.errors import ConnectionClosed, ProtocolError
 from broker.protocol.bodies import decode_body, encode_body
 from broker.protocol.frames import Kind
 from broker.protocol.pressure import Query, View
@@ -41,6 +42,48 @@ def view(
     """
     driver = bus._driver
     return driver.run(_view(driver, what, topic_filter, items_max, timeout_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a client reaches its broker.
+
+    Attributes:
+        scheme: of the transport: tcp, unix, inproc, ...
+        peer: the broker's end.
+        same_host: whether the broker is known to be on this host.
+        shared_memory: whether large messages go and come in shared memory.
+        heartbeat_timeout_s: after so many seconds of silence the connection counts as lost.
+        publish_window_bytes: of one topic that may be sent ahead of the broker's credit.
+    """
+
+    scheme: str
+    peer: str
+    same_host: bool
+    shared_memory: bool
+    heartbeat_timeout_s: float
+    publish_window_bytes: int
+
+
+def way(bus: Client) -> Way:
+    """How a client reaches its broker at this moment.
+
+    Raises:
+        ConnectionClosed: it does not.
+    """
+    link = bus._driver._link
+    if link is None:
+        raise ConnectionClosed("there is no connection to the broker at the moment")
+    peer, welcome = link.connection.peer_address, link.welcome
+    scheme = peer.partition("://")[0]
+    return Way(
+        scheme,
+        peer,
+        scheme in ("unix", "inproc") or link.connection.same_host,
+        bus._core.arenas.enabled,
+        welcome.heartbeat_timeout_ms / 1000,
+        welcome.publish_window_bytes,
+    )
 
 
 async def _view(

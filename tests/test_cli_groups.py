@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import clients
-from broker.cli_connect import duration_text, ranks_text
+from broker.cli_connect import duration_text, printable, ranks_text
 from broker.collectives import shm
 from tests.clients.ranks import running
 
@@ -175,3 +175,7 @@ def test_ranks_and_durations_in_few_words() -> None:
     assert [duration_text(each) for each in (2e-5, 0.0123, 1.5, 125.9, 7260)] == [
         "20 us", "12.3 ms", "1.50 s", "2 min 5 s", "2 h 1 min",
     ]  # fmt: skip
+
+
+def test_names_of_strangers_play_no_tricks_on_a_terminal() -> None:
+    assert printable("trainer\x1b[2J\n0") == "trainer?[2J?0"
