@@ -236,6 +236,29 @@ def groups(address: str | None, url: str | None, *, as_json: bool) -> None:
 
 
 @main.command()
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.05),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two refreshes.",
+)
+@click.option("--once", is_flag=True, help="One refresh, with rates over one interval; then exit.")
+@_as_json
+@_at_broker
+def top(address: str | None, url: str | None, *, interval_s: float, once: bool, as_json: bool) -> None:
+    """Watch a broker: traffic by topic and session, queues, drops, groups and stragglers; q or Ctrl-C ends it.
+
+    Goes on when the broker is restarted. --json prints an object for each refresh.
+    """
+    from broker.cli_top import run
+
+    run(address or url, interval_s, as_lines=as_json, once=once)
+
+
+@main.command()
 @_as_json
 @_at_broker
 def doctor(address: str | None, url: str | None, *, as_json: bool) -> None:

@@ -71,6 +71,7 @@ class _Group(msgspec.Struct):
     members: list[_Member]
     newcomers: list[_Member]
     stragglers: list[_Straggler]
+    last_outcome: str
     last_failure: _Recorded | None
     recent: list[_Recorded]
 
@@ -210,6 +211,11 @@ def _failed(failure: _Recorded) -> str:
     return printable(f"failed {duration_text(failure.ago_s)} ago: {failure.failure}")
 
 
+def group_row(group: dict[str, object]) -> tuple[str, ...]:
+    """A group, as it comes without members and the last operations, as a row of the table."""
+    return _row(msgspec.convert({"members": [], "recent": [], **group}, _Group))
+
+
 def _row(group: _Group) -> tuple[str, ...]:
     ranks = f"{ranks_text(group.ranks) or 'none'} of {group.world_size}"
     if group.missing_ranks:
@@ -223,7 +229,9 @@ def _row(group: _Group) -> tuple[str, ...]:
         group.schedule,
         "; ".join(_in_progress(operation) for operation in group.operations[:2]) or "-",
         late_text(group.stragglers) or "-",
-        f"{group.recent[-1].outcome} {duration_text(group.recent[-1].ago_s)} ago" if group.recent else "-",
+        f"{group.recent[-1].outcome} {duration_text(group.recent[-1].ago_s)} ago"
+        if group.recent
+        else group.last_outcome or "-",
     )
 
 
