@@ -24,6 +24,8 @@ ITEM_BYTES_MAX: Final = 96 * KIB
 """Longer things are told shorter."""
 _KEPT: Final = 16
 """Entries of each list in such a thing, members that are waited for first."""
+_AFTER_MAX: Final = 1 << 31
+"""More than there is of anything."""
 _LETTERS_KEPT: Final = 2048
 """Of each text in it: the claims of a thousand ranks are long."""
 
@@ -57,7 +59,7 @@ def _items(server: Server, query: Query, now_ns: int) -> Iterable[msgspec.Struct
     # Only those who are asked need what these import.
     from broker import admin_groups, admin_views
 
-    after = max(0, query.after)
+    after = min(max(0, query.after), _AFTER_MAX)
     if query.view == "server":
         return [admin_views.server_view(server, now_ns)][after:]
     if query.view == "sessions":

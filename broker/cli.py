@@ -6,7 +6,7 @@ A command imports what it needs when it runs, so that `tensorbus pub` starts wit
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Final, TypeVar
@@ -21,6 +21,11 @@ C = TypeVar("C", bound=Callable[..., None])
 
 LANES: Final = ("control", "default", "bulk")
 BENCH_PARTS: Final = ("latency", "ping-pong", "request", "throughput", "tensors")
+_SECTIONS: Final[Mapping[str, Sequence[str]]] = {
+    "Run": ("serve", "bench"),
+    "Messages": ("pub", "sub", "request", "topics"),
+    "See": ("top", "groups", "stuck", "doctor"),
+}
 _METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL"}
 
 
@@ -33,8 +38,24 @@ class _Failure(click.ClickException):
         click.echo(f"tensorbus: {' '.join(self.message.splitlines())}", file=file, err=file is None)
 
 
+class _NotAsked(_Failure):
+    """The broker could not be asked, of a command whose exit status 1 is an answer."""
+
+    exit_code = 2
+
+
 class _Commands(click.Group):
-    """Commands whose errors of tensorbus become one line and exit status 1."""
+    """Commands in sections, whose errors of tensorbus become one line and exit status 1."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands, each section for one purpose; those of no section come last."""
+        others = [name for name in self.list_commands(ctx) if not any(name in names for names in _SECTIONS.values())]
+        for title, names in {**_SECTIONS, "More": others}.items():
+            found = [(name, self.commands[name]) for name in names if name in self.commands]
+            if found:
+                with formatter.section(title):
+                    width = formatter.width - 12
+                    formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found])
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -214,14 +235,19 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object
 @_as_json
 @_at_broker
 def stuck(address: str | None, url: str | None, *, after_s: float, as_json: bool) -> None:
-    """Show which collectives wait, for whom, and what is known of those; exit status 1 when any does.
+    """Show which collectives wait, and for whom; exit status 1 when any does.
 
     For each group: the operation, how long, which ranks have come and which have not; of each of these its client,
-    process and host, when it was last heard of, and its last message. Failures of the last ten minutes follow.
+    process and host, when it was last heard of, and its last message. Failures of the last ten minutes follow. Exit
+    status 2 when the broker could not be asked.
     """
     from broker.cli_groups import show_stuck
 
-    if show_stuck(address or url, after_s, as_json=as_json):
+    try:
+        found = show_stuck(address or url, after_s, as_json=as_json)
+    except BrokerError as error:
+        raise _NotAsked(str(error)) from error
+    if found:
         raise SystemExit(1)
 
 
@@ -229,7 +255,7 @@ def stuck(address: str | None, url: str | None, *, after_s: float, as_json: bool
 @_as_json
 @_at_broker
 def groups(address: str | None, url: str | None, *, as_json: bool) -> None:
-    """Show the collective groups: who is in, what is in progress, who is always late, how it last ended."""
+    """Show collective groups: who is in, what goes on, who is always late."""
     from broker.cli_groups import show_groups
 
     show_groups(address or url, as_json=as_json)
@@ -249,9 +275,9 @@ def groups(address: str | None, url: str | None, *, as_json: bool) -> None:
 @_as_json
 @_at_broker
 def top(address: str | None, url: str | None, *, interval_s: float, once: bool, as_json: bool) -> None:
-    """Watch a broker: traffic by topic and session, queues, drops, groups and stragglers; q or Ctrl-C ends it.
+    """Watch topics, sessions, queues, drops, groups and stragglers live.
 
-    Goes on when the broker is restarted. --json prints an object for each refresh.
+    q or Ctrl-C ends it. Goes on when the broker is restarted. --json prints an object for each refresh.
     """
     from broker.cli_top import run
 
@@ -262,7 +288,7 @@ def top(address: str | None, url: str | None, *, interval_s: float, once: bool, 
 @_as_json
 @_at_broker
 def doctor(address: str | None, url: str | None, *, as_json: bool) -> None:
-    """Look at the way to a broker and at this machine: what is slow, and the command that changes it.
+    """Say how a broker is reached, what is slow, and what changes it.
 
     Which transport and path a client gets, and why not a better one; round trip, bandwidth and clock; versions, limits
     and settings of the system. Takes about four seconds. Exit status 1 when something is bad, such as no broker.

@@ -16,18 +16,21 @@ from broker.admin_last import TEXT_MAX, LastMessage, last_message, text_of
 from broker.errors import InvalidValue, ProtocolError
 from broker.limits import FRAME_BODY_BYTES_MAX
 from broker.protocol.batches import Batch
-from broker.protocol.frames import Flag
+from broker.protocol.bodies import decode_body, encode_body
+from broker.protocol.frames import Flag, Kind
 from broker.protocol.pressure import Query, View
 from broker.protocol.values import encode_value
 from broker.state.records import SessionRecord
 from broker.topics.messages import Message
 from broker.topics.policy import TopicPolicy
 from broker.topics.ring import Ring
+from clients import operations
+from clients.operations import Driver
 from clients.views import view
 from tests.clients.ranks import embedded_url
 from tests.test_admin import ask_json
 
-from .daemon import Daemon
+from .daemon import PATIENCE_S, Daemon
 
 SECOND_NS = 1_000_000_000
 
@@ -67,10 +70,19 @@ def test_what_cannot_be_shown_is_refused_and_the_session_goes_on(bus: clients.Cl
     assert view(bus, "server")[0]["sessions"] == 1
 
 
+async def ask_for(driver: Driver, query: Query) -> View:
+    pending = driver.core.ask(Kind.QUERY, "a view", body=encode_body(query))
+    await operations.answer(driver, pending, operations.Deadline(PATIENCE_S))
+    return decode_body(pending.body, View)
+
+
 def test_passing_over_more_than_there_is_leaves_nothing(bus: clients.Client) -> None:
     server = cast("answers.Server", SimpleNamespace(state=SimpleNamespace(sessions={})))
     assert answers.answer(server, Query(view="sessions", after=5), 0) == View([])
     assert answers.answer(server, Query(view="sessions", after=-5), 0) == View([])
+    for after in (-(2**63), 2**64 - 1):
+        query = Query(view="topics", after=after)
+        assert bus._driver.run(ask_for(bus._driver, query)).more is False
 
 
 def group_of(world_size: int) -> GroupView:
