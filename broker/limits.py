@@ -236,7 +236,7 @@ RECORDED_ARRIVALS_MAX: Final = 16_384
 """Ranks times operations that are kept of one group: about 2 MiB."""
 STRAGGLER_OPERATIONS: Final = 64
 """Operations over which lateness is taken: a rank that begins to be late, or stops, is seen within half of these."""
-STRAGGLER_ARRIVALS_MAX: Final = 8192
+STRAGGLER_ARRIVALS_MAX: Final = 4096
 """Ranks times operations that are looked at for that: a few milliseconds of the broker's thread."""
 LATE_NS: Final = 1_000_000
 """Ranks that come within a millisecond wait for no straggler, but for the network and their processors."""

@@ -39,11 +39,13 @@ cdef class Reader:
     cdef readonly int positions
     cdef object _memory
     cdef const void *_board
+    @cython.locals(standing=tb_standing, position=int, total=uint64_t)
+    cpdef pulse(self)
     @cython.locals(standing=tb_standing, position=int)
     cpdef list standings(self)
     @cython.locals(found=tb_entry, at=int, wanted=uint64_t)
     cpdef entry(self, position, sequence)
     @cython.locals(wanted=uint64_t, word=uint64_t)
     cpdef verdict(self, sequence)
-    @cython.locals(record="const tb_record *", at=int, size=uint32_t, claim="const tb_claim *", bits=uint64_t)
+    @cython.locals(record="const tb_record *", at=int, size=uint32_t, claim=tb_claim, bits=uint64_t)
     cpdef failure(self, author, sequence)

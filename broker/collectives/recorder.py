@@ -142,13 +142,14 @@ class Recorder:
             if max(arrived.values()) - min(arrived.values()) >= LATE_NS:
                 for rank, late_ns in behind_others(arrived):
                     behind.setdefault(rank, []).append(late_ns)
-        found = [
-            Straggler(
-                rank, int(statistics.median(lates)), sum(1 for late_ns in lates if late_ns >= LATE_NS), len(window)
-            )
-            for rank, lates in behind.items()
-        ]
-        late = [each for each in found if each.lateness_ns >= LATE_NS and each.late_operations >= LATE_OPERATIONS_MIN]
+        late = []
+        for rank, lates in behind.items():
+            often = sum(map(LATE_NS.__le__, lates))
+            # A median is late when at least half are: of most ranks it need not be taken.
+            if often >= LATE_OPERATIONS_MIN and 2 * often >= len(lates):
+                lateness_ns = int(statistics.median(lates))
+                if lateness_ns >= LATE_NS:
+                    late.append(Straggler(rank, lateness_ns, often, len(window)))
         return sorted(late, key=lambda straggler: (-straggler.lateness_ns, straggler.rank))
 
     def _late_window(self) -> list[Recorded]:

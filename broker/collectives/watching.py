@@ -43,6 +43,10 @@ _UNREADABLE: Final = "a claim that cannot be read"
 class BoardReader(Protocol):
     """Reads a board: broker/collectives/reading.py."""
 
+    def pulse(self) -> int:
+        """A number that changes when any position goes on."""
+        ...
+
     def standings(self) -> list[Standing]:
         """How far each position is."""
         ...
@@ -80,6 +84,7 @@ class BoardWatch:
         self._ranks = tuple(ranks)
         self._world_size = world_size
         self._since_ns = self._now_ns = now_ns
+        self._pulse = 0
         self._standings: list[Standing] = []
         self._progress = Progress()
         self._recorded = 0
@@ -87,10 +92,11 @@ class BoardWatch:
 
     def look(self, recorder: Recorder, now_ns: int) -> None:
         """Reads what has happened since the last time, and records the operations that are over."""
-        standings, self._now_ns = self._reader.standings(), now_ns
-        if standings == self._standings and not self._in_progress():
+        pulse, self._now_ns = self._reader.pulse(), now_ns
+        if pulse == self._pulse and not self._in_progress():
             return
-        self._standings = standings
+        self._pulse = pulse
+        self._standings = standings = self._reader.standings()
         begun = max(each.begun for each in standings)
         first = max(self._recorded + 1, begun - LOG_ENTRIES + 1)
         left = min(each.left for each in standings)
