@@ -227,7 +227,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object
     "--after",
     "after_s",
     type=click.FloatRange(min=0),
-    default=0.5,
+    default=0.3,
     show_default=True,
     metavar="SECONDS",
     help="What has moved in this time is not stuck.",
