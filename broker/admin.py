@@ -5,9 +5,10 @@
     /metrics            for Prometheus (broker/metrics.py)
     /api/v1/server      the broker as a whole       \\
     /api/v1/sessions    {"sessions": [...]}          | JSON; the keys are the fields of the types
-    /api/v1/topics      {"topics": [...]}            | in broker/admin_views.py; ?filter= chooses topics
+    /api/v1/topics      {"topics": [...]}            | in broker/admin_views.py, admin_groups.py; ?filter= for topics
     /api/v1/groups      {"groups": [...]}           /
-    /                   a page with these links
+    /api/v1/events      what the dashboard shows, once a second, as server-sent events
+    /                   the dashboard: one page, which asks nobody else for anything
 
 Errors are JSON too: {"error": "what happened"}. There is no authentication, so the default address is this host's own.
 """
@@ -16,12 +17,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
 from broker import admin_views as views
+from broker.admin_events import Events
+from broker.admin_groups import group_views
 from broker.errors import InvalidValue, ListenError
 from broker.metrics import Metrics
 from broker.server import Server
@@ -32,10 +36,15 @@ SHUTDOWN_TIMEOUT_S: Final = 1.0
 """How long the end waits for answers that are under way."""
 
 _VIEWS: Final = ("/api/v1/server", "/api/v1/sessions", "/api/v1/topics", "/api/v1/groups")
-_LINKS: Final = ("/healthz", "/readyz", "/metrics", *_VIEWS)
-_PAGE: Final = "<!doctype html><meta charset=utf-8><title>tensorbus</title><h1>tensorbus</h1><ul>{}</ul>".format(
-    "".join(f'<li><a href="{path}">{path}</a>' for path in _LINKS)
-)
+_LINKS: Final = ("/healthz", "/readyz", "/metrics", *_VIEWS, "/api/v1/events")
+_PAGE: Final = Path(__file__).with_name("dashboard.html")
+_PAGE_HEADERS: Final = {
+    # The page's own words and nothing else, whatever names clients give themselves.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class Admin:
@@ -44,6 +53,7 @@ class Admin:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._metrics = Metrics(server)
+        self._events = Events(server)
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: str) -> str:
@@ -83,7 +93,8 @@ class Admin:
 
     def _application(self) -> web.Application:
         application = web.Application(middlewares=[_errors_as_json])
-        handlers: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
+        application.on_shutdown.append(self._events.stop)
+        handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             "/": self._index,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -92,13 +103,15 @@ class Admin:
             "/api/v1/sessions": self._show_sessions,
             "/api/v1/topics": self._show_topics,
             "/api/v1/groups": self._show_groups,
+            "/api/v1/events": self._events.stream,
         }
         for path, handler in handlers.items():
             application.router.add_get(path, handler, allow_head=False)
         return application
 
     async def _index(self, request: web.Request) -> web.Response:
-        return web.Response(text=_PAGE, content_type="text/html")
+        text = _PAGE.read_text(encoding="utf-8")
+        return web.Response(text=text, content_type="text/html", headers=_PAGE_HEADERS)
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -127,7 +140,7 @@ class Admin:
             return _json({"error": str(error)}, status=400)
 
     async def _show_groups(self, request: web.Request) -> web.Response:
-        return _json({"groups": views.group_views(self._server, time.monotonic_ns())})
+        return _json({"groups": group_views(self._server, time.monotonic_ns())})
 
     def __repr__(self) -> str:
         addresses = [] if self._runner is None else self._runner.addresses

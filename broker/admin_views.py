@@ -7,11 +7,15 @@ answers in Python can decode them with these types.
 from __future__ import annotations
 
 import os
+import platform
+import time
+from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 import msgspec
 
-from broker.collectives.snapshots import GroupSnapshot, OperationSnapshot
+from broker.measuring.modules import compiled_modules
 from broker.metrics import public_topics, sessions_open, subscriptions_open, version
 from broker.server import Server
 from broker.state.delivery import Subscription
@@ -34,6 +38,10 @@ class ServerView(msgspec.Struct, frozen=True):
         version: of tensorbus.
         process: its process number.
         uptime_s: time since it started, in seconds.
+        clock_ns: its wall clock, in nanoseconds since 1970.
+        python: the version that it runs on.
+        compiled_modules: of the hot modules, how many are compiled.
+        shared_memory: whether it shares memory with clients on its host.
         listeners: the addresses at which it accepts sessions.
         draining: whether it is about to end.
         sessions: open ones.
@@ -55,6 +63,10 @@ class ServerView(msgspec.Struct, frozen=True):
     version: str
     process: int
     uptime_s: float
+    clock_ns: int
+    python: str
+    compiled_modules: int
+    shared_memory: bool
     listeners: list[str]
     draining: bool
     sessions: int
@@ -117,6 +129,8 @@ class SessionView(msgspec.Struct, frozen=True):
         received_bytes: from the client.
         sent_bytes: to the client.
         subscriptions: without the inbox.
+        waiting_messages: on their way to it in the broker, of all subscriptions.
+        dropped_messages: lost by its subscriptions that are open.
         publishes: topics to which it has published, sorted.
         groups: collective groups in which it is a member or waits to be one, sorted.
     """
@@ -132,6 +146,8 @@ class SessionView(msgspec.Struct, frozen=True):
     received_bytes: int
     sent_bytes: int
     subscriptions: list[SubscriptionView]
+    waiting_messages: int
+    dropped_messages: int
     publishes: list[str]
     groups: list[str]
 
@@ -212,60 +228,6 @@ class TopicView(msgspec.Struct, frozen=True):
     policy: list[SettingView]
 
 
-class OperationView(msgspec.Struct, frozen=True):
-    """A collective operation in progress.
-
-    Attributes:
-        sequence: in its generation.
-        state: `gathering`, `mismatched` or `running`.
-        claim: what the ranks ask for, in words.
-        arrived_ranks: in the order of their coming.
-        missing_ranks: who holds it up at this moment, ascending.
-        waiting_s: since the first rank came, in seconds.
-        deadline_s: until it fails, in seconds.
-        rounds_done: chunks that are reduced and sent.
-        held_bytes: payload that waits for other ranks.
-    """
-
-    sequence: int
-    state: str
-    claim: str
-    arrived_ranks: list[int]
-    missing_ranks: list[int]
-    waiting_s: float
-    deadline_s: float
-    rounds_done: int
-    held_bytes: int
-
-
-class GroupView(msgspec.Struct, frozen=True):
-    """One of the `groups` of `/api/v1/groups`.
-
-    Attributes:
-        name: the group.
-        number: in this broker.
-        generation: 0 until it has formed.
-        world_size: ranks that it is made for.
-        ranks: its members, ascending.
-        missing_ranks: those that nobody has and nobody waits for, ascending.
-        waiting: sessions that are to become members.
-        age_s: since the first one joined, in seconds.
-        operations: in progress, by sequence.
-        untold_failures: failed operations that some rank has not started, and so not heard of.
-    """
-
-    name: str
-    number: int
-    generation: int
-    world_size: int
-    ranks: list[int]
-    missing_ranks: list[int]
-    waiting: int
-    age_s: float
-    operations: list[OperationView]
-    untold_failures: int
-
-
 def server_view(server: Server, now_ns: int) -> ServerView:
     """The broker at this moment."""
     state = server.state
@@ -274,7 +236,11 @@ def server_view(server: Server, now_ns: int) -> ServerView:
         name=server.config.name,
         version=version(),
         process=os.getpid(),
-        uptime_s=_seconds(now_ns - server.started_ns),
+        uptime_s=seconds(now_ns - server.started_ns),
+        clock_ns=time.time_ns(),
+        python=platform.python_version(),
+        compiled_modules=compiled_modules(),
+        shared_memory=server.config.shared_memory,
         listeners=[str(listener.address) for listener in server.listeners],
         draining=state.draining,
         sessions=sessions_open(state),
@@ -295,10 +261,11 @@ def server_view(server: Server, now_ns: int) -> ServerView:
 
 def session_views(server: Server, now_ns: int) -> list[SessionView]:
     """All sessions, oldest first."""
-    return [_session_view(record, now_ns) for record in server.state.sessions.values()]
+    return [session_view(record, now_ns) for record in server.state.sessions.values()]
 
 
-def _session_view(record: SessionRecord, now_ns: int) -> SessionView:
+def session_view(record: SessionRecord, now_ns: int) -> SessionView:
+    """One session."""
     session = record.session
     return SessionView(
         id=record.id,
@@ -307,11 +274,13 @@ def _session_view(record: SessionRecord, now_ns: int) -> SessionView:
         process=record.process,
         peer=record.peer,
         phase=session.phase.value,
-        open_s=_seconds(now_ns - record.opened_ns),
-        silent_s=_seconds(now_ns - session.last_received_ns),
+        open_s=seconds(now_ns - record.opened_ns),
+        silent_s=seconds(now_ns - session.last_received_ns),
         received_bytes=session.received_bytes,
         sent_bytes=session.sent_bytes,
         subscriptions=[_subscription_view(subscription) for n, subscription in record.subscriptions.items() if n],
+        waiting_messages=sum(each.queue.waiting_messages for each in record.subscriptions.values()),
+        dropped_messages=sum(each.dropped for each in record.subscriptions.values()),
         publishes=sorted({publisher.topic.name for publisher in record.publishers.values()}),
         groups=sorted(record.groups),
     )
@@ -334,18 +303,29 @@ def _subscription_view(subscription: Subscription) -> SubscriptionView:
     )
 
 
+def topics_of(server: Server, topic_filter: str = ALL_LEVELS, after: int = 0) -> Iterator[TopicRecord]:
+    """The topics of clients that a filter matches, oldest first, without the first `after` of them.
+
+    Raises:
+        InvalidValue: a filter that cannot be.
+    """
+    check_filter(topic_filter)
+    found = (topic for topic in public_topics(server.state) if matches(topic_filter, topic.name))
+    return islice(found, after, None)
+
+
 def topic_views(server: Server, topic_filter: str = ALL_LEVELS) -> list[TopicView]:
     """The topics of clients that a filter matches, by name.
 
     Raises:
         InvalidValue: a filter that cannot be.
     """
-    check_filter(topic_filter)
-    topics = [topic for topic in public_topics(server.state) if matches(topic_filter, topic.name)]
-    return [_topic_view(server.state.router, topic) for topic in sorted(topics, key=lambda topic: topic.name)]
+    topics = sorted(topics_of(server, topic_filter), key=lambda topic: topic.name)
+    return [topic_view(server.state.router, topic) for topic in topics]
 
 
-def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
+def topic_view(router: Router, topic: TopicRecord, *, explained: bool = True) -> TopicView:
+    """One topic; its policy only if it is to be explained."""
     ring, routes = topic.ring, router.routes(topic)
     return TopicView(
         name=topic.name,
@@ -362,7 +342,7 @@ def _topic_view(router: Router, topic: TopicRecord) -> TopicView:
         queue_groups=[_queue_group_view(topic.works[name]) for name in sorted(topic.works)],
         policy=[
             SettingView(held.setting, held.value, held.filter, held.origin)
-            for held in router.policies.explain(topic.name)
+            for held in (router.policies.explain(topic.name) if explained else ())
         ],
     )
 
@@ -387,40 +367,6 @@ def _queue_group_view(work: Work) -> QueueGroupView:
     )
 
 
-def group_views(server: Server, now_ns: int) -> list[GroupView]:
-    """All collective groups, oldest first."""
-    return [_group_view(group.snapshot(), now_ns) for group in server.state.groups.by_number.values()]
-
-
-def _group_view(group: GroupSnapshot, now_ns: int) -> GroupView:
-    return GroupView(
-        name=group.name,
-        number=group.number,
-        generation=group.generation,
-        world_size=group.world_size,
-        ranks=list(group.ranks),
-        missing_ranks=list(group.missing_ranks),
-        waiting=group.waiting,
-        age_s=_seconds(now_ns - group.created_ns),
-        operations=[_operation_view(operation, now_ns) for operation in group.operations],
-        untold_failures=group.untold_failures,
-    )
-
-
-def _operation_view(operation: OperationSnapshot, now_ns: int) -> OperationView:
-    return OperationView(
-        sequence=operation.sequence,
-        state=operation.state.value,
-        claim=operation.claim,
-        arrived_ranks=list(operation.arrived_ns),
-        missing_ranks=list(operation.missing_ranks),
-        waiting_s=_seconds(now_ns - min(operation.arrived_ns.values(), default=now_ns)),
-        deadline_s=_seconds(operation.deadline_ns - now_ns),
-        rounds_done=operation.rounds_done,
-        held_bytes=operation.held_bytes,
-    )
-
-
-def _seconds(duration_ns: int) -> float:
+def seconds(duration_ns: int) -> float:
     """Rounded to microseconds: more digits would only be noise."""
     return round(duration_ns / 1e9, 6)

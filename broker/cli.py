@@ -6,7 +6,7 @@ A command imports what it needs when it runs, so that `tensorbus pub` starts wit
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Final, TypeVar
@@ -21,6 +21,11 @@ C = TypeVar("C", bound=Callable[..., None])
 
 LANES: Final = ("control", "default", "bulk")
 BENCH_PARTS: Final = ("latency", "ping-pong", "request", "throughput", "tensors")
+_SECTIONS: Final[Mapping[str, Sequence[str]]] = {
+    "Run": ("serve", "bench"),
+    "Messages": ("pub", "sub", "request", "topics"),
+    "See": ("top", "groups", "stuck", "doctor"),
+}
 _METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL"}
 
 
@@ -33,8 +38,24 @@ class _Failure(click.ClickException):
         click.echo(f"tensorbus: {' '.join(self.message.splitlines())}", file=file, err=file is None)
 
 
+class _NotAsked(_Failure):
+    """The broker could not be asked, of a command whose exit status 1 is an answer."""
+
+    exit_code = 2
+
+
 class _Commands(click.Group):
-    """Commands whose errors of tensorbus become one line and exit status 1."""
+    """Commands in sections, whose errors of tensorbus become one line and exit status 1."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands, each section for one purpose; those of no section come last."""
+        others = [name for name in self.list_commands(ctx) if not any(name in names for names in _SECTIONS.values())]
+        for title, names in {**_SECTIONS, "More": others}.items():
+            found = [(name, self.commands[name]) for name in names if name in self.commands]
+            if found:
+                with formatter.section(title):
+                    width = formatter.width - 12
+                    formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found])
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -190,6 +211,92 @@ def topics(topic_filter: str | None, *, as_json: bool, admin: str | None) -> Non
     from broker.cli_topics import show
 
     show(admin_address(admin, environment()), topic_filter, as_json=as_json)
+
+
+def _at_broker(command: C) -> C:
+    """Gives a command the broker's address, as an argument or a flag."""
+    command = click.argument("address", metavar="[URL]", required=False)(command)
+    return _url(command)
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+
+
+@main.command()
+@click.option(
+    "--after",
+    "after_s",
+    type=click.FloatRange(min=0),
+    default=0.3,
+    show_default=True,
+    metavar="SECONDS",
+    help="What has moved in this time is not stuck.",
+)
+@_as_json
+@_at_broker
+def stuck(address: str | None, url: str | None, *, after_s: float, as_json: bool) -> None:
+    """Show which collectives wait, and for whom; exit status 1 when any does.
+
+    For each group: the operation, how long, which ranks have come and which have not; of each of these its client,
+    process and host, when it was last heard of, and its last message. Failures of the last ten minutes follow. Exit
+    status 2 when the broker could not be asked.
+    """
+    from broker.cli_groups import show_stuck
+
+    try:
+        found = show_stuck(address or url, after_s, as_json=as_json)
+    except BrokerError as error:
+        raise _NotAsked(str(error)) from error
+    if found:
+        raise SystemExit(1)
+
+
+@main.command()
+@_as_json
+@_at_broker
+def groups(address: str | None, url: str | None, *, as_json: bool) -> None:
+    """Show collective groups: who is in, what goes on, who is always late."""
+    from broker.cli_groups import show_groups
+
+    show_groups(address or url, as_json=as_json)
+
+
+@main.command()
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.05),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two refreshes.",
+)
+@click.option("--once", is_flag=True, help="One refresh, with rates over one interval; then exit.")
+@_as_json
+@_at_broker
+def top(address: str | None, url: str | None, *, interval_s: float, once: bool, as_json: bool) -> None:
+    """Watch topics, sessions, queues, drops, groups and stragglers live.
+
+    q or Ctrl-C ends it. Goes on when the broker is restarted. --json prints an object for each refresh.
+    """
+    from broker.cli_top import run
+
+    run(address or url, interval_s, as_lines=as_json, once=once)
+
+
+@main.command()
+@_as_json
+@_at_broker
+def doctor(address: str | None, url: str | None, *, as_json: bool) -> None:
+    """Say how a broker is reached, what is slow, and what changes it.
+
+    Which transport and path a client gets, and why not a better one; round trip, bandwidth and clock; versions, limits
+    and settings of the system. Takes about four seconds. Exit status 1 when something is bad, such as no broker.
+    """
+    from broker.cli_doctor import run
+
+    if not run(address or url, as_json=as_json):
+        raise SystemExit(1)
 
 
 @main.command()

@@ -13,6 +13,7 @@ from typing import Final
 import click
 import uvloop
 
+from broker.answers import show_to_clients
 from broker.config import ADMIN_OFF, Config, LogLevel
 from broker.errors import InvalidValue
 from broker.server import Server
@@ -60,6 +61,7 @@ def _settle_memory() -> None:
 async def _serve(config: Config) -> None:
     stopping = _catch_signals()
     server = Server(config)
+    show_to_clients(server)
     admin = None
     server.start(config.listen)
     try:

@@ -10,6 +10,7 @@ import threading
 
 import uvloop
 
+from broker.answers import show_to_clients
 from broker.config import ADMIN_OFF, Config
 from broker.errors import BrokerError
 from broker.server import Server
@@ -26,6 +27,7 @@ def start(name: str) -> None:
 
     async def serve() -> None:
         server = Server(Config(listen=(f"inproc://{name}",), admin=ADMIN_OFF, name=f"embedded-{name}"))
+        show_to_clients(server)
         try:
             server.start(server.config.listen)
         except BrokerError as error:

@@ -250,6 +250,24 @@ COLLECTIVE_TIMEOUT_S: Final = 60.0
 FEEDBACK_NAMES_MAX: Final = 65_536
 """Tensors of a group whose lost parts a member keeps: each takes memory until the group is left."""
 
+# The flight recorder of a group (docs/decisions/0017-who-is-late.md).
+RECORDED_OPERATIONS: Final = 128
+"""Operations of a group that are kept: several steps of a training loop that reduces its gradients in buckets."""
+RECORDED_ARRIVALS_MAX: Final = 16_384
+"""Ranks times operations that are kept of one group: about 2 MiB."""
+STRAGGLER_OPERATIONS: Final = 64
+"""Operations over which lateness is taken: a rank that begins to be late, or stops, is seen within half of these."""
+STRAGGLER_ARRIVALS_MAX: Final = 4096
+"""Ranks times operations that are looked at for that: a few milliseconds of the broker's thread."""
+LATE_NS: Final = 1_000_000
+"""Ranks that come within a millisecond wait for no straggler, but for the network and their processors."""
+LATE_OPERATIONS_MIN: Final = 2
+"""Whoever was late once has had something else to do."""
+GROUP_REPORT_INTERVAL_NS: Final = 1_000_000_000
+"""Between two words of the broker about who is late or stuck in one group."""
+STUCK_NS: Final = 1_000_000_000
+"""An operation that has not moved for so long is announced."""
+
 # Boards (docs/wire.md section 14).
 BOARDS_MAX: Final = 256
 """Groups that have a board at the same time: the broker has a descriptor and a mapping for each."""

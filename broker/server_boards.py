@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from broker.collectives import shm
+from broker.collectives.reading import Reader
 from broker.errors import InvalidValue, LimitExceeded
 from broker.state.boards import BoardMaker
 from broker.transport.shared_memory import SharedMemory
@@ -20,6 +21,7 @@ class Board:
         self.memory = memory
         self._positions = positions
         shm.format_board(memory.address, positions)
+        self.reader = Reader(memory, memory.address, positions)
 
     def end(self, *, draining: bool) -> None:
         """Ends the operations on it, and wakes who sleeps there; see broker.state.boards."""

@@ -15,7 +15,8 @@ import pytest
 
 import clients
 from broker.admin import Admin
-from broker.admin_views import GroupView, ServerView, SessionView, TopicView
+from broker.admin_groups import GroupView
+from broker.admin_views import ServerView, SessionView, TopicView
 from broker.config import Config
 from broker.errors import ListenError
 from broker.server import Server
@@ -198,7 +199,7 @@ def publish_without_end(bus: clients.Client, topic: str) -> None:
 
 
 def groups_of(daemon: Daemon) -> list[GroupView]:
-    return msgspec.convert(ask_json(daemon, "/api/v1/groups")["groups"], list[GroupView])
+    return msgspec.convert(ask_json(daemon, "/api/v1/groups")["groups"], list[GroupView], str_keys=True)
 
 
 def test_a_group_tells_who_holds_up_the_operation_in_progress(daemon: Daemon) -> None:

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import pytest
 
 import clients
+from broker.cli import main
 
 from .daemon import PATIENCE_S, Daemon, run
 
@@ -203,3 +204,12 @@ def test_a_wrong_command_line_is_status_2_with_the_usage(arguments: list[str]) -
     status, output, errors = run(*arguments)
     assert (status, output) == (2, "")
     assert "Usage: tensorbus" in errors
+
+
+def test_the_help_lists_every_command_once_in_its_section() -> None:
+    status, output, _ = run("--help")
+    assert status == 0
+    sections = [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert sections == ["Options:", "Run:", "Messages:", "See:"]
+    listed = [line.split()[0] for line in output.splitlines() if line.startswith("  ") and line[2].islower()]
+    assert sorted(listed) == sorted(main.commands)

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.__main__": EVERYTHING,
     "broker.cli": EVERYTHING,
     "broker.admin": EVERYTHING,
+    "broker.answers": EVERYTHING,
     "broker.metrics": EVERYTHING,
     "clients": (
         *OPEN,

@@ -1,7 +1,8 @@
 /* The board: memory in which the ranks of one host carry out a group's collectives, without their broker.
 
    The broker makes one for a generation whose members all share memory with it, and passes it to them. It writes the
-   header, and later `state`; it reads nothing, so that nothing in it can harm the broker. Version 1:
+   header, and later `state`. To tell people who is late it reads counters, logs, verdicts and records (board_log.c), and
+   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 2:
 
      0          +------------------------------------------------------------------------+
                 | magic u64 | version u32 | positions u32 | bytes u64                    |
@@ -14,6 +15,8 @@
                 |   row 0, row 1   claim (512) and small payload (4096) of operations     |
                 |                  with s % 2                                            |
                 |   record 0 .. 3  failures that it was the first to see, with all claims |
+                |   log            begun; when it came to operation s, and its claim, in   |
+                |                  entry s % 32: for the broker, no member reads it       |
                 | slot of position 1 ...                                                 |
                 +------------------------------------------------------------------------+
                 | stage of position 0: 16 chunks of 128 KiB, chunk k of an operation in   |
@@ -41,7 +44,7 @@
 #include <stdint.h>
 
 enum {
-    TB_VERSION = 1,
+    TB_VERSION = 2,
     TB_POSITIONS_MAX = 64,
     TB_LINE_BYTES = 128, /* Two lines of 64: processors fetch them in pairs. */
     TB_VERDICTS = 64,
@@ -49,6 +52,8 @@ enum {
     TB_INLINE_BYTES = 4096,
     TB_ROWS = 2,
     TB_RECORDS = 4,
+    TB_LOG_ENTRIES = 32,
+    TB_LOG_CLAIM_BYTES = 228,
 #ifndef TB_CHUNK_KIB
 #define TB_CHUNK_KIB 128
 #endif
@@ -90,6 +95,20 @@ typedef struct {
     tb_claim claims[TB_POSITIONS_MAX];
 } tb_record;
 
+/* What a position tells the broker of an operation. */
+typedef struct {
+    _Alignas(TB_LINE_BYTES) _Atomic uint64_t sequence; /* 0 while the entry is being written. */
+    uint64_t began_ns;                                 /* When its program asked for it, on CLOCK_MONOTONIC. */
+    uint64_t left_ns;                                  /* When it was done; 0 of a small one, which asks no clock. */
+    uint32_t claim_bytes;                              /* More than there is room for: the claim is not here. */
+    unsigned char claim[TB_LOG_CLAIM_BYTES];
+} tb_entry;
+
+typedef struct {
+    _Alignas(TB_LINE_BYTES) _Atomic uint64_t begun;
+    tb_entry entries[TB_LOG_ENTRIES];
+} tb_log;
+
 typedef struct {
     _Alignas(TB_LINE_BYTES) _Atomic uint64_t arrived;
     _Atomic uint64_t left;
@@ -100,6 +119,7 @@ typedef struct {
     _Atomic uint32_t sleepers;
     tb_row rows[TB_ROWS];
     tb_record records[TB_RECORDS];
+    tb_log log;
 } tb_slot;
 
 typedef struct {
@@ -147,5 +167,25 @@ void tb_ring_all(tb_board *board, int positions);
 void tb_park(tb_slot *slot, tb_counter counter, uint64_t value, uint64_t timeout_ns, int (*changed)(void *), void *of);
 
 uint64_t tb_now_ns(void);
+
+/* The log (board_log.c). A position writes its own. */
+void tb_log_begin(tb_slot *own, uint64_t sequence, uint64_t began_ns, const void *claim, uint32_t claim_bytes);
+void tb_log_end(tb_slot *own, uint64_t sequence);
+
+/* What the broker reads. Every value is some member's word, and may be rubbish; positions are the caller's own. */
+typedef struct {
+    uint64_t begun, arrived, left, staged, reduced, collected;
+} tb_standing;
+
+void tb_read_standing(const void *memory, int position, tb_standing *standing);
+
+/* Copies the entry of an operation; 0 if there is none, or it is being written. */
+int tb_read_entry(const void *memory, int position, uint64_t sequence, tb_entry *entry);
+
+/* The newest verdict in the place of an operation: sequence << 16 | author << 8 | code. */
+uint64_t tb_read_verdict(const void *memory, uint64_t sequence);
+
+/* The record of a failure that a position was the first to see; NULL if there is none. It can change at any time. */
+const tb_record *tb_read_record(const void *memory, int author, uint64_t sequence);
 
 #endif

@@ -383,6 +383,8 @@ int tb_carry_out(tb_engine *engine, tb_task *task)
     operation.chunks = tb_chunks(&operation);
     task->sequence = operation.sequence;
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
+    /* Before the first wait, so that the broker sees also who waits for others to leave what has failed. */
+    tb_log_begin(operation.own, operation.sequence, task->deadline_ns - task->timeout_ns, task->claim, task->claim_bytes);
     if (!small && operation.chunks > TB_STAGE_CHUNKS && tb_in_place(task) && !tb_can_remember(&operation)) {
         ended = decide(&operation, TB_INTERRUPTED, 1ull << engine->position);
         ended = ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
@@ -391,6 +393,8 @@ int tb_carry_out(tb_engine *engine, tb_task *task)
         ended = begin(&operation);
     if (!ended)
         ended = small ? move_rows(&operation) : move_chunks(&operation);
+    if (!small)
+        tb_log_end(operation.own, operation.sequence);
     tb_publish(operation.own, TB_LEFT, operation.sequence);
     tb_forget(engine);
     return ended ? ended : TB_COMMITTED;

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from broker import limits
 from broker.buffers import Buffer
 from broker.collectives.claims import Claim
-from broker.collectives.effects import Changed, Dissolved, Effect, Failed, Joined, RefusalKind, Refused
+from broker.collectives.effects import Changed, Dissolved, Effect, Failed, Joined, Mismatch, RefusalKind, Refused
 from broker.collectives.failures import Failures
 from broker.collectives.operation import Operation
-from broker.collectives.snapshots import GroupSnapshot, OperationSnapshot
+from broker.collectives.recorder import Outcome, Progress, Recorded, Recorder
+from broker.collectives.snapshots import STAR, GroupSnapshot, NewcomerSnapshot, OperationSnapshot
 from broker.errors import InvalidValue, ProtocolError
 from broker.ids import Generation, GroupNumber, Rank, SessionId
 
@@ -70,6 +71,8 @@ class Group:
         self._newcomers: dict[SessionId, _Newcomer] = {}
         self._operations: dict[int, Operation] = {}
         self._failures = Failures()
+        self._progress = Progress()
+        self.recorder = Recorder(world_size)
 
     def __repr__(self) -> str:
         return (
@@ -152,7 +155,7 @@ class Group:
         if round_number:
             if claim is not None:
                 raise ProtocolError(f"a claim in round {round_number}; only round 0 has one")
-            effects = self._go_on(seat, sequence, round_number, payload)
+            effects = self._go_on(seat, sequence, round_number, payload, now_ns)
         elif claim is None:
             raise ProtocolError("round 0 of a collective operation without a claim")
         else:
@@ -164,8 +167,9 @@ class Group:
         effects: list[Effect] = []
         for operation in [*self._operations.values()]:
             effects += operation.expire(now_ns)
-            self._retire(operation)
+            self._retire(operation, now_ns)
         effects += self._admit()
+        self._progress.observe({each.sequence: each.moved for each in self._operations.values()}, now_ns)
         late = [newcomer for newcomer in self._newcomers.values() if now_ns >= newcomer.deadline_ns]
         effects += self._refuse_late(late)
         return effects
@@ -180,9 +184,17 @@ class Group:
             world_size=self.world_size,
             ranks=self.ranks,
             missing_ranks=self._missing_ranks(),
-            waiting=len(self._newcomers),
-            operations=tuple(OperationSnapshot.of(operation) for _, operation in sorted(self._operations.items())),
+            sessions=self.sessions,
+            newcomers=tuple(
+                NewcomerSnapshot(each.session, each.rank, each.deadline_ns - each.timeout_ns, each.deadline_ns)
+                for each in self._newcomers.values()
+            ),
+            operations=tuple(
+                OperationSnapshot.of(operation, self._progress.since_ns(sequence))
+                for sequence, operation in sorted(self._operations.items())
+            ),
             untold_failures=len(self._failures),
+            recorder=self.recorder,
         )
 
     def _refusal(self, session: SessionId, rank: int | None, world_size: int) -> Refused | None:
@@ -245,6 +257,8 @@ class Group:
         return [*effects, *self._admit(), *self._dissolve_if_empty()]
 
     def _begin_generation(self) -> None:
+        for operation in self._operations.values():
+            self._record(operation, 0)
         self.generation = Generation(self.generation + 1)
         self._operations.clear()
         self._failures = Failures()
@@ -287,7 +301,7 @@ class Group:
         effects = operation.arrive(seat.rank, claim, payload, now_ns)
         self._operations[sequence] = operation
         self._started(seat)
-        self._retire(operation)
+        self._retire(operation, now_ns)
         return effects + self._admit()
 
     def _new_operation(self, seat: _Seat, sequence: int) -> Operation:
@@ -299,7 +313,7 @@ class Group:
             )
         return Operation(self.generation, sequence, self._sessions)
 
-    def _go_on(self, seat: _Seat, sequence: int, round_number: int, payload: Buffer) -> list[Effect]:
+    def _go_on(self, seat: _Seat, sequence: int, round_number: int, payload: Buffer, now_ns: int) -> list[Effect]:
         if not 0 < sequence < seat.next_sequence:
             raise ProtocolError(f"round {round_number} of operation {sequence}, which rank {seat.rank} has not started")
         operation = self._operations.get(sequence)
@@ -307,7 +321,7 @@ class Group:
             # It has failed while this chunk was under way.
             return []
         effects = operation.contribute(seat.rank, round_number, payload)
-        self._retire(operation)
+        self._retire(operation, now_ns)
         return effects + self._admit()
 
     def _started(self, seat: _Seat) -> None:
@@ -315,10 +329,23 @@ class Group:
         if self._failures:
             self._failures.forget_before(min(each.next_sequence for each in self._seats.values()))
 
-    def _retire(self, operation: Operation) -> None:
+    def _retire(self, operation: Operation, now_ns: int) -> None:
         """Forget an operation that has ended, but not its failure while somebody has not heard of it."""
         if not operation.ended:
             return
         del self._operations[operation.sequence]
+        self._record(operation, now_ns)
         if operation.failure is not None and len(operation.arrived_ns) < len(self._seats):
             self._failures.remember(operation.sequence, operation.failure)
+
+    def _record(self, operation: Operation, now_ns: int) -> None:
+        failure, words = operation.failure, ""
+        outcome = Outcome.DONE if operation.ended else Outcome.VOID
+        if failure is not None:
+            outcome = Outcome.MISMATCH if isinstance(failure, Mismatch) else Outcome.MISSING
+            words = str(failure.error(self.name, operation.sequence))
+        self.recorder.record(
+            Recorded(
+                self.generation, operation.sequence, STAR, operation.claim, operation.arrived_ns, now_ns, outcome, words
+            )
+        )

@@ -144,9 +144,19 @@ class Operation:
             return tuple(rank for rank, sender in self._senders.items() if not sender.chunks)
         return tuple(rank for rank in self._sessions if rank not in self._contributions)
 
+    @property
+    def claim(self) -> Claim | None:
+        """The first one that came."""
+        return next((each.claim for each in self._contributions.values()), None)
+
+    @property
+    def moved(self) -> int:
+        """A number that changes with each claim and each round."""
+        return len(self._contributions) + self.rounds_done
+
     def describe(self) -> str:
         """The first claim in words."""
-        return next((each.claim.describe() for each in self._contributions.values()), "")
+        return "" if self.claim is None else self.claim.describe()
 
     def arrive(self, rank: Rank, claim: Claim, payload: Buffer, now_ns: int) -> list[Effect]:
         """A rank's claim has come with its first chunk.

@@ -22,7 +22,7 @@ except ModuleNotFoundError:
 
 AVAILABLE: Final = bool(cython.compiled)
 """Whether this module can do anything: it has to be compiled."""
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the board's layout."""
 POSITIONS_MAX: Final = 64
 """Positions of a board: one bit each."""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from broker.collectives.operation import Operation, OperationState
-from broker.ids import Generation, GroupNumber, Rank
+from broker.collectives.recorder import Recorder
+from broker.ids import Generation, GroupNumber, Rank, SessionId
+
+STAR: Final = "star"
+SHM: Final = "shm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +20,9 @@ class OperationSnapshot:
     Attributes:
         arrived_ns: when each rank's claim came, in the order of their coming.
         missing_ranks: who holds the operation up at this moment.
+        deadline_ns: when it fails; None when only its ranks know.
+        schedule: `star` or `shm`.
+        moved_ns: when it last moved, as far as was observed; else when its first rank came.
     """
 
     sequence: int
@@ -23,12 +31,16 @@ class OperationSnapshot:
     rounds_done: int
     arrived_ns: dict[Rank, int]
     missing_ranks: tuple[Rank, ...]
-    deadline_ns: int
+    deadline_ns: int | None
     held_bytes: int
+    schedule: str = STAR
+    moved_ns: int = 0
 
     @classmethod
-    def of(cls, operation: Operation) -> OperationSnapshot:
+    def of(cls, operation: Operation, moved_ns: int | None = None) -> OperationSnapshot:
         """The state of an operation at this moment."""
+        if moved_ns is None:
+            moved_ns = min(operation.arrived_ns.values(), default=0)
         return cls(
             sequence=operation.sequence,
             state=operation.state,
@@ -38,7 +50,18 @@ class OperationSnapshot:
             missing_ranks=operation.missing_ranks,
             deadline_ns=operation.deadline_ns,
             held_bytes=operation.held_bytes,
+            moved_ns=moved_ns,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class NewcomerSnapshot:
+    """A session that waits to become a member; a rank of None is chosen when it does."""
+
+    session: SessionId
+    rank: Rank | None
+    since_ns: int
+    deadline_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +70,11 @@ class GroupSnapshot:
 
     Attributes:
         missing_ranks: those that nobody has and nobody waits for.
-        waiting: sessions that are to become members.
+        sessions: of the members, by ascending rank.
+        newcomers: sessions that are to become members.
         untold_failures: failed operations that some rank has not started, and so not heard of.
+        recorder: what was; it goes on being written.
+        schedule: how operations go at the moment: `shm` when the generation has a board, else `star`.
     """
 
     name: str
@@ -58,6 +84,9 @@ class GroupSnapshot:
     world_size: int
     ranks: tuple[Rank, ...]
     missing_ranks: tuple[Rank, ...]
-    waiting: int
+    sessions: tuple[SessionId, ...]
+    newcomers: tuple[NewcomerSnapshot, ...]
     operations: tuple[OperationSnapshot, ...]
     untold_failures: int
+    recorder: Recorder
+    schedule: str = STAR

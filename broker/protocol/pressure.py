@@ -1,14 +1,32 @@
-"""Bodies of the frames that tell who is too slow for a topic (docs/wire.md sections 3 and 9)."""
+"""Bodies of questions to the broker, and of frames that tell who is too slow (docs/wire.md sections 3 and 9)."""
 
 from __future__ import annotations
 
 import msgspec
 
 
-class Query(msgspec.Struct):
-    """QUERY: how does a topic fare?"""
+class Query(msgspec.Struct, omit_defaults=True):
+    """QUERY: how does a topic fare? Or, with a view, what does the broker know?"""
 
-    topic: str
+    topic: str | None = None
+    view: str = ""
+    """`server`, `sessions`, `topics` or `groups`: what is to be shown, in place of one topic."""
+    filter: str = "#"
+    """Of the view `topics`: which."""
+    after: int = 0
+    """How many of the view's things to pass over: those that earlier answers had."""
+
+
+class View(msgspec.Struct):
+    """DONE, of a QUERY with a view: some of what is to be shown.
+
+    Attributes:
+        items: maps, whose keys are those of the HTTP interface.
+        more: whether there are more behind these.
+    """
+
+    items: list[msgspec.Raw]
+    more: bool = False
 
 
 class Dropped(msgspec.Struct):

@@ -1,17 +1,19 @@
 """The boards of groups whose members are all on this host (docs/wire.md section 14).
 
 A generation has a board if all its members share memory with the broker and can use one. It is made before they are
-told of the generation, and ended as soon as the next one begins. The broker reads nothing in it.
+told of the generation, and ended as soon as the next one begins. The broker looks at it to tell people who is late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from broker.collectives.effects import Changed, Effect
 from broker.collectives.group import Group
+from broker.collectives.snapshots import SHM, GroupSnapshot
+from broker.collectives.watching import BoardReader, BoardWatch
 from broker.ids import Generation, GroupNumber, SessionId
 from broker.limits import BOARDS_MAX
 from broker.protocol.bodies import Membership
@@ -25,6 +27,11 @@ class Board(Protocol):
     @property
     def memory(self) -> Memory:
         """Where it lies."""
+        ...
+
+    @property
+    def reader(self) -> BoardReader:
+        """Reads what members have left there."""
         ...
 
     def end(self, *, draining: bool) -> None:
@@ -51,9 +58,12 @@ class Boards:
     """The board of each group, of those that have one."""
 
     def __init__(self, maker: BoardMaker | None) -> None:
+        self.now_ns = 0
+        """The time of the last tick, or later."""
         self._maker = maker
         self._generations: dict[GroupNumber, Generation] = {}
         self._boards: dict[GroupNumber, Board] = {}
+        self._watches: dict[GroupNumber, BoardWatch] = {}
         self._able: set[tuple[GroupNumber, SessionId]] = set()
 
     def wished(self, group: Group, session: SessionRecord, version: int) -> None:
@@ -69,11 +79,30 @@ class Boards:
         """A session is not a member any more."""
         self._able.discard((group.number, session))
 
+    def look(self, group: Group, now_ns: int) -> None:
+        """Time has passed: what has happened on a group's board, if it has one, is recorded."""
+        self.now_ns = now_ns
+        watch = self._watches.get(group.number)
+        if watch is not None:
+            watch.look(group.recorder, now_ns)
+
+    def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
+        """The state of a group at this moment, with what is in progress on its board."""
+        self.look(group, now_ns)
+        snapshot, watch = group.snapshot(), self._watches.get(group.number)
+        if watch is None:
+            return snapshot
+        operations = (*snapshot.operations, *watch.operations())
+        return replace(snapshot, schedule=SHM, operations=operations)
+
     def follow(self, group: Group, effects: Iterable[Effect]) -> None:
         """Something has happened in a group: if that has begun a generation, its board is made."""
         if self._generations.get(group.number, 0) == group.generation:
             return
         lost = not group.ranks or any(isinstance(each, Changed) and each.lost_ranks for each in effects)
+        watch = self._watches.pop(group.number, None)
+        if watch is not None:
+            watch.end(group.recorder, self.now_ns)
         self.dissolved(group.number, draining=not lost)
         self._generations[group.number] = group.generation
         members = group.sessions
@@ -83,10 +112,14 @@ class Boards:
             board = self._maker.make(len(members))
             if board is not None:
                 self._boards[group.number] = board
+                self._watches[group.number] = BoardWatch(
+                    board.reader, group.name, group.generation, group.ranks, group.world_size, self.now_ns
+                )
 
     def dissolved(self, number: GroupNumber, *, draining: bool = False) -> None:
         """A group's generation has ended."""
         self._generations.pop(number, None)
+        self._watches.pop(number, None)
         board = self._boards.pop(number, None)
         if board is not None:
             board.end(draining=draining)

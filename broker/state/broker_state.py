@@ -48,7 +48,7 @@ from broker.state.following import Following
 from broker.state.groups import Groups
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
-from broker.state.queries import pressure_of
+from broker.state.queries import Viewer, answer_to
 from broker.state.records import SessionRecord
 from broker.state.replay import replay, resume
 from broker.state.requests import Requests
@@ -103,6 +103,8 @@ class BrokerState:
         )
         self.following = Following(self.router, self.publishing, self.sessions)
         self.groups = Groups(self._flush, self.announce, settings.boards)
+        self.viewer: Viewer | None = None
+        """Whoever runs the state sets it."""
         self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
@@ -317,14 +319,8 @@ class BrokerState:
         # `block`, because a reply that is dropped is a requester that waits for it.
         self._add(record, SubscriptionNumber(0), Subscribe(f"{INBOX}{record.id}", "block", INBOX_MESSAGES, QUEUE_BYTES))
         self._flush(record)
-        event = {
-            "event": "opened",
-            "session": record.id,
-            "name": record.name,
-            "host": hello.host,
-            "process": hello.process,
-        }
-        self.announce("$sys/sessions", event)
+        where = {"host": hello.host, "process": hello.process}
+        self.announce("$sys/sessions", {"event": "opened", "session": record.id, "name": record.name} | where)
 
     def _subscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         wishes = decode_body(frame.body, Subscribe)
@@ -450,9 +446,9 @@ class BrokerState:
             self.following.begin(wishes.filter, done)
 
     def _query(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
-        """QUERY: how a topic fares."""
+        """QUERY: how a topic fares, or what the broker knows."""
         try:
-            answer = pressure_of(self.router, decode_body(frame.body, Query).topic)
+            answer = answer_to(self.router, self.viewer, decode_body(frame.body, Query), now_ns)
         except (InvalidValue, PermissionDenied) as error:
             self._answer_error(record, frame.target, failure_of(error))
             return

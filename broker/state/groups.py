@@ -6,6 +6,7 @@ All frames of groups travel in the default lane, so that a session sees them in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import msgspec
 
@@ -22,6 +23,7 @@ from broker.collectives.effects import (
     Result,
 )
 from broker.collectives.group import Group
+from broker.collectives.snapshots import GroupSnapshot
 from broker.errors import InvalidValue, ProtocolError
 from broker.ids import GroupNumber, SessionId
 from broker.limits import GROUPS_MAX, NAME_BYTES_MAX
@@ -30,6 +32,7 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.boards import BoardMaker, Boards
 from broker.state.records import SessionRecord
+from broker.state.reports import Reports
 
 
 class Groups:
@@ -48,6 +51,7 @@ class Groups:
         self._flush = flush
         self._announce = announce
         self._boards = Boards(maker)
+        self._reports = Reports(announce)
         self._last_number = 0
 
     def join(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
@@ -137,6 +141,12 @@ class Groups:
         """Time passes: deadlines."""
         for group in list(self.by_number.values()):
             self._carry_out(group, group.tick(now_ns))
+            self._boards.look(group, now_ns)
+            self._reports.look(group, partial(self.snapshot, group, now_ns), now_ns)
+
+    def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
+        """The state of a group at this moment, for people."""
+        return self._boards.snapshot(group, now_ns)
 
     def _carry_out(self, group: Group, effects: Iterable[Effect]) -> None:
         told_generation = 0
@@ -152,6 +162,7 @@ class Groups:
             elif isinstance(effect, Dissolved):
                 self._tell(group, "dissolved", -1)
                 self._boards.dissolved(group.number)
+                self._reports.forget(group.number)
                 self.by_number.pop(group.number, None)
                 self._by_name.pop(group.name, None)
             else:

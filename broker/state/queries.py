@@ -1,17 +1,37 @@
-"""What the broker answers to QUERY: how a topic fares at this moment."""
+"""What the broker answers to QUERY: how a topic fares at this moment, or what there is to be shown to people."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import nlargest
 
-from broker.errors import PermissionDenied
+from broker.errors import InvalidValue, PermissionDenied, ProtocolError
 from broker.limits import PRESSURE_SUBSCRIPTIONS_MAX
-from broker.protocol.pressure import Pressure
+from broker.protocol.pressure import Pressure, Query, View
 from broker.state.pressure import Blocker, holds_back, pressure_on
 from broker.state.topics import INBOX, NOTHING_KEPT, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.names import check_topic
+
+Viewer = Callable[[Query, int], View]
+"""Shows what the broker knows; it raises InvalidValue for what cannot be shown."""
+
+
+def answer_to(router: Router, viewer: Viewer | None, query: Query, now_ns: int) -> Pressure | View:
+    """The answer to a question.
+
+    Raises:
+        InvalidValue: it is no topic, or no view.
+        PermissionDenied: it is somebody's inbox.
+        ProtocolError: it asks for neither.
+    """
+    if query.topic is None and not query.view:
+        raise ProtocolError("malformed Query body: it asks for neither a topic nor a view")
+    if query.topic is not None:
+        return pressure_of(router, query.topic)
+    if viewer is None:
+        raise InvalidValue("view", query.view[:16], "this broker shows nothing")
+    return viewer(query, now_ns)
 
 
 def pressure_of(router: Router, name: str) -> Pressure:

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from broker.collectives.reading import Entry, Standing
+from broker.collectives.recorder import Outcome
+from broker.collectives.watching import SLACK_NS
 from broker.limits import BOARDS_MAX
 from broker.protocol.bodies import Join, Membership, decode_body
 from broker.protocol.frames import Kind
 from broker.state.boards import BoardMaker
-from tests.state.harness import Peer, Talk
+from tests.state.harness import SECOND_NS, Peer, Talk
 from tests.state.sharers import FakeMemory, FakePassage
 
 VERSION = 3
+
+
+class FakeReader:
+    """Reads a board on which nothing happens but what the test says."""
+
+    def __init__(self, positions: int) -> None:
+        self.now = [Standing(0, 0, 0, 0, 0, 0)] * positions
+        self.entries: dict[tuple[int, int], Entry] = {}
+
+    def begin(self, position: int, sequence: int, began_ns: int) -> None:
+        self.now[position] = self.now[position]._replace(begun=sequence, arrived=sequence)
+        self.entries[position, sequence] = Entry(began_ns, 0, b"")
+
+    def pulse(self) -> int:
+        return sum(sum(each) for each in self.now)
+
+    def standings(self) -> list[Standing]:
+        return [*self.now]
+
+    def entry(self, position: int, sequence: int) -> Entry | None:
+        return self.entries.get((position, sequence))
+
+    def verdict(self, sequence: int) -> tuple[int, int, int]:
+        return 0, 0, 0
+
+    def failure(self, author: int, sequence: int) -> tuple[int, int, dict[int, bytes]] | None:
+        return None
 
 
 class FakeBoard:
@@ -20,6 +51,7 @@ class FakeBoard:
     def __init__(self, positions: int, identity: int) -> None:
         self.positions = positions
         self.memory = FakeMemory(identity, 4096)
+        self.reader = FakeReader(positions)
         self.ends: list[bool] = []
 
     def end(self, *, draining: bool) -> None:
@@ -148,3 +180,41 @@ def test_boards_are_bounded(world: World) -> None:
         world.member(0, group=f"group-{number}")
         world.member(1, group=f"group-{number}")
     assert len(world.boards) == BOARDS_MAX
+
+
+def test_what_is_in_progress_on_a_board_is_shown_and_announced_once_it_does_not_move(world: World) -> None:
+    member, _ = world.member(0), world.member(1)
+    listener = world.talk.peer("listener")
+    number = listener.subscribe("$sys/groups/#")
+    group = next(iter(world.talk.state.groups.by_number.values()))
+    reader = world.boards[0].reader
+    reader.begin(1, 7, world.talk.now_ns)
+    world.talk.state.tick(world.talk.now_ns)
+    for _ in range(40):
+        world.talk.now_ns += SECOND_NS // 20
+        world.talk.state.tick(world.talk.now_ns)
+    world.talk.settle()
+    shown = world.talk.state.groups.snapshot(group, world.talk.now_ns)
+    (operation,) = shown.operations
+    assert (shown.schedule, operation.schedule, operation.sequence) == ("shm", "shm", 7)
+    assert (list(operation.arrived_ns), operation.missing_ranks) == ([1], (0,))
+    assert world.talk.now_ns - operation.moved_ns == 2 * SECOND_NS
+    (told,) = [msgspec.msgpack.decode(each) for each in listener.payloads(number)]
+    assert (told["event"], told["sequence"], told["missing_ranks"], told["arrived_ranks"]) == ("stuck", 7, [0], [1])
+    assert (told["generation"], told["ranks"], told["group"]) == (1, [0, 1], "dp")
+    member.die()
+    assert [each.outcome for each in group.recorder.recent(9)] == [Outcome.VOID]
+
+
+def test_what_is_recorded_at_the_end_of_a_board_has_the_times_of_its_members(world: World) -> None:
+    world.member(0)
+    lost = world.member(1)
+    group = next(iter(world.talk.state.groups.by_number.values()))
+    reader = world.boards[0].reader
+    world.talk.state.tick(world.talk.now_ns)
+    reader.begin(0, 1, world.talk.now_ns + 7)
+    reader.begin(1, 1, 2**64 - 1)
+    lost.die()
+    (recorded,) = group.recorder.recent(9)
+    assert recorded.arrived_ns[0] == world.talk.now_ns + 7
+    assert recorded.arrived_ns[1] <= world.talk.now_ns + SLACK_NS

@@ -1,0 +1,139 @@
+"""The dashboard: one page that asks nobody else for anything, and the events that it shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPResponse
+
+import numpy as np
+import pytest
+
+import clients
+from broker.admin_events import PAGES_MAX
+from tests.clients.ranks import running
+from tests.test_admin import ask
+
+from .daemon import PATIENCE_S, Daemon
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    with Daemon("--name", "the-bus") as daemon:
+        yield daemon
+
+
+@contextmanager
+def page(daemon: Daemon) -> Iterator[HTTPResponse]:
+    """The stream of events that a page opens."""
+    connection = HTTPConnection(daemon.admin_url.removeprefix("http://"), timeout=PATIENCE_S)
+    try:
+        connection.request("GET", "/api/v1/events")
+        with connection.getresponse() as response:
+            yield response
+    finally:
+        connection.close()
+
+
+def next_event(stream: HTTPResponse) -> dict[str, dict[str, object]]:
+    while not (line := stream.readline()).startswith(b"data: "):
+        assert line, "the stream has ended"
+    return json.loads(line.removeprefix(b"data: "))  # type: ignore[no-any-return]
+
+
+def test_the_page_holds_all_that_it_needs_and_may_ask_nobody_else(daemon: Daemon) -> None:
+    answer = ask(daemon.admin_url, "/")
+    text = answer.body.decode()
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    assert "://" not in text
+    assert re.findall(r'(?:src|action)="', text) == []
+    # What comes from the broker is set as text: in no other way could a name become markup.
+    assert re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text) == []
+    assert 'new EventSource("/api/v1/events")' in text
+    assert "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text
+
+
+def test_an_event_has_the_broker_at_a_glance_with_rates_from_the_second_one_on(daemon: Daemon) -> None:
+    with clients.connect(daemon.url, name="<b>rank</b>") as bus, page(daemon) as stream:
+        assert stream.status == 200
+        assert stream.getheader("Content-Type") == "text/event-stream"
+        first = next_event(stream)
+        bus.publish("metrics/loss", 0.5, ack="accepted")
+        second = next_event(stream)
+    assert first["now"]["interval_s"] == 0
+    assert second["now"]["published_per_s"] > 0  # type: ignore[operator]
+    assert second["now"]["broker"] == "the-bus"
+    assert second["now"]["topics"][0]["name"] == "metrics/loss"  # type: ignore[index]
+    assert second["now"]["sessions"][0]["name"] == "<b>rank</b>"  # type: ignore[index]
+    assert (second["draining"], second["groups_open"]) == (False, 0)
+
+
+def test_groups_come_with_each_ranks_arrival(daemon: Daemon) -> None:
+    def rank(number: int) -> clients.Client:
+        bus = clients.connect(daemon.url)
+        group = bus.group("dp", world_size=2, rank=number, timeout_s=PATIENCE_S)
+        for _ in range(3):
+            group.all_reduce(np.ones(4, np.float32), timeout_s=PATIENCE_S)
+        return bus
+
+    with running() as start:
+        buses = [future.result(PATIENCE_S) for future in [start(lambda r=r: rank(r)) for r in range(2)]]
+        with page(daemon) as stream:
+            (group,) = next_event(stream)["groups"]
+        assert [sorted(each["behind_s"]) for each in group["recent"]] == [["0", "1"]] * 3  # type: ignore[index]
+        assert [member["rank"] for member in group["members"]] == [0, 1]  # type: ignore[index]
+        for bus in buses:
+            bus.close()
+
+
+def test_the_number_of_open_pages_is_bounded_and_closed_ones_do_not_count(daemon: Daemon) -> None:
+    opened = []
+    try:
+        for _ in range(PAGES_MAX):
+            context = page(daemon)
+            stream = context.__enter__()
+            opened.append(context)
+            next_event(stream)
+        with page(daemon) as refused:
+            assert refused.status == 503
+            assert "16 pages are open" in json.loads(refused.read())["error"]
+    finally:
+        for context in opened:
+            context.__exit__(None, None, None)
+    # That they are closed is seen at their next event.
+    end_s = time.monotonic() + PATIENCE_S
+    status = 0
+    while status != 200 and time.monotonic() < end_s:
+        with page(daemon) as stream:
+            status = stream.status
+    assert status == 200
+
+
+def test_a_broker_that_ends_does_not_wait_for_open_pages(daemon: Daemon) -> None:
+    with page(daemon) as stream:
+        next_event(stream)
+        assert daemon.terminate() == 0
+        assert b"data:" not in stream.read()[-5:]
+
+
+def test_nothing_is_changed_by_it(daemon: Daemon) -> None:
+    for path in ("/", "/api/v1/events"):
+        for method in ("POST", "PUT", "DELETE"):
+            assert ask(daemon.admin_url, path, method).status == 405
+
+
+def test_a_page_that_does_not_read_holds_nothing_up(daemon: Daemon) -> None:
+    host, _, port = daemon.admin_url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port))) as idle, page(daemon) as stream:
+        idle.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: here\r\n\r\n")
+        for _ in range(2):
+            next_event(stream)
+        assert ask(daemon.admin_url, "/healthz").status == 200
