@@ -128,7 +128,8 @@ void tb_lost(tb_exchange *x, int position)
 
 void tb_left_behind(tb_exchange *x, int position)
 {
-    if (!x->ring->peers[position].ready)
+    /* What is wanted comes from others. */
+    if (!x->ring->peers[position].ready && !x->wanted)
         fail(x, TB_MISSING, tb_bit(x->ring->position), x->task->timeout_ns);
 }
 
