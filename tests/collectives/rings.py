@@ -1,7 +1,8 @@
-"""Ranks whose engines are connected by sockets, without a broker: threads of this process."""
+"""Ranks whose engines are connected by sockets, without a broker: threads, and processes."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from broker.collectives import ring
+from tests.collectives.processes import PATIENCE_S, Process
 
-PATIENCE_S = 30.0
 SECOND_NS = 10**9
 
 T = TypeVar("T")
@@ -73,3 +74,14 @@ def on_threads(
     finally:
         for engine in engines:
             engine.close()
+
+
+def new_processes(positions: int, lanes: int = 1, make: Callable[[], Pair] = tcp_pair) -> list[Process]:
+    """Connected ranks in processes of their own."""
+    links = mesh(positions, lanes, make)
+    processes = [
+        Process(["ring", json.dumps(of), str(position)], [file for each in of for file in each])
+        for position, of in enumerate(links)
+    ]
+    close_all(links)
+    return processes

@@ -17,7 +17,8 @@ from broker.collectives.claims import CollectiveKind, ReduceOp
 from broker.collectives.shm import Outcome
 from broker.errors import InvalidValue, LimitExceeded
 from broker.transport.shared_memory import SharedMemory
-from tests.collectives.boards import PATIENCE_S, SECOND_NS, Process, end_board, new_board, on_threads
+from tests.collectives.boards import SECOND_NS, end_board, new_board, new_process, on_threads
+from tests.collectives.processes import PATIENCE_S, Process
 
 pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
 
@@ -92,7 +93,7 @@ def _duplicate(memory: SharedMemory) -> int:
 @pytest.fixture
 def ranks() -> Iterator[tuple[SharedMemory, list[Process]]]:
     memory = new_board(3)
-    processes = [Process(memory, 3, position) for position in range(3)]
+    processes = [new_process(memory, 3, position) for position in range(3)]
     yield memory, processes
     for process in processes:
         process.end()
