@@ -515,6 +515,14 @@ def begin_all(processes: list[Process], **wishes: object) -> None:
         process.begin(**wishes)
 
 
+def assert_agreed(told: list[dict[str, object]]) -> None:
+    """Who is an operation behind another one does not claim that it has failed."""
+    done = max(int(str(each["done"])) for each in told)
+    for each in told:
+        assert each["intact"]
+        assert each["done"] == done or (each["done"] == done - 1 and each["outcome"] == "UNDECIDED")
+
+
 @pytest.mark.parametrize("elements", [1, 30_000, 3 << 20])
 def test_processes_reduce_many_times(ranks: list[Process], elements: int) -> None:
     begin_all(ranks, elements=elements, timeout_s=20, count=5)
@@ -527,25 +535,23 @@ def test_processes_reduce_many_times(ranks: list[Process], elements: int) -> Non
 def test_a_killed_process_hangs_nobody(ranks: list[Process], elements: int) -> None:
     begin_all(ranks, elements=elements, timeout_s=1000, count=1_000_000)
     ranks.pop(1).kill()
-    for process in ranks:
-        told = process.outcome()
-        assert told["outcome"] in ("OVER", "UNDECIDED")
-        assert told["intact"]
+    told = [process.outcome() for process in ranks]
+    assert {each["outcome"] for each in told} <= {"OVER", "UNDECIDED"}
+    assert_agreed(told)
 
 
 def test_a_stopped_process_is_named_and_told(ranks: list[Process]) -> None:
     begin_all(ranks, elements=3 << 20, timeout_s=2, count=1_000_000)
     ranks[1].send(signal.SIGSTOP)
-    others = [ranks[0].outcome(), ranks[2].outcome()]
+    told = [ranks[0].outcome(), ranks[2].outcome()]
     ranks[1].send(signal.SIGCONT)
-    others.append(ranks[1].outcome())
-    assert all(told["intact"] for told in others)
-    assert all(1 in told["positions"] for told in others[:2])  # type: ignore[operator]
-    # It may have been stopped just when all others were ready.
-    if any(told["outcome"] == "UNDECIDED" for told in others[:2]):
+    told.append(ranks[1].outcome())
+    assert_agreed(told)
+    # It may have been stopped when all others were ready.
+    if any(each["outcome"] == "UNDECIDED" for each in told):
         return
-    assert [told["outcome"] for told in others] == ["MISSING"] * 3
-    assert 1 in others[2]["positions"]  # type: ignore[operator]
-    assert others[0]["done"] == others[1]["done"]
+    for each in told:
+        assert each["outcome"] == "MISSING"
+        assert 1 in each["positions"]  # type: ignore[operator]
     begin_all(ranks, elements=30_000, timeout_s=20, count=3)
     assert all(process.outcome()["outcome"] == "COMMITTED" for process in ranks)
