@@ -369,8 +369,9 @@ static int move_chunks(tb_operation *operation)
     return ended;
 }
 
-int tb_carry_out(tb_engine *engine, tb_task *task)
+int tb_carry_out(void *of, tb_task *task)
 {
+    tb_engine *engine = of;
     tb_operation operation = {
         .engine = engine,
         .task = task,
@@ -385,7 +386,8 @@ int tb_carry_out(tb_engine *engine, tb_task *task)
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
     /* Before the first wait, so that the broker sees also who waits for others to leave what has failed. */
     tb_log_begin(operation.own, operation.sequence, task->deadline_ns - task->timeout_ns, task->claim, task->claim_bytes);
-    if (!small && operation.chunks > TB_STAGE_CHUNKS && tb_in_place(task) && !tb_can_remember(&operation)) {
+    if (!small && operation.chunks > TB_STAGE_CHUNKS && tb_in_place(task) &&
+        !tb_undo_reserve(&engine->undo, task->bytes)) {
         ended = decide(&operation, TB_INTERRUPTED, 1ull << engine->position);
         ended = ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
     }
@@ -396,6 +398,6 @@ int tb_carry_out(tb_engine *engine, tb_task *task)
     if (!small)
         tb_log_end(operation.own, operation.sequence);
     tb_publish(operation.own, TB_LEFT, operation.sequence);
-    tb_forget(engine);
+    tb_undo_trim(&engine->undo);
     return ended ? ended : TB_COMMITTED;
 }

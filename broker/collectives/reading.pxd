@@ -5,6 +5,11 @@ import cython
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 
+# The board's files are linked whole, and need its clock.
+cdef extern from "broker/collectives/turns.h" nogil:
+    uint64_t tb_now_ns()
+
+
 cdef extern from "broker/collectives/board.h" nogil:
     ctypedef struct tb_standing:
         uint64_t begun

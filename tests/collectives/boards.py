@@ -1,22 +1,15 @@
-"""Ranks on a board without a broker: each a process that can be stopped and killed, or a thread."""
+"""Ranks on a board without a broker: threads, and processes."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from broker.collectives import shm
 from broker.transport.shared_memory import SharedMemory
+from tests.collectives.processes import PATIENCE_S, Process
 
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 30.0
 SECOND_NS = 10**9
 
 T = TypeVar("T")
@@ -47,45 +40,7 @@ def on_threads(positions: int, work: Callable[[shm.Engine, int], T], memory: Sha
             engine.close()
 
 
-class Process:
-    """A rank in a process of its own (board_rank.py)."""
-
-    def __init__(self, memory: SharedMemory, positions: int, position: int) -> None:
-        arguments = [str(memory.descriptor), str(memory.size_bytes), str(positions), str(position)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.collectives.board_rank", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            pass_fds=[memory.descriptor],
-        )
-
-    def begin(self, **wishes: object) -> None:
-        """Lets it begin an operation."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(wishes) + "\n")
-        self._process.stdin.flush()
-
-    def outcome(self) -> dict[str, object]:
-        """What has become of the operation that it began."""
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())  # type: ignore[no-any-return]
-
-    def send(self, number: int) -> None:
-        """Sends a signal; when it is to stop, returns once it has stopped."""
-        os.kill(self._process.pid, number)
-        if number == signal.SIGSTOP:
-            os.waitpid(self._process.pid, os.WUNTRACED)
-
-    def kill(self) -> None:
-        """Kills it, and returns when it is gone."""
-        self._process.kill()
-        self.end()
-
-    def end(self) -> None:
-        """Lets it end."""
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            stream.close()
-        self._process.wait(PATIENCE_S)
+def new_process(memory: SharedMemory, positions: int, position: int) -> Process:
+    """A rank on a board in a process of its own."""
+    arguments = ["board", str(memory.descriptor), str(memory.size_bytes), str(positions), str(position)]
+    return Process(arguments, [memory.descriptor])

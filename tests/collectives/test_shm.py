@@ -17,13 +17,13 @@ from broker.collectives.claims import CollectiveKind, ReduceOp
 from broker.collectives.shm import Outcome
 from broker.errors import InvalidValue, LimitExceeded
 from broker.transport.shared_memory import SharedMemory
-from tests.collectives.boards import PATIENCE_S, SECOND_NS, Process, end_board, new_board, on_threads
+from tests.collectives.boards import SECOND_NS, end_board, new_board, new_process, on_threads
+from tests.collectives.processes import PATIENCE_S, Process
 
 pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
 
 LONG = 3 << 20
 """Elements of float32 that do not fit into the stages, so that the array changes while others may still fail."""
-SIZES = [0, 1, 3, 1023, 1024, 1025, 16_384, 100_003, 524_288, 524_289, 1_300_001]
 
 
 def all_reduce(elements: int, positions: int, op: ReduceOp = ReduceOp.SUM, claim: bytes = b"") -> shm.Plan:
@@ -31,144 +31,6 @@ def all_reduce(elements: int, positions: int, op: ReduceOp = ReduceOp.SUM, claim
         CollectiveKind.ALL_REDUCE, claim or b"%d" % elements, positions,
         op=op, dtype="float32", array_bytes=4 * elements,
     )  # fmt: skip
-
-
-def inputs(positions: int, elements: int) -> list[np.ndarray]:
-    return [np.random.default_rng(each).standard_normal(elements).astype(np.float32) for each in range(positions)]
-
-
-def total(arrays: list[np.ndarray]) -> np.ndarray:
-    """In the order of the positions, as float32."""
-    result = arrays[0].copy()
-    for array in arrays[1:]:
-        result += array
-    return result
-
-
-@pytest.mark.parametrize("positions", [1, 2, 3, 5])
-@pytest.mark.parametrize("elements", SIZES)
-def test_all_positions_get_the_sum_in_the_order_of_the_positions(positions: int, elements: int) -> None:
-    arrays = inputs(positions, elements)
-    expected = total(arrays)
-    plan = all_reduce(elements, positions)
-
-    def work(engine: shm.Engine, position: int) -> list[np.ndarray]:
-        results = []
-        for _ in range(3):
-            array = arrays[position].copy()
-            assert engine.run(shm.Task(plan, array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
-            results.append(array)
-        return results
-
-    for results in on_threads(positions, work):
-        for result in results:
-            assert np.array_equal(result, expected)
-
-
-@pytest.mark.parametrize("positions", [2, 3])
-@pytest.mark.parametrize("rows", [1, 7, 500, 40_000])
-def test_the_other_kinds(positions: int, rows: int) -> None:
-    arrays = inputs(positions, rows * positions * 3)
-    size = arrays[0].nbytes
-    reduced = total(arrays) / np.float32(positions)
-
-    def work(engine: shm.Engine, position: int) -> None:
-        def run(plan: shm.Plan, source: np.ndarray | None, target: np.ndarray | None) -> None:
-            assert engine.run(shm.Task(plan, source, target, 20 * SECOND_NS)) == Outcome.COMMITTED
-
-        own = arrays[position]
-        part = np.empty(own.size // positions, np.float32)
-        scatter = shm.Plan(
-            CollectiveKind.REDUCE_SCATTER, b"s", positions, op=ReduceOp.MEAN, dtype="float32", array_bytes=size
-        )
-        run(scatter, own, part)
-        assert np.array_equal(part, reduced[position * part.size : (position + 1) * part.size])
-        run(shm.Plan(CollectiveKind.BARRIER, b"b", positions), None, None)
-        whole = np.empty(own.size * positions, np.float32)
-        run(shm.Plan(CollectiveKind.ALL_GATHER, b"g", positions, array_bytes=size), own, whole)
-        assert np.array_equal(whole, np.concatenate(arrays))
-        copy = own.copy()
-        root = positions - 1
-        broadcast = shm.Plan(CollectiveKind.BROADCAST, b"c", positions, root=root, array_bytes=size)
-        run(broadcast, copy if position == root else None, None if position == root else copy)
-        assert np.array_equal(copy, arrays[root])
-
-    on_threads(positions, work)
-
-
-def test_submitted_operations_are_carried_out_in_their_order() -> None:
-    plans = [all_reduce(elements, 2) for elements in (10, 200_000, 5, 70_000)]
-
-    def work(engine: shm.Engine, position: int) -> None:
-        arrays = [np.full(plan.array_bytes // 4, position + 1, np.float32) for plan in plans]
-        tasks = [shm.Task(plan, array, array, 20 * SECOND_NS) for plan, array in zip(plans, arrays, strict=True)]
-        for task in tasks[:-1]:
-            engine.submit(task)
-        # A call waits behind what was submitted.
-        assert engine.run(tasks[-1]) == Outcome.COMMITTED
-        assert all(engine.wait(task, 0.0) == Outcome.COMMITTED for task in tasks)
-        assert [task.sequence for task in tasks] == [1, 2, 3, 4]
-        assert all((array == 3).all() for array in arrays)
-
-    on_threads(2, work)
-
-
-def test_a_mismatch_names_the_claims_and_changes_nothing() -> None:
-    def work(engine: shm.Engine, position: int) -> dict[int, bytes]:
-        array = np.full(2_000_000 + position, position, np.float32)
-        task = shm.Task(all_reduce(array.size, 3), array, array, 20 * SECOND_NS)
-        assert engine.run(task) == Outcome.MISMATCH
-        assert (array == position).all()
-        again = np.ones(5, np.float32)
-        assert engine.run(shm.Task(all_reduce(5, 3), again, again, 20 * SECOND_NS)) == Outcome.COMMITTED
-        return task.claims()
-
-    claims = {0: b"2000000", 1: b"2000001", 2: b"2000002"}
-    assert on_threads(3, work) == [claims] * 3
-
-
-def test_a_mismatch_does_not_wait_for_the_deadline_of_those_who_do_not_come() -> None:
-    late = threading.Barrier(3)
-
-    def work(engine: shm.Engine, position: int) -> dict[int, bytes]:
-        if position == 2:
-            late.wait()
-        array = np.ones(7, np.float32)
-        claim = b"late" if position == 2 else b"%d" % position
-        task = shm.Task(all_reduce(7, 3, claim=claim), array, array, 1000 * SECOND_NS)
-        assert engine.run(task) == Outcome.MISMATCH
-        if position != 2:
-            late.wait()
-        return task.claims()
-
-    assert on_threads(3, work) == [{0: b"0", 1: b"1"}] * 3
-
-
-@pytest.mark.parametrize("elements", [1, LONG])
-def test_who_does_not_come_is_named_also_to_itself(elements: int) -> None:
-    failed = threading.Barrier(3)
-
-    def work(engine: shm.Engine, position: int) -> list[int]:
-        plan, missing = all_reduce(elements, 3), []
-        if position == 1:
-            failed.wait()
-        # More than there are verdicts.
-        for _ in range(1 if elements == LONG else 70):
-            array = np.full(elements, position, np.float32)
-            task = shm.Task(plan, array, array, SECOND_NS // 1000 if position == 0 else 1000 * SECOND_NS)
-            assert engine.run(task) == Outcome.MISSING
-            assert (array == position).all()
-            assert task.timeout_ns == SECOND_NS // 1000
-            missing = task.positions
-        if position != 1:
-            failed.wait()
-        array = np.full(elements, position, np.float32)
-        assert engine.run(shm.Task(plan, array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
-        assert (array == 3).all()
-        return missing
-
-    # Position 2 may be late for one or the other of them as well.
-    assert all(1 in missing for missing in on_threads(3, work))
 
 
 @pytest.mark.parametrize("draining", [False, True])
@@ -194,18 +56,6 @@ def test_the_end_of_a_board_ends_who_waits(draining: bool) -> None:
         return status
 
     assert on_threads(2, work, memory) == [Outcome.OVER] * 2
-
-
-def test_closing_ends_what_was_submitted() -> None:
-    memory = new_board(2)
-    engine = shm.Engine(memory.descriptor, memory.size_bytes, 2, 0)
-    arrays = [np.ones(100_000, np.float32) for _ in range(3)]
-    tasks = [shm.Task(all_reduce(100_000, 2), array, array, 1000 * SECOND_NS) for array in arrays]
-    for task in tasks:
-        engine.submit(task)
-    engine.close()
-    assert [task.status for task in tasks] == [Outcome.OVER] * 3
-    assert engine.run(shm.Task(all_reduce(100_000, 2), arrays[0], arrays[0], SECOND_NS)) == Outcome.OVER
 
 
 def test_a_board_of_another_kind_does_not_fit() -> None:
@@ -237,22 +87,13 @@ def _duplicate(memory: SharedMemory) -> int:
     return os.dup(memory.descriptor)
 
 
-def test_arrays_that_do_not_fit_the_plan_are_refused() -> None:
-    with pytest.raises(InvalidValue, match="source of bytes 8"):
-        shm.Task(shm.Plan(CollectiveKind.ALL_GATHER, b"", 2, array_bytes=4), np.ones(1), np.ones(1), 1)
-    with pytest.raises(InvalidValue, match="target of bytes 4"):
-        shm.Task(shm.Plan(CollectiveKind.ALL_GATHER, b"", 2, array_bytes=4), None, np.ones(1, np.float32), 1)
-    with pytest.raises(InvalidValue, match="too many axes"):
-        shm.Plan(CollectiveKind.BARRIER, b"x" * 509, 2)
-
-
 # Processes.
 
 
 @pytest.fixture
 def ranks() -> Iterator[tuple[SharedMemory, list[Process]]]:
     memory = new_board(3)
-    processes = [Process(memory, 3, position) for position in range(3)]
+    processes = [new_process(memory, 3, position) for position in range(3)]
     yield memory, processes
     for process in processes:
         process.end()

@@ -20,7 +20,7 @@ from broker.collectives.watching import BoardWatch
 from broker.errors import InvalidValue
 from broker.ids import Rank
 from broker.transport.shared_memory import SharedMemory
-from tests.collectives.boards import PATIENCE_S, SECOND_NS, Process, end_board, new_board, on_threads
+from tests.collectives.boards import PATIENCE_S, SECOND_NS, end_board, new_board, new_process, on_threads
 
 pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
 
@@ -200,7 +200,7 @@ def test_what_is_in_progress_when_the_generation_ends_is_void() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_process_that_is_stopped_in_the_middle_of_a_long_operation_is_the_one_that_is_missing(seed: int) -> None:
     watched, chance = Watched(), random.Random(seed)
-    processes = [Process(watched.memory, 3, position) for position in range(3)]
+    processes = [new_process(watched.memory, 3, position) for position in range(3)]
     try:
         for process in processes:
             process.begin(elements=LONG, timeout_s=PATIENCE_S, count=100_000)

@@ -1,0 +1,135 @@
+# ruff: noqa: F821
+# mypy: disable-error-code="name-defined,attr-defined"
+"""The engine of the schedules `ring` and `halving`, for Python: collectives of ranks of several hosts, over sockets.
+
+What happens there is in C: ring_engine.h has what engines say to one another and why they agree, ring_engine_steps.c
+which bytes go where. Plans, tasks and turns are those of all engines (tasks.py). Only the compiled module can do any of
+it; the plain one says that it cannot (`AVAILABLE`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+from broker.collectives.tasks import (
+    ARRAY_BYTES_MAX,
+    CLAIM_BYTES_MAX,
+    POSITIONS_MAX,
+    Outcome,
+    Plan,
+    Task,
+    Turns,
+    reducible,
+)
+from broker.errors import InvalidValue, LimitExceeded
+
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
+
+__all__ = [
+    "ARRAY_BYTES_MAX",
+    "AVAILABLE",
+    "CLAIM_BYTES_MAX",
+    "LANES_MAX",
+    "POSITIONS_MAX",
+    "VERSION",
+    "Engine",
+    "Outcome",
+    "Plan",
+    "Task",
+    "reducible",
+]
+
+AVAILABLE: Final = bool(cython.compiled)
+"""Whether this module can do anything: it has to be compiled."""
+VERSION: Final = 1
+"""Of what engines say to one another over a link."""
+LANES_MAX: Final = 16
+"""Sockets of one link."""
+
+
+class Engine(Turns):
+    """One position's part in the operations of positions that are connected with one another.
+
+    An operation that is UNDECIDED has its result here, and its array is as it was: a link broke, or a position fell
+    silent, in the moment in which the others may or may not have applied it. The engine is over then. Ask the others,
+    after their engines have ended, whether the task of the same sequence is COMMITTED on one of them, and `settle` it;
+    a position that cannot be asked must not go on with this generation.
+    """
+
+    def __init__(self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1) -> None:
+        """Args:
+            links: for each position, the descriptors of sockets that are connected with its engine: streams, TCP or
+                Unix, made non-blocking here. Every other position has at least one, whatever the schedule, and at most
+                LANES_MAX; the own one has none. The k-th one of a link is the other end of the k-th one there. A ring's
+                data are spread over all that the neighbours have (position - 1 and + 1, around); all else needs one.
+                From now on the engine owns and closes them, unless this raises.
+            position: this process's own.
+            descriptor: an eventfd to which is added for each operation that the engine's thread is done with.
+
+        Raises:
+            InvalidValue: there are too many positions, or a link has too few or too many sockets.
+            LimitExceeded: there is no memory, or no descriptor left.
+        """
+        super().__init__()
+        if not 0 < len(links) <= POSITIONS_MAX:
+            raise InvalidValue("positions", len(links), f"must be from 1 to {POSITIONS_MAX}")
+        if not 0 <= position < len(links):
+            raise InvalidValue("position", position, f"must be from 0 to {len(links) - 1}")
+        for other, lanes in enumerate(links):
+            if bool(lanes) is (other == position) or len(lanes) > LANES_MAX:
+                problem = f"to position {other} must be from 1 to {LANES_MAX}, and none to the own one"
+                raise InvalidValue("sockets", len(lanes), problem)
+        self.position, self.positions = position, len(links)
+        files = array("i", [file for lanes in links for file in lanes]).tobytes()
+        counts = array("i", [len(lanes) for lanes in links]).tobytes()
+        self._ring = tb_ring_new(
+            cython.cast("const int *", cython.cast("const unsigned char *", files)),
+            cython.cast("const int *", cython.cast("const unsigned char *", counts)),
+            len(links),
+            position,
+            descriptor,
+        )
+        if self._ring == cython.NULL:
+            raise LimitExceeded("links", len(links), POSITIONS_MAX, f"cannot be used: errno {errno}")
+        self._turns = cython.address(self._ring.turns)
+
+    @property
+    def committed(self) -> int:
+        """The sequence of the last operation that was committed here; 0 before the first."""
+        return self._ring.committed  # type: ignore[no-any-return]
+
+    def settle(self, task: Task, *, committed: bool) -> int:
+        """Gives a task that is UNDECIDED the verdict of the others; returns its Outcome. Any other task stays as it is.
+
+        Args:
+            task: of this engine.
+            committed: whether it has been committed on another position: then the array becomes the result. Else it
+                stays as it was, and the outcome says what has led to the doubt.
+        """
+        return self._settle(task, committed)
+
+    def _settle(self, task: Task, committed: bool) -> int:
+        return tb_ring_settle(self._ring, cython.address(task._task), committed)  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        """What is under way ends, as OVER or UNDECIDED; what comes is OVER. Any thread may call; it does not wait."""
+        tb_ring_end(self._ring)
+
+    def close(self) -> None:
+        """Ends, and waits for the engine's thread. An operation that a thread is in ends meanwhile."""
+        ring = self._ring
+        with cython.nogil:
+            tb_ring_close(ring)
+
+    def __repr__(self) -> str:
+        return f"<Engine position={self.position} of {self.positions} committed={self.committed}>"
+
+    def __dealloc__(self) -> None:
+        if self._ring != cython.NULL:
+            tb_ring_close(self._ring)
+            tb_ring_free(self._ring)

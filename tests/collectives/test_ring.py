@@ -1,0 +1,557 @@
+"""The engine of links: that all agree whatever breaks, that doubt is said and settled, and that nobody is trusted."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from broker.collectives import ring
+from broker.collectives.claims import CollectiveKind, ReduceOp
+from broker.collectives.ring import Engine, Outcome, Plan, Task
+from broker.errors import InvalidValue, LimitExceeded
+from tests.collectives.processes import PATIENCE_S, Process
+from tests.collectives.rings import SECOND_NS, close_all, mesh, new_processes, on_threads, tcp_pair, unix_pair
+from tests.collectives.stranger import ABORT, HURRY, MEET, PIECE, READY, Cut, Stranger
+
+pytestmark = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine is not compiled")
+
+LONG = 400_000
+PIECE_BYTES = 256 << 10
+
+
+def all_reduce(elements: int, positions: int, schedule: str = "auto", op: ReduceOp = ReduceOp.SUM) -> Plan:
+    return Plan(
+        CollectiveKind.ALL_REDUCE, b"claim", positions,
+        op=op, dtype="float32", array_bytes=4 * elements, schedule=schedule,
+    )  # fmt: skip
+
+
+def begin(engine: Engine, elements: int, positions: int = 2, timeout_s: float = 1000) -> tuple[Task, np.ndarray]:
+    """Submits an all_reduce of ones."""
+    array = np.ones(elements, np.float32)
+    task = Task(all_reduce(elements, positions), array, array, int(timeout_s * SECOND_NS))
+    engine.submit(task)
+    return task, array
+
+
+def ended(engine: Engine, task: Task) -> int:
+    """Waits for it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while engine.wait(task, 1.0) == Outcome.PENDING:
+        assert time.monotonic() < deadline, task
+    return task.status
+
+
+@pytest.fixture
+def stranger() -> Iterator[Stranger]:
+    each = Stranger()
+    yield each
+    each.close()
+
+
+@pytest.fixture
+def strangers() -> Iterator[Stranger]:
+    each = Stranger(3)
+    yield each
+    each.close()
+
+
+# What is computed.
+
+
+@pytest.mark.parametrize("schedule", ["ring", "halving"])
+@pytest.mark.parametrize("positions", [2, 3, 4, 5, 6, 7, 8])
+def test_sums_have_the_same_bits_everywhere_and_always(positions: int, schedule: str) -> None:
+    def work(engine: Engine, position: int) -> list[bytes]:
+        results = []
+        for elements in (1025, 50_001, 300_000):
+            for _ in range(2):
+                array = np.random.default_rng(position).standard_normal(elements).astype(np.float32)
+                task = Task(all_reduce(elements, positions, schedule), array, array, 20 * SECOND_NS)
+                assert engine.run(task) == Outcome.COMMITTED
+                results.append(array.tobytes())
+        return results
+
+    first, *others = on_threads(positions, work, lanes=2)
+    assert all(other == first for other in others)
+    assert first[::2] == first[1::2]
+    again, *_ = on_threads(positions, work, lanes=1, make=tcp_pair)
+    assert again == first
+
+
+@pytest.mark.parametrize("schedule", ["ring", "halving"])
+def test_a_mean_is_divided_once(schedule: str) -> None:
+    def work(engine: Engine, position: int) -> None:
+        array = np.full(70_000, 0.1 * (position + 1), np.float32)
+        task = Task(all_reduce(70_000, 3, schedule, ReduceOp.MEAN), array, array, 20 * SECOND_NS)
+        assert engine.run(task) == Outcome.COMMITTED
+        assert np.abs(array - np.float32(0.2)).max() < 1e-6
+
+    on_threads(3, work)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "complex128"])
+def test_pieces_that_come_in_parts_are_added_whole(dtype: str) -> None:
+    elements, positions = 123_457, 3
+
+    def work(engine: Engine, position: int) -> None:
+        plan = Plan(
+            CollectiveKind.ALL_REDUCE, b"", positions,
+            op=ReduceOp.SUM, dtype=dtype, array_bytes=elements * np.dtype(dtype).itemsize, schedule="ring",
+        )  # fmt: skip
+        array = (np.arange(elements) % 100 + position).astype(dtype)
+        expected = (np.arange(elements) % 100 * positions + 3).astype(dtype)
+        assert engine.run(Task(plan, array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+        assert np.array_equal(array, expected)
+
+    def narrow() -> tuple[socket.socket, socket.socket]:
+        """So little room that bytes come in odd numbers."""
+        pair = unix_pair()
+        for each in pair:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
+        return pair
+
+    on_threads(positions, work, lanes=2, make=narrow)
+
+
+def test_many_operations_of_all_sizes_keep_the_links_in_step() -> None:
+    sizes = [random.Random(1).choice([0, 1, 1000, 1100, 30_000, 200_000]) for _ in range(60)]
+
+    def work(engine: Engine, position: int) -> None:
+        for number, elements in enumerate(sizes):
+            array = np.full(elements, position + number, np.float32)
+            schedule = "halving" if number % 2 else "ring"
+            task = Task(all_reduce(elements, 4, schedule), array, array, 20 * SECOND_NS)
+            assert engine.run(task) == Outcome.COMMITTED
+            assert (array == 6 + 4 * number).all()
+        assert engine.committed == len(sizes)
+
+    on_threads(4, work, lanes=3)
+
+
+# Links that break.
+
+
+def all_end(engines: list[Engine]) -> None:
+    for engine in engines:
+        engine.end()
+
+
+def outcomes_with_a_cut(positions: int, elements: int, cut: Cut, operations: int) -> list[list[int]]:
+    """What has become of operations in a row, for each position, when the link from 0 to 1 is one that breaks.
+
+    Arrays are checked, and what is undecided is settled as a broker does it.
+    """
+    pairs = iter([cut.ends])
+    links = mesh(positions, make=lambda: next(pairs, None) or unix_pair())
+    engines = [Engine(links[position], position) for position in range(positions)]
+    tasks: list[list[tuple[Task, np.ndarray]]] = [[] for _ in engines]
+
+    def work(position: int) -> None:
+        engine = engines[position]
+        for number in range(operations):
+            array = np.full(elements, position + number, np.float32)
+            task = Task(all_reduce(elements, positions), array, array, 1000 * SECOND_NS)
+            tasks[position].append((task, array))
+            if engine.run(task) != Outcome.COMMITTED:
+                all_end(engines)
+                break
+
+    threads = [threading.Thread(target=work, args=(position,)) for position in range(positions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    for number in range(operations):
+        begun = [(position, *tasks[position][number]) for position in range(positions) if number < len(tasks[position])]
+        committed = any(task.status == Outcome.COMMITTED for _, task, _ in begun)
+        for position, task, array in begun:
+            if task.status == Outcome.UNDECIDED:
+                assert (array == position + number).all()
+                engines[position].settle(task, committed=committed)
+            expected = sum(range(positions)) + positions * number if committed else position + number
+            assert task.status == (Outcome.COMMITTED if committed else Outcome.OVER)
+            assert (array == expected).all()
+    for engine in engines:
+        engine.close()
+    return [[task.status for task, _ in of] for of in tasks]
+
+
+@pytest.mark.parametrize("positions", [2, 3, 4])
+@pytest.mark.parametrize("elements", [1, 3000, 150_000])
+def test_wherever_a_link_breaks_all_agree_and_nothing_is_half_applied(positions: int, elements: int) -> None:
+    choice = random.Random(positions * elements)
+    words = [choice.randrange(0, 500) for _ in range(25)]
+    data = [choice.randrange(0, 8 * elements + 1000) for _ in range(25)]
+    failed = 0
+    for bytes_max in words + data:
+        cut = Cut(bytes_max)
+        outcomes = outcomes_with_a_cut(positions, elements, cut, 3)
+        failed += any(Outcome.OVER in each for each in outcomes)
+        cut.close()
+    assert failed
+
+
+@pytest.mark.parametrize("elements", [1, LONG])
+def test_the_end_of_an_engine_ends_who_waits(elements: int) -> None:
+    begun = threading.Event()
+
+    def work(engine: Engine, position: int) -> None:
+        if position == 0:
+            begun.wait()
+            engine.end()
+        task, array = begin(engine, elements, 3)
+        begun.set()
+        assert ended(engine, task) == Outcome.OVER
+        assert (array == 1).all()
+        assert engine.run(Task(all_reduce(1, 3), array[:1], array[:1], SECOND_NS)) == Outcome.OVER
+
+    on_threads(3, work)
+
+
+def test_who_has_committed_may_leave_at_once() -> None:
+    """The end of a link says nothing about an operation for which its other end was ready."""
+    for _ in range(30):
+
+        def work(engine: Engine, position: int) -> None:
+            for elements in (1, 5000):
+                array = np.ones(elements, np.float32)
+                assert engine.run(Task(all_reduce(elements, 3), array, array, 1000 * SECOND_NS)) == Outcome.COMMITTED
+            engine.close()
+
+        on_threads(3, work, make=tcp_pair)
+
+
+# Doubt.
+
+
+def test_a_link_that_breaks_before_this_one_is_ready_is_no_doubt(strangers: Stranger) -> None:
+    task, array = begin(strangers.engine, 1, 3)
+    strangers.meet(1, b"claim", array.tobytes())
+    strangers.hang_up(2)
+    assert ended(strangers.engine, task) == Outcome.OVER
+    word = strangers.hear_until(ABORT)
+    assert (word.code, word.sequence) == (Outcome.OVER, 1)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("elements", [1, LONG])
+def test_a_link_that_breaks_after_this_one_is_ready_leaves_it_undecided(elements: int, committed: bool) -> None:
+    each = Stranger()
+    engine = each.engine
+    task, array = begin(engine, elements)
+    each.meet(1, b"claim", b"\0\0\0\0" if elements == 1 else b"")
+    if elements == 1:
+        each.hear_until(READY)
+    else:
+        play(each, 4 * elements)
+    each.hang_up()
+    assert ended(engine, task) == Outcome.UNDECIDED
+    assert (array == 1).all()
+    assert engine.run(Task(all_reduce(1, 2), array[:1].copy(), None, SECOND_NS)) == Outcome.OVER
+    assert engine.settle(task, committed=committed) == (Outcome.COMMITTED if committed else Outcome.OVER)
+    assert (array == (1 if not committed else 1 if elements == 1 else 2)).all()
+    assert engine.settle(task, committed=not committed) == task.status
+    assert engine.committed == (1 if committed else 0)
+    each.close()
+
+
+def play(each: Stranger, array_bytes: int) -> None:
+    """Takes the part of position 1 in a ring of two, with an array of ones, until all but its own READY is said."""
+    half = -(-array_bytes // 128) * 64
+    parts = [(0, half), (half, array_bytes)]
+    ones = np.ones(array_bytes // 4, np.float32).tobytes()
+    twos = np.full(array_bytes // 4, 2, np.float32).tobytes()
+
+    def talk() -> None:
+        # What is to be added, and the sum of the other part: the same stretch and the other one.
+        for step, data in enumerate((ones, twos)):
+            start, stop = parts[step]
+            for piece, at in enumerate(range(start, stop, PIECE_BYTES)):
+                each.say(1, PIECE, step=step, first=piece, body=data[at : min(at + PIECE_BYTES, stop)])
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    heard, ready = 0, False
+    while heard < array_bytes or not ready:
+        word = each.hear()
+        heard += len(word.body) if word.kind == PIECE else 0
+        ready |= word.kind == READY
+    talker.join()
+
+
+def test_who_falls_silent_when_this_one_is_ready_is_named_and_leaves_it_undecided(strangers: Stranger) -> None:
+    engine = strangers.engine
+    task, array = begin(engine, 1, 3, timeout_s=0.05)
+    for position in (1, 2):
+        strangers.meet(position, b"claim", array.tobytes())
+    strangers.say(2, READY)
+    word = strangers.hear_until(HURRY)
+    assert word.second == SECOND_NS // 20
+    assert ended(engine, task) == Outcome.UNDECIDED
+    assert (task.positions, task.timeout_ns) == ([1], SECOND_NS // 20)
+    assert engine.settle(task, committed=False) == Outcome.MISSING
+    assert (array == 1).all()
+
+
+def test_an_abort_is_certain_also_for_who_is_ready(strangers: Stranger) -> None:
+    engine = strangers.engine
+    task, array = begin(engine, 1, 3)
+    for position in (1, 2):
+        strangers.meet(position, b"claim", array.tobytes())
+    strangers.hear_until(READY)
+    strangers.say(2, ABORT, code=Outcome.MISSING, first=0b010, second=7)
+    assert ended(engine, task) == Outcome.MISSING
+    assert (task.positions, task.timeout_ns) == ([1], 7)
+    word = strangers.hear_until(ABORT, 1)
+    assert (word.code, word.first, word.second) == (Outcome.MISSING, 0b010, 7)
+    assert (array == 1).all()
+
+
+def test_who_has_gone_on_without_being_ready_has_failed_it(strangers: Stranger) -> None:
+    task, array = begin(strangers.engine, 1, 3)
+    for position in (1, 2):
+        strangers.meet(position, b"claim", array.tobytes())
+    strangers.hear_until(READY)
+    strangers.meet(1, b"claim", array.tobytes(), sequence=2)
+    assert ended(strangers.engine, task) == Outcome.MISSING
+    assert task.positions == [0]
+    # What it has said of the next one is not lost.
+    again, _ = begin(strangers.engine, 1, 3)
+    strangers.meet(2, b"claim", array.tobytes(), sequence=2)
+    for position in (1, 2):
+        strangers.say(position, READY, sequence=2)
+    assert ended(strangers.engine, again) == Outcome.COMMITTED
+
+
+def test_a_deadline_is_over_for_all_when_it_is_over_for_one(strangers: Stranger) -> None:
+    task, array = begin(strangers.engine, LONG, 3)
+    for position in (1, 2):
+        strangers.meet(position, b"claim")
+    strangers.hear_until(PIECE, 1)
+    strangers.say(1, HURRY, second=5)
+    assert strangers.hear_until(HURRY, 2).second == 5
+    assert ended(strangers.engine, task) == Outcome.MISSING
+    assert (task.positions, task.timeout_ns) == ([2], 5)
+    assert (array == 1).all()
+
+
+def test_an_interrupt_elsewhere_is_told(strangers: Stranger) -> None:
+    task, _ = begin(strangers.engine, LONG, 3)
+    for position in (1, 2):
+        strangers.meet(position, b"claim")
+    strangers.say(2, HURRY, code=Outcome.INTERRUPTED, first=0b100)
+    assert ended(strangers.engine, task) == Outcome.INTERRUPTED
+    assert task.positions == [2]
+
+
+def test_ending_an_engine_that_is_ready_is_doubt(stranger: Stranger) -> None:
+    task, array = begin(stranger.engine, 1)
+    stranger.meet(1, b"claim", array.tobytes())
+    stranger.hear_until(READY)
+    stranger.engine.end()
+    assert ended(stranger.engine, task) == Outcome.UNDECIDED
+    assert task.positions == []
+    assert stranger.engine.settle(task, committed=True) == Outcome.COMMITTED
+    assert (array == 2).all()
+
+
+# Strangers who lie.
+
+LIES = {
+    "another magic": lambda each: each.send(1, b"GET / HTTP/1.1\r\nHost: somewhere.example\r\n\r\n"),
+    "an unknown word": lambda each: each.say(1, 9),
+    "no word": lambda each: each.say(1, 0),
+    "a long ready": lambda each: each.say(1, READY, body=b"x"),
+    "a claim that is too long": lambda each: each.say(1, MEET, first=509, body=bytes(509)),
+    "a claim longer than its word": lambda each: each.say(1, MEET, first=9, body=b"claim"),
+    "a huge meet": lambda each: each.say(1, MEET, first=5, size=0xFFFFFFFF),
+    "an array too many": lambda each: each.meet(1, b"claim", bytes(4)),
+    "a meet too many": lambda each: (each.meet(1, b"claim"), each.meet(1, b"claim")),
+    "a huge piece": lambda each: (each.meet(1, b"claim"), each.say(1, PIECE, size=0xFFFFFFFF)),
+    "a short piece": lambda each: (each.meet(1, b"claim"), each.say(1, PIECE, body=b"abcd")),
+    "a piece of a later step": lambda each: (each.meet(1, b"claim"), each.say(1, PIECE, step=1, size=PIECE_BYTES)),
+    "a piece of no step": lambda each: (each.meet(1, b"claim"), each.say(1, PIECE, step=2**32 - 1, size=PIECE_BYTES)),
+    "another piece": lambda each: (each.meet(1, b"claim"), each.say(1, PIECE, first=1, size=PIECE_BYTES)),
+    "no outcome": lambda each: each.say(1, ABORT, code=99),
+    "a commit": lambda each: each.say(1, ABORT, code=Outcome.COMMITTED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_cannot_be_breaks_the_engine(stranger: Stranger, lie: str) -> None:
+    task, array = begin(stranger.engine, LONG)
+    LIES[lie](stranger)
+    assert ended(stranger.engine, task) == Outcome.BROKEN
+    assert (array == 1).all()
+    assert stranger.engine.run(Task(all_reduce(1, 2), array[:1], array[:1], SECOND_NS)) == Outcome.OVER
+
+
+def test_what_others_do_not_send_is_not_waited_for_long(stranger: Stranger) -> None:
+    """A ready that comes too soon: it has not got what it is ready with."""
+    task, array = begin(stranger.engine, LONG, timeout_s=0.05)
+    stranger.meet(1, b"claim")
+    stranger.say(1, READY)
+    assert ended(stranger.engine, task) == Outcome.MISSING
+    assert (array == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_rubbish_does_no_harm(seed: int) -> None:
+    choice = random.Random(seed)
+    each = Stranger()
+    each.sockets[1].settimeout(0)
+    elements = choice.choice([1, 2000, LONG])
+    tasks = [begin(each.engine, elements, timeout_s=0.02) for _ in range(5)]
+    for _ in range(40):
+        try:
+            if choice.random() < 0.05:
+                each.send(1, choice.randbytes(choice.randrange(1, 300)))
+            size = choice.choice([0, 0, 5, 9, 4000, PIECE_BYTES])
+            each.say(
+                1, choice.randrange(1, 6), code=choice.randrange(0, 9), step=choice.randrange(0, 4),
+                sequence=choice.randrange(0, 7), first=choice.choice([0, 1, 5, 2**63]),
+                second=choice.randrange(0, 2**64), body=choice.randbytes(size),
+            )  # fmt: skip
+        except OSError:
+            break
+    each.hang_up()
+    for task, array in tasks:
+        assert ended(each.engine, task) not in (Outcome.PENDING, Outcome.COMMITTED)
+        assert (array == 1).all()
+    each.close()
+
+
+# Making one.
+
+
+def test_links_that_are_none_are_refused() -> None:
+    with pytest.raises(InvalidValue, match="sockets 0"):
+        Engine([[], []], 0)
+    with pytest.raises(InvalidValue, match="sockets 1"):
+        Engine([[5]], 0)
+    with pytest.raises(InvalidValue, match="position 2"):
+        Engine([[], [5]], 2)
+    with pytest.raises(InvalidValue, match="positions 65"):
+        Engine([[]] * 65, 0)
+    with pytest.raises(InvalidValue, match="sockets 17"):
+        Engine([[], list(range(17))], 0)
+    with pytest.raises(LimitExceeded, match="errno"):
+        Engine([[], [999_999]], 0)
+    links = mesh(2)
+    with pytest.raises(LimitExceeded, match="errno"):
+        Engine(links[0], 0, 999_999)
+    # They are the caller's as before.
+    close_all(links)
+
+
+def test_an_engine_closes_its_sockets() -> None:
+    links = mesh(2)
+    engine = Engine(links[0], 0)
+    engine.close()
+    del engine
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(links[0][1][0])
+    close_all([links[1]])
+
+
+def test_an_eventfd_tells_of_what_was_submitted() -> None:
+    told = os.eventfd(0)
+    links = mesh(2)
+    engines = [Engine(links[0], 0, told), Engine(links[1], 1)]
+    tasks = [begin(engine, 1) for engine in engines]
+    assert os.eventfd_read(told) == 1
+    assert tasks[0][0].status == Outcome.COMMITTED
+    os.close(told)
+    for engine in engines:
+        engine.close()
+
+
+def test_ctrl_c_fails_the_operation_everywhere(stranger: Stranger) -> None:
+    def interrupt() -> None:
+        stranger.hear_until(MEET)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    array = np.ones(LONG, np.float32)
+    task = Task(all_reduce(LONG, 2), array, array, 1000 * SECOND_NS)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        stranger.engine.run(task)
+    thread.join()
+    assert (task.status, task.positions) == (Outcome.INTERRUPTED, [0])
+    word = stranger.hear_until(ABORT)
+    assert (word.code, word.first) == (Outcome.INTERRUPTED, 0b01)
+    assert (array == 1).all()
+
+
+# Processes.
+
+
+@pytest.fixture
+def ranks() -> Iterator[list[Process]]:
+    processes = new_processes(3, lanes=2)
+    yield processes
+    for process in processes:
+        process.end()
+
+
+def begin_all(processes: list[Process], **wishes: object) -> None:
+    """Lets all begin; returns when all have done one operation, so that they are in the midst of the rest."""
+    for process in processes:
+        process.begin(elements=1, timeout_s=1000)
+    for process in processes:
+        assert process.outcome()["outcome"] == "COMMITTED"
+    for process in processes:
+        process.begin(**wishes)
+
+
+def assert_agreed(told: list[dict[str, object]]) -> None:
+    """Who is an operation behind another one does not claim that it has failed."""
+    done = max(int(str(each["done"])) for each in told)
+    for each in told:
+        assert each["intact"]
+        assert each["done"] == done or (each["done"] == done - 1 and each["outcome"] == "UNDECIDED")
+
+
+@pytest.mark.parametrize("elements", [1, 30_000, 3 << 20])
+def test_processes_reduce_many_times(ranks: list[Process], elements: int) -> None:
+    begin_all(ranks, elements=elements, timeout_s=20, count=5)
+    for process in ranks:
+        told = process.outcome()
+        assert (told["outcome"], told["intact"], told["done"]) == ("COMMITTED", True, 5)
+
+
+@pytest.mark.parametrize("elements", [1, 30_000, 3 << 20])
+def test_a_killed_process_hangs_nobody(ranks: list[Process], elements: int) -> None:
+    begin_all(ranks, elements=elements, timeout_s=1000, count=1_000_000)
+    ranks.pop(1).kill()
+    told = [process.outcome() for process in ranks]
+    assert {each["outcome"] for each in told} <= {"OVER", "UNDECIDED"}
+    assert_agreed(told)
+
+
+def test_a_stopped_process_is_named_and_told(ranks: list[Process]) -> None:
+    begin_all(ranks, elements=3 << 20, timeout_s=2, count=1_000_000)
+    ranks[1].send(signal.SIGSTOP)
+    told = [ranks[0].outcome(), ranks[2].outcome()]
+    ranks[1].send(signal.SIGCONT)
+    told.append(ranks[1].outcome())
+    assert_agreed(told)
+    # It may have been stopped when all others were ready.
+    if any(each["outcome"] == "UNDECIDED" for each in told):
+        return
+    for each in told:
+        assert each["outcome"] == "MISSING"
+        assert 1 in each["positions"]  # type: ignore[operator]
+    begin_all(ranks, elements=30_000, timeout_s=20, count=3)
+    assert all(process.outcome()["outcome"] == "COMMITTED" for process in ranks)
