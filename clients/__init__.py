@@ -18,14 +18,17 @@ from broker.errors import (
     NoResponders,
     PermissionDenied,
     ProtocolError,
+    RankBehindError,
     RankTimeoutError,
     RequestFailed,
     ResponderLost,
+    StateMismatchError,
     TimeoutError,
 )
 from broker.protocol.pressure import Pressure, SubscriptionPressure
 from clients.client import Client, connect
 from clients.core import Reconnected
+from clients.elastic import Elastic, Step
 from clients.exchanges import Request
 from clients.groups import Group
 from clients.messages import DEFERRED, Message
@@ -33,6 +36,7 @@ from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
 from clients.optimizers import SGD, Adam, Optimizer
 from clients.parameter_server import ParameterServer
 from clients.replies import Replies
+from clients.state_sync import Synced
 from clients.subscriptions import Subscription
 from clients.trainer import Pulled, Trainer
 from clients.work import Work
@@ -47,6 +51,7 @@ __all__ = [
     "CollectiveMismatchError",
     "ConnectError",
     "ConnectionClosed",
+    "Elastic",
     "GenerationChangedError",
     "Group",
     "GroupStatus",
@@ -61,6 +66,7 @@ __all__ = [
     "ProtocolError",
     "Pressure",
     "Pulled",
+    "RankBehindError",
     "RankTimeoutError",
     "Reconnected",
     "Replies",
@@ -68,8 +74,11 @@ __all__ = [
     "RequestFailed",
     "ResponderLost",
     "Snapshot",
+    "StateMismatchError",
+    "Step",
     "Subscription",
     "SubscriptionPressure",
+    "Synced",
     "TimeoutError",
     "Trainer",
     "TrainerStatus",

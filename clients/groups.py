@@ -10,11 +10,12 @@ from broker.collectives import shm
 from broker.collectives.buckets import Buckets
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations
+from clients import boards, collective, operations, state_sync
 from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.driver import Driver
 from clients.membership import Place
+from clients.state_sync import Synced
 from clients.work import SharedWork, Work
 
 T = TypeVar("T")
@@ -166,6 +167,34 @@ class Group:
     def barrier(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Waits until all present ranks have called it."""
         self._call(collective.barrier(timeout_s), timeout_s)
+
+    def sync_state(self, state: object, step: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Synced:
+        """Gives every rank the state of the one with the highest step; of several, of the lowest rank.
+
+        For the beginning, and after GenerationChangedError: newcomers and ranks that are behind get what they lack. It
+        takes memory for the state twice more while it runs.
+
+        Args:
+            state: dicts and lists, nested, of arrays, numbers and texts; None for a rank that has none. Where another
+                rank's state is taken, arrays are filled in place, dicts and lists entry by entry.
+            step: how many steps the state has behind it, from 0.
+            timeout_s: how long the ranks may take to arrive, in seconds.
+
+        Returns:
+            The step from which all go on, the state, and the rank whose it is; see Synced.
+
+        Raises:
+            StateMismatchError: an array of this rank has no counterpart of its dtype and shape, or is read-only;
+                nothing was changed here, and the other ranks have the state.
+            CollectiveError: as for all_reduce, or no rank has a state; nothing was changed anywhere.
+        """
+        calls = state_sync.sync_state(self._place.member, state, step, timeout_s)
+        try:
+            prepared = next(calls)
+            while True:
+                prepared = calls.send(self._call(prepared, timeout_s))
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""

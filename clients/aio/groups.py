@@ -9,12 +9,13 @@ from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations
+from clients import boards, collective, operations, state_sync
 from clients.aio.driver import AsyncDriver
 from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.membership import Place
 from clients.signals import Signal
+from clients.state_sync import Synced
 
 T = TypeVar("T")
 
@@ -138,6 +139,16 @@ class Group:
     async def barrier(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Waits until all present ranks have called it."""
         await self._start(collective.barrier(timeout_s), timeout_s).wait()
+
+    async def sync_state(self, state: object, step: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Synced:
+        """Gives every rank the state of the one with the highest step; of several, of the lowest rank."""
+        calls = state_sync.sync_state(self._place.member, state, step, timeout_s)
+        try:
+            prepared = next(calls)
+            while True:
+                prepared = calls.send(await self._start(prepared, timeout_s).wait())
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
