@@ -228,6 +228,14 @@ CHUNK_BYTES_MULTIPLE: Final = 16
 BUCKET_BYTES: Final = 25 * MIB
 """Gradients that are reduced in one call: the default of PyTorch DDP."""
 COLLECTIVE_TIMEOUT_S: Final = 60.0
+QUORUM_ARRAY_BYTES_MAX: Final = 64 * MIB
+"""Of an operation with a quorum: the broker holds it whole for each rank, because it learns late who takes part."""
+QUORUM_KEPT_MAX: Final = 256
+"""Closed operations whose results are kept for ranks that have not come: some seconds of a fast loop. A rank that is
+further behind had better take the state of the others."""
+QUORUM_KEPT_BYTES_MAX: Final = 256 * MIB
+"""Bytes of those results in a group, of which the newest is always kept; and of contributions that wait for the next
+operation."""
 
 # Boards (docs/wire.md section 14).
 BOARDS_MAX: Final = 256

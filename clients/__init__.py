@@ -35,6 +35,7 @@ from clients.messages import DEFERRED, Message
 from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
 from clients.optimizers import SGD, Adam, Optimizer
 from clients.parameter_server import ParameterServer
+from clients.partial import Partial
 from clients.replies import Replies
 from clients.state_sync import Synced
 from clients.subscriptions import Subscription
@@ -62,6 +63,7 @@ __all__ = [
     "NoResponders",
     "Optimizer",
     "ParameterServer",
+    "Partial",
     "PermissionDenied",
     "ProtocolError",
     "Pressure",

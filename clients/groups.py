@@ -10,11 +10,12 @@ from broker.collectives import shm
 from broker.collectives.buckets import Buckets
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations, state_sync
+from clients import boards, collective, operations, partial, state_sync
 from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.driver import Driver
 from clients.membership import Place
+from clients.partial import AUTO, Partial, Terms
 from clients.state_sync import Synced
 from clients.work import SharedWork, Work
 
@@ -68,11 +69,46 @@ class Group:
 
     @overload
     def all_reduce(
-        self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: Literal[True]
+        self,
+        array: T,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: Literal[False] = False,
+        quorum: float,
+        deadline: float | str = AUTO,
+        late: str = "carry",
+        name: str = "",
+        contribute: bool = True,
+    ) -> Partial[T]: ...
+
+    @overload
+    def all_reduce(
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: Literal[True],
+        quorum: float | None = None,
+        deadline: float | str = AUTO,
+        late: str = "carry",
+        name: str = "",
+        contribute: bool = True,
     ) -> Work: ...
 
     def all_reduce(
-        self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        quorum: float | None = None,
+        deadline: float | str = AUTO,
+        late: str = "carry",
+        name: str = "",
+        contribute: bool = True,
     ) -> object:
         """Reduces the arrays of all present ranks element by element; every rank's array becomes the result.
 
@@ -84,16 +120,27 @@ class Group:
             op: sum, mean (over the present ranks), min, max or product.
             timeout_s: how long the ranks may take to arrive, in seconds.
             async_op: returns a Work at once in place of waiting.
+            quorum: does not wait for everybody: so many ranks are enough (an int), or such a share of those present (a
+                float up to 1.0). For sum and mean, and up to 64 MiB.
+            deadline: how long the others are waited for once one has come, in seconds; "auto" learns it. Ranks that
+                are whole calls behind are not waited for. This and what follows is for calls with a quorum.
+            late: what becomes of this rank's array if it comes too late: "carry" adds it to the next call over the same
+                tensor, "drop" does not.
+            name: tells tensors of one dtype and shape apart; the same on all ranks.
+            contribute: False takes the result and gives nothing, as for calls that are over already.
 
         Returns:
-            The array, or a Work.
+            The array, or a Work; with a quorum, a Partial that has the array.
 
         Raises:
             CollectiveMismatchError: the ranks asked for different things; `claims` says who for what.
             RankTimeoutError: `missing_ranks` did not arrive in time.
             GenerationChangedError: the membership changed.
+            RankBehindError: the others have finished so many calls with a quorum that their results are not kept.
             ConnectionClosed: the connection was lost, and with it the membership.
         """
+        if quorum is not None:
+            return self._reduce_partly(array, op, timeout_s, Terms(quorum, deadline, late, name, contribute), async_op)
         place = self._place
         board = None if async_op else place.plain
         task = None if board is None else board.plain_task(array, op, timeout_s)
@@ -199,6 +246,20 @@ class Group:
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
         self._driver.run(operations.leave(self._driver, self._place, 5.0))
+
+    def _reduce_partly(self, array: object, op: str, timeout_s: float, terms: Terms, async_op: bool) -> object:
+        """Through the broker, whatever the schedule: it has to decide who is in time."""
+        driver, place = self._driver, self._place
+        with driver.lock:
+            prepared = partial.all_reduce(place.member, array, op, timeout_s, terms)
+            operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
+            complete = partial.completion(prepared.complete, operation, self.rank)
+            if async_op:
+                work = Work(driver, operation, signal, complete, timeout_s + GRACE_S)
+                driver.flush()
+                return work
+            driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
+            return complete(operation.finish())
 
     def _start(self, prepared: Prepared, timeout_s: float) -> Work:
         shared = boards.begin(self._place, prepared)

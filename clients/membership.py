@@ -6,17 +6,18 @@ import msgspec
 
 from broker.buffers import Buffer
 from broker.collectives.claims import Claim
-from broker.collectives.member import Member, MemberOperation
+from broker.collectives.member import Member, MemberOperation, Participation
 from broker.errors import (
     BrokerError,
     CollectiveError,
     CollectiveMismatchError,
     ConnectionClosed,
     ProtocolError,
+    RankBehindError,
     RankTimeoutError,
 )
 from broker.ids import Generation, Rank
-from broker.protocol.bodies import CollectiveFailure, Membership, decode_body
+from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
 from broker.protocol.session import Session
 from clients.boards import Board, Schedule, adopt, discard
@@ -148,6 +149,14 @@ class Place:
         self._over([operation])
         self.attach()
 
+    def took_part(self, frame: Frame) -> None:
+        """TOOK_PART: who is in the result that follows."""
+        operation = self.find(frame)
+        if operation is not None:
+            told = decode_body(frame.body, TookPart)
+            ranks, carried = (tuple(Rank(rank) for rank in each) for each in (told.ranks, told.carried))
+            operation.took_part(Participation(ranks, carried, frame.count))
+
     def failed(self, frame: Frame) -> None:
         """FAILED: an operation has failed on every rank."""
         operation = self.find(frame)
@@ -223,6 +232,8 @@ def failure_error(group: str, frame: Frame) -> CollectiveError:
         return CollectiveMismatchError(group, frame.sequence, body.claims)
     if body.missing_ranks is not None:
         return RankTimeoutError(group, frame.sequence, body.missing_ranks, body.timeout_s)
+    if body.missed is not None:
+        return RankBehindError(group, frame.sequence, body.missed)
     return CollectiveError(group, body.text)
 
 
@@ -239,7 +250,7 @@ class Places:
         return operation.destination(frame.stream, frame.count, size_bytes) if operation is not None else None
 
     def receive(self, session: Session, frame: Frame) -> None:
-        """RESULT, FAILED or CHANGED."""
+        """RESULT, TOOK_PART, FAILED or CHANGED."""
         place = self.by_number.get(frame.number)
         # Frames can be on their way when a member leaves.
         if place is None:
@@ -248,6 +259,8 @@ class Places:
             return
         if frame.kind == Kind.RESULT:
             place.result(frame)
+        elif frame.kind == Kind.TOOK_PART:
+            place.took_part(frame)
         elif frame.kind == Kind.FAILED:
             place.failed(frame)
         elif frame.kind == Kind.CHANGED:

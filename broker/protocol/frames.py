@@ -76,6 +76,7 @@ class Kind(IntEnum):
     MAPPED = 31
     RELEASE = 32
     BOARD = 33
+    TOOK_PART = 38
 
 
 class Flag:

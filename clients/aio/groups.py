@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -9,11 +10,12 @@ from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations, state_sync
+from clients import boards, collective, operations, partial, state_sync
 from clients.aio.driver import AsyncDriver
 from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.membership import Place
+from clients.partial import AUTO, Terms
 from clients.signals import Signal
 from clients.state_sync import Synced
 
@@ -111,9 +113,23 @@ class Group:
         return self._place.member.position
 
     async def all_reduce(
-        self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        quorum: float | None = None,
+        deadline: float | str = AUTO,
+        late: str = "carry",
+        name: str = "",
+        contribute: bool = True,
     ) -> object:
-        """Reduces the arrays of all present ranks in place; returns the array, or a Work."""
+        """Reduces the arrays of all present ranks in place; returns the array, with a quorum a Partial, or a Work."""
+        if quorum is not None:
+            terms = Terms(quorum, deadline, late, name, contribute)
+            work = self._start_partly(array, op, timeout_s, terms)
+            return work if async_op else await work.wait()
         prepared = collective.all_reduce(self._place.member, array, op, timeout_s)
         work = self._start(prepared, timeout_s)
         return work if async_op else await work.wait()
@@ -153,6 +169,14 @@ class Group:
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
         await operations.leave(self._driver, self._place, 5.0)
+
+    def _start_partly(self, array: object, op: str, timeout_s: float, terms: Terms) -> Work:
+        """Through the broker, whatever the schedule: it has to decide who is in time."""
+        prepared = partial.all_reduce(self._place.member, array, op, timeout_s, terms)
+        operation, signal = self._place.start(prepared.claim, prepared.contribution, prepared.target)
+        self._driver.flush()
+        finish = partial.completion(prepared.complete, operation, self.rank)
+        return Work(self._driver, operation, signal, replace(prepared, complete=finish), timeout_s + GRACE_S)
 
     def _start(self, prepared: Prepared, timeout_s: float) -> Work:
         place = self._place
