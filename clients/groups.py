@@ -123,7 +123,8 @@ class Group:
             quorum: does not wait for everybody: so many ranks are enough (an int), or such a share of those present (a
                 float up to 1.0). For sum and mean, and up to 64 MiB.
             deadline: how long the others are waited for once one has come, in seconds; "auto" learns it. Ranks that
-                are whole calls behind are not waited for. This and what follows is for calls with a quorum.
+                are whole calls behind, or did not make it the last time, are not waited for. This and what follows is
+                for calls with a quorum.
             late: what becomes of this rank's array if it comes too late: "carry" adds it to the next call over the same
                 tensor, "drop" does not.
             name: tells tensors of one dtype and shape apart; the same on all ranks.

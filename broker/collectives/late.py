@@ -87,11 +87,13 @@ class Late:
         totals: counts over all generations.
         newest: the last operation of this generation that has closed, 0 if none has.
         forgotten: the last one that is not kept any more.
+        slow: ranks whose last contribution came later than its deadline. Nobody waits for them, until one is in time.
     """
 
     totals: LateTotals = field(default_factory=LateTotals)
     newest: int = 0
     forgotten: int = 0
+    slow: set[Rank] = field(default_factory=set)
     _past: dict[int, QuorumOperation] = field(default_factory=dict)
     _carried: dict[Tensor, list[Carried]] = field(default_factory=dict)
     _carried_bytes: int = 0
@@ -102,6 +104,14 @@ class Late:
     def held_bytes(self) -> int:
         """Payload of results and contributions that are kept."""
         return self._carried_bytes + sum(operation.held_bytes for operation in self._past.values())
+
+    def observe(self, claim: Claim, rank: Rank, lag_ns: int, wait_ns: int) -> None:
+        """A contribution has come so long after the first one, of which `wait_ns` were to be waited out."""
+        self.deadlines(claim).observe(lag_ns)
+        if lag_ns > wait_ns:
+            self.slow.add(rank)
+        else:
+            self.slow.discard(rank)
 
     def deadlines(self, claim: Claim) -> Deadlines:
         """What has been learned of a tensor."""
@@ -164,6 +174,7 @@ class Late:
     def end_generation(self) -> None:
         """The members change: sequences begin anew, and what waits belongs to a step that is made again."""
         self.totals.dropped += sum(map(len, self._carried.values()))
+        self.slow.clear()
         self._past.clear()
         self._carried.clear()
         self._carried_bytes = self.newest = self.forgotten = 0

@@ -1,7 +1,7 @@
 """A collective operation that does not wait for everybody: an all_reduce of those who come in time.
 
-                the first whole contribution          all have come; or enough have, and the deadline is over
-               +-----------------------------+        or the others are operations behind
+                the first whole contribution          all have come; or enough have, and the deadline is over, or
+               +-----------------------------+        the others were late the last time or are operations behind
                |  then the deadline runs     v       +--------------> CLOSED: the result is made once, for all
             GATHERING ------------------> RUNNING ---'                   |
                |         all have begun      |                           |  a late rank's contribution is whole:
@@ -144,12 +144,12 @@ class QuorumOperation(Operation):
         effects: list[Effect] = []
         wishes = self._wishes(rank)
         if not wishes.abstains:
-            deadlines = self._late.deadlines(self._contributions[rank].claim)
             if self._first_ns:
-                deadlines.observe(now_ns - self._first_ns)
+                self._observe(rank, now_ns)
             else:
-                self._first_ns = now_ns
-                self._closes_ns = min(now_ns + (wishes.deadline_ns or deadlines.wait_ns), self.deadline_ns)
+                wait_ns = wishes.deadline_ns or self._late.deadlines(self._contributions[rank].claim).wait_ns
+                self._first_ns, self._closes_ns = now_ns, min(now_ns + wait_ns, self.deadline_ns)
+                self._late.slow.discard(rank)
                 effects.append(Wake(self._closes_ns))
         return effects + self._close_if_due(now_ns)
 
@@ -157,7 +157,8 @@ class QuorumOperation(Operation):
         if self.state not in (OperationState.GATHERING, OperationState.RUNNING):
             return []
         missing = self.missing_ranks
-        is_due = self._enough and (now_ns >= self._closes_ns or self._laggards(self.sequence).issuperset(missing))
+        hopeless = self._late.slow | self._laggards(self.sequence)
+        is_due = self._enough and (now_ns >= self._closes_ns or hopeless.issuperset(missing))
         return self._close(now_ns) if is_due or not missing else []
 
     def _close(self, now_ns: int) -> list[Effect]:
@@ -182,12 +183,16 @@ class QuorumOperation(Operation):
                 effects += self._answer(rank)
         return effects + self._late.missed(missed, self.sequence, now_ns)
 
+    def _observe(self, rank: Rank, now_ns: int) -> None:
+        claim = self._contributions[rank].claim
+        self._late.observe(claim, rank, now_ns - self._first_ns, self._closes_ns - self._first_ns)
+
     def _came_late(self, rank: Rank, now_ns: int) -> list[Effect]:
         contribution, wishes = self._contributions[rank], self._wishes(rank)
         if wishes.carry and not self._whole(rank):
             return []
         if not wishes.abstains:
-            self._late.deadlines(contribution.claim).observe(now_ns - self._first_ns)
+            self._observe(rank, now_ns)
             if wishes.carry:
                 self._late.carry(contribution.claim, rank, [*contribution.chunks])
             else:

@@ -203,6 +203,27 @@ def test_a_rank_that_is_operations_behind_is_not_waited_for(ranks: Ranks) -> Non
     assert value_of(operations[2]) == 3
 
 
+def test_a_rank_that_was_late_the_last_time_is_not_waited_for_until_it_is_in_time(ranks: Ranks) -> None:
+    for rank in (0, 1):
+        ranks.give(rank, 1)
+    ranks.settle()
+    ranks.advance(10 * MS_NS)
+    ranks.advance(1)
+    ranks.give(2, 1)
+    ranks.settle()
+    # It has begun the operation before this one, so it is not behind; but it has come too late for that.
+    second = [ranks.give(rank, 1) for rank in (0, 1)]
+    ranks.settle()
+    assert part_of(second[0]) == ([0, 1], [2], 0)
+    ranks.advance(10 * MS_NS)
+    ranks.give(2, 1)
+    ranks.settle()
+    # This time it was as late as the deadline allows, so now it is waited for.
+    third = [ranks.give(rank, 1) for rank in (0, 1)]
+    ranks.settle()
+    assert not third[0].done
+
+
 def test_who_abstains_is_waited_for_no_more_and_gets_the_result(ranks: Ranks) -> None:
     given = [ranks.give(rank, 1) for rank in (0, 1)]
     ranks.settle()
