@@ -31,6 +31,7 @@ from clients.core import Reconnected
 from clients.elastic import Elastic, Step
 from clients.exchanges import Request
 from clients.groups import Group
+from clients.local_sgd import DiLoCo, LocalSGD
 from clients.messages import DEFERRED, Message
 from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
 from clients.optimizers import SGD, Adam, Optimizer
@@ -52,12 +53,14 @@ __all__ = [
     "CollectiveMismatchError",
     "ConnectError",
     "ConnectionClosed",
+    "DiLoCo",
     "Elastic",
     "GenerationChangedError",
     "Group",
     "GroupStatus",
     "InvalidValue",
     "LimitExceeded",
+    "LocalSGD",
     "Message",
     "Monitor",
     "NoResponders",
