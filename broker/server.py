@@ -289,10 +289,15 @@ class Server:
 
     def _wake_at(self, at_ns: int) -> None:
         """A collective has a deadline between two ticks."""
-        self._loop.call_later(max(0.0, (at_ns - time.monotonic_ns()) / 1e9), self._end_collectives)
+        self._loop.call_later(max(0.0, (at_ns - time.monotonic_ns()) / 1e9), self._end_collectives, at_ns)
 
-    def _end_collectives(self) -> None:
-        self.state.groups.tick(time.monotonic_ns())
+    def _end_collectives(self, at_ns: int) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns < at_ns:
+            # The loop counts in milliseconds, and may be early.
+            self._wake_at(at_ns)
+            return
+        self.state.groups.end_due(now_ns)
         self._run()
 
     def _tick(self) -> None:

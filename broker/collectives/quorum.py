@@ -32,7 +32,18 @@ from broker.ids import Generation, Rank, SessionId
 class QuorumOperation(Operation):
     """As Operation, but it ends for each rank when that rank has come; `ended` is when its result is made."""
 
-    __slots__ = ("_answered", "_carried", "_closes_ns", "_first_ns", "_included", "_late", "_laggards", "_result")
+    __slots__ = (
+        "_answered",
+        "_carried",
+        "_closes_ns",
+        "_first_ns",
+        "_given",
+        "_included",
+        "_laggards",
+        "_late",
+        "_result",
+        "_whole",
+    )
 
     def __init__(
         self,
@@ -58,6 +69,9 @@ class QuorumOperation(Operation):
         self._carried: tuple[Rank, ...] = ()
         self._result: list[Buffer] = []
         self._answered: set[Rank] = set()
+        # Ranks whose contribution is here whole, and how many of them have not abstained.
+        self._whole: set[Rank] = set()
+        self._given = 0
 
     @property
     def settled(self) -> bool:
@@ -74,7 +88,7 @@ class QuorumOperation(Operation):
 
     @property
     def missing_ranks(self) -> tuple[Rank, ...]:
-        return tuple(rank for rank in self._sessions if not self._whole(rank))
+        return tuple(rank for rank in self._sessions if rank not in self._whole)
 
     def owes(self, rank: Rank) -> bool:
         """Whether a rank has begun this operation and waits for its end."""
@@ -108,42 +122,37 @@ class QuorumOperation(Operation):
     def forget(self) -> list[Effect]:
         """The result is not kept any more: ranks that are in the middle of this operation hear that they are behind."""
         behind = Behind(self._late.newest - self.sequence)
-        return [
-            Failed(self._sessions[rank], self._generation, self.sequence, behind)
-            for rank in self._contributions
-            if rank not in self._answered
-        ]
+        waiting = [rank for rank in self._contributions if rank not in self._answered]
+        self._answered.update(waiting)
+        return [Failed(self._sessions[rank], self._generation, self.sequence, behind) for rank in waiting]
 
     def _run(self, claim: Claim) -> list[Effect]:
         # All have begun, which is not yet all that has to come.
         self.state = OperationState.RUNNING
         return []
 
-    def _whole(self, rank: Rank) -> bool:
-        contribution = self._contributions.get(rank)
-        return contribution is not None and contribution.received == contribution.rounds
+    def _is_whole(self, rank: Rank) -> bool:
+        contribution = self._contributions[rank]
+        return contribution.received == contribution.rounds
 
     def _wishes(self, rank: Rank) -> Quorum:
         wishes = self._contributions[rank].claim.quorum
         assert wishes is not None, "a claim without a quorum matches no claim with one"
         return wishes
 
-    def _given(self) -> list[Rank]:
-        """Ranks whose contribution is here whole, ascending."""
-        return [rank for rank in self._sessions if self._whole(rank) and not self._wishes(rank).abstains]
-
     @property
     def _enough(self) -> bool:
         """Whether as many ranks have contributed as have to."""
-        given = self._given()
-        return bool(given) and len(given) >= self._wishes(given[0]).ranks
+        return self._given > 0 and self._given >= self._wishes(next(iter(self._contributions))).ranks
 
     def _came(self, rank: Rank, now_ns: int) -> list[Effect]:
-        if self.state not in (OperationState.GATHERING, OperationState.RUNNING) or not self._whole(rank):
+        if self.state not in (OperationState.GATHERING, OperationState.RUNNING) or not self._is_whole(rank):
             return []
         effects: list[Effect] = []
         wishes = self._wishes(rank)
+        self._whole.add(rank)
         if not wishes.abstains:
+            self._given += 1
             if self._first_ns:
                 self._observe(rank, now_ns)
             else:
@@ -156,14 +165,18 @@ class QuorumOperation(Operation):
     def _close_if_due(self, now_ns: int) -> list[Effect]:
         if self.state not in (OperationState.GATHERING, OperationState.RUNNING):
             return []
-        missing = self.missing_ranks
-        hopeless = self._late.slow | self._laggards(self.sequence)
-        is_due = self._enough and (now_ns >= self._closes_ns or hopeless.issuperset(missing))
-        return self._close(now_ns) if is_due or not missing else []
+        is_due = len(self._whole) == len(self._sessions) or (
+            self._enough and (now_ns >= self._closes_ns or self._others_are_hopeless())
+        )
+        return self._close(now_ns) if is_due else []
+
+    def _others_are_hopeless(self) -> bool:
+        """Whether all that are missing were late the last time, or are operations behind."""
+        return (self._late.slow | self._laggards(self.sequence)).issuperset(self.missing_ranks)
 
     def _close(self, now_ns: int) -> list[Effect]:
         self.state = OperationState.FINISHED
-        given = self._given()
+        given = [rank for rank in self._sessions if rank in self._whole and not self._wishes(rank).abstains]
         claim = self._contributions[next(iter(self._contributions))].claim
         carried = self._late.take(claim)
         arrays = [[*self._contributions[rank].chunks] for rank in given] + [[*each.chunks] for each in carried]
@@ -189,7 +202,7 @@ class QuorumOperation(Operation):
 
     def _came_late(self, rank: Rank, now_ns: int) -> list[Effect]:
         contribution, wishes = self._contributions[rank], self._wishes(rank)
-        if wishes.carry and not self._whole(rank):
+        if wishes.carry and not self._is_whole(rank):
             return []
         if not wishes.abstains:
             self._observe(rank, now_ns)

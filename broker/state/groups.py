@@ -43,7 +43,7 @@ class Groups:
     """All groups of the broker.
 
     Attributes:
-        wake: is told when `tick` has to be called for a deadline that cannot wait for the next regular one.
+        wake: is told when `end_due` has to be called, for a deadline that cannot wait for the next regular tick.
     """
 
     def __init__(
@@ -159,6 +159,13 @@ class Groups:
         """Time passes: deadlines."""
         for group in list(self.by_number.values()):
             self._carry_out(group, group.tick(now_ns))
+
+    def end_due(self, now_ns: int) -> None:
+        """As tick, but only for groups in which a deadline is over."""
+        for group in list(self.by_number.values()):
+            deadline_ns = group.next_deadline_ns
+            if deadline_ns is not None and deadline_ns <= now_ns:
+                self._carry_out(group, group.tick(now_ns))
 
     def _carry_out(self, group: Group, effects: Iterable[Effect]) -> None:
         told_generation = 0

@@ -294,6 +294,11 @@ def test_a_rank_that_is_forgotten_in_the_middle_of_its_array_is_told(
     ranks.settle()
     assert isinstance(late.error, RankBehindError)
     assert ranks.group.late_totals.carried == 0
+    # It may go on: what it comes for next is forgotten too, and then what is kept.
+    for expected in (RankBehindError, type(None)):
+        following = ranks.give(2, 5)
+        ranks.settle()
+        assert isinstance(following.error, expected)
 
 
 def test_a_late_mismatch_is_told_to_the_late_rank_alone(ranks: Ranks) -> None:
