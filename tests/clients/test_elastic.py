@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import clients
+from broker import limits
 from tests.clients.ranks import PATIENCE_S, all_together, embedded_url, running
 from tests.clients.serving import ServingThread
 
@@ -191,3 +193,46 @@ def test_a_rank_that_loses_its_connection_joins_again_where_it_can() -> None:
         check(first, 6)
         check(second, 6)
         assert first.total.tobytes() == second.total.tobytes()
+
+
+def test_a_rank_that_is_left_behind_by_a_quorum_joins_again_and_gets_the_state(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "QUORUM_KEPT_MAX", 2)
+    ahead, back = threading.Barrier(3), threading.Event()
+
+    def train(rank: int) -> tuple[float, list[int], list[list[int]]]:
+        total, numbers, changes = np.zeros(1), [], []
+        with clients.connect(url, name=f"rank-{rank}") as bus:
+
+            def join() -> clients.Group:
+                return bus.group("dp", world_size=3, rank=rank, timeout_s=PATIENCE_S)
+
+            def rejoin() -> clients.Group:
+                group = join()
+                back.set()
+                return group
+
+            elastic = clients.Elastic(
+                join(), {"total": total}, rejoin=rejoin, timeout_s=PATIENCE_S,
+                on_change=lambda change: changes.append(change.ranks),
+            )  # fmt: skip
+            for step in elastic.steps(12):
+                with step:
+                    numbers.append(step.number)
+                    if step.number == 2 and rank == 2 and not changes:
+                        ahead.wait(PATIENCE_S)
+                    if step.number == 8 and rank != 2 and not changes:
+                        ahead.wait(PATIENCE_S)
+                        assert back.wait(PATIENCE_S)
+                    array = np.full(1, step.number + 1.0)
+                    elastic.group.all_reduce(array, "mean", quorum=2, deadline=0.05, timeout_s=PATIENCE_S)
+                    total += array
+        return float(total[0]), numbers, changes
+
+    first, second, third = all_together(*(lambda rank=rank: train(rank) for rank in range(3)))
+    assert first[0] == second[0] == third[0] == sum(range(1, 13))
+    # It has been left behind in step 2, and has come back in the one in which the others were.
+    assert third[1] == [0, 1, 2, *range(8, 12)]
+    assert first[1] == [*range(9), *range(8, 12)]
+    assert third[2] == [[0, 1, 2]]
