@@ -249,7 +249,7 @@ class StateMismatchError(CollectiveError):
 class RankBehindError(CollectiveError):
     """The others have gone on without this rank for so long that what it has missed is not kept any more.
 
-    It is a member still, but its state cannot follow: leave the group, join it again and take the others' state.
+    It is a member still, but its state cannot follow: call `regroup`, upon which all meet in `sync_state`.
 
     Attributes:
         sequence: the number of the operation that this rank came for.
@@ -259,5 +259,5 @@ class RankBehindError(CollectiveError):
     def __init__(self, group: str, sequence: int, missed: int) -> None:
         self.sequence = sequence
         self.missed = missed
-        text = f"operation {sequence} is over and forgotten, and {missed} after it; leave, join again and sync_state"
+        text = f"operation {sequence} is over and forgotten, and {missed} after it; regroup and sync_state"
         super().__init__(group, text)

@@ -69,8 +69,7 @@ class Elastic:
         state: dicts and lists, nested, of the live arrays and of numbers; the same on all ranks but for the values.
         rollback: keeps a copy of the state during each step, to undo it. False is for steps that change the state only
             after their last collective, which then cost no copy.
-        rejoin: joins the group again, after the connection was lost or this rank was left behind; without it those
-            errors end the loop.
+        rejoin: joins the group again after the connection was lost; without it that ends the loop.
         on_change: told of each change of the members.
         timeout_s: how long the ranks may take to meet after a change, in seconds.
 
@@ -134,10 +133,15 @@ class Elastic:
 
     def _survives(self, error: BaseException) -> bool:
         """Whether the loop goes on after an error; then all meet before the next step."""
+        if isinstance(error, RankBehindError):
+            # The members stay, so it is the next call that tells of the change.
+            self.group.regroup(timeout_s=self._timeout_s)
+            self._behind = True
+            return True
         if isinstance(error, GenerationChangedError):
             change = error
-        elif isinstance(error, (ConnectionClosed, RankBehindError)) and self._rejoin is not None:
-            change = self._join_again(self._rejoin, error)
+        elif isinstance(error, ConnectionClosed) and self._rejoin is not None:
+            change = self._join_again(self._rejoin)
         else:
             return False
         self._behind = True
@@ -146,12 +150,8 @@ class Elastic:
             self._on_change(change)
         return True
 
-    def _join_again(
-        self, rejoin: Callable[[], Group], error: ConnectionClosed | RankBehindError
-    ) -> GenerationChangedError:
+    def _join_again(self, rejoin: Callable[[], Group]) -> GenerationChangedError:
         old = self.group
-        if isinstance(error, RankBehindError):
-            old.leave()
         deadline_s = time.monotonic() + self._timeout_s
         while True:
             try:

@@ -244,6 +244,19 @@ class Group:
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
+    def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
+        """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError.
+
+        For a rank that cannot go on where the others are, as after RankBehindError; then all call sync_state. This rank
+        gets the error in its next call, the others in the one that it does not make with them.
+
+        Args:
+            timeout_s: how long to wait for the next generation, in seconds.
+        """
+        with self._driver.lock:
+            begun = self._place.regroup()
+            self._driver.block(begun, timeout_s, f"another generation of group {self.name!r}")
+
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
         self._driver.run(operations.leave(self._driver, self._place, 5.0))

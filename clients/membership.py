@@ -66,6 +66,7 @@ class Place:
         self._descriptor = descriptor
         self._session = session
         self._attached = False
+        self._regrouping: list[Signal] = []
         self.board = self._adopt(joined)
         self.plain: Board | None = None
 
@@ -107,6 +108,23 @@ class Place:
         signal = self.signals[id(operation)] = Signal()
         self.attach()
         return operation, signal
+
+    def regroup(self) -> Signal:
+        """Asks for another generation of the same members; the signal is ready when one has begun, or never will.
+
+        Raises:
+            BrokerError: the place is lost.
+        """
+        if self.closed is not None:
+            raise self.closed
+        self._session.put(Frame(Kind.REGROUP, number=self.number, target=self.member.generation))
+        self._regrouping.append(Signal())
+        return self._regrouping[-1]
+
+    def _regrouped(self) -> None:
+        regrouping, self._regrouping = self._regrouping, []
+        for signal in regrouping:
+            signal.set()
 
     def attach(self) -> None:
         """Asks the outbox to pull rounds."""
@@ -176,6 +194,7 @@ class Place:
         board, self.board, self.plain = self.board, self._adopt(body), None
         if board is not None:
             board.end(change)
+        self._regrouped()
         self._over(pending)
         self.attach()
 
@@ -189,6 +208,7 @@ class Place:
             board.end(error)
         pending = self.member.pending
         self.member.closed(error)
+        self._regrouped()
         self._over(pending)
 
     def _over(self, operations: tuple[MemberOperation, ...] | list[MemberOperation]) -> None:

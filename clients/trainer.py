@@ -139,7 +139,7 @@ class Trainer:
         self._only_lost(change)
 
     def rejoin(self) -> Group:
-        """Becomes a member again, after the connection was lost or this rank was left behind.
+        """Becomes a member again after the connection was lost.
 
         Raises:
             CollectiveError: the rank did not become free in time.

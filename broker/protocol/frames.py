@@ -77,6 +77,7 @@ class Kind(IntEnum):
     RELEASE = 32
     BOARD = 33
     TOOK_PART = 38
+    REGROUP = 39
 
 
 class Flag:

@@ -125,6 +125,12 @@ class Groups:
         if frame.target == group.generation:
             self._carry_out(group, group.renew())
 
+    def regroup(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """REGROUP: a member cannot go on in this generation; there will be another one of the same members."""
+        group = self._member_of(session, frame)
+        if frame.target == group.generation and session.id in group.sessions:
+            self._carry_out(group, group.renew())
+
     def contribute(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """CONTRIBUTE: a chunk of a member's array."""
         group = self._member_of(session, frame)

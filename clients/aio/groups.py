@@ -166,6 +166,12 @@ class Group:
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
+    async def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
+        """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError."""
+        begun = self._place.regroup()
+        self._driver.flush()
+        await self._driver.wait(begun, timeout_s, f"another generation of group {self.name!r}")
+
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
         await operations.leave(self._driver, self._place, 5.0)

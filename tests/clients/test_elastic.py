@@ -195,44 +195,33 @@ def test_a_rank_that_loses_its_connection_joins_again_where_it_can() -> None:
         assert first.total.tobytes() == second.total.tobytes()
 
 
-def test_a_rank_that_is_left_behind_by_a_quorum_joins_again_and_gets_the_state(
+def test_a_rank_that_is_left_behind_by_a_quorum_makes_all_meet_and_gets_the_state(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "QUORUM_KEPT_MAX", 2)
-    ahead, back = threading.Barrier(3), threading.Event()
+    ahead = threading.Barrier(3)
 
     def train(rank: int) -> tuple[float, list[int], list[list[int]]]:
         total, numbers, changes = np.zeros(1), [], []
         with clients.connect(url, name=f"rank-{rank}") as bus:
-
-            def join() -> clients.Group:
-                return bus.group("dp", world_size=3, rank=rank, timeout_s=PATIENCE_S)
-
-            def rejoin() -> clients.Group:
-                group = join()
-                back.set()
-                return group
-
+            group = bus.group("dp", world_size=3, rank=rank, timeout_s=PATIENCE_S)
             elastic = clients.Elastic(
-                join(), {"total": total}, rejoin=rejoin, timeout_s=PATIENCE_S,
-                on_change=lambda change: changes.append(change.ranks),
-            )  # fmt: skip
-            for step in elastic.steps(12):
+                group, {"total": total}, timeout_s=PATIENCE_S, on_change=lambda change: changes.append(change.ranks)
+            )
+            for step in elastic.steps(9):
                 with step:
                     numbers.append(step.number)
-                    if step.number == 2 and rank == 2 and not changes:
+                    if step.number == 2 and rank == 2:
                         ahead.wait(PATIENCE_S)
                     if step.number == 8 and rank != 2 and not changes:
                         ahead.wait(PATIENCE_S)
-                        assert back.wait(PATIENCE_S)
                     array = np.full(1, step.number + 1.0)
-                    elastic.group.all_reduce(array, "mean", quorum=2, deadline=0.05, timeout_s=PATIENCE_S)
+                    group.all_reduce(array, "mean", quorum=2, deadline=0.05, timeout_s=PATIENCE_S)
                     total += array
         return float(total[0]), numbers, changes
 
     first, second, third = all_together(*(lambda rank=rank: train(rank) for rank in range(3)))
-    assert first[0] == second[0] == third[0] == sum(range(1, 13))
-    # It has been left behind in step 2, and has come back in the one in which the others were.
-    assert third[1] == [0, 1, 2, *range(8, 12)]
-    assert first[1] == [*range(9), *range(8, 12)]
-    assert third[2] == [[0, 1, 2]]
+    # The others may have made their last step by then; they wait at the end, and nobody is left alone.
+    assert first[0] == second[0] == third[0] == sum(range(1, 10))
+    assert third[1] in ([0, 1, 2, 8], [0, 1, 2])
+    assert first[2] == second[2] == third[2] == [[0, 1, 2]]

@@ -87,6 +87,19 @@ def test_a_change_of_the_members_leaves_every_state_as_it_was(connect: Connect) 
     assert on_all_ranks(connect, 3, work) == [([0, 0], 1, [1, 1]), ([1, 1], 1, [1, 1]), "closed"]
 
 
+def test_one_rank_makes_all_meet_without_anybody_leaving(connect: Connect) -> None:
+    def work(group: clients.Group, _: clients.Client) -> object:
+        group.barrier()
+        if group.rank == 1:
+            group.regroup()
+        with pytest.raises(clients.GenerationChangedError) as caught:
+            group.all_reduce(np.ones(1), timeout_s=PATIENCE_S)
+        state = {"weight": np.full(1, group.rank)}
+        return caught.value.lost_ranks, group.sync_state(state, group.rank).step, group.ranks
+
+    assert on_all_ranks(connect, 3, work) == [([], 2, (0, 1, 2))] * 3
+
+
 @pytest.mark.parametrize("step", [-1, 1.5, "1"])
 def test_a_step_that_is_none_is_refused_before_anything_is_sent(connect: Connect, step: object) -> None:
     def work(group: clients.Group, _: clients.Client) -> object:

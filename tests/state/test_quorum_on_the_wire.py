@@ -9,10 +9,10 @@ import pytest
 
 from broker import limits
 from broker.collectives.claims import Claim, Quorum
-from broker.protocol.bodies import CollectiveFailure, TookPart, decode_body
+from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body
 from broker.protocol.frames import Frame, Kind
 from tests.state.harness import Peer, Talk
-from tests.state.test_groups_on_the_wire import claim, contribute, failed, joined, results
+from tests.state.test_groups_on_the_wire import claim, contribute, failed, joined, memberships, results
 
 DEADLINE_NS = 10_000_000
 
@@ -86,3 +86,22 @@ def test_a_rank_that_is_too_far_behind_is_told_how_far(monkeypatch: pytest.Monke
         talk.tick(DEADLINE_NS / 1e9)
     contribute(peers[2], ones(), quorum())
     assert failed(peers[2]) == [CollectiveFailure(missed=2)]
+
+
+def test_a_member_may_ask_for_another_generation_of_the_same_members_once() -> None:
+    talk = Talk()
+    peers = joined(talk, 2)
+    number = peers[0].all_of(Kind.JOINED)[0].number
+    for _ in range(2):
+        peers[0].put(Kind.REGROUP, number=number, target=1)
+    for peer in peers:
+        assert memberships(peer, Kind.CHANGED) == [Membership(2, [0, 1])]
+    assert all(peer.is_open for peer in peers)
+
+
+def test_who_is_no_member_may_not_regroup() -> None:
+    talk = Talk()
+    number = joined(talk, 2)[0].all_of(Kind.JOINED)[0].number
+    stranger = talk.peer("stranger")
+    stranger.put(Kind.REGROUP, number=number, target=1)
+    assert not stranger.is_open
