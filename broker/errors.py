@@ -229,3 +229,35 @@ class GenerationChangedError(CollectiveError):
         self.ranks = sorted(ranks)
         lost = f"lost ranks {self.lost_ranks}, " if self.lost_ranks else ""
         super().__init__(group, f"generation {generation}: {lost}now ranks {self.ranks}")
+
+
+class StateMismatchError(CollectiveError):
+    """The state of another rank does not fit into the arrays of this one, which are as they were.
+
+    Attributes:
+        rank: whose state it is.
+        place: where, such as `state['model']['weight']`.
+    """
+
+    def __init__(self, group: str, rank: int, place: str, own: str, received: str) -> None:
+        self.rank = rank
+        self.place = place
+        text = f"{place} is {own} here and {received} on rank {rank}; make the same model on all ranks"
+        super().__init__(group, text)
+
+
+class RankBehindError(CollectiveError):
+    """The others have gone on without this rank for so long that what it has missed is not kept any more.
+
+    It is a member still, but its state cannot follow: call `regroup`, upon which all meet in `sync_state`.
+
+    Attributes:
+        sequence: the number of the operation that this rank came for.
+        missed: how many operations the others have finished since.
+    """
+
+    def __init__(self, group: str, sequence: int, missed: int) -> None:
+        self.sequence = sequence
+        self.missed = missed
+        text = f"operation {sequence} is over and forgotten, and {missed} after it; regroup and sync_state"
+        super().__init__(group, text)

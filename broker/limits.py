@@ -267,6 +267,14 @@ GROUP_REPORT_INTERVAL_NS: Final = 1_000_000_000
 """Between two words of the broker about who is late or stuck in one group."""
 STUCK_NS: Final = 1_000_000_000
 """An operation that has not moved for so long is announced."""
+QUORUM_ARRAY_BYTES_MAX: Final = 64 * MIB
+"""Of an operation with a quorum: the broker holds it whole for each rank, because it learns late who takes part."""
+QUORUM_KEPT_MAX: Final = 256
+"""Closed operations whose results are kept for ranks that have not come: some seconds of a fast loop. A rank that is
+further behind had better take the state of the others."""
+QUORUM_KEPT_BYTES_MAX: Final = 256 * MIB
+"""Bytes of those results in a group, of which the newest is always kept; and of contributions that wait for the next
+operation."""
 
 # Boards (docs/wire.md section 14).
 BOARDS_MAX: Final = 256

@@ -100,6 +100,12 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
     yield _counter(
         "messages_refused", "Messages that were longer than their topic's policy allows.", totals.refused_messages
     )
+    late = state.groups.late_totals
+    yield _counter("quorum_operations", "Collectives that did not have to wait for all ranks.", late.operations)
+    yield _counter("contributions_missed", "Contributions that such collectives ended without.", late.missed)
+    yield _counter("contributions_carried", "Late ones that were kept for the next collective.", late.carried)
+    yield _counter("contributions_added", "Kept ones that a later collective has added.", late.added)
+    yield _counter("contributions_dropped", "Late ones that were dropped.", late.dropped)
     yield _counter("publisher_waits", "Times that a publisher was held back.", state.pressure.waits)
     for overflow, count in totals.dropped_messages.items():
         dropped.add_metric([overflow.value], count)

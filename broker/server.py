@@ -100,6 +100,7 @@ class Server:
         self._reading: Hangups[_Link] = Hangups()
         self._loop = asyncio.get_running_loop()
         self._ticking: asyncio.TimerHandle | None = None
+        self.state.groups.wake = self._wake_at
 
     def start(self, addresses: Sequence[str]) -> None:
         """Listens on all addresses; from here on sessions are served.
@@ -296,6 +297,19 @@ class Server:
             if link.record.id not in self._links:
                 return
             self._readable(link)
+
+    def _wake_at(self, at_ns: int) -> None:
+        """A collective has a deadline between two ticks."""
+        self._loop.call_later(max(0.0, (at_ns - time.monotonic_ns()) / 1e9), self._end_collectives, at_ns)
+
+    def _end_collectives(self, at_ns: int) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns < at_ns:
+            # The loop counts in milliseconds, and may be early.
+            self._wake_at(at_ns)
+            return
+        self.state.groups.end_due(now_ns)
+        self._run()
 
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()

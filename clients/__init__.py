@@ -18,21 +18,27 @@ from broker.errors import (
     NoResponders,
     PermissionDenied,
     ProtocolError,
+    RankBehindError,
     RankTimeoutError,
     RequestFailed,
     ResponderLost,
+    StateMismatchError,
     TimeoutError,
 )
 from broker.protocol.pressure import Pressure, SubscriptionPressure
 from clients.client import Client, connect
 from clients.core import Reconnected
+from clients.elastic import Elastic, Step
 from clients.exchanges import Request
 from clients.groups import Group
+from clients.local_sgd import DiLoCo, LocalSGD
 from clients.messages import DEFERRED, Message
 from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
 from clients.optimizers import SGD, Adam, Optimizer
 from clients.parameter_server import ParameterServer
+from clients.partial import Partial
 from clients.replies import Replies
+from clients.state_sync import Synced
 from clients.subscriptions import Subscription
 from clients.trainer import Pulled, Trainer
 from clients.work import Work
@@ -47,20 +53,25 @@ __all__ = [
     "CollectiveMismatchError",
     "ConnectError",
     "ConnectionClosed",
+    "DiLoCo",
+    "Elastic",
     "GenerationChangedError",
     "Group",
     "GroupStatus",
     "InvalidValue",
     "LimitExceeded",
+    "LocalSGD",
     "Message",
     "Monitor",
     "NoResponders",
     "Optimizer",
     "ParameterServer",
+    "Partial",
     "PermissionDenied",
     "ProtocolError",
     "Pressure",
     "Pulled",
+    "RankBehindError",
     "RankTimeoutError",
     "Reconnected",
     "Replies",
@@ -68,8 +79,11 @@ __all__ = [
     "RequestFailed",
     "ResponderLost",
     "Snapshot",
+    "StateMismatchError",
+    "Step",
     "Subscription",
     "SubscriptionPressure",
+    "Synced",
     "TimeoutError",
     "Trainer",
     "TrainerStatus",

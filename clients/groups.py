@@ -10,11 +10,13 @@ from broker.collectives import shm
 from broker.collectives.buckets import Buckets
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations
+from clients import boards, collective, operations, partial, state_sync
 from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.driver import Driver
 from clients.membership import Place
+from clients.partial import AUTO, Partial, Terms
+from clients.state_sync import Synced
 from clients.work import SharedWork, Work
 
 T = TypeVar("T")
@@ -67,11 +69,46 @@ class Group:
 
     @overload
     def all_reduce(
-        self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: Literal[True]
+        self,
+        array: T,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: Literal[False] = False,
+        quorum: float,
+        deadline: float | str = AUTO,
+        late: str = "carry",
+        name: str = "",
+        contribute: bool = True,
+    ) -> Partial[T]: ...
+
+    @overload
+    def all_reduce(
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: Literal[True],
+        quorum: float | None = None,
+        deadline: float | str = AUTO,
+        late: str = "carry",
+        name: str = "",
+        contribute: bool = True,
     ) -> Work: ...
 
     def all_reduce(
-        self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        quorum: float | None = None,
+        deadline: float | str = AUTO,
+        late: str = "carry",
+        name: str = "",
+        contribute: bool = True,
     ) -> object:
         """Reduces the arrays of all present ranks element by element; every rank's array becomes the result.
 
@@ -83,16 +120,28 @@ class Group:
             op: sum, mean (over the present ranks), min, max or product.
             timeout_s: how long the ranks may take to arrive, in seconds.
             async_op: returns a Work at once in place of waiting.
+            quorum: does not wait for everybody: so many ranks are enough (an int), or such a share of those present (a
+                float up to 1.0). For sum and mean, and up to 64 MiB.
+            deadline: how long the others are waited for once one has come, in seconds; "auto" learns it. Ranks that
+                are whole calls behind, or did not make it the last time, are not waited for. This and what follows is
+                for calls with a quorum.
+            late: what becomes of this rank's array if it comes too late: "carry" adds it to the next call over the same
+                tensor, "drop" does not.
+            name: tells tensors of one dtype and shape apart; the same on all ranks.
+            contribute: False takes the result and gives nothing, as for calls that are over already.
 
         Returns:
-            The array, or a Work.
+            The array, or a Work; with a quorum, a Partial that has the array.
 
         Raises:
             CollectiveMismatchError: the ranks asked for different things; `claims` says who for what.
             RankTimeoutError: `missing_ranks` did not arrive in time.
             GenerationChangedError: the membership changed.
+            RankBehindError: the others have finished so many calls with a quorum that their results are not kept.
             ConnectionClosed: the connection was lost, and with it the membership.
         """
+        if quorum is not None:
+            return self._reduce_partly(array, op, timeout_s, Terms(quorum, deadline, late, name, contribute), async_op)
         place = self._place
         board = None if async_op else place.plain
         task = None if board is None else board.plain_task(array, op, timeout_s)
@@ -167,9 +216,64 @@ class Group:
         """Waits until all present ranks have called it."""
         self._call(collective.barrier(timeout_s), timeout_s)
 
+    def sync_state(self, state: object, step: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Synced:
+        """Gives every rank the state of the one with the highest step; of several, of the lowest rank.
+
+        For the beginning, and after GenerationChangedError: newcomers and ranks that are behind get what they lack. It
+        takes memory for the state twice more while it runs.
+
+        Args:
+            state: dicts and lists, nested, of arrays, numbers and texts; None for a rank that has none. Where another
+                rank's state is taken, arrays are filled in place, dicts and lists entry by entry.
+            step: how many steps the state has behind it, from 0.
+            timeout_s: how long the ranks may take to arrive, in seconds.
+
+        Returns:
+            The step from which all go on, the state, and the rank whose it is; see Synced.
+
+        Raises:
+            StateMismatchError: an array of this rank has no counterpart of its dtype and shape, or is read-only;
+                nothing was changed here, and the other ranks have the state.
+            CollectiveError: as for all_reduce, or no rank has a state; nothing was changed anywhere.
+        """
+        calls = state_sync.sync_state(self._place.member, state, step, timeout_s)
+        try:
+            prepared = next(calls)
+            while True:
+                prepared = calls.send(self._call(prepared, timeout_s))
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+    def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
+        """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError.
+
+        For a rank that cannot go on where the others are, as after RankBehindError; then all call sync_state. This rank
+        gets the error in its next call, the others in the one that it does not make with them.
+
+        Args:
+            timeout_s: how long to wait for the next generation, in seconds.
+        """
+        with self._driver.lock:
+            begun = self._place.regroup()
+            self._driver.block(begun, timeout_s, f"another generation of group {self.name!r}")
+
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
         self._driver.run(operations.leave(self._driver, self._place, 5.0))
+
+    def _reduce_partly(self, array: object, op: str, timeout_s: float, terms: Terms, async_op: bool) -> object:
+        """Through the broker, whatever the schedule: it has to decide who is in time."""
+        driver, place = self._driver, self._place
+        with driver.lock:
+            prepared = partial.all_reduce(place.member, array, op, timeout_s, terms)
+            operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
+            complete = partial.completion(prepared.complete, operation, self.rank)
+            if async_op:
+                work = Work(driver, operation, signal, complete, timeout_s + GRACE_S)
+                driver.flush()
+                return work
+            driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
+            return complete(operation.finish())
 
     def _start(self, prepared: Prepared, timeout_s: float) -> Work:
         shared = boards.begin(self._place, prepared)

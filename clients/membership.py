@@ -6,17 +6,18 @@ import msgspec
 
 from broker.buffers import Buffer
 from broker.collectives.claims import Claim
-from broker.collectives.member import Member, MemberOperation
+from broker.collectives.member import Member, MemberOperation, Participation
 from broker.errors import (
     BrokerError,
     CollectiveError,
     CollectiveMismatchError,
     ConnectionClosed,
     ProtocolError,
+    RankBehindError,
     RankTimeoutError,
 )
 from broker.ids import Generation, Rank
-from broker.protocol.bodies import CollectiveFailure, Membership, decode_body
+from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
 from broker.protocol.session import Session
 from clients.boards import Board, Schedule, adopt, discard
@@ -65,6 +66,7 @@ class Place:
         self._descriptor = descriptor
         self._session = session
         self._attached = False
+        self._regrouping: list[Signal] = []
         self.board = self._adopt(joined)
         self.plain: Board | None = None
 
@@ -107,6 +109,23 @@ class Place:
         self.attach()
         return operation, signal
 
+    def regroup(self) -> Signal:
+        """Asks for another generation of the same members; the signal is ready when one has begun, or never will.
+
+        Raises:
+            BrokerError: the place is lost.
+        """
+        if self.closed is not None:
+            raise self.closed
+        self._session.put(Frame(Kind.REGROUP, number=self.number, target=self.member.generation))
+        self._regrouping.append(Signal())
+        return self._regrouping[-1]
+
+    def _regrouped(self) -> None:
+        regrouping, self._regrouping = self._regrouping, []
+        for signal in regrouping:
+            signal.set()
+
     def attach(self) -> None:
         """Asks the outbox to pull rounds."""
         if not self._attached:
@@ -148,6 +167,14 @@ class Place:
         self._over([operation])
         self.attach()
 
+    def took_part(self, frame: Frame) -> None:
+        """TOOK_PART: who is in the result that follows."""
+        operation = self.find(frame)
+        if operation is not None:
+            told = decode_body(frame.body, TookPart)
+            ranks, carried = (tuple(Rank(rank) for rank in each) for each in (told.ranks, told.carried))
+            operation.took_part(Participation(ranks, carried, frame.count))
+
     def failed(self, frame: Frame) -> None:
         """FAILED: an operation has failed on every rank."""
         operation = self.find(frame)
@@ -167,6 +194,7 @@ class Place:
         board, self.board, self.plain = self.board, self._adopt(body), None
         if board is not None:
             board.end(change)
+        self._regrouped()
         self._over(pending)
         self.attach()
 
@@ -180,6 +208,7 @@ class Place:
             board.end(error)
         pending = self.member.pending
         self.member.closed(error)
+        self._regrouped()
         self._over(pending)
 
     def _over(self, operations: tuple[MemberOperation, ...] | list[MemberOperation]) -> None:
@@ -223,6 +252,8 @@ def failure_error(group: str, frame: Frame) -> CollectiveError:
         return CollectiveMismatchError(group, frame.sequence, body.claims)
     if body.missing_ranks is not None:
         return RankTimeoutError(group, frame.sequence, body.missing_ranks, body.timeout_s)
+    if body.missed is not None:
+        return RankBehindError(group, frame.sequence, body.missed)
     return CollectiveError(group, body.text)
 
 
@@ -239,7 +270,7 @@ class Places:
         return operation.destination(frame.stream, frame.count, size_bytes) if operation is not None else None
 
     def receive(self, session: Session, frame: Frame) -> None:
-        """RESULT, FAILED or CHANGED."""
+        """RESULT, TOOK_PART, FAILED or CHANGED."""
         place = self.by_number.get(frame.number)
         # Frames can be on their way when a member leaves.
         if place is None:
@@ -248,6 +279,8 @@ class Places:
             return
         if frame.kind == Kind.RESULT:
             place.result(frame)
+        elif frame.kind == Kind.TOOK_PART:
+            place.took_part(frame)
         elif frame.kind == Kind.FAILED:
             place.failed(frame)
         elif frame.kind == Kind.CHANGED:

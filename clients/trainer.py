@@ -47,6 +47,7 @@ from broker.errors import (
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
 from clients.client import Client
+from clients.groups import Group
 from clients.layout import Layout
 from clients.messages import Message
 from clients.optimizers import FloatArray
@@ -127,6 +128,24 @@ class Trainer:
     def position(self) -> int:
         """The index of this rank among the present ones: which shard of the data is its own."""
         return self.ranks.index(self.rank)
+
+    @property
+    def members(self) -> Group:
+        """The group itself, for `Elastic`, `DiLoCo` and collectives of one's own, whose changes go to `changed`."""
+        return self._group
+
+    def changed(self, change: GenerationChangedError) -> None:
+        """Takes over a change of the members that a call of `members` has raised."""
+        self._only_lost(change)
+
+    def rejoin(self) -> Group:
+        """Becomes a member again after the connection was lost.
+
+        Raises:
+            CollectiveError: the rank did not become free in time.
+        """
+        self._rejoin()
+        return self._group
 
     @property
     def stopping(self) -> bool:

@@ -67,7 +67,27 @@ class ReduceOp(StrEnum):
     PRODUCT = "product"
 
 
+QUORUM_OPS: Final = frozenset({ReduceOp.SUM, ReduceOp.MEAN})
+"""Only with these does a contribution mean the same in a later operation as in its own."""
 REDUCING_KINDS: Final = frozenset({CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER})
+
+
+class Quorum(msgspec.Struct, frozen=True):
+    """What a rank asks for in an all_reduce that does not wait for everybody (broker/collectives/quorum.py).
+
+    Attributes:
+        ranks: so many have to contribute; the same on all ranks.
+        deadline_ns: how long after the first contribution the others are waited for; 0 leaves it to the broker.
+        carry: this rank's contribution, should it be late, is added to the next operation over the same tensor.
+        abstains: this rank contributes nothing and takes the result.
+        name: tells tensors of one dtype and shape apart; the same on all ranks.
+    """
+
+    ranks: int
+    deadline_ns: int = 0
+    carry: bool = True
+    abstains: bool = False
+    name: str = ""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -82,6 +102,7 @@ class Claim(msgspec.Struct, frozen=True):
         timeout_ns: how long this rank waits for the others, from the arrival of this claim.
         chunk_bytes: payload of every round but the last, which may be shorter.
         stands_for: the array that was encoded to this one, in words; empty when it is sent as it is.
+        quorum: how many ranks are enough, and for how long to wait for more; None waits for all.
     """
 
     kind: CollectiveKind
@@ -92,6 +113,7 @@ class Claim(msgspec.Struct, frozen=True):
     timeout_ns: int
     chunk_bytes: int = limits.CHUNK_BYTES
     stands_for: str = ""
+    quorum: Quorum | None = None
 
     @classmethod
     def barrier(cls, timeout_ns: int) -> Claim:
@@ -122,6 +144,10 @@ class Claim(msgspec.Struct, frozen=True):
             words.append(f"for {self.stands_for[:_STANDS_FOR_LETTERS_MAX]}")
         if self.chunk_bytes != limits.CHUNK_BYTES:
             words.append(f"in chunks of {self.chunk_bytes} bytes")
+        if self.quorum is not None:
+            words.append(f"with a quorum of {self.quorum.ranks}")
+            if self.quorum.name:
+                words.append(f"named {self.quorum.name!r}")
         return " ".join(words)
 
     def matches(self, other: Claim) -> bool:
@@ -134,6 +160,7 @@ class Claim(msgspec.Struct, frozen=True):
             and self.shape == other.shape
             and self.chunk_bytes == other.chunk_bytes
             and self.stands_for == other.stands_for
+            and _agree(self.quorum, other.quorum)
         )
 
     def check(self, world_size: int) -> None:
@@ -146,6 +173,8 @@ class Claim(msgspec.Struct, frozen=True):
         self._check_array()
         self._check_root(world_size)
         self._check_op()
+        if self.quorum is not None:
+            self._check_quorum(self.quorum, world_size)
         if not 0 < self.timeout_ns <= TIMEOUT_NS_MAX:
             raise InvalidValue("timeout_ns", self.timeout_ns, f"must be from 1 to {TIMEOUT_NS_MAX}")
         multiple, longest = max(limits.CHUNK_BYTES_MULTIPLE, ITEM_BYTES[self.dtype]), limits.FRAME_PAYLOAD_BYTES_MAX
@@ -177,6 +206,19 @@ class Claim(msgspec.Struct, frozen=True):
         elif self.root is None or not 0 <= self.root < world_size:
             raise InvalidValue("root", self.root, f"must be a rank, from 0 to {world_size - 1}")
 
+    def _check_quorum(self, quorum: Quorum, world_size: int) -> None:
+        if self.kind is not CollectiveKind.ALL_REDUCE or self.op not in QUORUM_OPS:
+            raise InvalidValue("quorum", quorum.ranks, "is for all_reduce with op sum or mean only")
+        if not 1 <= quorum.ranks <= world_size:
+            raise InvalidValue("quorum", quorum.ranks, f"must be from 1 to {world_size} ranks")
+        if not 0 <= quorum.deadline_ns <= TIMEOUT_NS_MAX:
+            raise InvalidValue("deadline_ns", quorum.deadline_ns, f"must be from 0 to {TIMEOUT_NS_MAX}")
+        if self.nbytes > limits.QUORUM_ARRAY_BYTES_MAX:
+            problem = f"bytes are over the limit of {limits.QUORUM_ARRAY_BYTES_MAX} with a quorum; reduce it in parts"
+            raise InvalidValue("array of", self.nbytes, problem)
+        if len(quorum.name.encode()) > limits.NAME_BYTES_MAX:
+            raise InvalidValue("name", quorum.name, f"is longer than {limits.NAME_BYTES_MAX} bytes")
+
     def _check_op(self) -> None:
         if self.kind not in REDUCING_KINDS:
             if self.op is not None:
@@ -187,10 +229,19 @@ class Claim(msgspec.Struct, frozen=True):
             raise InvalidValue("op", str(self.op), problem)
 
 
+def _agree(one: Quorum | None, other: Quorum | None) -> bool:
+    """Whether ranks mean the same: each may wait for its own time and do what it wants with what is late."""
+    if one is None or other is None:
+        return one is other
+    return one.ranks == other.ranks and one.name == other.name
+
+
 def member_problem(claim: Claim, ranks: Collection[int], generation: int) -> str:
     """Why the members of a generation cannot do what they may all ask for, as words to follow the claim; or nothing."""
     if claim.kind is CollectiveKind.BROADCAST and claim.root not in ranks:
         return f", but rank {claim.root} is not in generation {generation}"
+    if claim.quorum is not None and claim.quorum.ranks > len(ranks):
+        return f", but generation {generation} has {len(ranks)} ranks"
     if claim.kind is CollectiveKind.REDUCE_SCATTER and claim.shape[0] % len(ranks):
         return f", but {claim.shape[0]} rows cannot be shared out evenly to {len(ranks)} members"
     return ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from broker.buffers import Buffer
-from broker.errors import CollectiveError, CollectiveMismatchError, RankTimeoutError
+from broker.errors import CollectiveError, CollectiveMismatchError, RankBehindError, RankTimeoutError
 from broker.ids import Generation, GroupNumber, Rank, SessionId
 
 
@@ -91,7 +91,18 @@ class Missing:
         return RankTimeoutError(group, sequence, self.ranks, self.timeout_s)
 
 
-Failure = Mismatch | Missing
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The operation is over and its result not kept: the rank cannot follow; `missed` have closed after it."""
+
+    missed: int
+
+    def error(self, group: str, sequence: int) -> RankBehindError:
+        """What the late rank's program is to catch."""
+        return RankBehindError(group, sequence, self.missed)
+
+
+Failure = Mismatch | Missing | Behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +131,43 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class TookPart:
+    """Who is in the result of a quorum operation; its Results follow at once.
+
+    Attributes:
+        ranks: whose contribution to this operation is in it, ascending.
+        carried: the rank of each contribution to an earlier one that is in it.
+        behind: how many quorum operations have closed after this one.
+    """
+
+    session: SessionId
+    generation: Generation
+    sequence: int
+    ranks: tuple[Rank, ...]
+    carried: tuple[Rank, ...]
+    behind: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lagging:
+    """A rank has missed a quorum operation; said of each rank once a second at most."""
+
+    rank: Rank
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """`tick` has something to do at this time, which cannot wait for the next regular one."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dissolved:
     """Nobody is a member or waits to be one: the group can be forgotten."""
 
     group: GroupNumber
 
 
-Effect = Joined | Refused | Result | Failed | Changed | Dissolved
+Effect = Joined | Refused | Result | Failed | Changed | TookPart | Lagging | Wake | Dissolved

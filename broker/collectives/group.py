@@ -19,9 +19,22 @@ from dataclasses import dataclass
 from broker import limits
 from broker.buffers import Buffer
 from broker.collectives.claims import Claim
-from broker.collectives.effects import Changed, Dissolved, Effect, Failed, Joined, Mismatch, RefusalKind, Refused
+from broker.collectives.effects import (
+    Behind,
+    Changed,
+    Dissolved,
+    Effect,
+    Failed,
+    Failure,
+    Joined,
+    Mismatch,
+    RefusalKind,
+    Refused,
+)
 from broker.collectives.failures import Failures
+from broker.collectives.late import Late, LateTotals
 from broker.collectives.operation import Operation
+from broker.collectives.quorum import QuorumOperation
 from broker.collectives.recorder import Outcome, Progress, Recorded, Recorder
 from broker.collectives.snapshots import STAR, GroupSnapshot, NewcomerSnapshot, OperationSnapshot
 from broker.errors import InvalidValue, ProtocolError
@@ -30,11 +43,12 @@ from broker.ids import Generation, GroupNumber, Rank, SessionId
 
 @dataclass(slots=True)
 class _Seat:
-    """A member's place; `next_sequence` is the first operation that it has not started."""
+    """A member's place; `next_sequence` is the first operation that it has not started, `quorum` the last such one."""
 
     session: SessionId
     rank: Rank
     next_sequence: int = 1
+    quorum: QuorumOperation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,7 @@ class Group:
         self._failures = Failures()
         self._progress = Progress()
         self.recorder = Recorder(world_size)
+        self._late = Late()
 
     def __repr__(self) -> str:
         return (
@@ -93,12 +108,17 @@ class Group:
     @property
     def held_bytes(self) -> int:
         """Payload that waits for other ranks."""
-        return sum(operation.held_bytes for operation in self._operations.values())
+        return self._late.held_bytes + sum(operation.held_bytes for operation in self._operations.values())
+
+    @property
+    def late_totals(self) -> LateTotals:
+        """What has become of late contributions."""
+        return self._late.totals
 
     @property
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do, if nothing else happens before."""
-        deadlines = [operation.deadline_ns for operation in self._operations.values()]
+        deadlines = [operation.alarm_ns for operation in self._operations.values()]
         deadlines += [newcomer.deadline_ns for newcomer in self._newcomers.values()]
         return min(deadlines, default=None)
 
@@ -167,7 +187,7 @@ class Group:
         effects: list[Effect] = []
         for operation in [*self._operations.values()]:
             effects += operation.expire(now_ns)
-            self._retire(operation, now_ns)
+            effects += self._retire(operation, now_ns)
         effects += self._admit()
         self._progress.observe({each.sequence: each.moved for each in self._operations.values()}, now_ns)
         late = [newcomer for newcomer in self._newcomers.values() if now_ns >= newcomer.deadline_ns]
@@ -262,8 +282,9 @@ class Group:
         self.generation = Generation(self.generation + 1)
         self._operations.clear()
         self._failures = Failures()
+        self._late.end_generation()
         for seat in self._seats.values():
-            seat.next_sequence = 1
+            seat.next_sequence, seat.quorum = 1, None
         # A new dictionary, because the operations of the old generation keep the old one.
         self._sessions = dict(sorted((seat.rank, seat.session) for seat in self._seats.values()))
 
@@ -291,37 +312,55 @@ class Group:
             claim.check(self.world_size)
         except InvalidValue as error:
             raise ProtocolError(f"rank {seat.rank} claims what cannot be: {error}") from error
-        operation = self._operations.get(sequence)
+        if claim.quorum is not None and seat.quorum is not None and seat.quorum.owes(seat.rank):
+            raise ProtocolError(f"rank {seat.rank} started operation {sequence} with another quorum one under way")
+        operation = self._operations.get(sequence) or self._late.find(sequence)
         if operation is None:
-            failure = self._failures.find(sequence)
+            failure = self._failure(sequence)
             if failure is not None:
                 self._started(seat)
                 return [Failed(seat.session, self.generation, sequence, failure)]
-            operation = self._new_operation(seat, sequence)
+            operation = self._new_operation(seat, sequence, claim)
+        was_over = operation.ended
         effects = operation.arrive(seat.rank, claim, payload, now_ns)
-        self._operations[sequence] = operation
+        if not was_over:
+            self._operations[sequence] = operation
+        if isinstance(operation, QuorumOperation):
+            seat.quorum = operation
         self._started(seat)
-        self._retire(operation, now_ns)
+        effects += self._retire(operation, now_ns)
         return effects + self._admit()
 
-    def _new_operation(self, seat: _Seat, sequence: int) -> Operation:
+    def _failure(self, sequence: int) -> Failure | None:
+        """Why an operation that is neither in progress nor kept has ended; None when it has not begun."""
+        if sequence <= self._late.forgotten:
+            return self._failures.find(sequence) or Behind(self._late.newest - sequence)
+        return self._failures.find(sequence)
+
+    def _new_operation(self, seat: _Seat, sequence: int, claim: Claim) -> Operation:
         # Nobody was further than this rank, so it takes part in every operation in progress.
         if len(self._operations) >= limits.OPERATIONS_AHEAD:
             raise ProtocolError(
                 f"rank {seat.rank} started operation {sequence} with {len(self._operations)} in progress: "
                 f"a rank may have {limits.OPERATIONS_AHEAD}"
             )
+        if claim.quorum is not None:
+            return QuorumOperation(self.generation, sequence, self._sessions, self._late, self._laggards)
         return Operation(self.generation, sequence, self._sessions)
+
+    def _laggards(self, sequence: int) -> set[Rank]:
+        """Ranks that have not begun the operation before this one."""
+        return {seat.rank for seat in self._seats.values() if seat.next_sequence < sequence}
 
     def _go_on(self, seat: _Seat, sequence: int, round_number: int, payload: Buffer, now_ns: int) -> list[Effect]:
         if not 0 < sequence < seat.next_sequence:
             raise ProtocolError(f"round {round_number} of operation {sequence}, which rank {seat.rank} has not started")
-        operation = self._operations.get(sequence)
+        operation = self._operations.get(sequence) or self._late.find(sequence)
         if operation is None:
             # It has failed while this chunk was under way.
             return []
-        effects = operation.contribute(seat.rank, round_number, payload)
-        self._retire(operation, now_ns)
+        effects = operation.contribute(seat.rank, round_number, payload, now_ns)
+        effects += self._retire(operation, now_ns)
         return effects + self._admit()
 
     def _started(self, seat: _Seat) -> None:
@@ -329,14 +368,22 @@ class Group:
         if self._failures:
             self._failures.forget_before(min(each.next_sequence for each in self._seats.values()))
 
-    def _retire(self, operation: Operation, now_ns: int) -> None:
-        """Forget an operation that has ended, but not its failure while somebody has not heard of it."""
+    def _retire(self, operation: Operation, now_ns: int) -> list[Effect]:
+        """Forget an operation that has ended, but not its failure or result while somebody has not heard of it."""
         if not operation.ended:
-            return
-        del self._operations[operation.sequence]
-        self._record(operation, now_ns)
-        if operation.failure is not None and len(operation.arrived_ns) < len(self._seats):
-            self._failures.remember(operation.sequence, operation.failure)
+            return []
+        was_running = self._operations.pop(operation.sequence, None) is not None
+        if was_running:
+            self._record(operation, now_ns)
+        if operation.failure is not None:
+            if len(operation.arrived_ns) < len(self._seats):
+                self._failures.remember(operation.sequence, operation.failure)
+        elif isinstance(operation, QuorumOperation):
+            if operation.settled:
+                self._late.release(operation)
+            elif was_running:
+                return self._late.keep(operation)
+        return []
 
     def _record(self, operation: Operation, now_ns: int) -> None:
         failure, words = operation.failure, ""

@@ -35,6 +35,14 @@ class Round(NamedTuple):
     claim: Claim | None
 
 
+class Participation(NamedTuple):
+    """Who is in the result of an operation with a quorum; see `effects.TookPart`."""
+
+    ranks: tuple[Rank, ...]
+    carried: tuple[Rank, ...]
+    behind: int
+
+
 class Member:
     """One rank of a group, as its own process sees it. Not for several threads at once."""
 
@@ -49,6 +57,7 @@ class Member:
         self._pending: dict[int, MemberOperation] = {}
         self._next_to_open = 1
         self._open = 0
+        self._open_quorums = 0
         self._unseen_change: GenerationChangedError | None = None
 
     def __repr__(self) -> str:
@@ -144,16 +153,21 @@ class Member:
         for operation in self.pending:
             operation.failed(error)
 
-    def _may_open(self, sequence: int) -> bool:
-        return sequence == self._next_to_open and self._open < limits.OPERATIONS_AHEAD
+    def _may_open(self, operation: MemberOperation) -> bool:
+        if operation.claim.quorum is not None and self._open_quorums:
+            return False
+        return operation.sequence == self._next_to_open and self._open < limits.OPERATIONS_AHEAD
 
-    def _opened(self) -> None:
+    def _opened(self, operation: MemberOperation) -> None:
         self._next_to_open += 1
         self._open += 1
+        self._open_quorums += operation.claim.quorum is not None
 
     def _ended(self, operation: MemberOperation) -> None:
         del self._pending[operation.sequence]
-        self._open -= operation.opened
+        if operation.opened:
+            self._open -= 1
+            self._open_quorums -= operation.claim.quorum is not None
 
 
 class MemberOperation:
@@ -172,11 +186,13 @@ class MemberOperation:
         self.claim = claim
         self.done = False
         self.error: BrokerError | None = None
+        self.participation: Participation | None = None
         self._member = member
         self._position = member.position
         self._positions = len(member.ranks)
         self._array_bytes = claim.nbytes
         self._rounds = claim.rounds
+        self._abstains = claim.quorum is not None and claim.quorum.abstains
         self._receives_broadcast = claim.kind is CollectiveKind.BROADCAST and claim.root != member.rank
         self._contribution = self._checked("contribution", contribution, self._sends_array)
         fills_target = claim.kind is CollectiveKind.ALL_REDUCE or self._receives_broadcast
@@ -200,7 +216,14 @@ class MemberOperation:
 
     @property
     def _sends_array(self) -> bool:
-        return self.claim.kind is not CollectiveKind.BARRIER and not self._receives_broadcast
+        return not (self.claim.kind is CollectiveKind.BARRIER or self._receives_broadcast or self._abstains)
+
+    @property
+    def _rounds_allowed(self) -> int:
+        """How many rounds may have been sent by now: with a quorum all, because it is gathered before it is reduced."""
+        if self.claim.quorum is not None:
+            return 1 if self._abstains else self._rounds
+        return min(self._rounds, self._received + limits.ROUNDS_AHEAD)
 
     @property
     def _scratch_bytes(self) -> int:
@@ -223,14 +246,14 @@ class MemberOperation:
 
     def next_round(self) -> Round | None:
         """The next contribution to send, or None while this operation has to wait (or has nothing more to send)."""
-        if self.done or self._sent >= min(self._rounds, self._received + limits.ROUNDS_AHEAD):
+        if self.done or self._sent >= self._rounds_allowed:
             return None
         claim = None
         if not self.opened:
-            if not self._member._may_open(self.sequence):
+            if not self._member._may_open(self):
                 return None
             claim = self.claim
-            self._member._opened()
+            self._member._opened(self)
             self._scratch = np.empty(self._scratch_bytes, np.uint8).data
         number = self._sent
         self._sent += 1
@@ -282,6 +305,11 @@ class MemberOperation:
             raise ProtocolError(f"operation {self.sequence} has {self._rounds} rounds and ended after {self._received}")
         if last:
             self._end(None)
+
+    def took_part(self, participation: Participation) -> None:
+        """Who is in the result that comes next."""
+        if not self.done:
+            self.participation = participation
 
     def failed(self, error: BrokerError) -> None:
         """The operation has failed; the caller's array is as it was."""

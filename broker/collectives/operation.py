@@ -42,7 +42,7 @@ class OperationState(Enum):
     FAILED = "failed"
 
 
-class _Contribution:
+class Contribution:
     """What one rank has sent: its claim, and the chunks whose round is not complete."""
 
     __slots__ = ("arrived_ns", "array_bytes", "chunks", "claim", "received", "rounds")
@@ -53,12 +53,18 @@ class _Contribution:
         # Only the root of a broadcast has bytes to send. The others' empty chunks say how far they have got, so that
         # results for a rank that does not read them cannot pile up.
         listens = claim.kind is CollectiveKind.BROADCAST and claim.root != rank
-        self.array_bytes = 0 if listens else claim.nbytes
-        self.rounds = claim.rounds
+        abstains = claim.quorum is not None and claim.quorum.abstains
+        self.array_bytes = 0 if listens or abstains else claim.nbytes
+        self.rounds = 1 if abstains else claim.rounds
         self.received = 0
         self.chunks: deque[Buffer] = deque()
 
     def receive(self, round_number: int, payload: Buffer, rounds_done: int) -> None:
+        """Keeps a chunk.
+
+        Raises:
+            ProtocolError: it is out of order, too far ahead, or has the wrong length.
+        """
         if round_number != self.received:
             raise ProtocolError(f"round {round_number} of a collective operation came in place of {self.received}")
         if round_number >= self.rounds:
@@ -109,10 +115,10 @@ class Operation:
         self.failure: Failure | None = None
         self._generation = generation
         self._sessions = sessions
-        self._contributions: dict[Rank, _Contribution] = {}
+        self._contributions: dict[Rank, Contribution] = {}
         self._problem = ""
         # In ascending order of rank; empty until the operation runs.
-        self._senders: dict[Rank, _Contribution] = {}
+        self._senders: dict[Rank, Contribution] = {}
         # Senders whose chunk of the current round is not here: counted, so that a chunk costs no walk over the ranks.
         self._lacking = 0
 
@@ -126,6 +132,11 @@ class Operation:
     def ended(self) -> bool:
         """Whether all that this operation had to say has been said."""
         return self.state in (OperationState.FINISHED, OperationState.FAILED)
+
+    @property
+    def alarm_ns(self) -> int:
+        """When `expire` has something to do."""
+        return self.deadline_ns
 
     @property
     def arrived_ns(self) -> dict[Rank, int]:
@@ -164,7 +175,7 @@ class Operation:
         Raises:
             ProtocolError: the payload is not as long as the claim says; nothing has changed.
         """
-        contribution = _Contribution(rank, claim, now_ns)
+        contribution = Contribution(rank, claim, now_ns)
         contribution.receive(0, payload, self.rounds_done)
         self._contributions[rank] = contribution
         self._hasten(now_ns + claim.timeout_ns, claim.timeout_ns)
@@ -178,7 +189,7 @@ class Operation:
             return []
         return self._fail() if self.state is OperationState.MISMATCHED else self._run(claim)
 
-    def contribute(self, rank: Rank, round_number: int, payload: Buffer) -> list[Effect]:
+    def contribute(self, rank: Rank, round_number: int, payload: Buffer, now_ns: int = 0) -> list[Effect]:
         """A later chunk has come from a rank that has arrived.
 
         Raises:
@@ -246,14 +257,14 @@ class Operation:
                 for position, chunk in enumerate(chunks)
             ]
         if claim.kind is CollectiveKind.REDUCE_SCATTER:
-            total = _reduced(claim, chunks)
+            total = reduced(claim, chunks)
             parts = _shard_parts(claim, number, total, len(self._sessions))
             return [
                 Result(session, self._generation, self.sequence, number, position, part, last)
                 for position, (session, part) in enumerate(zip(self._sessions.values(), parts, strict=True))
             ]
         if claim.kind is CollectiveKind.ALL_REDUCE:
-            payload: Buffer = _reduced(claim, chunks)
+            payload: Buffer = reduced(claim, chunks)
         elif claim.root is not None:
             payload = chunks[list(self._sessions).index(Rank(claim.root))]
         else:
@@ -265,7 +276,8 @@ class Operation:
         ]
 
 
-def _reduced(claim: Claim, chunks: Sequence[Buffer]) -> memoryview:
+def reduced(claim: Claim, chunks: Sequence[Buffer]) -> memoryview:
+    """The chunks of one round as one; a mean is over as many as there are."""
     assert claim.op is not None, "Claim.check() has refused this"
     # Not a bytearray: that would write zeros first.
     out = np.empty(len(chunks[0]), np.uint8).data

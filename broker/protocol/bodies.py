@@ -188,12 +188,22 @@ class Membership(msgspec.Struct, omit_defaults=True):
 
 
 class CollectiveFailure(msgspec.Struct, omit_defaults=True):
-    """FAILED: why an operation failed on every rank; exactly one of the three is set."""
+    """FAILED: why an operation failed on every rank; exactly one of the four is set."""
 
     claims: dict[int, str] | None = None
     missing_ranks: list[int] | None = None
     timeout_s: float = 0.0
     text: str = ""
+    missed: int | None = None
+    """On a late rank only: its operation is forgotten, and so many have closed after it."""
+
+
+class TookPart(msgspec.Struct, omit_defaults=True):
+    """TOOK_PART: who is in the result of an operation with a quorum."""
+
+    ranks: list[int]
+    carried: list[int] = []
+    """The rank of each contribution to an earlier operation that is in it."""
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -76,6 +76,8 @@ class Kind(IntEnum):
     MAPPED = 31
     RELEASE = 32
     BOARD = 33
+    TOOK_PART = 38
+    REGROUP = 39
 
 
 class Flag:

@@ -90,13 +90,9 @@ class BrokerState:
         self.router.on_moved = self.requests.moved
         self.pressure = Pressure(self.router, lambda told: self.announce(PRESSURE, *told, lane=Lane.CONTROL))
         self.publishing = Publishing(
-            self.router,
-            self.requests,
-            self.pressure,
-            settings.publish_window_messages,
-            settings.publish_window_bytes,
-            self._flush,
-        )
+            self.router, self.requests, self.pressure,
+            settings.publish_window_messages, settings.publish_window_bytes, self._flush,
+        )  # fmt: skip
         self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
         self._make_subscription = partial(
             Subscription, flush=self._flush, unblock=self.publishing.unblock, lost=self.pressure.lost
@@ -129,6 +125,7 @@ class BrokerState:
             Kind.LEAVE: self.groups.leave,
             Kind.CONTRIBUTE: self.groups.contribute,
             Kind.BOARD: self.groups.board_refused,
+            Kind.REGROUP: self.groups.regroup,
         }
 
     # Events.

@@ -6,27 +6,34 @@ All frames of groups travel in the default lane, so that a session sees them in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 
 import msgspec
 
 from broker.collectives.claims import Claim
 from broker.collectives.effects import (
+    Behind,
     Changed,
     Dissolved,
     Effect,
     Failed,
     Joined,
+    Lagging,
     Mismatch,
     RefusalKind,
     Refused,
     Result,
+    TookPart,
+    Wake,
 )
 from broker.collectives.group import Group
+from broker.collectives.late import LateTotals
 from broker.collectives.snapshots import GroupSnapshot
 from broker.errors import InvalidValue, ProtocolError
 from broker.ids import GroupNumber, SessionId
 from broker.limits import GROUPS_MAX, NAME_BYTES_MAX
+from broker.protocol import bodies
 from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
@@ -36,7 +43,11 @@ from broker.state.reports import Reports
 
 
 class Groups:
-    """All groups of the broker."""
+    """All groups of the broker.
+
+    Attributes:
+        wake: is told when `end_due` has to be called, for a deadline that cannot wait for the next regular tick.
+    """
 
     def __init__(
         self,
@@ -53,6 +64,17 @@ class Groups:
         self._boards = Boards(maker)
         self._reports = Reports(announce)
         self._last_number = 0
+        self.wake: Callable[[int], None] = lambda at_ns: None
+        self._late_totals = LateTotals()
+
+    @property
+    def late_totals(self) -> LateTotals:
+        """What has become of late contributions, also in groups that are gone."""
+        totals = LateTotals()
+        totals.add(self._late_totals)
+        for group in self.by_number.values():
+            totals.add(group.late_totals)
+        return totals
 
     def join(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """JOIN: a session wants to be a member."""
@@ -107,6 +129,12 @@ class Groups:
         if frame.target == group.generation:
             self._carry_out(group, group.renew())
 
+    def regroup(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """REGROUP: a member cannot go on in this generation; there will be another one of the same members."""
+        group = self._member_of(session, frame)
+        if frame.target == group.generation and session.id in group.sessions:
+            self._carry_out(group, group.renew())
+
     def contribute(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """CONTRIBUTE: a chunk of a member's array."""
         group = self._member_of(session, frame)
@@ -148,6 +176,13 @@ class Groups:
         """The state of a group at this moment, for people."""
         return self._boards.snapshot(group, now_ns)
 
+    def end_due(self, now_ns: int) -> None:
+        """As tick, but only for groups in which a deadline is over."""
+        for group in list(self.by_number.values()):
+            deadline_ns = group.next_deadline_ns
+            if deadline_ns is not None and deadline_ns <= now_ns:
+                self._carry_out(group, group.tick(now_ns))
+
     def _carry_out(self, group: Group, effects: Iterable[Effect]) -> None:
         told_generation = 0
         effects = list(effects)
@@ -159,10 +194,15 @@ class Groups:
                     self._tell(group, "lost", rank)
             if isinstance(effect, Result):
                 self._result(group, effect)
+            elif isinstance(effect, Wake):
+                self.wake(effect.at_ns)
+            elif isinstance(effect, Lagging):
+                self._tell(group, "late", effect.rank)
             elif isinstance(effect, Dissolved):
                 self._tell(group, "dissolved", -1)
                 self._boards.dissolved(group.number)
                 self._reports.forget(group.number)
+                self._late_totals.add(group.late_totals)
                 self.by_number.pop(group.number, None)
                 self._by_name.pop(group.name, None)
             else:
@@ -183,7 +223,9 @@ class Groups:
         )  # fmt: skip
         self._flush(session)
 
-    def _notice(self, group: Group, session: SessionRecord, effect: Joined | Refused | Failed | Changed) -> None:
+    def _notice(
+        self, group: Group, session: SessionRecord, effect: Joined | Refused | Failed | Changed | TookPart
+    ) -> None:
         number = group.number
         if isinstance(effect, Joined):
             reference = self._references.pop((number, session.id), 0)
@@ -201,15 +243,18 @@ class Groups:
             else:
                 self._refuse(session, reference, Failure(Code.COLLECTIVE, effect.text))
         elif isinstance(effect, Failed):
-            failure = (
-                CollectiveFailure(claims=dict(effect.failure.claims))
-                if isinstance(effect.failure, Mismatch)
-                else CollectiveFailure(missing_ranks=list(effect.failure.ranks), timeout_s=effect.failure.timeout_s)
-            )
             session.session.put(
                 Frame(
                     Kind.FAILED, number=number, target=effect.generation, sequence=effect.sequence,
-                    body=encode_body(failure),
+                    body=encode_body(_told(effect)),
+                )
+            )  # fmt: skip
+        elif isinstance(effect, TookPart):
+            took_part = bodies.TookPart(list(effect.ranks), list(effect.carried))
+            session.session.put(
+                Frame(
+                    Kind.TOOK_PART, number=number, target=effect.generation, count=effect.behind,
+                    sequence=effect.sequence, body=encode_body(took_part),
                 )
             )  # fmt: skip
         else:
@@ -225,8 +270,20 @@ class Groups:
             "generation": group.generation,
             "ranks": list(group.ranks),
         }
+        if event == "late":
+            told |= {"late": asdict(group.late_totals)}
         self._announce(f"$sys/groups/{group.name}", told)
 
     def _refuse(self, session: SessionRecord, reference: int, failure: Failure) -> None:
         session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, target=reference, body=encode_body(failure)))
         self._flush(session)
+
+
+def _told(effect: Failed) -> CollectiveFailure:
+    """Why an operation has failed, as it travels."""
+    failure = effect.failure
+    if isinstance(failure, Mismatch):
+        return CollectiveFailure(claims=dict(failure.claims))
+    if isinstance(failure, Behind):
+        return CollectiveFailure(missed=failure.missed)
+    return CollectiveFailure(missing_ranks=list(failure.ranks), timeout_s=failure.timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -9,12 +10,14 @@ from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations
+from clients import boards, collective, operations, partial, state_sync
 from clients.aio.driver import AsyncDriver
 from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.membership import Place
+from clients.partial import AUTO, Terms
 from clients.signals import Signal
+from clients.state_sync import Synced
 
 T = TypeVar("T")
 
@@ -110,9 +113,23 @@ class Group:
         return self._place.member.position
 
     async def all_reduce(
-        self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        quorum: float | None = None,
+        deadline: float | str = AUTO,
+        late: str = "carry",
+        name: str = "",
+        contribute: bool = True,
     ) -> object:
-        """Reduces the arrays of all present ranks in place; returns the array, or a Work."""
+        """Reduces the arrays of all present ranks in place; returns the array, with a quorum a Partial, or a Work."""
+        if quorum is not None:
+            terms = Terms(quorum, deadline, late, name, contribute)
+            work = self._start_partly(array, op, timeout_s, terms)
+            return work if async_op else await work.wait()
         prepared = collective.all_reduce(self._place.member, array, op, timeout_s)
         work = self._start(prepared, timeout_s)
         return work if async_op else await work.wait()
@@ -139,9 +156,33 @@ class Group:
         """Waits until all present ranks have called it."""
         await self._start(collective.barrier(timeout_s), timeout_s).wait()
 
+    async def sync_state(self, state: object, step: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Synced:
+        """Gives every rank the state of the one with the highest step; of several, of the lowest rank."""
+        calls = state_sync.sync_state(self._place.member, state, step, timeout_s)
+        try:
+            prepared = next(calls)
+            while True:
+                prepared = calls.send(await self._start(prepared, timeout_s).wait())
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+    async def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
+        """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError."""
+        begun = self._place.regroup()
+        self._driver.flush()
+        await self._driver.wait(begun, timeout_s, f"another generation of group {self.name!r}")
+
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
         await operations.leave(self._driver, self._place, 5.0)
+
+    def _start_partly(self, array: object, op: str, timeout_s: float, terms: Terms) -> Work:
+        """Through the broker, whatever the schedule: it has to decide who is in time."""
+        prepared = partial.all_reduce(self._place.member, array, op, timeout_s, terms)
+        operation, signal = self._place.start(prepared.claim, prepared.contribution, prepared.target)
+        self._driver.flush()
+        finish = partial.completion(prepared.complete, operation, self.rank)
+        return Work(self._driver, operation, signal, replace(prepared, complete=finish), timeout_s + GRACE_S)
 
     def _start(self, prepared: Prepared, timeout_s: float) -> Work:
         place = self._place

@@ -28,9 +28,13 @@ DEFAULTS = {"digits": {"epochs": 25, "learning_rate": 0.2}, "torch": {"epochs": 
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training data.  [default: 25; torch: 1]")
 @click.option("--model", type=click.Choice(MODELS), default="digits", show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True)
+@click.option("--late", default=0.0, show_default=True, help="Seconds by which the last trainer is late in each step.")
+@click.option("--elastic", is_flag=True, help="Kill the last trainer on the way, and let another one take its place.")
 @click.option("--plain", is_flag=True, help="Lines in place of a live display; so it is when output is no terminal.")
-def main(mode: str, trainers: int, epochs: int | None, model: str, out: Path, plain: bool) -> None:
-    """Trains a classifier through a broker: by all-reduce, and by a synchronous and an asynchronous parameter server.
+def main(
+    mode: str, trainers: int, epochs: int | None, model: str, out: Path, late: float, elastic: bool, plain: bool
+) -> None:
+    """Trains a classifier through a broker: by all-reduce, with parameter servers, with a quorum, and by DiLoCo.
 
     The broker, the trainers, the servers and a monitor are processes of their own. At the end there is a plot in the
     folder OUT. The exit status is 1 if a model misses its accuracy or a process fails.
@@ -45,6 +49,8 @@ def main(mode: str, trainers: int, epochs: int | None, model: str, out: Path, pl
             epochs=epochs or int(defaults["epochs"]),
             learning_rate=defaults["learning_rate"],
             model=model,
+            late_s=late,
+            elastic=elastic,
         )
         for each in (MODES if mode == "all" else (mode,))
     ]
@@ -75,7 +81,8 @@ def print_summary(summaries: Sequence[launch.Summary]) -> None:
     for column in ("mode", "trainers", "steps", "loss", "accuracy", "training", "parameters"):
         table.add_column(column, justify="left" if column in ("mode", "parameters") else "right", no_wrap=True)
     for summary in summaries:
-        lost = f" (lost {', '.join(map(str, summary.lost_ranks))})" if summary.lost_ranks else ""
+        new = ", +1" if summary.joined else ""
+        lost = f" (lost {', '.join(map(str, summary.lost_ranks))}{new})" if summary.lost_ranks else ""
         table.add_row(
             summary.job.mode,
             f"{summary.job.trainers}{lost}",

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final, Self
 
-MODES: Final = ("all-reduce", "ps-sync", "ps-async")
+MODES: Final = ("all-reduce", "ps-sync", "ps-async", "quorum", "diloco")
 STALENESS: Final[dict[str, int | None]] = {"ps-sync": 0, "ps-async": None}
 """Of the parameter server, in the modes that have one."""
 MODELS: Final = ("digits", "torch")
@@ -24,6 +24,8 @@ class Job:
         learning_rate: of SGD with momentum.
         model: one of MODELS.
         seed: of everything that is random.
+        late_s: how much longer than the others the last trainer takes for each step that it computes, in seconds.
+        elastic: kills the last trainer on the way, and has another one take its place.
     """
 
     mode: str = "all-reduce"
@@ -33,6 +35,8 @@ class Job:
     learning_rate: float = 0.2
     model: str = "digits"
     seed: int = 0
+    late_s: float = 0.0
+    elastic: bool = False
 
     def to_json(self) -> str:
         """The job for a command line."""
@@ -43,6 +47,11 @@ class Job:
         """The job that `to_json` gave."""
         return cls(**json.loads(text))
 
-    def trainer_name(self, rank: int) -> str:
+    def trainer_name(self, rank: int | str) -> str:
         """What the client of a rank is called."""
         return f"{self.mode}.trainer-{rank}"
+
+    @property
+    def spare_name(self) -> str:
+        """What the client is called that takes the place of a trainer that was killed."""
+        return self.trainer_name("spare")

@@ -17,6 +17,8 @@ from examples.training_loop.processes import ChildFailed, Processes
 PACKAGE = "examples.training_loop"
 RUN_TIMEOUT_S = 600.0
 """No run of the example takes nearly so long; something hangs."""
+START_TIMEOUT_S = 60.0
+"""A process that is not ready by then has failed."""
 LOOK_INTERVAL_S = 0.2
 """How often the processes are looked after while their results are waited for."""
 
@@ -33,6 +35,7 @@ class Summary:
         duration_s: of the training without the start of the processes, in seconds.
         identical: whether the parameters of all trainers are the same to the bit.
         lost_ranks: trainers that were killed on the way.
+        joined: whether another one has come in the place of one of them.
     """
 
     job: Job
@@ -42,6 +45,7 @@ class Summary:
     duration_s: float
     identical: bool
     lost_ranks: tuple[int, ...]
+    joined: bool = False
 
 
 def run(jobs: Sequence[Job], out: Path, *, plain: bool, say: Callable[[str], None]) -> list[Summary]:
@@ -67,7 +71,7 @@ def run(jobs: Sequence[Job], out: Path, *, plain: bool, say: Callable[[str], Non
             arguments = ["--url", url, "--jobs", described, "--out", str(out), *shown]
             monitor = processes.start("monitor", f"{PACKAGE}.monitor", *arguments)
             say(f"started monitor (pid {monitor.pid})")
-            summaries = [_train(job, url, processes, results, say) for job in jobs]
+            summaries = [_train(job, url, processes, bus, results, say) for job in jobs]
             bus.publish("control/monitor/stop", None, ack="accepted")
             processes.wait("monitor")
             processes.check()
@@ -75,12 +79,23 @@ def run(jobs: Sequence[Job], out: Path, *, plain: bool, say: Callable[[str], Non
 
 
 def _train(
-    job: Job, url: str, processes: Processes, results: clients.Subscription, say: Callable[[str], None]
+    job: Job,
+    url: str,
+    processes: Processes,
+    bus: clients.Client,
+    results: clients.Subscription,
+    say: Callable[[str], None],
 ) -> Summary:
     arguments = ["--url", url, "--job", job.to_json()]
     names = [f"{job.mode}.server"] if job.mode in STALENESS else []
     for name in names:
         say(f"started {name} (pid {processes.start(name, f'{PACKAGE}.server', *arguments).pid})")
+    if job.elastic:
+        names.append(job.spare_name)
+        with bus.subscribe(f"ready/{job.mode}") as ready:
+            spare = processes.start(job.spare_name, f"{PACKAGE}.trainer", *arguments)
+            say(f"started {job.spare_name} (pid {spare.pid})")
+            ready.next(START_TIMEOUT_S)
     for rank in range(job.trainers):
         name = job.trainer_name(rank)
         child = processes.start(name, f"{PACKAGE}.trainer", *arguments, "--rank", str(rank))
@@ -90,34 +105,36 @@ def _train(
     processes.stop(*names)
     if not ended:
         raise ChildFailed(f"{job.mode}: no trainer is left")
-    lost_ranks = tuple(rank for rank in range(job.trainers) if rank not in ended)
-    return _summary(job, list(ended.values()), lost_ranks)
+    lost_ranks = tuple(rank for rank in range(job.trainers) if job.trainer_name(rank) not in ended)
+    return _summary(job, list(ended.values()), lost_ranks, joined=job.spare_name in ended)
 
 
 def _gather(
     job: Job, processes: Processes, results: clients.Subscription, say: Callable[[str], None]
-) -> dict[int, Mapping[str, object]]:
-    """The results of all trainers but the killed ones, which the others survive."""
-    expected = {job.trainer_name(rank): rank for rank in range(job.trainers)}
-    ended: dict[int, Mapping[str, object]] = {}
+) -> dict[str, Mapping[str, object]]:
+    """The results of all trainers, by name, but the killed ones, which the others survive."""
+    expected = {job.trainer_name(rank) for rank in range(job.trainers)}
+    if job.elastic:
+        expected.add(job.spare_name)
+    ended: dict[str, Mapping[str, object]] = {}
     deadline_s = time.monotonic() + RUN_TIMEOUT_S
     while expected:
         if time.monotonic() > deadline_s:
-            raise ChildFailed(f"{job.mode}: no result of {', '.join(expected)} within {RUN_TIMEOUT_S:g} s")
+            raise ChildFailed(f"{job.mode}: no result of {', '.join(sorted(expected))} within {RUN_TIMEOUT_S:g} s")
         try:
             message = results.next(LOOK_INTERVAL_S)
         except clients.TimeoutError:
             for name in processes.check(may_be_killed=f"{job.mode}.trainer-"):
-                if expected.pop(name, None) is not None:
+                if name in expected:
+                    expected.remove(name)
                     say(f"{name} was killed; the others go on")
         else:
-            expected.pop(message.sender, None)
-            result = cast("Mapping[str, object]", message.value)
-            ended[cast(int, result["rank"])] = result
+            expected.discard(message.sender)
+            ended[message.sender] = cast("Mapping[str, object]", message.value)
     return ended
 
 
-def _summary(job: Job, ended: Sequence[Mapping[str, object]], lost_ranks: tuple[int, ...]) -> Summary:
+def _summary(job: Job, ended: Sequence[Mapping[str, object]], lost_ranks: tuple[int, ...], *, joined: bool) -> Summary:
     last_losses = [float(cast("Sequence[float]", result["losses"])[-1]) for result in ended]
     return Summary(
         job=job,
@@ -127,4 +144,5 @@ def _summary(job: Job, ended: Sequence[Mapping[str, object]], lost_ranks: tuple[
         duration_s=max(cast(float, result["duration_s"]) for result in ended),
         identical=len({result["digest"] for result in ended}) == 1,
         lost_ranks=lost_ranks,
+        joined=joined,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,6 +102,36 @@ class DigitsModel:
         """See Model."""
         _, logits = self._forward(self._data.test_images)
         return float((logits.argmax(axis=1) == self._data.test_labels).mean())
+
+
+class TroubledModel:
+    """A model on a machine that is slower than the others, or kills its process on the way."""
+
+    def __init__(self, model: Model, late_s: float, gradients_max: int | None) -> None:
+        """Args:
+        model: that computes.
+        late_s: how much longer gradients take, in seconds.
+        gradients_max: after so many the process is ended by SIGKILL, in the middle of a step; None for never.
+        """
+        self._model = model
+        self._late_s = late_s
+        self._gradients_left = gradients_max
+        self.parameters = model.parameters
+        self.train_samples = model.train_samples
+
+    def gradients(self, samples: npt.NDArray[np.int64]) -> Gradients:
+        """See Model."""
+        gradients = self._model.gradients(samples)
+        time.sleep(self._late_s)
+        if self._gradients_left is not None:
+            if not self._gradients_left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._gradients_left -= 1
+        return gradients
+
+    def accuracy(self) -> float:
+        """See Model."""
+        return self._model.accuracy()
 
 
 def make_model(job: Job) -> Model:

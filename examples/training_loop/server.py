@@ -9,7 +9,7 @@ import threading
 import clients
 from examples.training_loop.job import STALENESS, Job
 from examples.training_loop.model import make_model
-from examples.training_loop.trainer import optimizer_of
+from examples.training_loop.step import optimizer_of
 
 
 def main() -> None:

@@ -1,57 +1,34 @@
-"""One trainer: the two training loops, and the process that runs one of them."""
+"""One trainer: two of the training loops, and the process that runs one of all."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 import clients
+from examples.training_loop import forgiving
 from examples.training_loop.data import Batches
 from examples.training_loop.job import Job
-from examples.training_loop.model import Gradients, Model, make_model
+from examples.training_loop.model import Model, TroubledModel, make_model
+from examples.training_loop.step import LOSS, SAMPLES, STOP, Result, optimizer_of, report, totals_of
 
-MOMENTUM = 0.9
 JOIN_TIMEOUT_S = 60.0
-LOSS, CORRECT, SAMPLES, STOP = range(4)
-"""Where the totals of a step stand in the array that is reduced together with the gradients."""
-
-
-@dataclass(slots=True)
-class Result:
-    """How a run has ended for one trainer.
-
-    Attributes:
-        losses: mean loss of each step that it has seen, by step.
-        accuracy: on the test samples.
-        digest: of the bytes of all parameters, to compare ranks.
-        duration_s: of the training, in seconds.
-    """
-
-    losses: dict[int, float] = field(default_factory=dict)
-    accuracy: float = 0.0
-    digest: str = ""
-    duration_s: float = 0.0
-
-
-def optimizer_of(job: Job) -> clients.Optimizer:
-    """What makes steps of gradients, in the trainers or in the parameter server."""
-    # Asynchronous gradients are steps of their own, each of a share of the batch, so each goes a share of the way. A
-    # whole step for each, out of parameters that others have changed since, diverges.
-    share = 1 / job.trainers if job.mode == "ps-async" else 1
-    return clients.SGD(job.learning_rate * share, momentum=MOMENTUM)
+KILLED_AT = 0.25
+"""The share of the steps after which the last trainer of an elastic job is killed."""
 
 
 def train(trainer: clients.Trainer, model: Model, job: Job) -> Result:
     """Trains until all epochs are done or somebody says stop."""
     result = Result()
     started_s = time.monotonic()
-    loop = all_reduce_loop if job.mode == "all-reduce" else parameter_server_loop
-    loop(trainer, model, job, result)
+    loops = {"all-reduce": all_reduce_loop, "quorum": forgiving.quorum_loop, "diloco": forgiving.diloco_loop}
+    loops.get(job.mode, parameter_server_loop)(trainer, model, job, result)
     result.duration_s = time.monotonic() - started_s
     result.accuracy = model.accuracy()
     whole = b"".join(np.ascontiguousarray(array).tobytes() for array in model.parameters.values())
@@ -73,7 +50,7 @@ def all_reduce_loop(trainer: clients.Trainer, model: Model, job: Job, result: Re
     while step < steps:
         started_s = time.perf_counter()
         gradients = model.gradients(batches.shard(step, trainer.position, len(trainer.ranks)))
-        totals = np.array([gradients.loss, gradients.correct, gradients.samples, trainer.stopping], np.float64)
+        totals = totals_of(gradients, stopping=trainer.stopping)
         computed_s = time.perf_counter()
         try:
             trainer.all_reduce_gradients([*gradients.arrays.values(), totals], op="sum")
@@ -84,7 +61,7 @@ def all_reduce_loop(trainer: clients.Trainer, model: Model, job: Job, result: Re
             array /= totals[SAMPLES]
         optimizer.step(model.parameters, gradients.arrays)
         result.losses[step] = float(totals[LOSS] / totals[SAMPLES])
-        _report(trainer, step, steps, result.losses[step], gradients, started_s, computed_s)
+        report(trainer, step, steps, result.losses[step], gradients, started_s, computed_s)
         step += 1
         # Summed like the rest, so all ranks see it in the same step.
         if totals[STOP]:
@@ -106,7 +83,7 @@ def parameter_server_loop(trainer: clients.Trainer, model: Model, job: Job, resu
         trainer.push(mean, step=step, samples=gradients.samples)
         result.losses[step] = gradients.loss / gradients.samples
         pulled = trainer.pull()
-        _report(trainer, step, steps, result.losses[step], gradients, started_s, computed_s)
+        report(trainer, step, steps, result.losses[step], gradients, started_s, computed_s)
     _load(model, pulled)
 
 
@@ -115,31 +92,17 @@ def _load(model: Model, pulled: clients.Pulled) -> None:
         array[...] = pulled.parameters[name]
 
 
-def _report(
-    trainer: clients.Trainer,
-    step: int,
-    steps: int,
-    loss: float,
-    gradients: Gradients,
-    started_s: float,
-    computed_s: float,
-) -> None:
-    trainer.report(
-        step,
-        loss=loss,
-        step_time_s=time.perf_counter() - started_s,
-        samples=gradients.samples,
-        compute_time_s=computed_s - started_s,
-        values={"steps": steps},
-    )
-
-
-def run(url: str, job: Job, rank: int) -> Result:
-    """Connects, trains, and publishes the result."""
-    name = job.trainer_name(rank)
+def run(url: str, job: Job, rank: int | None) -> Result:
+    """Connects, trains, and publishes the result; without a rank it waits for one that is lost, and takes its place."""
+    name = job.spare_name if rank is None else job.trainer_name(rank)
     # Before the group forms: a rank that is still loading its data would make the others wait in their first step.
     model = make_model(job)
+    if rank == job.trainers - 1:
+        steps = job.epochs * Batches(model.train_samples, job.batch_size, job.seed).steps_per_epoch
+        model = TroubledModel(model, job.late_s, int(KILLED_AT * steps) if job.elastic else None)
     with clients.connect(url, name=name) as bus:
+        if rank is None:
+            rank = _lost_rank(bus, job)
 
         def changed(change: clients.GenerationChangedError) -> None:
             event = {"lost_ranks": change.lost_ranks, "ranks": change.ranks, "generation": change.generation}
@@ -161,12 +124,22 @@ def run(url: str, job: Job, rank: int) -> Result:
     return result
 
 
+def _lost_rank(bus: clients.Client, job: Job) -> int:
+    """Waits until a trainer is lost."""
+    with bus.subscribe(f"$sys/groups/{job.mode}") as events:
+        bus.publish(f"ready/{job.mode}", None, ack="accepted")
+        while True:
+            event = cast("Mapping[str, object]", events.next().value)
+            if event["event"] == "lost":
+                return cast(int, event["rank"])
+
+
 def main() -> None:
     """Runs one rank as a process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", required=True, help="the broker's address")
     parser.add_argument("--job", required=True, type=Job.from_json, help="what to train, as JSON")
-    parser.add_argument("--rank", required=True, type=int)
+    parser.add_argument("--rank", type=int, help="without it: of the first trainer that is lost")
     arguments = parser.parse_args()
     # The trainers share the cores of one machine: several threads in each would only get in one another's way.
     with threadpool_limits(limits=1):
