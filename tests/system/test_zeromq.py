@@ -16,7 +16,7 @@ from tests.system.nursery import TOPIC, large
 
 PATIENCE_S = 50.0
 KILLS = 40
-HELD = 40
+HELD = 24
 MESSAGE_BYTES = 1 << 20
 
 
