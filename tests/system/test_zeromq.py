@@ -16,6 +16,7 @@ from tests.system.nursery import TOPIC, large
 
 PATIENCE_S = 50.0
 KILLS = 40
+HELD = 24
 MESSAGE_BYTES = 1 << 20
 
 
@@ -94,14 +95,14 @@ def test_a_stopped_client_harms_nobody_and_goes_on_when_it_is_continued(daemon: 
     with (
         clients.connect(daemon.url) as bus,
         bus.subscribe("other") as other,
-        Process("sub", "held", "--url", daemon.url, "--count", "200", "--raw") as stopped,
+        Process("sub", "held", "--url", daemon.url, "--count", str(HELD), "--raw") as stopped,
     ):
         while not bus.pressure("held", timeout_s=PATIENCE_S).subscribers:
             bus.flush(PATIENCE_S)
         stopped.signal(signal.SIGSTOP)
 
         def publish() -> None:
-            for _ in range(200):
+            for _ in range(HELD):
                 bus.publish("held", bytes(MESSAGE_BYTES), timeout_s=PATIENCE_S)
 
         publishing = threading.Thread(target=publish)
@@ -110,7 +111,7 @@ def test_a_stopped_client_harms_nobody_and_goes_on_when_it_is_continued(daemon: 
             second.publish("other", "through", ack="accepted", timeout_s=PATIENCE_S)
         assert other.next(PATIENCE_S).value == "through"
         stopped.signal(signal.SIGCONT)
-        assert len(stopped.read_rest(PATIENCE_S)) >= 200 * MESSAGE_BYTES
+        assert len(stopped.read_rest(PATIENCE_S)) >= HELD * MESSAGE_BYTES
         assert stopped.wait() == 0
         publishing.join(PATIENCE_S)
         assert not publishing.is_alive()

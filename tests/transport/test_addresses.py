@@ -22,6 +22,11 @@ from broker.transport import Address, parse, parse_list
         ("unix:///run/tensorbus.sock", Address("unix", path="/run/tensorbus.sock")),
         ("unix:///tmp/with space/ä.sock", Address("unix", path="/tmp/with space/ä.sock")),
         ("zmq+ipc:///run/z", Address("zmq+ipc", path="/run/z")),
+        (
+            "zmq+tcp://[::1]:5000?curve=/etc/keys:1/b.key&key=/c.key_secret",
+            Address("zmq+tcp", "::1", 5000, options=(("curve", "/etc/keys:1/b.key"), ("key", "/c.key_secret"))),
+        ),
+        ("zmq+ipc:///run/z?curve=/b.key", Address("zmq+ipc", path="/run/z", options=(("curve", "/b.key"),))),
         ("inproc://job/1", Address("inproc", name="job/1")),
     ],
 )
@@ -38,6 +43,12 @@ def test_a_scheme_may_be_written_in_capitals_and_an_ipv6_address_in_full() -> No
     ("text", "problem"),
     [
         ("", "no scheme"),
+        ("zmq+tcp://host:1?", "unknown option ''"),
+        ("zmq+tcp://host:1?curve", "absolute path"),
+        ("zmq+tcp://host:1?curve=b.key", "absolute path"),
+        ("zmq+tcp://host:1?curve=/a&curve=/b", "stands there twice"),
+        ("zmq+tcp://host:1?secret=/a", "unknown option 'secret'"),
+        ("tcp://host:1?curve=/a", "port"),
         ("127.0.0.1:4870", "no scheme"),
         ("http://host:1", "known ones are tcp, unix, inproc"),
         ("tcp://", "no port"),

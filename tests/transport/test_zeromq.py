@@ -130,6 +130,16 @@ def test_what_does_not_speak_zeromq_is_cut_off_and_logged(
     still_works(listener)
 
 
+def test_a_peer_of_an_old_zmtp_is_told_like_any_stranger(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    routing_id = b"\x01\x00"
+    for message in (b"rubbish", OPEN):
+        with socket.create_connection(("127.0.0.1", listener.address.port)) as plain:
+            plain.sendall(routing_id + bytes([len(message) + 1, 0]) + message)
+            pump_until(listener, caplog, "peer=zmq+tcp://gone")
+        caplog.clear()
+    still_works(listener)
+
+
 def test_a_part_that_is_too_long_ends_its_link_and_no_other(listener: Listener) -> None:
     with connect(listener.address, PATIENCE_S) as dialled, accept(listener) as accepted:
         with Stranger(listener) as stranger:

@@ -17,6 +17,7 @@ import zmq
 from broker.buffers import Buffer
 from broker.errors import ConnectError
 from broker.transport.addresses import Address
+from broker.transport.sockets import connect_error
 from broker.transport.zeromq.curve import secure_dialler
 from broker.transport.zeromq.messages import OPEN, Malformed, read_header
 from broker.transport.zeromq.readiness import Readiness
@@ -117,9 +118,9 @@ def dial(address: Address, target: Address, timeout_s: float) -> DealerStream:
         ConnectError: with what it met; the reason is empty when nobody accepted the link.
     """
     deadline_s = time.monotonic() + timeout_s
-    socket = make_socket(zmq.DEALER, target)
-    monitor = None
+    socket = monitor = None
     try:
+        socket = make_socket(zmq.DEALER, target)
         # The defaults would connect again, and wait for ever meanwhile.
         socket.set(zmq.RECONNECT_IVL, -1)
         secure_dialler(socket, address)
@@ -137,11 +138,14 @@ def dial(address: Address, target: Address, timeout_s: float) -> DealerStream:
             readiness.close()
             raise
     except BaseException as error:
-        if monitor is not None:
-            end_monitor(socket, monitor)
-        socket.close(0)
+        if socket is not None:
+            if monitor is not None:
+                end_monitor(socket, monitor)
+            socket.close(0)
         if isinstance(error, zmq.ZMQError):
             raise ConnectError(str(address), str(error)) from error
+        if isinstance(error, OSError):
+            raise connect_error(address, error, timeout_s) from error
         raise
 
 

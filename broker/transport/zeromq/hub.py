@@ -254,7 +254,9 @@ class Hub:
             full = f"{len(self.waiting)} connections wait to be accepted already"
             self._answer(identity, "the broker does not listen any more" if self._accepting is None else full)
             return
-        link = int(message.get(zmq.SRCFD))
+        link = _link_of(message)
+        if link < 0:
+            raise Malformed("it speaks a version of ZMTP before 3")
         # So that what it says of this number afterwards is about this link, and not one before it.
         self._read_monitor()
         try:
@@ -282,7 +284,7 @@ class Hub:
             while len(self._told) >= ZEROMQ_STRANGERS_MAX:
                 del self._told[next(iter(self._told))]
             self._told[identity] = None
-            peer = end_of(int(message.get(zmq.SRCFD)), self._address.scheme, peer=True)
+            peer = end_of(_link_of(message), self._address.scheme, peer=True)
             log.warning("zeromq.stranger address=%s peer=%s cause=%s", self._address, peer, problem)
             self._answer(identity, f"this is a tensorbus broker: {problem}")
 
@@ -310,6 +312,14 @@ class Hub:
 
     def __repr__(self) -> str:
         return f"<Hub address={self._address} streams={len(self._streams)} waiting={len(self.waiting)}>"
+
+
+def _link_of(message: zmq.Frame) -> int:
+    """The descriptor of the link by which a message came; -1 when its peer is too old for ZeroMQ to say."""
+    try:
+        return int(message.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1
 
 
 class RouterListener(Listener):

@@ -69,6 +69,8 @@ class ZeroMqTransport(Transport):
                 file.remove()
             if isinstance(error, zmq.ZMQError):
                 raise ListenError(str(address), str(error)) from error
+            if isinstance(error, OSError):
+                raise listen_error(address, error) from error
             raise
 
     def finish(self) -> None:
