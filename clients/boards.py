@@ -222,14 +222,12 @@ def begin(place: Place, prepared: Prepared) -> SharedOperation | None:
         BrokerError: the place is lost.
     """
     if place.closed is not None:
-        raise place.closed
+        raise place.closed.again()
     board, claim = place.board, prepared.claim
     if board is None or not (claim.op is None or shm.reducible(claim.op, claim.dtype)):
         place.check_schedule()
         return None
-    change = place.member.take_change()
-    if change is not None:
-        raise change
+    place.member.raise_change()
     place.plain = board
     return SharedOperation.of(board, prepared, place.member.world_size)
 

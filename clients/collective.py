@@ -125,9 +125,7 @@ def reduce_scatter(member: Member, value: object, op: str, timeout_s: float) -> 
     count = len(member.ranks)
     if not flat.ndim or flat.shape[0] % count:
         # Perhaps it is divisible by the members of which the caller knows.
-        change = member.take_change()
-        if change is not None:
-            raise change
+        member.raise_change()
         raise InvalidValue(
             "array for reduce_scatter of shape",
             flat.shape,
