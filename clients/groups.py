@@ -129,7 +129,7 @@ class Group:
             self._driver.flush()
         failures = [failure for work in works if (failure := work.exception()) is not None]
         if failures:
-            raise failures[0]
+            raise failures.pop(0)
         for bucket in buckets:
             buckets.unpack(bucket)
 

@@ -9,8 +9,8 @@ Results are gathered in scratch memory and reach the caller's array in `finish` 
 has changed nothing. The scratch is reserved with the first round, so operations that wait their turn cost no memory.
 
 A change of the generation is raised by the operations that were in progress, and if none of these has been finished by
-the next `start`. So who starts operations without waiting for them cannot be in the new generation without knowing, where
-they would meet other ones of the other ranks. Several changes that nobody has seen yet are raised as one.
+the next `start`. So who starts operations without waiting for them does not come into the new generation unknowingly,
+where they would meet other operations of the other ranks. Several changes that nobody has seen are raised as one.
 """
 
 from __future__ import annotations

@@ -181,6 +181,16 @@ def test_the_board_of_a_generation_goes_with_it_though_nothing_collects_garbage(
         gc.enable()
 
 
+def test_an_error_that_a_work_returns_keeps_nothing_of_the_way_it_came(broker: ServingThread) -> None:
+    with clients.connect(broker.url) as bus, clients.connect(broker.url) as other:
+        groups = join_all((bus, {}), (other, {}))
+        work = groups[0].all_reduce(np.ones(3, np.float32), async_op=True, timeout_s=PATIENCE_S)
+        groups[1].leave()
+        error = work.exception(PATIENCE_S)
+        assert isinstance(error, clients.GenerationChangedError)
+        assert error.__traceback__ is None
+
+
 def _boards() -> tuple[int, int]:
     """Descriptors and mappings of shared memory in this process, which is also the broker's."""
     gc.collect()
