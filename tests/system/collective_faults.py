@@ -120,13 +120,20 @@ def sockets(pid: int) -> Iterator[socket.socket]:
         os.close(process)
 
 
-def cut(pid: int) -> None:
-    """Cuts a process off from its broker: its connections end, and it is told nothing else."""
+def cut(pid: int) -> bool:
+    """Cuts a process off from its broker: its connections end, and it is told nothing else.
+
+    Returns:
+        Whether that was possible: some containers do not let a process have the sockets of another one.
+    """
+    done = False
     for found in sockets(pid):
         with suppress(OSError):
             # A pair of its own has no address.
             if found.getpeername():
                 found.shutdown(socket.SHUT_RDWR)
+                done = True
+    return done
 
 
 class Arena:
@@ -186,7 +193,7 @@ class Arena:
             rank.said.clear()
         began_ns = time.monotonic_ns()
         survivors = [rank for rank in self.ranks if rank is not victim]
-        self._do(kind, victim)
+        kind = self._do(kind, victim)
         if kind in ("pause", "slow"):
             self._moves(self.ranks)
         elif kind != "broker":
@@ -197,17 +204,18 @@ class Arena:
         self._tidy(kind)
         self.done[kind] += 1
 
-    def _do(self, kind: str, victim: Rank) -> None:
+    def _do(self, kind: str, victim: Rank) -> str:
+        """Returns what was done."""
         process = victim.process
-        if kind in ("kill", "kill the newcomer"):
+        if kind == "cut" and cut(process.pid):
+            return kind
+        if kind in ("cut", "kill", "kill the newcomer"):
             process.kill()
             victim.again()
             if kind == "kill the newcomer":
                 time.sleep(self._random.uniform(0.0, 3 * MOMENT_MAX_S))
                 victim.process.kill()
                 victim.again()
-        elif kind == "cut":
-            cut(process.pid)
         elif kind == "broker":
             self.daemon.kill()
             self.daemon.start()
@@ -225,6 +233,7 @@ class Arena:
                 victim.again()
             else:
                 process.signal(signal.SIGCONT)
+        return "kill" if kind == "cut" else kind
 
     def _told(self, kind: str, survivors: Iterable[Rank], lost: int, began_ns: int) -> None:
         """Every survivor is told who is lost."""
