@@ -18,7 +18,7 @@ from bench.runner import Row, run_point
 
 REPEATS = 5
 CASE_NAMES = ",".join(case.name for case in cases.ALL)
-SYSTEMS = ",".join(dict.fromkeys(contestant.system for contestant in contestants.ALL))
+SYSTEMS = ",".join(contestants.SYSTEMS)
 TRANSPORTS = "tcp,unix"
 
 
@@ -61,7 +61,7 @@ def main(
     # Ended by a signal, the run still ends its processes.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = [case for case in cases.ALL if case.name in only]
-    wanted = [contestant for contestant in contestants.ALL if contestant.system in names]
+    wanted = [one for one in contestants.NAMED if one.system in names]
     absent = {contestant.name: contestant.missing() for contestant in wanted if contestant.missing()}
     facts = machine.facts([contestant for contestant in wanted if contestant.name not in absent])
     with Nursery() as nursery:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from bench.processes import Team
 from bench.tasks import Role
+
+RELAY: Final = "relay"
+"""The reference of most benchmarks, the floor under the figures."""
+BEST_PEER: Final = "best peer"
+"""Whoever is the best of the peers at a figure and a point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +23,7 @@ class Column:
         figure: the name of the figure.
         title: what stands above it.
         decimals: digits after the point.
-        ratio: whether the ratios to the reference and to the best peer stand beside it.
+        ratio: whether ratios to others stand beside it.
         more_is_better: of the figure; a peer is the best one by it.
     """
 
@@ -38,6 +44,7 @@ class Point:
         message_bytes: of its longest messages; who cannot pass them does not take part.
         publishers: of one topic; who cannot have so many does not take part.
         contestants: the names of who can take part, where not everybody of the benchmark can; empty for all.
+        dtype: of a collective's arrays; who cannot sum them does not take part.
         curve: in a plot, the name of the curve that it is on, and where on it; None where the plot has bars.
     """
 
@@ -46,6 +53,7 @@ class Point:
     message_bytes: int = 0
     publishers: int = 1
     contestants: tuple[str, ...] = ()
+    dtype: str = "float32"
     curve: tuple[str, float] | None = None
 
 
@@ -60,6 +68,7 @@ class Case:
         points: given whether to be quick, what it measures.
         roles: what its workers do, by name.
         contestants: the names of who can take part; empty for all that are no variants.
+        compared: whose ratios stand in its table: names, the reference's first, or BEST_PEER.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Case:
     points: Callable[[bool], Sequence[Point]]
     roles: Mapping[str, Role]
     contestants: tuple[str, ...] = ()
+    compared: tuple[str, ...] = (RELAY, BEST_PEER)
 
 
 def size_text(size_bytes: int) -> str:

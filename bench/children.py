@@ -103,6 +103,10 @@ class Child:
         told = " / ".join(line.strip() for line in written.decode(errors="replace").splitlines()[-ERROR_LINES:])
         return f": {told}" if told else ""
 
+    def wait(self) -> None:
+        """Waits until it has ended by itself."""
+        self._process.wait()
+
     def end(self) -> None:
         """Ends it at once, if it still runs, and forgets it."""
         self._process.kill()

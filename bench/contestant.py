@@ -9,13 +9,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from broker.measuring.pacing import send_paced
 from broker.measuring.payloads import Payload, Tensor
 
+if TYPE_CHECKING:
+    from bench.tasks import Task
+
 Handler = Callable[[Payload], None]
+Array = npt.NDArray[np.generic]
+
+
+def numpy_dtype(name: str) -> np.dtype[np.generic]:
+    """The dtype of a name, also of `bfloat16`, which numpy has from the package ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
 
 
 class Publisher(ABC):
@@ -103,6 +118,22 @@ class WorkQueue(ABC):
         """The job that was taken is done. The broker hears of it when the next jobs are fetched, or before."""
 
 
+class Collective(ABC):
+    """One rank of a group, whose other ranks are there when it is made."""
+
+    def empty(self, count: int, dtype: str) -> Array:
+        """An array to be reduced, in the memory that suits the system; asked for once."""
+        return np.empty(count, numpy_dtype(dtype))
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+
+    @abstractmethod
+    def all_reduce(self, array: Array) -> Callable[[], object]:
+        """What sums this array over the ranks, in place, each time that it is called."""
+
+
 class Bus(ABC):
     """One process's connection to a broker."""
 
@@ -147,9 +178,29 @@ class Bus(ABC):
         """An end of a work queue, which exists when this returns; for contestants that have them."""
         raise NotImplementedError
 
+    def collective(self, task: Task) -> Collective:
+        """A rank of a group, by the rank, world_size, run and size_bytes of a task; for contestants that have them."""
+        raise NotImplementedError
+
     @abstractmethod
     def close(self) -> None:
         """Ends the connection after all that was published has left."""
+
+
+class CollectiveBus(Bus):
+    """A process's part in a system that has collectives and no messages."""
+
+    def publisher(self, topic: str, *, lane: str = "default") -> Publisher:
+        raise NotImplementedError
+
+    def subscriber(self, topic: str, size_bytes: int) -> Subscriber:
+        raise NotImplementedError
+
+    def handle(self, topic: str, size_bytes: int, function: Handler) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """What there was ends with the process."""
 
 
 class Contestant(ABC):
@@ -161,6 +212,7 @@ class Contestant(ABC):
         is_peer: whether it is what somebody would use instead of tensorbus.
         message_bytes_max: the longest message that it passes; None for any.
         publishers_max: how many may publish to one topic; None for any.
+        dtypes: which its collectives can sum.
     """
 
     name: str
@@ -168,6 +220,7 @@ class Contestant(ABC):
     is_peer: bool = False
     message_bytes_max: int | None = None
     publishers_max: int | None = None
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
 
     @property
     def system(self) -> str:
@@ -202,3 +255,7 @@ class Contestant(ABC):
             threads: several threads will use the bus, or `handle` is to be called. Without it, a bus belongs to one
                 thread, and waits for messages in the way that makes that thread fastest.
         """
+
+    def launcher(self, ranks: int, address: str) -> list[str]:
+        """What stands before a command line to start all ranks of a collective at once; empty for nothing."""
+        return []

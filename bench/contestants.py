@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench.contestant import Contestant
+from bench.limit import Limit
+from bench.peers.gloo import Gloo
 from bench.peers.iceoryx2 import Iceoryx2
 from bench.peers.mosquitto import Mosquitto
 from bench.peers.nats import Nats
+from bench.peers.openmpi import Openmpi
 from bench.peers.rabbitmq import Rabbitmq
 from bench.peers.redis import Redis
 from bench.peers.zenoh import Zenoh
@@ -29,7 +32,11 @@ ALL: Final[tuple[Contestant, ...]] = (
     Zenoh(shared=True),
     Iceoryx2(),
 )
-REFERENCE: Final = ALL[0].name
+COLLECTIVE: Final[tuple[Contestant, ...]] = (Limit(), Tensorbus(), Gloo(), Openmpi())
+"""Who has collectives; the first is the reference there."""
+NAMED: Final[tuple[Contestant, ...]] = tuple({one.name: one for one in (*COLLECTIVE, *ALL)}.values())
+"""All but variants of the bounded kind."""
+SYSTEMS: Final = tuple(dict.fromkeys(one.system for one in (*ALL, *COLLECTIVE)))
 
 BOUNDED_MESSAGE_BYTES: Final = 4096
 """Of the benchmark in which the bounded variants take part, as some systems bound messages and others bytes."""
@@ -46,7 +53,7 @@ BOUNDED: Final[tuple[Contestant, ...]] = (
 """Variants that hold about the same for a subscriber that does not read."""
 BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:5], Nats(pieces=True), *ALL[5:])
 """Everybody, and NATS in both ways to pass long messages on."""
-EVERY: Final = {contestant.name: contestant for contestant in (*ALL, *BOUNDED, *BESIDE_BULK)}
+EVERY: Final = {contestant.name: contestant for contestant in (*COLLECTIVE, *ALL, *BOUNDED, *BESIDE_BULK)}
 
 
 def taking_part(able: Sequence[str], systems: Sequence[str]) -> list[Contestant]:

@@ -27,9 +27,10 @@ def colours() -> Mapping[str, object]:
     """A colour for each contestant, the same in all figures; variants share the system's."""
     from matplotlib import colormaps
 
-    systems = list(dict.fromkeys(one.system for one in contestants.ALL))
+    systems = contestants.SYSTEMS
     named = {one.name: systems.index(one.system) for one in contestants.EVERY.values()}
-    return {name: colormaps["tab10"](index % 10) for name, index in named.items()}
+    # Every second colour first: those between them are lighter ones of the same hue.
+    return {name: colormaps["tab20"](2 * index % 20 + index // 10) for name, index in named.items()}
 
 
 def value(row: Row, column: Column) -> float:

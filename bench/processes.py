@@ -7,11 +7,12 @@ parent says `end`, once all have their results.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ from bench.tasks import Result, Task
 
 LIMIT_S: Final = 120
 """How long any process of a step may live."""
+T = TypeVar("T")
 
 
 class Team:
@@ -35,6 +37,7 @@ class Team:
         self._nursery = nursery
         self._contestant = contestant
         self._transport = transport
+        self._runs = 0
         self.children: list[Child] = []
         self.address = ""
 
@@ -100,13 +103,16 @@ class Team:
         Raises:
             StepFailed: one of them ended without a result.
         """
+        return self._answers(workers, Result)
+
+    def _answers(self, children: Sequence[Child], kind: type[T]) -> list[T]:
         try:
-            results = [msgspec.json.decode(worker.line(), type=Result) for worker in workers]
-            for worker in workers:
-                worker.say("end")
+            answers = [msgspec.json.decode(child.line(), type=kind) for child in children]
+            for child in children:
+                child.say("end")
         except StepFailed as failure:
             raise self._with_broker(failure) from failure
-        return results
+        return answers
 
     def _with_broker(self, failure: StepFailed) -> StepFailed:
         broker = self.children[0]
@@ -114,11 +120,26 @@ class Team:
 
     def run_ranks(self, task: Task) -> list[Result]:
         """As `run`, with the same task for each rank of a group."""
-        return self.run([msgspec.structs.replace(task, rank=rank) for rank in range(task.world_size)])
+        self._runs += 1
+        task = msgspec.structs.replace(task, run=self._runs)
+        launcher = self._contestant.launcher(task.world_size, self.address)
+        if not launcher:
+            return self.run([msgspec.structs.replace(task, rank=rank) for rank in range(task.world_size)])
+        asked = msgspec.json.encode(self._whole(task)).decode()
+        command = [*launcher, sys.executable, "-m", "bench.launched", asked]
+        ranks = Child(f"{self._contestant.name} {task.role}", program(command, LIMIT_S))
+        self.children.append(ranks)
+        self.go([ranks])
+        (results,) = self._answers([ranks], list[Result])
+        # A launcher that is ended has not tidied up.
+        ranks.wait()
+        return results
 
     def start(self, task: Task) -> Child:
         """Starts a worker, which gets ready by itself."""
-        whole = msgspec.structs.replace(task, contestant=self._contestant.name, address=self.address)
-        child = Child(f"{self._contestant.name} {task.role}", self._nursery.worker(whole, LIMIT_S))
+        child = Child(f"{self._contestant.name} {task.role}", self._nursery.worker(self._whole(task), LIMIT_S))
         self.children.append(child)
         return child
+
+    def _whole(self, task: Task) -> Task:
+        return msgspec.structs.replace(task, contestant=self._contestant.name, address=self.address)

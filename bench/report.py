@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import contestants
-from bench.case import Case, Column
+from bench.case import BEST_PEER, RELAY, Case, Column
 from bench.machine import Facts
 from bench.runner import OTHERS, Row
 from bench.summary import medians, ratio
 
 WIDTH = 180
 """Columns of a table that goes to a file."""
-REFERENCE = contestants.REFERENCE
 
 
 def middle(row: Row) -> dict[str, float]:
@@ -41,39 +40,40 @@ def best_peer(row: Row, column: Column, rows: Sequence[Row]) -> Row | None:
     return (max if column.more_is_better else min)(found, key=lambda pair: pair[0])[1]
 
 
-def ratios_of(row: Row, column: Column, rows: Sequence[Row]) -> tuple[float | None, float | None]:
-    """A figure's ratios to the reference, and, unless the row is the reference's, to the best peer but itself."""
-    if row.contestant == REFERENCE:
-        return None, None
-    reference = next((other for other in beside(row, rows) if other.contestant == REFERENCE), None)
-    peer = best_peer(row, column, rows)
-    to_reference, to_peer = (
-        None if other is None else ratio(column.figure, row.repeats, other.repeats) for other in (reference, peer)
-    )
-    return to_reference, to_peer
+def ratios_of(
+    row: Row, column: Column, rows: Sequence[Row], compared: Sequence[str] = (RELAY, BEST_PEER)
+) -> tuple[float | None, ...]:
+    """A figure's ratios to those that a case names, but for the reference, the first of them, which has none."""
+    if row.contestant == compared[0]:
+        return (None,) * len(compared)
+    named = {other.contestant: other for other in beside(row, rows)}
+    others = [best_peer(row, column, rows) if name == BEST_PEER else named.get(name) for name in compared]
+    return tuple(None if other is None else ratio(column.figure, row.repeats, other.repeats) for other in others)
 
 
 def table(case: Case, rows: Sequence[Row]) -> Table:
-    """The table of one case: medians over the repeats, and ratios to the reference and to the best peer."""
+    """The table of one case: medians over the repeats, and ratios to others."""
     result = Table(title=case.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for title in ("transport", "what", "contestant"):
         result.add_column(title, no_wrap=True)
     for column in (*case.columns, OTHERS):
         result.add_column(column.title, justify="right")
         if column.ratio:
-            result.add_column(f"/{REFERENCE}", justify="right")
-            result.add_column("/best peer", justify="right")
+            for name in case.compared:
+                result.add_column(f"/{name}", justify="right")
     result.add_column("repeats", justify="right")
     before = ("", "")
     for row in rows:
         point = (row.transport, row.point)
         labels = point if point != before else ("", "")
-        result.add_row(*labels, row.contestant, *cells((*case.columns, OTHERS), row, rows))
+        result.add_row(*labels, row.contestant, *cells((*case.columns, OTHERS), row, rows, case.compared))
         before = point
     return result
 
 
-def cells(columns: Sequence[Column], row: Row, rows: Sequence[Row]) -> list[str]:
+def cells(
+    columns: Sequence[Column], row: Row, rows: Sequence[Row], compared: Sequence[str] = (RELAY, BEST_PEER)
+) -> list[str]:
     """The figures of a row, in text."""
     if row.note:
         return [row.note]
@@ -86,7 +86,7 @@ def cells(columns: Sequence[Column], row: Row, rows: Sequence[Row]) -> list[str]
         else:
             texts.append("failed")
         if column.ratio:
-            texts += ["" if value is None else f"{value:.2f}" for value in ratios_of(row, column, rows)]
+            texts += ["" if value is None else f"{value:.2f}" for value in ratios_of(row, column, rows, compared)]
     good = sum(figures is not None for figures in row.repeats)
     return [*texts, f"{good}/{len(row.repeats)}"]
 
@@ -112,7 +112,7 @@ def as_json(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absent: Ma
     columns = {case.name: [column.figure for column in case.columns if column.ratio] for case in cases}
     return {
         "machine": facts,
-        "reference": REFERENCE,
+        "references": {case.name: case.compared[0] for case in cases},
         "not_installed": dict(absent),
         "rows": [
             {

@@ -49,6 +49,8 @@ def obstacle(point: Point, contestant: Contestant) -> str:
         return f"max {size_text(contestant.message_bytes_max)}"
     if contestant.publishers_max is not None and point.publishers > contestant.publishers_max:
         return f"max {contestant.publishers_max} publisher"
+    if point.dtype not in contestant.dtypes:
+        return f"no {point.dtype}"
     return ""
 
 

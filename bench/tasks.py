@@ -23,6 +23,8 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         duration_s: how long a sender without a count sends, or waits before it begins.
         rank: of a collective's member.
         world_size: members of a collective.
+        dtype: of a collective's arrays.
+        run: which of the broker's runs of ranks it is, from 1.
         subscribers: in one process.
         threads: whether several threads are to use the worker's bus; see Contestant.connect.
     """
@@ -37,6 +39,8 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     duration_s: float = 0.0
     rank: int = 0
     world_size: int = 0
+    dtype: str = ""
+    run: int = 0
     subscribers: int = 0
     threads: bool = False
 

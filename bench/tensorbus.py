@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -11,7 +12,9 @@ import numpy as np
 
 import clients
 from bench.contestant import (
+    Array,
     Bus,
+    Collective,
     Contestant,
     Handler,
     Payload,
@@ -23,6 +26,7 @@ from bench.contestant import (
     WorkQueue,
 )
 from bench.counting import Countdown
+from bench.tasks import Task
 
 QUEUE_BYTES: Final = 4 << 20
 """What a variant that drops holds for a subscription of `handle`."""
@@ -125,6 +129,19 @@ class TensorbusWorkQueue(WorkQueue):
         self._job.ack()
 
 
+class TensorbusCollective(Collective):
+    """A rank of a group that begins with all ranks."""
+
+    def __init__(self, client: clients.Client, task: Task) -> None:
+        self._group = client.group(f"bench-{task.run}", world_size=task.world_size, rank=task.rank)
+
+    def barrier(self) -> None:
+        self._group.barrier()
+
+    def all_reduce(self, array: Array) -> Callable[[], object]:
+        return partial(self._group.all_reduce, array)
+
+
 class TensorbusBus(Bus):
     """One synchronous client.
 
@@ -163,6 +180,9 @@ class TensorbusBus(Bus):
 
     def work_queue(self, name: str) -> WorkQueue:
         return TensorbusWorkQueue(self.client, name)
+
+    def collective(self, task: Task) -> Collective:
+        return TensorbusCollective(self.client, task)
 
     def close(self) -> None:
         self.client.close(timeout_s=30.0)

@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 
 class BrokerError(Exception):
     """The root of all errors of tensorbus."""
+
+    def again(self) -> Self:
+        """The same error, for somebody else to raise.
+
+        One that was raised keeps the frames that it went through, and everything in them: whoever keeps the error
+        as well, and is in these frames, would stay until the garbage collector comes by.
+        """
+        other = type(self).__new__(type(self))
+        other.args = self.args
+        other.__dict__.update(self.__dict__)
+        return other
 
 
 class InvalidValue(BrokerError, ValueError):

@@ -139,7 +139,8 @@ class Board:
 
     def end(self, error: BrokerError) -> None:
         """The member knows why its generation is over."""
-        self.error = error
+        # One that is never raised: else the board and its memory would be kept by the frames that its error has seen.
+        self.error = error.again()
         self.over.set()
 
     def __repr__(self) -> str:
@@ -221,14 +222,12 @@ def begin(place: Place, prepared: Prepared) -> SharedOperation | None:
         BrokerError: the place is lost.
     """
     if place.closed is not None:
-        raise place.closed
+        raise place.closed.again()
     board, claim = place.board, prepared.claim
     if board is None or not (claim.op is None or shm.reducible(claim.op, claim.dtype)):
         place.check_schedule()
         return None
-    change = place.member.take_change()
-    if change is not None:
-        raise change
+    place.member.raise_change()
     place.plain = board
     return SharedOperation.of(board, prepared, place.member.world_size)
 
@@ -267,9 +266,9 @@ async def _over(driver: Driver, place: Place, board: Board) -> BrokerError:
         return CollectiveError(place.name, f"generation {board.generation} is over, and the broker says nothing of it")
     change = place.member.take_change()
     if change is not None and place.closed is None:
-        board.error = change
+        board.end(change)
     assert board.error is not None
-    return board.error
+    return board.error.again()
 
 
 def _claims(board: Board, operation: SharedOperation) -> dict[int, str]:

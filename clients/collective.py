@@ -144,6 +144,8 @@ def reduce_scatter(member: Member, value: object, op: str, timeout_s: float) -> 
     flat = _flat(array)
     count = len(member.ranks)
     if not flat.ndim or flat.shape[0] % count:
+        # Perhaps it is divisible by the members of which the caller knows.
+        member.raise_change()
         raise InvalidValue(
             "array for reduce_scatter of shape",
             flat.shape,

@@ -178,7 +178,7 @@ class Group:
             self._driver.flush()
         failures = [failure for work in works if (failure := work.exception()) is not None]
         if failures:
-            raise failures[0]
+            raise failures.pop(0)
         for bucket in buckets:
             buckets.unpack(bucket)
 
@@ -209,7 +209,9 @@ class Group:
             op: see all_reduce.
             timeout_s: how long the ranks may take to arrive, in seconds.
         """
-        prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s)
+        # Locked, as it may be what tells the caller of a change.
+        with self._driver.lock:
+            prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s)
         return self._call(prepared, timeout_s)  # type: ignore[return-value]
 
     def barrier(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:

@@ -101,7 +101,7 @@ class Place:
             BrokerError: the place is lost.
         """
         if self.closed is not None:
-            raise self.closed
+            raise self.closed.again()
         # Here, where a fault is the caller's: once the operation is pending, every rank waits for it.
         msgspec.msgpack.encode(claim)
         operation = self.member.start(claim, contribution, target)

@@ -74,7 +74,8 @@ class Work:
         try:
             self.wait(timeout_s)
         except BrokerError as error:
-            return error
+            # Without the frames that it went through, which would be kept by it, and it by a variable in them.
+            return error.with_traceback(None)
         return None
 
     def __repr__(self) -> str:

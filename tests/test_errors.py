@@ -16,6 +16,16 @@ def test_every_error_is_a_broker_error() -> None:
     assert all(issubclass(value, errors.BrokerError) for value in classes)
 
 
+def test_an_error_can_be_raised_again_without_what_the_first_one_has_seen() -> None:
+    first = errors.GenerationChangedError("dp", 3, [1], [0, 2])
+    with pytest.raises(errors.GenerationChangedError):
+        raise first
+    second = first.again()
+    assert first.__traceback__ is not None
+    assert second.__traceback__ is None
+    assert (type(second), str(second), vars(second)) == (type(first), str(first), vars(first))
+
+
 def test_every_error_is_documented() -> None:
     undocumented = [
         name

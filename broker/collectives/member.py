@@ -8,8 +8,9 @@ operation is pulled (`next_round`) as the link allows and fed (`result`, `failed
 Results are gathered in scratch memory and reach the caller's array in `finish` only: an operation that fails halfway
 has changed nothing. The scratch is reserved with the first round, so operations that wait their turn cost no memory.
 
-A change of the generation is raised once on every rank: by the operations that were in progress, or else by the next
-`start`. Several changes that nobody has seen yet are raised as one.
+A change of the generation is raised by the operations that were in progress, and if none of these has been finished by
+the next `start`. So who starts operations without waiting for them does not come into the new generation unknowingly,
+where they would meet other operations of the other ranks. Several changes that nobody has seen are raised as one.
 """
 
 from __future__ import annotations
@@ -91,9 +92,7 @@ class Member:
             InvalidValue: the claim or a length cannot be; no sequence has been used up.
             GenerationChangedError: the members have changed since the last call; the next one runs with the new ones.
         """
-        change = self.take_change()
-        if change is not None:
-            raise change
+        self.raise_change()
         claim.check(self.world_size)
         operation = MemberOperation(self, self.next_sequence, claim, contribution, target)
         self._pending[operation.sequence] = operation
@@ -101,9 +100,22 @@ class Member:
         return operation
 
     def take_change(self) -> GenerationChangedError | None:
-        """The changes of the members that no operation has been told; whoever takes it has to raise it."""
+        """The changes of the members that the caller has not been told; whoever takes it has to raise it."""
         change, self._unseen_change = self._unseen_change, None
         return change
+
+    def raise_change(self) -> None:
+        """Tells the caller of changes of which it has not been told.
+
+        Raises:
+            GenerationChangedError: there is one.
+        """
+        # In no variable: an error keeps the frame that raises it, which would keep the error, and so both would stay.
+        try:
+            if self._unseen_change is not None:
+                raise self._unseen_change
+        finally:
+            self._unseen_change = None
 
     def operation(self, sequence: int) -> MemberOperation:
         """The operation that a frame of the broker is about.
@@ -142,7 +154,7 @@ class Member:
         self.generation = generation
         self.ranks = tuple(ranks)
         error = GenerationChangedError(self.group, generation, sorted(lost), self.ranks)
-        self._unseen_change = None if self._pending else error
+        self._unseen_change = error
         for operation in self.pending:
             operation.changed(generation, lost_ranks, ranks)
         self.next_sequence = self._next_to_open = 1
@@ -329,6 +341,9 @@ class MemberOperation:
         Raises:
             BrokerError: what the operation failed with; the target has not been touched.
         """
+        if isinstance(self.error, GenerationChangedError):
+            # There may have been others meanwhile.
+            raise self._member.take_change() or self.error
         if self.error is not None:
             raise self.error
         assert self.done, "finish() before the operation is done"

@@ -7,7 +7,7 @@ import pytest
 from bench import contestants
 from bench.case import Case, Column, Point
 from bench.nursery import Nursery
-from bench.report import as_json, best_peer, cells, print_report, ratios_of
+from bench.report import as_json, best_peer, cells, print_report, ratios_of, table
 from bench.runner import OTHERS, Row, run_point
 
 LATENCY = Column("p50_us", "p50", 1, ratio=True)
@@ -87,3 +87,17 @@ def test_a_message_over_a_peers_limit_is_a_note_in_the_table_and_no_failure(nurs
 def test_a_peer_that_is_not_installed_is_named_with_how_to_install_it(capsys: pytest.CaptureFixture[str]) -> None:
     print_report([CASE], ROWS, {}, {"nats": "apt-get install nats-server"})
     assert "not measured: nats is not installed: apt-get install nats-server" in capsys.readouterr().out
+
+
+def test_a_benchmark_may_compare_with_others_and_have_another_reference() -> None:
+    assert ratios_of(TENSORBUS, LATENCY, ROWS, ("redis", "relay")) == (0.625, 2.0)
+    assert ratios_of(ROWS[3], LATENCY, ROWS, ("redis", "relay")) == (None, None)
+    case = Case("case", "Case", (LATENCY,), lambda quick: [], {}, compared=("redis", "relay"))
+    titles = [column.header for column in table(case, ROWS).columns]
+    assert titles[4:6] == ["/redis", "/relay"]
+
+
+def test_who_cannot_sum_a_dtype_does_not_take_part(nursery: Nursery) -> None:
+    point = Point("64 B", lambda team: {}, dtype="complex64")
+    rows = run_point(CASE, point, "tcp", [contestants.by_name("relay")], 1, nursery, lambda step: None)
+    assert rows[0].note == "no complex64"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,6 +159,36 @@ def test_no_descriptor_and_no_mapping_outlives_a_group(connect: Connect) -> None
         del group, groups, threads, thread
     buses[0].flush()
     assert _boards() == before
+
+
+def test_the_board_of_a_generation_goes_with_it_though_nothing_collects_garbage(connect: Connect) -> None:
+    buses = [connect(f"rank-{rank}") for rank in range(3)]
+    groups = join_all(*((bus, {}) for bus in buses))
+    board = weakref.ref(groups[0]._place.board)
+    gc.disable()
+    try:
+        threads = [threading.Thread(target=group.barrier) for group in groups]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60.0)
+        groups[2].leave()
+        # The first one is told by an operation in progress or by its next one, as it happens.
+        with pytest.raises(clients.GenerationChangedError):
+            groups[0].all_reduce(np.ones(3, np.float32), timeout_s=PATIENCE_S)
+        assert board() is None
+    finally:
+        gc.enable()
+
+
+def test_an_error_that_a_work_returns_keeps_nothing_of_the_way_it_came(broker: ServingThread) -> None:
+    with clients.connect(broker.url) as bus, clients.connect(broker.url) as other:
+        groups = join_all((bus, {}), (other, {}))
+        work = groups[0].all_reduce(np.ones(3, np.float32), async_op=True, timeout_s=PATIENCE_S)
+        groups[1].leave()
+        error = work.exception(PATIENCE_S)
+        assert isinstance(error, clients.GenerationChangedError)
+        assert error.__traceback__ is None
 
 
 def _boards() -> tuple[int, int]:

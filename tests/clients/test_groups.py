@@ -48,6 +48,24 @@ def on_all_ranks(
     return outcomes
 
 
+def test_a_reduce_scatter_for_members_that_are_gone_is_told_of_the_change(connect: Connect) -> None:
+    def work(group: clients.Group, bus: clients.Client) -> object:
+        group.barrier()
+        if group.rank == 2:
+            group.leave()
+            return "left"
+        # The change is here, and nobody has been told of it.
+        while len(group.ranks) == 3:
+            bus.flush()
+        with pytest.raises(clients.GenerationChangedError):
+            group.reduce_scatter(np.ones(3), timeout_s=PATIENCE_S)
+        with pytest.raises(clients.InvalidValue, match="not divisible by the 2 ranks"):
+            group.reduce_scatter(np.ones(3), timeout_s=PATIENCE_S)
+        return "told"
+
+    assert on_all_ranks(connect, 3, work) == ["told", "told", "left"]
+
+
 @pytest.mark.parametrize("op", ["sum", "mean", "min", "max", "product"])
 @pytest.mark.parametrize("elements", [1, 100_000])
 def test_all_reduce_gives_all_ranks_the_same_bits(connect: Connect, op: str, elements: int) -> None:

@@ -36,8 +36,9 @@ def run(cluster: Cluster, its_claim: Claim, arrays: list[np.ndarray]) -> list[by
 
 
 def error_of(operation: MemberOperation) -> BrokerError:
-    assert operation.error is not None
-    return operation.error
+    with pytest.raises(BrokerError) as caught:
+        operation.finish()
+    return caught.value
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
@@ -250,14 +254,53 @@ def test_changes_that_nobody_has_seen_are_raised_as_one() -> None:
     barrier(subject)
 
 
-def test_a_change_after_one_that_failed_operations_is_raised_by_the_next_call() -> None:
+def test_a_change_after_one_that_was_raised_is_raised_by_the_next_call() -> None:
     subject = member(0, (0, 1, 2))
-    barrier(subject)
+    operation = barrier(subject)
     subject.changed(Generation(2), [Rank(2)], [Rank(0), Rank(1)])
+    with pytest.raises(GenerationChangedError):
+        operation.finish()
     subject.changed(Generation(3), [Rank(1)], [Rank(0)])
     with pytest.raises(GenerationChangedError) as caught:
         barrier(subject)
     assert caught.value.lost_ranks == [1]
+    assert barrier(subject).sequence == 1
+
+
+def test_nothing_starts_in_a_generation_before_the_caller_has_been_told_of_it() -> None:
+    subject = member(0, (0, 1, 2))
+    operation = barrier(subject)
+    subject.changed(Generation(2), [Rank(2)], [Rank(0), Rank(1)])
+    # The caller has not looked at the first one: what it starts now is meant for the members that it knows.
+    with pytest.raises(GenerationChangedError):
+        barrier(subject)
+    with pytest.raises(GenerationChangedError):
+        operation.finish()
+    assert barrier(subject).sequence == 1
+
+
+def test_an_operation_that_a_change_has_failed_tells_of_later_ones_too() -> None:
+    subject = member(0, (0, 1, 2))
+    operation = barrier(subject)
+    subject.changed(Generation(2), [Rank(2)], [Rank(0), Rank(1)])
+    subject.changed(Generation(3), [Rank(1)], [Rank(0)])
+    with pytest.raises(GenerationChangedError) as caught:
+        operation.finish()
+    assert (caught.value.generation, caught.value.lost_ranks) == (3, [1, 2])
+    assert barrier(subject).sequence == 1
+
+
+def test_a_change_that_was_raised_is_not_kept() -> None:
+    subject = member(0, (0, 1))
+    subject.changed(Generation(2), [Rank(1)], [Rank(0)])
+    change = weakref.ref(subject._unseen_change)
+    gc.disable()
+    try:
+        with suppress(GenerationChangedError):
+            barrier(subject)
+        assert change() is None
+    finally:
+        gc.enable()
 
 
 def test_after_a_change_the_window_of_operations_is_free_again() -> None:
@@ -267,6 +310,8 @@ def test_after_a_change_the_window_of_operations_is_free_again() -> None:
     while subject.next_round() is not None:
         pass
     subject.changed(Generation(2), [Rank(1)], [Rank(0)])
+    with pytest.raises(GenerationChangedError):
+        barrier(subject)
     following = barrier(subject)
     assert following.next_round() is not None
 

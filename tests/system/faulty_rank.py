@@ -1,0 +1,199 @@
+"""A rank that carries out random collectives whose results it knows, and comes back whenever its place is lost.
+
+    python -m tests.system.faulty_rank URL RANK WORLD_SIZE SCHEDULE SEED PROGRESS
+
+Which operation comes next follows from the seed, the generation and the number of operations in it, so all ranks take
+the same one. It prints a line for each thing that matters; times are of CLOCK_MONOTONIC, in nanoseconds:
+
+    joined GENERATION                         it has a place
+    whole GENERATION AT                       the first operation with all ranks is done
+    over GENERATION DONE ERROR LOST AT        an operation has failed, after so many that were done in that generation
+    lost ERROR                                the place is lost
+    wrong WORDS                               what must not be
+
+In the file PROGRESS it counts its operations, 8 bytes for each rank.
+"""
+
+from __future__ import annotations
+
+import mmap
+import random
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+import clients
+
+Array = npt.NDArray[np.generic]
+
+BYTES_MAX = 3 << 20
+DTYPES = ("float32", "int64", "float16", "uint8")
+KINDS = ("all_reduce", "all_reduce", "all_reduce", "broadcast", "all_gather", "reduce_scatter", "barrier", "burst")
+TIMEOUT_S = 25.0
+RETRY_S = 0.02
+PATTERN = np.arange(BYTES_MAX, dtype=np.int64) % 7
+"""Small numbers: their sums are exact in every dtype."""
+
+
+class Wrong(Exception):
+    """What a group must never do."""
+
+
+class Step:
+    """One operation: the same on all ranks but for what each puts in."""
+
+    def __init__(self, seed: str, generation: int, number: int, ranks: tuple[int, ...]) -> None:
+        chosen = random.Random(f"{seed} {generation} {number}")
+        self.kind = chosen.choice(KINDS)
+        self.dtype = np.dtype(chosen.choice(DTYPES))
+        self.op = chosen.choice(("sum", "max"))
+        self.root = chosen.choice(ranks)
+        self.ranks = ranks
+        size = 0 if chosen.random() < 0.05 else int(2 ** chosen.uniform(0.0, np.log2(BYTES_MAX)))
+        self.count = size // self.dtype.itemsize // len(ranks) * len(ranks)
+        self.works = chosen.randint(1, 4)
+
+    def contribution(self, rank: int) -> Array:
+        """What a rank puts in."""
+        return (PATTERN[: self.count] + rank).astype(self.dtype)
+
+    def reduced(self) -> Array:
+        """What comes out of a reduction."""
+        base = PATTERN[: self.count]
+        total = base * len(self.ranks) + sum(self.ranks) if self.op == "sum" else base + max(self.ranks)
+        return total.astype(self.dtype)
+
+    def __repr__(self) -> str:
+        return f"<Step {self.kind} {self.op} {self.dtype}[{self.count}] of {self.ranks}>"
+
+
+def expect(step: Step, what: str, found: Array, due: Array) -> None:
+    """Raises:
+    Wrong: they differ.
+    """
+    if not np.array_equal(found, due):
+        places = np.flatnonzero(found != due) if found.shape == due.shape else np.arange(0)
+        raise Wrong(f"{step!r}: {what}: {len(places)} differ, from {places[:1]} on, {found[places[:3]]}")
+
+
+def carry_out(group: clients.Group, step: Step) -> Iterator[None]:
+    """Carries a step out; yields for each operation that is done and right, and raises when one has failed."""
+    own = step.contribution(group.rank)
+    due, array = own, own.copy()
+    try:
+        if step.kind == "burst":
+            yield from burst(group, step, own)
+            return
+        if step.kind == "all_reduce":
+            due = step.reduced()
+            group.all_reduce(array, step.op, timeout_s=TIMEOUT_S)
+        elif step.kind == "broadcast":
+            due = step.contribution(step.root)
+            group.broadcast(array, root=step.root, timeout_s=TIMEOUT_S)
+        elif step.kind == "all_gather":
+            parts = group.all_gather(array, timeout_s=TIMEOUT_S)
+            for rank, part in zip(step.ranks, parts, strict=True):
+                expect(step, f"the part of rank {rank}", part, step.contribution(rank))
+        elif step.kind == "reduce_scatter":
+            part, share = group.reduce_scatter(array, step.op, timeout_s=TIMEOUT_S), step.count // len(step.ranks)
+            start = step.ranks.index(group.rank) * share
+            expect(step, "the share", part, step.reduced()[start : start + share])
+        else:
+            group.barrier(timeout_s=TIMEOUT_S)
+    except clients.BrokerError:
+        expect(step, "after a failure, the array", array, own)
+        raise
+    expect(step, "the result", array, due)
+    yield
+
+
+def burst(group: clients.Group, step: Step, own: Array) -> Iterator[None]:
+    """Several operations at once."""
+    arrays = [own.copy() for _ in range(step.works)]
+    works: list[clients.Work] = []
+    failures: list[clients.BrokerError] = []
+    try:
+        for array in arrays:
+            works.append(group.all_reduce(array, step.op, timeout_s=TIMEOUT_S, async_op=True))
+    except clients.BrokerError as error:
+        failures.append(error)
+    failed = False
+    for work, array in zip(works, arrays, strict=False):
+        if is_done(work, failures):
+            if failed:
+                raise Wrong(f"{step!r}: an operation was done behind one that had failed")
+            expect(step, "the result", array, step.reduced())
+            yield
+        else:
+            expect(step, "after a failure, the array", array, own)
+            failed = True
+    for array in arrays[len(works) :]:
+        expect(step, "what was not begun", array, own)
+    if failures:
+        del failures[1:]
+        # Taken out: an error keeps the frame that it is raised in, which must not keep the error.
+        raise failures.pop()
+
+
+def is_done(work: clients.Work, failures: list[clients.BrokerError]) -> bool:
+    """Waits; says whether the operation was done, and else adds why not to the failures."""
+    error = work.exception(TIMEOUT_S + 5.0)
+    if error is not None:
+        failures.append(error)
+    return error is None
+
+
+def say(*words: object) -> None:
+    """Prints a line."""
+    print(*words, flush=True)
+
+
+def go_on(group: clients.Group, seed: str, counter: memoryview) -> None:
+    """Carries out operations until the place is lost."""
+    whole = -1
+    while True:
+        # Another generation may begin between the two questions; then the next operation says so.
+        generation, ranks, done = group.generation, group.ranks, 0
+        try:
+            while True:
+                for _ in carry_out(group, Step(seed, generation, done, ranks)):
+                    done += 1
+                    counter[0] += 1
+                if len(ranks) == group.world_size and whole != generation:
+                    whole = generation
+                    say("whole", generation, time.monotonic_ns())
+        except clients.GenerationChangedError as error:
+            lost = ",".join(map(str, error.lost_ranks)) or "-"
+            say("over", generation, done, type(error).__name__, lost, time.monotonic_ns())
+
+
+def main(url: str, rank: int, world_size: int, schedule: str, seed: str, progress: str) -> None:
+    with open(progress, "r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    counter = memoryview(memory).cast("Q")[rank : rank + 1]
+    while True:
+        try:
+            with clients.connect(url, name=f"rank-{rank}", reconnect_timeout_s=0.0) as bus:
+                group = bus.group("faults", world_size=world_size, rank=rank, timeout_s=TIMEOUT_S, schedule=schedule)
+                say("joined", group.generation)
+                go_on(group, seed, counter)
+        except Wrong as error:
+            say("wrong", error)
+            return
+        except (clients.ConnectionClosed, clients.ConnectError) as error:
+            say("lost", type(error).__name__)
+            time.sleep(RETRY_S)
+        except clients.BrokerError as error:
+            # Its own place, until the broker has seen that its connection is gone.
+            if "taken" not in str(error):
+                say("wrong", repr(error).replace("\n", " "))
+                return
+            say("lost", type(error).__name__)
+            time.sleep(RETRY_S)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6])
