@@ -277,7 +277,11 @@ static int look(tb_exchange *x, uint64_t now)
         else
             fail(x, TB_INTERRUPTED, tb_bit(x->ring->position), 0);
     }
-    if (now >= x->deadline_ns && !x->verdict && !x->closing_ns) {
+    if (now >= x->deadline_ns && !x->verdict && !x->closing_ns && !x->late) {
+        /* Who was stopped meanwhile reads first what the others have said of that. */
+        x->late = x->stirred = 1;
+        tb_watch(x->ring, 0);
+    } else if (now >= x->deadline_ns && !x->verdict && !x->closing_ns) {
         if (x->gathering && (x->mismatched || x->wanted || task->impossible))
             fail(x, TB_MISMATCH, met(x), 0);
         else if (x->gathering)
