@@ -1,15 +1,17 @@
 /* The board: memory in which the ranks of one host carry out a group's collectives, without their broker.
 
    The broker makes one for a generation whose members all share memory with it, and passes it to them. It writes the
-   header, and later `state`; it reads nothing, so that nothing in it can harm the broker. Version 1:
+   header, and later `state`; it reads nothing, so that nothing in it can harm the broker. Version 2:
 
      0          +------------------------------------------------------------------------+
                 | magic u64 | version u32 | positions u32 | bytes u64                    |
      128        | state u32    OPEN, DRAINING, OVER: written by the broker, or a leaver  |
-     256        | verdict 0 .. 63    one line each; operation s has verdict s % 64        |
+     256        | verdict and order 0 .. 63   one line each; operation s has those of     |
+                |                    s % 64                                               |
      16384      +------------------------------------------------------------------------+
                 | slot of position 0                                                     |
-                |   arrived, left, staged, reduced, collected u64: written by it alone    |
+                |   arrived, left, staged, reduced, collected, offered, calls u64:        |
+                |   written by it alone                                                   |
                 |   bell u32, sleepers u32: the futex on which others wait for it         |
                 |   row 0, row 1   claim (512) and small payload (4096) of operations     |
                 |                  with s % 2                                            |
@@ -21,7 +23,7 @@
                 | stage of position 1 ...                                                |
                 +------------------------------------------------------------------------+
 
-   Operations are numbered from 1, the same on all positions. A counter holds s << 24 | chunks, so that it only grows,
+   Operations are numbered from 1, the same on all positions. Which call of the program each of them is, engine_turn.c says. A counter holds s << 24 | chunks, so that it only grows,
    also over operations that failed half-way; `arrived` and `left` hold s alone. Who writes where, and when:
 
      row s % 2      from the moment in which all have left s - 2
@@ -41,7 +43,7 @@
 #include <stdint.h>
 
 enum {
-    TB_VERSION = 1,
+    TB_VERSION = 2,
     TB_POSITIONS_MAX = 64,
     TB_LINE_BYTES = 128, /* Two lines of 64: processors fetch them in pairs. */
     TB_VERDICTS = 64,
@@ -96,6 +98,8 @@ typedef struct {
     _Atomic uint64_t staged;
     _Atomic uint64_t reduced;
     _Atomic uint64_t collected;
+    _Atomic uint64_t offered;  /* Calls that had been made when the present operation was chosen. */
+    uint64_t calls[TB_ROWS];   /* Which call operation s is, in s % 2. */
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t bell;
     _Atomic uint32_t sleepers;
     tb_row rows[TB_ROWS];
@@ -110,6 +114,7 @@ typedef struct {
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t state;
     struct {
         _Alignas(TB_LINE_BYTES) _Atomic uint64_t word;
+        _Atomic uint64_t order; /* Which call it is; see engine_turn.c. */
     } verdicts[TB_VERDICTS];
 } tb_board;
 

@@ -93,7 +93,7 @@ static void *work(void *of)
             pthread_cond_wait(&engine->work, &engine->lock);
             continue;
         }
-        tb_task *task = take_first(engine);
+        tb_task *task = tb_take_turn(engine);
         engine->busy = 1;
         pthread_mutex_unlock(&engine->lock);
         int status = tb_carry_out(engine, task);
@@ -123,7 +123,11 @@ int tb_engine_run(tb_engine *engine, tb_task *task)
 {
     pthread_mutex_lock(&engine->lock);
     int free = !engine->busy && !engine->first && !engine->stopping;
-    engine->busy |= free;
+    if (free) {
+        engine->busy = 1;
+        task->call = ++engine->calls;
+        atomic_store_explicit(&tb_slot_of(engine->board, engine->position)->offered, task->call, memory_order_release);
+    }
     pthread_mutex_unlock(&engine->lock);
     if (!free)
         return 0;
@@ -147,6 +151,7 @@ int tb_engine_submit(tb_engine *engine, tb_task *task)
     if (engine->stopping)
         finish(engine, task, TB_OVER);
     else if (engine->has_thread || !(error = start_thread(engine))) {
+        task->call = ++engine->calls;
         if (engine->first)
             engine->last->next = task;
         else
@@ -156,6 +161,13 @@ int tb_engine_submit(tb_engine *engine, tb_task *task)
     }
     pthread_mutex_unlock(&engine->lock);
     return error;
+}
+
+void tb_engine_cancel(tb_engine *engine, tb_task *task)
+{
+    atomic_store(&task->cancelled, 1);
+    if (engine->process == getpid())
+        tb_ring_all(engine->board, engine->positions);
 }
 
 int tb_engine_wait(tb_engine *engine, tb_task *task, uint64_t timeout_ns)

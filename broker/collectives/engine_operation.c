@@ -87,6 +87,7 @@ static int decide(tb_operation *operation, int code, uint64_t positions)
         if (code == TB_MISMATCH)
             copy_claims(operation, record);
         atomic_store(&record->sequence, operation->sequence);
+        tb_settle_turn(engine, operation->sequence, operation->task->call);
     }
     _Atomic uint64_t *verdict = verdict_of(operation);
     uint64_t ours = word_of(operation->sequence, engine->position, code), word = atomic_load(verdict);
@@ -122,7 +123,7 @@ static int claims_differ(const tb_operation *operation)
         tb_slot *slot = tb_slot_of(operation->engine->board, position);
         const tb_claim *claim = &slot->rows[operation->sequence % TB_ROWS].claim;
         if (atomic_load_explicit(&slot->arrived, memory_order_acquire) == operation->sequence &&
-            (claim->bytes != task->claim_bytes || memcmp(claim->data, task->claim, task->claim_bytes)))
+            (slot->calls[operation->sequence % TB_ROWS] != task->call || claim->bytes != task->claim_bytes || memcmp(claim->data, task->claim, task->claim_bytes)))
             return 1;
     }
     return 0;
@@ -147,6 +148,8 @@ static int look(tb_operation *operation, tb_counter counter, uint64_t value)
         if (now + GRACE_NS < operation->deadline_ns)
             operation->deadline_ns = now + GRACE_NS;
     }
+    if (atomic_load(&operation->task->cancelled))
+        return decide(operation, TB_INTERRUPTED, 1ull << engine->position);
     if (operation->task->interrupt && now >= operation->pulse_ns) {
         operation->pulse_ns = now + SLICE_NS;
         if (operation->task->interrupt())
@@ -167,6 +170,7 @@ static int has_changed(void *of)
     tb_operation *operation = of;
     uint64_t word = atomic_load(verdict_of(operation));
     return (is_decided(operation, word) && !is_committed(operation, word)) ||
+           (!is_decided(operation, word) && atomic_load(&operation->task->cancelled)) ||
            atomic_load(&operation->engine->board->state) > (operation->gathering ? TB_OPEN : TB_DRAINING);
 }
 
@@ -256,12 +260,15 @@ static int begin(tb_operation *operation)
         return is_committed(operation, word) ? TB_BROKEN : obey(operation, word);
     if (atomic_load(&operation->engine->board->state) != TB_OPEN)
         return decide(operation, TB_OVER, 0);
+    if (atomic_load(&task->cancelled))
+        return decide(operation, TB_INTERRUPTED, 1ull << operation->engine->position);
     if (operation->sequence > TB_ROWS) {
         int ended = wait_for_all(operation, TB_LEFT, operation->sequence - TB_ROWS);
         if (ended)
             return ended;
     }
     tb_claim *claim = &operation->own->rows[operation->sequence % TB_ROWS].claim;
+    operation->own->calls[operation->sequence % TB_ROWS] = task->call;
     claim->bytes = task->claim_bytes;
     memcpy(claim->data, task->claim, task->claim_bytes);
     if (task->bytes <= TB_INLINE_BYTES)
@@ -306,6 +313,8 @@ static int reduce(tb_operation *operation, size_t chunk)
         int ended = wait_for_all(operation, TB_STAGED, mark(operation, chunk + 1));
         if (ended)
             return ended;
+        if (operation->task->kind == TB_REDUCE_SCATTER)
+            operation->touched = chunk + 1;
         tb_reduce_chunk(operation, chunk);
     }
     tb_publish(operation->own, TB_REDUCED, mark(operation, chunk + 1));
@@ -317,7 +326,8 @@ static int collect(tb_operation *operation, size_t chunk)
     int ended = wait_for_all(operation, TB_REDUCED, mark(operation, chunk + 1));
     if (ended)
         return ended;
-    operation->touched = chunk + 1;
+    if (operation->touched <= chunk)
+        operation->touched = chunk + 1;
     tb_collect(operation, chunk);
     tb_publish(operation->own, TB_COLLECTED, mark(operation, chunk + 1));
     return 0;
@@ -342,7 +352,7 @@ static int move_rows(tb_operation *operation)
 static int move_chunks(tb_operation *operation)
 {
     size_t chunks = operation->chunks;
-    int held = chunks <= TB_STAGE_CHUNKS, remembers = !held && tb_in_place(operation->task), ended = 0;
+    int held = chunks <= TB_STAGE_CHUNKS, remembers = tb_changes_early(operation), ended = 0;
     operation->places = held ? TB_STAGE_CHUNKS : LONG_PLACES;
     for (size_t step = 0; step < chunks + 2 && !ended; step++) {
         if (step < chunks)
@@ -369,7 +379,7 @@ static int move_chunks(tb_operation *operation)
     return ended;
 }
 
-int tb_carry_out(tb_engine *engine, tb_task *task)
+static int carry_out(tb_engine *engine, tb_task *task)
 {
     tb_operation operation = {
         .engine = engine,
@@ -383,7 +393,7 @@ int tb_carry_out(tb_engine *engine, tb_task *task)
     operation.chunks = tb_chunks(&operation);
     task->sequence = operation.sequence;
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
-    if (!small && operation.chunks > TB_STAGE_CHUNKS && tb_in_place(task) && !tb_can_remember(&operation)) {
+    if (!small && tb_changes_early(&operation) && !tb_can_remember(&operation)) {
         ended = decide(&operation, TB_INTERRUPTED, 1ull << engine->position);
         ended = ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
     }
@@ -394,4 +404,29 @@ int tb_carry_out(tb_engine *engine, tb_task *task)
     tb_publish(operation.own, TB_LEFT, operation.sequence);
     tb_forget(engine);
     return ended ? ended : TB_COMMITTED;
+}
+
+/* The result has the same bits on every position, also where a thread flushes small numbers to zero or rounds otherwise. */
+int tb_carry_out(tb_engine *engine, tb_task *task)
+{
+#if defined(__x86_64__)
+    const unsigned usual = 0x1f80;
+    unsigned before = __builtin_ia32_stmxcsr();
+    if (before != usual)
+        __builtin_ia32_ldmxcsr(usual);
+    int status = carry_out(engine, task);
+    if (before != usual)
+        __builtin_ia32_ldmxcsr(before);
+    return status;
+#elif defined(__aarch64__)
+    unsigned before = __builtin_aarch64_get_fpcr();
+    if (before)
+        __builtin_aarch64_set_fpcr(0);
+    int status = carry_out(engine, task);
+    if (before)
+        __builtin_aarch64_set_fpcr(before);
+    return status;
+#else
+    return carry_out(engine, task);
+#endif
 }

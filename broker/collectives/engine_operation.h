@@ -31,7 +31,7 @@ void tb_reduce_chunk(tb_operation *operation, size_t chunk);
 /* Copies a chunk of the result from all stages into the target. */
 void tb_collect(tb_operation *operation, size_t chunk);
 
-/* Copies a chunk of the target to where it can be fetched back from, and all that may have changed back again. */
+/* Copies what a chunk changes of the target to where it can be fetched back from, and all that may have changed back. */
 void tb_remember(tb_operation *operation, size_t chunk);
 void tb_restore(tb_operation *operation);
 
@@ -45,10 +45,13 @@ void tb_forget(tb_engine *engine);
 void tb_write_row(tb_operation *operation);
 void tb_finish_rows(tb_operation *operation);
 
-/* Whether the caller's own array becomes the result, so that it must be fetched back after a failure. */
-static inline int tb_in_place(const tb_task *task)
+/* Whether an array of the caller's changes before the verdict, so that it must be fetched back after a failure. What fits
+   into the stages is collected after it; but the parts of a reduce_scatter are reduced where they belong. */
+static inline int tb_changes_early(const tb_operation *operation)
 {
-    return task->kind == TB_ALL_REDUCE || (task->kind == TB_BROADCAST && task->target);
+    const tb_task *task = operation->task;
+    int collected_late = operation->chunks <= TB_STAGE_CHUNKS && task->kind != TB_REDUCE_SCATTER;
+    return task->target_bytes && !task->scratch && !collected_late;
 }
 
 #endif

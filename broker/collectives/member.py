@@ -21,7 +21,7 @@ import numpy as np
 
 from broker import limits
 from broker.buffers import Buffer
-from broker.collectives.claims import Claim, CollectiveKind
+from broker.collectives.claims import SHARING_KINDS, Claim, CollectiveKind
 from broker.collectives.layout import chunk_bounds, overlap, shard_bounds
 from broker.errors import BrokerError, GenerationChangedError, InvalidValue, ProtocolError
 from broker.ids import Generation, Rank
@@ -50,6 +50,7 @@ class Member:
         self._next_to_open = 1
         self._open = 0
         self._unseen_change: GenerationChangedError | None = None
+        self._prioritised = 0
 
     def __repr__(self) -> str:
         return (
@@ -68,15 +69,21 @@ class Member:
         return tuple(self._pending.values())
 
     def start(
-        self, claim: Claim, contribution: memoryview | None = None, target: memoryview | None = None
+        self,
+        claim: Claim,
+        contribution: memoryview | None = None,
+        target: memoryview | None = None,
+        priority: int = 0,
     ) -> MemberOperation:
         """Begin an operation; nothing is sent before `next_round` is asked.
 
         Args:
             claim: what to do; every rank must ask for the same.
             contribution: the flat bytes of this rank's array, unchanged until the operation is done. None for a
-                barrier and for a rank that receives a broadcast.
-            target: the flat bytes that `finish` fills: for an all_reduce, and for a rank that receives a broadcast.
+                barrier and for a rank that gets what the root has.
+            target: the flat bytes that `finish` fills: for an all_reduce, and for a rank that receives a broadcast; for
+                the others if their result has a place.
+            priority: operations that have begun send their chunks in this order, the highest first.
 
         Raises:
             InvalidValue: the claim or a length cannot be; no sequence has been used up.
@@ -86,8 +93,9 @@ class Member:
         if change is not None:
             raise change
         claim.check(self.world_size)
-        operation = MemberOperation(self, self.next_sequence, claim, contribution, target)
+        operation = MemberOperation(self, self.next_sequence, claim, contribution, target, priority)
         self._pending[operation.sequence] = operation
+        self._prioritised += priority != 0
         self.next_sequence += 1
         return operation
 
@@ -108,16 +116,33 @@ class Member:
         return operation
 
     def next_round(self) -> tuple[MemberOperation, Round] | None:
-        """What to send next, of the oldest operation that has something; None until results arrive or another starts.
+        """What to send next; None until results arrive or another operation starts.
 
-        Ask again after each result, failure and start.
+        Claims go out in the order of the operations, and before the chunks of operations of a lower priority. Of equal
+        ones the oldest that has something goes first. Ask again after each result, failure and start.
         """
+        if self._prioritised and self._pending:
+            return self._next_prioritised()
         for operation in self._pending.values():
             following = operation.next_round()
             if following is not None:
                 return operation, following
             if not operation.opened:
                 break
+        return None
+
+    def _next_prioritised(self) -> tuple[MemberOperation, Round] | None:
+        opened = [operation for operation in self._pending.values() if operation.opened]
+        waiting = [operation for operation in self._pending.values() if not operation.opened]
+        urgent = max((operation.priority for operation in waiting), default=0)
+        # What is in front of the most urgent one has to be opened before it.
+        first = [operation for operation in opened if operation.priority > urgent] if waiting else opened
+        first.sort(key=lambda operation: -operation.priority)
+        rest = sorted((operation for operation in opened if operation not in first), key=lambda each: -each.priority)
+        for operation in [*first, *waiting[:1], *rest]:
+            following = operation.next_round()
+            if following is not None:
+                return operation, following
         return None
 
     def changed(
@@ -153,6 +178,7 @@ class Member:
 
     def _ended(self, operation: MemberOperation) -> None:
         del self._pending[operation.sequence]
+        self._prioritised -= operation.priority != 0
         self._open -= operation.opened
 
 
@@ -166,8 +192,11 @@ class MemberOperation:
         claim: Claim,
         contribution: memoryview | None,
         target: memoryview | None,
+        priority: int = 0,
     ) -> None:
         """Made by `Member.start`."""
+        self.priority = priority
+        self.given_up = False
         self.sequence = sequence
         self.claim = claim
         self.done = False
@@ -177,10 +206,10 @@ class MemberOperation:
         self._positions = len(member.ranks)
         self._array_bytes = claim.nbytes
         self._rounds = claim.rounds
-        self._receives_broadcast = claim.kind is CollectiveKind.BROADCAST and claim.root != member.rank
-        self._contribution = self._checked("contribution", contribution, self._sends_array)
-        fills_target = claim.kind is CollectiveKind.ALL_REDUCE or self._receives_broadcast
-        self._target = self._checked("target", target, fills_target)
+        self._result_bytes = claim.result_bytes(member.rank, self._positions)
+        self._contribution = self._checked("contribution", contribution, claim.sent_bytes(member.rank))
+        needs_target = claim.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.BROADCAST) or target is not None
+        self._target = self._checked("target", target, self._result_bytes if needs_target else 0)
         self._scratch = memoryview(b"")
         self._sent = 0
         self._received = 0
@@ -198,23 +227,10 @@ class MemberOperation:
         """Whether the claim has been handed out by `next_round`, so that the broker knows of this operation."""
         return self._sent > 0
 
-    @property
-    def _sends_array(self) -> bool:
-        return self.claim.kind is not CollectiveKind.BARRIER and not self._receives_broadcast
-
-    @property
-    def _scratch_bytes(self) -> int:
-        if self.claim.kind is CollectiveKind.ALL_GATHER:
-            return self._array_bytes * self._positions
-        if self.claim.kind is CollectiveKind.REDUCE_SCATTER:
-            return self._array_bytes // self._positions
-        return len(self._target)
-
-    def _checked(self, what: str, array: memoryview | None, wanted: bool) -> memoryview:
+    def _checked(self, what: str, array: memoryview | None, expected: int) -> memoryview:
         """The bytes of an argument, which must be there exactly when the claim has a use for it."""
         if array is None:
             array = memoryview(b"")
-        expected = self._array_bytes if wanted else 0
         if array.nbytes != expected:
             problem = f"{self.claim.describe()} needs {expected} bytes on rank {self._member.rank}"
             raise InvalidValue(what, f"of {array.nbytes} bytes", problem)
@@ -231,7 +247,7 @@ class MemberOperation:
                 return None
             claim = self.claim
             self._member._opened()
-            self._scratch = np.empty(self._scratch_bytes, np.uint8).data
+            self._scratch = np.empty(self._result_bytes, np.uint8).data
         number = self._sent
         self._sent += 1
         start, stop = chunk_bounds(number, self.claim.chunk_bytes, len(self._contribution))
@@ -257,6 +273,22 @@ class MemberOperation:
                 f"not {stop - start}"
             )
         return self._scratch[start:stop]
+
+    def agree(self, claim: Claim) -> None:
+        """The broker says what a receive that takes whatever comes will get, before its first result.
+
+        Raises:
+            ProtocolError: this is no such receive, or not what its sender can have claimed.
+        """
+        if self.done or self._received:
+            return
+        if self.claim.kind is not CollectiveKind.RECEIVE or not claim.matches(self.claim):
+            raise ProtocolError(f"operation {self.sequence} is told of {claim.describe()}, but it is no such receive")
+        claim.check(self._member.world_size)
+        self.claim = claim
+        self._array_bytes, self._rounds = claim.nbytes, claim.rounds
+        self._result_bytes = self._array_bytes
+        self._scratch = np.empty(self._result_bytes, np.uint8).data
 
     def result(self, round_number: int, position: int, payload: Buffer | None, *, last: bool) -> None:
         """A result has arrived; an operation that has ended ignores it, as it does a failure.
@@ -295,8 +327,9 @@ class MemberOperation:
         """Take the result of a `done` operation, filling the target if there is one.
 
         Returns:
-            The flat bytes of the result: the target for all_reduce and a received broadcast, this rank's shard for
-            reduce_scatter, the arrays of all positions one after another for all_gather, else nothing.
+            The flat bytes of the result: the target if there is one, else memory of its own. It is this rank's shard for
+            reduce_scatter and scatter, and what all positions gave one after another for all_gather, gather and
+            all_to_all.
 
         Raises:
             BrokerError: what the operation failed with; the target has not been touched.
@@ -314,24 +347,33 @@ class MemberOperation:
 
     @property
     def _results_per_round(self) -> int:
-        return self._positions if self.claim.kind is CollectiveKind.ALL_GATHER else 1
+        kind = self.claim.kind
+        gathers = kind in (CollectiveKind.ALL_GATHER, CollectiveKind.ALL_TO_ALL) or (
+            kind is CollectiveKind.GATHER and self._member.rank == self.claim.root
+        )
+        return self._positions if gathers else 1
 
     @property
     def _next_position(self) -> int:
         """Whose part comes next: results of a round come in the order of the positions."""
-        return self._position if self.claim.kind is CollectiveKind.REDUCE_SCATTER else self._position_expected
+        shard = self.claim.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER)
+        return self._position if shard else self._position_expected
 
     def _bounds(self, round_number: int, position: int) -> tuple[int, int]:
         """Where a result lies in the scratch."""
         chunk = chunk_bounds(round_number, self.claim.chunk_bytes, self._array_bytes)
-        if self.claim.kind is CollectiveKind.ALL_GATHER:
+        if not self._result_bytes:
+            return 0, 0
+        if self.claim.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER):
             base = position * self._array_bytes
             return base + chunk[0], base + chunk[1]
-        if self.claim.kind is CollectiveKind.REDUCE_SCATTER:
-            shard = shard_bounds(position, self._positions, self._array_bytes)
+        if self.claim.kind in SHARING_KINDS:
+            shard = shard_bounds(self._position, self._positions, self._array_bytes)
             start, stop = overlap(chunk, shard)
-            return start - shard[0], stop - shard[0]
-        return chunk if len(self._target) else (0, 0)
+            whose = position if self.claim.kind is CollectiveKind.ALL_TO_ALL else 0
+            base = whose * (shard[1] - shard[0]) - shard[0]
+            return base + start, base + stop
+        return chunk
 
     def _end(self, error: BrokerError | None) -> None:
         if self.done:

@@ -10,6 +10,7 @@ from cpython.buffer cimport (
 )
 from libc.errno cimport EINVAL, errno
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
 
 
 cdef extern from "broker/collectives/interrupts.h" nogil:
@@ -43,6 +44,11 @@ cdef extern from "broker/collectives/engine.h" nogil:
     ctypedef struct tb_engine:
         pass
 
+    ctypedef struct tb_piece:
+        unsigned char *data
+        size_t start
+        size_t bytes
+
     ctypedef struct tb_task:
         int kind
         tb_reduce kernel
@@ -53,6 +59,13 @@ cdef extern from "broker/collectives/engine.h" nogil:
         size_t bytes
         const void *source
         void *target
+        const tb_piece *sources
+        const tb_piece *targets
+        int source_count
+        int target_count
+        size_t target_bytes
+        int scratch
+        int priority
         const void *claim
         uint32_t claim_bytes
         uint64_t timeout_ns
@@ -68,6 +81,7 @@ cdef extern from "broker/collectives/engine.h" nogil:
     void tb_engine_free(tb_engine *engine)
     int tb_engine_run(tb_engine *engine, tb_task *task)
     int tb_engine_submit(tb_engine *engine, tb_task *task)
+    void tb_engine_cancel(tb_engine *engine, tb_task *task)
     int tb_engine_wait(tb_engine *engine, tb_task *task, uint64_t timeout_ns)
 
 
@@ -76,6 +90,16 @@ cdef class Plan:
     cdef readonly Py_ssize_t array_bytes
     cdef readonly Py_ssize_t result_bytes
     cdef tb_task _task
+
+
+@cython.no_gc_clear
+cdef class Pieces:
+    cdef tb_piece *_pieces
+    cdef Py_buffer *_buffers
+    cdef readonly int count
+    cdef readonly size_t total_bytes
+    @cython.locals(start=size_t)
+    cdef int _hold(self, object arrays, int flags) except -1
 
 
 # The engine's thread may use what a Task or an Engine refers to until that is deallocated.
@@ -87,6 +111,10 @@ cdef class Task:
     cdef Py_buffer _target
     cdef bint _has_source
     cdef bint _has_target
+    cdef Pieces _sources
+    cdef Pieces _targets
+    @cython.locals(pieces=Pieces)
+    cdef Pieces _adopt(self, object arrays, Py_ssize_t expected, bint writable)
     cpdef claims(self)
 
 
@@ -96,5 +124,6 @@ cdef class Engine:
     cdef list _submitted
     cpdef int run(self, Task task) except -1
     cpdef submit(self, Task task)
+    cpdef cancel(self, Task task)
     @cython.locals(end_ns=uint64_t, now_ns=uint64_t, left_ns=uint64_t, slice_ns=uint64_t)
     cpdef int wait(self, Task task, double timeout_s) except -1

@@ -76,6 +76,7 @@ class Kind(IntEnum):
     MAPPED = 31
     RELEASE = 32
     BOARD = 33
+    GIVE_UP = 37
 
 
 class Flag:

@@ -127,6 +127,7 @@ class BrokerState:
             Kind.LEAVE: self.groups.leave,
             Kind.CONTRIBUTE: self.groups.contribute,
             Kind.BOARD: self.groups.board_refused,
+            Kind.GIVE_UP: self.groups.give_up,
         }
 
     # Events.

@@ -15,6 +15,7 @@ from broker.collectives.effects import (
     Dissolved,
     Effect,
     Failed,
+    GivenUp,
     Joined,
     Mismatch,
     RefusalKind,
@@ -112,8 +113,15 @@ class Groups:
                 claim = msgspec.msgpack.decode(frame.body, type=Claim)
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
                 raise ProtocolError(f"malformed claim: {error}") from error
-        effects = group.contribute(session.id, frame.target, frame.sequence, frame.stream, claim, frame.payload, now_ns)
+        effects = group.contribute(
+            session.id, frame.target, frame.sequence, frame.stream, claim, frame.payload, now_ns, frame.time_ns
+        )
         self._carry_out(group, effects)
+
+    def give_up(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """GIVE_UP: a member's program cancels an operation."""
+        group = self._member_of(session, frame)
+        self._carry_out(group, group.give_up(session.id, frame.target, frame.sequence, frame.time_ns))
 
     def _member_of(self, session: SessionRecord, frame: Frame) -> Group:
         group = self.by_number.get(GroupNumber(frame.number))
@@ -167,7 +175,8 @@ class Groups:
         session.session.put(
             Frame(
                 Kind.RESULT, Flag.LAST if effect.last else 0, number=group.number, target=effect.generation,
-                stream=effect.round, count=effect.position, sequence=effect.sequence, payload=effect.payload,
+                stream=effect.round, count=effect.position, sequence=effect.sequence, time_ns=effect.channel,
+                body=b"" if effect.claim is None else msgspec.msgpack.encode(effect.claim), payload=effect.payload,
             )
         )  # fmt: skip
         self._flush(session)
@@ -190,15 +199,10 @@ class Groups:
             else:
                 self._refuse(session, reference, Failure(Code.COLLECTIVE, effect.text))
         elif isinstance(effect, Failed):
-            failure = (
-                CollectiveFailure(claims=dict(effect.failure.claims))
-                if isinstance(effect.failure, Mismatch)
-                else CollectiveFailure(missing_ranks=list(effect.failure.ranks), timeout_s=effect.failure.timeout_s)
-            )
             session.session.put(
                 Frame(
                     Kind.FAILED, number=number, target=effect.generation, sequence=effect.sequence,
-                    body=encode_body(failure),
+                    time_ns=effect.channel, body=encode_body(_told(effect)),
                 )
             )  # fmt: skip
         else:
@@ -219,3 +223,12 @@ class Groups:
     def _refuse(self, session: SessionRecord, reference: int, failure: Failure) -> None:
         session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, target=reference, body=encode_body(failure)))
         self._flush(session)
+
+
+def _told(effect: Failed) -> CollectiveFailure:
+    failure = effect.failure
+    if isinstance(failure, Mismatch):
+        return CollectiveFailure(claims=dict(failure.claims))
+    if isinstance(failure, GivenUp):
+        return CollectiveFailure(gave_up=failure.rank)
+    return CollectiveFailure(missing_ranks=list(failure.ranks), timeout_s=failure.timeout_s)

@@ -179,6 +179,8 @@ def start(member: Member, its_claim: Claim, array: np.ndarray | None = None) -> 
     if its_claim.kind is CollectiveKind.BARRIER:
         return member.start(its_claim)
     assert array is not None
-    receives = its_claim.kind is CollectiveKind.BROADCAST and its_claim.root != member.rank
-    fills = receives or its_claim.kind is CollectiveKind.ALL_REDUCE
+    receives = its_claim.sent_bytes(member.rank) == 0
+    fills = its_claim.kind is CollectiveKind.ALL_REDUCE or (
+        its_claim.kind is CollectiveKind.BROADCAST and its_claim.root != member.rank
+    )
     return member.start(its_claim, None if receives else flat(array), flat(array) if fills else None)
