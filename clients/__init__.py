@@ -8,6 +8,7 @@ bus.publish("metrics/trainer-0/loss", {"step": 1, "loss": 0.31})
 
 from broker.errors import (
     BrokerError,
+    CollectiveAbortedError,
     CollectiveError,
     CollectiveMismatchError,
     ConnectError,
@@ -43,6 +44,7 @@ __all__ = [
     "Adam",
     "BrokerError",
     "Client",
+    "CollectiveAbortedError",
     "CollectiveError",
     "CollectiveMismatchError",
     "ConnectError",

@@ -28,7 +28,7 @@ from clients.flats import (
 GRACE_S: Final = 5.0
 """The broker names the missing ranks at the deadline; a client that has not heard even that by then raises itself."""
 
-Memory = memoryview | Sequence[memoryview]
+FlatMemory = memoryview | Sequence[memoryview]
 """Flat bytes: in one place, or in several that count as one."""
 
 
@@ -45,8 +45,8 @@ class Prepared:
     """
 
     claim: Claim
-    contribution: Memory | None
-    target: Memory | None
+    contribution: FlatMemory | None
+    target: FlatMemory | None
     complete: Callable[[memoryview], object]
     scratch: bool = False
 
@@ -54,6 +54,12 @@ class Prepared:
     def in_pieces(self) -> bool:
         """Whether its arrays lie in several places."""
         return isinstance(self.contribution, (list, tuple)) or isinstance(self.target, (list, tuple))
+
+    def flat(self) -> tuple[Claim, memoryview | None, memoryview | None]:
+        """What a schedule needs that takes flat memory only."""
+        assert not isinstance(self.contribution, (list, tuple))
+        assert not isinstance(self.target, (list, tuple))
+        return self.claim, self.contribution, self.target  # type: ignore[return-value]
 
     def packed(self) -> Prepared:
         """The same with flat memory, for a schedule that cannot gather and scatter: copied before and after."""
@@ -70,7 +76,8 @@ class Prepared:
             start = 0
             for piece in target if room is not None and target is not None else ():
                 assert isinstance(piece, memoryview)
-                piece[:] = result[start : start + piece.nbytes]
+                if piece.nbytes:
+                    piece[:] = result[start : start + piece.nbytes]
                 start += piece.nbytes
             return self.complete(result)
 
@@ -275,7 +282,7 @@ def _share(flat: Array, count: int, what: str) -> tuple[int, ...]:
 
 
 def _into_one(
-    claim: Claim, data: Memory | None, like: Array, shape: tuple[int, ...], out: object, what: str
+    claim: Claim, data: FlatMemory | None, like: Array, shape: tuple[int, ...], out: object, what: str
 ) -> Prepared:
     """The result is one array, in new memory or in `out`; `like` is what must not overlap it."""
     if out is None:
@@ -301,14 +308,16 @@ def scatter(member: Member, values: object, root: int, timeout_s: float, out: ob
     root, count = whole_number("root", root), len(member.ranks)
     if member.rank != root:
         if out is None:
-            raise InvalidValue("out", out, "is needed on all ranks but the root: an array like the part that is to come")
+            raise InvalidValue(
+                "out", out, "is needed on all ranks but the root: an array like the part that is to come"
+            )
         array = writable_array_of(out, "out of scatter")
         place = Place(out, "out of scatter", array.shape, array.dtype)
         claim = claim_of(CollectiveKind.SCATTER, array, timeout_s, root=root, shape=(count, *array.shape))
         return Prepared(claim, None, bytes_of(place.flat), place.complete, place.scratch)
     if isinstance(values, (list, tuple)):
         flats = _equal_parts(values, count, "scatter")
-        data: Memory = [bytes_of(each) for each in flats]
+        data: FlatMemory = [bytes_of(each) for each in flats]
         like, shape = flats[member.position], flats[0].shape
     else:
         like = flat_of(array_of(values, "array for scatter"))

@@ -56,7 +56,9 @@ def _wanted(value: object, out: object, what: str) -> tuple[ArrayList, ArrayList
         return arrays, arrays
     arrays, places = ArrayList(value, what, writable=False), ArrayList(out, f"out of {what}", writable=True)
     if not arrays.matches(places):
-        raise InvalidValue(f"out of {what}", len(places.arrays), "must have arrays of the shapes and dtypes of the list")
+        raise InvalidValue(
+            f"out of {what}", len(places.arrays), "must have arrays of the shapes and dtypes of the list"
+        )
     for array, place in zip(arrays.arrays, places.arrays, strict=True):
         if not same_memory(array, place):
             check_apart(place, array, f"out of {what}")
@@ -131,7 +133,9 @@ def broadcast(member: Member, value: object, root: int, timeout_s: float, out: o
         places = ArrayList(returned, what, writable=True)
         arrays = places if out is None or value is None else ArrayList(value, what, writable=False)
     if not arrays.matches(places):
-        raise InvalidValue(f"out of {what}", len(places.arrays), "must have arrays of the shapes and dtypes of the list")
+        raise InvalidValue(
+            f"out of {what}", len(places.arrays), "must have arrays of the shapes and dtypes of the list"
+        )
     total = sum(array.nbytes for array in arrays.arrays)
     claim = _claim(CollectiveKind.BROADCAST, total, _BYTES, timeout_s, arrays.parts, None, root)
     rooms = [flat_of(array) for array in arrays.arrays] if sends else [room_for(place) for place in places.arrays]

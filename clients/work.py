@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 from broker.collectives import shm
 from broker.collectives.member import MemberOperation
@@ -24,6 +26,7 @@ class Work:
     def __init__(
         self,
         driver: Driver,
+        place: Place,
         operation: MemberOperation,
         signal: Signal,
         complete: Callable[[memoryview], object],
@@ -31,6 +34,7 @@ class Work:
     ) -> None:
         """Made by a Group."""
         self._driver = driver
+        self._place = place
         self._operation = operation
         self._signal = signal
         self._complete = complete
@@ -77,6 +81,17 @@ class Work:
             return error
         return None
 
+    def cancel(self) -> bool:
+        """Gives the operation up: it fails with CollectiveAbortedError on all ranks, and no array is changed.
+
+        Returns:
+            Whether that was still to be asked for. `wait` tells what came first, the end or this.
+        """
+        with self._driver.lock:
+            asked = self._place.give_up([self._operation])
+            self._driver.flush()
+        return asked
+
     def __repr__(self) -> str:
         return f"<Work {self._operation!r}>"
 
@@ -119,5 +134,50 @@ class SharedWork(Work):
                     self._finished = True
         return self._value
 
+    def cancel(self) -> bool:
+        asked = not self.done
+        self._shared.board.engine.cancel(self._shared.task)
+        return asked
+
     def __repr__(self) -> str:
         return f"<Work {self._shared!r}>"
+
+
+class ManyWork(Work):
+    """As Work, of several operations that were started together and count as one."""
+
+    def __init__(self, works: Sequence[Work], complete: Callable[[Sequence[object]], object]) -> None:
+        """Made by a Group."""
+        self._works = works
+        self._complete_all = complete
+        self._lock = threading.Lock()
+        self._finished = False
+        self._value = None
+
+    @property
+    def done(self) -> bool:
+        return all(work.done for work in self._works)
+
+    def wait(self, timeout_s: float | None = None) -> object:
+        deadline = None if timeout_s is None else time.monotonic() + time_limit("timeout_s", timeout_s)
+        with self._lock:
+            if self._finished:
+                return self._value
+            # Nobody looks at the arrays before all have ended.
+            errors = [work.exception(_left_s(deadline)) for work in self._works]
+            failures = [error for error in errors if error is not None]
+            if failures:
+                raise failures[0]
+            self._value = self._complete_all([work.wait() for work in self._works])
+            self._finished = True
+            return self._value
+
+    def cancel(self) -> bool:
+        return any([work.cancel() for work in self._works])
+
+    def __repr__(self) -> str:
+        return f"<Work of {len(self._works)} operations>"
+
+
+def _left_s(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -111,13 +111,19 @@ class Channels:
         sender, receiver = channel_ends(channel)
         if rank not in (sender, receiver) or sender == receiver or not {sender, receiver} <= set(self._sessions):
             raise ProtocolError(f"rank {rank} uses a channel from rank {sender} to rank {receiver}")
-        if claim.kind not in POINT_KINDS or claim.root != sender or (claim.kind is CollectiveKind.RECEIVE) > (
-            rank == receiver
+        if (
+            claim.kind not in POINT_KINDS
+            or claim.root != sender
+            or (claim.kind is CollectiveKind.RECEIVE) > (rank == receiver)
         ):
             raise ProtocolError(f"rank {rank} claims {claim.describe()} on a channel from rank {sender}")
-        begun = sum(rank in operation.arrived_ns for operation in self._operations.values())
-        if begun >= limits.CHANNEL_OPERATIONS_MAX:
-            raise ProtocolError(f"rank {rank} has {begun} sends and receives in progress, the most that it may have")
+        role = rank == sender
+        begun = sum(
+            rank in operation.arrived_ns and (rank == channel_ends(other)[0]) == role
+            for (other, _), operation in self._operations.items()
+        )
+        if begun >= limits.OPERATIONS_AHEAD:
+            raise ProtocolError(f"rank {rank} has {begun} {'sends' if role else 'receives'} in progress, the most allowed")
 
     def _retire(self, key: tuple[int, int], operation: Operation) -> None:
         if not operation.ended:

@@ -138,7 +138,9 @@ class Claim(msgspec.Struct, frozen=True):
             return 0
         if kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER):
             return self.nbytes * positions
-        return self.nbytes // positions if kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER) else self.nbytes
+        return (
+            self.nbytes // positions if kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER) else self.nbytes
+        )
 
     def describe(self) -> str:
         """The claim in words, such as `all_reduce sum float32 (1024, 1024)`."""

@@ -199,7 +199,9 @@ class Group:
         except InvalidValue as error:
             raise ProtocolError(f"rank {seat.rank} claims what cannot be: {error}") from error
         if (claim.kind in POINT_KINDS) != bool(channel):
-            raise ProtocolError(f"rank {seat.rank} claims {claim.describe()} {'on' if channel else 'without'} a channel")
+            raise ProtocolError(
+                f"rank {seat.rank} claims {claim.describe()} {'on' if channel else 'without'} a channel"
+            )
 
     def tick(self, now_ns: int) -> list[Effect]:
         """Time has passed: operations and joins whose deadline is over fail."""

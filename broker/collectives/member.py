@@ -51,6 +51,10 @@ class Member:
         self._open = 0
         self._unseen_change: GenerationChangedError | None = None
         self._prioritised = 0
+        self.channel = 0
+        """Which channel this is an end of; 0 for the whole group."""
+        self.allowed: int | None = None
+        """On a channel, the last operation that may be opened: how many may be open is shared by all channels."""
 
     def __repr__(self) -> str:
         return (
@@ -170,6 +174,8 @@ class Member:
             operation.failed(error)
 
     def _may_open(self, sequence: int) -> bool:
+        if self.allowed is not None:
+            return sequence == self._next_to_open and sequence <= self.allowed
         return sequence == self._next_to_open and self._open < limits.OPERATIONS_AHEAD
 
     def _opened(self) -> None:
@@ -221,6 +227,11 @@ class MemberOperation:
             f"<MemberOperation {self.sequence} {state} {self.claim.describe()} "
             f"sent={self._sent} received={self._received}/{self._rounds}>"
         )
+
+    @property
+    def channel(self) -> int:
+        """On which channel it is; 0 for an operation of the whole group."""
+        return self._member.channel
 
     @property
     def opened(self) -> bool:

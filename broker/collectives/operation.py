@@ -247,9 +247,7 @@ class Operation:
     def _results(self, claim: Claim, chunks: Sequence[Buffer], *, last: bool) -> list[Effect]:
         kind, number, sessions = claim.kind, self.rounds_done, self._sessions
         if kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER, CollectiveKind.ALL_TO_ALL):
-            return [
-                result for rank in sessions for result in self._gathered(claim, rank, chunks, last=last)
-            ]
+            return [result for rank in sessions for result in self._gathered(claim, rank, chunks, last=last)]
         if kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER):
             whole = _reduced(claim, chunks) if claim.op is not None else chunks[self._position(claim.root)]
             parts = _shard_parts(claim, number, memoryview(whole), len(sessions))

@@ -122,8 +122,10 @@ cdef class Task:
 cdef class Engine:
     cdef tb_engine *_engine
     cdef list _submitted
+    cdef list _runs
     cpdef int run(self, Task task) except -1
     cpdef submit(self, Task task)
     cpdef cancel(self, Task task)
+    cpdef bint cancel_all(self)
     @cython.locals(end_ns=uint64_t, now_ns=uint64_t, left_ns=uint64_t, slice_ns=uint64_t)
     cpdef int wait(self, Task task, double timeout_s) except -1

@@ -302,6 +302,7 @@ class Engine:
             LimitExceeded: it cannot be mapped.
         """
         self._submitted: list[Task] = []
+        self._runs: list[Task] = []
         if not 0 <= position < positions:
             raise InvalidValue("position", position, f"must be from 0 to {positions - 1}")
         self._engine = tb_engine_new(file, board_bytes, positions, position, descriptor)
@@ -319,8 +320,10 @@ class Engine:
         """
         engine, inner = self._engine, cython.address(task._task)
         inner.interrupt = tb_interrupted
+        self._runs.append(task)
         with cython.nogil:
             done = tb_engine_run(engine, inner)
+        self._runs.remove(task)
         if not done:
             inner.interrupt = cython.NULL
             self.submit(task)
@@ -345,6 +348,13 @@ class Engine:
     def cancel(self, task: Task) -> None:
         """Has an operation end as INTERRUPTED on all positions, when its turn comes; what has its verdict stays."""
         tb_engine_cancel(self._engine, cython.address(task._task))
+
+    def cancel_all(self) -> bool:
+        """Cancels what is under way or waits, also in other threads; says whether there was something."""
+        found = [each for each in [*self._runs, *self._submitted] if not each.status]
+        for task in found:
+            self.cancel(task)
+        return bool(found)
 
     def wait(self, task: Task, timeout_s: float) -> int:
         """Waits for a submitted operation; returns its Outcome, PENDING when the time is over.
