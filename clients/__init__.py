@@ -28,6 +28,7 @@ from broker.protocol.pressure import Pressure, SubscriptionPressure
 from clients.client import Client, connect
 from clients.core import Reconnected
 from clients.exchanges import Request
+from clients.gradients import GradientBuckets
 from clients.groups import Group
 from clients.messages import DEFERRED, Message
 from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
@@ -50,6 +51,7 @@ __all__ = [
     "ConnectError",
     "ConnectionClosed",
     "GenerationChangedError",
+    "GradientBuckets",
     "Group",
     "GroupStatus",
     "InvalidValue",

@@ -130,10 +130,11 @@ class Place:
         return found
 
     def _put_give_up(self, operation: MemberOperation) -> None:
+        """Behind the claim, which has been pulled, and before all chunks that have not."""
         self._session.put(
             Frame(
-                Kind.GIVE_UP, number=self.number, target=self.member.generation, sequence=operation.sequence,
-                time_ns=operation.channel,
+                Kind.GIVE_UP, lane=Lane.CONTROL, number=self.number, target=self.member.generation,
+                sequence=operation.sequence, time_ns=operation.channel,
             )
         )  # fmt: skip
 
