@@ -50,8 +50,8 @@ class Calls:
         if len(many.operations) == 1 and not async_op:
             return many.complete([self._call(many.operations[0], timeout_s, priority=priority)])
         check_priority(priority)
-        # Under one hold of the lock, so that no change of the members comes between two operations: all start in the same
-        # generation or none does, as on the other ranks.
+        # Under one hold of the lock, so that no change of the members comes between two operations: all start in the
+        # same generation or none does, as on the other ranks.
         with self._driver.lock:
             works = [self._start(prepared, timeout_s, priority) for prepared in many.operations]
             self._driver.flush()

@@ -1,8 +1,8 @@
 """Collectives of lists of arrays: they go as one operation, end to end, and succeed or fail as a whole.
 
-What is reduced has one dtype, so a list with several becomes an operation for each; their results wait in memory of their
-own until all have succeeded. Everything else moves bytes, whatever they are. Nothing is packed where the schedule can take
-arrays from where they lie.
+What is reduced has one dtype, so a list with several becomes an operation for each; their results wait in memory of
+their own until all have succeeded. Everything else moves bytes, whatever they are. Nothing is packed where the
+schedule can take arrays from where they lie.
 """
 
 from __future__ import annotations

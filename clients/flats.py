@@ -1,7 +1,8 @@
 """Arrays of the application as flat memory: what lies as it must is used where it lies, everything else is copied.
 
-An operation works on bytes in C order and native byte order. A slice, a transposed or a byte-swapped array is copied into
-such memory before it, and what becomes of it is copied back after it, in the moment in which the operation has succeeded.
+An operation works on bytes in C order and native byte order. A slice, a transposed or a byte-swapped array is copied
+into such memory before it, and what becomes of it is copied back after it, in the moment in which the operation has
+succeeded.
 """
 
 from __future__ import annotations

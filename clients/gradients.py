@@ -5,9 +5,10 @@
     on the way                  [bucket 0: 4 ][bucket 1: 3, 2 ][bucket 2: 1 ]
     wait                                                    |................|
 
-A bucket is started as soon as its last gradient is there, and never before the one in front of it, so all ranks start them
-in the same order, whatever the order in which their gradients come. The later a bucket is, the higher is its priority: the
-first layers are needed first in the next step. A gradient longer than a bucket is cut, so that others can overtake it.
+A bucket is started as soon as its last gradient is there, and never before the one in front of it, so all ranks start
+them in the same order, whatever the order in which their gradients come. The later a bucket is, the higher is its
+priority: the first layers are needed first in the next step. A gradient longer than a bucket is cut, so that others
+can overtake it.
 """
 
 from __future__ import annotations
@@ -150,8 +151,8 @@ class GradientBuckets:
 
         Raises:
             InvalidValue: some gradients were not `ready`; the step goes on.
-            CollectiveError: a bucket has failed, on all ranks alike. Each bucket is reduced or as it was, so the gradients
-                of this step are to be computed again. All have ended, and the next step has begun.
+            CollectiveError: a bucket has failed, on all ranks alike. Each bucket is reduced or as it was, so the
+                gradients of this step are to be computed again. All have ended, and the next step has begun.
         """
         if self._plan.lacking:
             raise InvalidValue("gradients", self._plan.lacking, "have not been ready() in this step")

@@ -105,8 +105,8 @@ class Group(Calls):
             timeout_s: how long the ranks may take to arrive, in seconds.
             async_op: returns a Work at once in place of waiting.
             out: like `array`; becomes the result in its place, and `array` is not changed. Not overlapping it.
-            priority: of an asynchronous operation, the same on all ranks: of those that have not begun, the highest goes
-                first, and of equal ones the oldest.
+            priority: of an asynchronous operation, the same on all ranks: of those that have not begun, the highest
+                goes first, and of equal ones the oldest.
 
         Returns:
             The array, or `out`; or a Work.
@@ -271,12 +271,13 @@ class Group(Calls):
         """Gives each present rank one of the root's arrays, by position.
 
         Args:
-            arrays: on the root a list with one array for each rank, all alike, or one array that is shared out along its
-                first axis; not changed. None on the other ranks.
+            arrays: on the root a list with one array for each rank, all alike, or one array that is shared out along
+                its first axis; not changed. None on the other ranks.
             root: the rank that has the arrays; it must be present.
             timeout_s: how long the ranks may take to arrive, in seconds.
             async_op: returns a Work at once in place of waiting.
-            out: an array like this rank's part, which is written to it. Needed but on the root: it says what is expected.
+            out: an array like this rank's part, which is written to it. Needed but on the root: it says what is
+                expected.
             priority: see all_reduce.
 
         Returns:
@@ -421,7 +422,9 @@ class Group(Calls):
         self._driver.run(operations.leave(self._driver, self._place, 5.0))
 
     def abort(self) -> bool:
-        """Cancels all operations that this rank has in progress, also those that other threads wait for; see Work.cancel.
+        """Cancels all operations that this rank has in progress, also those that other threads wait for.
+
+        Each fails with CollectiveAbortedError on all ranks, unless it has ended before; see Work.cancel.
 
         Returns:
             Whether there was one.

@@ -173,7 +173,8 @@ class ManyWork(Work):
             return self._value
 
     def cancel(self) -> bool:
-        return any([work.cancel() for work in self._works])
+        asked = [work.cancel() for work in self._works]
+        return any(asked)
 
     def __repr__(self) -> str:
         return f"<Work of {len(self._works)} operations>"

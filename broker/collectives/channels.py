@@ -1,9 +1,9 @@
 """Operations between two ranks of a generation: a send of one and the receive that it meets.
 
-A channel leads from one rank to another, under a tag; its sends are numbered from 1, and so are its receives, each by the
-rank that calls. Send n and receive n are one operation of two members (operation.py): the sender is the root, the
-receiver's empty chunks say how far it has got. Order and bounded memory follow from that, and the deadline and the claims
-are as in every other operation. Nothing is kept of a channel on which nothing is in progress.
+A channel leads from one rank to another, under a tag; its sends are numbered from 1, and so are its receives, each by
+the rank that calls. Send n and receive n are one operation of two members (operation.py): the sender is the root, the
+receiver's empty chunks say how far it has got. Order and bounded memory follow from that, and the deadline and the
+claims are as in every other operation. Nothing is kept of a channel on which nothing is in progress.
 
     channel   | 1 bit: 1 | from u16 | to u16 | tag u16 |        from and to are ranks
 """
@@ -123,7 +123,8 @@ class Channels:
             for (other, _), operation in self._operations.items()
         )
         if begun >= limits.OPERATIONS_AHEAD:
-            raise ProtocolError(f"rank {rank} has {begun} {'sends' if role else 'receives'} in progress, the most allowed")
+            what = "sends" if role else "receives"
+            raise ProtocolError(f"rank {rank} has {begun} {what} in progress, the most that it may have")
 
     def _retire(self, key: tuple[int, int], operation: Operation) -> None:
         if not operation.ended:

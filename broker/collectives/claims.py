@@ -73,7 +73,7 @@ REDUCING_KINDS: Final = frozenset({CollectiveKind.ALL_REDUCE, CollectiveKind.RED
 SHARING_KINDS: Final = frozenset({CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL})
 """Those that share the first axis out evenly, a shard for each position."""
 POINT_KINDS: Final = frozenset({CollectiveKind.SEND, CollectiveKind.RECEIVE})
-"""Those between two ranks. Both claim SEND, with the sender as root; a receiver that takes whatever comes claims RECEIVE."""
+"""Those between two ranks. Both claim SEND, with the sender as root; who takes whatever comes claims RECEIVE."""
 ROOTED_KINDS: Final = POINT_KINDS | {
     CollectiveKind.BROADCAST,
     CollectiveKind.REDUCE,

@@ -338,8 +338,8 @@ class MemberOperation:
         """Take the result of a `done` operation, filling the target if there is one.
 
         Returns:
-            The flat bytes of the result: the target if there is one, else memory of its own. It is this rank's shard for
-            reduce_scatter and scatter, and what all positions gave one after another for all_gather, gather and
+            The flat bytes of the result: the target if there is one, else memory of its own. They are this rank's shard
+            for reduce_scatter and scatter, and what all positions gave, one after another, for all_gather, gather and
             all_to_all.
 
         Raises:

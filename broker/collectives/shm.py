@@ -145,7 +145,7 @@ class Pieces:
         if self._pieces == cython.NULL or self._buffers == cython.NULL:
             raise MemoryError
         start = 0
-        for array in arrays:  # type: ignore[attr-defined]
+        for array in arrays:
             PyObject_GetBuffer(array, cython.address(self._buffers[self.count]), flags)
             self._pieces[self.count].data = cython.cast("unsigned char *", self._buffers[self.count].buf)
             self._pieces[self.count].bytes = self._buffers[self.count].len
@@ -186,8 +186,8 @@ class Task:
             plan: what to do.
             source: the array that this position contributes, contiguous, with the buffer protocol; or None. A list or
                 tuple of arrays counts as one array, in which they lie end to end; not for a reduce_scatter.
-            target: where the result belongs, likewise, or None. For an all_reduce it may be the same object as `source`;
-                otherwise nothing of them overlaps.
+            target: where the result belongs, likewise, or None. For an all_reduce or a reduce it may be the same object
+                as `source`; otherwise nothing of them overlaps.
             timeout_ns: from now on, for the others to come.
             scratch: whether the target may hold anything after a failure; otherwise it is then as it was.
             priority: of an operation that is submitted: the highest goes first, of those submitted everywhere.

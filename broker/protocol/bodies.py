@@ -188,7 +188,7 @@ class Membership(msgspec.Struct, omit_defaults=True):
 
 
 class CollectiveFailure(msgspec.Struct, omit_defaults=True):
-    """FAILED: why an operation failed on every rank; exactly one of `claims`, `missing_ranks`, `text` and `gave_up` is set."""
+    """FAILED: why an operation failed on every rank: one of `claims`, `missing_ranks`, `text` and `gave_up` is set."""
 
     claims: dict[int, str] | None = None
     missing_ranks: list[int] | None = None

@@ -132,7 +132,8 @@ class ManyWork(Work):
         return self._value
 
     def cancel(self) -> bool:
-        return any([work.cancel() for work in self._works])
+        asked = [work.cancel() for work in self._works]
+        return any(asked)
 
 
 class Group:

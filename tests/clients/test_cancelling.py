@@ -1,4 +1,4 @@
-"""Works that are given up, and operations that go on while nobody looks, with both kinds of client and both schedules."""
+"""Works that are given up, and operations that go on while nobody looks, with both kinds of client and schedule."""
 
 from __future__ import annotations
 

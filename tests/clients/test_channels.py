@@ -69,11 +69,9 @@ def test_a_receive_without_an_array_takes_what_comes(connect: Connect) -> None:
 def test_a_receive_into_another_shape_is_told_to_both(connect: Connect) -> None:
     def work(group: clients.Group, _: clients.Client) -> object:
         array = np.ones(3 + group.rank)
+        call = group.send if group.rank == 0 else group.receive
         with pytest.raises(clients.CollectiveMismatchError) as caught:
-            if group.rank == 0:
-                group.send(array, 1)
-            else:
-                group.receive(array, 0)
+            call(array, 1 - group.rank)
         if group.rank == 0:
             group.send(array, 1)
         else:
@@ -91,11 +89,9 @@ def test_a_rank_that_does_not_come_is_named_and_hears_of_it_later(connect: Conne
         array = np.ones(3)
         if group.rank == 1:
             late.wait(PATIENCE_S)
+        call, timeout_s = (group.send, 0.2) if group.rank == 0 else (group.receive, PATIENCE_S)
         with pytest.raises(clients.RankTimeoutError) as caught:
-            if group.rank == 0:
-                group.send(array, 1, timeout_s=0.2)
-            else:
-                group.receive(None, 0)
+            call(array, 1 - group.rank, timeout_s=timeout_s)
         late.set()
         return caught.value.missing_ranks
 

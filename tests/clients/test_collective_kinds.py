@@ -16,7 +16,6 @@ from tests.clients.serving import ServingThread
 from tests.clients.test_groups import on_all_ranks, schedule  # noqa: F401
 
 
-
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[ServingThread]:
     """Over a Unix-domain socket, where ranks may have a board; test_groups.py goes over the other transports."""

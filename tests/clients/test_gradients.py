@@ -39,9 +39,7 @@ def test_a_plan_has_every_element_once_and_the_last_arrays_first(bucket_bytes: i
     assert all((array > 0).all() for array in arrays)
     assert sum(piece.size for bucket in plan.buckets for piece in bucket) == sum(array.size for array in arrays)
     assert arrays[-1].max() <= arrays[0].min()
-    assert all(
-        piece.nbytes <= max(bucket_bytes, 64) or len(bucket) == 1 for bucket in plan.buckets for piece in bucket
-    )
+    assert all(piece.nbytes <= max(bucket_bytes, 64) or len(bucket) == 1 for bucket in plan.buckets for piece in bucket)
 
 
 @pytest.mark.parametrize("order", ["backwards", "at random"])

@@ -33,7 +33,8 @@ def plan(kind: CollectiveKind, elements: int, positions: int, claim: bytes = b""
     """Of float32; what is reduced is summed, and the root is the last position."""
     op = ReduceOp.SUM if "reduce" in kind else None
     return shm.Plan(
-        kind, claim or str(kind).encode(), positions, op=op, dtype="float32", array_bytes=4 * elements, root=positions - 1
+        kind, claim or str(kind).encode(), positions,
+        op=op, dtype="float32", array_bytes=4 * elements, root=positions - 1,
     )  # fmt: skip
 
 
@@ -70,7 +71,8 @@ def test_the_most_urgent_of_what_all_have_submitted_goes_first() -> None:
 def test_positions_of_different_speed_take_the_same_turns(seed: int) -> None:
     calls = random.Random(seed)
     program = [(calls.choice([0, 0, 1, 5]), calls.choice([3, 3000, 100_000]), calls.random() < 0.2) for _ in range(120)]
-    plans = [plan(CollectiveKind.ALL_REDUCE, elements, 3, b"%d" % each) for each, (_, elements, _) in enumerate(program)]
+    kind = CollectiveKind.ALL_REDUCE
+    plans = [plan(kind, elements, 3, b"%d" % each) for each, (_, elements, _) in enumerate(program)]
 
     def work(engine: shm.Engine, position: int) -> list[int]:
         speed = random.Random(seed * 10 + position)
