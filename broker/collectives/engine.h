@@ -73,6 +73,7 @@ typedef struct {
     uint64_t spin_ns;
     int crowded; /* More positions than processors: to spin would only keep others from running. */
     int sleepy;  /* So many waits are to be slept through: another thread computes on this processor. */
+    int sleep_waits; /* As many the next time that this shows. */
     void *undo;
     size_t undo_bytes;
     pid_t process;

@@ -26,7 +26,8 @@ enum {
     YIELD_NS = 20000,
     SWITCH_NS = 1500, /* A yield to nobody takes less. */
     COMPUTING_NS = 500000, /* A yield to another engine takes less. */
-    SLEEPY_WAITS = 1000,
+    SLEEP_WAITS_MIN = 32,
+    SLEEP_WAITS_MAX = 4096,
     LONG_PLACES = 4, /* Of the stage, for long arrays: so few stay in the processor's nearest cache. */
 };
 
@@ -201,24 +202,28 @@ static int spins(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
 /* Waits in the ways that cost least when it is not for long; says whether that was enough. Who spins keeps its processor
    from others: from the one that it waits for, perhaps. That others wanted it shows when a yield takes long. When it takes
    very long, the other one computes and does not give the processor back: for a while only sleep helps, since who wakes up
-   goes before who computes. */
+   goes before who computes. Each time that this shows again the while is longer. */
 static int wait_briefly(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
 {
     if (engine->sleepy) {
         engine->sleepy--;
         return 0;
     }
-    int came = !engine->crowded && spins(engine, counter, value), wanted = 0;
+    int came = !engine->crowded && spins(engine, counter, value), wanted = 0, computing = 0;
     uint64_t now = tb_now_ns(), end = now + YIELD_NS;
     while (!came && now < end) {
         sched_yield();
         uint64_t before = now;
         now = tb_now_ns();
         wanted |= now - before > SWITCH_NS;
-        if (now - before > COMPUTING_NS)
-            engine->sleepy = SLEEPY_WAITS;
+        computing |= now - before > COMPUTING_NS;
         came = atomic_load_explicit(counter, memory_order_acquire) >= value;
     }
+    if (computing) {
+        engine->sleepy = engine->sleep_waits;
+        engine->sleep_waits = 4 * engine->sleep_waits < SLEEP_WAITS_MAX ? 4 * engine->sleep_waits : SLEEP_WAITS_MAX;
+    } else
+        engine->sleep_waits = SLEEP_WAITS_MIN;
     if (came && !wanted)
         engine->spin_ns = engine->spin_ns + SPIN_STEP_NS < SPIN_MAX_NS ? engine->spin_ns + SPIN_STEP_NS : SPIN_MAX_NS;
     else

@@ -323,7 +323,11 @@ class Engine:
         self._runs.append(task)
         with cython.nogil:
             done = tb_engine_run(engine, inner)
-        self._runs.remove(task)
+        try:
+            # Before anything else: a signal's handler may have raised meanwhile.
+            tb_raise()
+        finally:
+            self._runs.remove(task)
         if not done:
             inner.interrupt = cython.NULL
             self.submit(task)
