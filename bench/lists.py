@@ -49,7 +49,8 @@ def run_rank(memory: SharedMemory, rank: int, ranks: int) -> None:
         arrays = layers(count, size_bytes, rank + 1)
         flat = np.empty(sum(array.size for array in arrays), np.float32)
         plan = shm.Plan(
-            CollectiveKind.ALL_REDUCE, b"%d" % flat.size, ranks, op=ReduceOp.SUM, dtype="float32", array_bytes=flat.nbytes
+            CollectiveKind.ALL_REDUCE, b"%d" % flat.size, ranks,
+            op=ReduceOp.SUM, dtype="float32", array_bytes=flat.nbytes,
         )  # fmt: skip
 
         def lying(plan: shm.Plan = plan, arrays: list[Floats] = arrays) -> None:

@@ -2,10 +2,10 @@
 
     python -m bench.spinning --ranks 2
 
-Each rank is a process with a client of a broker that is started for this. It starts one all-reduce after the other with
-async_op=True. In one round it polls `done` in a loop that never gives Python's lock away, in the next it sleeps in `wait`.
-The ratio of both says what a program that computes costs its collectives; 1 is nothing. On a machine with fewer processors
-than twice the ranks, the computing threads take processors from the engines', and the ratio says that too.
+Each rank is a process with a client of a broker that is started for this. It starts one all-reduce after the other
+with async_op=True. In one round it polls `done` in a loop that never gives Python's lock away, in the next it sleeps in
+`wait`. The ratio of both says what a program that computes costs its collectives; 1 is nothing. On a machine with fewer
+processors than twice the ranks, the computing threads take processors from the engines', and the ratio says that too.
 """
 
 from __future__ import annotations
