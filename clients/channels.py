@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from broker import limits
-from broker.collectives.channels import TAG_MAX, channel_ends, channel_number
-from broker.collectives.claims import Claim, CollectiveKind
+from broker.collectives.claims import TAG_MAX, Claim, CollectiveKind, channel_ends, channel_number
 from broker.collectives.member import Member, MemberOperation, Round
 from broker.errors import InvalidValue
 from broker.ids import Rank

@@ -21,7 +21,7 @@ from broker.errors import (
 )
 from broker.ids import Generation, Rank
 from broker.protocol.bodies import CollectiveFailure, Membership, decode_body
-from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
+from broker.protocol.frames import Flag, Frame, Kind, Lane, encode, kind_name
 from broker.protocol.session import Session
 from clients.boards import Board, Schedule, adopt, discard
 from clients.channels import Channels
@@ -307,7 +307,7 @@ class Places:
         elif frame.kind == Kind.CHANGED:
             place.membership_changed(frame)
         else:
-            raise ProtocolError(f"a {Kind(frame.kind).name} frame for a group")
+            raise ProtocolError(f"a {kind_name(frame.kind)} frame for a group")
 
     def disconnected(self, error: ConnectionClosed) -> None:
         """The session is over, and with it every membership."""

@@ -4,36 +4,19 @@ A channel leads from one rank to another, under a tag; its sends are numbered fr
 the rank that calls. Send n and receive n are one operation of two members (operation.py): the sender is the root, the
 receiver's empty chunks say how far it has got. Order and bounded memory follow from that, and the deadline and the
 claims are as in every other operation. Nothing is kept of a channel on which nothing is in progress.
-
-    channel   | 1 bit: 1 | from u16 | to u16 | tag u16 |        from and to are ranks
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from broker import limits
 from broker.buffers import Buffer
-from broker.collectives.claims import POINT_KINDS, Claim, CollectiveKind
+from broker.collectives.claims import POINT_KINDS, Claim, CollectiveKind, channel_ends
 from broker.collectives.effects import Effect, Failed, Failure
 from broker.collectives.operation import Operation
 from broker.errors import ProtocolError
 from broker.ids import Generation, Rank, SessionId
-
-TAG_MAX: Final = 0xFFFF
-"""Tags are from 0 to this."""
-_MARK: Final = 1 << 48
-
-
-def channel_number(from_rank: int, to_rank: int, tag: int) -> int:
-    """The number of a channel on the wire; never 0."""
-    return _MARK | from_rank << 32 | to_rank << 16 | tag
-
-
-def channel_ends(channel: int) -> tuple[Rank, Rank]:
-    """The sender and the receiver of a channel."""
-    return Rank(channel >> 32 & 0xFFFF), Rank(channel >> 16 & 0xFFFF)
 
 
 class Channels:

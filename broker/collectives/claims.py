@@ -15,6 +15,7 @@ import msgspec
 
 from broker import limits
 from broker.errors import InvalidValue
+from broker.ids import Rank
 
 ITEM_BYTES: Final = {
     "bool": 1,
@@ -83,6 +84,9 @@ ROOTED_KINDS: Final = POINT_KINDS | {
 _ROOT_SENDS: Final = POINT_KINDS | {CollectiveKind.BROADCAST, CollectiveKind.SCATTER}
 _ROOT_RECEIVES: Final = frozenset({CollectiveKind.REDUCE, CollectiveKind.GATHER})
 PARTS_LETTERS_MAX: Final = 64
+TAG_MAX: Final = 0xFFFF
+"""Tags are from 0 to this."""
+_CHANNEL_MARK: Final = 1 << 48
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -244,3 +248,16 @@ def op_problem(op: ReduceOp, dtype: str) -> str | None:
     if op is ReduceOp.MEAN and dtype.startswith(("int", "uint")):
         return f"the mean of {dtype} is no {dtype}: use sum, or convert the array to a float"
     return None
+
+
+def channel_number(from_rank: int, to_rank: int, tag: int) -> int:
+    """The number of the channel from one rank to another under a tag, on the wire; never 0.
+
+    | 1 bit: 1 | from u16 | to u16 | tag u16 |
+    """
+    return _CHANNEL_MARK | from_rank << 32 | to_rank << 16 | tag
+
+
+def channel_ends(channel: int) -> tuple[Rank, Rank]:
+    """The sender and the receiver of a channel."""
+    return Rank(channel >> 32 & 0xFFFF), Rank(channel >> 16 & 0xFFFF)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from broker import limits
-from broker.collectives.channels import channel_ends, channel_number
-from broker.collectives.claims import Claim, CollectiveKind
+from broker.collectives.claims import Claim, CollectiveKind, channel_ends, channel_number
 from broker.collectives.effects import Changed, Failed, GivenUp, Joined, Mismatch, Missing, Result
 from broker.collectives.group import Group
 from broker.collectives.member import Member, MemberOperation
