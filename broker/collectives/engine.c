@@ -186,13 +186,6 @@ int tb_engine_submit(tb_engine *engine, tb_task *task)
     return error;
 }
 
-void tb_engine_cancel(tb_engine *engine, tb_task *task)
-{
-    atomic_store(&task->cancelled, 1);
-    if (engine->process == getpid())
-        tb_ring_all(engine->board, engine->positions);
-}
-
 int tb_engine_wait(tb_engine *engine, tb_task *task, uint64_t timeout_ns)
 {
     int status = atomic_load_explicit(&task->status, memory_order_acquire);

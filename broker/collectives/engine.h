@@ -55,7 +55,7 @@ typedef struct tb_task {
     _Atomic int status;
     _Atomic int cancelled;
     uint64_t call;
-    uint64_t sequence;
+    _Atomic uint64_t sequence; /* 0 before it has begun. */
     uint64_t deadline_ns;
     uint64_t positions;         /* MISSING: who. MISMATCH: whose claims are in `record`. INTERRUPTED: who. */
     uint64_t failed_timeout_ns; /* MISSING: whose deadline it was. */
@@ -103,7 +103,7 @@ int tb_engine_run(tb_engine *engine, tb_task *task);
 /* Lets the engine's thread carry an operation out, behind all others. Returns 0, or an errno. */
 int tb_engine_submit(tb_engine *engine, tb_task *task);
 
-/* Has an operation fail on all positions, unless its verdict is given before its turn comes or this is seen. */
+/* Has an operation fail on all positions, at once or when its turn comes, unless its verdict is given. */
 void tb_engine_cancel(tb_engine *engine, tb_task *task);
 
 /* Takes the operation whose turn it is out of those that wait; the lock is held (engine_turn.c). */

@@ -13,6 +13,7 @@
 
 #include <sched.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     CODE_BITS = 8,
@@ -65,7 +66,7 @@ static int obey(tb_operation *operation, uint64_t word)
     /* The verdict of a later operation says that this one has failed long ago: its words have to do. */
     uint64_t sequence = word >> (CODE_BITS + AUTHOR_BITS);
     const tb_record *record = &tb_slot_of(operation->engine->board, author)->records[sequence % TB_RECORDS];
-    task->positions = record->positions;
+    task->positions = code == TB_INTERRUPTED ? 1ull << author : record->positions;
     task->failed_timeout_ns = record->timeout_ns;
     task->record = record;
     return code;
@@ -79,19 +80,12 @@ static void copy_claims(const tb_operation *operation, tb_record *record)
                 tb_slot_of(operation->engine->board, position)->rows[operation->sequence % TB_ROWS].claim;
 }
 
-/* Gives the verdict, unless there is one; then obeys it. */
-static int decide(tb_operation *operation, int code, uint64_t positions)
+/* Writes a verdict, unless there is one; returns the one that counts. */
+static uint64_t write_verdict(const tb_operation *operation, int code)
 {
     tb_engine *engine = operation->engine;
-    if (code != TB_COMMITTED) {
-        tb_record *record = &operation->own->records[operation->sequence % TB_RECORDS];
-        record->positions = positions;
-        record->timeout_ns = operation->task->timeout_ns;
-        if (code == TB_MISMATCH)
-            copy_claims(operation, record);
-        atomic_store(&record->sequence, operation->sequence);
+    if (code != TB_COMMITTED)
         tb_settle_turn(engine, operation->sequence, operation->task->call);
-    }
     _Atomic uint64_t *verdict = verdict_of(operation);
     uint64_t ours = word_of(operation->sequence, engine->position, code), word = atomic_load(verdict);
     while (!is_decided(operation, word))
@@ -100,7 +94,30 @@ static int decide(tb_operation *operation, int code, uint64_t positions)
                 tb_ring_all(engine->board, engine->positions);
             word = ours;
         }
-    return obey(operation, word);
+    return word;
+}
+
+/* Gives the verdict, unless there is one; then obeys it. */
+static int decide(tb_operation *operation, int code, uint64_t positions)
+{
+    if (code != TB_COMMITTED) {
+        tb_record *record = &operation->own->records[operation->sequence % TB_RECORDS];
+        record->positions = positions;
+        record->timeout_ns = operation->task->timeout_ns;
+        if (code == TB_MISMATCH)
+            copy_claims(operation, record);
+        atomic_store(&record->sequence, operation->sequence);
+    }
+    return obey(operation, write_verdict(operation, code));
+}
+
+/* On any thread. Either this sees that the operation has begun, or the operation sees that it is cancelled. */
+void tb_engine_cancel(tb_engine *engine, tb_task *task)
+{
+    atomic_store(&task->cancelled, 1);
+    tb_operation operation = {.engine = engine, .task = task, .sequence = atomic_load(&task->sequence)};
+    if (operation.sequence && atomic_load(&task->status) == TB_PENDING && engine->process == getpid())
+        write_verdict(&operation, TB_INTERRUPTED);
 }
 
 /* Waiting. */
@@ -406,7 +423,7 @@ static int carry_out(tb_engine *engine, tb_task *task)
     };
     operation.pulse_ns = task->deadline_ns - task->timeout_ns + SLICE_NS;
     operation.chunks = tb_chunks(&operation);
-    task->sequence = operation.sequence;
+    atomic_store(&task->sequence, operation.sequence);
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
     if (!small && tb_changes_early(&operation) && !tb_can_remember(&operation)) {
         ended = decide(&operation, TB_INTERRUPTED, 1ull << engine->position);

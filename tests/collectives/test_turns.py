@@ -243,19 +243,22 @@ def test_a_rank_that_flushes_small_numbers_to_zero_has_the_same_bits(elements: i
     assert first[0] > 0
 
 
-def test_what_other_threads_wait_for_can_be_cancelled() -> None:
+def test_what_another_thread_waits_for_can_be_cancelled() -> None:
+    cancelled = threading.Event()
+
     def work(engine: shm.Engine, position: int) -> int:
-        array = np.ones(5, np.float32)
-        task = shm.Task(plan(CollectiveKind.ALL_REDUCE, 5, 2), array, array, PATIENCE_NS)
-        if position == 1:
-            return int(engine.run(task))
-        ended: list[int] = []
         barrier = shm.Task(plan(CollectiveKind.BARRIER, 0, 2), None, None, PATIENCE_NS)
+        if position == 1:
+            # Only when it has ended on the other position, so that nothing but the other thread can have ended it.
+            cancelled.wait(20.0)
+            return int(engine.run(barrier))
+        ended: list[int] = []
         waiting = threading.Thread(target=lambda: ended.append(engine.run(barrier)))
         waiting.start()
         while not engine.cancel_all():
             pass
         waiting.join()
+        cancelled.set()
         return ended[0]
 
     assert on_threads(2, work) == [Outcome.INTERRUPTED] * 2
