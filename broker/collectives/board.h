@@ -23,8 +23,9 @@
                 | stage of position 1 ...                                                |
                 +------------------------------------------------------------------------+
 
-   Operations are numbered from 1, the same on all positions. Which call of the program each of them is, engine_turn.c says. A counter holds s << 24 | chunks, so that it only grows,
-   also over operations that failed half-way; `arrived` and `left` hold s alone. Who writes where, and when:
+   Operations are numbered from 1, the same on all positions. Which call of the program each of them is, engine_turn.c
+   says. A counter holds s << 24 | chunks, so that it only grows, also over operations that failed half-way; `arrived`
+   and `left` hold s alone. Who writes where, and when:
 
      row s % 2      from the moment in which all have left s - 2
      stage          from the moment in which all have left s - 1, and a chunk's place again when all have collected

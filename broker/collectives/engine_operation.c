@@ -143,7 +143,8 @@ static int claims_differ(const tb_operation *operation)
         tb_slot *slot = tb_slot_of(operation->engine->board, position);
         const tb_claim *claim = &slot->rows[operation->sequence % TB_ROWS].claim;
         if (atomic_load_explicit(&slot->arrived, memory_order_acquire) == operation->sequence &&
-            (slot->calls[operation->sequence % TB_ROWS] != task->call || claim->bytes != task->claim_bytes || memcmp(claim->data, task->claim, task->claim_bytes)))
+            (slot->calls[operation->sequence % TB_ROWS] != task->call || claim->bytes != task->claim_bytes ||
+             memcmp(claim->data, task->claim, task->claim_bytes)))
             return 1;
     }
     return 0;
