@@ -235,7 +235,7 @@ DESCRIPTORS_WAITING_MAX: Final = 128
 ROUNDS_AHEAD: Final = 8
 """Chunks of an operation that a rank sends ahead of the results: bounds what the broker holds per rank."""
 OPERATIONS_AHEAD: Final = 64
-"""Operations of a group that a rank may have started and not finished."""
+"""Operations of a group that a rank may have started and not finished; and so many sends, and so many receives."""
 MISMATCH_GRACE_NS: Final = 250_000_000
 """After a mismatch is seen the broker waits this long for the other ranks' claims, to name them all."""
 FAILED_OPERATIONS_MAX: Final = 1024

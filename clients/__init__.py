@@ -8,6 +8,7 @@ bus.publish("metrics/trainer-0/loss", {"step": 1, "loss": 0.31})
 
 from broker.errors import (
     BrokerError,
+    CollectiveAbortedError,
     CollectiveError,
     CollectiveMismatchError,
     ConnectError,
@@ -30,6 +31,7 @@ from clients.client import Client, connect
 from clients.core import Reconnected
 from clients.elastic import Elastic, Step
 from clients.exchanges import Request
+from clients.gradients import GradientBuckets
 from clients.groups import Group
 from clients.local_sgd import DiLoCo, LocalSGD
 from clients.messages import DEFERRED, Message
@@ -49,6 +51,7 @@ __all__ = [
     "Adam",
     "BrokerError",
     "Client",
+    "CollectiveAbortedError",
     "CollectiveError",
     "CollectiveMismatchError",
     "ConnectError",
@@ -56,6 +59,7 @@ __all__ = [
     "DiLoCo",
     "Elastic",
     "GenerationChangedError",
+    "GradientBuckets",
     "Group",
     "GroupStatus",
     "InvalidValue",

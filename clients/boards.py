@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 
 from broker.collectives import shm
-from broker.collectives.claims import Claim, CollectiveKind, member_problem
+from broker.collectives.claims import Claim, member_problem
 from broker.errors import (
     BrokerError,
+    CollectiveAbortedError,
     CollectiveError,
     CollectiveMismatchError,
     InvalidValue,
@@ -28,7 +29,7 @@ from broker.errors import (
 )
 from broker.protocol.bodies import Membership
 from broker.protocol.sharing import Memory, Passage
-from clients.collective import GRACE_S, Prepared
+from clients.collective import GRACE_S, FlatMemory, Prepared
 from clients.signals import Signal
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Board:
         Raises:
             InvalidValue: nobody can.
         """
-        key = claim.kind, claim.op, claim.root, claim.dtype, claim.shape
+        key = claim.kind, claim.op, claim.root, claim.dtype, claim.shape, claim.parts, claim.stands_for
         plan = self._plans.get(key)
         if plan is None:
             claim.check(world_size)
@@ -167,18 +168,20 @@ class SharedOperation:
         self.signal = Signal()
 
     @classmethod
-    def of(cls, board: Board, prepared: Prepared, world_size: int) -> SharedOperation:
+    def of(cls, board: Board, prepared: Prepared, world_size: int, rank: int, priority: int) -> SharedOperation:
         """Raises:
         InvalidValue: nobody can carry it out.
         """
         claim = prepared.claim
         plan = board.plan(claim, world_size)
-        source, target = prepared.contribution, prepared.target
-        if claim.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER):
-            target = np.empty(plan.result_bytes, np.uint8).data
-        result = memoryview(b"") if target is None else target
+        source, target, scratch = prepared.contribution, prepared.target, prepared.scratch
+        if target is None and claim.result_bytes(rank, len(board.ranks)):
+            target, scratch = np.empty(plan.result_bytes, np.uint8).data, True
+        result = target if isinstance(target, memoryview) else memoryview(b"")
         # A memoryview that is in use cannot be garbage; the array that it is of can.
-        task = shm.Task(plan, _array(source, plan), _array(target, plan), claim.timeout_ns)
+        sent = _array(source, plan)
+        taken = sent if source is target else _array(target, plan)
+        task = shm.Task(plan, sent, taken, claim.timeout_ns, scratch, priority)
         return cls(board, claim, task, result)
 
     @classmethod
@@ -190,8 +193,10 @@ class SharedOperation:
         return f"<SharedOperation {self.task!r} {self.claim.describe()}>"
 
 
-def _array(view: memoryview | None, plan: shm.Plan) -> object:
-    return view.obj if view is not None and plan.array_bytes else None
+def _array(memory: FlatMemory | None, plan: shm.Plan) -> object:
+    if memory is None or not plan.array_bytes:
+        return None
+    return memory.obj if isinstance(memory, memoryview) else [each.obj for each in memory if each.nbytes]
 
 
 def adopt(passage: Passage | None, told: Membership, rank: int, descriptor: int) -> Board | None:
@@ -212,7 +217,7 @@ def discard(passage: Passage | None, told: Membership) -> None:
             passage.adopt(told.board, told.board_bytes, common=True)
 
 
-def begin(place: Place, prepared: Prepared) -> SharedOperation | None:
+def begin(place: Place, prepared: Prepared, priority: int = 0) -> SharedOperation | None:
     """An operation on the place's board, for its engine; None when it goes through the broker.
 
     Raises:
@@ -229,7 +234,7 @@ def begin(place: Place, prepared: Prepared) -> SharedOperation | None:
         return None
     place.member.raise_change()
     place.plain = board
-    return SharedOperation.of(board, prepared, place.member.world_size)
+    return SharedOperation.of(board, prepared, place.member.world_size, place.member.rank, priority)
 
 
 async def finish(driver: Driver, place: Place, operation: SharedOperation) -> memoryview:
@@ -250,8 +255,10 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
         raise RankTimeoutError(place.name, task.sequence, ranks, task.timeout_ns / 1e9)
     if status == shm.Outcome.MISMATCH:
         raise CollectiveMismatchError(place.name, task.sequence, _claims(board, operation))
+    if status == shm.Outcome.INTERRUPTED and ranks:
+        raise CollectiveAbortedError(place.name, task.sequence, ranks[0])
     problem = {
-        shm.Outcome.INTERRUPTED: f"the program of rank {ranks[0] if ranks else '?'} gave it up",
+        shm.Outcome.INTERRUPTED: "a rank's program gave it up",
         shm.Outcome.NO_MEMORY: f"there is no memory for {operation.claim.nbytes} bytes beside the array",
         shm.Outcome.BROKEN: "its board says what cannot be: a rank's program has written over it",
     }[shm.Outcome(status)]

@@ -8,6 +8,7 @@ from typing import Final
 from broker.errors import InvalidValue
 from broker.limits import NAME_BYTES_MAX
 
+PRIORITY_MAX: Final = 1_000_000
 TIMEOUT_S_MAX: Final = 1e9
 """Thirty years; clocks and the kernel's calls do not take much more."""
 
@@ -42,6 +43,16 @@ def seconds_of(name: str, value: object, maximum_s: float) -> float:
     if not isinstance(value, (int, float)) or not 0 <= value <= maximum_s:
         raise InvalidValue(name, value, f"must be a number of seconds from 0 to {maximum_s:g}")
     return float(value)
+
+
+def check_priority(priority: object) -> None:
+    """Refuses what cannot be the priority of an operation.
+
+    Raises:
+        InvalidValue: it is no whole number, or too large.
+    """
+    if not -PRIORITY_MAX <= whole_number("priority", priority) <= PRIORITY_MAX:
+        raise InvalidValue("priority", priority, f"must be from -{PRIORITY_MAX} to {PRIORITY_MAX}")
 
 
 def check_callable(name: str, value: object) -> None:

@@ -15,7 +15,6 @@ SignSGD").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -27,7 +26,7 @@ from broker.collectives.claims import INT8_BLOCKS, ITEM_BYTES, Claim, Collective
 from broker.collectives.member import Member
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import FEEDBACK_NAMES_MAX
-from clients.collective import Prepared, in_place, nanoseconds, write_back
+from clients.collective import Prepared, in_place, nanoseconds
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -195,70 +194,130 @@ class Feedback:
         return f"<Feedback names={len(self._kept)} busy={len(self._busy)}>"
 
 
+class Compression:
+    """How the arrays of a group are compressed, and what they have lost."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is of the codec of calls that name none.
+
+        Raises:
+            InvalidValue: there is none of this name.
+        """
+        self.applies = codec(name) is not None
+        self._name = name
+        self._kept = Feedback()
+
+    def refuse(self, name: str | None, feedback: str | None) -> None:
+        """Of an operation that goes as it is.
+
+        Raises:
+            InvalidValue: the application asks for more.
+        """
+        if feedback is not None or (name is not None and codec(name) is not None):
+            raise InvalidValue("compression", name or self._name, "does not go with a quorum")
+
+    def all_reduce(
+        self,
+        member: Member,
+        value: object,
+        op: str,
+        timeout_s: float,
+        out: object,
+        name: str | None,
+        feedback: str | None,
+    ) -> Prepared | None:
+        """As collective.all_reduce, in fewer bytes; None when the array goes as it is.
+
+        Args:
+            member: of the group.
+            value: the array; float32 or float64.
+            op: sum or mean.
+            timeout_s: how long the ranks may take to arrive.
+            out: what becomes the result; None is the array.
+            name: of the codec; None is the group's.
+            feedback: under which name the array's loss is kept; None is not at all.
+
+        Raises:
+            InvalidValue: the array, the op or the feedback's name does not go with it.
+        """
+        name = self._name if name is None else name
+        how = codec(name)
+        if how is None:
+            if feedback is not None:
+                raise InvalidValue("feedback", feedback, "has nothing to keep: the array is not compressed")
+            return None
+        if isinstance(value, (list, tuple, dict)):
+            problem = f"is for one array; call it for each, or with compression={NONE!r}"
+            raise InvalidValue("compression", name, problem)
+        return all_reduce(member, self._kept, value, op, timeout_s, out, how, name, feedback)
+
+
+class _Loss:
+    """What becomes of an array's loss, once."""
+
+    def __init__(self, kept: Feedback, name: str, lost: Floats) -> None:
+        self._kept: Feedback | None = kept
+        self._name = name
+        self._lost = lost
+
+    def commit(self) -> None:
+        """The array has been sent."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.commit(self._name, self._lost)
+
+    def abandon(self) -> None:
+        """It has not."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.abandon(self._name, self._lost)
+
+
 def all_reduce(
-    member: Member,
-    kept: Feedback,
-    value: object,
-    op: str,
-    timeout_s: float,
-    how: Codec,
-    name: str,
+    member: Member, kept: Feedback, value: object, op: str, timeout_s: float, out: object, how: Codec, name: str,
     feedback: str | None,
-) -> Prepared:
-    """As collective.all_reduce, in fewer bytes.
-
-    Args:
-        member: of the group.
-        kept: what its arrays have lost.
-        value: the array; float32 or float64.
-        op: sum or mean.
-        timeout_s: how long the ranks may take to arrive.
-        how: the codec.
-        name: of the codec.
-        feedback: under which name the array's loss is kept; None is not at all.
-
-    Raises:
-        InvalidValue: the array, the op or the feedback's name does not go with it.
-    """
-    array, flat = in_place(value, "array for all_reduce")
+) -> Prepared:  # fmt: skip
+    """See Compression.all_reduce; `kept` is what the group's arrays have lost, `how` the codec of the name."""
+    array, flat, place = in_place(value, out, "array for all_reduce")
     if flat.dtype not in (np.float32, np.float64):
         raise InvalidValue("array of", str(flat.dtype), f"compression {name!r} takes float32 and float64")
     if op not in (ReduceOp.SUM, ReduceOp.MEAN):
         raise InvalidValue("op", op, f"compression {name!r} goes with sum and mean")
     if flat.size >= _INDICES_MAX and how.kind is CollectiveKind.ALL_GATHER:
         raise InvalidValue("array of elements", flat.size, f"top-k takes fewer than {_INDICES_MAX}")
-    # Of float32 these are the array itself, to be filled again; of float64 a copy.
-    floats = flat.reshape(-1).astype(np.float32, copy=False)
-    encoded, commit, abandon = _encode(kept, floats, how, feedback)
-    reduce_op, finish = ReduceOp(op), write_back(value, array, flat)
-    ranks = len(member.ranks)
+    encoded, loss = _encode(kept, flat.reshape(-1).astype(np.float32, copy=False), how, feedback)
+    reduce_op, ranks = ReduceOp(op), len(member.ranks)
 
     def complete(result: memoryview) -> object:
+        target = place.flat.reshape(-1)
+        floats: Floats = target if target.dtype == np.float32 else np.empty(target.size, np.float32)  # type: ignore[assignment]
         if floats.size:
             how.decode(result, floats, reduce_op, ranks)
-        if flat.dtype != np.float32:
-            flat.reshape(-1)[:] = floats
-        commit()
-        return finish(result)
+        if floats is not target:
+            target[:] = floats
+        if loss is not None:
+            loss.commit()
+        return place.complete(result)
 
-    data = encoded.data
     shape = flat.shape if how.dtype in ("float16", "bfloat16") else (encoded.nbytes // ITEM_BYTES[how.dtype],)
     claim = Claim(
         how.kind, reduce_op if how.kind is CollectiveKind.ALL_REDUCE else None, None, how.dtype, shape,
         nanoseconds(timeout_s), stands_for=f"{op} of {flat.dtype} {array.shape} as {name}",
     )  # fmt: skip
-    target = data if how.kind is CollectiveKind.ALL_REDUCE else None
-    return Prepared(claim, data, target, complete, abandon)
+    target = encoded.data if how.kind is CollectiveKind.ALL_REDUCE else None
+    abandon = _nothing if loss is None else loss.abandon
+    return Prepared(claim, encoded.data, target, complete, scratch=True, abandon=abandon)
 
 
-def _encode(
-    kept: Feedback, floats: Floats, how: Codec, feedback: str | None
-) -> tuple[Bytes, Callable[[], None], Callable[[], None]]:
-    """What is sent, and what is to be called when that has happened, or has failed."""
+def _nothing() -> None:
+    """There was nothing to keep."""
+
+
+def _encode(kept: Feedback, floats: Floats, how: Codec, feedback: str | None) -> tuple[Bytes, _Loss | None]:
+    """What is sent, and what is lost by that."""
     if not floats.size:
-        return np.empty(0, np.uint8), lambda: None, lambda: None
+        return np.empty(0, np.uint8), None
     if feedback is None:
-        return how.encode(floats, None, None), lambda: None, lambda: None
+        return how.encode(floats, None, None), None
     carried, lost = kept.begin(feedback, floats.size)
-    encoded = how.encode(floats, carried, lost)
-    return encoded, lambda: kept.commit(feedback, lost), lambda: kept.abandon(feedback, lost)
+    return how.encode(floats, carried, lost), _Loss(kept, feedback, lost)

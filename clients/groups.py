@@ -7,22 +7,23 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar, overload
 
 from broker.collectives import shm
-from broker.collectives.buckets import Buckets
+from broker.errors import InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations, partial, state_sync
+from clients import boards, collective, collective_lists, operations, state_sync
 from clients.boards import SharedOperation
-from clients.collective import GRACE_S, Prepared
+from clients.compression import NONE
 from clients.driver import Driver
 from clients.membership import Place
 from clients.partial import AUTO, Partial, Terms
+from clients.points import Points
 from clients.state_sync import Synced
-from clients.work import SharedWork, Work
+from clients.work import Work
 
 T = TypeVar("T")
 
 
-class Group:
+class Group(Points):
     """One rank's membership of a group.
 
     Every call must be made by all ranks in the same order. A call either succeeds on all ranks or fails on all ranks,
@@ -35,10 +36,9 @@ class Group:
         world_size: how many ranks the group was made for; `ranks` are those present.
     """
 
-    def __init__(self, driver: Driver, place: Place) -> None:
+    def __init__(self, driver: Driver, place: Place, compression: str = NONE) -> None:
         """Made by `Client.group`."""
-        self._driver = driver
-        self._place = place
+        super().__init__(driver, place, compression)
         self.name = place.name
         self.world_size = place.member.world_size
 
@@ -64,7 +64,17 @@ class Group:
 
     @overload
     def all_reduce(
-        self, array: T, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: Literal[False] = False
+        self,
+        array: T,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: Literal[False] = False,
+        out: object = None,
+        priority: int = 0,
+        quorum: None = None,
+        compression: str | None = None,
+        feedback: str | None = None,
     ) -> T: ...
 
     @overload
@@ -90,11 +100,15 @@ class Group:
         *,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
         async_op: Literal[True],
+        out: object = None,
+        priority: int = 0,
         quorum: float | None = None,
         deadline: float | str = AUTO,
         late: str = "carry",
         name: str = "",
         contribute: bool = True,
+        compression: str | None = None,
+        feedback: str | None = None,
     ) -> Work: ...
 
     def all_reduce(
@@ -104,11 +118,15 @@ class Group:
         *,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
         async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
         quorum: float | None = None,
         deadline: float | str = AUTO,
         late: str = "carry",
         name: str = "",
         contribute: bool = True,
+        compression: str | None = None,
+        feedback: str | None = None,
     ) -> object:
         """Reduces the arrays of all present ranks element by element; every rank's array becomes the result.
 
@@ -117,9 +135,13 @@ class Group:
 
         Args:
             array: numpy array, or torch tensor in host memory; the same dtype and shape on all ranks. Changed in place.
+                Or a list, tuple or dict of such arrays, which all succeed or fail.
             op: sum, mean (over the present ranks), min, max or product.
             timeout_s: how long the ranks may take to arrive, in seconds.
             async_op: returns a Work at once in place of waiting.
+            out: like `array`; becomes the result in its place, and `array` is not changed. Not overlapping it.
+            priority: of an asynchronous operation, the same on all ranks: of those that have not begun, the highest
+                goes first, and of equal ones the oldest.
             quorum: does not wait for everybody: so many ranks are enough (an int), or such a share of those present (a
                 float up to 1.0). For sum and mean, and up to 64 MiB.
             deadline: how long the others are waited for once one has come, in seconds; "auto" learns it. Ranks that
@@ -129,28 +151,44 @@ class Group:
                 tensor, "drop" does not.
             name: tells tensors of one dtype and shape apart; the same on all ranks.
             contribute: False takes the result and gives nothing, as for calls that are over already.
+            compression: sends fewer bytes: none, float16, bfloat16, int8, or top-k with a fraction, top-k:0.01; for
+                sum and mean of one float32 or float64 array. None is the group's.
+            feedback: of a compressed array, the tensor's name: what it loses is kept, and added to the next one.
 
         Returns:
-            The array, or a Work; with a quorum, a Partial that has the array.
+            The array, or `out`; or a Work; with a quorum, a Partial that has the array.
 
         Raises:
+            InvalidValue: an argument cannot be, and nothing was begun.
             CollectiveMismatchError: the ranks asked for different things; `claims` says who for what.
             RankTimeoutError: `missing_ranks` did not arrive in time.
+            CollectiveAbortedError: the program of a rank gave it up.
             GenerationChangedError: the membership changed.
             RankBehindError: the others have finished so many calls with a quorum that their results are not kept.
             ConnectionClosed: the connection was lost, and with it the membership.
         """
-        if quorum is not None:
-            return self._reduce_partly(array, op, timeout_s, Terms(quorum, deadline, late, name, contribute), async_op)
         place = self._place
-        board = None if async_op else place.plain
+        if quorum is not None:
+            self._compression.refuse(compression, feedback)
+            terms = Terms(quorum, deadline, late, name, contribute)
+            return self._reduce_partly(array, op, timeout_s, terms, async_op=async_op)
+        if self._compression.applies or compression is not None or feedback is not None:
+            encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
+            if encoded is not None:
+                return self._call(encoded, timeout_s, async_op=async_op, priority=priority)
+        board = None if async_op or out is not None else place.plain
         task = None if board is None else board.plain_task(array, op, timeout_s)
         if task is not None and board is not None:
             if board.engine.run(task) != shm.Outcome.COMMITTED:
                 self._driver.run(boards.finish(self._driver, place, SharedOperation.plain(board, task)))
             return array
-        prepared = collective.all_reduce(place.member, array, op, timeout_s)
-        result = self._call(prepared, timeout_s, async_op=async_op)
+        if collective_lists.is_list(array):
+            return self._call_list(
+                collective_lists.all_reduce(place.member, array, op, timeout_s, out),
+                timeout_s, async_op=async_op, priority=priority,
+            )  # fmt: skip
+        prepared = collective.all_reduce(place.member, array, op, timeout_s, out)
+        result = self._call(prepared, timeout_s, async_op=async_op, priority=priority)
         if place.plain is not None:
             place.plain.remember(array, op, prepared.claim, self.world_size)
         return result
@@ -158,61 +196,228 @@ class Group:
     def all_reduce_many(
         self, arrays: Sequence[Array], op: str = "mean", *, timeout_s: float = COLLECTIVE_TIMEOUT_S
     ) -> None:
-        """As all_reduce over a list of arrays, such as a model's gradients, in a few large operations (buckets).
+        """As `all_reduce` of the list of arrays, such as a model's gradients; the op is mean unless it is given."""
+        self.all_reduce(list(arrays), op, timeout_s=timeout_s)
+
+    def reduce(
+        self,
+        array: object,
+        root: int = 0,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """As all_reduce, but only the root's array becomes the result; the others' are not changed.
 
         Args:
-            arrays: writable numpy arrays; the same dtypes and shapes on all ranks. Changed in place.
+            array: the same dtype and shape on all ranks.
+            root: the rank that gets the result; it must be present.
             op: see all_reduce.
-            timeout_s: for each bucket, in seconds.
+            timeout_s: how long the ranks may take to arrive, in seconds.
+            async_op: returns a Work at once in place of waiting.
+            out: on the root, what becomes the result in place of `array`; ignored elsewhere.
+            priority: see all_reduce.
 
-        Raises:
-            CollectiveError: as for all_reduce; no array is changed unless all buckets have succeeded.
+        Returns:
+            The array, or `out`, on the root; None on the other ranks.
         """
-        buckets = Buckets(arrays)
-        flats = [buckets.pack(bucket) for bucket in buckets]
-        prepared = [collective.all_reduce(self._place.member, flat, op, timeout_s) for flat in flats]
-        # Under one hold of the lock, so that no change of the members comes between two buckets: all start in the same
-        # generation or none does, as on the other ranks.
-        with self._driver.lock:
-            works = [self._start(bucket, timeout_s) for bucket in prepared]
-            self._driver.flush()
-        failures = [failure for work in works if (failure := work.exception()) is not None]
-        if failures:
-            raise failures.pop(0)
-        for bucket in buckets:
-            buckets.unpack(bucket)
+        prepared = collective.reduce(self._place.member, array, root, op, timeout_s, out)
+        return self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
     def broadcast(
-        self, array: T, root: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False
+        self,
+        array: T,
+        root: int = 0,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
     ) -> T | Work:
         """Copies the array of one rank into every rank's array; see all_reduce.
 
         Args:
-            array: the same dtype and shape on all ranks; changed in place but on the root.
+            array: the same dtype and shape on all ranks; changed in place but on the root. Or a list, tuple or dict.
             root: the rank whose array is copied; it must be present.
             timeout_s: how long the ranks may take to arrive, in seconds.
             async_op: returns a Work at once in place of waiting.
+            out: becomes the root's array in place of `array`, which may be None except on the root.
+            priority: see all_reduce.
         """
-        prepared = collective.broadcast(self._place.member, array, root, timeout_s)
-        return self._call(prepared, timeout_s, async_op=async_op)  # type: ignore[return-value]
+        member = self._place.member
+        if collective_lists.is_list(array) or collective_lists.is_list(out):
+            many = collective_lists.broadcast(member, array, root, timeout_s, out)
+            return self._call_list(many, timeout_s, async_op=async_op, priority=priority)  # type: ignore[return-value]
+        prepared = collective.broadcast(member, array, root, timeout_s, out)
+        return self._call(prepared, timeout_s, async_op=async_op, priority=priority)  # type: ignore[return-value]
 
-    def all_gather(self, array: object, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> list[Array]:
-        """The arrays of all present ranks, in the order of their ranks; all have the same dtype and shape."""
-        prepared = collective.all_gather(self._place.member, array, timeout_s)
-        return self._call(prepared, timeout_s)  # type: ignore[return-value]
+    @overload
+    def all_gather(
+        self,
+        array: object,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: Literal[False] = False,
+        out: None = None,
+        priority: int = 0,
+    ) -> list[Array]: ...
 
-    def reduce_scatter(self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Array:
+    @overload
+    def all_gather(
+        self, array: object, *, timeout_s: float = ..., async_op: bool = ..., out: object = ..., priority: int = ...
+    ) -> object: ...
+
+    def all_gather(
+        self,
+        array: object,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """The arrays of all present ranks, in the order of their ranks; all have the same dtype and shape.
+
+        Args:
+            array: what this rank gives; not changed. Or a list, tuple or dict of arrays.
+            timeout_s: how long the ranks may take to arrive, in seconds.
+            async_op: returns a Work at once in place of waiting.
+            out: an array with one axis more, of as many as there are ranks, or a list of arrays; filled in place of new
+                ones. Not for lists of arrays.
+            priority: see all_reduce.
+
+        Returns:
+            A list with an array, or a list or dict of arrays, for each rank; or `out`; or a Work.
+        """
+        if collective_lists.is_list(array):
+            if out is not None:
+                raise InvalidValue("out", type(out).__name__, "is for one array, not for a list of them")
+            many = collective_lists.all_gather(self._place.member, array, timeout_s)
+            return self._call_list(many, timeout_s, async_op=async_op, priority=priority)
+        prepared = collective.all_gather(self._place.member, array, timeout_s, out)
+        return self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    def gather(
+        self,
+        array: object,
+        root: int = 0,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """As all_gather for one rank: a list of arrays, or `out`, on the root; None on the other ranks."""
+        prepared = collective.gather(self._place.member, array, root, timeout_s, out)
+        return self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    def scatter(
+        self,
+        arrays: object,
+        root: int = 0,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """Gives each present rank one of the root's arrays, by position.
+
+        Args:
+            arrays: on the root a list with one array for each rank, all alike, or one array that is shared out along
+                its first axis; not changed. None on the other ranks.
+            root: the rank that has the arrays; it must be present.
+            timeout_s: how long the ranks may take to arrive, in seconds.
+            async_op: returns a Work at once in place of waiting.
+            out: an array like this rank's part, which is written to it. Needed but on the root: it says what is
+                expected.
+            priority: see all_reduce.
+
+        Returns:
+            This rank's part: `out`, or on the root a new array without one; or a Work.
+        """
+        with self._driver.lock:
+            prepared = collective.scatter(self._place.member, arrays, root, timeout_s, out)
+        return self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    @overload
+    def reduce_scatter(
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: Literal[False] = False,
+        out: None = None,
+        priority: int = 0,
+    ) -> Array: ...
+
+    @overload
+    def reduce_scatter(
+        self,
+        array: object,
+        op: str = ...,
+        *,
+        timeout_s: float = ...,
+        async_op: bool = ...,
+        out: object = ...,
+        priority: int = ...,
+    ) -> object: ...
+
+    def reduce_scatter(
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
         """Reduces as all_reduce does and returns this rank's share: the `position`-th part along the first axis.
 
         Args:
             array: the same dtype and shape on all ranks; the first axis is divisible by the number of present ranks.
+                Not changed.
             op: see all_reduce.
             timeout_s: how long the ranks may take to arrive, in seconds.
+            async_op: returns a Work at once in place of waiting.
+            out: an array like the share, filled in place of a new one.
+            priority: see all_reduce.
         """
         # Locked, as it may be what tells the caller of a change.
         with self._driver.lock:
-            prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s)
-        return self._call(prepared, timeout_s)  # type: ignore[return-value]
+            prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s, out)
+        return self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    def all_to_all(
+        self,
+        arrays: object,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """Gives each rank a part of this one's, and takes this rank's part of each one's, by position.
+
+        Args:
+            arrays: one array, which is shared out along its first axis, or a list with one array for each present rank;
+                all parts have the same dtype and shape. Not changed.
+            timeout_s: how long the ranks may take to arrive, in seconds.
+            async_op: returns a Work at once in place of waiting.
+            out: like `arrays`; filled in place of new memory. Not overlapping it.
+            priority: see all_reduce.
+
+        Returns:
+            What all ranks have for this one, in the form of `arrays`; or a Work.
+        """
+        with self._driver.lock:
+            prepared = collective.all_to_all(self._place.member, arrays, timeout_s, out)
+        return self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
     def barrier(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Waits until all present ranks have called it."""
@@ -262,43 +467,6 @@ class Group:
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
         self._driver.run(operations.leave(self._driver, self._place, 5.0))
-
-    def _reduce_partly(self, array: object, op: str, timeout_s: float, terms: Terms, async_op: bool) -> object:
-        """Through the broker, whatever the schedule: it has to decide who is in time."""
-        driver, place = self._driver, self._place
-        with driver.lock:
-            prepared = partial.all_reduce(place.member, array, op, timeout_s, terms)
-            operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
-            complete = partial.completion(prepared.complete, operation, self.rank)
-            if async_op:
-                work = Work(driver, operation, signal, complete, timeout_s + GRACE_S)
-                driver.flush()
-                return work
-            driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
-            return complete(operation.finish())
-
-    def _start(self, prepared: Prepared, timeout_s: float) -> Work:
-        shared = boards.begin(self._place, prepared)
-        if shared is not None:
-            return SharedWork(self._driver, self._place, shared, prepared.complete, timeout_s + GRACE_S)
-        operation, signal = self._place.start(prepared.claim, prepared.contribution, prepared.target)
-        return Work(self._driver, operation, signal, prepared.complete, timeout_s + GRACE_S)
-
-    def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False) -> object:
-        driver, place = self._driver, self._place
-        with driver.lock:
-            if async_op:
-                work = self._start(prepared, timeout_s)
-                driver.flush()
-                return work
-            shared = boards.begin(place, prepared)
-            if shared is None:
-                operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
-                driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
-                return prepared.complete(operation.finish())
-        # Without the lock: the client's other threads go on meanwhile.
-        shared.board.engine.run(shared.task)
-        return prepared.complete(driver.run(boards.finish(driver, place, shared)))
 
     def __enter__(self) -> Self:
         return self

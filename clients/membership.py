@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from broker.buffers import Buffer
@@ -9,18 +11,21 @@ from broker.collectives.claims import Claim
 from broker.collectives.member import Member, MemberOperation, Participation
 from broker.errors import (
     BrokerError,
+    CollectiveAbortedError,
     CollectiveError,
     CollectiveMismatchError,
     ConnectionClosed,
+    InvalidValue,
     ProtocolError,
     RankBehindError,
     RankTimeoutError,
 )
 from broker.ids import Generation, Rank
 from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body
-from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
+from broker.protocol.frames import Flag, Frame, Kind, Lane, encode, kind_name
 from broker.protocol.session import Session
 from clients.boards import Board, Schedule, adopt, discard
+from clients.channels import Channels
 from clients.signals import Pending, Signal
 
 
@@ -60,6 +65,7 @@ class Place:
         self.member = Member(
             name, Rank(joined.rank), world_size, Generation(joined.generation), [Rank(rank) for rank in joined.ranks]
         )
+        self.channels = Channels(self.member)
         self.closed: BrokerError | None = None
         self.signals: dict[int, Signal] = {}
         self.schedule = schedule
@@ -91,9 +97,14 @@ class Place:
             )
 
     def start(
-        self, claim: Claim, contribution: memoryview | None, target: memoryview | None
+        self,
+        claim: Claim,
+        contribution: memoryview | None,
+        target: memoryview | None,
+        priority: int = 0,
+        member: Member | None = None,
     ) -> tuple[MemberOperation, Signal]:
-        """Starts an operation; the signal becomes ready when it is done.
+        """Starts an operation, of all ranks or of one's end of a channel; the signal becomes ready when it is done.
 
         Raises:
             InvalidValue: the claim cannot be.
@@ -104,7 +115,7 @@ class Place:
             raise self.closed.again()
         # Here, where a fault is the caller's: once the operation is pending, every rank waits for it.
         msgspec.msgpack.encode(claim)
-        operation = self.member.start(claim, contribution, target)
+        operation = (member or self.member).start(claim, contribution, target, priority)
         signal = self.signals[id(operation)] = Signal()
         self.attach()
         return operation, signal
@@ -116,7 +127,7 @@ class Place:
             BrokerError: the place is lost.
         """
         if self.closed is not None:
-            raise self.closed
+            raise self.closed.again()
         self._session.put(Frame(Kind.REGROUP, number=self.number, target=self.member.generation))
         self._regrouping.append(Signal())
         return self._regrouping[-1]
@@ -126,6 +137,26 @@ class Place:
         for signal in regrouping:
             signal.set()
 
+    def give_up(self, operations: Sequence[MemberOperation]) -> bool:
+        """Has operations fail on all ranks, unless they have ended; says whether there was one to ask that for."""
+        found = False
+        for operation in operations:
+            if operation.done or self.closed is not None:
+                continue
+            found = operation.given_up = True
+            if operation.opened:
+                self._put_give_up(operation)
+        return found
+
+    def _put_give_up(self, operation: MemberOperation) -> None:
+        """Behind the claim, which has been pulled, and before all chunks that have not."""
+        self._session.put(
+            Frame(
+                Kind.GIVE_UP, lane=Lane.CONTROL, number=self.number, target=self.member.generation,
+                sequence=operation.sequence, time_ns=operation.channel,
+            )
+        )  # fmt: skip
+
     def attach(self) -> None:
         """Asks the outbox to pull rounds."""
         if not self._attached:
@@ -134,7 +165,7 @@ class Place:
 
     def pull(self, buffers: list[Buffer]) -> int:
         """Appends one CONTRIBUTE frame; see Source."""
-        next_round = self.member.next_round()
+        next_round = self.member.next_round() or self.channels.next_round()
         if next_round is None:
             self._attached = False
             return 0
@@ -142,15 +173,18 @@ class Place:
         body = msgspec.msgpack.encode(claim) if claim is not None else b""
         frame = Frame(
             Kind.CONTRIBUTE, number=self.number, target=self.member.generation, sequence=operation.sequence,
-            stream=number, body=body, payload=payload,
+            stream=number, time_ns=operation.channel, body=body, payload=payload,
         )  # fmt: skip
+        if operation.given_up and not number:
+            self._put_give_up(operation)
         return encode(frame, buffers)
 
     def find(self, frame: Frame) -> MemberOperation | None:
         """The operation that a frame belongs to, unless it is over."""
         if frame.target != self.member.generation:
             return None
-        for operation in self.member.pending:
+        member = self.channels.members.get(frame.time_ns) if frame.time_ns else self.member
+        for operation in member.pending if member is not None else ():
             if operation.sequence == frame.sequence:
                 return operation
         return None
@@ -161,6 +195,8 @@ class Place:
         if operation is None:
             return
         placed = isinstance(frame.payload, memoryview)
+        if frame.body and not placed:
+            agree(operation, frame)
         operation.result(
             frame.stream, frame.count, None if placed else frame.payload, last=bool(frame.flags & Flag.LAST)
         )
@@ -195,7 +231,8 @@ class Place:
         if board is not None:
             board.end(change)
         self._regrouped()
-        self._over(pending)
+        points = self.channels.changed(lambda member: member.closed(change))
+        self._over((*pending, *points))
         self.attach()
 
     def close(self, error: BrokerError) -> None:
@@ -208,8 +245,9 @@ class Place:
             board.end(error)
         pending = self.member.pending
         self.member.closed(error)
+        points = self.channels.changed(lambda member: member.closed(error))
         self._regrouped()
-        self._over(pending)
+        self._over((*pending, *points))
 
     def _over(self, operations: tuple[MemberOperation, ...] | list[MemberOperation]) -> None:
         for operation in operations:
@@ -245,9 +283,20 @@ def turn_down(session: Session, frame: Frame) -> None:
     session.put(Frame(Kind.LEAVE, number=frame.number))
 
 
+def agree(operation: MemberOperation, frame: Frame) -> None:
+    """RESULT with a body: what a receive that takes whatever comes will get."""
+    try:
+        claim = msgspec.msgpack.decode(frame.body, type=Claim)
+        operation.agree(claim)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, InvalidValue) as error:
+        raise ProtocolError(f"malformed claim in a RESULT: {error}") from error
+
+
 def failure_error(group: str, frame: Frame) -> CollectiveError:
     """The error of a FAILED frame."""
     body = decode_body(frame.body, CollectiveFailure)
+    if body.gave_up is not None:
+        return CollectiveAbortedError(group, frame.sequence, body.gave_up)
     if body.claims is not None:
         return CollectiveMismatchError(group, frame.sequence, body.claims)
     if body.missing_ranks is not None:
@@ -267,6 +316,8 @@ class Places:
         """Where the payload of a RESULT belongs, or None when its operation is over."""
         place = self.by_number.get(frame.number)
         operation = place.find(frame) if place is not None else None
+        if operation is not None and frame.body:
+            agree(operation, frame)
         return operation.destination(frame.stream, frame.count, size_bytes) if operation is not None else None
 
     def receive(self, session: Session, frame: Frame) -> None:
@@ -286,7 +337,7 @@ class Places:
         elif frame.kind == Kind.CHANGED:
             place.membership_changed(frame)
         else:
-            raise ProtocolError(f"a {Kind(frame.kind).name} frame for a group")
+            raise ProtocolError(f"a {kind_name(frame.kind)} frame for a group")
 
     def disconnected(self, error: ConnectionClosed) -> None:
         """The session is over, and with it every membership."""

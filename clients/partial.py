@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
@@ -99,16 +98,14 @@ def all_reduce(member: Member, value: object, op: str, timeout_s: float, terms: 
     return replace(prepared, claim=claim, contribution=None if quorum.abstains else prepared.contribution)
 
 
-def completion(
-    complete: Callable[[memoryview], object], operation: MemberOperation, rank: int
-) -> Callable[[memoryview], object]:
-    """What makes a Partial of an operation's result."""
+def completed(prepared: Prepared, operation: MemberOperation, rank: int) -> Prepared:
+    """An operation that has begun, with what makes a Partial of its result."""
 
     def finish(result: memoryview) -> object:
         told, quorum = operation.participation, operation.claim.quorum
         assert told is not None, "the broker says who took part before it sends the last of the result"
         assert quorum is not None
         late = not quorum.abstains and rank not in told.ranks
-        return Partial(complete(result), tuple(told.ranks), tuple(told.carried), told.behind, late)
+        return Partial(prepared.complete(result), tuple(told.ranks), tuple(told.carried), told.behind, late)
 
-    return finish
+    return replace(prepared, complete=finish)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 from broker.collectives import shm
 from broker.collectives.member import MemberOperation
@@ -10,6 +12,7 @@ from broker.errors import BrokerError, TimeoutError
 from clients import boards
 from clients.boards import SharedOperation
 from clients.checks import time_limit
+from clients.collective import Prepared
 from clients.driver import Driver
 from clients.membership import Place
 from clients.signals import Signal
@@ -24,16 +27,18 @@ class Work:
     def __init__(
         self,
         driver: Driver,
+        place: Place,
         operation: MemberOperation,
         signal: Signal,
-        complete: Callable[[memoryview], object],
+        prepared: Prepared,
         grace_s: float,
     ) -> None:
         """Made by a Group."""
         self._driver = driver
+        self._place = place
         self._operation = operation
         self._signal = signal
-        self._complete = complete
+        self._prepared = prepared
         self._grace_s = grace_s
         self._finished = False
         self._value: object = None
@@ -65,7 +70,7 @@ class Work:
             if not self._finished:
                 what = self._operation.claim.describe()
                 self._driver.block(self._signal, self._grace_s if timeout_s is None else timeout_s, what)
-                self._value = self._complete(self._operation.finish())
+                self._value = self._prepared.finish(self._operation.finish)
                 self._finished = True
             return self._value
 
@@ -77,6 +82,17 @@ class Work:
             # Without the frames that it went through, which would be kept by it, and it by a variable in them.
             return error.with_traceback(None)
         return None
+
+    def cancel(self) -> bool:
+        """Gives the operation up: it fails with CollectiveAbortedError on all ranks, and no array is changed.
+
+        Returns:
+            Whether that was still to be asked for. `wait` tells what came first, the end or this.
+        """
+        with self._driver.lock:
+            asked = self._place.give_up([self._operation])
+            self._driver.flush()
+        return asked
 
     def __repr__(self) -> str:
         return f"<Work {self._operation!r}>"
@@ -90,14 +106,14 @@ class SharedWork(Work):
         driver: Driver,
         place: Place,
         operation: SharedOperation,
-        complete: Callable[[memoryview], object],
+        prepared: Prepared,
         grace_s: float,
     ) -> None:
         """Made by a Group. The driver's lock is held."""
         self._driver = driver
         self._place = place
         self._shared = operation
-        self._complete = complete
+        self._prepared = prepared
         self._grace_s = grace_s
         self._finished = False
         self._value = None
@@ -113,12 +129,58 @@ class SharedWork(Work):
         if operation.board.engine.wait(operation.task, limit_s) == shm.Outcome.PENDING:
             raise TimeoutError(operation.claim.describe(), limit_s)
         if not self._finished:
-            result = driver.run(boards.finish(driver, self._place, operation))
+            result = self._prepared.take(lambda: driver.run(boards.finish(driver, self._place, operation)))
             with driver.lock:
                 if not self._finished:
-                    self._value = self._complete(result)
+                    self._value = self._prepared.complete(result)
                     self._finished = True
         return self._value
 
+    def cancel(self) -> bool:
+        asked = not self.done
+        self._shared.board.engine.cancel(self._shared.task)
+        return asked
+
     def __repr__(self) -> str:
         return f"<Work {self._shared!r}>"
+
+
+class ManyWork(Work):
+    """As Work, of several operations that were started together and count as one."""
+
+    def __init__(self, works: Sequence[Work], complete: Callable[[Sequence[object]], object]) -> None:
+        """Made by a Group."""
+        self._works = works
+        self._complete_all = complete
+        self._lock = threading.Lock()
+        self._finished = False
+        self._value = None
+
+    @property
+    def done(self) -> bool:
+        return all(work.done for work in self._works)
+
+    def wait(self, timeout_s: float | None = None) -> object:
+        deadline = None if timeout_s is None else time.monotonic() + time_limit("timeout_s", timeout_s)
+        with self._lock:
+            if self._finished:
+                return self._value
+            # Nobody looks at the arrays before all have ended.
+            errors = [work.exception(_left_s(deadline)) for work in self._works]
+            failures = [error for error in errors if error is not None]
+            if failures:
+                raise failures[0]
+            self._value = self._complete_all([work.wait() for work in self._works])
+            self._finished = True
+            return self._value
+
+    def cancel(self) -> bool:
+        asked = [work.cancel() for work in self._works]
+        return any(asked)
+
+    def __repr__(self) -> str:
+        return f"<Work of {len(self._works)} operations>"
+
+
+def _left_s(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -2,15 +2,17 @@
 
    The broker makes one for a generation whose members all share memory with it, and passes it to them. It writes the
    header, and later `state`. To tell people who is late it reads counters, logs, verdicts and records (board_log.c), and
-   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 2:
+   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 3:
 
      0          +------------------------------------------------------------------------+
                 | magic u64 | version u32 | positions u32 | bytes u64                    |
      128        | state u32    OPEN, DRAINING, OVER: written by the broker, or a leaver  |
-     256        | verdict 0 .. 63    one line each; operation s has verdict s % 64        |
+     256        | verdict and order 0 .. 63   one line each; operation s has those of     |
+                |                    s % 64                                               |
      16384      +------------------------------------------------------------------------+
                 | slot of position 0                                                     |
-                |   arrived, left, staged, reduced, collected u64: written by it alone    |
+                |   arrived, left, staged, reduced, collected, offered, calls u64:        |
+                |   written by it alone                                                   |
                 |   bell u32, sleepers u32: the futex on which others wait for it         |
                 |   row 0, row 1   claim (512) and small payload (4096) of operations     |
                 |                  with s % 2                                            |
@@ -24,8 +26,9 @@
                 | stage of position 1 ...                                                |
                 +------------------------------------------------------------------------+
 
-   Operations are numbered from 1, the same on all positions. A counter holds s << 24 | chunks, so that it only grows,
-   also over operations that failed half-way; `arrived` and `left` hold s alone. Who writes where, and when:
+   Operations are numbered from 1, the same on all positions. Which call of the program each of them is, engine_turn.c
+   says. A counter holds s << 24 | chunks, so that it only grows, also over operations that failed half-way; `arrived`
+   and `left` hold s alone. Who writes where, and when:
 
      row s % 2      from the moment in which all have left s - 2
      stage          from the moment in which all have left s - 1, and a chunk's place again when all have collected
@@ -42,7 +45,7 @@
 #include "turns.h"
 
 enum {
-    TB_VERSION = 2,
+    TB_VERSION = 3,
     TB_VERDICTS = 64,
     TB_ROWS = 2,
     TB_RECORDS = 4,
@@ -85,6 +88,8 @@ typedef struct {
     _Atomic uint64_t staged;
     _Atomic uint64_t reduced;
     _Atomic uint64_t collected;
+    _Atomic uint64_t offered;  /* Calls that had been made when the present operation was chosen. */
+    uint64_t calls[TB_ROWS];   /* Which call operation s is, in s % 2. */
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t bell;
     _Atomic uint32_t sleepers;
     tb_row rows[TB_ROWS];
@@ -100,6 +105,7 @@ typedef struct {
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t state;
     struct {
         _Alignas(TB_LINE_BYTES) _Atomic uint64_t word;
+        _Atomic uint64_t order; /* Which call it is; see engine_turn.c. */
     } verdicts[TB_VERDICTS];
 } tb_board;
 

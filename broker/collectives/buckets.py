@@ -59,7 +59,7 @@ class Buckets:
                 raise InvalidValue("arrays", index, "this array is read-only, so no result can be unpacked into it")
         self._arrays = tuple(arrays)
         self._buckets = tuple(
-            self._make_bucket(number, indices) for number, indices in enumerate(_plan(arrays, bucket_bytes))
+            self._make_bucket(number, indices) for number, indices in enumerate(plan_buckets(arrays, bucket_bytes))
         )
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ class Buckets:
         return Bucket(number, np.empty(start, self._arrays[indices[0]].dtype), tuple(slots))
 
 
-def _plan(arrays: Sequence[NDArray[np.generic]], bucket_bytes: int) -> list[list[int]]:
+def plan_buckets(arrays: Sequence[NDArray[np.generic]], bucket_bytes: int) -> list[list[int]]:
     """Indices of the arrays in each bucket, buckets in the order in which the backward pass completes them."""
     by_dtype: dict[np.dtype[np.generic], list[int]] = {}
     for index in reversed(range(len(arrays))):

@@ -15,6 +15,7 @@ import msgspec
 
 from broker import limits
 from broker.errors import InvalidValue
+from broker.ids import Rank
 
 INT8_BLOCKS: Final = "int8_blocks"
 """What floats become to be sent as 8-bit numbers; blocks.py."""
@@ -55,6 +56,12 @@ class CollectiveKind(StrEnum):
     ALL_GATHER = "all_gather"
     REDUCE_SCATTER = "reduce_scatter"
     BARRIER = "barrier"
+    REDUCE = "reduce"
+    GATHER = "gather"
+    SCATTER = "scatter"
+    ALL_TO_ALL = "all_to_all"
+    SEND = "send"
+    RECEIVE = "receive"
 
 
 class ReduceOp(StrEnum):
@@ -69,7 +76,23 @@ class ReduceOp(StrEnum):
 
 QUORUM_OPS: Final = frozenset({ReduceOp.SUM, ReduceOp.MEAN})
 """Only with these does a contribution mean the same in a later operation as in its own."""
-REDUCING_KINDS: Final = frozenset({CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER})
+REDUCING_KINDS: Final = frozenset({CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER, CollectiveKind.REDUCE})
+SHARING_KINDS: Final = frozenset({CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL})
+"""Those that share the first axis out evenly, a shard for each position."""
+POINT_KINDS: Final = frozenset({CollectiveKind.SEND, CollectiveKind.RECEIVE})
+"""Those between two ranks. Both claim SEND, with the sender as root; who takes whatever comes claims RECEIVE."""
+ROOTED_KINDS: Final = POINT_KINDS | {
+    CollectiveKind.BROADCAST,
+    CollectiveKind.REDUCE,
+    CollectiveKind.GATHER,
+    CollectiveKind.SCATTER,
+}
+_ROOT_SENDS: Final = POINT_KINDS | {CollectiveKind.BROADCAST, CollectiveKind.SCATTER}
+_ROOT_RECEIVES: Final = frozenset({CollectiveKind.REDUCE, CollectiveKind.GATHER})
+PARTS_LETTERS_MAX: Final = 64
+TAG_MAX: Final = 0xFFFF
+"""Tags are from 0 to this."""
+_CHANNEL_MARK: Final = 1 << 48
 
 
 class Quorum(msgspec.Struct, frozen=True):
@@ -96,13 +119,14 @@ class Claim(msgspec.Struct, frozen=True):
     Attributes:
         kind: what to do.
         op: how to reduce; None for the kinds that do not reduce.
-        root: the rank that broadcasts; None for the other kinds.
+        root: the rank that has or gets the array; None for the kinds in which all ranks are alike.
         dtype: a name of `ITEM_BYTES`.
-        shape: of the array that each rank contributes; `(0,)` for a barrier.
+        shape: of the array that each rank contributes; `(0,)` for a barrier. Of a scatter the array that is shared out.
         timeout_ns: how long this rank waits for the others, from the arrival of this claim.
         chunk_bytes: payload of every round but the last, which may be shorter.
         stands_for: the array that was encoded to this one, in words; empty when it is sent as it is.
         quorum: how many ranks are enough, and for how long to wait for more; None waits for all.
+        parts: of a list of arrays that go as one, in short what they are.
     """
 
     kind: CollectiveKind
@@ -114,6 +138,7 @@ class Claim(msgspec.Struct, frozen=True):
     chunk_bytes: int = limits.CHUNK_BYTES
     stands_for: str = ""
     quorum: Quorum | None = None
+    parts: str = ""
 
     @classmethod
     def barrier(cls, timeout_ns: int) -> Claim:
@@ -130,18 +155,43 @@ class Claim(msgspec.Struct, frozen=True):
         """Chunks of the array; an empty array and a barrier have one, of no bytes."""
         return max(1, -(-self.nbytes // self.chunk_bytes))
 
+    def sent_bytes(self, rank: int) -> int:
+        """Bytes of what a rank contributes."""
+        if self.kind is CollectiveKind.BARRIER or (self.kind in _ROOT_SENDS and rank != self.root):
+            return 0
+        if self.quorum is not None and self.quorum.abstains:
+            return 0
+        return self.nbytes
+
+    def result_bytes(self, rank: int, positions: int) -> int:
+        """Bytes of what a rank gets, in a generation of so many members."""
+        kind = self.kind
+        if kind in _ROOT_RECEIVES and rank != self.root:
+            return 0
+        if kind in (CollectiveKind.BROADCAST, CollectiveKind.SEND, CollectiveKind.RECEIVE) and rank == self.root:
+            return 0
+        if kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER):
+            return self.nbytes * positions
+        return (
+            self.nbytes // positions if kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER) else self.nbytes
+        )
+
     def describe(self) -> str:
         """The claim in words, such as `all_reduce sum float32 (1024, 1024)`."""
         if self.kind is CollectiveKind.BARRIER:
             return str(self.kind)
+        if self.kind is CollectiveKind.RECEIVE:
+            return f"receive from rank {self.root} whatever comes"
         words: list[str] = [self.kind]
         if self.op is not None:
             words.append(self.op)
         if self.root is not None:
-            words.append(f"from rank {self.root}")
+            words.append(f"{'to' if self.kind in _ROOT_RECEIVES else 'from'} rank {self.root}")
         words += [self.dtype, str(tuple(self.shape))]
         if self.stands_for:
             words.append(f"for {self.stands_for[:_STANDS_FOR_LETTERS_MAX]}")
+        if self.parts:
+            words.append(f"of {self.parts}")
         if self.chunk_bytes != limits.CHUNK_BYTES:
             words.append(f"in chunks of {self.chunk_bytes} bytes")
         if self.quorum is not None:
@@ -152,6 +202,8 @@ class Claim(msgspec.Struct, frozen=True):
 
     def matches(self, other: Claim) -> bool:
         """Whether both ask for the same operation. Ranks may wait for different times."""
+        if CollectiveKind.RECEIVE in (self.kind, other.kind):
+            return self.kind in POINT_KINDS and other.kind in POINT_KINDS and self.root == other.root
         return (
             self.kind is other.kind
             and self.op is other.op
@@ -161,6 +213,7 @@ class Claim(msgspec.Struct, frozen=True):
             and self.chunk_bytes == other.chunk_bytes
             and self.stands_for == other.stands_for
             and _agree(self.quorum, other.quorum)
+            and self.parts == other.parts
         )
 
     def check(self, world_size: int) -> None:
@@ -182,6 +235,8 @@ class Claim(msgspec.Struct, frozen=True):
             raise InvalidValue("chunk_bytes", self.chunk_bytes, f"must be a multiple of {multiple} up to {longest}")
         if len(self.stands_for) > _STANDS_FOR_LETTERS_MAX:
             raise InvalidValue("stands_for of letters", len(self.stands_for), f"at most {_STANDS_FOR_LETTERS_MAX}")
+        if len(self.parts) > PARTS_LETTERS_MAX:
+            raise InvalidValue("parts", len(self.parts), f"at most {PARTS_LETTERS_MAX} letters")
 
     def _check_array(self) -> None:
         if self.dtype not in ITEM_BYTES:
@@ -194,13 +249,13 @@ class Claim(msgspec.Struct, frozen=True):
         # As numpy does, an empty axis does not excuse the others.
         if math.prod(max(1, length) for length in self.shape) * ITEM_BYTES[self.dtype] > ARRAY_BYTES_MAX:
             raise InvalidValue("shape", self.shape, f"is over {ARRAY_BYTES_MAX} bytes, more than any memory holds")
-        if self.kind is CollectiveKind.BARRIER and self.shape != (0,):
-            raise InvalidValue("shape", self.shape, "a barrier carries no array: its shape is (0,)")
-        if self.kind is CollectiveKind.REDUCE_SCATTER and not self.shape:
-            raise InvalidValue("shape", self.shape, "reduce_scatter shares out the first axis, so it needs one")
+        if self.kind in (CollectiveKind.BARRIER, CollectiveKind.RECEIVE) and self.shape != (0,):
+            raise InvalidValue("shape", self.shape, f"{self.kind} carries no array: its shape is (0,)")
+        if self.kind in SHARING_KINDS and not self.shape:
+            raise InvalidValue("shape", self.shape, f"{self.kind} shares out the first axis, so it needs one")
 
     def _check_root(self, world_size: int) -> None:
-        if self.kind is not CollectiveKind.BROADCAST:
+        if self.kind not in ROOTED_KINDS:
             if self.root is not None:
                 raise InvalidValue("root", self.root, f"{self.kind} has no root")
         elif self.root is None or not 0 <= self.root < world_size:
@@ -238,11 +293,11 @@ def _agree(one: Quorum | None, other: Quorum | None) -> bool:
 
 def member_problem(claim: Claim, ranks: Collection[int], generation: int) -> str:
     """Why the members of a generation cannot do what they may all ask for, as words to follow the claim; or nothing."""
-    if claim.kind is CollectiveKind.BROADCAST and claim.root not in ranks:
+    if claim.kind in ROOTED_KINDS and claim.root not in ranks:
         return f", but rank {claim.root} is not in generation {generation}"
     if claim.quorum is not None and claim.quorum.ranks > len(ranks):
         return f", but generation {generation} has {len(ranks)} ranks"
-    if claim.kind is CollectiveKind.REDUCE_SCATTER and claim.shape[0] % len(ranks):
+    if claim.kind in SHARING_KINDS and claim.shape[0] % len(ranks):
         return f", but {claim.shape[0]} rows cannot be shared out evenly to {len(ranks)} members"
     return ""
 
@@ -259,3 +314,16 @@ def op_problem(op: ReduceOp, dtype: str) -> str | None:
     if op is ReduceOp.MEAN and dtype.startswith(("int", "uint")):
         return f"the mean of {dtype} is no {dtype}: use sum, or convert the array to a float"
     return None
+
+
+def channel_number(from_rank: int, to_rank: int, tag: int) -> int:
+    """The number of the channel from one rank to another under a tag, on the wire; never 0.
+
+    | 1 bit: 1 | from u16 | to u16 | tag u16 |
+    """
+    return _CHANNEL_MARK | from_rank << 32 | to_rank << 16 | tag
+
+
+def channel_ends(channel: int) -> tuple[Rank, Rank]:
+    """The sender and the receiver of a channel."""
+    return Rank(channel >> 32 & 0xFFFF), Rank(channel >> 16 & 0xFFFF)

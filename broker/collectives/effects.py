@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from broker.buffers import Buffer
-from broker.errors import CollectiveError, CollectiveMismatchError, RankBehindError, RankTimeoutError
+from broker.collectives.claims import Claim
+from broker.errors import (
+    CollectiveAbortedError,
+    CollectiveError,
+    CollectiveMismatchError,
+    RankBehindError,
+    RankTimeoutError,
+)
 from broker.ids import Generation, GroupNumber, Rank, SessionId
 
 
@@ -55,8 +62,11 @@ class Result:
 
     Attributes:
         generation: of the operation; the group's own may be a later one by now, when the end has let a newcomer in.
-        position: whose array this is a part of for all_gather, the receiver's own for reduce_scatter, else 0.
+        position: whose array this is a part of for all_gather, gather and all_to_all, the receiver's own for
+            reduce_scatter and scatter, else 0.
         last: nothing more comes for this operation.
+        channel: of an operation between two ranks; see channels.py.
+        claim: in round 0, for a receiver that did not know what it would get.
     """
 
     session: SessionId
@@ -66,6 +76,8 @@ class Result:
     position: int
     payload: Buffer
     last: bool
+    channel: int = 0
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +114,18 @@ class Behind:
         return RankBehindError(group, sequence, self.missed)
 
 
-Failure = Mismatch | Missing | Behind
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The program of one rank has cancelled the operation."""
+
+    rank: Rank
+
+    def error(self, group: str, sequence: int) -> CollectiveAbortedError:
+        """What every rank's program is to catch."""
+        return CollectiveAbortedError(group, sequence, self.rank)
+
+
+Failure = Mismatch | Missing | Behind | GivenUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +136,7 @@ class Failed:
     generation: Generation
     sequence: int
     failure: Failure
+    channel: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, in
     if (engine) {
         engine->turns.engine = engine;
         engine->turns.carry_out = tb_carry_out;
+        engine->turns.choose = tb_choose_turn;
+        engine->turns.cancel = tb_cancel;
         error = tb_turns_begin(&engine->turns, told);
     }
     if (error) {

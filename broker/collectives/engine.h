@@ -1,4 +1,5 @@
-/* One position's part in the operations on a board (board.h), which are carried out in turns (turns.h). */
+/* One position's part in the operations on a board (board.h), which are carried out in turns (turns.h),
+   the urgent ones first (engine_turn.c). */
 #ifndef TENSORBUS_ENGINE_H
 #define TENSORBUS_ENGINE_H
 
@@ -13,6 +14,8 @@ typedef struct {
     uint64_t sequence; /* Of the last operation that was begun. */
     uint64_t spin_ns;
     int crowded; /* More positions than processors: to spin would only keep others from running. */
+    int sleepy;  /* So many waits are to be slept through: another thread computes on this processor. */
+    int sleep_waits; /* As many the next time that this shows. */
     tb_undo undo;
 } tb_engine;
 

@@ -13,6 +13,7 @@
 
 #include <sched.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     CODE_BITS = 8,
@@ -25,6 +26,9 @@ enum {
     SPIN_MAX_NS = 50000,
     YIELD_NS = 20000,
     SWITCH_NS = 1500, /* A yield to nobody takes less. */
+    COMPUTING_NS = 500000, /* A yield to another engine takes less. */
+    SLEEP_WAITS_MIN = 32,
+    SLEEP_WAITS_MAX = 4096,
     LONG_PLACES = 4, /* Of the stage, for long arrays: so few stay in the processor's nearest cache. */
 };
 
@@ -62,7 +66,7 @@ static int obey(tb_operation *operation, uint64_t word)
     /* The verdict of a later operation says that this one has failed long ago: its words have to do. */
     uint64_t sequence = word >> (CODE_BITS + AUTHOR_BITS);
     const tb_record *record = &tb_slot_of(operation->engine->board, author)->records[sequence % TB_RECORDS];
-    task->positions = record->positions;
+    task->positions = code == TB_INTERRUPTED ? 1ull << author : record->positions;
     task->failed_timeout_ns = record->timeout_ns;
     task->record = record;
     return code;
@@ -76,18 +80,12 @@ static void copy_claims(const tb_operation *operation, tb_record *record)
                 tb_slot_of(operation->engine->board, position)->rows[operation->sequence % TB_ROWS].claim;
 }
 
-/* Gives the verdict, unless there is one; then obeys it. */
-static int decide(tb_operation *operation, int code, uint64_t positions)
+/* Writes a verdict, unless there is one; returns the one that counts. */
+static uint64_t write_verdict(const tb_operation *operation, int code)
 {
     tb_engine *engine = operation->engine;
-    if (code != TB_COMMITTED) {
-        tb_record *record = &operation->own->records[operation->sequence % TB_RECORDS];
-        record->positions = positions;
-        record->timeout_ns = operation->task->timeout_ns;
-        if (code == TB_MISMATCH)
-            copy_claims(operation, record);
-        atomic_store(&record->sequence, operation->sequence);
-    }
+    if (code != TB_COMMITTED)
+        tb_settle_turn(engine, operation->sequence, operation->task->call);
     _Atomic uint64_t *verdict = verdict_of(operation);
     uint64_t ours = word_of(operation->sequence, engine->position, code), word = atomic_load(verdict);
     while (!is_decided(operation, word))
@@ -96,7 +94,29 @@ static int decide(tb_operation *operation, int code, uint64_t positions)
                 tb_ring_all(engine->board, engine->positions);
             word = ours;
         }
-    return obey(operation, word);
+    return word;
+}
+
+/* Gives the verdict, unless there is one; then obeys it. */
+static int decide(tb_operation *operation, int code, uint64_t positions)
+{
+    if (code != TB_COMMITTED) {
+        tb_record *record = &operation->own->records[operation->sequence % TB_RECORDS];
+        record->positions = positions;
+        record->timeout_ns = operation->task->timeout_ns;
+        if (code == TB_MISMATCH)
+            copy_claims(operation, record);
+        atomic_store(&record->sequence, operation->sequence);
+    }
+    return obey(operation, write_verdict(operation, code));
+}
+
+/* On any thread. Either this sees that the operation has begun, or the operation sees that it is cancelled. */
+void tb_cancel(void *of, tb_task *task)
+{
+    tb_operation operation = {.engine = of, .task = task, .sequence = atomic_load(&task->sequence)};
+    if (operation.sequence && atomic_load(&task->status) == TB_PENDING)
+        write_verdict(&operation, TB_INTERRUPTED);
 }
 
 /* Waiting. */
@@ -122,7 +142,8 @@ static int claims_differ(const tb_operation *operation)
         tb_slot *slot = tb_slot_of(operation->engine->board, position);
         const tb_claim *claim = &slot->rows[operation->sequence % TB_ROWS].claim;
         if (atomic_load_explicit(&slot->arrived, memory_order_acquire) == operation->sequence &&
-            (claim->bytes != task->claim_bytes || memcmp(claim->data, task->claim, task->claim_bytes)))
+            (slot->calls[operation->sequence % TB_ROWS] != task->call || claim->bytes != task->claim_bytes ||
+             memcmp(claim->data, task->claim, task->claim_bytes)))
             return 1;
     }
     return 0;
@@ -147,6 +168,8 @@ static int look(tb_operation *operation, tb_counter counter, uint64_t value)
         if (now + GRACE_NS < operation->deadline_ns)
             operation->deadline_ns = now + GRACE_NS;
     }
+    if (atomic_load(&operation->task->cancelled))
+        return decide(operation, TB_INTERRUPTED, 1ull << engine->position);
     if (operation->task->interrupt && now >= operation->pulse_ns) {
         operation->pulse_ns = now + SLICE_NS;
         if (operation->task->interrupt())
@@ -167,6 +190,7 @@ static int has_changed(void *of)
     tb_operation *operation = of;
     uint64_t word = atomic_load(verdict_of(operation));
     return (is_decided(operation, word) && !is_committed(operation, word)) ||
+           (!is_decided(operation, word) && atomic_load(&operation->task->cancelled)) ||
            atomic_load(&operation->engine->board->state) > (operation->gathering ? TB_OPEN : TB_DRAINING);
 }
 
@@ -193,18 +217,30 @@ static int spins(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
 }
 
 /* Waits in the ways that cost least when it is not for long; says whether that was enough. Who spins keeps its processor
-   from others: from the one that it waits for, perhaps. That others wanted it shows when a yield takes long. */
+   from others: from the one that it waits for, perhaps. That others wanted it shows when a yield takes long. When it takes
+   very long, the other one computes and does not give the processor back: for a while only sleep helps, since who wakes up
+   goes before who computes. Each time that this shows again the while is longer. */
 static int wait_briefly(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
 {
-    int came = !engine->crowded && spins(engine, counter, value), wanted = 0;
+    if (engine->sleepy) {
+        engine->sleepy--;
+        return 0;
+    }
+    int came = !engine->crowded && spins(engine, counter, value), wanted = 0, computing = 0;
     uint64_t now = tb_now_ns(), end = now + YIELD_NS;
     while (!came && now < end) {
         sched_yield();
         uint64_t before = now;
         now = tb_now_ns();
         wanted |= now - before > SWITCH_NS;
+        computing |= now - before > COMPUTING_NS;
         came = atomic_load_explicit(counter, memory_order_acquire) >= value;
     }
+    if (computing) {
+        engine->sleepy = engine->sleep_waits;
+        engine->sleep_waits = 4 * engine->sleep_waits < SLEEP_WAITS_MAX ? 4 * engine->sleep_waits : SLEEP_WAITS_MAX;
+    } else
+        engine->sleep_waits = SLEEP_WAITS_MIN;
     if (came && !wanted)
         engine->spin_ns = engine->spin_ns + SPIN_STEP_NS < SPIN_MAX_NS ? engine->spin_ns + SPIN_STEP_NS : SPIN_MAX_NS;
     else
@@ -256,12 +292,15 @@ static int begin(tb_operation *operation)
         return is_committed(operation, word) ? TB_BROKEN : obey(operation, word);
     if (atomic_load(&operation->engine->board->state) != TB_OPEN)
         return decide(operation, TB_OVER, 0);
+    if (atomic_load(&task->cancelled))
+        return decide(operation, TB_INTERRUPTED, 1ull << operation->engine->position);
     if (operation->sequence > TB_ROWS) {
         int ended = wait_for_all(operation, TB_LEFT, operation->sequence - TB_ROWS);
         if (ended)
             return ended;
     }
     tb_claim *claim = &operation->own->rows[operation->sequence % TB_ROWS].claim;
+    operation->own->calls[operation->sequence % TB_ROWS] = task->call;
     claim->bytes = task->claim_bytes;
     memcpy(claim->data, task->claim, task->claim_bytes);
     if (task->bytes <= TB_INLINE_BYTES)
@@ -306,6 +345,8 @@ static int reduce(tb_operation *operation, size_t chunk)
         int ended = wait_for_all(operation, TB_STAGED, mark(operation, chunk + 1));
         if (ended)
             return ended;
+        if (operation->task->kind == TB_REDUCE_SCATTER)
+            operation->touched = chunk + 1;
         tb_reduce_chunk(operation, chunk);
     }
     tb_publish(operation->own, TB_REDUCED, mark(operation, chunk + 1));
@@ -317,7 +358,8 @@ static int collect(tb_operation *operation, size_t chunk)
     int ended = wait_for_all(operation, TB_REDUCED, mark(operation, chunk + 1));
     if (ended)
         return ended;
-    operation->touched = chunk + 1;
+    if (operation->touched <= chunk)
+        operation->touched = chunk + 1;
     tb_collect(operation, chunk);
     tb_publish(operation->own, TB_COLLECTED, mark(operation, chunk + 1));
     return 0;
@@ -342,7 +384,7 @@ static int move_rows(tb_operation *operation)
 static int move_chunks(tb_operation *operation)
 {
     size_t chunks = operation->chunks;
-    int held = chunks <= TB_STAGE_CHUNKS, remembers = !held && tb_in_place(operation->task), ended = 0;
+    int held = chunks <= TB_STAGE_CHUNKS, remembers = tb_changes_early(operation), ended = 0;
     operation->places = held ? TB_STAGE_CHUNKS : LONG_PLACES;
     for (size_t step = 0; step < chunks + 2 && !ended; step++) {
         if (step < chunks)
@@ -382,12 +424,11 @@ int tb_carry_out(void *of, tb_task *task)
     };
     operation.pulse_ns = task->deadline_ns - task->timeout_ns + SLICE_NS;
     operation.chunks = tb_chunks(&operation);
-    task->sequence = operation.sequence;
+    atomic_store(&task->sequence, operation.sequence);
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
     /* Before the first wait, so that the broker sees also who waits for others to leave what has failed. */
     tb_log_begin(operation.own, operation.sequence, task->deadline_ns - task->timeout_ns, task->claim, task->claim_bytes);
-    if (!small && operation.chunks > TB_STAGE_CHUNKS && tb_in_place(task) &&
-        !tb_undo_reserve(&engine->undo, task->bytes)) {
+    if (!small && tb_changes_early(&operation) && !tb_undo_reserve(&engine->undo, task->target_bytes)) {
         ended = decide(&operation, TB_INTERRUPTED, 1ull << engine->position);
         ended = ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
     }

@@ -31,7 +31,7 @@ void tb_reduce_chunk(tb_operation *operation, size_t chunk);
 /* Copies a chunk of the result from all stages into the target. */
 void tb_collect(tb_operation *operation, size_t chunk);
 
-/* Copies a chunk of the target to where it can be fetched back from, and all that may have changed back again. */
+/* Copies what a chunk changes of the target to where it can be fetched back from, and all that may have changed back. */
 void tb_remember(tb_operation *operation, size_t chunk);
 void tb_restore(tb_operation *operation);
 
@@ -41,5 +41,23 @@ void tb_finish_rows(tb_operation *operation);
 
 /* Carries one operation out (engine_operation.c); returns its status. */
 int tb_carry_out(void *engine, tb_task *task);
+
+/* Has an operation that is cancelled fail, if it has begun and has no verdict. */
+void tb_cancel(void *engine, tb_task *task);
+
+/* Which of the operations that wait is next (engine_turn.c). */
+tb_task *tb_choose_turn(void *engine);
+
+/* Says which call the operation of a turn was, before its verdict fails it. */
+void tb_settle_turn(tb_engine *engine, uint64_t sequence, uint64_t call);
+
+/* Whether an array of the caller's changes before the verdict, so that it must be fetched back after a failure. What fits
+   into the stages is collected after it; but the parts of a reduce_scatter are reduced where they belong. */
+static inline int tb_changes_early(const tb_operation *operation)
+{
+    const tb_task *task = operation->task;
+    int collected_late = operation->chunks <= TB_STAGE_CHUNKS && task->kind != TB_REDUCE_SCATTER;
+    return task->target_bytes && !task->scratch && !collected_late;
+}
 
 #endif

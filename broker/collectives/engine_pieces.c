@@ -1,7 +1,7 @@
 /* Where the bytes of an operation lie, in the arrays and on the stages.
 
-   all_reduce, of three positions: a chunk is shared out in parts at multiples of 64 bytes. Everybody stages what the
-   others reduce; the place of the own part gets its result.
+   all_reduce and reduce, of three positions: a chunk is shared out in parts at multiples of 64 bytes. Everybody stages what
+   the others reduce; the place of the own part gets its result.
 
      array                 |   chunk 0 .................|   chunk 1 .................|
      stage of position 1   | part 0 | result | part 2   |
@@ -11,7 +11,11 @@
      array                 | part 0: piece 0, piece 1, ..  | part 1: piece 0, piece 1, ..  | part 2 ...
      stage of position 1   | piece k of part 0 | -          | piece k of part 2 |
 
-   all_gather and broadcast: a chunk is a stretch of the array. */
+   all_to_all and scatter: the same, without a reduction; of a scatter only the root stages.
+   all_gather, gather and broadcast: a chunk is a stretch of the array.
+
+   An array may be several arrays that count as one when put end to end. Then the own part is staged too, so that a kernel
+   finds it in one piece: a copy more of what a position reduces, and none of the whole. */
 #define _GNU_SOURCE
 #include "engine_operation.h"
 
@@ -40,7 +44,7 @@ static stretch part_of(const tb_operation *operation, size_t chunk_bytes, int po
     return (stretch){start, stop - start};
 }
 
-/* Of a reduce_scatter: the room for one piece on a stage, and what chunk k has of every part. */
+/* Of the kinds that share an array out: the room for one piece on a stage, and what chunk k has of every part. */
 static size_t piece_room(const tb_operation *operation)
 {
     return TB_CHUNK_BYTES / operation->engine->positions / PART_BYTES * PART_BYTES;
@@ -60,44 +64,127 @@ static unsigned char *place_of(const tb_operation *operation, int position, size
     return own + chunk % operation->places * TB_CHUNK_BYTES;
 }
 
+static int shares_out(const tb_task *task)
+{
+    return task->kind == TB_REDUCE_SCATTER || task->kind == TB_SCATTER || task->kind == TB_ALL_TO_ALL;
+}
+
+/* Whether a position that gets something gets it from all. */
+static int gathers(const tb_task *task)
+{
+    return task->kind == TB_ALL_GATHER || task->kind == TB_GATHER || task->kind == TB_ALL_TO_ALL;
+}
+
 size_t tb_chunks(const tb_operation *operation)
 {
     const tb_task *task = operation->task;
-    if (task->kind == TB_REDUCE_SCATTER) {
+    if (shares_out(task)) {
         size_t part = task->bytes / operation->engine->positions, room = piece_room(operation);
         return (part + room - 1) / room;
     }
     return (task->bytes + TB_CHUNK_BYTES - 1) / TB_CHUNK_BYTES;
 }
 
+/* The piece in which an offset lies. */
+static const tb_piece *piece_at(const tb_piece *pieces, int count, size_t offset)
+{
+    int first = 0, last = count - 1;
+    while (first < last) {
+        int middle = (first + last + 1) / 2;
+        if (pieces[middle].start <= offset)
+            first = middle;
+        else
+            last = middle - 1;
+    }
+    return pieces + first;
+}
+
+/* Copies a stretch of an array that lies in pieces to `to`, or from `from` into it. */
+static void move_pieces(const tb_piece *pieces, int count, stretch where, unsigned char *to, const unsigned char *from)
+{
+    const tb_piece *piece = piece_at(pieces, count, where.start);
+    for (size_t done = 0; done < where.bytes; piece++) {
+        size_t skip = where.start + done - piece->start, bytes = piece->bytes - skip;
+        if (bytes > where.bytes - done)
+            bytes = where.bytes - done;
+        if (to)
+            memcpy(to + done, piece->data + skip, bytes);
+        else
+            memcpy(piece->data + skip, from + done, bytes);
+        done += bytes;
+    }
+}
+
+static void read_source(const tb_task *task, stretch where, unsigned char *to)
+{
+    if (task->sources)
+        move_pieces(task->sources, task->source_count, where, to, NULL);
+    else
+        memcpy(to, (const unsigned char *)task->source + where.start, where.bytes);
+}
+
+static void write_target(const tb_task *task, stretch where, const unsigned char *from)
+{
+    if (task->targets)
+        move_pieces(task->targets, task->target_count, where, NULL, from);
+    else
+        memcpy((unsigned char *)task->target + where.start, from, where.bytes);
+}
+
+/* What a chunk changes of the target: so many stretches. */
+static int changes(const tb_operation *operation, size_t chunk, stretch *found)
+{
+    const tb_task *task = operation->task;
+    stretch one = shares_out(task) ? piece_of(operation, chunk) : chunk_of(task, chunk);
+    int positions = operation->engine->positions, count = gathers(task) ? positions : 1;
+    size_t step = task->kind == TB_ALL_TO_ALL ? task->bytes / positions : task->bytes;
+    for (int each = 0; each < count; each++)
+        found[each] = (stretch){each * step + one.start, one.bytes};
+    return count;
+}
+
+/* A piece for each of the others, and for itself when a kernel or the target needs it in one. */
+static void stage_pieces(tb_operation *operation, size_t chunk)
+{
+    const tb_task *task = operation->task;
+    int own = operation->engine->position, positions = operation->engine->positions;
+    unsigned char *place = place_of(operation, own, chunk);
+    size_t part = task->bytes / positions, room = piece_room(operation);
+    stretch piece = piece_of(operation, chunk);
+    if (task->kind == TB_SCATTER && own != task->root)
+        return;
+    for (int position = 0; position < positions; position++)
+        if (position != own || task->sources || task->targets)
+            read_source(task, (stretch){position * part + piece.start, piece.bytes}, place + position * room);
+}
+
 void tb_stage(tb_operation *operation, size_t chunk)
 {
     const tb_task *task = operation->task;
-    const unsigned char *source = task->source;
-    unsigned char *place = place_of(operation, operation->engine->position, chunk);
-    int own = operation->engine->position, positions = operation->engine->positions;
-    if (task->kind == TB_REDUCE_SCATTER) {
-        size_t part = task->bytes / positions, room = piece_room(operation);
-        stretch piece = piece_of(operation, chunk);
-        for (int position = 0; position < positions; position++)
-            if (position != own)
-                memcpy(place + position * room, source + position * part + piece.start, piece.bytes);
-    } else if (task->kind == TB_ALL_REDUCE) {
-        stretch whole = chunk_of(task, chunk), part = part_of(operation, whole.bytes, own);
+    int own = operation->engine->position, whole_needed = task->sources || task->targets;
+    unsigned char *place = place_of(operation, own, chunk);
+    if (shares_out(task)) {
+        stage_pieces(operation, chunk);
+        return;
+    }
+    if (!(task->source || task->sources) || (task->kind == TB_GATHER && own == task->root && !whole_needed))
+        return;
+    stretch whole = chunk_of(task, chunk);
+    if (task->kernel && !task->sources) {
+        const unsigned char *source = task->source;
+        stretch part = part_of(operation, whole.bytes, own);
         size_t end = part.start + part.bytes;
         memcpy(place, source + whole.start, part.start);
         memcpy(place + end, source + whole.start + end, whole.bytes - end);
-    } else if (source) {
-        stretch whole = chunk_of(task, chunk);
-        memcpy(place, source + whole.start, whole.bytes);
-    }
+    } else
+        read_source(task, whole, place);
 }
 
 void tb_reduce_chunk(tb_operation *operation, size_t chunk)
 {
     const tb_task *task = operation->task;
-    const unsigned char *source = task->source;
     const void *sources[TB_POSITIONS_MAX];
+    const unsigned char *own_source;
     int own = operation->engine->position, positions = operation->engine->positions;
     size_t offset, bytes;
     unsigned char *out;
@@ -106,63 +193,88 @@ void tb_reduce_chunk(tb_operation *operation, size_t chunk)
         offset = own * piece_room(operation);
         bytes = piece.bytes;
         out = (unsigned char *)task->target + piece.start;
-        sources[own] = source + own * (task->bytes / positions) + piece.start;
+        own_source = (const unsigned char *)task->source + own * (task->bytes / positions) + piece.start;
     } else {
         stretch whole = chunk_of(task, chunk), part = part_of(operation, whole.bytes, own);
         offset = part.start;
         bytes = part.bytes;
         out = place_of(operation, own, chunk) + part.start;
-        sources[own] = source + whole.start + part.start;
+        own_source = task->sources ? out : (const unsigned char *)task->source + whole.start + part.start;
     }
     for (int position = 0; position < positions; position++)
-        if (position != own)
-            sources[position] = place_of(operation, position, chunk) + offset;
+        sources[position] = position == own ? own_source : place_of(operation, position, chunk) + offset;
     if (bytes)
         task->kernel(out, sources, positions, bytes / task->item_bytes, task->divisor, 0);
+}
+
+/* The parts of a chunk that all positions have reduced. */
+static void collect_parts(tb_operation *operation, size_t chunk)
+{
+    const tb_task *task = operation->task;
+    stretch whole = chunk_of(task, chunk);
+    for (int position = 0; position < operation->engine->positions; position++) {
+        stretch part = part_of(operation, whole.bytes, position);
+        write_target(task, (stretch){whole.start + part.start, part.bytes},
+                     place_of(operation, position, chunk) + part.start);
+    }
+}
+
+/* What each position, or the root, has staged for this one. */
+static void collect_pieces(tb_operation *operation, size_t chunk)
+{
+    const tb_task *task = operation->task;
+    tb_engine *engine = operation->engine;
+    stretch found[TB_POSITIONS_MAX];
+    int own = engine->position, count = changes(operation, chunk, found), staged = task->sources || task->targets;
+    size_t room = shares_out(task) ? own * piece_room(operation) : 0;
+    size_t own_start = shares_out(task) ? own * (task->bytes / engine->positions) + piece_of(operation, chunk).start
+                                        : chunk * TB_CHUNK_BYTES;
+    for (int each = 0; each < count; each++) {
+        int position = gathers(task) ? each : task->root;
+        const unsigned char *from = place_of(operation, position, chunk) + room;
+        if (position == own && !staged)
+            from = (const unsigned char *)task->source + own_start;
+        write_target(task, found[each], from);
+    }
 }
 
 void tb_collect(tb_operation *operation, size_t chunk)
 {
     const tb_task *task = operation->task;
-    int own = operation->engine->position, positions = operation->engine->positions;
-    if (task->kind == TB_REDUCE_SCATTER || !task->target)
+    if (task->kind == TB_REDUCE_SCATTER || !task->target_bytes)
         return;
-    stretch whole = chunk_of(task, chunk);
-    unsigned char *target = (unsigned char *)task->target + whole.start;
-    if (task->kind == TB_BROADCAST)
-        memcpy(target, place_of(operation, task->root, chunk), whole.bytes);
-    else if (task->kind == TB_ALL_GATHER)
-        for (int position = 0; position < positions; position++) {
-            const unsigned char *from = position == own ? (const unsigned char *)task->source + whole.start
-                                                        : place_of(operation, position, chunk);
-            memcpy(target + position * task->bytes, from, whole.bytes);
-        }
+    if (task->kernel)
+        collect_parts(operation, chunk);
     else
-        for (int position = 0; position < positions; position++) {
-            stretch part = part_of(operation, whole.bytes, position);
-            memcpy(target + part.start, place_of(operation, position, chunk) + part.start, part.bytes);
-        }
+        collect_pieces(operation, chunk);
 }
 
 void tb_remember(tb_operation *operation, size_t chunk)
 {
-    stretch whole = chunk_of(operation->task, chunk);
-    tb_undo_keep(&operation->engine->undo, operation->task->target, whole.start, whole.bytes);
+    const tb_task *task = operation->task;
+    tb_undo *undo = &operation->engine->undo;
+    stretch found[TB_POSITIONS_MAX];
+    int count = changes(operation, chunk, found);
+    for (int each = 0; each < count; each++)
+        if (task->targets)
+            move_pieces(task->targets, task->target_count, found[each], undo->memory + found[each].start, NULL);
+        else
+            tb_undo_keep(undo, task->target, found[each].start, found[each].bytes);
 }
 
 void tb_restore(tb_operation *operation)
 {
-    if (operation->touched) {
-        stretch last = chunk_of(operation->task, operation->touched - 1);
-        tb_undo_restore(&operation->engine->undo, operation->task->target, 0, last.start + last.bytes);
-    }
+    stretch found[TB_POSITIONS_MAX];
+    for (size_t chunk = 0; chunk < operation->touched; chunk++)
+        for (int each = changes(operation, chunk, found) - 1; each >= 0; each--)
+            write_target(operation->task, found[each], operation->engine->undo.memory + found[each].start);
 }
 
 void tb_write_row(tb_operation *operation)
 {
     const tb_task *task = operation->task;
-    if (task->source && task->bytes)
-        memcpy(operation->own->rows[operation->sequence % TB_ROWS].payload, task->source, task->bytes);
+    if ((task->source || task->sources) && task->bytes)
+        read_source(task, (stretch){0, task->bytes}, operation->own->rows[operation->sequence % TB_ROWS].payload);
 }
 
 void tb_finish_rows(tb_operation *operation)
@@ -170,22 +282,25 @@ void tb_finish_rows(tb_operation *operation)
     const tb_task *task = operation->task;
     tb_engine *engine = operation->engine;
     const void *payloads[TB_POSITIONS_MAX];
-    unsigned char *target = task->target;
+    unsigned char total[TB_INLINE_BYTES];
     size_t bytes = task->bytes, offset = 0;
-    if (!target || !bytes)
+    if (!task->target_bytes)
         return;
-    if (task->kind == TB_REDUCE_SCATTER) {
+    if (shares_out(task)) {
         bytes /= engine->positions;
         offset = engine->position * bytes;
     }
     for (int position = 0; position < engine->positions; position++)
         payloads[position] =
             tb_slot_of(engine->board, position)->rows[operation->sequence % TB_ROWS].payload + offset;
-    if (task->kind == TB_BROADCAST)
-        memcpy(target, payloads[task->root], bytes);
-    else if (task->kind == TB_ALL_GATHER)
-        for (int position = 0; position < engine->positions; position++)
-            memcpy(target + position * bytes, payloads[position], bytes);
+    if (task->kernel) {
+        task->kernel(task->targets ? total : task->target, payloads, engine->positions, bytes / task->item_bytes,
+                     task->divisor, 0);
+        if (task->targets)
+            write_target(task, (stretch){0, bytes}, total);
+    } else if (task->kind == TB_BROADCAST || task->kind == TB_SCATTER)
+        write_target(task, (stretch){0, bytes}, payloads[task->root]);
     else
-        task->kernel(target, payloads, engine->positions, bytes / task->item_bytes, task->divisor, 0);
+        for (int position = 0; position < engine->positions; position++)
+            write_target(task, (stretch){position * bytes, bytes}, payloads[position]);
 }

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from broker import limits
 from broker.buffers import Buffer
-from broker.collectives.claims import Claim
+from broker.collectives.channels import Channels
+from broker.collectives.claims import POINT_KINDS, Claim
 from broker.collectives.effects import (
     Behind,
     Changed,
@@ -26,8 +27,10 @@ from broker.collectives.effects import (
     Effect,
     Failed,
     Failure,
+    GivenUp,
     Joined,
     Mismatch,
+    Missing,
     RefusalKind,
     Refused,
 )
@@ -39,6 +42,8 @@ from broker.collectives.recorder import Outcome, Progress, Recorded, Recorder
 from broker.collectives.snapshots import STAR, GroupSnapshot, NewcomerSnapshot, OperationSnapshot
 from broker.errors import InvalidValue, ProtocolError
 from broker.ids import Generation, GroupNumber, Rank, SessionId
+
+_OUTCOMES = {Mismatch: Outcome.MISMATCH, Missing: Outcome.MISSING, GivenUp: Outcome.INTERRUPTED}
 
 
 @dataclass(slots=True)
@@ -88,6 +93,7 @@ class Group:
         self._progress = Progress()
         self.recorder = Recorder(world_size)
         self._late = Late()
+        self._channels = Channels(self.generation, {})
 
     def __repr__(self) -> str:
         return (
@@ -108,7 +114,7 @@ class Group:
     @property
     def held_bytes(self) -> int:
         """Payload that waits for other ranks."""
-        return self._late.held_bytes + sum(operation.held_bytes for operation in self._operations.values())
+        return self._late.held_bytes + sum(operation.held_bytes for operation in self._in_progress())
 
     @property
     def late_totals(self) -> LateTotals:
@@ -118,7 +124,7 @@ class Group:
     @property
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do, if nothing else happens before."""
-        deadlines = [operation.alarm_ns for operation in self._operations.values()]
+        deadlines = [operation.alarm_ns for operation in self._in_progress()]
         deadlines += [newcomer.deadline_ns for newcomer in self._newcomers.values()]
         return min(deadlines, default=None)
 
@@ -157,8 +163,19 @@ class Group:
         claim: Claim | None,
         payload: Buffer,
         now_ns: int,
+        channel: int = 0,
     ) -> list[Effect]:
         """A chunk has come. Its payload must not change while the group holds it.
+
+        Args:
+            session: who has sent it.
+            generation: for which it is meant.
+            sequence: of the operation.
+            round_number: of the chunk.
+            claim: with the first chunk.
+            payload: the chunk.
+            now_ns: the time.
+            channel: of an operation between two ranks.
 
         Raises:
             ProtocolError: the sender does not keep to the rules; nothing has changed, and its session is to be closed.
@@ -175,12 +192,43 @@ class Group:
         if round_number:
             if claim is not None:
                 raise ProtocolError(f"a claim in round {round_number}; only round 0 has one")
-            effects = self._go_on(seat, sequence, round_number, payload, now_ns)
         elif claim is None:
             raise ProtocolError("round 0 of a collective operation without a claim")
         else:
-            effects = self._begin(seat, sequence, claim, payload, now_ns)
-        return effects
+            self._check(seat, claim, channel)
+        if channel:
+            effects = self._channels.contribute(seat.rank, channel, sequence, round_number, claim, payload, now_ns)
+            return effects + self._admit()
+        if claim is None:
+            return self._go_on(seat, sequence, round_number, payload, now_ns)
+        return self._begin(seat, sequence, claim, payload, now_ns)
+
+    def give_up(self, session: SessionId, generation: int, sequence: int, channel: int, now_ns: int) -> list[Effect]:
+        """A member's program cancels an operation that it has begun; one that has ended stays as it is."""
+        seat = self._seats.get(session)
+        if seat is None or generation != self.generation:
+            return []
+        if channel:
+            return self._channels.give_up(seat.rank, channel, sequence) + self._admit()
+        operation = self._operations.get(sequence)
+        if operation is None or sequence >= seat.next_sequence:
+            return []
+        effects = operation.give_up(seat.rank)
+        effects += self._retire(operation, now_ns)
+        return effects + self._admit()
+
+    def _in_progress(self) -> list[Operation]:
+        return [*self._operations.values(), *self._channels.operations]
+
+    def _check(self, seat: _Seat, claim: Claim, channel: int) -> None:
+        try:
+            claim.check(self.world_size)
+        except InvalidValue as error:
+            raise ProtocolError(f"rank {seat.rank} claims what cannot be: {error}") from error
+        if (claim.kind in POINT_KINDS) != bool(channel):
+            raise ProtocolError(
+                f"rank {seat.rank} claims {claim.describe()} {'on' if channel else 'without'} a channel"
+            )
 
     def tick(self, now_ns: int) -> list[Effect]:
         """Time has passed: operations and joins whose deadline is over fail."""
@@ -188,6 +236,7 @@ class Group:
         for operation in [*self._operations.values()]:
             effects += operation.expire(now_ns)
             effects += self._retire(operation, now_ns)
+        effects += self._channels.expire(now_ns)
         effects += self._admit()
         self._progress.observe({each.sequence: each.moved for each in self._operations.values()}, now_ns)
         late = [newcomer for newcomer in self._newcomers.values() if now_ns >= newcomer.deadline_ns]
@@ -209,9 +258,15 @@ class Group:
                 NewcomerSnapshot(each.session, each.rank, each.deadline_ns - each.timeout_ns, each.deadline_ns)
                 for each in self._newcomers.values()
             ),
-            operations=tuple(
-                OperationSnapshot.of(operation, self._progress.since_ns(sequence))
-                for sequence, operation in sorted(self._operations.items())
+            operations=(
+                *(
+                    OperationSnapshot.of(operation, self._progress.since_ns(sequence))
+                    for sequence, operation in sorted(self._operations.items())
+                ),
+                *(
+                    OperationSnapshot.of(operation, max(operation.arrived_ns.values()))
+                    for operation in sorted(self._channels.operations, key=lambda operation: operation.sequence)
+                ),
             ),
             untold_failures=len(self._failures),
             recorder=self.recorder,
@@ -255,7 +310,7 @@ class Group:
     def _admit(self) -> list[Effect]:
         """Make members of all newcomers, if the group can take them now."""
         forming = not self._seats
-        if not self._newcomers or self._operations or (forming and len(self._newcomers) < self.world_size):
+        if not self._newcomers or self._in_progress() or (forming and len(self._newcomers) < self.world_size):
             return []
         old = [*self._sessions.values()]
         placed = self._placements()
@@ -287,11 +342,12 @@ class Group:
             seat.next_sequence, seat.quorum = 1, None
         # A new dictionary, because the operations of the old generation keep the old one.
         self._sessions = dict(sorted((seat.rank, seat.session) for seat in self._seats.values()))
+        self._channels = Channels(self.generation, self._sessions)
 
     def _refuse_late(self, late: Iterable[_Newcomer]) -> list[Effect]:
         """Refuse newcomers whose time is over; each is told the ranks that were missing to all of them."""
         if self._seats:
-            missing = tuple(sorted({rank for each in self._operations.values() for rank in each.missing_ranks}))
+            missing = tuple(sorted({rank for each in self._in_progress() for rank in each.missing_ranks}))
         else:
             missing = self._missing_ranks()
         effects: list[Effect] = []
@@ -308,10 +364,6 @@ class Group:
     def _begin(self, seat: _Seat, sequence: int, claim: Claim, payload: Buffer, now_ns: int) -> list[Effect]:
         if sequence != seat.next_sequence:
             raise ProtocolError(f"rank {seat.rank} started operation {sequence} in place of {seat.next_sequence}")
-        try:
-            claim.check(self.world_size)
-        except InvalidValue as error:
-            raise ProtocolError(f"rank {seat.rank} claims what cannot be: {error}") from error
         if claim.quorum is not None and seat.quorum is not None and seat.quorum.owes(seat.rank):
             raise ProtocolError(f"rank {seat.rank} started operation {sequence} with another quorum one under way")
         operation = self._operations.get(sequence) or self._late.find(sequence)
@@ -389,7 +441,7 @@ class Group:
         failure, words = operation.failure, ""
         outcome = Outcome.DONE if operation.ended else Outcome.VOID
         if failure is not None:
-            outcome = Outcome.MISMATCH if isinstance(failure, Mismatch) else Outcome.MISSING
+            outcome = _OUTCOMES[type(failure)]
             words = str(failure.error(self.name, operation.sequence))
         self.recorder.record(
             Recorded(

@@ -22,7 +22,7 @@ import numpy as np
 
 from broker import limits
 from broker.buffers import Buffer
-from broker.collectives.claims import Claim, CollectiveKind
+from broker.collectives.claims import SHARING_KINDS, Claim, CollectiveKind
 from broker.collectives.layout import chunk_bounds, overlap, shard_bounds
 from broker.errors import BrokerError, GenerationChangedError, InvalidValue, ProtocolError
 from broker.ids import Generation, Rank
@@ -60,6 +60,13 @@ class Member:
         self._open = 0
         self._open_quorums = 0
         self._unseen_change: GenerationChangedError | None = None
+        self._prioritised = 0
+        self.whole: Member | None = None
+        """Of an end of a channel: the member of the whole group, whose changes it tells of."""
+        self.channel = 0
+        """Which channel this is an end of; 0 for the whole group."""
+        self.allowed: int | None = None
+        """On a channel, the last operation that may be opened: how many may be open is shared by all channels."""
 
     def __repr__(self) -> str:
         return (
@@ -78,15 +85,21 @@ class Member:
         return tuple(self._pending.values())
 
     def start(
-        self, claim: Claim, contribution: memoryview | None = None, target: memoryview | None = None
+        self,
+        claim: Claim,
+        contribution: memoryview | None = None,
+        target: memoryview | None = None,
+        priority: int = 0,
     ) -> MemberOperation:
         """Begin an operation; nothing is sent before `next_round` is asked.
 
         Args:
             claim: what to do; every rank must ask for the same.
             contribution: the flat bytes of this rank's array, unchanged until the operation is done. None for a
-                barrier and for a rank that receives a broadcast.
-            target: the flat bytes that `finish` fills: for an all_reduce, and for a rank that receives a broadcast.
+                barrier and for a rank that gets what the root has.
+            target: the flat bytes that `finish` fills: for an all_reduce, and for a rank that receives a broadcast; for
+                the others if their result has a place.
+            priority: operations that have begun send their chunks in this order, the highest first.
 
         Raises:
             InvalidValue: the claim or a length cannot be; no sequence has been used up.
@@ -94,13 +107,16 @@ class Member:
         """
         self.raise_change()
         claim.check(self.world_size)
-        operation = MemberOperation(self, self.next_sequence, claim, contribution, target)
+        operation = MemberOperation(self, self.next_sequence, claim, contribution, target, priority)
         self._pending[operation.sequence] = operation
+        self._prioritised += priority != 0
         self.next_sequence += 1
         return operation
 
     def take_change(self) -> GenerationChangedError | None:
         """The changes of the members that the caller has not been told; whoever takes it has to raise it."""
+        if self.whole is not None:
+            return self.whole.take_change()
         change, self._unseen_change = self._unseen_change, None
         return change
 
@@ -129,16 +145,33 @@ class Member:
         return operation
 
     def next_round(self) -> tuple[MemberOperation, Round] | None:
-        """What to send next, of the oldest operation that has something; None until results arrive or another starts.
+        """What to send next; None until results arrive or another operation starts.
 
-        Ask again after each result, failure and start.
+        Claims go out in the order of the operations, and before the chunks of operations of a lower priority. Of equal
+        ones the oldest that has something goes first. Ask again after each result, failure and start.
         """
+        if self._prioritised and self._pending:
+            return self._next_prioritised()
         for operation in self._pending.values():
             following = operation.next_round()
             if following is not None:
                 return operation, following
             if not operation.opened:
                 break
+        return None
+
+    def _next_prioritised(self) -> tuple[MemberOperation, Round] | None:
+        opened = [operation for operation in self._pending.values() if operation.opened]
+        waiting = [operation for operation in self._pending.values() if not operation.opened]
+        urgent = max((operation.priority for operation in waiting), default=0)
+        # What is in front of the most urgent one has to be opened before it.
+        first = [operation for operation in opened if operation.priority > urgent] if waiting else opened
+        first.sort(key=lambda operation: -operation.priority)
+        rest = sorted((operation for operation in opened if operation not in first), key=lambda each: -each.priority)
+        for operation in [*first, *waiting[:1], *rest]:
+            following = operation.next_round()
+            if following is not None:
+                return operation, following
         return None
 
     def changed(
@@ -166,9 +199,11 @@ class Member:
             operation.failed(error)
 
     def _may_open(self, operation: MemberOperation) -> bool:
-        if operation.claim.quorum is not None and self._open_quorums:
+        if operation.sequence != self._next_to_open or (operation.claim.quorum is not None and self._open_quorums):
             return False
-        return operation.sequence == self._next_to_open and self._open < limits.OPERATIONS_AHEAD
+        if self.allowed is not None:
+            return operation.sequence <= self.allowed
+        return self._open < limits.OPERATIONS_AHEAD
 
     def _opened(self, operation: MemberOperation) -> None:
         self._next_to_open += 1
@@ -177,6 +212,7 @@ class Member:
 
     def _ended(self, operation: MemberOperation) -> None:
         del self._pending[operation.sequence]
+        self._prioritised -= operation.priority != 0
         if operation.opened:
             self._open -= 1
             self._open_quorums -= operation.claim.quorum is not None
@@ -192,8 +228,11 @@ class MemberOperation:
         claim: Claim,
         contribution: memoryview | None,
         target: memoryview | None,
+        priority: int = 0,
     ) -> None:
         """Made by `Member.start`."""
+        self.priority = priority
+        self.given_up = False
         self.sequence = sequence
         self.claim = claim
         self.done = False
@@ -205,10 +244,10 @@ class MemberOperation:
         self._array_bytes = claim.nbytes
         self._rounds = claim.rounds
         self._abstains = claim.quorum is not None and claim.quorum.abstains
-        self._receives_broadcast = claim.kind is CollectiveKind.BROADCAST and claim.root != member.rank
-        self._contribution = self._checked("contribution", contribution, self._sends_array)
-        fills_target = claim.kind is CollectiveKind.ALL_REDUCE or self._receives_broadcast
-        self._target = self._checked("target", target, fills_target)
+        self._result_bytes = claim.result_bytes(member.rank, self._positions)
+        self._contribution = self._checked("contribution", contribution, claim.sent_bytes(member.rank))
+        needs_target = claim.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.BROADCAST) or target is not None
+        self._target = self._checked("target", target, self._result_bytes if needs_target else 0)
         self._scratch = memoryview(b"")
         self._sent = 0
         self._received = 0
@@ -222,13 +261,14 @@ class MemberOperation:
         )
 
     @property
+    def channel(self) -> int:
+        """On which channel it is; 0 for an operation of the whole group."""
+        return self._member.channel
+
+    @property
     def opened(self) -> bool:
         """Whether the claim has been handed out by `next_round`, so that the broker knows of this operation."""
         return self._sent > 0
-
-    @property
-    def _sends_array(self) -> bool:
-        return not (self.claim.kind is CollectiveKind.BARRIER or self._receives_broadcast or self._abstains)
 
     @property
     def _rounds_allowed(self) -> int:
@@ -237,19 +277,10 @@ class MemberOperation:
             return 1 if self._abstains else self._rounds
         return min(self._rounds, self._received + limits.ROUNDS_AHEAD)
 
-    @property
-    def _scratch_bytes(self) -> int:
-        if self.claim.kind is CollectiveKind.ALL_GATHER:
-            return self._array_bytes * self._positions
-        if self.claim.kind is CollectiveKind.REDUCE_SCATTER:
-            return self._array_bytes // self._positions
-        return len(self._target)
-
-    def _checked(self, what: str, array: memoryview | None, wanted: bool) -> memoryview:
+    def _checked(self, what: str, array: memoryview | None, expected: int) -> memoryview:
         """The bytes of an argument, which must be there exactly when the claim has a use for it."""
         if array is None:
             array = memoryview(b"")
-        expected = self._array_bytes if wanted else 0
         if array.nbytes != expected:
             problem = f"{self.claim.describe()} needs {expected} bytes on rank {self._member.rank}"
             raise InvalidValue(what, f"of {array.nbytes} bytes", problem)
@@ -266,7 +297,7 @@ class MemberOperation:
                 return None
             claim = self.claim
             self._member._opened(self)
-            self._scratch = np.empty(self._scratch_bytes, np.uint8).data
+            self._scratch = np.empty(self._result_bytes, np.uint8).data
         number = self._sent
         self._sent += 1
         start, stop = chunk_bounds(number, self.claim.chunk_bytes, len(self._contribution))
@@ -292,6 +323,22 @@ class MemberOperation:
                 f"not {stop - start}"
             )
         return self._scratch[start:stop]
+
+    def agree(self, claim: Claim) -> None:
+        """The broker says what a receive that takes whatever comes will get, before its first result.
+
+        Raises:
+            ProtocolError: this is no such receive, or not what its sender can have claimed.
+        """
+        if self.done or self._received:
+            return
+        if self.claim.kind is not CollectiveKind.RECEIVE or not claim.matches(self.claim):
+            raise ProtocolError(f"operation {self.sequence} is told of {claim.describe()}, but it is no such receive")
+        claim.check(self._member.world_size)
+        self.claim = claim
+        self._array_bytes, self._rounds = claim.nbytes, claim.rounds
+        self._result_bytes = self._array_bytes
+        self._scratch = np.empty(self._result_bytes, np.uint8).data
 
     def result(self, round_number: int, position: int, payload: Buffer | None, *, last: bool) -> None:
         """A result has arrived; an operation that has ended ignores it, as it does a failure.
@@ -335,8 +382,9 @@ class MemberOperation:
         """Take the result of a `done` operation, filling the target if there is one.
 
         Returns:
-            The flat bytes of the result: the target for all_reduce and a received broadcast, this rank's shard for
-            reduce_scatter, the arrays of all positions one after another for all_gather, else nothing.
+            The flat bytes of the result: the target if there is one, else memory of its own. They are this rank's shard
+            for reduce_scatter and scatter, and what all positions gave, one after another, for all_gather, gather and
+            all_to_all.
 
         Raises:
             BrokerError: what the operation failed with; the target has not been touched.
@@ -357,24 +405,33 @@ class MemberOperation:
 
     @property
     def _results_per_round(self) -> int:
-        return self._positions if self.claim.kind is CollectiveKind.ALL_GATHER else 1
+        kind = self.claim.kind
+        gathers = kind in (CollectiveKind.ALL_GATHER, CollectiveKind.ALL_TO_ALL) or (
+            kind is CollectiveKind.GATHER and self._member.rank == self.claim.root
+        )
+        return self._positions if gathers else 1
 
     @property
     def _next_position(self) -> int:
         """Whose part comes next: results of a round come in the order of the positions."""
-        return self._position if self.claim.kind is CollectiveKind.REDUCE_SCATTER else self._position_expected
+        shard = self.claim.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER)
+        return self._position if shard else self._position_expected
 
     def _bounds(self, round_number: int, position: int) -> tuple[int, int]:
         """Where a result lies in the scratch."""
         chunk = chunk_bounds(round_number, self.claim.chunk_bytes, self._array_bytes)
-        if self.claim.kind is CollectiveKind.ALL_GATHER:
+        if not self._result_bytes:
+            return 0, 0
+        if self.claim.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER):
             base = position * self._array_bytes
             return base + chunk[0], base + chunk[1]
-        if self.claim.kind is CollectiveKind.REDUCE_SCATTER:
-            shard = shard_bounds(position, self._positions, self._array_bytes)
+        if self.claim.kind in SHARING_KINDS:
+            shard = shard_bounds(self._position, self._positions, self._array_bytes)
             start, stop = overlap(chunk, shard)
-            return start - shard[0], stop - shard[0]
-        return chunk if len(self._target) else (0, 0)
+            whose = position if self.claim.kind is CollectiveKind.ALL_TO_ALL else 0
+            base = whose * (shard[1] - shard[0]) - shard[0]
+            return base + start, base + stop
+        return chunk
 
     def _end(self, error: BrokerError | None) -> None:
         if self.done:

@@ -25,7 +25,7 @@ import numpy as np
 from broker import limits
 from broker.buffers import Buffer
 from broker.collectives.claims import Claim, CollectiveKind, member_problem
-from broker.collectives.effects import Effect, Failed, Failure, Mismatch, Missing, Result
+from broker.collectives.effects import Effect, Failed, Failure, GivenUp, Mismatch, Missing, Result
 from broker.collectives.layout import chunk_bounds, overlap, shard_bounds
 from broker.collectives.reduce import accumulate
 from broker.errors import ProtocolError
@@ -50,12 +50,10 @@ class Contribution:
     def __init__(self, rank: Rank, claim: Claim, now_ns: int) -> None:
         self.claim = claim
         self.arrived_ns = now_ns
-        # Only the root of a broadcast has bytes to send. The others' empty chunks say how far they have got, so that
+        # Of a broadcast only the root has bytes to send. The others' empty chunks say how far they have got, so that
         # results for a rank that does not read them cannot pile up.
-        listens = claim.kind is CollectiveKind.BROADCAST and claim.root != rank
-        abstains = claim.quorum is not None and claim.quorum.abstains
-        self.array_bytes = 0 if listens or abstains else claim.nbytes
-        self.rounds = 1 if abstains else claim.rounds
+        self.array_bytes = claim.sent_bytes(rank)
+        self.rounds = 1 if claim.quorum is not None and claim.quorum.abstains else claim.rounds
         self.received = 0
         self.chunks: deque[Buffer] = deque()
 
@@ -91,6 +89,7 @@ class Operation:
     """
 
     __slots__ = (
+        "_channel",
         "_contributions",
         "_generation",
         "_lacking",
@@ -105,8 +104,10 @@ class Operation:
         "timeout_ns",
     )
 
-    def __init__(self, generation: Generation, sequence: int, sessions: Mapping[Rank, SessionId]) -> None:
-        """`sessions` are the members of the generation, in ascending order of rank."""
+    def __init__(
+        self, generation: Generation, sequence: int, sessions: Mapping[Rank, SessionId], channel: int = 0
+    ) -> None:
+        """`sessions` are those who take part, in ascending order of rank: all members, or the two of a channel."""
         self.sequence = sequence
         self.state = OperationState.GATHERING
         self.rounds_done = 0
@@ -114,6 +115,7 @@ class Operation:
         self.timeout_ns = 0
         self.failure: Failure | None = None
         self._generation = generation
+        self._channel = channel
         self._sessions = sessions
         self._contributions: dict[Rank, Contribution] = {}
         self._problem = ""
@@ -201,11 +203,15 @@ class Operation:
         contribution.receive(round_number, payload, self.rounds_done)
         if self.state is OperationState.RUNNING and len(contribution.chunks) == 1:
             self._lacking -= 1
-        return self._complete_rounds(contribution.claim)
+        return self._complete_rounds(self._agreed(contribution.claim) if self._senders else contribution.claim)
 
     def expire(self, now_ns: int) -> list[Effect]:
         """Fail when the deadline has passed."""
         return self._fail() if now_ns >= self.deadline_ns and not self.ended else []
+
+    def give_up(self, rank: Rank) -> list[Effect]:
+        """Fail, because the program of a rank that has arrived does not want the result any more."""
+        return [] if self.ended else self._end(GivenUp(rank))
 
     def _hasten(self, deadline_ns: int, timeout_ns: int) -> None:
         if not self.deadline_ns or deadline_ns < self.deadline_ns:
@@ -220,20 +226,31 @@ class Operation:
             self._hasten(now_ns + limits.MISMATCH_GRACE_NS, limits.MISMATCH_GRACE_NS)
 
     def _fail(self) -> list[Effect]:
-        failure: Failure
-        if self.state is OperationState.MISMATCHED:
-            failure = Mismatch(
-                {rank: each.claim.describe() + self._problem for rank, each in self._contributions.items()}
-            )
-        else:
-            failure = Missing(self.missing_ranks, self.timeout_ns / 1e9)
+        if self.state is not OperationState.MISMATCHED:
+            return self._end(Missing(self.missing_ranks, self.timeout_ns / 1e9))
+        return self._end(
+            Mismatch({rank: each.claim.describe() + self._problem for rank, each in self._contributions.items()})
+        )
+
+    def _end(self, failure: Failure) -> list[Effect]:
         self.state, self.failure = OperationState.FAILED, failure
-        return [Failed(self._sessions[rank], self._generation, self.sequence, failure) for rank in self._contributions]
+        return [
+            Failed(self._sessions[rank], self._generation, self.sequence, failure, self._channel)
+            for rank in self._contributions
+        ]
 
     def _run(self, claim: Claim) -> list[Effect]:
         self.state = OperationState.RUNNING
         self._senders = {rank: self._contributions[rank] for rank in self._sessions}
-        return self._complete_rounds(claim)
+        return self._complete_rounds(self._agreed(claim))
+
+    def _agreed(self, claim: Claim) -> Claim:
+        """What all ranks have claimed: a receiver that takes whatever comes takes what its sender has claimed."""
+        if claim.root is not None and self._channel:
+            claim = self._contributions[Rank(claim.root)].claim
+            for each in self._senders.values():
+                each.rounds = claim.rounds
+        return claim
 
     def _complete_rounds(self, claim: Claim) -> list[Effect]:
         effects: list[Effect] = []
@@ -248,32 +265,51 @@ class Operation:
         return effects
 
     def _results(self, claim: Claim, chunks: Sequence[Buffer], *, last: bool) -> list[Effect]:
-        number = self.rounds_done
-        if claim.kind is CollectiveKind.ALL_GATHER:
-            final = len(chunks) - 1
-            return [
-                Result(session, self._generation, self.sequence, number, position, chunk, last and position == final)
-                for session in self._sessions.values()
-                for position, chunk in enumerate(chunks)
-            ]
-        if claim.kind is CollectiveKind.REDUCE_SCATTER:
-            total = reduced(claim, chunks)
-            parts = _shard_parts(claim, number, total, len(self._sessions))
+        kind, number, sessions = claim.kind, self.rounds_done, self._sessions
+        if kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER, CollectiveKind.ALL_TO_ALL):
+            return [result for rank in sessions for result in self._gathered(claim, rank, chunks, last=last)]
+        if kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER):
+            whole = reduced(claim, chunks) if claim.op is not None else chunks[self._position(claim.root)]
+            parts = _shard_parts(claim, number, memoryview(whole), len(sessions))
             return [
                 Result(session, self._generation, self.sequence, number, position, part, last)
-                for position, (session, part) in enumerate(zip(self._sessions.values(), parts, strict=True))
+                for position, (session, part) in enumerate(zip(sessions.values(), parts, strict=True))
             ]
-        if claim.kind is CollectiveKind.ALL_REDUCE:
-            payload: Buffer = reduced(claim, chunks)
+        payload: Buffer = b""
+        if claim.op is not None:
+            payload = reduced(claim, chunks)
         elif claim.root is not None:
-            payload = chunks[list(self._sessions).index(Rank(claim.root))]
-        else:
-            payload = b""
-        # The root of a broadcast has its array; its empty results are its clock.
+            payload = chunks[self._position(claim.root)]
+        # Whoever gets nothing gets an empty result for each round all the same: it is a clock.
         return [
-            Result(session, self._generation, self.sequence, number, 0, b"" if rank == claim.root else payload, last)
-            for rank, session in self._sessions.items()
+            Result(
+                session, self._generation, self.sequence, number, 0,
+                payload if claim.result_bytes(rank, len(sessions)) else b"", last, self._channel,
+                None if number else self._told(rank, claim),
+            )
+            for rank, session in sessions.items()
+        ]  # fmt: skip
+
+    def _gathered(self, claim: Claim, rank: Rank, chunks: Sequence[Buffer], *, last: bool) -> list[Effect]:
+        """One rank's results of a round in which it gets something of every position."""
+        session, number = self._sessions[rank], self.rounds_done
+        if claim.kind is CollectiveKind.GATHER and rank != claim.root:
+            return [Result(session, self._generation, self.sequence, number, 0, b"", last)]
+        if claim.kind is CollectiveKind.ALL_TO_ALL:
+            own = self._position(rank)
+            chunks = [_shard_parts(claim, number, memoryview(chunk), len(chunks))[own] for chunk in chunks]
+        final = len(chunks) - 1
+        return [
+            Result(session, self._generation, self.sequence, number, position, chunk, last and position == final)
+            for position, chunk in enumerate(chunks)
         ]
+
+    def _position(self, rank: int | None) -> int:
+        return list(self._sessions).index(Rank(rank if rank is not None else -1))
+
+    def _told(self, rank: Rank, claim: Claim) -> Claim | None:
+        """What a receiver that takes whatever comes has to be told."""
+        return claim if self._contributions[rank].claim.kind is CollectiveKind.RECEIVE else None
 
 
 def reduced(claim: Claim, chunks: Sequence[Buffer]) -> memoryview:

@@ -34,4 +34,5 @@ cdef class Engine(Turns):
     cdef tb_ring *_ring
     cdef readonly int position
     cdef readonly int positions
+    cdef int _admit(self, TypedTask task) except -1
     cpdef int _settle(self, TypedTask task, bint committed) except -1

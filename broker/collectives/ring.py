@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
+from broker.collectives.claims import CollectiveKind
 from broker.collectives.tasks import (
     ARRAY_BYTES_MAX,
     CLAIM_BYTES_MAX,
@@ -41,6 +42,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Task",
+    "carries",
     "reducible",
 ]
 
@@ -50,6 +52,18 @@ VERSION: Final = 1
 """Of what engines say to one another over a link."""
 LANES_MAX: Final = 16
 """Sockets of one link."""
+_CARRIED: Final = (
+    CollectiveKind.ALL_REDUCE,
+    CollectiveKind.BROADCAST,
+    CollectiveKind.ALL_GATHER,
+    CollectiveKind.REDUCE_SCATTER,
+    CollectiveKind.BARRIER,
+)
+
+
+def carries(kind: CollectiveKind) -> bool:
+    """Whether this engine has operations of a kind; and of these only such whose arrays lie in one piece each."""
+    return AVAILABLE and kind in _CARRIED
 
 
 class Engine(Turns):
@@ -97,6 +111,13 @@ class Engine(Turns):
         if self._ring == cython.NULL:
             raise LimitExceeded("links", len(links), POSITIONS_MAX, f"cannot be used: errno {errno}")
         self._turns = cython.address(self._ring.turns)
+
+    def _admit(self, task: Task) -> int:
+        if task._task.kind >= len(_CARRIED):
+            raise InvalidValue("kind", task._task.kind, "is of an operation that links do not carry: see `carries`")
+        if task._task.sources != cython.NULL or task._task.targets != cython.NULL:
+            raise InvalidValue("arrays", 2, "must be one in place of several, which links do not carry")
+        return 0
 
     @property
     def committed(self) -> int:

@@ -69,6 +69,21 @@ static void free_memory(tb_ring *ring)
     free(ring);
 }
 
+/* Wakes who is in an operation. */
+static void ring_bell(tb_ring *ring)
+{
+    uint64_t one = 1;
+    ssize_t written = write(ring->bell, &one, sizeof one);
+    (void)written;
+}
+
+/* Who is in the operation, or comes to it, looks whether it is cancelled. */
+static void cancel(void *of, tb_task *task)
+{
+    (void)task;
+    ring_bell(of);
+}
+
 tb_ring *tb_ring_new(const int *files, const int *counts, int positions, int position, int told)
 {
     tb_ring *ring = calloc(1, sizeof *ring);
@@ -86,6 +101,7 @@ tb_ring *tb_ring_new(const int *files, const int *counts, int positions, int pos
     ring->turns.engine = ring;
     ring->turns.carry_out = tb_ring_carry_out;
     ring->turns.leftover = tb_send_leftover;
+    ring->turns.cancel = cancel;
     if (!open_all(ring, files, counts, told)) {
         int error = errno;
         free_memory(ring);
@@ -97,12 +113,10 @@ tb_ring *tb_ring_new(const int *files, const int *counts, int positions, int pos
 
 void tb_ring_end(tb_ring *ring)
 {
-    uint64_t one = 1;
     if (tb_turns_forked(&ring->turns))
         return;
     atomic_store(&ring->over, 1);
-    ssize_t written = write(ring->bell, &one, sizeof one);
-    (void)written;
+    ring_bell(ring);
     /* Whoever is in an operation does it at its end. */
     pthread_mutex_lock(&ring->turns.lock);
     if (!ring->turns.busy)

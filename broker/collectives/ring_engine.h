@@ -39,7 +39,8 @@
    from whom nothing came since; a deadline is over for all when it is over for one. After a failure the links go on: who is behind
    drops what belongs to operations before its own, and leaves on the lane what belongs to later ones. A piece
    that is under way when its operation fails is filled up with zeros. Towards one that does not read, the
-   words of one operation replace those of the last: it sees from their sequence that the last one has failed.
+   words of one operation replace those of the last, but for some ABORT: it sees from their sequence at least that the last
+   one has failed.
 
    Nothing that comes is trusted: a head that does not fit the plan is the end of the engine, and what is kept is bounded by the plan,
    by two buffers for each lane and by one MEET for each position. */
@@ -55,7 +56,7 @@ enum {
     TB_PIECE_BYTES = 256 << 10,
     TB_AHEAD_BYTES = 8 << 10,
     TB_MEET_BYTES = TB_CLAIM_BYTES + TB_INLINE_BYTES,
-    TB_OUTBOX_BYTES = 12 << 10, /* Of one word under way, and all but the pieces of one operation. */
+    TB_OUTBOX_BYTES = 12 << 10, /* Of one word under way, some ABORT, and all but the pieces of one operation. */
     TB_STEPS_MAX = 2 * TB_POSITIONS_MAX,
     TB_LINK_RECORDS = 4,
 };

@@ -9,8 +9,9 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
-enum { ROUNDS = 8, EVENTS = 64, JUNK_BYTES = TB_PIECE_BYTES };
+enum { ROUNDS = 8, EVENTS = 64, JUNK_BYTES = TB_PIECE_BYTES, ABORTS_KEPT = 16 };
 
 static const unsigned char ZEROS[64 << 10];
 
@@ -42,17 +43,29 @@ void tb_say_all(tb_exchange *x, tb_kind_of_word kind, int code, uint64_t first, 
             tb_say(x, position, head, "", "", 0);
 }
 
-static size_t word_bytes(const tb_peer *peer)
+static tb_head word_at(const tb_peer *peer, size_t at)
 {
     tb_head head;
-    memcpy(&head, peer->outbox + peer->out_word, sizeof head);
-    return sizeof head + head.bytes;
+    memcpy(&head, peer->outbox + at, sizeof head);
+    return head;
 }
 
+static size_t word_bytes(const tb_peer *peer, size_t at) { return sizeof(tb_head) + word_at(peer, at).bytes; }
+
+/* Why the oldest operations failed is still said: the other end would only see that they have. */
 void tb_forget_words(tb_peer *peer)
 {
-    size_t kept = peer->out_from == peer->out_word ? 0 : word_bytes(peer);
-    memmove(peer->outbox, peer->outbox + peer->out_word, kept);
+    int under_way = peer->out_from != peer->out_word, aborts = 0;
+    size_t kept = 0, from = peer->out_word, end = peer->out_to;
+    for (size_t size; from < end; from += size, under_way = 0) {
+        size = word_bytes(peer, from);
+        int is_abort = word_at(peer, from).kind == TB_ABORT && aborts < ABORTS_KEPT;
+        aborts += is_abort;
+        if (under_way || is_abort) {
+            memmove(peer->outbox + kept, peer->outbox + from, size);
+            kept += size;
+        }
+    }
     peer->out_from -= peer->out_word;
     peer->out_word = 0;
     peer->out_to = kept;
@@ -79,8 +92,8 @@ static int send_words(tb_lane *lane, tb_peer *peer)
     struct iovec part = {peer->outbox + peer->out_from, left};
     size_t sent = hand_over(lane, &part, 1, left);
     peer->out_from += sent;
-    while (peer->out_word < peer->out_from && peer->out_word + word_bytes(peer) <= peer->out_from)
-        peer->out_word += word_bytes(peer);
+    while (peer->out_word < peer->out_from && peer->out_word + word_bytes(peer, peer->out_word) <= peer->out_from)
+        peer->out_word += word_bytes(peer, peer->out_word);
     if (peer->out_from == peer->out_to)
         peer->out_word = peer->out_from = peer->out_to = 0;
     return sent > 0;
@@ -264,8 +277,12 @@ void tb_watch(tb_ring *ring, uint64_t timeout_ns)
     for (int i = 0; i < count; i++) {
         /* The bell has none. */
         tb_lane *lane = events[i].data.ptr;
-        if (!lane)
+        if (!lane) {
+            uint64_t rung;
+            ssize_t count_read = read(ring->bell, &rung, sizeof rung);
+            (void)count_read;
             continue;
+        }
         lane->readable |= !!(events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR));
         lane->hung |= !!(events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
         lane->writable |= !!(events[i].events & EPOLLOUT);

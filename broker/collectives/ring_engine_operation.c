@@ -6,6 +6,7 @@
      end       after a failure the array is as it was, and ABORT has been said to all */
 #define _GNU_SOURCE
 #include "ring_engine_operation.h"
+#include "rounding.h"
 
 #include <string.h>
 
@@ -80,6 +81,15 @@ static void close_down(tb_exchange *x, int doubt, uint64_t timeout_ns, uint64_t 
     int self_interrupted = doubt == TB_INTERRUPTED;
     if (doubt != TB_OVER)
         tb_say_all(x, TB_HURRY, doubt, self_interrupted ? tb_bit(x->ring->position) : 0, timeout_ns);
+}
+
+/* The program of this position wants no more of it. */
+static void give_up(tb_exchange *x, uint64_t now)
+{
+    if (x->promised)
+        close_down(x, TB_INTERRUPTED, 0, now);
+    else
+        fail(x, TB_INTERRUPTED, tb_bit(x->ring->position), 0);
 }
 
 /* Ends an operation whose deadline is over, or that has lost a link, once nothing more is to be expected. */
@@ -267,15 +277,14 @@ static int look(tb_exchange *x, uint64_t now)
         }
         fail(x, TB_OVER, 0, 0);
     }
+    if (atomic_load(&task->cancelled) && !x->verdict)
+        give_up(x, now);
     int pulse = now >= x->pulse_ns;
     x->pulse_ns = pulse ? now + SLICE_NS : x->pulse_ns;
     if (pulse && task->interrupt && !x->verdict && task->interrupt()) {
         /* Python keeps the exception; there is nothing more to ask. */
         task->interrupt = NULL;
-        if (x->promised)
-            close_down(x, TB_INTERRUPTED, 0, now);
-        else
-            fail(x, TB_INTERRUPTED, tb_bit(x->ring->position), 0);
+        give_up(x, now);
     }
     if (now >= x->deadline_ns && !x->verdict && !x->closing_ns && !x->late) {
         /* Who was stopped meanwhile reads first what the others have said of that. */
@@ -332,7 +341,8 @@ static int carry_on(tb_exchange *x)
     for (int ended = 0, moved;;) {
         moved = pass(x);
         uint64_t now = tb_now_ns();
-        if ((ended = advance(x)) || ((!moved || now >= x->pulse_ns) && (ended = look(x, now))))
+        int pauses = !moved || now >= x->pulse_ns || atomic_load_explicit(&x->task->cancelled, memory_order_relaxed);
+        if ((ended = advance(x)) || (pauses && (ended = look(x, now))))
             return ended;
         if (!moved && !x->stirred)
             tb_watch(x->ring, patience(x, now));
@@ -354,6 +364,14 @@ static void keep_claims(tb_exchange *x)
     x->task->record = record;
 }
 
+static void finish(tb_exchange *x)
+{
+    if (x->small)
+        tb_finish_meeting(x);
+    else
+        tb_finish_steps(x);
+}
+
 /* The arrays are the caller's again. */
 static int end(tb_exchange *x, int status)
 {
@@ -365,8 +383,7 @@ static int end(tb_exchange *x, int status)
     task->failed_timeout_ns = x->timeout_ns;
     task->doubt = x->doubt;
     if (status == TB_COMMITTED) {
-        if (x->small)
-            tb_finish_meeting(x);
+        finish(x);
         atomic_store(&ring->committed, x->sequence);
     } else if (status == TB_UNDECIDED) {
         atomic_store(&ring->over, 1);
@@ -400,7 +417,7 @@ int tb_ring_carry_out(void *of, tb_task *task)
     x->pulse_ns = task->deadline_ns - task->timeout_ns + SLICE_NS;
     int planned = tb_plan_steps(x);
     begin(x);
-    if (!planned)
+    if (!planned || atomic_load(&task->cancelled))
         fail(x, TB_INTERRUPTED, tb_bit(ring->position), 0);
     int status = carry_on(x);
     return end(x, planned ? status : TB_NO_MEMORY);
@@ -411,12 +428,14 @@ int tb_ring_settle(tb_ring *ring, tb_task *task, int committed)
     pthread_mutex_lock(&ring->turns.lock);
     tb_exchange *x = &ring->exchange;
     if (atomic_load(&task->status) == TB_UNDECIDED && x->task == task) {
-        if (committed && x->small)
-            tb_finish_meeting(x);
-        else if (committed)
-            tb_take_back(x);
-        if (committed)
+        if (committed) {
+            unsigned before = tb_round_as_usual();
+            if (!x->small)
+                tb_take_back(x);
+            finish(x);
+            tb_round_as_before(before);
             atomic_store(&ring->committed, x->sequence);
+        }
         atomic_store(&task->status, committed ? TB_COMMITTED : task->doubt);
     }
     pthread_mutex_unlock(&ring->turns.lock);

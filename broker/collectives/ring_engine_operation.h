@@ -33,8 +33,9 @@ void tb_piece_came(tb_exchange *x, tb_lane *lane);
 int tb_all_here(tb_exchange *x);
 int tb_all_sent(const tb_exchange *x);
 
-/* Makes the result of small arrays. */
+/* Makes the result of small arrays; puts what is not there yet of the result of others into the target. */
 void tb_finish_meeting(tb_exchange *x);
+void tb_finish_steps(tb_exchange *x);
 
 /* Takes the array back to what it was; or holds the result back, so that the next call brings it. */
 void tb_take_back(tb_exchange *x);
@@ -46,7 +47,7 @@ void tb_hold_back(tb_exchange *x);
 void tb_say(tb_exchange *x, int position, tb_head head, const void *body, const void *more, size_t more_bytes);
 void tb_say_all(tb_exchange *x, tb_kind_of_word kind, int code, uint64_t first, uint64_t second);
 
-/* Drops what was not sent of earlier operations. */
+/* Drops what was not sent of earlier operations, but for some words that say why they failed. */
 void tb_forget_words(tb_peer *peer);
 
 /* Moves what can be moved at once; says whether anything has. */

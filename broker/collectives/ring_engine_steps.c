@@ -81,6 +81,9 @@ static void plan_ring(tb_exchange *x)
     }
     for (int turn = 0; turn < positions - 1 && kind != TB_REDUCE_SCATTER; turn++)
         add_step(x, right, part_of(x, position - turn), left, part_of(x, position - 1 - turn));
+    /* The first step sends of the own array, which is one part here. */
+    if (kind == TB_ALL_GATHER)
+        x->steps[0].send_at = 0;
 }
 
 static void plan_broadcast(tb_exchange *x)
@@ -139,11 +142,17 @@ static void plan_halving(tb_exchange *x)
         add_step(x, paired && !gives ? position - 1 : -1, whole, gives ? position + 1 : -1, whole);
 }
 
+/* Whether the target changes before the verdict, and has to be as it was after a failure. */
+static int remembers(const tb_task *task)
+{
+    return task->target && !task->scratch && task->kind != TB_REDUCE_SCATTER;
+}
+
 /* Which steps are the first to change what they change; no stretch is in part within an earlier one. */
 static void mark_kept(tb_exchange *x)
 {
     for (tb_step *step = x->steps; step < x->steps + x->count; step++) {
-        step->keeps = tb_in_place(x->task) && step->receive_bytes;
+        step->keeps = remembers(x->task) && step->receive_bytes;
         for (tb_step *before = x->steps; before < step; before++)
             if (before->receive_at <= step->receive_at &&
                 step->receive_at + step->receive_bytes <= before->receive_at + before->receive_bytes)
@@ -171,6 +180,15 @@ static void next_out(tb_exchange *x, tb_lane *lane)
     }
 }
 
+/* Remembers the first pieces that a step changes, if it is the first to change them. */
+static void keep(tb_exchange *x, tb_step *step, size_t count)
+{
+    for (; step->keeps && step->kept < count; step->kept++) {
+        size_t at = step->kept * x->piece_bytes;
+        tb_undo_keep(&x->ring->undo, x->base, step->receive_at + at, piece_bytes(x, step->receive_bytes, step->kept));
+    }
+}
+
 static void apply_in_order(tb_exchange *x);
 
 static void choose_memory(tb_exchange *x)
@@ -180,8 +198,11 @@ static void choose_memory(tb_exchange *x)
     x->base = task->target ? task->target : (void *)task->source;
     if (task->kind == TB_REDUCE_SCATTER)
         x->base = x->ring->undo.memory;
-    if (task->kind == TB_ALL_GATHER) {
-        memmove(x->base + part_of(x, x->ring->position).start, task->source, task->bytes);
+    /* Steps in order add to what is there more than once. They receive into all of the array. */
+    if (x->in_order && x->own != x->base) {
+        for (tb_step *step = x->steps; step < x->steps + x->count; step++)
+            keep(x, step, pieces(x, step->receive_bytes));
+        memcpy(x->base, x->own, task->bytes);
         x->own = x->base;
     }
 }
@@ -211,8 +232,8 @@ int tb_plan_steps(tb_exchange *x)
         next_in(x, lane);
         next_out(x, lane);
     }
-    int changes = x->count && (tb_in_place(task) || task->kind == TB_REDUCE_SCATTER);
-    if ((changes && !tb_undo_reserve(&ring->undo, task->bytes)) ||
+    size_t beside = task->kind == TB_REDUCE_SCATTER ? task->bytes : remembers(task) ? task->target_bytes : 0;
+    if ((x->count && beside && !tb_undo_reserve(&ring->undo, beside)) ||
         (x->spare_bytes && !tb_undo_reserve(&ring->spare, x->spare_bytes)))
         return 0;
     if (x->count)
@@ -251,7 +272,7 @@ static void reduce(const tb_exchange *x, const tb_step *step, const unsigned cha
     unsigned char *out = x->base + at;
     if (x->in_order && step->from > x->ring->position)
         sources[0] = x->own + at, sources[1] = received;
-    if (step->closes && task->kind == TB_REDUCE_SCATTER)
+    if (step->closes && task->kind == TB_REDUCE_SCATTER && task->scratch)
         out = (unsigned char *)task->target + (at - step->receive_at);
     task->kernel(out, sources, 2, bytes / task->item_bytes, step->closes ? task->divisor : 1, 0);
 }
@@ -293,10 +314,7 @@ int tb_expect_piece(tb_exchange *x, tb_lane *lane)
     if (head->step != (uint32_t)lane->step_in || head->first != lane->piece_in ||
         head->bytes != piece_bytes(x, step->receive_bytes, lane->piece_in))
         return 0;
-    for (; step->keeps && step->kept <= lane->piece_in; step->kept++) {
-        size_t at = step->kept * x->piece_bytes;
-        tb_undo_keep(&x->ring->undo, x->base, step->receive_at + at, piece_bytes(x, step->receive_bytes, step->kept));
-    }
+    keep(x, step, lane->piece_in + 1);
     return 1;
 }
 
@@ -366,12 +384,27 @@ void tb_finish_meeting(tb_exchange *x)
                                                       : peer->meet + peer->claim_bytes + offset;
     }
     if (task->kind == TB_BROADCAST)
-        memcpy(target, arrays[task->root], bytes);
+        memmove(target, arrays[task->root], bytes);
     else if (task->kind == TB_ALL_GATHER)
         for (int position = 0; position < ring->positions; position++)
             memmove(target + position * bytes, arrays[position], bytes);
     else
         task->kernel(target, arrays, ring->positions, bytes / task->item_bytes, task->divisor, 0);
+}
+
+void tb_finish_steps(tb_exchange *x)
+{
+    const tb_task *task = x->task;
+    stretch part = part_of(x, x->ring->position);
+    unsigned char *target = task->target;
+    if (!target)
+        return;
+    if (task->kind == TB_ALL_GATHER)
+        memmove(target + part.start, task->source, part.bytes);
+    else if (task->kind == TB_BROADCAST && x->ring->position == task->root)
+        memmove(target, task->source, task->bytes);
+    else if (task->kind == TB_REDUCE_SCATTER && !task->scratch)
+        memcpy(target, x->base + part.start, part.bytes);
 }
 
 void tb_take_back(tb_exchange *x)

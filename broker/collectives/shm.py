@@ -16,6 +16,7 @@ from broker.collectives.tasks import (
     CLAIM_BYTES_MAX,
     POSITIONS_MAX,
     Outcome,
+    Pieces,
     Plan,
     Task,
     Turns,
@@ -36,6 +37,7 @@ __all__ = [
     "VERSION",
     "Engine",
     "Outcome",
+    "Pieces",
     "Plan",
     "Task",
     "board_bytes",
@@ -46,7 +48,7 @@ __all__ = [
 
 AVAILABLE: Final = bool(cython.compiled)
 """Whether this module can do anything: it has to be compiled."""
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the board's layout."""
 
 

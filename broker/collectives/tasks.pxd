@@ -9,6 +9,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 
 cdef extern from "broker/collectives/interrupts.h" nogil:
@@ -32,6 +33,11 @@ cdef extern from "broker/collectives/turns.h" nogil:
     ctypedef struct tb_record:
         tb_claim claims[64]
 
+    ctypedef struct tb_piece:
+        unsigned char *data
+        size_t start
+        size_t bytes
+
     ctypedef struct tb_task:
         int kind
         int schedule
@@ -43,6 +49,13 @@ cdef extern from "broker/collectives/turns.h" nogil:
         size_t bytes
         const void *source
         void *target
+        const tb_piece *sources
+        const tb_piece *targets
+        int source_count
+        int target_count
+        size_t target_bytes
+        int scratch
+        int priority
         const void *claim
         uint32_t claim_bytes
         uint64_t timeout_ns
@@ -58,6 +71,7 @@ cdef extern from "broker/collectives/turns.h" nogil:
 
     int tb_turns_run(tb_turns *turns, tb_task *task)
     int tb_turns_submit(tb_turns *turns, tb_task *task)
+    void tb_turns_cancel(tb_turns *turns, tb_task *task)
     int tb_turns_wait(tb_turns *turns, tb_task *task, uint64_t timeout_ns)
     uint64_t tb_now_ns()
 
@@ -69,6 +83,16 @@ cdef class Plan:
     cdef tb_task _task
 
 
+@cython.no_gc_clear
+cdef class Pieces:
+    cdef tb_piece *_pieces
+    cdef Py_buffer *_buffers
+    cdef readonly int count
+    cdef readonly size_t total_bytes
+    @cython.locals(start=size_t)
+    cdef int _hold(self, object arrays, int flags) except -1
+
+
 # The engine's thread may use what a Task or an engine refers to until that is deallocated.
 @cython.no_gc_clear
 cdef class Task:
@@ -78,6 +102,10 @@ cdef class Task:
     cdef Py_buffer _target
     cdef bint _has_source
     cdef bint _has_target
+    cdef Pieces _sources
+    cdef Pieces _targets
+    @cython.locals(pieces=Pieces)
+    cdef Pieces _adopt(self, object arrays, Py_ssize_t expected, bint writable)
     cpdef claims(self)
 
 
@@ -85,7 +113,11 @@ cdef class Task:
 cdef class Turns:
     cdef tb_turns *_turns
     cdef list _submitted
+    cdef list _runs
+    cdef int _admit(self, Task task) except -1
     cpdef int run(self, Task task) except -1
     cpdef submit(self, Task task)
+    cpdef cancel(self, Task task)
+    cpdef bint cancel_all(self)
     @cython.locals(end_ns=uint64_t, now_ns=uint64_t, left_ns=uint64_t, slice_ns=uint64_t)
     cpdef int wait(self, Task task, double timeout_s) except -1

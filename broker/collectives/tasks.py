@@ -36,6 +36,10 @@ _KINDS: Final = (
     CollectiveKind.ALL_GATHER,
     CollectiveKind.REDUCE_SCATTER,
     CollectiveKind.BARRIER,
+    CollectiveKind.REDUCE,
+    CollectiveKind.GATHER,
+    CollectiveKind.SCATTER,
+    CollectiveKind.ALL_TO_ALL,
 )
 _OPS: Final = tuple(ReduceOp)
 _DTYPES: Final = tuple(ITEM_BYTES)
@@ -82,8 +86,8 @@ class Plan:
             positions: how many take part.
             op: of the kinds that reduce.
             dtype: of the elements; `reducible` with the op.
-            array_bytes: of the array that each position contributes, at most ARRAY_BYTES_MAX.
-            root: the position that broadcasts.
+            array_bytes: of the array that each position contributes, at most ARRAY_BYTES_MAX; of a scatter, the whole.
+            root: the position that has or gets the array.
             impossible: whether these positions cannot do it, so that it ends as a mismatch.
             schedule: between hosts, how an all_reduce goes: "ring", "halving" (ring_engine_steps.c has them), or
                 "auto", which chooses by positions and bytes; the same on all positions.
@@ -97,9 +101,9 @@ class Plan:
             raise InvalidValue("schedule", schedule, f"is none of {', '.join(SCHEDULES)}")
         self.claim = claim
         self.array_bytes = self.result_bytes = array_bytes
-        if kind is CollectiveKind.ALL_GATHER:
+        if kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER):
             self.result_bytes *= positions
-        elif kind is CollectiveKind.REDUCE_SCATTER:
+        elif kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER):
             self.result_bytes //= positions
         task = cython.address(self._task)
         task.kind = _KINDS.index(kind)
@@ -118,6 +122,36 @@ class Plan:
                 raise InvalidValue("op", str(op), f"cannot be carried out for {dtype} by an engine")
 
 
+class Pieces:
+    """Arrays that count as one when they are put end to end, and the hold on their memory."""
+
+    def __cinit__(self) -> None:
+        self.count = 0
+
+    def _hold(self, arrays: object, flags: int) -> int:
+        count = len(arrays)  # type: ignore[arg-type]
+        self._pieces = cython.cast("tb_piece *", calloc(max(count, 1), cython.sizeof(tb_piece)))
+        self._buffers = cython.cast("Py_buffer *", calloc(max(count, 1), cython.sizeof(Py_buffer)))
+        if self._pieces == cython.NULL or self._buffers == cython.NULL:
+            raise MemoryError
+        start = 0
+        for array in arrays:
+            PyObject_GetBuffer(array, cython.address(self._buffers[self.count]), flags)
+            self._pieces[self.count].data = cython.cast("unsigned char *", self._buffers[self.count].buf)
+            self._pieces[self.count].bytes = self._buffers[self.count].len
+            self._pieces[self.count].start = start
+            start += self._pieces[self.count].bytes
+            self.count += 1
+        self.total_bytes = start
+        return 0
+
+    def __dealloc__(self) -> None:
+        for index in range(self.count):
+            PyBuffer_Release(cython.address(self._buffers[index]))
+        free(self._buffers)
+        free(self._pieces)
+
+
 class Task:
     """An operation with its arrays, which must not be touched while it is PENDING or UNDECIDED.
 
@@ -129,12 +163,26 @@ class Task:
         timeout_ns: MISSING: that of the position whose deadline it was.
     """
 
-    def __init__(self, plan: Plan, source: object, target: object, timeout_ns: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        source: object,
+        target: object,
+        timeout_ns: int,
+        scratch: bool = False,  # noqa: FBT001, FBT002
+        priority: int = 0,
+    ) -> None:
         """Args:
             plan: what to do.
-            source: the array that this position contributes, contiguous, with the buffer protocol; or None.
-            target: where the result belongs, or None. For an all_reduce it is the same object as `source`.
+            source: the array that this position contributes, contiguous, with the buffer protocol; or None. A list or
+                tuple of arrays counts as one array, in which they lie end to end; not for a reduce_scatter, and not
+                between hosts.
+            target: where the result belongs, likewise, or None. For an all_reduce or a reduce it may be the same object
+                as `source`; otherwise nothing of them overlaps.
             timeout_ns: from now on, for the others to come.
+            scratch: whether the target may hold anything after a failure; otherwise it is then as it was.
+            priority: of an operation that is submitted: the highest goes first, of those submitted everywhere;
+                between hosts all go in the order of their calls.
 
         Raises:
             BufferError: an array is not contiguous, or the target read-only.
@@ -143,20 +191,43 @@ class Task:
         self._plan = plan
         self._task = self._plan._task
         self._task.timeout_ns = timeout_ns
-        if target is not None:
+        self._task.scratch = scratch
+        self._task.priority = priority
+        if isinstance(target, (list, tuple)):
+            self._targets = self._adopt(target, self._plan.result_bytes, True)
+            self._task.targets = self._targets._pieces
+            self._task.target_count = self._targets.count
+            self._task.target_bytes = self._targets.total_bytes
+        elif target is not None:
             PyObject_GetBuffer(target, cython.address(self._target), PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
             self._has_target = True
             self._task.target = self._target.buf
+            self._task.target_bytes = self._target.len
             if self._target.len != self._plan.result_bytes:
                 raise InvalidValue("target of bytes", self._target.len, "is not what the claim says")
         if source is target:
             self._task.source = self._task.target
+            self._task.sources = self._task.targets
+            self._task.source_count = self._task.target_count
+        elif isinstance(source, (list, tuple)):
+            self._sources = self._adopt(source, self._plan.array_bytes, False)
+            self._task.sources = self._sources._pieces
+            self._task.source_count = self._sources.count
         elif source is not None:
             PyObject_GetBuffer(source, cython.address(self._source), PyBUF_C_CONTIGUOUS)
             self._has_source = True
             self._task.source = self._source.buf
             if self._source.len != self._plan.array_bytes:
                 raise InvalidValue("source of bytes", self._source.len, "is not what the claim says")
+
+    def _adopt(self, arrays: object, expected: int, writable: bool) -> Pieces:  # noqa: FBT001
+        if self._plan._task.kind == 3:
+            raise InvalidValue("arrays", len(arrays), "a reduce_scatter takes one array")  # type: ignore[arg-type]
+        pieces = Pieces()
+        pieces._hold(arrays, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE if writable else PyBUF_C_CONTIGUOUS)
+        if cython.cast("Py_ssize_t", pieces.total_bytes) != expected:
+            raise InvalidValue("arrays of bytes", pieces.total_bytes, "are not what the claim says")
+        return pieces
 
     def __dealloc__(self) -> None:
         if self._has_source:
@@ -208,13 +279,18 @@ class Task:
 
 
 class Turns:
-    """What the engines have in common: operations are carried out in the order of their calls.
+    """What the engines have in common: operations are carried out in the order of their calls, or of their priorities.
 
     Threads may call. An engine in a forked child does nothing.
     """
 
     def __init__(self) -> None:
         self._submitted: list[Task] = []
+        self._runs: list[Task] = []
+
+    def _admit(self, task: Task) -> int:
+        """Raises what an engine has against a task, before it gets it."""
+        return 0
 
     def run(self, task: Task) -> int:
         """Carries an operation out; returns its Outcome. Python's other threads go on meanwhile.
@@ -222,11 +298,19 @@ class Turns:
         Raises:
             KeyboardInterrupt, or what else a signal's handler raises: the operation has failed on all positions, unless
                 it was done already.
+            InvalidValue: the engine does not carry such operations.
         """
+        self._admit(task)
         turns, inner = self._turns, cython.address(task._task)
         inner.interrupt = tb_interrupted
+        self._runs.append(task)
         with cython.nogil:
             done = tb_turns_run(turns, inner)
+        try:
+            # Before anything else: a signal's handler may have raised meanwhile.
+            tb_raise()
+        finally:
+            self._runs.remove(task)
         if not done:
             inner.interrupt = cython.NULL
             self.submit(task)
@@ -240,13 +324,29 @@ class Turns:
 
         Raises:
             OSError: there can be no such thread.
+            InvalidValue: the engine does not carry such operations.
         """
+        self._admit(task)
         self._submitted = [each for each in self._submitted if not each.status]
         self._submitted.append(task)
         error = tb_turns_submit(self._turns, cython.address(task._task))
         if error:
             self._submitted.remove(task)
             raise OSError(error, "no thread can be started")
+
+    def cancel(self, task: Task) -> None:
+        """Has an operation end as INTERRUPTED on all positions, when its turn comes; what has its verdict stays.
+
+        Between hosts, what has promised to go on may be UNDECIDED, as after a signal.
+        """
+        tb_turns_cancel(self._turns, cython.address(task._task))
+
+    def cancel_all(self) -> bool:
+        """Cancels what is under way or waits, also in other threads; says whether there was something."""
+        found = [each for each in [*self._runs, *self._submitted] if not each.status]
+        for task in found:
+            self.cancel(task)
+        return bool(found)
 
     def wait(self, task: Task, timeout_s: float) -> int:
         """Waits for a submitted operation; returns its Outcome, PENDING when the time is over.

@@ -1,5 +1,6 @@
 /* An operation of a collective engine, and whose turn it is: operations are carried out on the thread that calls, or on a
-   thread of the engine's own, one after another in the order in which they were begun. None of this needs Python's lock.
+   thread of the engine's own, one after another in the order in which they were begun, unless the engine chooses another one.
+   None of this needs Python's lock.
 
    The engines are those of a board (engine.h), for ranks on one host, and of links (ring_engine.h), between hosts. */
 #ifndef TENSORBUS_TURNS_H
@@ -20,7 +21,17 @@ enum {
     TB_INLINE_BYTES = 4096, /* An array that is no longer travels with the claim. */
 };
 
-enum tb_kind { TB_ALL_REDUCE, TB_BROADCAST, TB_ALL_GATHER, TB_REDUCE_SCATTER, TB_BARRIER };
+enum tb_kind {
+    TB_ALL_REDUCE,
+    TB_BROADCAST,
+    TB_ALL_GATHER,
+    TB_REDUCE_SCATTER,
+    TB_BARRIER,
+    TB_REDUCE,
+    TB_GATHER,
+    TB_SCATTER,
+    TB_ALL_TO_ALL
+};
 
 /* Between hosts, the way in which the bytes go. */
 enum tb_schedule { TB_AUTO, TB_RING, TB_HALVING };
@@ -50,21 +61,33 @@ typedef struct {
     tb_claim claims[TB_POSITIONS_MAX];
 } tb_record;
 
+/* One of the arrays that are an operation's array when put end to end: where it lies, and where it starts in that. */
+typedef struct {
+    unsigned char *data;
+    size_t start, bytes;
+} tb_piece;
+
 /* An operation. Whoever makes one keeps it, and all that it points to, until its status is neither PENDING nor
    UNDECIDED. */
 typedef struct tb_task {
     /* What is asked for. */
     int kind;
     int schedule;         /* Between hosts. */
-    tb_reduce kernel;     /* Of all_reduce and reduce_scatter. */
+    tb_reduce kernel;     /* Of the kinds that reduce. */
     int divisor;          /* Of a mean the number of positions, else 1. */
-    int root;             /* The position that broadcasts. */
+    int root;             /* The position that has or gets the array, of the kinds that have one. */
     int impossible;       /* These positions cannot do what all may ask for: it ends as a mismatch. */
     size_t item_bytes;    /* Of one element. */
-    size_t bytes;         /* Of the array that each position contributes. */
-    const void *source;   /* That array. Of a broadcast only the root has one. */
-    void *target;         /* all_reduce: the same array. broadcast: the array, if not the root's. all_gather: the arrays
-                             of all positions. reduce_scatter: this position's part. */
+    size_t bytes;         /* Of the array that each position contributes; of a scatter, of the whole. */
+    const void *source;   /* That array. Of a broadcast and a scatter only the root has one. */
+    void *target;         /* Where the result belongs, if this position gets one: for all_reduce perhaps the same array;
+                             for all_gather, gather and all_to_all what all positions give, one after another; for
+                             reduce_scatter and scatter this position's part. */
+    const tb_piece *sources, *targets; /* In place of `source` or `target`: arrays that count as one. Not over links. */
+    int source_count, target_count;
+    size_t target_bytes;
+    int scratch;          /* The target is nobody's yet: after a failure it may hold anything. */
+    int priority;         /* The highest goes first, of those that have been submitted everywhere. Not over links. */
     const void *claim;    /* What is compared. */
     uint32_t claim_bytes; /* At most TB_CLAIM_BYTES. */
     uint64_t timeout_ns;
@@ -72,7 +95,9 @@ typedef struct tb_task {
 
     /* What has become of it. */
     _Atomic int status;
-    uint64_t sequence;
+    _Atomic int cancelled;
+    uint64_t call;             /* Its number among those that were asked for. */
+    _Atomic uint64_t sequence; /* 0 before it has begun. */
     uint64_t deadline_ns;
     uint64_t positions;         /* MISSING: who. MISMATCH: whose claims are in `record`. INTERRUPTED: who. */
     uint64_t failed_timeout_ns; /* MISSING: whose deadline it was. */
@@ -82,16 +107,15 @@ typedef struct tb_task {
     struct tb_task *next;
 } tb_task;
 
-/* Whether the caller's own array becomes the result, so that it must be fetched back after a failure. */
-static inline int tb_in_place(const tb_task *task)
-{
-    return task->kind == TB_ALL_REDUCE || (task->kind == TB_BROADCAST && task->target);
-}
-
 typedef struct {
     void *engine;
     int (*carry_out)(void *engine, tb_task *task); /* Carries one operation out; returns its status. */
     int (*leftover)(void *engine); /* Goes on with what is left of earlier ones; says whether there is more. May be NULL. */
+    /* Which of those that wait is next; NULL is the first. Also asked when none waits, before one on the thread that calls.
+       The lock is held. May be NULL. */
+    tb_task *(*choose)(void *engine);
+    /* A task has been cancelled, on any thread: has it fail at once, if it has begun. May be NULL. */
+    void (*cancel)(void *engine, tb_task *task);
     pid_t process;
 
     pthread_mutex_t lock;
@@ -99,6 +123,7 @@ typedef struct {
     pthread_t thread;
     int has_thread, busy, stopping, has_leftover;
     int descriptor; /* An eventfd that tells of each operation done by the thread; -1 without. */
+    uint64_t calls; /* Operations that were asked for. */
     tb_task *first, *last;
 } tb_turns;
 
@@ -121,6 +146,9 @@ int tb_turns_run(tb_turns *turns, tb_task *task);
 
 /* Lets the engine's thread carry an operation out, behind all others. Returns 0, or an errno. */
 int tb_turns_submit(tb_turns *turns, tb_task *task);
+
+/* Has an operation fail on all positions, at once or when its turn comes, unless its verdict is given. Any thread may call. */
+void tb_turns_cancel(tb_turns *turns, tb_task *task);
 
 /* Waits until an operation is not PENDING, at most so long; returns its status. */
 int tb_turns_wait(tb_turns *turns, tb_task *task, uint64_t timeout_ns);

@@ -188,12 +188,13 @@ class Membership(msgspec.Struct, omit_defaults=True):
 
 
 class CollectiveFailure(msgspec.Struct, omit_defaults=True):
-    """FAILED: why an operation failed on every rank; exactly one of the four is set."""
+    """FAILED: why an operation failed: one of `claims`, `missing_ranks`, `text`, `gave_up` and `missed` is set."""
 
     claims: dict[int, str] | None = None
     missing_ranks: list[int] | None = None
     timeout_s: float = 0.0
     text: str = ""
+    gave_up: int | None = None
     missed: int | None = None
     """On a late rank only: its operation is forgotten, and so many have closed after it."""
 

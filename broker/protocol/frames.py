@@ -76,6 +76,7 @@ class Kind(IntEnum):
     MAPPED = 31
     RELEASE = 32
     BOARD = 33
+    GIVE_UP = 37
     TOOK_PART = 38
     REGROUP = 39
 
@@ -119,6 +120,7 @@ class Content(IntEnum):
 
 
 KIND_MAX: Final = max(int(kind) for kind in Kind)
+_NAMED: Final = frozenset(int(kind) for kind in Kind)
 _HEADER_BYTES = HEADER_BYTES
 LANES: Final = len(Lane)
 EMPTY: Final = b""
@@ -176,8 +178,13 @@ class Frame:
     def __repr__(self) -> str:
         size = payload_bytes(self.payload)
         return (
-            f"<{Kind(self.kind).name} number={self.number} target={self.target} sequence={self.sequence} {size} bytes>"
+            f"<{kind_name(self.kind)} number={self.number} target={self.target} sequence={self.sequence} {size} bytes>"
         )
+
+
+def kind_name(kind: int) -> str:
+    """A kind in words, also one that has no name here."""
+    return Kind(kind).name if kind in _NAMED else f"kind {kind}"
 
 
 def payload_bytes(payload: Buffer) -> int:

@@ -37,7 +37,7 @@ from broker.protocol.bodies import (
     encode_body,
 )
 from broker.protocol.codes import Code, failure_of
-from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
 from broker.protocol.session import Phase, Received, Session, make_scratch
@@ -126,6 +126,7 @@ class BrokerState:
             Kind.CONTRIBUTE: self.groups.contribute,
             Kind.BOARD: self.groups.board_refused,
             Kind.REGROUP: self.groups.regroup,
+            Kind.GIVE_UP: self.groups.give_up,
         }
 
     # Events.
@@ -176,7 +177,7 @@ class BrokerState:
                 else:
                     handler = self._handlers.get(kind)
                     if handler is None:
-                        raise ProtocolError(f"a {Kind(kind).name} frame from a client")
+                        raise ProtocolError(f"a {kind_name(kind)} frame from a client")
                     handler(record, frame, now_ns)
             elif isinstance(received, Hello):
                 self._hello(record, received)

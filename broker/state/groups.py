@@ -18,6 +18,7 @@ from broker.collectives.effects import (
     Dissolved,
     Effect,
     Failed,
+    GivenUp,
     Joined,
     Lagging,
     Mismatch,
@@ -144,8 +145,15 @@ class Groups:
                 claim = msgspec.msgpack.decode(frame.body, type=Claim)
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
                 raise ProtocolError(f"malformed claim: {error}") from error
-        effects = group.contribute(session.id, frame.target, frame.sequence, frame.stream, claim, frame.payload, now_ns)
+        effects = group.contribute(
+            session.id, frame.target, frame.sequence, frame.stream, claim, frame.payload, now_ns, frame.time_ns
+        )
         self._carry_out(group, effects)
+
+    def give_up(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """GIVE_UP: a member's program cancels an operation."""
+        group = self._member_of(session, frame)
+        self._carry_out(group, group.give_up(session.id, frame.target, frame.sequence, frame.time_ns, now_ns))
 
     def _member_of(self, session: SessionRecord, frame: Frame) -> Group:
         group = self.by_number.get(GroupNumber(frame.number))
@@ -218,7 +226,8 @@ class Groups:
         session.session.put(
             Frame(
                 Kind.RESULT, Flag.LAST if effect.last else 0, number=group.number, target=effect.generation,
-                stream=effect.round, count=effect.position, sequence=effect.sequence, payload=effect.payload,
+                stream=effect.round, count=effect.position, sequence=effect.sequence, time_ns=effect.channel,
+                body=b"" if effect.claim is None else msgspec.msgpack.encode(effect.claim), payload=effect.payload,
             )
         )  # fmt: skip
         self._flush(session)
@@ -246,7 +255,7 @@ class Groups:
             session.session.put(
                 Frame(
                     Kind.FAILED, number=number, target=effect.generation, sequence=effect.sequence,
-                    body=encode_body(_told(effect)),
+                    time_ns=effect.channel, body=encode_body(_told(effect)),
                 )
             )  # fmt: skip
         elif isinstance(effect, TookPart):
@@ -286,4 +295,6 @@ def _told(effect: Failed) -> CollectiveFailure:
         return CollectiveFailure(claims=dict(failure.claims))
     if isinstance(failure, Behind):
         return CollectiveFailure(missed=failure.missed)
+    if isinstance(failure, GivenUp):
+        return CollectiveFailure(gave_up=failure.rank)
     return CollectiveFailure(missing_ranks=list(failure.ranks), timeout_s=failure.timeout_s)

@@ -1,8 +1,9 @@
 """The asynchronous client: `await clients.aio.connect(...)` gives the names of `clients.Client` as coroutines."""
 
 from clients.aio.client import Client, connect
+from clients.aio.gradients import GradientBuckets
 from clients.aio.groups import Group, Work
 from clients.aio.replies import Replies
 from clients.aio.subscriptions import Subscription
 
-__all__ = ["Client", "Group", "Replies", "Subscription", "Work", "connect"]
+__all__ = ["Client", "GradientBuckets", "Group", "Replies", "Subscription", "Work", "connect"]

@@ -143,10 +143,13 @@ class AsyncDriver:
         """Operations on boards are done."""
         with suppress(BlockingIOError):
             os.eventfd_read(self.core.completions)
-        done = [each for each in self._submitted if each.task.status != shm.Outcome.PENDING]
-        self._submitted = [each for each in self._submitted if each.task.status == shm.Outcome.PENDING]
-        for operation in done:
-            operation.signal.set()
+        # Each is asked once: it may end between two questions, and would then be on neither side.
+        submitted, self._submitted = self._submitted, []
+        for operation in submitted:
+            if operation.task.status == shm.Outcome.PENDING:
+                self._submitted.append(operation)
+            else:
+                operation.signal.set()
 
     def batch_opened(self) -> None:
         """A batch has to leave within the batch window even if nothing else happens."""

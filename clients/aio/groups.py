@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from broker.collectives import shm
 from broker.collectives.member import MemberOperation
+from broker.errors import BrokerError, InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations, partial, state_sync
+from clients import boards, channels, collective, collective_lists, operations, partial, state_sync
 from clients.aio.driver import AsyncDriver
 from clients.boards import SharedOperation
+from clients.checks import check_priority
 from clients.collective import GRACE_S, Prepared
+from clients.collective_lists import PreparedList
+from clients.compression import NONE, Compression
 from clients.membership import Place
+from clients.operations import Deadline
 from clients.partial import AUTO, Terms
 from clients.signals import Signal
 from clients.state_sync import Synced
-
-T = TypeVar("T")
 
 
 class Work:
     """As `clients.Work`: an operation that was started with `async_op=True`."""
 
     def __init__(
-        self, driver: AsyncDriver, operation: MemberOperation, signal: Signal, prepared: Prepared, grace_s: float
+        self,
+        driver: AsyncDriver,
+        place: Place,
+        operation: MemberOperation,
+        signal: Signal,
+        prepared: Prepared,
+        grace_s: float,
     ) -> None:
         """Made by a Group."""
         self._driver = driver
+        self._place = place
         self._operation = operation
         self._signal = signal
         self._prepared = prepared
@@ -45,11 +55,17 @@ class Work:
     async def wait(self, timeout_s: float | None = None) -> object:
         """Waits for the result, which is then in the array; see `clients.Work.wait`. Cancelling leaves it under way."""
         if not self._finished:
-            what = self._prepared.claim.describe()
+            what = self._operation.claim.describe()
             await self._driver.wait(self._signal, self._grace_s if timeout_s is None else timeout_s, what)
-            self._value = self._prepared.complete(self._operation.finish())
+            self._value = self._prepared.finish(self._operation.finish)
             self._finished = True
         return self._value
+
+    def cancel(self) -> bool:
+        """Gives the operation up; see `clients.Work.cancel`."""
+        asked = self._place.give_up([self._operation])
+        self._driver.flush()
+        return asked
 
 
 class SharedWork(Work):
@@ -76,17 +92,63 @@ class SharedWork(Work):
         if not self._finished:
             what = operation.claim.describe()
             await driver.wait(operation.signal, self._grace_s if timeout_s is None else timeout_s, what)
-            result = await boards.finish(driver, self._place, operation)
+            try:
+                result = await boards.finish(driver, self._place, operation)
+            except BaseException:
+                self._prepared.abandon()
+                raise
             self._value = self._prepared.complete(result)
             self._finished = True
         return self._value
+
+    def cancel(self) -> bool:
+        asked = not self.done
+        self._shared.board.engine.cancel(self._shared.task)
+        return asked
+
+
+class ManyWork(Work):
+    """As Work, of several operations that were started together and count as one."""
+
+    def __init__(self, works: Sequence[Work], complete: Callable[[Sequence[object]], object]) -> None:
+        """Made by a Group."""
+        self._works = works
+        self._complete_all = complete
+        self._finished = False
+        self._value = None
+
+    @property
+    def done(self) -> bool:
+        return all(work.done for work in self._works)
+
+    async def wait(self, timeout_s: float | None = None) -> object:
+        deadline = Deadline(timeout_s)
+        if not self._finished:
+            # Nobody looks at the arrays before all have ended.
+            failures = []
+            for work in self._works:
+                try:
+                    await work.wait(deadline.remaining_s)
+                except BrokerError as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0]
+            if not self._finished:
+                self._value = self._complete_all([await work.wait() for work in self._works])
+                self._finished = True
+        return self._value
+
+    def cancel(self) -> bool:
+        asked = [work.cancel() for work in self._works]
+        return any(asked)
 
 
 class Group:
     """As `clients.Group`, with coroutines; that class documents arguments and errors."""
 
-    def __init__(self, driver: AsyncDriver, place: Place) -> None:
+    def __init__(self, driver: AsyncDriver, place: Place, compression: str = NONE) -> None:
         """Made by `Client.group`."""
+        self._compression = Compression(compression)
         self._driver = driver
         self._place = place
         self.name = place.name
@@ -119,42 +181,181 @@ class Group:
         *,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
         async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
         quorum: float | None = None,
         deadline: float | str = AUTO,
         late: str = "carry",
         name: str = "",
         contribute: bool = True,
+        compression: str | None = None,
+        feedback: str | None = None,
     ) -> object:
-        """Reduces the arrays of all present ranks in place; returns the array, with a quorum a Partial, or a Work."""
+        """Reduces the arrays, or lists of arrays, of all present ranks; see `clients.Group.all_reduce`."""
+        place = self._place
         if quorum is not None:
-            terms = Terms(quorum, deadline, late, name, contribute)
-            work = self._start_partly(array, op, timeout_s, terms)
+            self._compression.refuse(compression, feedback)
+            work = self._start_partly(array, op, timeout_s, Terms(quorum, deadline, late, name, contribute))
             return work if async_op else await work.wait()
-        prepared = collective.all_reduce(self._place.member, array, op, timeout_s)
-        work = self._start(prepared, timeout_s)
-        return work if async_op else await work.wait()
+        if self._compression.applies or compression is not None or feedback is not None:
+            encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
+            if encoded is not None:
+                return await self._call(encoded, timeout_s, async_op=async_op, priority=priority)
+        if collective_lists.is_list(array):
+            many = collective_lists.all_reduce(self._place.member, array, op, timeout_s, out)
+            return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
+        prepared = collective.all_reduce(self._place.member, array, op, timeout_s, out)
+        return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    async def all_reduce_many(
+        self, arrays: Sequence[Array], op: str = "mean", *, timeout_s: float = COLLECTIVE_TIMEOUT_S
+    ) -> None:
+        """As `all_reduce` of the list of arrays; the op is mean unless it is given."""
+        await self.all_reduce(list(arrays), op, timeout_s=timeout_s)
+
+    async def reduce(
+        self,
+        array: object,
+        root: int = 0,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """As all_reduce, for the root only; returns the array or `out` there, None elsewhere, or a Work."""
+        prepared = collective.reduce(self._place.member, array, root, op, timeout_s, out)
+        return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
     async def broadcast(
-        self, array: object, root: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False
+        self,
+        array: object,
+        root: int = 0,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
     ) -> object:
-        """Copies the root's array into every rank's array; returns the array, or a Work."""
-        prepared = collective.broadcast(self._place.member, array, root, timeout_s)
-        work = self._start(prepared, timeout_s)
+        """Copies the root's array, or list of arrays, into every rank's; returns the array, `out`, or a Work."""
+        if collective_lists.is_list(array) or collective_lists.is_list(out):
+            many = collective_lists.broadcast(self._place.member, array, root, timeout_s, out)
+            return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
+        prepared = collective.broadcast(self._place.member, array, root, timeout_s, out)
+        return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    async def all_gather(
+        self,
+        array: object,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """The arrays, or lists of arrays, of all present ranks, in the order of their ranks."""
+        if collective_lists.is_list(array):
+            if out is not None:
+                raise InvalidValue("out", type(out).__name__, "is for one array, not for a list of them")
+            many = collective_lists.all_gather(self._place.member, array, timeout_s)
+            return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
+        prepared = collective.all_gather(self._place.member, array, timeout_s, out)
+        return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    async def gather(
+        self,
+        array: object,
+        root: int = 0,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """The arrays of all present ranks, on the root; None elsewhere."""
+        prepared = collective.gather(self._place.member, array, root, timeout_s, out)
+        return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    async def scatter(
+        self,
+        arrays: object,
+        root: int = 0,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """One of the root's arrays for each rank; `out` is needed but on the root."""
+        prepared = collective.scatter(self._place.member, arrays, root, timeout_s, out)
+        return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    async def reduce_scatter(
+        self,
+        array: object,
+        op: str = "sum",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """This rank's share, along the first axis, of the reduced array."""
+        prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s, out)
+        return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    async def all_to_all(
+        self,
+        arrays: object,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        out: object = None,
+        priority: int = 0,
+    ) -> object:
+        """One part from each rank to each rank."""
+        prepared = collective.all_to_all(self._place.member, arrays, timeout_s, out)
+        return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
+
+    async def send(
+        self,
+        array: object,
+        to_rank: int,
+        tag: int = 0,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+        priority: int = 0,
+    ) -> object:
+        """Sends an array to one rank, which receives it; returns when it has, or a Work."""
+        work = self._start_point(channels.send(self._place.member, array, to_rank, tag, timeout_s), timeout_s, priority)
         return work if async_op else await work.wait()
 
-    async def all_gather(self, array: object, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> list[Array]:
-        """The arrays of all present ranks, in the order of their ranks."""
-        prepared = collective.all_gather(self._place.member, array, timeout_s)
-        return await self._start(prepared, timeout_s).wait()  # type: ignore[return-value]
-
-    async def reduce_scatter(self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Array:
-        """This rank's share, along the first axis, of the reduced array."""
-        prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s)
-        return await self._start(prepared, timeout_s).wait()  # type: ignore[return-value]
+    async def receive(
+        self,
+        array: object,
+        from_rank: int,
+        tag: int = 0,
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        async_op: bool = False,
+    ) -> object:
+        """Receives what one rank sends, into the array or, for None, into a new one; returns it, or a Work."""
+        work = self._start_point(channels.receive(self._place.member, array, from_rank, tag, timeout_s), timeout_s, 0)
+        return work if async_op else await work.wait()
 
     async def barrier(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Waits until all present ranks have called it."""
-        await self._start(collective.barrier(timeout_s), timeout_s).wait()
+        await self._start(collective.barrier(timeout_s), timeout_s, 0).wait()
+
+    def abort(self) -> bool:
+        """Cancels all operations that this rank has in progress; says whether there was one."""
+        place, board = self._place, self._place.board
+        found = board is not None and board.engine.cancel_all()
+        found = place.give_up([*place.member.pending, *place.channels.pending]) or found
+        self._driver.flush()
+        return found
 
     async def sync_state(self, state: object, step: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Synced:
         """Gives every rank the state of the one with the highest step; of several, of the lowest rank."""
@@ -162,7 +363,7 @@ class Group:
         try:
             prepared = next(calls)
             while True:
-                prepared = calls.send(await self._start(prepared, timeout_s).wait())
+                prepared = calls.send(await self._start(prepared, timeout_s, 0).wait())
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
@@ -178,21 +379,46 @@ class Group:
 
     def _start_partly(self, array: object, op: str, timeout_s: float, terms: Terms) -> Work:
         """Through the broker, whatever the schedule: it has to decide who is in time."""
-        prepared = partial.all_reduce(self._place.member, array, op, timeout_s, terms)
-        operation, signal = self._place.start(prepared.claim, prepared.contribution, prepared.target)
-        self._driver.flush()
-        finish = partial.completion(prepared.complete, operation, self.rank)
-        return Work(self._driver, operation, signal, replace(prepared, complete=finish), timeout_s + GRACE_S)
-
-    def _start(self, prepared: Prepared, timeout_s: float) -> Work:
         place = self._place
-        shared = boards.begin(place, prepared)
+        prepared = partial.all_reduce(place.member, array, op, timeout_s, terms)
+        operation, signal = place.start(*prepared.flat())
+        self._driver.flush()
+        prepared = partial.completed(prepared, operation, self.rank)
+        return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
+
+    def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
+        place = self._place
+        check_priority(priority)
+        shared = boards.begin(place, prepared, priority)
         if shared is not None:
             self._driver.submit(shared)
             return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
-        operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
+        prepared = prepared.packed()
+        operation, signal = place.start(*prepared.flat(), priority)
         self._driver.flush()
-        return Work(self._driver, operation, signal, prepared, timeout_s + GRACE_S)
+        return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
+
+    def _start_point(self, point: tuple[int, int, Prepared], timeout_s: float, priority: int) -> Work:
+        place = self._place
+        channel, peer, prepared = point
+        check_priority(priority)
+        if place.closed is not None:
+            raise place.closed.again()
+        end = place.channels.end(channel, peer)
+        operation, signal = place.start(*prepared.flat(), priority, end)
+        place.channels.begun(end, operation)
+        self._driver.flush()
+        prepared = channels.completed(prepared, operation)
+        return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
+
+    async def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool, priority: int) -> object:
+        work = self._start(prepared, timeout_s, priority)
+        return work if async_op else await work.wait()
+
+    async def _call_list(self, many: PreparedList, timeout_s: float, *, async_op: bool, priority: int) -> object:
+        works = [self._start(prepared, timeout_s, priority) for prepared in many.operations]
+        work = ManyWork(works, many.complete)
+        return work if async_op else await work.wait()
 
     async def __aenter__(self) -> Self:
         return self

@@ -32,7 +32,7 @@ class Ranks:
         codec = compression.codec(name)
         assert codec is not None
         member = self.cluster.member(rank + 1)
-        prepared = compression.all_reduce(member, self.kept[rank], array, op, 1.0, codec, name, feedback)
+        prepared = compression.all_reduce(member, self.kept[rank], array, op, 1.0, None, codec, name, feedback)
         # In rounds as short as the others of these tests.
         return replace(prepared, claim=msgspec.structs.replace(prepared.claim, chunk_bytes=CHUNK_BYTES))
 

@@ -201,6 +201,8 @@ def start(member: Member, its_claim: Claim, array: np.ndarray | None = None) -> 
     assert array is not None
     if its_claim.quorum is not None and its_claim.quorum.abstains:
         return member.start(its_claim, None, flat(array))
-    receives = its_claim.kind is CollectiveKind.BROADCAST and its_claim.root != member.rank
-    fills = receives or its_claim.kind is CollectiveKind.ALL_REDUCE
+    receives = its_claim.sent_bytes(member.rank) == 0
+    fills = its_claim.kind is CollectiveKind.ALL_REDUCE or (
+        its_claim.kind is CollectiveKind.BROADCAST and its_claim.root != member.rank
+    )
     return member.start(its_claim, None if receives else flat(array), flat(array) if fills else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -252,6 +253,113 @@ def test_who_does_not_come_is_named_also_to_itself(world: Callable[..., list[Any
 
     # Position 2 may be late for one or the other of them as well.
     assert all(1 in missing for missing in world(3, work))
+
+
+OUT_OF_PLACE = [
+    (CollectiveKind.ALL_REDUCE, "ring"),
+    (CollectiveKind.ALL_REDUCE, "halving"),
+    (CollectiveKind.BROADCAST, "auto"),
+    (CollectiveKind.ALL_GATHER, "auto"),
+    (CollectiveKind.REDUCE_SCATTER, "auto"),
+]
+
+
+def out_of_place(kind: CollectiveKind, schedule: str, elements: int, positions: int) -> Plan:
+    """Sums of float32; the root is the last position."""
+    return Plan(
+        kind, b"claim", positions,
+        op=ReduceOp.SUM if "reduce" in kind else None, dtype="float32",
+        array_bytes=4 * elements, root=positions - 1, schedule=schedule,
+    )  # fmt: skip
+
+
+def expected_of(kind: CollectiveKind, positions: int, elements: int) -> np.ndarray:
+    """What comes of arrays that are full of their position + 1."""
+    if kind is CollectiveKind.ALL_GATHER:
+        return np.repeat(np.arange(1, positions + 1, dtype=np.float32), elements)
+    size = elements // positions if kind is CollectiveKind.REDUCE_SCATTER else elements
+    total = positions if kind is CollectiveKind.BROADCAST else positions * (positions + 1) // 2
+    return np.full(size, total, np.float32)
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize("positions", [1, 2, 3, 5])
+@pytest.mark.parametrize(("kind", "schedule"), OUT_OF_PLACE)
+def test_a_result_may_belong_elsewhere(
+    world: Callable[..., list[Any]], kind: CollectiveKind, schedule: str, positions: int, scratch: bool
+) -> None:
+    sizes = [positions * each for each in (1, 3000, 200_000)]
+
+    def work(engine: Turns, position: int) -> None:
+        for elements in sizes:
+            plan = out_of_place(kind, schedule, elements, positions)
+            source = np.full(elements, position + 1, np.float32)
+            target = np.full(plan.result_bytes // 4, -1, np.float32)
+            sent = source if kind is not CollectiveKind.BROADCAST or position == positions - 1 else None
+            task = Task(plan, sent, target, 20 * SECOND_NS, scratch=scratch)
+            assert engine.run(task) == Outcome.COMMITTED
+            assert np.array_equal(target, expected_of(kind, positions, elements))
+            assert (source == position + 1).all()
+
+    world(positions, work)
+
+
+@pytest.mark.parametrize("elements", [600, 30_000, 600_000])
+@pytest.mark.parametrize(("kind", "schedule"), OUT_OF_PLACE)
+def test_what_is_cancelled_at_any_moment_is_as_it_was_or_done_on_all(
+    world: Callable[..., list[Any]], kind: CollectiveKind, schedule: str, elements: int
+) -> None:
+    plan, done = out_of_place(kind, schedule, elements, 3), expected_of(kind, 3, elements)
+
+    def work(engine: Turns, position: int) -> list[int]:
+        chance, outcomes = random.Random(elements), []
+        for each in range(16):
+            source = np.full(elements, position + 1, np.float32)
+            target = np.full(done.size, -1, np.float32)
+            sent = source if kind is not CollectiveKind.BROADCAST or position == 2 else None
+            task = Task(plan, sent, target, 20 * SECOND_NS)
+            turns, who = chance.choice([0, 0, 100, 1000, 10_000]), chance.randrange(3)
+            if who == position and each % 4 == 1:
+                engine.cancel(task)
+            engine.submit(task)
+            if who == position and each % 4 > 1:
+                for _ in range(turns):
+                    if task.status:
+                        break
+                engine.cancel(task)
+            assert engine.wait(task, 20.0) in (Outcome.COMMITTED, Outcome.INTERRUPTED)
+            outcomes.append(task.status)
+            assert (source == position + 1).all()
+            assert np.array_equal(target, done if task.status == Outcome.COMMITTED else np.full_like(target, -1))
+        return outcomes
+
+    outcomes = world(3, work)
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert all(outcome == Outcome.COMMITTED for outcome in outcomes[0][::4])
+    assert all(outcome == Outcome.INTERRUPTED for outcome in outcomes[0][1::4]), "cancelled before it was submitted"
+
+
+def test_all_that_waits_can_be_cancelled_by_another_thread(world: Callable[..., list[Any]]) -> None:
+    cancelled = threading.Event()
+
+    def work(engine: Turns, position: int) -> list[int]:
+        tasks = [Task(all_reduce(0, 2), None, None, 1000 * SECOND_NS) for _ in range(3)]
+        if position == 1:
+            # Only when they have ended on the other position, so that nothing but the other thread can have ended them.
+            cancelled.wait(20.0)
+            return [engine.run(task) for task in tasks]
+        for task in tasks[1:]:
+            engine.submit(task)
+        engine.submit(tasks[0])
+        waiting = threading.Thread(target=lambda: [engine.wait(task, 20.0) for task in tasks])
+        waiting.start()
+        assert engine.cancel_all()
+        waiting.join()
+        cancelled.set()
+        assert not engine.cancel_all()
+        return [task.status for task in tasks]
+
+    assert world(2, work) == [[Outcome.INTERRUPTED] * 3] * 2
 
 
 def test_closing_ends_what_was_submitted(world: Callable[..., list[Any]]) -> None:

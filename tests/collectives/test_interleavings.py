@@ -13,13 +13,13 @@ from random import Random
 import numpy as np
 import pytest
 
-from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
+from broker.collectives.claims import POINT_KINDS, REDUCING_KINDS, ROOTED_KINDS, Claim, CollectiveKind, ReduceOp
 from broker.collectives.member import MemberOperation
 from broker.errors import CollectiveError, CollectiveMismatchError, GenerationChangedError
 from broker.ids import SessionId
 from tests.collectives.harness import SECOND_NS, Cluster, claim, start
 
-KINDS = [*CollectiveKind]
+KINDS = [kind for kind in CollectiveKind if kind not in POINT_KINDS]
 
 
 class Job:
@@ -83,8 +83,8 @@ class Job:
         kind = program.choice(KINDS)
         if kind is CollectiveKind.BARRIER or astray:
             return Claim.barrier(self.random.randint(1, 2) * SECOND_NS)
-        op = ReduceOp.SUM if kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER) else None
-        root = program.randrange(self.cluster.group.world_size) if kind is CollectiveKind.BROADCAST else None
+        op = ReduceOp.SUM if kind in REDUCING_KINDS else None
+        root = program.randrange(self.cluster.group.world_size) if kind in ROOTED_KINDS else None
         rows = program.choice([0, 1, 5, 40]) * members
         return claim(kind, op, root, shape=(rows, 5), timeout_ns=self.random.randint(1, 2) * SECOND_NS)
 

@@ -244,11 +244,20 @@ def test_a_link_that_breaks_before_this_one_is_ready_is_no_doubt(strangers: Stra
 
 
 @pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("scratch", [None, False, True])
 @pytest.mark.parametrize("elements", [1, LONG])
-def test_a_link_that_breaks_after_this_one_is_ready_leaves_it_undecided(elements: int, committed: bool) -> None:
+def test_a_link_that_breaks_after_this_one_is_ready_leaves_it_undecided(
+    elements: int, scratch: bool | None, committed: bool
+) -> None:
+    """In place, and where the result belongs elsewhere."""
     each = Stranger()
     engine = each.engine
-    task, array = begin(engine, elements)
+    if scratch is None:
+        task, array = begin(engine, elements)
+    else:
+        array = np.ones(elements, np.float32)
+        task = Task(all_reduce(elements, 2), array.copy(), array, 1000 * SECOND_NS, scratch=scratch)
+        engine.submit(task)
     each.meet(1, b"claim", b"\0\0\0\0" if elements == 1 else b"")
     if elements == 1:
         each.hear_until(READY)
@@ -256,10 +265,10 @@ def test_a_link_that_breaks_after_this_one_is_ready_leaves_it_undecided(elements
         play(each, 4 * elements)
     each.hang_up()
     assert ended(engine, task) == Outcome.UNDECIDED
-    assert (array == 1).all()
+    assert scratch or (array == 1).all()
     assert engine.run(Task(all_reduce(1, 2), array[:1].copy(), None, SECOND_NS)) == Outcome.OVER
     assert engine.settle(task, committed=committed) == (Outcome.COMMITTED if committed else Outcome.OVER)
-    assert (array == (1 if not committed else 1 if elements == 1 else 2)).all()
+    assert (array == (1 if not committed else 1 if elements == 1 else 2)).all() or (scratch and not committed)
     assert engine.settle(task, committed=not committed) == task.status
     assert engine.committed == (1 if committed else 0)
     each.close()
@@ -452,6 +461,22 @@ def test_links_that_are_none_are_refused() -> None:
         Engine(links[0], 0, 999_999)
     # They are the caller's as before.
     close_all(links)
+
+
+def test_what_links_do_not_carry_is_refused() -> None:
+    carried = [kind for kind in CollectiveKind if ring.carries(kind)]
+    assert carried == ["all_reduce", "broadcast", "all_gather", "reduce_scatter", "barrier"]
+    engine = Engine([[]], 0)
+    array = np.ones(4, np.float32)
+    gather = Task(Plan(CollectiveKind.GATHER, b"claim", 1, array_bytes=16), array, np.ones(4, np.float32), SECOND_NS)
+    pieces = Task(all_reduce(4, 1), [array[:1], array[1:]], array, SECOND_NS)
+    for task in (gather, pieces):
+        with pytest.raises(InvalidValue, match="links do not carry"):
+            engine.run(task)
+        with pytest.raises(InvalidValue, match="links do not carry"):
+            engine.submit(task)
+        assert task.status == Outcome.PENDING
+    engine.close()
 
 
 def test_an_engine_closes_its_sockets() -> None:

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from broker.errors import ProtocolError
 from broker.limits import FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MESSAGE_BYTES_MAX
-from broker.protocol.frames import HEADER, HEADER_BYTES, Content, Flag, Frame, Kind, Lane, check_header, encode
+from broker.protocol.frames import (
+    HEADER,
+    HEADER_BYTES,
+    Content,
+    Flag,
+    Frame,
+    Kind,
+    Lane,
+    check_header,
+    encode,
+    kind_name,
+)
 from tests.protocol.helpers import opened, read
 
 LITERALS = [
@@ -81,7 +92,7 @@ def test_the_header_has_52_bytes_and_the_numbers_of_the_wire_are_fixed() -> None
         "CREDIT": 8, "DONE": 9, "ERROR": 10, "FLUSH": 11, "PING": 12, "PONG": 13, "CLOSE": 14, "DROPPED": 15,
         "JOIN": 16, "JOINED": 17, "LEAVE": 18, "CONTRIBUTE": 19, "RESULT": 20, "FAILED": 21, "CHANGED": 22,
         "RESUME": 23, "GAP": 24, "DECLARE": 25, "POLICY": 26, "SETTLE": 27, "CANCEL": 28, "QUERY": 29,
-        "ARENA": 30, "MAPPED": 31, "RELEASE": 32, "BOARD": 33, "TOOK_PART": 38, "REGROUP": 39,
+        "ARENA": 30, "MAPPED": 31, "RELEASE": 32, "BOARD": 33, "GIVE_UP": 37, "TOOK_PART": 38, "REGROUP": 39,
     }  # fmt: skip
     flags = (
         Flag.ACKNOWLEDGE, Flag.REQUEST, Flag.BATCH, Flag.CHUNKED, Flag.LAST, Flag.TOPIC_CREDIT, Flag.TRACKED,
@@ -163,3 +174,8 @@ def test_any_frames_come_back_however_the_stream_is_split(frames: list[Frame], d
         found += read(session, stream[start:end])
         start = end
     assert found == frames
+
+
+def test_a_kind_that_has_no_name_is_told_by_its_number() -> None:
+    assert kind_name(Kind.GIVE_UP) == "GIVE_UP"
+    assert kind_name(0) == "kind 0"
