@@ -10,11 +10,11 @@ from broker.collectives import shm
 from broker.collectives.buckets import Buckets
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations
-from clients.boards import SharedOperation
+from clients import collective, joining, ways
 from clients.collective import GRACE_S, Prepared
 from clients.driver import Driver
 from clients.membership import Place
+from clients.ways import SharedOperation
 from clients.work import SharedWork, Work
 
 T = TypeVar("T")
@@ -60,6 +60,11 @@ class Group:
         """The index of this rank among the present ones: which shard of data or parameters is its own."""
         return self._place.member.position
 
+    @property
+    def schedule(self) -> str:
+        """How operations go at the moment: `shm`, `star`, or `ring` or `halving`, with auto the quicker for each."""
+        return self._place.used_schedule
+
     @overload
     def all_reduce(
         self, array: T, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: Literal[False] = False
@@ -94,11 +99,11 @@ class Group:
             ConnectionClosed: the connection was lost, and with it the membership.
         """
         place = self._place
-        board = None if async_op else place.plain
-        task = None if board is None else board.plain_task(array, op, timeout_s)
-        if task is not None and board is not None:
-            if board.engine.run(task) != shm.Outcome.COMMITTED:
-                self._driver.run(boards.finish(self._driver, place, SharedOperation.plain(board, task)))
+        way = None if async_op else place.plain
+        task = None if way is None else way.plain_task(array, op, timeout_s)
+        if task is not None and way is not None:
+            if way.run(task) != shm.Outcome.COMMITTED:
+                self._driver.run(ways.finish(self._driver, place, SharedOperation.plain(way, task)))
             return array
         prepared = collective.all_reduce(place.member, array, op, timeout_s)
         result = self._call(prepared, timeout_s, async_op=async_op)
@@ -125,6 +130,7 @@ class Group:
         # Under one hold of the lock, so that no change of the members comes between two buckets: all start in the same
         # generation or none does, as on the other ranks.
         with self._driver.lock:
+            self._decide()
             works = [self._start(bucket, timeout_s) for bucket in prepared]
             self._driver.flush()
         failures = [failure for work in works if (failure := work.exception()) is not None]
@@ -169,30 +175,36 @@ class Group:
 
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
-        self._driver.run(operations.leave(self._driver, self._place, 5.0))
+        self._driver.run(joining.leave(self._driver, self._place, 5.0))
 
     def _start(self, prepared: Prepared, timeout_s: float) -> Work:
-        shared = boards.begin(self._place, prepared)
+        shared = ways.begin(self._place, prepared)
         if shared is not None:
             return SharedWork(self._driver, self._place, shared, prepared.complete, timeout_s + GRACE_S)
         operation, signal = self._place.start(prepared.claim, prepared.contribution, prepared.target)
         return Work(self._driver, operation, signal, prepared.complete, timeout_s + GRACE_S)
 
+    def _decide(self) -> None:
+        """Waits, under the lock, until it is known how operations go: moments, when a generation has just begun."""
+        if not self._place.decided.ready:
+            self._driver.block(self._place.decided, joining.DECISION_S, "the members to be linked")
+
     def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False) -> object:
         driver, place = self._driver, self._place
         with driver.lock:
+            self._decide()
             if async_op:
                 work = self._start(prepared, timeout_s)
                 driver.flush()
                 return work
-            shared = boards.begin(place, prepared)
+            shared = ways.begin(place, prepared)
             if shared is None:
                 operation, signal = place.start(prepared.claim, prepared.contribution, prepared.target)
                 driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {self.name!r}")
                 return prepared.complete(operation.finish())
         # Without the lock: the client's other threads go on meanwhile.
-        shared.board.engine.run(shared.task)
-        return prepared.complete(driver.run(boards.finish(driver, place, shared)))
+        shared.way.run(shared.task)
+        return prepared.complete(driver.run(ways.finish(driver, place, shared)))
 
     def __enter__(self) -> Self:
         return self

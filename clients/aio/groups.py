@@ -9,12 +9,12 @@ from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, operations
+from clients import collective, joining, ways
 from clients.aio.driver import AsyncDriver
-from clients.boards import SharedOperation
 from clients.collective import GRACE_S, Prepared
 from clients.membership import Place
 from clients.signals import Signal
+from clients.ways import SharedOperation
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class SharedWork(Work):
         if not self._finished:
             what = operation.claim.describe()
             await driver.wait(operation.signal, self._grace_s if timeout_s is None else timeout_s, what)
-            result = await boards.finish(driver, self._place, operation)
+            result = await ways.finish(driver, self._place, operation)
             self._value = self._prepared.complete(result)
             self._finished = True
         return self._value
@@ -109,10 +109,16 @@ class Group:
         """The index of this rank among the present ones."""
         return self._place.member.position
 
+    @property
+    def schedule(self) -> str:
+        """How operations go at the moment; see `clients.Group.schedule`."""
+        return self._place.used_schedule
+
     async def all_reduce(
         self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False
     ) -> object:
         """Reduces the arrays of all present ranks in place; returns the array, or a Work."""
+        await joining.decided(self._driver, self._place)
         prepared = collective.all_reduce(self._place.member, array, op, timeout_s)
         work = self._start(prepared, timeout_s)
         return work if async_op else await work.wait()
@@ -121,31 +127,35 @@ class Group:
         self, array: object, root: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S, async_op: bool = False
     ) -> object:
         """Copies the root's array into every rank's array; returns the array, or a Work."""
+        await joining.decided(self._driver, self._place)
         prepared = collective.broadcast(self._place.member, array, root, timeout_s)
         work = self._start(prepared, timeout_s)
         return work if async_op else await work.wait()
 
     async def all_gather(self, array: object, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> list[Array]:
         """The arrays of all present ranks, in the order of their ranks."""
+        await joining.decided(self._driver, self._place)
         prepared = collective.all_gather(self._place.member, array, timeout_s)
         return await self._start(prepared, timeout_s).wait()  # type: ignore[return-value]
 
     async def reduce_scatter(self, array: object, op: str = "sum", *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Array:
         """This rank's share, along the first axis, of the reduced array."""
+        await joining.decided(self._driver, self._place)
         prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s)
         return await self._start(prepared, timeout_s).wait()  # type: ignore[return-value]
 
     async def barrier(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Waits until all present ranks have called it."""
+        await joining.decided(self._driver, self._place)
         await self._start(collective.barrier(timeout_s), timeout_s).wait()
 
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
-        await operations.leave(self._driver, self._place, 5.0)
+        await joining.leave(self._driver, self._place, 5.0)
 
     def _start(self, prepared: Prepared, timeout_s: float) -> Work:
         place = self._place
-        shared = boards.begin(place, prepared)
+        shared = ways.begin(place, prepared)
         if shared is not None:
             self._driver.submit(shared)
             return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)

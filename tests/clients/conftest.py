@@ -10,8 +10,10 @@ from typing import Protocol
 import pytest
 
 import clients
+from broker.collectives import ring
 from tests.clients.asynchronous import AsyncLoop
 from tests.clients.serving import ServingThread
+from tests.collectives import link_engine
 
 _names = itertools.count()
 
@@ -65,3 +67,17 @@ def bus(connect: Connect) -> clients.Client:
 @pytest.fixture
 def other(connect: Connect) -> clients.Client:
     return connect("second")
+
+
+@pytest.fixture
+def links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is an engine for links: the real one where it is compiled, else the stand-in."""
+    if not ring.AVAILABLE:
+        stand_in(monkeypatch)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the stand-in in place of the engine of links."""
+    monkeypatch.setattr(ring, "AVAILABLE", True)
+    for name in ("Engine", "Plan", "Task"):
+        monkeypatch.setattr(ring, name, getattr(link_engine, name))

@@ -15,9 +15,13 @@ from tests.clients.conftest import Connect
 PATIENCE_S = 20.0
 
 
-@pytest.fixture(params=["star", "auto"], autouse=True)
+@pytest.fixture(params=["star", "auto", "ring", "halving"], autouse=True)
 def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the groups of `on_all_ranks` carry out their operations: auto is shm where the ranks share memory."""
+    if request.param in ("ring", "halving"):
+        if request.node.callspec.params.get("broker") == "inproc":
+            pytest.skip("clients of a broker in their own process are on no network on which they could be linked")
+        request.getfixturevalue("links")
     monkeypatch.setitem(OPTIONS, "schedule", request.param)
     return str(request.param)
 
