@@ -8,6 +8,7 @@ each member, when its generation has ended, first ends its engine and then says 
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from clients.operations import Driver
 
 _PENDING, _COMMITTED = int(ring.Outcome.PENDING), int(ring.Outcome.COMMITTED)
-_UNDECIDED, _OVER = int(ring.Outcome.UNDECIDED), int(ring.Outcome.OVER)
+_UNDECIDED = int(ring.Outcome.UNDECIDED)
 
 
 class Links(Way):
@@ -45,7 +46,13 @@ class Links(Way):
         """
         super().__init__(told)
         self.schedule = AUTO
-        self._engine = ring.Engine(links, self.ranks.index(rank), descriptor)
+        try:
+            self._engine = ring.Engine(links, self.ranks.index(rank), descriptor)
+        except BaseException:
+            for lanes in links:
+                for link in lanes:
+                    os.close(link)
+            raise
         self.engine = cast("Engine", self._engine)
         self.reported = False
         self.judged = Signal()
@@ -109,7 +116,7 @@ class Links(Way):
         if task.status == _UNDECIDED:
             self._engine.settle(cast("ring.Task", task), committed=task.sequence <= self.verdict)
             self._close_settled()
-        return _COMMITTED if task.status == _COMMITTED else _OVER
+        return task.status
 
     def judge(self, verdict: int) -> None:
         """The broker has said what any member has finished."""

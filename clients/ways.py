@@ -298,14 +298,15 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
     """
     task, way = operation.task, operation.way
     status = task.status
+    if status in (ring.Outcome.OVER, ring.Outcome.UNDECIDED):
+        way.lost(place)
+        driver.flush()
+    if status == ring.Outcome.UNDECIDED:
+        status = await way.settle(driver, task)
     if status == _DONE:
         return operation.result
     # A client that is closed does not wait for the engine.
     if status in (ring.Outcome.OVER, ring.Outcome.PENDING, ring.Outcome.UNDECIDED):
-        way.lost(place)
-        driver.flush()
-        if status == ring.Outcome.UNDECIDED and await way.settle(driver, task) == _DONE:
-            return operation.result
         raise await _over(driver, place, way)
     ranks = [way.ranks[position] for position in task.positions if position < len(way.ranks)]
     if status == shm.Outcome.MISSING:
@@ -316,7 +317,7 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
         shm.Outcome.INTERRUPTED: f"the program of rank {ranks[0] if ranks else '?'} gave it up",
         shm.Outcome.NO_MEMORY: f"there is no memory for {operation.claim.nbytes} bytes beside the array",
         shm.Outcome.BROKEN: "its board or its links say what cannot be: a rank's program has written over it",
-    }[shm.Outcome(status)]
+    }[shm.Outcome(int(status))]
     raise CollectiveError(place.name, f"operation {task.sequence}: {problem}")
 
 
