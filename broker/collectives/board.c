@@ -51,13 +51,6 @@ unsigned char *tb_stage_of(tb_board *board, int positions, int position)
     return (unsigned char *)board + SLOTS_OFFSET + positions * slot_bytes() + (size_t)position * TB_STAGE_BYTES;
 }
 
-uint64_t tb_now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000ull + now.tv_nsec;
-}
-
 /* Not a private futex: the processes map the same file at different addresses. */
 static void ring(tb_slot *slot)
 {

@@ -36,17 +36,11 @@
 #ifndef TENSORBUS_BOARD_H
 #define TENSORBUS_BOARD_H
 
-#include <stdatomic.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "turns.h"
 
 enum {
     TB_VERSION = 1,
-    TB_POSITIONS_MAX = 64,
-    TB_LINE_BYTES = 128, /* Two lines of 64: processors fetch them in pairs. */
     TB_VERDICTS = 64,
-    TB_CLAIM_BYTES = 508,
-    TB_INLINE_BYTES = 4096,
     TB_ROWS = 2,
     TB_RECORDS = 4,
 #ifndef TB_CHUNK_KIB
@@ -61,34 +55,10 @@ enum {
 
 enum tb_state { TB_OPEN = 0, TB_DRAINING = 1, TB_GONE = 2 };
 
-/* What becomes of an operation. The first one is no verdict; the last two are never written to the board. */
-enum tb_outcome {
-    TB_PENDING = 0,
-    TB_COMMITTED = 1,
-    TB_MISSING = 2,     /* Some positions did not come, or did not go on, until the deadline of another one. */
-    TB_MISMATCH = 3,    /* The positions do not claim the same. */
-    TB_INTERRUPTED = 4, /* The program of one position gave up: a signal, or no memory. */
-    TB_OVER = 5,        /* The generation has ended. */
-    TB_NO_MEMORY = 6,
-    TB_BROKEN = 7, /* The board says what cannot be: somebody writes to it who does not keep to the rules. */
-};
-
-typedef struct {
-    uint32_t bytes;
-    unsigned char data[TB_CLAIM_BYTES];
-} tb_claim;
-
 typedef struct {
     _Alignas(TB_LINE_BYTES) tb_claim claim;
     _Alignas(TB_LINE_BYTES) unsigned char payload[TB_INLINE_BYTES];
 } tb_row;
-
-typedef struct {
-    _Alignas(TB_LINE_BYTES) _Atomic uint64_t sequence;
-    uint64_t positions; /* A bit for each: those that were missing, or whose claims follow. */
-    uint64_t timeout_ns;
-    tb_claim claims[TB_POSITIONS_MAX];
-} tb_record;
 
 typedef struct {
     _Alignas(TB_LINE_BYTES) _Atomic uint64_t arrived;
@@ -145,7 +115,5 @@ void tb_ring_all(tb_board *board, int positions);
 /* Sleeps until a counter of a slot has reached a value, the slot's owner publishes something, everybody is woken, or
    the time is over. `changed` is asked once it is certain that no later change can be missed. */
 void tb_park(tb_slot *slot, tb_counter counter, uint64_t value, uint64_t timeout_ns, int (*changed)(void *), void *of);
-
-uint64_t tb_now_ns(void);
 
 #endif

@@ -1,66 +1,23 @@
-/* One position's part in the operations on a board (board.h): carried out on the thread that calls, or on a thread of
-   the engine's own, one after another in the order in which they were begun. None of this needs Python's lock. */
+/* One position's part in the operations on a board (board.h), which are carried out in turns (turns.h). */
 #ifndef TENSORBUS_ENGINE_H
 #define TENSORBUS_ENGINE_H
 
 #include "board.h"
-#include "kernels.h"
-
-#include <pthread.h>
-#include <sys/types.h>
-
-enum tb_kind { TB_ALL_REDUCE, TB_BROADCAST, TB_ALL_GATHER, TB_REDUCE_SCATTER, TB_BARRIER };
-
-/* An operation. Whoever makes one keeps it, and all that it points to, until its status is not PENDING. */
-typedef struct tb_task {
-    /* What is asked for. */
-    int kind;
-    tb_reduce kernel;     /* Of all_reduce and reduce_scatter. */
-    int divisor;          /* Of a mean the number of positions, else 1. */
-    int root;             /* The position that broadcasts. */
-    int impossible;       /* These positions cannot do what all may ask for: it ends as a mismatch. */
-    size_t item_bytes;    /* Of one element. */
-    size_t bytes;         /* Of the array that each position contributes. */
-    const void *source;   /* That array. Of a broadcast only the root has one. */
-    void *target;         /* all_reduce: the same array. broadcast: the array, if not the root's. all_gather: the arrays
-                             of all positions. reduce_scatter: this position's part. */
-    const void *claim;    /* What is compared. */
-    uint32_t claim_bytes; /* At most TB_CLAIM_BYTES. */
-    uint64_t timeout_ns;
-    int (*interrupt)(void); /* Called now and then, on the thread that carries it out; not 0 gives up. May be NULL. */
-
-    /* What has become of it. */
-    _Atomic int status;
-    uint64_t sequence;
-    uint64_t deadline_ns;
-    uint64_t positions;         /* MISSING: who. MISMATCH: whose claims are in `record`. INTERRUPTED: who. */
-    uint64_t failed_timeout_ns; /* MISSING: whose deadline it was. */
-    const tb_record *record;    /* MISMATCH; it stays a while. */
-
-    struct tb_task *next;
-} tb_task;
+#include "undo.h"
 
 typedef struct {
+    tb_turns turns;
     tb_board *board;
     size_t board_bytes;
     int position, positions;
     uint64_t sequence; /* Of the last operation that was begun. */
     uint64_t spin_ns;
     int crowded; /* More positions than processors: to spin would only keep others from running. */
-    void *undo;
-    size_t undo_bytes;
-    pid_t process;
-
-    pthread_mutex_t lock;
-    pthread_cond_t work, done;
-    pthread_t thread;
-    int has_thread, busy, stopping;
-    int descriptor; /* An eventfd that tells of each operation done by the thread; -1 without. */
-    tb_task *first, *last;
+    tb_undo undo;
 } tb_engine;
 
 /* An engine on the board in a file, of which it makes a mapping of its own; NULL with an errno: EINVAL when the file holds
-   no board of so many positions. `told` is the descriptor of tb_engine. */
+   no board of so many positions. `told` is as for tb_turns_begin. */
 tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, int told);
 
 /* No operation begins any more, those that have no verdict end, and so does the board unless this process is a forked
@@ -69,17 +26,5 @@ void tb_engine_close(tb_engine *engine);
 
 /* Frees a closed engine that nobody is in. */
 void tb_engine_free(tb_engine *engine);
-
-/* Carries an operation out, if none is under way or waits; says whether it has. */
-int tb_engine_run(tb_engine *engine, tb_task *task);
-
-/* Lets the engine's thread carry an operation out, behind all others. Returns 0, or an errno. */
-int tb_engine_submit(tb_engine *engine, tb_task *task);
-
-/* Waits until an operation is not PENDING, at most so long; returns its status. */
-int tb_engine_wait(tb_engine *engine, tb_task *task, uint64_t timeout_ns);
-
-/* Carries one operation out (engine_operation.c); returns its status. */
-int tb_carry_out(tb_engine *engine, tb_task *task);
 
 #endif

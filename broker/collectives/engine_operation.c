@@ -369,8 +369,9 @@ static int move_chunks(tb_operation *operation)
     return ended;
 }
 
-int tb_carry_out(tb_engine *engine, tb_task *task)
+int tb_carry_out(void *of, tb_task *task)
 {
+    tb_engine *engine = of;
     tb_operation operation = {
         .engine = engine,
         .task = task,
@@ -383,7 +384,8 @@ int tb_carry_out(tb_engine *engine, tb_task *task)
     operation.chunks = tb_chunks(&operation);
     task->sequence = operation.sequence;
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
-    if (!small && operation.chunks > TB_STAGE_CHUNKS && tb_in_place(task) && !tb_can_remember(&operation)) {
+    if (!small && operation.chunks > TB_STAGE_CHUNKS && tb_in_place(task) &&
+        !tb_undo_reserve(&engine->undo, task->bytes)) {
         ended = decide(&operation, TB_INTERRUPTED, 1ull << engine->position);
         ended = ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
     }
@@ -392,6 +394,6 @@ int tb_carry_out(tb_engine *engine, tb_task *task)
     if (!ended)
         ended = small ? move_rows(&operation) : move_chunks(&operation);
     tb_publish(operation.own, TB_LEFT, operation.sequence);
-    tb_forget(engine);
+    tb_undo_trim(&engine->undo);
     return ended ? ended : TB_COMMITTED;
 }

@@ -35,20 +35,11 @@ void tb_collect(tb_operation *operation, size_t chunk);
 void tb_remember(tb_operation *operation, size_t chunk);
 void tb_restore(tb_operation *operation);
 
-/* Sees to it that there is room to remember the target; 0 when there is no memory. */
-int tb_can_remember(tb_operation *operation);
-
-/* Frees what is too much to keep. */
-void tb_forget(tb_engine *engine);
-
 /* The whole of an operation whose arrays lie in the rows. */
 void tb_write_row(tb_operation *operation);
 void tb_finish_rows(tb_operation *operation);
 
-/* Whether the caller's own array becomes the result, so that it must be fetched back after a failure. */
-static inline int tb_in_place(const tb_task *task)
-{
-    return task->kind == TB_ALL_REDUCE || (task->kind == TB_BROADCAST && task->target);
-}
+/* Carries one operation out (engine_operation.c); returns its status. */
+int tb_carry_out(void *engine, tb_task *task);
 
 #endif

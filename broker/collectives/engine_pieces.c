@@ -16,11 +16,8 @@
 #include "engine_operation.h"
 
 #include <string.h>
-#include <sys/mman.h>
 
-#include "broker/transport/streaming_copy.h"
-
-enum { PART_BYTES = 64, UNDO_KEPT_BYTES = 256 << 20 };
+enum { PART_BYTES = 64 };
 
 typedef struct {
     size_t start, bytes;
@@ -147,45 +144,17 @@ void tb_collect(tb_operation *operation, size_t chunk)
         }
 }
 
-int tb_can_remember(tb_operation *operation)
-{
-    tb_engine *engine = operation->engine;
-    if (engine->undo_bytes >= operation->task->bytes)
-        return 1;
-    if (engine->undo)
-        munmap(engine->undo, engine->undo_bytes);
-    engine->undo_bytes = 0;
-    engine->undo = mmap(NULL, operation->task->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (engine->undo == MAP_FAILED) {
-        engine->undo = NULL;
-        return 0;
-    }
-    engine->undo_bytes = operation->task->bytes;
-    madvise(engine->undo, engine->undo_bytes, MADV_HUGEPAGE);
-    return 1;
-}
-
 void tb_remember(tb_operation *operation, size_t chunk)
 {
     stretch whole = chunk_of(operation->task, chunk);
-    const unsigned char *target = operation->task->target;
-    streaming_copy((unsigned char *)operation->engine->undo + whole.start, target + whole.start, whole.bytes);
+    tb_undo_keep(&operation->engine->undo, operation->task->target, whole.start, whole.bytes);
 }
 
 void tb_restore(tb_operation *operation)
 {
     if (operation->touched) {
         stretch last = chunk_of(operation->task, operation->touched - 1);
-        memcpy(operation->task->target, operation->engine->undo, last.start + last.bytes);
-    }
-}
-
-void tb_forget(tb_engine *engine)
-{
-    if (engine->undo_bytes > UNDO_KEPT_BYTES) {
-        munmap(engine->undo, engine->undo_bytes);
-        engine->undo = NULL;
-        engine->undo_bytes = 0;
+        tb_undo_restore(&operation->engine->undo, operation->task->target, 0, last.start + last.bytes);
     }
 }
 

@@ -5,7 +5,7 @@
 #include <Python.h>
 
 /* Runs the handlers of signals that have come; not 0 when one has raised, and then its exception stays set. */
-static int tb_interrupted(void)
+static inline int tb_interrupted(void)
 {
     PyGILState_STATE held = PyGILState_Ensure();
     int raised = PyErr_CheckSignals();
@@ -14,7 +14,7 @@ static int tb_interrupted(void)
 }
 
 /* -1 when an exception is set. */
-static int tb_raise(void)
+static inline int tb_raise(void)
 {
     return PyErr_Occurred() ? -1 : 0;
 }

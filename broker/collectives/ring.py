@@ -1,100 +1,135 @@
-"""The engine of links between ranks, for Python: not in this build."""
+# ruff: noqa: F821
+# mypy: disable-error-code="name-defined,attr-defined"
+"""The engine of the schedules `ring` and `halving`, for Python: collectives of ranks of several hosts, over sockets.
+
+What happens there is in C: ring_engine.h has what engines say to one another and why they agree, ring_engine_steps.c
+which bytes go where. Plans, tasks and turns are those of all engines (tasks.py). Only the compiled module can do any of
+it; the plain one says that it cannot (`AVAILABLE`).
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import Final
 
-from broker.collectives.claims import CollectiveKind, ReduceOp
-from broker.errors import LimitExceeded
+from broker.collectives.tasks import (
+    ARRAY_BYTES_MAX,
+    CLAIM_BYTES_MAX,
+    POSITIONS_MAX,
+    Outcome,
+    Plan,
+    Task,
+    Turns,
+    reducible,
+)
+from broker.errors import InvalidValue, LimitExceeded
 
-AVAILABLE: Final = False
-"""Whether this module can do anything."""
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
+
+__all__ = [
+    "ARRAY_BYTES_MAX",
+    "AVAILABLE",
+    "CLAIM_BYTES_MAX",
+    "LANES_MAX",
+    "POSITIONS_MAX",
+    "VERSION",
+    "Engine",
+    "Outcome",
+    "Plan",
+    "Task",
+    "reducible",
+]
+
+AVAILABLE: Final = bool(cython.compiled)
+"""Whether this module can do anything: it has to be compiled."""
 VERSION: Final = 1
-"""Of what travels over links."""
+"""Of what engines say to one another over a link."""
+LANES_MAX: Final = 16
+"""Sockets of one link."""
 
 
-class Outcome(IntEnum):
-    """What has become of an operation: those of shm.Outcome, and one more."""
+class Engine(Turns):
+    """One position's part in the operations of positions that are connected with one another.
 
-    PENDING = 0
-    COMMITTED = 1
-    MISSING = 2
-    MISMATCH = 3
-    INTERRUPTED = 4
-    OVER = 5
-    NO_MEMORY = 6
-    BROKEN = 7
-    UNDECIDED = 8
-
-
-class Plan:
-    """As shm.Plan, for links."""
-
-    claim: bytes
-    array_bytes: int
-    result_bytes: int
-
-    def __init__(
-        self,
-        kind: CollectiveKind,
-        claim: bytes,
-        positions: int,
-        *,
-        op: ReduceOp | None = None,
-        dtype: str = "uint8",
-        array_bytes: int = 0,
-        root: int = 0,
-        impossible: bool = False,
-        schedule: str = "auto",
-    ) -> None:
-        raise LimitExceeded("links", positions, 0, "there is no engine in this build")
-
-
-class Task:
-    """As shm.Task, for links."""
-
-    status: int
-    sequence: int
-    positions: list[int]
-    timeout_ns: int
-    claim: bytes
-
-    def __init__(self, plan: Plan, source: object, target: object, timeout_ns: int) -> None:
-        raise LimitExceeded("links", 0, 0, "there is no engine in this build")
-
-    def claims(self) -> dict[int, bytes]:
-        """MISMATCH: the claims of the positions that had come."""
-        return {}
-
-
-class Engine:
-    """One position's part in the operations over its links."""
+    An operation that is UNDECIDED has its result here, and its array is as it was: a link broke, or a position fell
+    silent, in the moment in which the others may or may not have applied it. The engine is over then. Ask the others, after
+    their engines have ended, whether the task of the same sequence is COMMITTED on one of them, and `settle` it; a
+    position that cannot be asked must not go on with this generation.
+    """
 
     def __init__(self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1) -> None:
-        raise LimitExceeded("links", len(links), 0, "there is no engine in this build")
+        """Args:
+            links: for each position, the descriptors of sockets that are connected with its engine: streams, TCP or
+                Unix, made non-blocking here. Every other position has at least one, whatever the schedule, and at most
+                LANES_MAX; the own one has none. The k-th one of a link is the other end of the k-th one there. A ring's
+                data are spread over all that the neighbours have (position - 1 and + 1, around); all else needs one.
+                From now on the engine owns and closes them, unless this raises.
+            position: this process's own.
+            descriptor: an eventfd to which is added for each operation that the engine's thread is done with.
 
-    def run(self, task: Task) -> int:
-        """Carries an operation out; returns its Outcome."""
-        raise NotImplementedError
+        Raises:
+            InvalidValue: there are too many positions, or a link has too few or too many sockets.
+            LimitExceeded: there is no memory, or no descriptor left.
+        """
+        super().__init__()
+        if not 0 < len(links) <= POSITIONS_MAX:
+            raise InvalidValue("positions", len(links), f"must be from 1 to {POSITIONS_MAX}")
+        if not 0 <= position < len(links):
+            raise InvalidValue("position", position, f"must be from 0 to {len(links) - 1}")
+        for other, lanes in enumerate(links):
+            if bool(lanes) is (other == position) or len(lanes) > LANES_MAX:
+                problem = f"to position {other} must be from 1 to {LANES_MAX}, and none to the own one"
+                raise InvalidValue("sockets", len(lanes), problem)
+        self.position, self.positions = position, len(links)
+        files = array("i", [file for lanes in links for file in lanes]).tobytes()
+        counts = array("i", [len(lanes) for lanes in links]).tobytes()
+        self._ring = tb_ring_new(
+            cython.cast("const int *", cython.cast("const unsigned char *", files)),
+            cython.cast("const int *", cython.cast("const unsigned char *", counts)),
+            len(links),
+            position,
+            descriptor,
+        )
+        if self._ring == cython.NULL:
+            raise LimitExceeded("links", len(links), POSITIONS_MAX, f"cannot be used: errno {errno}")
+        self._turns = cython.address(self._ring.turns)
 
-    def submit(self, task: Task) -> None:
-        """Has an operation carried out behind all others, by the engine's own thread."""
-        raise NotImplementedError
-
-    def wait(self, task: Task, timeout_s: float) -> int:
-        """Waits for a submitted operation."""
-        raise NotImplementedError
+    @property
+    def committed(self) -> int:
+        """The sequence of the last operation that was committed here; 0 before the first."""
+        return self._ring.committed  # type: ignore[no-any-return]
 
     def settle(self, task: Task, *, committed: bool) -> int:
-        """Ends an UNDECIDED operation."""
-        raise NotImplementedError
+        """Gives a task that is UNDECIDED the verdict of the others; returns its Outcome. Any other task stays as it is.
+
+        Args:
+            task: of this engine.
+            committed: whether it has been committed on another position: then the array becomes the result. Else it
+                stays as it was, and the outcome says what has led to the doubt.
+        """
+        return self._settle(task, committed)
+
+    def _settle(self, task: Task, committed: bool) -> int:
+        return tb_ring_settle(self._ring, cython.address(task._task), committed)  # type: ignore[no-any-return]
 
     def end(self) -> None:
-        """Ends what has no verdict."""
-        raise NotImplementedError
+        """What is under way ends, as OVER or UNDECIDED, and what comes is OVER. Any thread may call; it does not wait."""
+        tb_ring_end(self._ring)
 
     def close(self) -> None:
-        """Ends the engine."""
-        raise NotImplementedError
+        """Ends, and waits for the engine's thread. An operation that a thread is in ends meanwhile."""
+        ring = self._ring
+        with cython.nogil:
+            tb_ring_close(ring)
+
+    def __repr__(self) -> str:
+        return f"<Engine position={self.position} of {self.positions} committed={self.committed}>"
+
+    def __dealloc__(self) -> None:
+        if self._ring != cython.NULL:
+            tb_ring_close(self._ring)
+            tb_ring_free(self._ring)

@@ -1,0 +1,72 @@
+/* What the files of an engine of links know of one another: ring_engine_operation.c takes an operation through its phases,
+   ring_engine_steps.c says which bytes go where, ring_engine_lanes.c moves them. */
+#ifndef TENSORBUS_RING_ENGINE_OPERATION_H
+#define TENSORBUS_RING_ENGINE_OPERATION_H
+
+#include "ring_engine.h"
+
+enum { TB_MOMENT_NS = 250000000 }; /* For others to answer; as limits.MISMATCH_GRACE_NS. */
+
+static inline uint64_t tb_bit(int position) { return 1ull << position; }
+static inline uint64_t tb_others(const tb_ring *ring)
+{
+    return ~0ull >> (TB_POSITIONS_MAX - ring->positions) & ~tb_bit(ring->position);
+}
+
+/* Steps. */
+
+/* Lays an operation out; 0 when there is no memory. */
+int tb_plan_steps(tb_exchange *x);
+
+/* Whether the piece that a lane is to send is there; says where. */
+int tb_piece_to_send(tb_exchange *x, tb_lane *lane);
+
+/* Whether the piece of a head that has come is the one that is expected. Remembers what it will change. */
+int tb_expect_piece(tb_exchange *x, tb_lane *lane);
+
+/* Where the bytes of an expected piece belong that come next; what to do when some have come, and all. */
+unsigned char *tb_piece_place(tb_exchange *x, tb_lane *lane);
+void tb_piece_grew(tb_exchange *x, tb_lane *lane);
+void tb_piece_came(tb_exchange *x, tb_lane *lane);
+
+/* Whether all of the result is here, and all that others need of it is sent. */
+int tb_all_here(tb_exchange *x);
+int tb_all_sent(const tb_exchange *x);
+
+/* Makes the result of small arrays. */
+void tb_finish_meeting(tb_exchange *x);
+
+/* Takes the array back to what it was; or holds the result back, so that the next call brings it. */
+void tb_take_back(tb_exchange *x);
+void tb_hold_back(tb_exchange *x);
+
+/* Lanes. */
+
+/* Puts a word to a position, or to all, on its way. */
+void tb_say(tb_exchange *x, int position, tb_head head, const void *body, const void *more, size_t more_bytes);
+void tb_say_all(tb_exchange *x, tb_kind_of_word kind, int code, uint64_t first, uint64_t second);
+
+/* Drops what was not sent of earlier operations. */
+void tb_forget_words(tb_peer *peer);
+
+/* Moves what can be moved at once; says whether anything has. */
+int tb_receive(tb_exchange *x, tb_lane *lane);
+int tb_send(tb_exchange *x, tb_lane *lane);
+
+/* Sends what is left of earlier operations; says whether there is more. */
+int tb_send_leftover(void *ring);
+
+/* Waits until lanes can be moved, or the engine ends. */
+void tb_watch(tb_ring *ring, uint64_t timeout_ns);
+
+/* The operation. */
+
+int tb_ring_carry_out(void *ring, tb_task *task);
+
+/* What the lanes tell: a whole word; that a link has ended; that a position is further; that what came cannot be. */
+void tb_word_came(tb_exchange *x, tb_lane *lane);
+void tb_lost(tb_exchange *x, int position);
+void tb_left_behind(tb_exchange *x, int position);
+void tb_rubbish(tb_exchange *x);
+
+#endif

@@ -1,0 +1,91 @@
+"""The types with which tasks.py is compiled."""
+
+import cython
+
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef extern from "broker/collectives/interrupts.h" nogil:
+    int tb_interrupted()
+
+
+cdef extern from "broker/collectives/interrupts.h":
+    int tb_raise() except -1
+
+
+cdef extern from "broker/collectives/kernels.h" nogil:
+    ctypedef void (*tb_reduce)(void *, const void *const *, int, size_t, int, int)
+    tb_reduce tb_reduce_kernel(int op, int dtype)
+
+
+cdef extern from "broker/collectives/turns.h" nogil:
+    ctypedef struct tb_claim:
+        uint32_t bytes
+        unsigned char data[508]
+
+    ctypedef struct tb_record:
+        tb_claim claims[64]
+
+    ctypedef struct tb_task:
+        int kind
+        int schedule
+        tb_reduce kernel
+        int divisor
+        int root
+        int impossible
+        size_t item_bytes
+        size_t bytes
+        const void *source
+        void *target
+        const void *claim
+        uint32_t claim_bytes
+        uint64_t timeout_ns
+        int (*interrupt)()
+        int status
+        uint64_t sequence
+        uint64_t positions
+        uint64_t failed_timeout_ns
+        const tb_record *record
+
+    ctypedef struct tb_turns:
+        pass
+
+    int tb_turns_run(tb_turns *turns, tb_task *task)
+    int tb_turns_submit(tb_turns *turns, tb_task *task)
+    int tb_turns_wait(tb_turns *turns, tb_task *task, uint64_t timeout_ns)
+    uint64_t tb_now_ns()
+
+
+cdef class Plan:
+    cdef readonly bytes claim
+    cdef readonly Py_ssize_t array_bytes
+    cdef readonly Py_ssize_t result_bytes
+    cdef tb_task _task
+
+
+# The engine's thread may use what a Task or an engine refers to until that is deallocated.
+@cython.no_gc_clear
+cdef class Task:
+    cdef tb_task _task
+    cdef Plan _plan
+    cdef Py_buffer _source
+    cdef Py_buffer _target
+    cdef bint _has_source
+    cdef bint _has_target
+    cpdef claims(self)
+
+
+@cython.no_gc_clear
+cdef class Turns:
+    cdef tb_turns *_turns
+    cdef list _submitted
+    cpdef int run(self, Task task) except -1
+    cpdef submit(self, Task task)
+    @cython.locals(end_ns=uint64_t, now_ns=uint64_t, left_ns=uint64_t, slice_ns=uint64_t)
+    cpdef int wait(self, Task task, double timeout_s) except -1
