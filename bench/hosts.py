@@ -39,26 +39,6 @@ RATES: Final = {"1gbit": 125e6, "10gbit": 1250e6}
 PATIENCE_S: Final = 300.0
 WARM: Final = 2
 
-MPI_SOURCE: Final = r"""
-#include <mpi.h>
-#include <stdio.h>
-#include <stdlib.h>
-int main(int count, char **words) {
-    int rank, repeats = atoi(words[2]), elements = atoi(words[1]) / 4;
-    MPI_Init(&count, &words);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    float *array = malloc(4L * elements);
-    for (int turn = 0; turn < repeats; turn++) {
-        for (int i = 0; i < elements; i++) array[i] = rank + 1;
-        MPI_Barrier(MPI_COMM_WORLD);
-        double called = MPI_Wtime();
-        MPI_Allreduce(MPI_IN_PLACE, array, elements, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
-        if (!rank) printf("%.9f\n", MPI_Wtime() - called), fflush(stdout);
-    }
-    return MPI_Finalize();
-}
-"""
-
 
 def rank_of_tensorbus(url: str, rank: int, ranks: int, size_bytes: int, repeats: int, schedule: str) -> None:
     """One rank; rank 0 prints the schedule that is used and its times."""
@@ -89,6 +69,20 @@ def rank_of_gloo(address: str, rank: int, ranks: int, size_bytes: int, repeats: 
     dist.destroy_process_group()
 
 
+def rank_of_mpi(size_bytes: int, repeats: int) -> None:
+    """One rank of OpenMPI; rank 0 prints its times."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+
+    def reduce(array: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+        world.Allreduce(MPI.IN_PLACE, array)
+
+    times_s = time_all(world.Barrier, reduce, world.rank, world.size, size_bytes, repeats)
+    if not world.rank:
+        print(json.dumps({"schedule": "mpi", "times_s": times_s}), flush=True)
+
+
 def time_all(
     barrier: Callable[[], object],
     reduce: Callable[[np.ndarray[tuple[int], np.dtype[np.float32]]], object],
@@ -111,10 +105,11 @@ def time_all(
 
 
 @contextmanager
-def started(commands: list[list[str]], environment: dict[str, str]) -> Iterator[list[subprocess.Popen[str]]]:
+def started(commands: list[list[str]], **variables: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes, which are ended at the end."""
+    environment = os.environ | variables
     processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for command in commands
     ]
     try:
@@ -123,15 +118,16 @@ def started(commands: list[list[str]], environment: dict[str, str]) -> Iterator[
         for process in processes:
             process.kill()
             process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                stream.close()
 
 
 def run_tensorbus(network: Network, size_bytes: int, repeats: int, schedule: str) -> tuple[str, list[float]]:
     """The schedule that was used, and the times."""
     address = network.address(0)
     serve = [sys.executable, "-m", "broker", "serve", "--listen", f"tcp://{address}:0", "--admin", "off"]
-    with started([network.command(0, *serve)], {}) as (broker,):
+    with started([network.command(0, *serve)]) as (broker,):
         assert broker.stdout is not None
         url = broker.stdout.readline().removeprefix("listening on ").strip()
         words = ["--bytes", str(size_bytes), "--repeats", str(repeats), "--schedules", schedule]
@@ -147,22 +143,20 @@ def run_gloo(network: Network, size_bytes: int, repeats: int) -> tuple[str, list
 def _ranks(network: Network, words: list[str]) -> tuple[str, list[float]]:
     module = [sys.executable, "-m", "bench.hosts", *words, "--ranks", str(network.hosts)]
     commands = [network.command(rank, *module, "--rank", str(rank)) for rank in range(network.hosts)]
-    with started(commands, {"GLOO_SOCKET_IFNAME": "eth0"}) as processes:
-        text = processes[0].communicate(timeout=PATIENCE_S)[0]
+    with started(commands, GLOO_SOCKET_IFNAME="eth0") as processes:
+        text, errors = processes[0].communicate(timeout=PATIENCE_S)
         if not text:
-            raise RuntimeError(f"rank 0 said nothing and ended with {processes[0].returncode}")
+            raise RuntimeError(f"rank 0 ended with {processes[0].returncode}: {errors[-500:]}")
         told = json.loads(text)
         return told["schedule"], told["times_s"]
 
 
 def run_mpi(network: Network, size_bytes: int, repeats: int, folder: Path) -> tuple[str, list[float]]:
     """The times of OpenMPI over TCP. Its daemons reach the other namespaces by a command in the place of ssh."""
-    source, program, agent = folder / "allreduce.c", folder / "allreduce", folder / "agent"
-    source.write_text(MPI_SOURCE, encoding="utf-8")
-    subprocess.run(["mpicc", "-O2", "-o", program, source], check=True)
+    agent = folder / "agent"
     cases = "".join(f"{network.address(host)}) name={network.namespace(host)};; " for host in range(network.hosts))
-    line = f'#!/bin/sh\nhost=$1; shift\ncase $host in {cases} esac\nexec ip netns exec $name sh -c "$*"\n'
-    agent.write_text(line, encoding="utf-8")
+    run_there = 'exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"'
+    agent.write_text(f"#!/bin/sh\nhost=$1; shift\ncase $host in {cases} esac\n{run_there}\n", encoding="utf-8")
     agent.chmod(0o755)
     hosts = ",".join(network.address(host) for host in range(network.hosts))
     options = {
@@ -171,13 +165,20 @@ def run_mpi(network: Network, size_bytes: int, repeats: int, folder: Path) -> tu
     }  # fmt: skip
     words = [word for name, value in options.items() for word in ("--mca", name, value)]
     command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(network.hosts), "-H", hosts, *words]
+    module = [sys.executable, "-m", "bench.hosts", "--mpi", "--bytes", str(size_bytes), "--repeats", str(repeats)]
     done = subprocess.run(
-        network.command(0, *command, str(program), str(size_bytes), str(repeats + WARM)),
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        network.command(0, *command, "-x", "PYTHONPATH", *module),
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=_environment(),
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"mpirun ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return "mpi", [float(text) for text in done.stdout.split()][WARM:]
+    return "mpi", json.loads(done.stdout)["times_s"]
+
+
+def _environment() -> dict[str, str]:
+    """Remote daemons begin in another folder, and have to find this package all the same."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path}
 
 
 def missing() -> dict[str, str]:
@@ -185,8 +186,10 @@ def missing() -> dict[str, str]:
     absent = {}
     if importlib.util.find_spec("torch") is None:
         absent["gloo"] = "the package torch is not installed"
-    if not shutil.which("mpirun") or not shutil.which("mpicc"):
-        absent["mpi"] = "mpirun and mpicc (OpenMPI) are not installed"
+    if not shutil.which("mpirun"):
+        absent["openmpi"] = "mpirun is not installed"
+    elif importlib.util.find_spec("mpi4py") is None:
+        absent["openmpi"] = "the package mpi4py is not installed"
     return absent
 
 
@@ -212,7 +215,7 @@ def measure(hosts: int, rate: str, size_bytes: int, repeats: int, schedules: lis
             print(row(name, hosts, rate, size_bytes, times_s), flush=True)
         if "gloo" not in absent:
             print(row("gloo (torch)", hosts, rate, size_bytes, run_gloo(network, size_bytes, repeats)[1]), flush=True)
-        if "mpi" not in absent:
+        if "openmpi" not in absent:
             _, times_s = run_mpi(network, size_bytes, repeats, Path(folder))
             print(row("openmpi", hosts, rate, size_bytes, times_s), flush=True)
 
@@ -226,11 +229,14 @@ def main() -> None:
     parser.add_argument("--schedules", default="ring,star")
     for name in ("--url", "--gloo"):
         parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--mpi", action="store_true", help=argparse.SUPPRESS)
     for name in ("--rank", "--ranks"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.url:
         rank_of_tensorbus(asked.url, asked.rank, asked.ranks, int(asked.bytes), asked.repeats, asked.schedules)
+    elif asked.mpi:
+        rank_of_mpi(int(asked.bytes), asked.repeats)
     elif asked.gloo:
         rank_of_gloo(asked.gloo, asked.rank, asked.ranks, int(asked.bytes), asked.repeats)
     else:
