@@ -80,7 +80,8 @@ class Group:
     ) -> object:
         """Reduces the arrays of all present ranks element by element; every rank's array becomes the result.
 
-        The sum is formed in the order of the ranks, so the result is the same to the bit on all ranks and in every run;
+        The result is the same to the bit on all ranks and in every run: a sum is formed in the order of the ranks, or
+        over links in an order that depends on their number and the array's length;
         float16 and bfloat16 are summed in float32 and rounded once.
 
         Args:
