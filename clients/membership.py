@@ -162,7 +162,7 @@ class Place:
 
     def report(self) -> None:
         """Says what was finished over links that are ended, as soon as that is certain."""
-        for links in self._ended:
+        for links in self._ended if self.closed is None else ():
             last = None if links.reported else links.last_committed
             if last is not None:
                 links.reported = True
