@@ -70,14 +70,13 @@ def other(connect: Connect) -> clients.Client:
 
 
 @pytest.fixture
-def links(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is an engine for links: the real one where it is compiled, else the stand-in."""
+def links() -> None:
+    """Ranks can be linked."""
     if not ring.AVAILABLE:
-        stand_in(monkeypatch)
+        pytest.skip("the engine of links is not compiled")
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the stand-in in place of the engine of links."""
-    monkeypatch.setattr(ring, "AVAILABLE", True)
     for name in ("Engine", "Plan", "Task"):
         monkeypatch.setattr(ring, name, getattr(link_engine, name))

@@ -352,7 +352,6 @@ class Doubtful(Engine):
 def test_what_a_rank_cannot_know_itself_is_settled_alike_on_all(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, told: bool, async_op: bool
 ) -> None:
-    stand_in(monkeypatch)
     monkeypatch.setattr(link_engine, "Engine", Doubtful)
     stand_in(monkeypatch)
     monkeypatch.setattr(Doubtful, "told", told)
