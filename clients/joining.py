@@ -43,7 +43,8 @@ async def join(
     assert place is not None
     try:
         await decided(driver, place)
-        place.check_schedule()
+        if place.refused is not None:
+            raise place.refused
     except BaseException:
         await leave(driver, place, timeout_s)
         raise

@@ -46,6 +46,8 @@ class Place:
         way: how the generation carries operations out, if not through the broker.
         schedule: what the application asks for.
         decided: ready when it is known whether the generation has a way; no operation is begun before.
+        refused: why its first generation, or the first with links, does not go as the application asks. Members that
+            leave for this reason change the generation, for those that look later.
         plain: the way, if there is nothing to be told before the next operation.
     """
 
@@ -90,6 +92,7 @@ class Place:
         self.way: Way | None = self._adopt(joined)
         self.plain: Way | None = None
         self._meet(joined)
+        self.refused = self._problem() if self.decided.ready else None
 
     def _adopt(self, told: Membership) -> Board | None:
         """The board of a generation. If there is one that cannot be used, the broker begins another generation."""
@@ -97,7 +100,7 @@ class Place:
             return None
         board = adopt(self._session.passage, told, self.member.rank, self._descriptor)
         if board is None:
-            self._session.put(Frame(Kind.BOARD, number=self.number, target=told.generation))
+            self._session.put(Frame(Kind.BOARD, lane=Lane.CONTROL, number=self.number, target=told.generation))
         return board
 
     # Links.
@@ -129,7 +132,9 @@ class Place:
 
     def _tell_links(self, generation: int, state: int, trouble: Trouble | None) -> None:
         body = b"" if trouble is None else encode_body(trouble)
-        self._session.put(Frame(Kind.LINKS, number=self.number, target=generation, count=state, body=body))
+        # In the lane of LEAVE, which must not overtake it.
+        frame = Frame(Kind.LINKS, lane=Lane.CONTROL, number=self.number, target=generation, count=state, body=body)
+        self._session.put(frame)
 
     def links_decided(self, frame: Frame) -> None:
         """LINKS: the broker has decided how a generation's operations go."""
@@ -148,6 +153,7 @@ class Place:
             log.warning("links.none group=%r generation=%d cause=%s", self.name, frame.target, told.cause)
             if links is not None:
                 links.close()
+            self.refused = self.refused or self._problem()
         self.decided.set()
 
     def _end_meeting(self) -> None:
@@ -197,20 +203,26 @@ class Place:
         """Raises:
         CollectiveError: the application wants a way that there is not.
         """
+        problem = self._problem()
+        if problem is not None:
+            raise problem
+
+    def _problem(self) -> CollectiveError | None:
         if self.way is not None and self.way.generation == self.member.generation:
-            return
+            return None
         if self.schedule is Schedule.SHM:
-            raise CollectiveError(
+            return CollectiveError(
                 self.name,
                 "schedule='shm' needs all ranks on the broker's host, connected over a Unix-domain socket, with shared "
                 "memory and the compiled modules; use schedule='auto'",
             )
         if self.schedule.linked and len(self.member.ranks) > 1:
-            raise CollectiveError(
+            return CollectiveError(
                 self.name,
                 f"schedule='{self.schedule}' needs all ranks to have the compiled modules, to ask for it or for "
                 f"'auto', and to reach one another: {self._unlinked or 'they have no links'}; use schedule='auto'",
             )
+        return None
 
     def start(
         self, claim: Claim, contribution: memoryview | None, target: memoryview | None

@@ -49,12 +49,13 @@ def read_link_address(text: str) -> tuple[str, Sequence[int]]:
     host = host.removeprefix("[").removesuffix("]")
     first, _, last = ports.partition("-")
     try:
-        if host:
-            ip_address(host)
+        anywhere = bool(host) and ip_address(host).is_unspecified
         found = range(int(first), int(last or first) + 1)
     except ValueError as error:
         problem = "must be an IP address in figures, a port or ports, such as 10.0.0.7:5000-5099"
         raise InvalidValue(_VARIABLE, text, problem) from error
+    if anywhere:
+        raise InvalidValue(_VARIABLE, text, "must be an address at which the other ranks find this one")
     if not found or not 0 <= found[0] <= found[-1] < 1 << 16:
         raise InvalidValue(_VARIABLE, text, "must have ports from 1 to 65535, the lower one first")
     return host, found

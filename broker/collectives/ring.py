@@ -56,9 +56,9 @@ class Engine(Turns):
     """One position's part in the operations of positions that are connected with one another.
 
     An operation that is UNDECIDED has its result here, and its array is as it was: a link broke, or a position fell
-    silent, in the moment in which the others may or may not have applied it. The engine is over then. Ask the others, after
-    their engines have ended, whether the task of the same sequence is COMMITTED on one of them, and `settle` it; a
-    position that cannot be asked must not go on with this generation.
+    silent, in the moment in which the others may or may not have applied it. The engine is over then. Ask the others,
+    after their engines have ended, whether the task of the same sequence is COMMITTED on one of them, and `settle` it;
+    a position that cannot be asked must not go on with this generation.
     """
 
     def __init__(self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1) -> None:
@@ -117,7 +117,7 @@ class Engine(Turns):
         return tb_ring_settle(self._ring, cython.address(task._task), committed)  # type: ignore[no-any-return]
 
     def end(self) -> None:
-        """What is under way ends, as OVER or UNDECIDED, and what comes is OVER. Any thread may call; it does not wait."""
+        """What is under way ends, as OVER or UNDECIDED; what comes is OVER. Any thread may call; it does not wait."""
         tb_ring_end(self._ring)
 
     def close(self) -> None:

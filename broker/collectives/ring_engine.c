@@ -105,8 +105,8 @@ void tb_ring_end(tb_ring *ring)
     (void)written;
     /* Whoever is in an operation does it at its end. */
     pthread_mutex_lock(&ring->turns.lock);
-    for (int i = 0; i < ring->lane_count && !ring->turns.busy; i++)
-        shutdown(ring->lanes[i].file, SHUT_RDWR);
+    if (!ring->turns.busy)
+        tb_shut(ring);
     pthread_mutex_unlock(&ring->turns.lock);
 }
 

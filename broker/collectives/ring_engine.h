@@ -124,15 +124,16 @@ typedef struct {
     struct tb_ring *ring;
     tb_task *task;
     uint64_t sequence, deadline_ns, pulse_ns;
-    int small;      /* The arrays came with MEET. */
-    int gathering;  /* Not all have come. */
-    int mismatched; /* Claims differ. */
+    int small;       /* The arrays came with MEET. */
+    int gathering;   /* Not all have come. */
+    int mismatched;  /* Bits: 2, claims differ; 1, the deadline is soon for that. */
     uint64_t wanted; /* Somebody saw a mismatch of these positions' claims. */
-    int promised;
-    int stirred;     /* There may be more to send. */
+    int promised;    /* It has said READY. */
+    int stirred;     /* There may be more to do. */
+    int late;        /* The deadline was seen to be over. */
     uint64_t closing_ns, closing_timeout_ns; /* After a deadline, or the loss of a link; 0 before. */
-    int doubt;
-    int verdict; /* It has failed. */
+    int doubt;                               /* What it is then if nobody commits. */
+    int verdict;                             /* It has failed; nobody commits. */
     uint64_t positions, timeout_ns;
 
     tb_step steps[TB_STEPS_MAX];

@@ -135,7 +135,16 @@ int tb_send_leftover(void *of)
                 send_words(lane, &ring->peers[lane->peer]);
         more |= !lane->hung && (lane->out_busy || has_words(ring, lane));
     }
+    /* Whoever has ended the engine meanwhile leaves it to who is in it. */
+    if (atomic_load(&ring->over))
+        tb_shut(ring);
     return more && !atomic_load(&ring->over);
+}
+
+void tb_shut(tb_ring *ring)
+{
+    for (int i = 0; i < ring->lane_count; i++)
+        shutdown(ring->lanes[i].file, SHUT_RDWR);
 }
 
 /* What comes. */

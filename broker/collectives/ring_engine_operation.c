@@ -8,11 +8,9 @@
 #include "ring_engine_operation.h"
 
 #include <string.h>
-#include <sys/socket.h>
 
 enum {
     SLICE_NS = 50000000, /* Python looks at its signals at least as often as twice this. */
-    GONE_ON = 1,         /* The operation goes on, with no verdict. */
 };
 
 /* What is known of the others. */
@@ -128,7 +126,8 @@ void tb_lost(tb_exchange *x, int position)
 
 void tb_left_behind(tb_exchange *x, int position)
 {
-    if (!x->ring->peers[position].ready)
+    /* What is wanted comes from others. */
+    if (!x->ring->peers[position].ready && !x->wanted)
         fail(x, TB_MISSING, tb_bit(x->ring->position), x->task->timeout_ns);
 }
 
@@ -278,7 +277,11 @@ static int look(tb_exchange *x, uint64_t now)
         else
             fail(x, TB_INTERRUPTED, tb_bit(x->ring->position), 0);
     }
-    if (now >= x->deadline_ns && !x->verdict && !x->closing_ns) {
+    if (now >= x->deadline_ns && !x->verdict && !x->closing_ns && !x->late) {
+        /* Who was stopped meanwhile reads first what the others have said of that. */
+        x->late = x->stirred = 1;
+        tb_watch(x->ring, 0);
+    } else if (now >= x->deadline_ns && !x->verdict && !x->closing_ns) {
         if (x->gathering && (x->mismatched || x->wanted || task->impossible))
             fail(x, TB_MISMATCH, met(x), 0);
         else if (x->gathering)
@@ -351,12 +354,6 @@ static void keep_claims(tb_exchange *x)
     x->task->record = record;
 }
 
-static void shut(tb_ring *ring)
-{
-    for (int i = 0; i < ring->lane_count; i++)
-        shutdown(ring->lanes[i].file, SHUT_RDWR);
-}
-
 /* The arrays are the caller's again. */
 static int end(tb_exchange *x, int status)
 {
@@ -383,7 +380,7 @@ static int end(tb_exchange *x, int status)
     if (gone(x))
         atomic_store(&ring->over, 1);
     if (atomic_load(&ring->over))
-        shut(ring);
+        tb_shut(ring);
     if (status != TB_UNDECIDED) {
         tb_undo_trim(&ring->undo);
         tb_undo_trim(&ring->spare);
@@ -412,8 +409,8 @@ int tb_ring_carry_out(void *of, tb_task *task)
 int tb_ring_settle(tb_ring *ring, tb_task *task, int committed)
 {
     pthread_mutex_lock(&ring->turns.lock);
-    if (atomic_load(&task->status) == TB_UNDECIDED) {
-        tb_exchange *x = &ring->exchange;
+    tb_exchange *x = &ring->exchange;
+    if (atomic_load(&task->status) == TB_UNDECIDED && x->task == task) {
         if (committed && x->small)
             tb_finish_meeting(x);
         else if (committed)

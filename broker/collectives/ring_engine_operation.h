@@ -56,6 +56,9 @@ int tb_send(tb_exchange *x, tb_lane *lane);
 /* Sends what is left of earlier operations; says whether there is more. */
 int tb_send_leftover(void *ring);
 
+/* Ends all links, behind what was sent; their descriptors stay. */
+void tb_shut(tb_ring *ring);
+
 /* Waits until lanes can be moved, or the engine ends. */
 void tb_watch(tb_ring *ring, uint64_t timeout_ns);
 

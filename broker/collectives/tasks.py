@@ -85,8 +85,8 @@ class Plan:
             array_bytes: of the array that each position contributes, at most ARRAY_BYTES_MAX.
             root: the position that broadcasts.
             impossible: whether these positions cannot do it, so that it ends as a mismatch.
-            schedule: between hosts, how an all_reduce goes: "ring", "halving" (ring_engine_steps.c has them), or "auto",
-                which chooses by positions and bytes; the same on all positions.
+            schedule: between hosts, how an all_reduce goes: "ring", "halving" (ring_engine_steps.c has them), or
+                "auto", which chooses by positions and bytes; the same on all positions.
 
         Raises:
             InvalidValue: something is too long, or not reducible; or there is no such schedule.

@@ -26,6 +26,7 @@ from tests.clients.test_boards import join_all
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks
 from tests.collectives import link_engine
 from tests.collectives.link_engine import Broken, Engine
+from tests.daemon import Process
 
 pytestmark = pytest.mark.usefixtures("links")
 
@@ -431,3 +432,12 @@ def descriptors() -> int:
     """Open sockets of this process, which is also the broker's."""
     names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
     return sum(os.path.lexists(name) and os.readlink(name).startswith("socket:") for name in names)
+
+
+def test_a_child_after_fork_takes_no_link_away(broker: ServingThread) -> None:
+    program = Process(broker.url, module="tests.clients.linked_forking")
+    try:
+        assert [program.read_line() for _ in range(2)] == ["child: ended 0", "parent: [3.0, 3.0] over ring"]
+        assert program.wait() == 0, program.errors
+    finally:
+        program.close()

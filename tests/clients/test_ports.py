@@ -23,7 +23,9 @@ def test_link_addresses_are_read(text: str, host: str, ports: list[int]) -> None
     assert (found, list(numbers)) == (host, ports)
 
 
-@pytest.mark.parametrize("text", ["trainer:5000", "10.0.0.7:", "10.0.0.7:9-8", "10.0.0.7:x", "10.0.0.7:70000", "[::1"])
+@pytest.mark.parametrize(
+    "text", ["trainer:5000", "10.0.0.7:", "10.0.0.7:9-8", "10.0.0.7:x", "10.0.0.7:70000", "[::1", "0.0.0.0:5000"]
+)
 def test_what_is_no_link_address_is_refused_and_the_variable_named(text: str) -> None:
     with pytest.raises(InvalidValue, match="TENSORBUS_LINK_ADDRESS"):
         read_link_address(text)
