@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clients import boards, channels, partial
+from clients import channels, joining, partial, ways
 from clients.checks import check_priority
 from clients.collective import GRACE_S, Prepared
 from clients.collective_lists import PreparedList
@@ -23,31 +23,39 @@ class Calls:
 
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place
-        shared = boards.begin(place, prepared, priority)
+        prepared = ways.fitted(place, prepared)
+        shared = ways.begin(place, prepared, priority)
         if shared is not None:
             return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
         prepared = prepared.packed()
         operation, signal = place.start(*prepared.flat(), priority)
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
 
+    def _decide(self) -> None:
+        """Waits, under the lock, until it is known how operations go: moments, when a generation has just begun."""
+        if not self._place.decided.ready:
+            self._driver.block(self._place.decided, joining.DECISION_S, "the members to be linked")
+
     def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False, priority: int = 0) -> object:
         driver, place = self._driver, self._place
         if priority:
             check_priority(priority)
         with driver.lock:
+            self._decide()
             if async_op:
                 work = self._start(prepared, timeout_s, priority)
                 driver.flush()
                 return work
-            shared = boards.begin(place, prepared)
+            prepared = ways.fitted(place, prepared)
+            shared = ways.begin(place, prepared)
             if shared is None:
                 prepared = prepared.packed()
                 operation, signal = place.start(*prepared.flat(), priority)
                 driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {place.name!r}")
                 return prepared.finish(operation.finish)
         # Without the lock: the client's other threads go on meanwhile.
-        shared.board.engine.run(shared.task)
-        return prepared.finish(lambda: driver.run(boards.finish(driver, place, shared)))
+        shared.way.run(shared.task)
+        return prepared.finish(lambda: driver.run(ways.finish(driver, place, shared)))
 
     def _reduce_partly(self, array: object, op: str, timeout_s: float, terms: Terms, *, async_op: bool) -> object:
         """Through the broker, whatever the schedule: it has to decide who is in time."""
@@ -70,6 +78,7 @@ class Calls:
         # Under one hold of the lock, so that no change of the members comes between two operations: all start in the
         # same generation or none does, as on the other ranks.
         with self._driver.lock:
+            self._decide()
             works = [self._start(prepared, timeout_s, priority) for prepared in many.operations]
             self._driver.flush()
         work = ManyWork(works, many.complete)

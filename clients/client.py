@@ -16,7 +16,7 @@ from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
 from broker.transport.addresses import parse_list
-from clients import direct, environment, link, operations, requesting
+from clients import direct, environment, joining, link, operations, requesting
 from clients.checks import check_callable, check_connect
 from clients.core import Core, Reconnected
 from clients.driver import Driver
@@ -466,15 +466,15 @@ class Client:
             world_size: how many ranks the group is made for; default: $WORLD_SIZE.
             rank: this member's rank; default: $RANK, and without it the broker gives the lowest free one.
             timeout_s: how long to wait for the others, in seconds.
-            schedule: "shm", in memory that all ranks share on the broker's host; "star", through the broker; or "auto".
+            schedule: "shm", "star", "ring", "halving" or "hierarchical", as docs/api.md says; or "auto", the quickest.
 
         Raises:
             InvalidValue: no world_size, a rank outside of it, or no such schedule.
-            CollectiveError: the rank is taken, the group is full or was made for another world_size; no shm.
+            CollectiveError: the rank is taken, the group is full or was made for another world_size; no such way.
             RankTimeoutError: the group did not form in time; missing_ranks says who was not there.
         """
         size, wanted = group_place(name, world_size, rank)
-        place = self._driver.run(operations.join(self._driver, name, size, wanted, timeout_s, schedule))
+        place = self._driver.run(joining.join(self._driver, name, size, wanted, timeout_s, schedule))
         return Group(self._driver, place)
 
     def close(self, timeout_s: float = 5.0) -> None:

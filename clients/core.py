@@ -27,10 +27,11 @@ from clients.arenas import Arenas
 from clients.drops import tell_drops
 from clients.exchanges import Responders
 from clients.incoming import Incoming
-from clients.membership import PendingJoin, Places, failure_error, turn_down
+from clients.membership import PendingJoin, failure_error, turn_down
 from clients.messages import Message, Reply, Settle
 from clients.outbound import Outbound
 from clients.outgoing import Outgoing
+from clients.places import Places
 from clients.requests import PendingRequest, Requests
 from clients.signals import Pending, Signal
 from clients.subscription_state import SubscriptionState
@@ -177,6 +178,7 @@ class Core:
             self.session.tick(now_ns)
             self.incoming.leases.give_back(self.session)
             self.arenas.tick(now_ns, self.session)
+            self.places.tick()
             tell_drops(self.incoming.subscriptions.values(), self.session)
             if self.outgoing.open_batches:
                 self.outgoing.send_batches(now_ns)

@@ -134,6 +134,7 @@ class Driver:
             self._wake.close()
             self._keeper_wake.close()
             raise
+        core.places.call = self.call
         with self.lock:
             self._adopt(link)
         self._keeper = threading.Thread(target=self._keep, name=f"tensorbus-keeper-{core.name}", daemon=True)
@@ -226,6 +227,13 @@ class Driver:
             if self._pumping:
                 self._wake.set()
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Calls a function of another thread's under the lock, and sends what it has to say."""
+        with self.lock:
+            function()
+            self.flush()
+            self.wake_waiters()
+
     def notify(self) -> None:
         """Makes whoever waits look again."""
         with self.lock:
@@ -277,6 +285,7 @@ class Driver:
         if link is None:
             return
         self.core.before_waiting()
+        self.core.places.farewell()
         link.session.close(Code.NORMAL, reason)
         self.core.closing()
         self.flush()
@@ -357,6 +366,7 @@ class Driver:
 
     def _adopt(self, link: Link) -> None:
         self._link = link
+        self.core.places.local_host = link.local_host
         self.core.connected(link.session, link.welcome)
         for received in link.early:
             self.core.receive(received, 0)

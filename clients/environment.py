@@ -20,6 +20,11 @@ def token() -> str:
     return os.environ.get("TENSORBUS_TOKEN", "")
 
 
+def link_address() -> str:
+    """$TENSORBUS_LINK_ADDRESS, or nothing: where other members of this client's groups reach it."""
+    return os.environ.get("TENSORBUS_LINK_ADDRESS", "")
+
+
 def rank() -> int | None:
     """$RANK, as torchrun and others set it."""
     return _number("RANK")

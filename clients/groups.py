@@ -10,14 +10,14 @@ from broker.collectives import shm
 from broker.errors import InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, collective, collective_lists, operations, state_sync
-from clients.boards import SharedOperation
+from clients import collective, collective_lists, joining, state_sync, ways
 from clients.compression import NONE
 from clients.driver import Driver
 from clients.membership import Place
 from clients.partial import AUTO, Partial, Terms
 from clients.points import Points
 from clients.state_sync import Synced
+from clients.ways import SharedOperation
 from clients.work import Work
 
 T = TypeVar("T")
@@ -61,6 +61,11 @@ class Group(Points):
     def position(self) -> int:
         """The index of this rank among the present ones: which shard of data or parameters is its own."""
         return self._place.member.position
+
+    @property
+    def schedule(self) -> str:
+        """How operations go at the moment: `shm`, `star`, or `ring` or `halving`, with auto the quicker for each."""
+        return self._place.used_schedule
 
     @overload
     def all_reduce(
@@ -130,7 +135,8 @@ class Group(Points):
     ) -> object:
         """Reduces the arrays of all present ranks element by element; every rank's array becomes the result.
 
-        The sum is formed in the order of the ranks, so the result is the same to the bit on all ranks and in every run;
+        The result is the same to the bit on all ranks and in every run: a sum is formed in the order of the ranks, or
+        over links in an order that depends on their number and the array's length;
         float16 and bfloat16 are summed in float32 and rounded once.
 
         Args:
@@ -176,11 +182,11 @@ class Group(Points):
             encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
             if encoded is not None:
                 return self._call(encoded, timeout_s, async_op=async_op, priority=priority)
-        board = None if async_op or out is not None else place.plain
-        task = None if board is None else board.plain_task(array, op, timeout_s)
-        if task is not None and board is not None:
-            if board.engine.run(task) != shm.Outcome.COMMITTED:
-                self._driver.run(boards.finish(self._driver, place, SharedOperation.plain(board, task)))
+        way = None if async_op or out is not None else place.plain
+        task = None if way is None else way.plain_task(array, op, timeout_s)
+        if task is not None and way is not None:
+            if way.run(task) != shm.Outcome.COMMITTED:
+                self._driver.run(ways.finish(self._driver, place, SharedOperation.plain(way, task)))
             return array
         if collective_lists.is_list(array):
             return self._call_list(
@@ -466,7 +472,7 @@ class Group(Points):
 
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
-        self._driver.run(operations.leave(self._driver, self._place, 5.0))
+        self._driver.run(joining.leave(self._driver, self._place, 5.0))
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -34,6 +34,8 @@ class Link:
     welcome: Welcome
     early: Sequence[Received]
     """What came together with the Welcome."""
+    local_host: str = ""
+    """This end's own address on the network on which the broker was dialled."""
 
 
 def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
@@ -84,6 +86,7 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
     """
     deadline = time.monotonic() + timeout_s
     connection = registry.connect(address, timeout_s)
+    local_host = connection.local_host
     passage = connection.passage if greeting.shared else None
     if passage is not None:
         passage.enabled = True
@@ -107,7 +110,8 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
     except BrokerError as error:
         connection.close()
         if local and session.refusal is not None and session.refusal.code == Code.MOVED:
-            return _open_nearer(address, session.refusal, greeting, deadline, allocate)
+            nearer = _open_nearer(address, session.refusal, greeting, deadline, allocate)
+            return replace(nearer, local_host=local_host)
         if isinstance(error, ConnectError):
             raise
         if isinstance(error, ConnectionClosed) and error.code == Code.DENIED:
@@ -119,7 +123,8 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
         raise
     welcome = early.pop(0)
     assert isinstance(welcome, Welcome)
-    return Link(connection, session, welcome, [item for item in early if isinstance(item, Frame)])
+    frames = [item for item in early if isinstance(item, Frame)]
+    return Link(connection, session, welcome, frames, local_host)
 
 
 def _open_nearer(address: Address, refusal: Refusal, greeting: Hello, deadline: float, allocate: Allocate) -> Link:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,17 +19,28 @@ from broker.errors import (
     CollectiveMismatchError,
     ConnectionClosed,
     InvalidValue,
+    LimitExceeded,
     ProtocolError,
     RankBehindError,
     RankTimeoutError,
 )
 from broker.ids import Generation, Rank
-from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body
-from broker.protocol.frames import Flag, Frame, Kind, Lane, encode, kind_name
+from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body, encode_body
+from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
+from broker.protocol.links import AUTO, STAR, Decision, LinkState, Trouble
 from broker.protocol.session import Session
-from clients.boards import Board, Schedule, adopt, discard
+from clients.boards import Board, adopt, discard
 from clients.channels import Channels
+from clients.door import Meeting
+from clients.entrance import Entrance
+from clients.links import Links
 from clients.signals import Pending, Signal
+from clients.ways import Schedule, Way
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from clients.places import Places
 
 
 class Place:
@@ -36,9 +50,12 @@ class Place:
         number: the broker's number for the group.
         member: what is known of the group.
         closed: why the place is lost, once it is.
-        board: of the generation, if it has one.
+        way: how the generation carries operations out, if not through the broker.
         schedule: what the application asks for.
-        plain: the board, if there is nothing to be told before the next operation.
+        decided: ready when it is known whether the generation has a way; no operation is begun before.
+        refused: why its first generation, or the first with links, does not go as the application asks. Members that
+            leave for this reason change the generation, for those that look later.
+        plain: the way, if there is nothing to be told before the next operation.
     """
 
     def __init__(
@@ -50,6 +67,7 @@ class Place:
         joined: Membership,
         schedule: Schedule = Schedule.AUTO,
         descriptor: int = -1,
+        entrance: Entrance | None = None,
     ) -> None:
         """Args:
         session: with the broker.
@@ -59,6 +77,7 @@ class Place:
         joined: what the broker has said.
         schedule: what the application asks for.
         descriptor: see Board.
+        entrance: by which the client is linked with other members.
         """
         self.name = name
         self.number = number
@@ -71,10 +90,18 @@ class Place:
         self.schedule = schedule
         self._descriptor = descriptor
         self._session = session
+        self._entrance = entrance
         self._attached = False
         self._regrouping: list[Signal] = []
-        self.board = self._adopt(joined)
-        self.plain: Board | None = None
+        self._meeting: Meeting | None = None
+        self._linked: Links | None = None
+        self._ended: list[Links] = []
+        self._unlinked = ""
+        self.decided = Signal()
+        self.way: Way | None = self._adopt(joined)
+        self.plain: Way | None = None
+        self._meet(joined)
+        self.refused = self._problem() if self.decided.ready else None
 
     def _adopt(self, told: Membership) -> Board | None:
         """The board of a generation. If there is one that cannot be used, the broker begins another generation."""
@@ -82,19 +109,129 @@ class Place:
             return None
         board = adopt(self._session.passage, told, self.member.rank, self._descriptor)
         if board is None:
-            self._session.put(Frame(Kind.BOARD, number=self.number, target=told.generation))
+            self._session.put(Frame(Kind.BOARD, lane=Lane.CONTROL, number=self.number, target=told.generation))
         return board
+
+    # Links.
+
+    def _meet(self, told: Membership) -> None:
+        """Has links made to the others, if the broker introduces them; else it is decided how operations go."""
+        self._unlinked = told.unlinked
+        if not told.peers or self._entrance is None:
+            self.decided.set()
+            return
+        self.decided.clear()
+        done = partial(self._entrance.call, self._met, told)
+        self._meeting = Meeting(self.number, told.generation, self.member.rank, told.peers, told.secret, done)
+        self._entrance.meet(self._meeting)
+
+    def _met(self, told: Membership, meeting: Meeting) -> None:
+        """A meeting is over: the broker is told how it went."""
+        if meeting is not self._meeting:
+            meeting.close()
+            return
+        trouble = Trouble(*meeting.problem) if meeting.problem is not None else None
+        if trouble is None:
+            try:
+                self._linked = Links(meeting.take(), told, self.member.rank, self._descriptor)
+            except (InvalidValue, LimitExceeded, OSError) as error:
+                trouble = Trouble(-1, str(error))
+        meeting.close()
+        self._tell_links(told.generation, LinkState.READY if trouble is None else LinkState.FAILED, trouble)
+
+    def _tell_links(self, generation: int, state: int, trouble: Trouble | None) -> None:
+        body = b"" if trouble is None else encode_body(trouble)
+        # In the lane of LEAVE, which must not overtake it.
+        frame = Frame(Kind.LINKS, lane=Lane.CONTROL, number=self.number, target=generation, count=state, body=body)
+        self._session.put(frame)
+
+    def links_decided(self, frame: Frame) -> None:
+        """LINKS: the broker has decided how a generation's operations go."""
+        told = decode_body(frame.body, Decision)
+        if frame.target != self.member.generation:
+            return
+        links, self._linked = self._linked, None
+        self._end_meeting()
+        if told.schedule != STAR:
+            if links is None:
+                raise ProtocolError(f"schedule {told.schedule} for links that are not made")
+            links.schedule = told.schedule
+            self.way = links
+        else:
+            self._unlinked = told.cause
+            log.warning("links.none group=%r generation=%d cause=%s", self.name, frame.target, told.cause)
+            if links is not None:
+                links.close()
+            self.refused = self.refused or self._problem()
+        self.decided.set()
+
+    def _end_meeting(self) -> None:
+        meeting, self._meeting = self._meeting, None
+        if meeting is not None and self._entrance is not None:
+            self._entrance.cancel(meeting)
+
+    def links_broke(self, links: Links, cause: str) -> None:
+        """Links have broken: the broker is to begin another generation, unless it has."""
+        if self.closed is None and links is self.way:
+            self._tell_links(links.generation, LinkState.BROKEN, Trouble(-1, cause))
+
+    def report(self) -> None:
+        """Says what was finished over links that are ended, as soon as that is certain."""
+        for links in self._ended if self.closed is None else ():
+            last = None if links.reported else links.last_committed
+            if last is not None:
+                links.reported = True
+                frame = Frame(Kind.COMMITTED, lane=Lane.CONTROL, number=self.number, target=links.generation)
+                frame.sequence = last
+                self._session.put(frame)
+
+    def judged(self, frame: Frame) -> None:
+        """COMMITTED: what any member has finished over links that are ended."""
+        for links in [links for links in self._ended if links.generation == frame.target]:
+            links.judge(frame.sequence)
+            self._ended.remove(links)
+
+    def farewell(self) -> None:
+        """This member is about to go in order: it says what it has finished."""
+        if isinstance(self.way, Links):
+            links, self.way, self.plain = self.way, None, None
+            links.end(ConnectionClosed(f"this member is leaving group {self.name!r}"))
+            self._ended.append(links)
+        self.report()
+
+    # Operations.
+
+    @property
+    def used_schedule(self) -> str:
+        """How operations go; of links on which each takes the quicker way, the one that long arrays take."""
+        if self.way is None:
+            return STAR
+        return "ring" if self.way.schedule == AUTO else self.way.schedule
 
     def check_schedule(self) -> None:
         """Raises:
-        CollectiveError: the application wants a board, and there is none.
+        CollectiveError: the application wants a way that there is not.
         """
-        if self.schedule is Schedule.SHM and (self.board is None or self.board.generation != self.member.generation):
-            raise CollectiveError(
+        problem = self._problem()
+        if problem is not None:
+            raise problem
+
+    def _problem(self) -> CollectiveError | None:
+        if self.way is not None and self.way.generation == self.member.generation:
+            return None
+        if self.schedule is Schedule.SHM:
+            return CollectiveError(
                 self.name,
                 "schedule='shm' needs all ranks on the broker's host, connected over a Unix-domain socket, with shared "
                 "memory and the compiled modules; use schedule='auto'",
             )
+        if self.schedule.linked and len(self.member.ranks) > 1:
+            return CollectiveError(
+                self.name,
+                f"schedule='{self.schedule}' needs all ranks to have the compiled modules, to ask for it or for "
+                f"'auto', and to reach one another: {self._unlinked or 'they have no links'}; use schedule='auto'",
+            )
+        return None
 
     def start(
         self,
@@ -227,9 +364,9 @@ class Place:
         change = self.member.changed(
             Generation(body.generation), [Rank(rank) for rank in body.lost_ranks], [Rank(rank) for rank in body.ranks]
         )
-        board, self.board, self.plain = self.board, self._adopt(body), None
-        if board is not None:
-            board.end(change)
+        self._end_way(change)
+        self.way = self._adopt(body)
+        self._meet(body)
         self._regrouped()
         points = self.channels.changed(lambda member: member.closed(change))
         self._over((*pending, *points))
@@ -239,15 +376,30 @@ class Place:
         """The place is lost, with the connection or by leaving."""
         if self.closed is None:
             self.closed = error
-        board, self.board, self.plain = self.board, None, None
-        if board is not None:
-            board.engine.close()
-            board.end(error)
+        way = self.way
+        self._end_way(error)
+        for each in (*self._ended, *((way,) if way is not None else ())):
+            each.close()
+        self._ended.clear()
+        self.decided.set()
         pending = self.member.pending
         self.member.closed(error)
         points = self.channels.changed(lambda member: member.closed(error))
         self._regrouped()
         self._over((*pending, *points))
+
+    def _end_way(self, error: BrokerError) -> None:
+        """The generation is over, for a reason."""
+        self._end_meeting()
+        links, self._linked = self._linked, None
+        if links is not None:
+            links.close()
+        way, self.way, self.plain = self.way, None, None
+        if way is not None:
+            way.end(error)
+        if isinstance(way, Links):
+            self._ended.append(way)
+            self.report()
 
     def _over(self, operations: tuple[MemberOperation, ...] | list[MemberOperation]) -> None:
         for operation in operations:
@@ -272,8 +424,9 @@ class PendingJoin(Pending):
     def seat(self, session: Session, places: Places, frame: Frame) -> None:
         """Takes the place that JOINED gives."""
         told = decode_body(frame.body, Membership)
-        place = Place(session, self.what, frame.number, self.world_size, told, self.schedule, self._descriptor)
-        self.place = places.by_number[frame.number] = place
+        self.place = places.by_number[frame.number] = Place(
+            session, self.what, frame.number, self.world_size, told, self.schedule, self._descriptor, places.entrance
+        )
 
 
 def turn_down(session: Session, frame: Frame) -> None:
@@ -304,43 +457,3 @@ def failure_error(group: str, frame: Frame) -> CollectiveError:
     if body.missed is not None:
         return RankBehindError(group, frame.sequence, body.missed)
     return CollectiveError(group, body.text)
-
-
-class Places:
-    """All groups of one client."""
-
-    def __init__(self) -> None:
-        self.by_number: dict[int, Place] = {}
-
-    def destination(self, frame: Frame, size_bytes: int) -> memoryview | None:
-        """Where the payload of a RESULT belongs, or None when its operation is over."""
-        place = self.by_number.get(frame.number)
-        operation = place.find(frame) if place is not None else None
-        if operation is not None and frame.body:
-            agree(operation, frame)
-        return operation.destination(frame.stream, frame.count, size_bytes) if operation is not None else None
-
-    def receive(self, session: Session, frame: Frame) -> None:
-        """RESULT, TOOK_PART, FAILED or CHANGED."""
-        place = self.by_number.get(frame.number)
-        # Frames can be on their way when a member leaves.
-        if place is None:
-            if frame.kind == Kind.CHANGED:
-                discard(session.passage, decode_body(frame.body, Membership))
-            return
-        if frame.kind == Kind.RESULT:
-            place.result(frame)
-        elif frame.kind == Kind.TOOK_PART:
-            place.took_part(frame)
-        elif frame.kind == Kind.FAILED:
-            place.failed(frame)
-        elif frame.kind == Kind.CHANGED:
-            place.membership_changed(frame)
-        else:
-            raise ProtocolError(f"a {kind_name(frame.kind)} frame for a group")
-
-    def disconnected(self, error: ConnectionClosed) -> None:
-        """The session is over, and with it every membership."""
-        for place in self.by_number.values():
-            place.close(error)
-        self.by_number.clear()

@@ -10,14 +10,12 @@ import logging
 import time
 from typing import Protocol
 
-from broker.errors import CollectiveError, ConnectionClosed, TimeoutError
+from broker.errors import ConnectionClosed, TimeoutError
 from broker.limits import SHARED_PATIENCE_S
-from broker.protocol.bodies import Declare, Join, Settle, Subscribe, encode_body
+from broker.protocol.bodies import Declare, Settle, Subscribe, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from clients.boards import Schedule
 from clients.checks import time_limit
 from clients.core import Core, try_publish
-from clients.membership import PendingJoin, Place
 from clients.messages import Delivery, Message
 from clients.outbound import Outbound
 from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
@@ -323,40 +321,3 @@ def settle(driver: Driver, delivery: Delivery, *, refused: bool, delay_s: float)
     body = encode_body(Settle([delivery.number], refused, int(delay_s * 1e9)))
     core.send(Frame(Kind.SETTLE, lane=Lane.CONTROL, number=delivery.subscription, body=body))
     driver.flush()
-
-
-async def join(
-    driver: Driver, group: str, world_size: int, rank: int | None, timeout_s: float, schedule: str = "auto"
-) -> Place:
-    """Becomes a member of a group; when this returns, the group has formed.
-
-    Raises:
-        RankTimeoutError: the group did not form in time; missing_ranks are the ones that nobody holds.
-        CollectiveError: the rank is taken, the world size differs, there can be no board, ...
-    """
-    core, wanted = driver.core, Schedule.of(schedule)
-    time_limit("timeout_s", timeout_s)
-    deadline = Deadline(timeout_s + 5.0)
-    await online(driver, deadline)
-    pending = PendingJoin(group, world_size, wanted, core.completions)
-    body = encode_body(Join(group, world_size, rank, int(timeout_s * 1e9), wanted.board_version))
-    core.send(Frame(Kind.JOIN, lane=Lane.CONTROL, target=core.pending(pending), body=body))
-    await answer(driver, pending, deadline)
-    assert pending.place is not None
-    try:
-        pending.place.check_schedule()
-    except CollectiveError:
-        await leave(driver, pending.place, timeout_s)
-        raise
-    return pending.place
-
-
-async def leave(driver: Driver, place: Place, timeout_s: float | None) -> None:
-    """Leaves a group; pending operations fail with ConnectionClosed."""
-    core = driver.core
-    if place.closed is not None:
-        return
-    pending = core.ask(Kind.LEAVE, f"leave group {place.name!r}", number=place.number)
-    place.close(ConnectionClosed(f"group {place.name!r} was left"))
-    core.places.by_number.pop(place.number, None)
-    await answer(driver, pending, Deadline(timeout_s))

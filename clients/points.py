@@ -72,8 +72,8 @@ class Points(Calls):
         Returns:
             Whether there was one.
         """
-        place, board = self._place, self._place.board
-        found = board is not None and board.engine.cancel_all()
+        place, way = self._place, self._place.way
+        found = way is not None and way.engine.cancel_all()
         with self._driver.lock:
             found = place.give_up([*place.member.pending, *place.channels.pending]) or found
             self._driver.flush()

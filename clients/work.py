@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.errors import BrokerError, TimeoutError
-from clients import boards
-from clients.boards import SharedOperation
+from clients import ways
 from clients.checks import time_limit
 from clients.collective import Prepared
 from clients.driver import Driver
 from clients.membership import Place
 from clients.signals import Signal
+from clients.ways import SharedOperation
 
 
 class Work:
@@ -99,7 +99,7 @@ class Work:
 
 
 class SharedWork(Work):
-    """As Work, of an operation on a board: the board's engine carries it out on a thread of its own."""
+    """As Work, of an operation without the broker: an engine carries it out on a thread of its own."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class SharedWork(Work):
         self._grace_s = grace_s
         self._finished = False
         self._value = None
-        operation.board.engine.submit(operation.task)
+        operation.way.submit(operation.task)
 
     @property
     def done(self) -> bool:
@@ -126,10 +126,10 @@ class SharedWork(Work):
     def wait(self, timeout_s: float | None = None) -> object:
         operation, driver = self._shared, self._driver
         limit_s = self._grace_s if timeout_s is None else time_limit("timeout_s", timeout_s)
-        if operation.board.engine.wait(operation.task, limit_s) == shm.Outcome.PENDING:
+        if operation.way.engine.wait(operation.task, limit_s) == shm.Outcome.PENDING:
             raise TimeoutError(operation.claim.describe(), limit_s)
         if not self._finished:
-            result = self._prepared.take(lambda: driver.run(boards.finish(driver, self._place, operation)))
+            result = self._prepared.take(lambda: driver.run(ways.finish(driver, self._place, operation)))
             with driver.lock:
                 if not self._finished:
                     self._value = self._prepared.complete(result)
@@ -138,7 +138,7 @@ class SharedWork(Work):
 
     def cancel(self) -> bool:
         asked = not self.done
-        self._shared.board.engine.cancel(self._shared.task)
+        self._shared.way.engine.cancel(self._shared.task)
         return asked
 
     def __repr__(self) -> str:

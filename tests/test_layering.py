@@ -49,6 +49,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "broker.collectives.claims",
         "broker.collectives.buckets",
         "broker.collectives.shm",
+        "broker.collectives.ring",
+        "broker.collectives.costs",
         "clients",
     ),
     "examples": ("clients", "examples"),

@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from broker.errors import ProtocolError
+from broker.protocol.links import Peer, Reach
 from broker.protocol.tensors import TensorMeta
 
 
@@ -173,6 +174,8 @@ class Join(msgspec.Struct, omit_defaults=True):
     timeout_ns: int = 0
     board: int = 0
     """The version of boards that this member can use; 0 is none."""
+    links: Reach | None = None
+    """How the others reach this member, if it can be linked with them."""
 
 
 class Membership(msgspec.Struct, omit_defaults=True):
@@ -185,6 +188,12 @@ class Membership(msgspec.Struct, omit_defaults=True):
     board: int = 0
     """Of the generation's board, its identity; 0 when it has none."""
     board_bytes: int = 0
+    peers: list[Peer] = []
+    """All members, by ascending rank, if they are to be linked; LINKS then says whether they are."""
+    secret: bytes = b""
+    """Of the generation, by which its members know one another."""
+    unlinked: str = ""
+    """Why members that could be linked are not."""
 
 
 class CollectiveFailure(msgspec.Struct, omit_defaults=True):

@@ -76,6 +76,8 @@ class Kind(IntEnum):
     MAPPED = 31
     RELEASE = 32
     BOARD = 33
+    LINKS = 34
+    COMMITTED = 35
     GIVE_UP = 37
     TOOK_PART = 38
     REGROUP = 39

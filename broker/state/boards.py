@@ -124,6 +124,10 @@ class Boards:
         if board is not None:
             board.end(draining=draining)
 
+    def has(self, number: GroupNumber) -> bool:
+        """Whether a group's generation has a board."""
+        return number in self._boards
+
     def give(self, group: Group, session: SessionRecord, told: Membership) -> Membership:
         """What a member is told of a generation, with its board if there is one."""
         board = self._boards.get(group.number)

@@ -121,12 +121,7 @@ class BrokerState:
             Kind.ARENA: self.sharing.arena,
             Kind.MAPPED: self.sharing.mapped,
             Kind.RELEASE: self.sharing.release,
-            Kind.JOIN: self.groups.join,
-            Kind.LEAVE: self.groups.leave,
-            Kind.CONTRIBUTE: self.groups.contribute,
-            Kind.BOARD: self.groups.board_refused,
-            Kind.REGROUP: self.groups.regroup,
-            Kind.GIVE_UP: self.groups.give_up,
+            **self.groups.handlers,
         }
 
     # Events.

@@ -39,6 +39,7 @@ from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership,
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.boards import BoardMaker, Boards
+from broker.state.links import Links
 from broker.state.records import SessionRecord
 from broker.state.reports import Reports
 
@@ -67,6 +68,17 @@ class Groups:
         self._last_number = 0
         self.wake: Callable[[int], None] = lambda at_ns: None
         self._late_totals = LateTotals()
+        self._links = Links(self._send, self._accuse)
+        self.handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
+            Kind.JOIN: self.join,
+            Kind.LEAVE: self.leave,
+            Kind.CONTRIBUTE: self.contribute,
+            Kind.BOARD: self.board_refused,
+            Kind.LINKS: self.links_told,
+            Kind.COMMITTED: self.committed,
+            Kind.REGROUP: self.regroup,
+            Kind.GIVE_UP: self.give_up,
+        }
 
     @property
     def late_totals(self) -> LateTotals:
@@ -94,6 +106,7 @@ class Groups:
         session.groups.add(group.name)
         if waiting is None and session.id not in group.sessions:
             self._boards.wished(group, session, wish.board)
+            self._links.wished(group, session.id, wish.links)
         self._carry_out(group, group.join(session.id, wish.rank, wish.world_size, wish.timeout_ns, now_ns))
         if waiting is not None:
             # The session's first JOIN still waits for the others; this second one was refused.
@@ -118,7 +131,7 @@ class Groups:
         group = self._member_of(session, frame)
         session.groups.discard(group.name)
         self._references.pop((group.number, session.id), None)
-        self._boards.left(group, session.id)
+        self._left(group, session.id)
         session.session.put(Frame(Kind.DONE, target=frame.target))
         self._flush(session)
         self._carry_out(group, group.leave(session.id))
@@ -135,6 +148,14 @@ class Groups:
         group = self._member_of(session, frame)
         if frame.target == group.generation and session.id in group.sessions:
             self._carry_out(group, group.renew())
+
+    def links_told(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """LINKS: a member has its links to the others, or has not."""
+        self._links.told(self._member_of(session, frame), session.id, frame)
+
+    def committed(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """COMMITTED: what a member has finished over its links."""
+        self._links.committed(self._member_of(session, frame), session.id, frame)
 
     def contribute(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """CONTRIBUTE: a chunk of a member's array."""
@@ -167,7 +188,7 @@ class Groups:
         """A session is over: its groups lose a member."""
         for name in list(session.groups):
             group = self._by_name[name]
-            self._boards.left(group, session.id)
+            self._left(group, session.id)
             self._carry_out(group, group.lost(session.id))
         self._sessions.pop(session.id, None)
         for key in [key for key in self._references if key[1] == session.id]:
@@ -179,6 +200,8 @@ class Groups:
             self._carry_out(group, group.tick(now_ns))
             self._boards.look(group, now_ns)
             self._reports.look(group, partial(self.snapshot, group, now_ns), now_ns)
+        for group in self._links.tick(list(self.by_number.values()), now_ns):
+            self._carry_out(group, group.renew())
 
     def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
         """The state of a group at this moment, for people."""
@@ -191,10 +214,28 @@ class Groups:
             if deadline_ns is not None and deadline_ns <= now_ns:
                 self._carry_out(group, group.tick(now_ns))
 
+    def _left(self, group: Group, session: SessionId) -> None:
+        """A session is not a member any more."""
+        self._boards.left(group, session)
+        self._links.left(group, session)
+
+    def _send(self, session: SessionId, frame: Frame) -> None:
+        record = self._sessions.get(session)
+        if record is not None:
+            record.session.put(frame)
+            self._flush(record)
+
+    def _accuse(self, session: SessionId, fault: str) -> None:
+        record = self._sessions.get(session)
+        if record is not None:
+            record.session.fail(ProtocolError(fault))
+            self._flush(record)
+
     def _carry_out(self, group: Group, effects: Iterable[Effect]) -> None:
         told_generation = 0
         effects = list(effects)
         self._boards.follow(group, effects)
+        self._links.follow(group, has_board=self._boards.has(group.number))
         for effect in effects:
             if isinstance(effect, Changed) and effect.generation > told_generation:
                 told_generation = effect.generation
@@ -211,6 +252,7 @@ class Groups:
                 self._boards.dissolved(group.number)
                 self._reports.forget(group.number)
                 self._late_totals.add(group.late_totals)
+                self._links.dissolved(group.number)
                 self.by_number.pop(group.number, None)
                 self._by_name.pop(group.name, None)
             else:
@@ -238,14 +280,14 @@ class Groups:
         number = group.number
         if isinstance(effect, Joined):
             reference = self._references.pop((number, session.id), 0)
-            told = self._boards.give(group, session, Membership(effect.generation, list(effect.ranks), effect.rank))
+            told = self._give(group, session, Membership(effect.generation, list(effect.ranks), effect.rank))
             session.session.put(Frame(Kind.JOINED, number=number, target=reference, body=encode_body(told)))
             self._tell(group, "joined", effect.rank)
         elif isinstance(effect, Refused):
             reference = self._references.pop((number, session.id), 0)
             if effect.kind is not RefusalKind.ALREADY_MEMBER:
                 session.groups.discard(group.name)
-                self._boards.left(group, session.id)
+                self._left(group, session.id)
             if effect.kind is RefusalKind.TIMEOUT:
                 failure = CollectiveFailure(missing_ranks=list(effect.missing_ranks), timeout_s=effect.timeout_s)
                 session.session.put(Frame(Kind.FAILED, target=reference, body=encode_body(failure)))
@@ -268,8 +310,11 @@ class Groups:
             )  # fmt: skip
         else:
             told = Membership(effect.generation, list(effect.ranks), lost_ranks=list(effect.lost_ranks))
-            body = encode_body(self._boards.give(group, session, told))
+            body = encode_body(self._give(group, session, told))
             session.session.put(Frame(Kind.CHANGED, number=number, target=effect.generation, body=body))
+
+    def _give(self, group: Group, session: SessionRecord, told: Membership) -> Membership:
+        return self._links.give(group, self._boards.give(group, session, told))
 
     def _tell(self, group: Group, event: str, rank: int) -> None:
         told: dict[str, object] = {

@@ -82,6 +82,11 @@ class Connection(_Closing):
         return False
 
     @property
+    def local_host(self) -> str:
+        """This end's own address on the network between the two, without a port; empty where there is none."""
+        return ""
+
+    @property
     def passage(self) -> Passage | None:
         """How descriptors pass over this connection; None where they cannot."""
         return None

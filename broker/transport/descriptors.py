@@ -96,6 +96,11 @@ class LocalConnection(SocketConnection):
         self._passage = Passage(sock)
 
     @property
+    def local_host(self) -> str:
+        # Who else is on this host finds this end there.
+        return "127.0.0.1"
+
+    @property
     def passage(self) -> Passage:
         return self._passage
 

@@ -70,6 +70,13 @@ class TcpConnection(SocketConnection):
         except OSError:
             return False
 
+    @property
+    def local_host(self) -> str:
+        try:
+            return str(self._socket.getsockname()[0])
+        except OSError:
+            return ""
+
 
 class TcpListener(SocketListener):
     """Accepts tcp connections."""

@@ -17,7 +17,7 @@ from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, 
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.pressure import Pressure
 from broker.transport.addresses import parse_list
-from clients import environment, link, operations, requesting
+from clients import environment, joining, link, operations, requesting
 from clients.aio.driver import AsyncDriver
 from clients.aio.groups import Group
 from clients.aio.replies import Replies
@@ -243,7 +243,7 @@ class Client:
     ) -> Group:
         """Becomes a member of a collective group; returns when the group has formed."""
         size, wanted = group_place(name, world_size, rank)
-        return Group(self._driver, await operations.join(self._driver, name, size, wanted, timeout_s, schedule))
+        return Group(self._driver, await joining.join(self._driver, name, size, wanted, timeout_s, schedule))
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""

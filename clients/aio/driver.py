@@ -20,11 +20,11 @@ from broker.protocol.codes import Code
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.hangups import Hangups
-from clients.boards import SharedOperation
 from clients.core import Core, Reconnected
 from clients.link import Link, dial, read
 from clients.outgoing_topic import OutgoingTopic
 from clients.signals import Signal
+from clients.ways import SharedOperation
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class AsyncDriver:
             PermissionDenied: the broker does not let this client in.
         """
         link = await self._dial(self._connect_timeout_s)
+        self.core.places.call = self.call
         if shm.AVAILABLE:
             self.core.completions = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._loop.add_reader(self.core.completions, self._completed)
@@ -137,7 +138,7 @@ class AsyncDriver:
     def submit(self, operation: SharedOperation) -> None:
         """Has an operation carried out on its board, and its signal set when it is done."""
         self._submitted.append(operation)
-        operation.board.engine.submit(operation.task)
+        operation.way.submit(operation.task)
 
     def _completed(self) -> None:
         """Operations on boards are done."""
@@ -180,6 +181,7 @@ class AsyncDriver:
         link = self._link
         if link is not None:
             self.core.before_waiting()
+            self.core.places.farewell()
             link.session.close(Code.NORMAL, reason)
             self.core.closing()
             self.flush()
@@ -252,6 +254,7 @@ class AsyncDriver:
 
     def _adopt(self, link: Link) -> None:
         self._link = link
+        self.core.places.local_host = link.local_host
         self.core.connected(link.session, link.welcome)
         for received in link.early:
             self.core.receive(received, 0)

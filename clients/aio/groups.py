@@ -11,9 +11,8 @@ from broker.collectives.member import MemberOperation
 from broker.errors import BrokerError, InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import boards, channels, collective, collective_lists, operations, partial, state_sync
+from clients import channels, collective, collective_lists, joining, partial, state_sync, ways
 from clients.aio.driver import AsyncDriver
-from clients.boards import SharedOperation
 from clients.checks import check_priority
 from clients.collective import GRACE_S, Prepared
 from clients.collective_lists import PreparedList
@@ -23,6 +22,7 @@ from clients.operations import Deadline
 from clients.partial import AUTO, Terms
 from clients.signals import Signal
 from clients.state_sync import Synced
+from clients.ways import SharedOperation
 
 
 class Work:
@@ -93,7 +93,7 @@ class SharedWork(Work):
             what = operation.claim.describe()
             await driver.wait(operation.signal, self._grace_s if timeout_s is None else timeout_s, what)
             try:
-                result = await boards.finish(driver, self._place, operation)
+                result = await ways.finish(driver, self._place, operation)
             except BaseException:
                 self._prepared.abandon()
                 raise
@@ -103,7 +103,7 @@ class SharedWork(Work):
 
     def cancel(self) -> bool:
         asked = not self.done
-        self._shared.board.engine.cancel(self._shared.task)
+        self._shared.way.engine.cancel(self._shared.task)
         return asked
 
 
@@ -173,6 +173,11 @@ class Group:
     def position(self) -> int:
         """The index of this rank among the present ones."""
         return self._place.member.position
+
+    @property
+    def schedule(self) -> str:
+        """How operations go at the moment; see `clients.Group.schedule`."""
+        return self._place.used_schedule
 
     async def all_reduce(
         self,
@@ -347,12 +352,12 @@ class Group:
 
     async def barrier(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Waits until all present ranks have called it."""
-        await self._start(collective.barrier(timeout_s), timeout_s, 0).wait()
+        await self._call(collective.barrier(timeout_s), timeout_s, async_op=False, priority=0)
 
     def abort(self) -> bool:
         """Cancels all operations that this rank has in progress; says whether there was one."""
-        place, board = self._place, self._place.board
-        found = board is not None and board.engine.cancel_all()
+        place, way = self._place, self._place.way
+        found = way is not None and way.engine.cancel_all()
         found = place.give_up([*place.member.pending, *place.channels.pending]) or found
         self._driver.flush()
         return found
@@ -363,7 +368,7 @@ class Group:
         try:
             prepared = next(calls)
             while True:
-                prepared = calls.send(await self._start(prepared, timeout_s, 0).wait())
+                prepared = calls.send(await self._call(prepared, timeout_s, async_op=False, priority=0))
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
@@ -375,7 +380,7 @@ class Group:
 
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
-        await operations.leave(self._driver, self._place, 5.0)
+        await joining.leave(self._driver, self._place, 5.0)
 
     def _start_partly(self, array: object, op: str, timeout_s: float, terms: Terms) -> Work:
         """Through the broker, whatever the schedule: it has to decide who is in time."""
@@ -389,7 +394,8 @@ class Group:
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place
         check_priority(priority)
-        shared = boards.begin(place, prepared, priority)
+        prepared = ways.fitted(place, prepared)
+        shared = ways.begin(place, prepared, priority)
         if shared is not None:
             self._driver.submit(shared)
             return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
@@ -412,10 +418,12 @@ class Group:
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
 
     async def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool, priority: int) -> object:
+        await joining.decided(self._driver, self._place)
         work = self._start(prepared, timeout_s, priority)
         return work if async_op else await work.wait()
 
     async def _call_list(self, many: PreparedList, timeout_s: float, *, async_op: bool, priority: int) -> object:
+        await joining.decided(self._driver, self._place)
         works = [self._start(prepared, timeout_s, priority) for prepared in many.operations]
         work = ManyWork(works, many.complete)
         return work if async_op else await work.wait()

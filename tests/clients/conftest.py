@@ -10,8 +10,10 @@ from typing import Protocol
 import pytest
 
 import clients
+from broker.collectives import ring
 from tests.clients.asynchronous import AsyncLoop
 from tests.clients.serving import ServingThread
+from tests.collectives import link_engine
 
 _names = itertools.count()
 
@@ -65,3 +67,16 @@ def bus(connect: Connect) -> clients.Client:
 @pytest.fixture
 def other(connect: Connect) -> clients.Client:
     return connect("second")
+
+
+@pytest.fixture
+def links() -> None:
+    """Ranks can be linked."""
+    if not ring.AVAILABLE:
+        pytest.skip("the engine of links is not compiled")
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the stand-in in place of the engine of links."""
+    for name in ("Engine", "Plan", "Task"):
+        monkeypatch.setattr(ring, name, getattr(link_engine, name))

@@ -1,0 +1,85 @@
+"""All groups of one client: which frame belongs to which. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from broker.errors import ConnectionClosed, ProtocolError
+from broker.protocol.bodies import Membership, decode_body
+from broker.protocol.frames import Frame, Kind, kind_name
+from broker.protocol.session import Session
+from clients.boards import discard
+from clients.entrance import Entrance
+from clients.membership import Place, agree
+
+
+class Places:
+    """All groups of one client.
+
+    Attributes:
+        by_number: those of which it is a member.
+        joining: how many it is about to join.
+        entrance: by which it is linked with other members.
+        call: calls a function as the driver's own threads would; the driver sets it.
+        local_host: this client's own address on the network to the broker; the driver sets it.
+    """
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Place] = {}
+        self.joining = 0
+        self.call: Callable[[Callable[[], None]], None] = lambda function: function()
+        self.local_host = ""
+        self.entrance = Entrance(lambda function: self.call(function))
+
+    def tick(self) -> None:
+        """Time passes: what could not be said before may be certain now."""
+        for place in self.by_number.values():
+            place.report()
+
+    def farewell(self) -> None:
+        """The client is about to close in order."""
+        for place in self.by_number.values():
+            place.farewell()
+
+    def tidy(self) -> None:
+        """Nobody has to be let in any more when the client has left its last group."""
+        if not self.by_number and not self.joining:
+            self.entrance.close()
+
+    def destination(self, frame: Frame, size_bytes: int) -> memoryview | None:
+        """Where the payload of a RESULT belongs, or None when its operation is over."""
+        place = self.by_number.get(frame.number)
+        operation = place.find(frame) if place is not None else None
+        if operation is not None and frame.body:
+            agree(operation, frame)
+        return operation.destination(frame.stream, frame.count, size_bytes) if operation is not None else None
+
+    def receive(self, session: Session, frame: Frame) -> None:
+        """RESULT, TOOK_PART, FAILED or CHANGED."""
+        place = self.by_number.get(frame.number)
+        # Frames can be on their way when a member leaves.
+        if place is None:
+            if frame.kind == Kind.CHANGED:
+                discard(session.passage, decode_body(frame.body, Membership))
+            return
+        if frame.kind == Kind.RESULT:
+            place.result(frame)
+        elif frame.kind == Kind.TOOK_PART:
+            place.took_part(frame)
+        elif frame.kind == Kind.FAILED:
+            place.failed(frame)
+        elif frame.kind == Kind.CHANGED:
+            place.membership_changed(frame)
+        elif frame.kind == Kind.LINKS:
+            place.links_decided(frame)
+        elif frame.kind == Kind.COMMITTED:
+            place.judged(frame)
+        else:
+            raise ProtocolError(f"a {kind_name(frame.kind)} frame for a group")
+
+    def disconnected(self, error: ConnectionClosed) -> None:
+        """The session is over, and with it every membership."""
+        for place in self.by_number.values():
+            place.close(error)
+        self.by_number.clear()
+        self.tidy()

@@ -1,0 +1,51 @@
+"""The benchmark between hosts: its words, and that it measures what it says."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import hosts
+from bench.network import Network, Unavailable, run
+from broker.collectives import ring
+
+
+def test_a_row_has_the_words_of_nccl_tests() -> None:
+    line = hosts.row("some", 4, "1gbit", 100_000_000, [1.0, 0.5, 2.0])
+    assert "algbw  0.100 GB/s  busbw  0.150 GB/s  wire  1.20" in line
+    assert "median   1000.00 ms  best    500.00 ms" in line
+
+
+def test_peers_that_are_missing_are_named_with_the_reason() -> None:
+    assert set(hosts.missing()) <= {"gloo", "openmpi"}
+    assert all("not installed" in reason for reason in hosts.missing().values())
+
+
+def test_without_root_there_is_no_network_and_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(Unavailable, match="need root"), Network(2):
+        pass
+
+
+def test_a_command_that_fails_is_told_with_its_words() -> None:
+    with pytest.raises(Unavailable, match="no-such-host"):
+        run("sh", "-c", "echo no-such-host >&2; exit 1")
+
+
+def test_hosts_are_there_and_are_gone_afterwards() -> None:
+    try:
+        with Network(2, "1gbit") as network:
+            assert network.namespace(1) in run("ip", "netns", "list")
+            assert "rate 1Gbit" in run("tc", "-n", network.namespace(1), "qdisc", "show", "dev", "eth0")
+    except Unavailable as problem:
+        pytest.skip(str(problem))
+    assert network.namespace(1) not in run("ip", "netns", "list")
+
+
+@pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")
+def test_tensorbus_is_measured_over_links() -> None:
+    try:
+        with Network(2, "1gbit") as network:
+            used, times_s = hosts.run_tensorbus(network, 1 << 20, 2, "auto")
+    except Unavailable as problem:
+        pytest.skip(str(problem))
+    assert (used, len(times_s)) == ("ring", 2)
