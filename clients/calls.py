@@ -16,10 +16,10 @@ from clients.work import ManyWork, SharedWork, Work
 class Calls:
     """Starts what a Group has prepared, and waits for it."""
 
-    def __init__(self, driver: Driver, place: Place, compression: str) -> None:
+    def __init__(self, driver: Driver, place: Place, compression: Compression) -> None:
         self._driver = driver
         self._place = place
-        self._compression = Compression(compression)
+        self._compression = compression
 
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place

@@ -18,6 +18,7 @@ from broker.protocol.values import Encoded, encode_value
 from broker.transport.addresses import parse_list
 from clients import direct, environment, joining, link, operations, requesting
 from clients.checks import check_callable, check_connect
+from clients.compression import Compression
 from clients.core import Core, Reconnected
 from clients.driver import Driver
 from clients.exchanges import Request
@@ -25,14 +26,7 @@ from clients.filling import UNBROKEN, add
 from clients.groups import Group
 from clients.handlers import Handler, Handlers
 from clients.messages import Answer, Delivery, Message, Sent
-from clients.options import (
-    PUBLISH_TIMEOUT_S,
-    declaration,
-    group_place,
-    outbound,
-    request_message,
-    subscribe_wishes,
-)
+from clients.options import PUBLISH_TIMEOUT_S, declaration, group_place, outbound, request_message, subscribe_wishes
 from clients.outgoing_topic import LANES
 from clients.pressure import pressure as ask_pressure
 from clients.replies import Replies
@@ -458,6 +452,7 @@ class Client:
         rank: int | None = None,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
         schedule: str = "auto",
+        compression: str = "none",
     ) -> Group:
         """Becomes a member of a collective group; returns when it has formed. Newcomers get in between two operations.
 
@@ -467,15 +462,17 @@ class Client:
             rank: this member's rank; default: $RANK, and without it the broker gives the lowest free one.
             timeout_s: how long to wait for the others, in seconds.
             schedule: "shm", "star", "ring", "halving" or "hierarchical", as docs/api.md says; or "auto", the quickest.
+            compression: of all_reduce, if the call does not name another one; see Group.all_reduce.
 
         Raises:
-            InvalidValue: no world_size, a rank outside of it, or no such schedule.
+            InvalidValue: no world_size, a rank outside of it, no such schedule or compression.
             CollectiveError: the rank is taken, the group is full or was made for another world_size; no such way.
             RankTimeoutError: the group did not form in time; missing_ranks says who was not there.
         """
         size, wanted = group_place(name, world_size, rank)
+        compressed = Compression(compression)
         place = self._driver.run(joining.join(self._driver, name, size, wanted, timeout_s, schedule))
-        return Group(self._driver, place)
+        return Group(self._driver, place, compressed)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed.

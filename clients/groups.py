@@ -11,7 +11,7 @@ from broker.errors import InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
 from clients import collective, collective_lists, joining, state_sync, ways
-from clients.compression import NONE
+from clients.compression import Compression
 from clients.driver import Driver
 from clients.membership import Place
 from clients.partial import AUTO, Partial, Terms
@@ -36,7 +36,7 @@ class Group(Points):
         world_size: how many ranks the group was made for; `ranks` are those present.
     """
 
-    def __init__(self, driver: Driver, place: Place, compression: str = NONE) -> None:
+    def __init__(self, driver: Driver, place: Place, compression: Compression) -> None:
         """Made by `Client.group`."""
         super().__init__(driver, place, compression)
         self.name = place.name

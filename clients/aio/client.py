@@ -25,6 +25,7 @@ from clients.aio.responding import Responder
 from clients.aio.subscriptions import Subscription
 from clients.arenas import form
 from clients.checks import check_callable, check_connect
+from clients.compression import Compression
 from clients.core import Core, Reconnected
 from clients.exchanges import Request
 from clients.handlers import FAILED, settle_handled
@@ -240,10 +241,13 @@ class Client:
         rank: int | None = None,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
         schedule: str = "auto",
+        compression: str = "none",
     ) -> Group:
         """Becomes a member of a collective group; returns when the group has formed."""
         size, wanted = group_place(name, world_size, rank)
-        return Group(self._driver, await joining.join(self._driver, name, size, wanted, timeout_s, schedule))
+        compressed = Compression(compression)
+        place = await joining.join(self._driver, name, size, wanted, timeout_s, schedule)
+        return Group(self._driver, place, compressed)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""

@@ -16,7 +16,7 @@ from clients.aio.driver import AsyncDriver
 from clients.checks import check_priority
 from clients.collective import GRACE_S, Prepared
 from clients.collective_lists import PreparedList
-from clients.compression import NONE, Compression
+from clients.compression import Compression
 from clients.membership import Place
 from clients.operations import Deadline
 from clients.partial import AUTO, Terms
@@ -146,9 +146,9 @@ class ManyWork(Work):
 class Group:
     """As `clients.Group`, with coroutines; that class documents arguments and errors."""
 
-    def __init__(self, driver: AsyncDriver, place: Place, compression: str = NONE) -> None:
+    def __init__(self, driver: AsyncDriver, place: Place, compression: Compression) -> None:
         """Made by `Client.group`."""
-        self._compression = Compression(compression)
+        self._compression = compression
         self._driver = driver
         self._place = place
         self.name = place.name

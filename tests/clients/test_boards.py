@@ -164,7 +164,7 @@ def test_no_descriptor_and_no_mapping_outlives_a_group(connect: Connect) -> None
 def test_the_board_of_a_generation_goes_with_it_though_nothing_collects_garbage(connect: Connect) -> None:
     buses = [connect(f"rank-{rank}") for rank in range(3)]
     groups = join_all(*((bus, {}) for bus in buses))
-    board = weakref.ref(groups[0]._place.board)
+    board = weakref.ref(groups[0]._place.way)
     gc.disable()
     try:
         threads = [threading.Thread(target=group.barrier) for group in groups]
