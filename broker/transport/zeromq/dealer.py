@@ -18,6 +18,7 @@ from broker.buffers import Buffer
 from broker.errors import ConnectError
 from broker.transport.addresses import Address
 from broker.transport.sockets import connect_error
+from broker.transport.zeromq.closing import close_when_read
 from broker.transport.zeromq.curve import secure_dialler
 from broker.transport.zeromq.messages import OPEN, Malformed, read_header
 from broker.transport.zeromq.readiness import Readiness
@@ -92,7 +93,10 @@ class DealerStream(Stream):
 
     def _let_go(self, *, linger: bool) -> None:
         self._readiness.exclude(self._socket.fileno())
-        self._socket.close(None if linger else 0)
+        if linger and self._end is None:
+            close_when_read(self._socket)
+        else:
+            self._socket.close(None if linger else 0)
 
     def disown(self) -> None:
         if self._closed:

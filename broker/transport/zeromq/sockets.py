@@ -20,6 +20,7 @@ from broker.limits import (
     ZEROMQ_UNREAD_MESSAGES_MAX,
 )
 from broker.transport.addresses import Address
+from broker.transport.zeromq import closing
 from broker.transport.zeromq.messages import HEADER_BYTES
 
 _MILLISECONDS: Final = 1000
@@ -44,6 +45,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
 def finish() -> None:
     """At the process's end: waits until what was put has left, at most ZEROMQ_LINGER_S, and ends ZeroMQ."""
     global _context
+    closing.finish()
     ending, _context = _context, None
     if ending is not None:
         ending.destroy(linger=LINGER_MS)
@@ -51,6 +53,7 @@ def finish() -> None:
 
 def _forget_in_child() -> None:
     global _context
+    closing.forget()
     if _context is not None:
         _of_the_parent.append(_context)
         _context = None
