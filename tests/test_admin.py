@@ -220,8 +220,8 @@ def test_a_group_tells_who_holds_up_the_operation_in_progress(daemon: Daemon) ->
 
 async def join_both(first: clients.Client, second: clients.Client) -> list[clients.Group]:
     return await asyncio.gather(
-        asyncio.to_thread(first.group, "dp", world_size=2, rank=0),
-        asyncio.to_thread(second.group, "dp", world_size=2, rank=1),
+        asyncio.to_thread(first.group, "dp", world_size=2, rank=0, schedule="star"),
+        asyncio.to_thread(second.group, "dp", world_size=2, rank=1, schedule="star"),
     )
 
 

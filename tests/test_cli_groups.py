@@ -28,7 +28,7 @@ SCHEDULES = [
 
 @contextmanager
 def broker(tmp_path: Path, schedule: str) -> Iterator[Daemon]:
-    """A broker whose groups on this host take a schedule."""
+    """A broker whose groups on this host may take a schedule."""
     shared = "true" if schedule == "shm" else "false"
     with Daemon("--shared-memory", shared, listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus")) as daemon:
         yield daemon
@@ -54,7 +54,10 @@ def test_a_rank_that_is_stopped_in_the_middle_is_named_with_its_process(
     tmp_path: Path, schedule: str, elements: int
 ) -> None:
     with broker(tmp_path, schedule) as daemon:
-        ranks = [Process(daemon.url, str(rank), "3", str(elements), module="tests.system.rank") for rank in range(3)]
+        ranks = [
+            Process(daemon.url, str(rank), "3", str(elements), schedule, module="tests.system.rank")
+            for rank in range(3)
+        ]
         try:
             for rank in ranks:
                 assert rank.read_line().startswith("joined")
@@ -79,10 +82,10 @@ def test_a_rank_that_is_stopped_in_the_middle_is_named_with_its_process(
                 rank.close()
 
 
-def late_loop(daemon: Daemon, rank: int, steps: int) -> clients.Client:
+def late_loop(daemon: Daemon, rank: int, steps: int, schedule: str) -> clients.Client:
     """A rank of three that makes some steps; rank 2 comes 50 ms late to each."""
     bus = clients.connect(daemon.url, name=f"trainer-{rank}")
-    group = bus.group("dp", world_size=3, rank=rank, timeout_s=PATIENCE_S)
+    group = bus.group("dp", world_size=3, rank=rank, timeout_s=PATIENCE_S, schedule=schedule)
     array = np.ones(1000, np.float32)
     for step in range(steps):
         bus.publish(f"metrics/trainer-{rank}/loss", {"step": step})
@@ -96,7 +99,8 @@ def late_loop(daemon: Daemon, rank: int, steps: int) -> clients.Client:
 def test_groups_shows_members_and_first_of_all_the_straggler(tmp_path: Path, schedule: str) -> None:
     with broker(tmp_path, schedule) as daemon, running() as start:
         buses = [
-            future.result(PATIENCE_S) for future in [start(lambda r=r: late_loop(daemon, r, 20)) for r in range(3)]
+            future.result(PATIENCE_S)
+            for future in [start(lambda r=r: late_loop(daemon, r, 20, schedule)) for r in range(3)]
         ]
         status, output, errors = run("groups", daemon.url, "--json")
         assert (status, errors) == (0, "")
@@ -122,7 +126,7 @@ def test_groups_shows_members_and_first_of_all_the_straggler(tmp_path: Path, sch
 def test_the_last_mismatch_is_told_in_one_sentence_with_the_claims(tmp_path: Path, schedule: str) -> None:
     def rank(number: int) -> clients.Client:
         bus = clients.connect(daemon.url)
-        group = bus.group("dp", world_size=2, rank=number, timeout_s=PATIENCE_S)
+        group = bus.group("dp", world_size=2, rank=number, timeout_s=PATIENCE_S, schedule=schedule)
         with pytest.raises(clients.CollectiveMismatchError):
             group.all_reduce(np.ones(4 + number, np.float32), op="sum", timeout_s=PATIENCE_S)
         return bus

@@ -79,7 +79,7 @@ def test_an_event_has_the_broker_at_a_glance_with_rates_from_the_second_one_on(d
 def test_groups_come_with_each_ranks_arrival(daemon: Daemon) -> None:
     def rank(number: int) -> clients.Client:
         bus = clients.connect(daemon.url)
-        group = bus.group("dp", world_size=2, rank=number, timeout_s=PATIENCE_S)
+        group = bus.group("dp", world_size=2, rank=number, timeout_s=PATIENCE_S, schedule="star")
         for _ in range(3):
             group.all_reduce(np.ones(4, np.float32), timeout_s=PATIENCE_S)
         return bus

@@ -67,7 +67,9 @@ def _bytes(array: object) -> memoryview:
 
 
 class Task:
-    def __init__(self, plan: Plan, source: object, target: object, timeout_ns: int) -> None:
+    def __init__(
+        self, plan: Plan, source: object, target: object, timeout_ns: int, scratch: bool = False, priority: int = 0
+    ) -> None:
         self.plan, self.source, self.target = plan, source, target
         self.wait_ns = timeout_ns
         self.status: int = Outcome.PENDING

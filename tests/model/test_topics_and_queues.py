@@ -47,6 +47,12 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.state.delivery.STREAM_LAG_BYTES_MAX", choices.LAG_BYTES)
 
 
+def hardly_seen(seen: dict[str, int]) -> list[str]:
+    """What has to happen, and has too seldom."""
+    everything = ("batches", "large", "single", "aborted", "held back", "taken", "dropped", "calms", *choices.POLICIES)
+    return [what for what in everything if seen.get(what, 0) <= STEPS_PER_ID // 500]
+
+
 @pytest.mark.timeout(100_000 if IS_LONG else 60)
 @pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("part", range(IDS))
@@ -63,13 +69,15 @@ def test_every_subscription_gets_what_is_promised(part: int) -> None:
     )
     Counted = type("Counted", (Steps,), {"steps": 0, "seen": {}})  # noqa: N806
     runs = 0
-    while Counted.steps < STEPS_PER_ID:
+    # What an id meets is chance, and changes with the code: one that has met something too seldom goes on.
+    while Counted.steps < STEPS_PER_ID or (hardly_seen(Counted.seen) and Counted.steps < 2 * STEPS_PER_ID):
         number = FIRST_SEED + part + IDS * runs
         print(f"seed {number}")
-        examples = 1 + min(29, (STEPS_PER_ID - Counted.steps) // STEPS_PER_EXAMPLE)
+        # The first example of a run is the plainest one there is, so one alone would show nothing.
+        left = max(STEPS_PER_ID - Counted.steps, 8 * STEPS_PER_EXAMPLE if Counted.steps >= STEPS_PER_ID else 0)
+        examples = 1 + min(29, left // STEPS_PER_EXAMPLE)
         run_state_machine_as_test(seed(number)(Counted), settings=settings(options, max_examples=examples))
         runs += 1
     print(Counted.steps, Counted.seen)
     assert Counted.steps >= STEPS_PER_ID
-    for what in ("batches", "large", "single", "aborted", "held back", "taken", "dropped", "calms", *choices.POLICIES):
-        assert Counted.seen[what] > STEPS_PER_ID // 500, f"{what} has hardly happened: {Counted.seen}"
+    assert hardly_seen(Counted.seen) == [], f"has hardly happened: {Counted.seen}"

@@ -10,10 +10,10 @@ import numpy as np
 import clients
 
 
-def main(url: str, rank: int, world_size: int, elements: int) -> None:
+def main(url: str, rank: int, world_size: int, elements: int, schedule: str = "auto") -> None:
     with clients.connect(url, name=f"rank-{rank}") as bus:
         stop = bus.subscribe("control/stop")
-        group = bus.group("ranks", world_size=world_size, rank=rank, timeout_s=30.0)
+        group = bus.group("ranks", world_size=world_size, rank=rank, timeout_s=30.0, schedule=schedule)
         print(f"joined {group.rank}", flush=True)
         array = np.ones(elements)
         for step in range(1_000_000):
@@ -39,4 +39,4 @@ def main(url: str, rank: int, world_size: int, elements: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
