@@ -235,7 +235,7 @@ class Compression:
             timeout_s: how long the ranks may take to arrive.
             out: what becomes the result; None is the array.
             name: of the codec; None is the group's.
-            feedback: under which name the array's loss is kept; None is not at all.
+            feedback: under which name the array's loss is kept; None is not at all. Nothing is lost without a codec.
 
         Raises:
             InvalidValue: the array, the op or the feedback's name does not go with it.
@@ -243,8 +243,6 @@ class Compression:
         name = self._name if name is None else name
         how = codec(name)
         if how is None:
-            if feedback is not None:
-                raise InvalidValue("feedback", feedback, "has nothing to keep: the array is not compressed")
             return None
         if isinstance(value, (list, tuple, dict)):
             problem = f"is for one array; call it for each, or with compression={NONE!r}"

@@ -178,7 +178,7 @@ class Group(Points):
             self._compression.refuse(compression, feedback)
             terms = Terms(quorum, deadline, late, name, contribute)
             return self._reduce_partly(array, op, timeout_s, terms, async_op=async_op)
-        if self._compression.applies or compression is not None or feedback is not None:
+        if self._compression.applies or compression is not None:
             encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
             if encoded is not None:
                 return self._call(encoded, timeout_s, async_op=async_op, priority=priority)

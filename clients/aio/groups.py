@@ -202,7 +202,7 @@ class Group:
             self._compression.refuse(compression, feedback)
             work = self._start_partly(array, op, timeout_s, Terms(quorum, deadline, late, name, contribute))
             return work if async_op else await work.wait()
-        if self._compression.applies or compression is not None or feedback is not None:
+        if self._compression.applies or compression is not None:
             encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
             if encoded is not None:
                 return await self._call(encoded, timeout_s, async_op=async_op, priority=priority)
