@@ -79,4 +79,5 @@ def extensions() -> list[Extension]:
     return made
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildApart})
+# As many at once as there are processors.
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildApart}, options={"build_ext": {"parallel": True}})
