@@ -57,7 +57,7 @@ class Calls:
         shared.way.run(shared.task)
         return prepared.finish(lambda: driver.run(ways.finish(driver, place, shared)))
 
-    def _reduce_partly(self, array: object, op: str, timeout_s: float, terms: Terms, *, async_op: bool) -> object:
+    def _reduce_partly(self, array: object, op: str, timeout_s: float, terms: Terms, async_op: bool) -> object:
         """Through the broker, whatever the schedule: it has to decide who is in time."""
         driver, place = self._driver, self._place
         with driver.lock:

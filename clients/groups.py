@@ -135,10 +135,6 @@ class Group(Points):
     ) -> object:
         """Reduces the arrays of all present ranks element by element; every rank's array becomes the result.
 
-        The result is the same to the bit on all ranks and in every run: a sum is formed in the order of the ranks, or
-        over links in an order that depends on their number and the array's length;
-        float16 and bfloat16 are summed in float32 and rounded once.
-
         Args:
             array: numpy array, or torch tensor in host memory; the same dtype and shape on all ranks. Changed in place.
                 Or a list, tuple or dict of such arrays, which all succeed or fail.
@@ -146,23 +142,17 @@ class Group(Points):
             timeout_s: how long the ranks may take to arrive, in seconds.
             async_op: returns a Work at once in place of waiting.
             out: like `array`; becomes the result in its place, and `array` is not changed. Not overlapping it.
-            priority: of an asynchronous operation, the same on all ranks: of those that have not begun, the highest
-                goes first, and of equal ones the oldest.
-            quorum: does not wait for everybody: so many ranks are enough (an int), or such a share of those present (a
-                float up to 1.0). For sum and mean, and up to 64 MiB.
-            deadline: how long the others are waited for once one has come, in seconds; "auto" learns it. Ranks that
-                are whole calls behind, or did not make it the last time, are not waited for. This and what follows is
-                for calls with a quorum.
-            late: what becomes of this rank's array if it comes too late: "carry" adds it to the next call over the same
-                tensor, "drop" does not.
-            name: tells tensors of one dtype and shape apart; the same on all ranks.
-            contribute: False takes the result and gives nothing, as for calls that are over already.
-            compression: sends fewer bytes: none, float16, bfloat16, int8, or top-k with a fraction, top-k:0.01; for
-                sum and mean of one float32 or float64 array. None is the group's.
+            priority: of asynchronous operations that have not begun, the highest goes first; the same on all ranks.
+            quorum: does not wait for everybody: so many ranks are enough (an int), or such a share (a float up to 1.0).
+            deadline: with a quorum, how long the others are waited for once one has come, in seconds; "auto" learns it.
+            late: with a quorum: "carry" adds an array that comes too late to the next call of its name; or "drop".
+            name: with a quorum, tells tensors of one dtype and shape apart; the same on all ranks.
+            contribute: with a quorum: False takes the result and gives nothing.
+            compression: none, float16, bfloat16, int8 or top-k:0.01 (of what share); None is the group's.
             feedback: of a compressed array, the tensor's name: what it loses is kept, and added to the next one.
 
         Returns:
-            The array, or `out`; or a Work; with a quorum, a Partial that has the array.
+            The array, or `out`, with the same bits on all ranks; a Work; with a quorum, a Partial that has the array.
 
         Raises:
             InvalidValue: an argument cannot be, and nothing was begun.
@@ -176,8 +166,7 @@ class Group(Points):
         place = self._place
         if quorum is not None:
             self._compression.refuse(compression, feedback)
-            terms = Terms(quorum, deadline, late, name, contribute)
-            return self._reduce_partly(array, op, timeout_s, terms, async_op=async_op)
+            return self._reduce_partly(array, op, timeout_s, Terms(quorum, deadline, late, name, contribute), async_op)
         if self._compression.applies or compression is not None:
             encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
             if encoded is not None:
@@ -189,10 +178,8 @@ class Group(Points):
                 self._driver.run(ways.finish(self._driver, place, SharedOperation.plain(way, task)))
             return array
         if collective_lists.is_list(array):
-            return self._call_list(
-                collective_lists.all_reduce(place.member, array, op, timeout_s, out),
-                timeout_s, async_op=async_op, priority=priority,
-            )  # fmt: skip
+            many = collective_lists.all_reduce(place.member, array, op, timeout_s, out)
+            return self._call_list(many, timeout_s, async_op=async_op, priority=priority)
         prepared = collective.all_reduce(place.member, array, op, timeout_s, out)
         result = self._call(prepared, timeout_s, async_op=async_op, priority=priority)
         if place.plain is not None:

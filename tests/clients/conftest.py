@@ -12,6 +12,7 @@ import pytest
 import clients
 from broker.collectives import ring
 from tests.clients.asynchronous import AsyncLoop
+from tests.clients.ranks import close_ranks
 from tests.clients.serving import ServingThread
 from tests.collectives import link_engine
 
@@ -33,6 +34,12 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingTh
     }[request.param]
     with ServingThread(address) as serving:
         yield serving
+
+
+@pytest.fixture(autouse=True)
+def _ranks_are_closed() -> Iterator[None]:
+    yield
+    close_ranks()
 
 
 @pytest.fixture

@@ -22,6 +22,21 @@ def embedded_url() -> str:
     return f"inproc://ranks-{next(_names)}"
 
 
+_opened: list[clients.Client] = []
+
+
+def connect_rank(url: str, name: str) -> clients.Client:
+    """A client that is closed when its test is over: no board of it outlives the test."""
+    _opened.append(clients.connect(url, name=name))
+    return _opened[-1]
+
+
+def close_ranks() -> None:
+    """Closes what connect_rank has made."""
+    while _opened:
+        _opened.pop().close()
+
+
 @contextmanager
 def running() -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
     """Gives a function that starts functions on threads; their failures surface when their results are asked for."""

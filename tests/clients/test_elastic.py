@@ -11,7 +11,7 @@ import pytest
 
 import clients
 from broker import limits
-from tests.clients.ranks import PATIENCE_S, all_together, embedded_url, running
+from tests.clients.ranks import PATIENCE_S, all_together, connect_rank, embedded_url, running
 from tests.clients.serving import ServingThread
 
 Hook = Callable[[int, clients.Elastic], None]
@@ -25,7 +25,7 @@ class Rank:
     """A rank whose state is the sum of what all ranks have added in each step, and the steps that made it."""
 
     def __init__(self, url: str, rank: int | None, world_size: int) -> None:
-        self.bus = clients.connect(url, name=f"rank-{rank}")
+        self.bus = connect_rank(url, f"rank-{rank}")
         self._join = lambda: self.bus.group("dp", world_size=world_size, rank=rank, timeout_s=PATIENCE_S)
         self.total = np.zeros(3)
         self.state: dict[str, object] = {"total": self.total, "made": []}

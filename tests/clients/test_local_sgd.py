@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import clients
-from tests.clients.ranks import PATIENCE_S, all_together, embedded_url, running
+from tests.clients.ranks import PATIENCE_S, all_together, connect_rank, embedded_url, running
 
 RANKS = 3
 EVERY = 4
@@ -40,7 +40,7 @@ class Rank:
 
     def __init__(self, url: str, rank: int, world_size: int = RANKS, seed: int | None = None) -> None:
         self.rank = rank
-        self.bus = clients.connect(url, name=f"rank-{rank}")
+        self.bus = connect_rank(url, f"rank-{rank}")
         self._world_size = world_size
         self.parameters = parameters_of(rank if seed is None else seed)
         self.anchors: dict[int, np.ndarray] = {}

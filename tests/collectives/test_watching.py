@@ -40,6 +40,16 @@ class Watched:
     def look(self) -> None:
         self.watch.look(self.recorder, time.monotonic_ns())
 
+    def wait_for_others(self, position: int, number: int) -> None:
+        """Returns when all positions but one have begun an operation."""
+        end_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end_s:
+            standings = self.reader.standings()
+            if all(each.begun >= number for other, each in enumerate(standings) if other != position):
+                return
+            time.sleep(0.001)
+        raise AssertionError(f"operation {number} has not begun: {standings}")
+
     def wait_for(self, arrived: int) -> None:
         """Returns when so many ranks have come to the one operation in progress."""
         end_s = time.monotonic() + PATIENCE_S
@@ -69,9 +79,9 @@ def test_operations_that_are_done_are_recorded_with_claim_and_arrivals(elements:
     watched, before_ns = Watched(), time.monotonic_ns()
 
     def work(engine: shm.Engine, position: int) -> None:
-        for _ in range(5):
+        for number in range(1, 6):
             if position == 1:
-                time.sleep(0.01)
+                watched.wait_for_others(1, number)
             run(engine, elements)
 
     on_threads(3, work, watched.memory)
@@ -152,7 +162,7 @@ def test_those_who_try_again_after_a_failure_wait_for_the_same_rank() -> None:
             return
         for _ in range(3):
             run(engine, 10, timeout_s=0.05)
-        run(engine, 10, timeout_s=1.0 if position == 1 else PATIENCE_S)
+        run(engine, 10, timeout_s=4.0 if position == 1 else PATIENCE_S)
 
     on_thread = threading.Thread(target=on_threads, args=(3, work, watched.memory))
     on_thread.start()
