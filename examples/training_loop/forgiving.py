@@ -40,7 +40,9 @@ def quorum_loop(trainer: clients.Trainer, model: Model, job: Job, result: Result
             if group.generation != generation:
                 behind, generation = 0, group.generation
             started_s = time.perf_counter()
-            # A step that the others have made already needs no gradients of this rank.
+            if behind:
+                # The others have made this step already, without gradients of this rank.
+                model.skip()
             gradients = _nothing(model) if behind else _gradients(trainer, model, batches, step.number)
             computed_s = time.perf_counter()
             totals = totals_of(gradients, stopping=trainer.stopping)

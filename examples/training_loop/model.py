@@ -50,6 +50,9 @@ class Model(Protocol):
         """The gradients of some training samples, given by their indices."""
         ...
 
+    def skip(self) -> None:
+        """A step is made to which this process gives no gradients."""
+
     def accuracy(self) -> float:
         """The share of the test samples that is classified correctly."""
         ...
@@ -98,6 +101,9 @@ class DigitsModel:
         loss = -float(log_probabilities[rows, labels].sum())
         return Gradients(arrays, loss, int((logits.argmax(axis=1) == labels).sum()), len(labels))
 
+    def skip(self) -> None:
+        """See Model."""
+
     def accuracy(self) -> float:
         """See Model."""
         _, logits = self._forward(self._data.test_images)
@@ -107,15 +113,15 @@ class DigitsModel:
 class TroubledModel:
     """A model on a machine that is slower than the others, or kills its process on the way."""
 
-    def __init__(self, model: Model, late_s: float, gradients_max: int | None) -> None:
+    def __init__(self, model: Model, late_s: float, steps_max: int | None) -> None:
         """Args:
         model: that computes.
         late_s: how much longer gradients take, in seconds.
-        gradients_max: after so many the process is ended by SIGKILL, in the middle of a step; None for never.
+        steps_max: after so many the process is ended by SIGKILL, in the middle of a step; None for never.
         """
         self._model = model
         self._late_s = late_s
-        self._gradients_left = gradients_max
+        self._steps_left = steps_max
         self.parameters = model.parameters
         self.train_samples = model.train_samples
 
@@ -123,11 +129,15 @@ class TroubledModel:
         """See Model."""
         gradients = self._model.gradients(samples)
         time.sleep(self._late_s)
-        if self._gradients_left is not None:
-            if not self._gradients_left:
-                os.kill(os.getpid(), signal.SIGKILL)
-            self._gradients_left -= 1
+        self.skip()
         return gradients
+
+    def skip(self) -> None:
+        """See Model."""
+        if self._steps_left is not None:
+            if not self._steps_left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._steps_left -= 1
 
     def accuracy(self) -> float:
         """See Model."""
