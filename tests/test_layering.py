@@ -17,7 +17,7 @@ PACKAGES = ("broker", "clients", "examples")
 NOT_INSTALLED = ("bench", "tests")
 
 OPEN = ("broker.buffers", "broker.errors", "broker.ids", "broker.limits", "broker.uncompiled")
-PURE = ("broker.protocol", "broker.topics", "broker.collectives", "broker.state")
+PURE = ("broker.protocol", "broker.topics", "broker.collectives", "broker.state", "broker.security.identity")
 EVERYTHING = ("broker", "clients")
 
 # A layer is a module or package, with its submodules and its siblings `layer_*`. The longest name that fits decides.
@@ -27,11 +27,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.topics": (*OPEN, "broker.topics"),
     "broker.collectives": (*OPEN, "broker.collectives"),
     "broker.collectives.buckets": (*OPEN, "broker.collectives", "broker.protocol.tensors"),
-    "broker.state": (*OPEN, *PURE),
+    "broker.security": (*OPEN, "broker.security", "broker.topics.names"),
+    "broker.state": (*OPEN, *PURE, "broker.security"),
     "broker.transport": (*OPEN, "broker.transport"),
     "broker.config": (*OPEN, "broker.config", "broker.topics.names", "broker.topics.policy"),
     "broker.measuring": ("broker.measuring",),
-    "broker.server": (*OPEN, *PURE, "broker.transport", "broker.config", "broker.server"),
+    "broker.server": (*OPEN, *PURE, "broker.security", "broker.transport", "broker.config", "broker.server"),
     "broker.embedded": EVERYTHING,
     "broker.__main__": EVERYTHING,
     "broker.cli": EVERYTHING,

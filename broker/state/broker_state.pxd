@@ -12,13 +12,13 @@ cdef int _PUBLISH, _CHUNK
 
 
 cdef class BrokerState:
-    cdef public object settings, local_path, sessions_opened, requests, pressure, sharing, following, groups, pool, viewer
+    cdef public object settings, local_path, sessions_opened, requests, pressure, subscribing, sharing, following, groups, pool, viewer
     cdef public long long now_ns
     cdef public dict sessions, ready
     cdef public bint draining
     cdef public Router router
     cdef public Publishing publishing
-    cdef object _make_subscription, _scratch, _last_id
+    cdef object _scratch, _last_id
     cdef dict _handlers
     cdef object __weakref__
 

@@ -19,19 +19,14 @@ from broker.limits import (
     INBOX_MESSAGES,
     NAME_BYTES_MAX,
     QUEUE_BYTES,
-    QUEUE_BYTES_MAX,
-    QUEUE_BYTES_MIN,
-    QUEUE_MESSAGES_MAX,
 )
 from broker.protocol.batches import Batch
 from broker.protocol.bodies import (
     Declare,
     Failure,
     Hello,
-    Resume,
     Settle,
     Subscribe,
-    Subscribed,
     Welcome,
     decode_body,
     encode_body,
@@ -43,30 +38,27 @@ from broker.protocol.pressure import Query
 from broker.protocol.session import Phase, Received, Session, make_scratch
 from broker.protocol.sharing import Passage
 from broker.protocol.values import encode_value
-from broker.state.delivery import Subscription
+from broker.security.identity import ANYBODY, Identity
 from broker.state.following import Following
 from broker.state.groups import Groups
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.queries import Viewer, answer_to
 from broker.state.records import SessionRecord
-from broker.state.replay import replay, resume
 from broker.state.requests import Requests
 from broker.state.settings import Settings
 from broker.state.sharing import Sharing
-from broker.state.topics import INBOX, Router, opened
+from broker.state.subscribing import Subscribing
+from broker.state.topics import INBOX, Router
 from broker.state.totals import Totals
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message
-from broker.topics.names import check_filter
 from broker.topics.policy import PRESSURE, Declaration, TopicPolicy, check_declaration
-from broker.topics.queues import Overflow, Queue
 
 log = logging.getLogger(__name__)
 
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
-OVERFLOWS: Final = tuple(overflow.value for overflow in Overflow)
 
 
 class BrokerState:
@@ -94,9 +86,10 @@ class BrokerState:
             settings.publish_window_messages, settings.publish_window_bytes, self._flush,
         )  # fmt: skip
         self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
-        self._make_subscription = partial(
-            Subscription, flush=self._flush, unblock=self.publishing.unblock, lost=self.pressure.lost
-        )
+        self.subscribing = Subscribing(
+            self.router, self.publishing, self.pressure,
+            settings.subscriptions_per_session_max, self._flush, self._answer_error,
+        )  # fmt: skip
         self.following = Following(self.router, self.publishing, self.sessions)
         self.groups = Groups(self._flush, self.announce, settings.boards)
         self.viewer: Viewer | None = None
@@ -108,9 +101,9 @@ class BrokerState:
         self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
             Kind.STREAM_ABORT: lambda session, frame, _: self.publishing.abort(session, frame),
-            Kind.SUBSCRIBE: self._subscribe,
-            Kind.RESUME: self._resume,
-            Kind.UNSUBSCRIBE: self._unsubscribe,
+            Kind.SUBSCRIBE: self.subscribing.subscribe,
+            Kind.RESUME: self.subscribing.resume,
+            Kind.UNSUBSCRIBE: self.subscribing.unsubscribe,
             Kind.CREDIT: self._credit,
             Kind.DROPPED: lambda session, frame, _: self.pressure.dropped(session, frame),
             Kind.QUERY: self._query,
@@ -126,13 +119,16 @@ class BrokerState:
 
     # Events.
 
-    def connect(self, peer: str, now_ns: int, passage: Passage | None = None) -> SessionRecord:
+    def connect(
+        self, peer: str, now_ns: int, passage: Passage | None = None, identity: Identity = ANYBODY
+    ) -> SessionRecord:
         """Somebody has connected; they have yet to say hello.
 
         Args:
             peer: who, fit for a log.
             now_ns: the monotonic time.
             passage: how shared memory passes over the connection, if it can.
+            identity: who the connection proves that it is.
         """
         self.now_ns = now_ns
         self._last_id += 1
@@ -147,7 +143,7 @@ class BrokerState:
             passage=passage,
             scratch=self._scratch,
         )
-        record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns)
+        record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns, identity)
         if len(self.sessions) > self.settings.sessions_max:
             limit = LimitExceeded(
                 "sessions_max", len(self.sessions), self.settings.sessions_max, "raise it in the broker's configuration"
@@ -310,98 +306,11 @@ class BrokerState:
             )
         )
         # `block`, because a reply that is dropped is a requester that waits for it.
-        self._add(record, SubscriptionNumber(0), Subscribe(f"{INBOX}{record.id}", "block", INBOX_MESSAGES, QUEUE_BYTES))
+        inbox = Subscribe(f"{INBOX}{record.id}", "block", INBOX_MESSAGES, QUEUE_BYTES)
+        self.subscribing.add(record, SubscriptionNumber(0), inbox)
         self._flush(record)
         where = {"host": hello.host, "process": hello.process}
         self.announce("$sys/sessions", {"event": "opened", "session": record.id, "name": record.name} | where)
-
-    def _subscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
-        wishes = decode_body(frame.body, Subscribe)
-        if wishes.filter.startswith(INBOX):
-            self._answer_error(record, frame.target, Failure(Code.DENIED, "an inbox belongs to its session"))
-            return
-        limit = self.settings.subscriptions_per_session_max
-        problem = _problem_with(wishes)
-        if frame.number in record.subscriptions:
-            problem = f"subscription number {frame.number} is in use"
-        if problem is None and len(record.subscriptions) > limit:
-            body = Failure(Code.LIMIT, "", "subscriptions_per_session_max", len(record.subscriptions), limit)
-            self._answer_error(record, frame.target, body)
-            return
-        if problem is None and wishes.queue_group:
-            try:
-                self.router.check_group(wishes.queue_group, wishes.filter)
-            except LimitExceeded as error:
-                body = Failure(Code.LIMIT, str(error), error.limit, error.value, error.maximum)
-                self._answer_error(record, frame.target, body)
-                return
-        if problem is None:
-            undecided = wishes.overflow is None
-            try:
-                if undecided:
-                    wishes.overflow = self.router.policies.of_filter(check_filter(wishes.filter)).overflow
-                subscription = self._add(record, SubscriptionNumber(frame.number), wishes)
-            except InvalidValue as error:
-                problem = str(error)
-        if problem is not None:
-            self._answer_error(record, frame.target, Failure(Code.INVALID, problem))
-            return
-        outcome = encode_body(Subscribed(subscription.queue.overflow.value)) if undecided else b""
-        moment = self.router.begin()
-        record.session.put(
-            Frame(
-                Kind.DONE, lane=Lane.CONTROL,
-                number=frame.number, target=frame.target, sequence=moment, body=outcome,
-            )
-        )  # fmt: skip
-        if wishes.queue_group:
-            self.router.join(subscription, wishes.replay)
-        if wishes.resume is not None:
-            number, seen = record.resuming
-            resume(self.router, subscription, wishes.resume, wishes.replay, seen if number == frame.number else {})
-        elif wishes.replay is not None:
-            replay(self.router, subscription, wishes.replay)
-        record.resuming = (0, {})
-        self._flush(record)
-
-    def _resume(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
-        """RESUME: what the subscription has received that is about to be asked for; topics that are gone matter not."""
-        number, seen = record.resuming
-        if number != frame.number:
-            record.resuming = (frame.number, seen := {})
-        topics = self.router.topics
-        seen.update((topic, lanes) for topic, lanes in decode_body(frame.body, Resume).seen.items() if topic in topics)
-
-    def _add(self, record: SessionRecord, number: SubscriptionNumber, wishes: Subscribe) -> Subscription:
-        subscription = self._make_subscription(
-            record,
-            number,
-            wishes.filter,
-            Queue(
-                Overflow(wishes.overflow or "block"),
-                wishes.queue_messages,
-                wishes.queue_bytes,
-                opened,
-                wishes.max_lag,
-            ),
-            queue_group=wishes.queue_group,
-            responder=wishes.responder,
-        )
-        self.router.add(subscription)
-        record.subscriptions[number] = subscription
-        return subscription
-
-    def _unsubscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
-        subscription = record.subscriptions.pop(frame.number, None) if frame.number else None
-        if subscription is None:
-            self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
-            return
-        subscription.end()
-        record.leaving = [each for each in (*record.leaving, subscription) if each.is_under_way]
-        self.router.remove(subscription)
-        self.publishing.unblock(subscription)
-        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
-        self._flush(record)
 
     def _credit(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         if frame.flags & Flag.REQUEST:
@@ -465,25 +374,3 @@ class BrokerState:
 
     def __repr__(self) -> str:
         return f"<BrokerState sessions={len(self.sessions)} topics={len(self.router.topics)}>"
-
-
-def _problem_with(wishes: Subscribe) -> str | None:
-    if wishes.overflow is not None and wishes.overflow not in OVERFLOWS:
-        return f"overflow {wishes.overflow[:16]!r} is none of {', '.join(OVERFLOWS)}"
-    if not 1 <= wishes.queue_messages <= QUEUE_MESSAGES_MAX:
-        return f"queue_messages {wishes.queue_messages} is not between 1 and {QUEUE_MESSAGES_MAX}"
-    if not QUEUE_BYTES_MIN <= wishes.queue_bytes <= QUEUE_BYTES_MAX:
-        return f"queue_bytes {wishes.queue_bytes} is not between {QUEUE_BYTES_MIN} and {QUEUE_BYTES_MAX}"
-    if len(wishes.queue_group.encode()) > NAME_BYTES_MAX:
-        return f"queue_group is over the limit of {NAME_BYTES_MAX} bytes"
-    if isinstance(wishes.replay, str) and wishes.replay not in ("latest", "all"):
-        return f"replay {wishes.replay[:16]!r} is neither 'latest', 'all' nor a sequence"
-    if wishes.resume is not None and (wishes.queue_group or wishes.responder or wishes.resume < 0):
-        return "resume: a queue group or a responder does not go on where it was, and moments are not below 0"
-    if wishes.max_lag is not None and (
-        wishes.overflow != Overflow.DROP_OLDEST.value or wishes.max_lag < 0 or wishes.queue_group
-    ):
-        return f"max_lag {wishes.max_lag}: it takes overflow drop_oldest and no queue group, and is not below 0"
-    if isinstance(wishes.replay, int) and wishes.replay < 0:
-        return f"replay {wishes.replay} is not a sequence: they start at 1"
-    return None

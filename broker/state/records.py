@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from broker.ids import SessionId
 from broker.protocol.session import Session
+from broker.security.identity import ANYBODY, Identity
 
 if TYPE_CHECKING:
     from broker.state.delivery import Subscription
@@ -18,6 +19,7 @@ class SessionRecord:
     """A client of the broker.
 
     Attributes:
+        identity: who it has proven to be.
         inbox: the topic of the replies to it.
         name: what the client calls itself; empty until its hello.
         publishers: the topics to which it publishes, by its own numbers.
@@ -34,6 +36,7 @@ class SessionRecord:
         "groups",
         "host",
         "id",
+        "identity",
         "inbox",
         "leaving",
         "name",
@@ -48,8 +51,11 @@ class SessionRecord:
         "subscriptions",
     )
 
-    def __init__(self, session_id: SessionId, session: Session, peer: str, now_ns: int) -> None:
+    def __init__(
+        self, session_id: SessionId, session: Session, peer: str, now_ns: int, identity: Identity = ANYBODY
+    ) -> None:
         self.id = session_id
+        self.identity = identity
         self.inbox = f"$inbox/{session_id}"
         self.session = session
         self.peer = peer

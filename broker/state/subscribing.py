@@ -1,0 +1,169 @@
+"""How a session's subscriptions begin and end in the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from broker.errors import InvalidValue, LimitExceeded
+from broker.ids import SubscriptionNumber
+from broker.limits import NAME_BYTES_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX
+from broker.protocol.bodies import Failure, Resume, Subscribe, Subscribed, decode_body, encode_body
+from broker.protocol.codes import Code
+from broker.protocol.frames import Frame, Kind, Lane
+from broker.state.delivery import Subscription
+from broker.state.pressure import Pressure
+from broker.state.publishing import Publishing
+from broker.state.records import SessionRecord
+from broker.state.replay import replay, resume
+from broker.state.topics import INBOX, Router, opened
+from broker.topics.names import check_filter
+from broker.topics.queues import Overflow, Queue
+
+OVERFLOWS: Final = tuple(overflow.value for overflow in Overflow)
+
+
+class Subscribing:
+    """What SUBSCRIBE, RESUME and UNSUBSCRIBE ask for."""
+
+    def __init__(
+        self,
+        router: Router,
+        publishing: Publishing,
+        pressure: Pressure,
+        subscriptions_max: int,
+        flush: Callable[[SessionRecord], None],
+        refuse: Callable[[SessionRecord, int, Failure], None],
+    ) -> None:
+        """Args:
+        router: where subscriptions belong.
+        publishing: whom they hold back.
+        pressure: told of what they lose.
+        subscriptions_max: of one session.
+        flush: called with a session that has something to send.
+        refuse: answers a session's request, by its reference, with a failure.
+        """
+        self._router = router
+        self._publishing = publishing
+        self._subscriptions_max = subscriptions_max
+        self._flush = flush
+        self._answer_error = refuse
+        self._make_subscription = partial(Subscription, flush=flush, unblock=publishing.unblock, lost=pressure.lost)
+
+    def subscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """SUBSCRIBE: DONE or ERROR answers it, and what the topics have kept comes behind."""
+        wishes = decode_body(frame.body, Subscribe)
+        if wishes.filter.startswith(INBOX):
+            self._answer_error(record, frame.target, Failure(Code.DENIED, "an inbox belongs to its session"))
+            return
+        limit = self._subscriptions_max
+        problem = _problem_with(wishes)
+        if frame.number in record.subscriptions:
+            problem = f"subscription number {frame.number} is in use"
+        if problem is None and len(record.subscriptions) > limit:
+            body = Failure(Code.LIMIT, "", "subscriptions_per_session_max", len(record.subscriptions), limit)
+            self._answer_error(record, frame.target, body)
+            return
+        if problem is None and wishes.queue_group:
+            try:
+                self._router.check_group(wishes.queue_group, wishes.filter)
+            except LimitExceeded as error:
+                body = Failure(Code.LIMIT, str(error), error.limit, error.value, error.maximum)
+                self._answer_error(record, frame.target, body)
+                return
+        if problem is None:
+            undecided = wishes.overflow is None
+            try:
+                if undecided:
+                    wishes.overflow = self._router.policies.of_filter(check_filter(wishes.filter)).overflow
+                subscription = self.add(record, SubscriptionNumber(frame.number), wishes)
+            except InvalidValue as error:
+                problem = str(error)
+        if problem is not None:
+            self._answer_error(record, frame.target, Failure(Code.INVALID, problem))
+            return
+        outcome = encode_body(Subscribed(subscription.queue.overflow.value)) if undecided else b""
+        moment = self._router.begin()
+        record.session.put(
+            Frame(
+                Kind.DONE, lane=Lane.CONTROL,
+                number=frame.number, target=frame.target, sequence=moment, body=outcome,
+            )
+        )  # fmt: skip
+        if wishes.queue_group:
+            self._router.join(subscription, wishes.replay)
+        if wishes.resume is not None:
+            number, seen = record.resuming
+            resume(self._router, subscription, wishes.resume, wishes.replay, seen if number == frame.number else {})
+        elif wishes.replay is not None:
+            replay(self._router, subscription, wishes.replay)
+        record.resuming = (0, {})
+        self._flush(record)
+
+    def resume(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """RESUME: what the subscription has received that is about to be asked for; topics that are gone matter not."""
+        number, seen = record.resuming
+        if number != frame.number:
+            record.resuming = (frame.number, seen := {})
+        topics = self._router.topics
+        seen.update((topic, lanes) for topic, lanes in decode_body(frame.body, Resume).seen.items() if topic in topics)
+
+    def add(self, record: SessionRecord, number: SubscriptionNumber, wishes: Subscribe) -> Subscription:
+        """A subscription of wishes that are allowed.
+
+        Raises:
+            InvalidValue: the filter is malformed.
+        """
+        subscription = self._make_subscription(
+            record,
+            number,
+            wishes.filter,
+            Queue(
+                Overflow(wishes.overflow or "block"),
+                wishes.queue_messages,
+                wishes.queue_bytes,
+                opened,
+                wishes.max_lag,
+            ),
+            queue_group=wishes.queue_group,
+            responder=wishes.responder,
+        )
+        self._router.add(subscription)
+        record.subscriptions[number] = subscription
+        return subscription
+
+    def unsubscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """UNSUBSCRIBE: nothing comes behind its DONE."""
+        subscription = record.subscriptions.pop(frame.number, None) if frame.number else None
+        if subscription is None:
+            self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
+            return
+        subscription.end()
+        record.leaving = [each for each in (*record.leaving, subscription) if each.is_under_way]
+        self._router.remove(subscription)
+        self._publishing.unblock(subscription)
+        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
+        self._flush(record)
+
+
+def _problem_with(wishes: Subscribe) -> str | None:
+    if wishes.overflow is not None and wishes.overflow not in OVERFLOWS:
+        return f"overflow {wishes.overflow[:16]!r} is none of {', '.join(OVERFLOWS)}"
+    if not 1 <= wishes.queue_messages <= QUEUE_MESSAGES_MAX:
+        return f"queue_messages {wishes.queue_messages} is not between 1 and {QUEUE_MESSAGES_MAX}"
+    if not QUEUE_BYTES_MIN <= wishes.queue_bytes <= QUEUE_BYTES_MAX:
+        return f"queue_bytes {wishes.queue_bytes} is not between {QUEUE_BYTES_MIN} and {QUEUE_BYTES_MAX}"
+    if len(wishes.queue_group.encode()) > NAME_BYTES_MAX:
+        return f"queue_group is over the limit of {NAME_BYTES_MAX} bytes"
+    if isinstance(wishes.replay, str) and wishes.replay not in ("latest", "all"):
+        return f"replay {wishes.replay[:16]!r} is neither 'latest', 'all' nor a sequence"
+    if wishes.resume is not None and (wishes.queue_group or wishes.responder or wishes.resume < 0):
+        return "resume: a queue group or a responder does not go on where it was, and moments are not below 0"
+    if wishes.max_lag is not None and (
+        wishes.overflow != Overflow.DROP_OLDEST.value or wishes.max_lag < 0 or wishes.queue_group
+    ):
+        return f"max_lag {wishes.max_lag}: it takes overflow drop_oldest and no queue group, and is not below 0"
+    if isinstance(wishes.replay, int) and wishes.replay < 0:
+        return f"replay {wishes.replay} is not a sequence: they start at 1"
+    return None
