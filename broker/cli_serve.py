@@ -8,6 +8,7 @@ import logging
 import resource
 import signal
 import sys
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -16,7 +17,9 @@ import uvloop
 from broker.answers import show_to_clients
 from broker.config import ADMIN_OFF, Config, LogLevel
 from broker.errors import InvalidValue
+from broker.masking import masked
 from broker.server import Server
+from broker.transport.addresses import Address
 
 GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
@@ -27,7 +30,8 @@ def run(config: Config) -> None:
 
     Raises:
         InvalidValue: an address is malformed or of an unknown scheme.
-        ListenError: an address cannot be listened on.
+        ListenError: an address cannot be listened on, or strangers could get in there.
+        ConfigError: the users, tokens or the audit log cannot be used.
     """
     for address in config.listen:
         if address.startswith("inproc:"):
@@ -38,10 +42,17 @@ def run(config: Config) -> None:
         runner.run(_serve(config))
 
 
+class _Masking(logging.Formatter):
+    """Leaves out the secret of any token, wherever it comes from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
 def _start_logging(level: LogLevel) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Masking("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=level.value.upper(), handlers=[handler])
 
 
 def _raise_descriptor_limit() -> None:
@@ -61,11 +72,12 @@ def _settle_memory() -> None:
 async def _serve(config: Config) -> None:
     stopping = _catch_signals()
     server = Server(config)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     show_to_clients(server)
     admin = None
     server.start(config.listen)
     try:
-        lines = [f"listening on {listener.address}" for listener in server.listeners]
+        lines = [f"listening on {_dialled(listener.address)}" for listener in server.listeners]
         if config.admin != ADMIN_OFF:
             # Importing aiohttp takes as long as all the rest of the start.
             from broker.admin import Admin
@@ -80,6 +92,11 @@ async def _serve(config: Config) -> None:
         await server.stop()
         if admin is not None:
             await admin.stop()
+
+
+def _dialled(address: Address) -> Address:
+    """An address as clients use it: at tls they have certificates of their own."""
+    return replace(address, options=()) if address.scheme == "tls" else address
 
 
 def _catch_signals() -> asyncio.Event:

@@ -23,11 +23,12 @@ from typing import Final
 from broker import limits
 from broker.config_topics import describe_topics, read_topics
 from broker.errors import ConfigError
+from broker.masking import masked
 from broker.topics.policy import Declaration
 
 VARIABLE_PREFIX: Final = "TENSORBUS_"
 FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
-FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN"})
+FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN", "TENSORBUS_TLS"})
 """Variables with the prefix that are not settings: the file's name, and what the clients read."""
 
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
@@ -77,6 +78,11 @@ class Config:
         drain_timeout_s: how long the daemon waits at its end for what is queued.
         metrics_topic_labels: count messages by topic too; each topic makes a time series, so they should be few.
         shared_memory: whether clients on this host may send and receive large messages in shared memory.
+        certificates: a folder with ca.crt, tls.crt, tls.key and maybe ca.crl, for listeners at tls:// and for HTTP.
+        tokens: a file of tokens by which clients may prove who they are (tensorbus tokens).
+        users: other users of this host that are let in at unix sockets, each USER=ROLE[+ROLE][@TENANT].
+        insecure: let anybody in who reaches an address, also beyond this host, and warn of it.
+        audit: a file to which is appended who connected, was refused, was denied and changed what, as JSON.
         topics: policies of topics, by filter.
     """
 
@@ -96,6 +102,11 @@ class Config:
     drain_timeout_s: float = limits.DRAIN_TIMEOUT_S
     metrics_topic_labels: bool = False
     shared_memory: bool = True
+    certificates: str = ""
+    tokens: str = ""
+    users: tuple[str, ...] = ()
+    insecure: bool = False
+    audit: str = ""
     topics: tuple[Declaration, ...] = ()
 
 
@@ -161,9 +172,10 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], file: Path
 
 
 def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
-    """Returns each setting's name, value in words and origin, for `--show-config`; of topics, each filter's."""
+    """Returns each setting's name, value in words and origin, for `--show-config`; of topics, each filter's. A token
+    that stands where it does not belong is not readable."""
     settings = [
-        (entry.name, _value_text(entry.name, getattr(loaded.config, entry.name)), loaded.origins[entry.name])
+        (entry.name, masked(_value_text(entry.name, getattr(loaded.config, entry.name))), loaded.origins[entry.name])
         for entry in fields(Config)
         if entry.name != TOPICS
     ]
@@ -288,6 +300,9 @@ _KINDS: Final[dict[object, _Kind]] = {
 _SIZE_KIND: Final = _Kind(
     'bytes above 0, as 4194304 or "4MiB"', lambda text: int(text) if text.isdecimal() else text, _accept_size
 )
+_USERS_KIND: Final = _Kind(
+    "a list of USER=ROLE", lambda text: [part.strip() for part in text.split(",")], _accept_texts
+)
 _ADMIN_KIND: Final = _Kind(f'host:port, or "{ADMIN_OFF}"', str, _accept_admin)
 _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 
@@ -295,6 +310,8 @@ _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 def _kind(name: str) -> _Kind:
     if name == "admin":
         return _ADMIN_KIND
+    if name == "users":
+        return _USERS_KIND
     return _SIZE_KIND if name.endswith("_bytes") else _KINDS[_TYPES[name]]
 
 

@@ -15,7 +15,6 @@ from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
-from broker.transport.addresses import parse_list
 from clients import direct, environment, joining, link, operations, requesting
 from clients.checks import check_callable, check_connect
 from clients.compression import Compression
@@ -31,6 +30,7 @@ from clients.outgoing_topic import LANES
 from clients.pressure import pressure as ask_pressure
 from clients.replies import Replies
 from clients.responding import Callbacks, Responder
+from clients.securing import Folder, secured
 from clients.sharing import empty_shared, publish_shared
 from clients.subscriptions import Subscription
 
@@ -44,6 +44,7 @@ def connect(
     *,
     name: str = "",
     token: str | None = None,
+    tls: Folder | None = None,
     tenant: str = "",
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     reconnect_timeout_s: float = 30.0,
@@ -53,27 +54,29 @@ def connect(
     """Connects to a broker.
 
     Args:
-        url: an address such as tcp://host:port, unix:///path or inproc://name (a broker inside this process, started
-            when nobody else has), or several with commas between, which are tried in turn and fail over. Default:
-            $TENSORBUS_URL, else tcp://127.0.0.1:4870.
+        url: an address such as tcp://host:port, tls://host:port, unix:///path or inproc://name (a broker inside this
+            process, started when nobody else has), or several with commas between, which are tried in turn and fail
+            over. Default: $TENSORBUS_URL, else tcp://127.0.0.1:4870.
         name: what the client is called in messages, logs and tables; default: the broker gives one.
         token: proves who this is; default: $TENSORBUS_TOKEN.
+        tls: the folder with ca.crt, and tls.crt and tls.key to prove who this is, for addresses at tls://; default:
+            $TENSORBUS_TLS, else those are trusted whom the system trusts. The files are read for each connection.
         tenant: whose topics and groups to see.
         connect_timeout_s: for the first connection, in seconds.
         reconnect_timeout_s: how long to try again after the connection was lost, in seconds; 0 never tries. After that
             the client is closed and every call raises ConnectionClosed.
-        on_reconnect: called, on a thread of its own, after the client has connected and subscribed again; its
-            argument says what may have been lost.
+        on_reconnect: called, on a thread of its own, after a reconnect; its argument says what may have been lost.
         shared_memory: whether large messages go and come in shared memory where the broker is on this host.
 
     Raises:
-        InvalidValue: a malformed address or one of an unknown scheme.
+        InvalidValue: a malformed address or one of an unknown scheme; or tls is given and no address is at tls://.
         ConnectError: no broker can be reached; the text has the reason for each address.
         PermissionDenied: the broker does not let this client in.
     """
     return Client(
         url or environment.broker_url(),
         name=name,
+        tls=tls,
         token=environment.token() if token is None else token,
         tenant=tenant,
         connect_timeout_s=connect_timeout_s,
@@ -96,6 +99,7 @@ class Client:
         *,
         name: str,
         token: str,
+        tls: Folder | None,
         tenant: str,
         connect_timeout_s: float,
         reconnect_timeout_s: float,
@@ -107,7 +111,7 @@ class Client:
         self._core = Core(name, self._reply, self._settle)
         self._driver = Driver(
             self._core,
-            parse_list(url),
+            secured(url, tls),
             link.hello(name, token, tenant, shared=shared_memory),
             connect_timeout_s=connect_timeout_s,
             reconnect_timeout_s=reconnect_timeout_s,

@@ -20,6 +20,11 @@ def token() -> str:
     return os.environ.get("TENSORBUS_TOKEN", "")
 
 
+def tls() -> str:
+    """$TENSORBUS_TLS, or nothing: the folder with this process's certificate, for addresses at tls://."""
+    return os.environ.get("TENSORBUS_TLS", "")
+
+
 def link_address() -> str:
     """$TENSORBUS_LINK_ADDRESS, or nothing: where other members of this client's groups reach it."""
     return os.environ.get("TENSORBUS_LINK_ADDRESS", "")

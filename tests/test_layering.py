@@ -16,8 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("broker", "clients", "examples")
 NOT_INSTALLED = ("bench", "tests")
 
-OPEN = ("broker.buffers", "broker.errors", "broker.ids", "broker.limits", "broker.uncompiled")
-PURE = ("broker.protocol", "broker.topics", "broker.collectives", "broker.state", "broker.security.identity", "broker.security.audit")
+OPEN = ("broker.buffers", "broker.errors", "broker.ids", "broker.limits", "broker.masking", "broker.uncompiled")
+PURE = (
+    "broker.protocol",
+    "broker.topics",
+    "broker.collectives",
+    "broker.state",
+    "broker.security.identity",
+    "broker.security.audit",
+)
 EVERYTHING = ("broker", "clients")
 
 # A layer is a module or package, with its submodules and its siblings `layer_*`. The longest name that fits decides.

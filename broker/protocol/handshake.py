@@ -31,6 +31,8 @@ VERSION_MAX: Final = 1
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Hello | Welcome | Refusal)
 _HTTP_METHODS: Final = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"PATCH ")
+_TLS_RECORDS: Final = (b"\x16\x03", b"\x15\x03")
+"""How a handshake and an alert begin (RFC 8446, section 5.1)."""
 _EXPLANATION: Final = (
     b"This is a tensorbus broker. This port speaks the tensorbus protocol; HTTP is at the admin address.\r\n"
 )
@@ -55,8 +57,9 @@ def decode_greeting(data: memoryview) -> tuple[Hello | Welcome | Refusal, int, i
     """
     start = bytes(data[: len(MAGIC)])
     if not MAGIC.startswith(start[: len(MAGIC)]):
+        speaks = "; that is TLS, for which the address is tls://" if start.startswith(_TLS_RECORDS) else ""
         raise ProtocolError(
-            f"the peer does not speak the tensorbus protocol: its first bytes are {start!r}", Code.NOT_OURS
+            f"the peer does not speak the tensorbus protocol: its first bytes are {start!r}{speaks}", Code.NOT_OURS
         )
     if len(data) < PREAMBLE_BYTES:
         return None

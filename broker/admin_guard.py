@@ -1,0 +1,145 @@
+"""Who may look at the HTTP interface, by what they show, and at which names it answers.
+
+On loopback everybody may. Beyond it a request needs an identity: a certificate at the TLS handshake, or a token, as
+`Authorization: Bearer TOKEN`, or as the password of Basic, which is what a browser can ask for. `/healthz` and
+`/readyz` tell nobody anything and are for everybody.
+
+A page of a stranger in somebody's browser can have its own name point at this host (DNS rebinding). Its requests then
+carry that name, so a name that is not this host's is answered with an error. Numbers cannot be pointed anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from broker.errors import ListenError, PermissionDenied
+from broker.security.audit import AuditEvent, AuditKind
+from broker.security.identity import ANYBODY, Identity
+from broker.server import Server
+from broker.transport.addresses import Address
+from broker.transport.proofs import Certificate
+from broker.transport.tcp import is_loopback
+from broker.transport.tls.contexts import listener_context, refresh
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS: Final = ("/healthz", "/readyz")
+_CHALLENGE: Final = 'Basic realm="tensorbus: any name, and a token as the password", Bearer'
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Guard:
+    """Looks at every request to the HTTP interface of one server.
+
+    Attributes:
+        context: for TLS; None where it is spoken in the clear.
+    """
+
+    def __init__(self, server: Server, address: Address) -> None:
+        """Args:
+        server: whose interface it is.
+        address: where it listens.
+
+        Raises:
+            ListenError: strangers could look at it there.
+            InvalidValue: the certificates cannot be used.
+        """
+        config = server.config
+        self._server = server
+        self._names = {address.host.lower(), "localhost", socket.gethostname().lower()}
+        local = is_loopback(address)
+        self.context = None if local or not config.certificates else listener_context(config.certificates)
+        self._asks = not local and not config.insecure
+        server.admission.also(f"certificates of {self.scheme}://{address.host}:{address.port}", self.reload)
+        if self._asks and self.context is None and not config.tokens:
+            raise ListenError(
+                f"http://{address.host}:{address.port}", "strangers could look at it there: it is not on loopback. "
+                "Name certificates (--certificates DIR) or tokens (--tokens FILE); where you trust the whole network, "
+                "say --insecure; --admin off does without",
+            )  # fmt: skip
+
+    @property
+    def scheme(self) -> str:
+        """`http` or `https`."""
+        return "http" if self.context is None else "https"
+
+    def reload(self) -> None:
+        """Takes over certificates that have been replaced, for connections from here on.
+
+        Raises:
+            InvalidValue: they cannot be used, and all stays as it was.
+        """
+        if self.context is not None:
+            refresh(self.context, self._server.config.certificates)
+
+    @web.middleware
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answers, or lets the request through."""
+        if request.path in OPEN_PATHS:
+            return await handler(request)
+        try:
+            identity = self._identity(request)
+        except PermissionDenied as error:
+            self._record(request, str(error))
+            return _refusal(401, str(error), {"WWW-Authenticate": _CHALLENGE})
+        if identity is ANYBODY and not self._answers_to(request.host):
+            cause = f"{request.host}: not a name of this host; ask at its address in numbers, or with a token"
+            self._record(request, cause)
+            return _refusal(421, cause, {})
+        return await handler(request)
+
+    def _identity(self, request: web.Request) -> Identity:
+        """Who asks.
+
+        Raises:
+            PermissionDenied: somebody who has to say it, and does not.
+        """
+        parsed = request.transport.get_extra_info("peercert") if request.transport is not None else None
+        certificate = Certificate.of(parsed) if parsed else None
+        return self._server.admission.visitor(certificate, _token_of(request), strangers=not self._asks)
+
+    def _answers_to(self, host: str) -> bool:
+        """Whether a request at this name is meant for this host."""
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        name = name.removeprefix("[").removesuffix("]").lower()
+        if name in self._names or name.endswith(".localhost"):
+            return True
+        try:
+            ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _record(self, request: web.Request, cause: str) -> None:
+        peer, path = f"{self.scheme}://{request.remote}", request.path
+        log.warning("http.refused peer=%s path=%r cause=%s", peer, path, cause)
+        self._server.admission.audit(
+            AuditEvent(AuditKind.REFUSED, peer=peer, action=request.method, target=path, detail=cause)
+        )
+
+
+def _token_of(request: web.Request) -> str:
+    """The token that a request shows; empty when it shows none."""
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
+
+
+def _refusal(status: int, problem: str, headers: dict[str, str]) -> web.Response:
+    body = msgspec.json.encode({"error": problem})
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
