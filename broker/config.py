@@ -32,7 +32,9 @@ FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS
 """Variables with the prefix that are not settings: the file's name, and what the clients read."""
 
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
-ADMIN_OFF: Final = "off"
+OFF: Final = "off"
+"""A setting that nothing is set to."""
+ADMIN_OFF: Final = OFF
 TOPICS: Final = "topics"
 
 
@@ -280,6 +282,14 @@ def _accept_size(value: object) -> int | None:
     return _accept_integer(_size_of(value))
 
 
+def _accept_users(value: object) -> tuple[str, ...] | None:
+    return () if value in (OFF, [OFF]) else _accept_texts(value)
+
+
+def _accept_path(value: object) -> str | None:
+    return "" if value == OFF else _accept_text(value)
+
+
 def _accept_admin(value: object) -> str | None:
     if value == ADMIN_OFF:
         return ADMIN_OFF
@@ -301,8 +311,10 @@ _SIZE_KIND: Final = _Kind(
     'bytes above 0, as 4194304 or "4MiB"', lambda text: int(text) if text.isdecimal() else text, _accept_size
 )
 _USERS_KIND: Final = _Kind(
-    "a list of USER=ROLE", lambda text: [part.strip() for part in text.split(",")], _accept_texts
+    f'a list of USER=ROLE, or "{OFF}"', lambda text: [part.strip() for part in text.split(",")], _accept_users
 )
+_PATH_KIND: Final = _Kind(f'a path, or "{OFF}"', str, _accept_path)
+_PATHS: Final = ("certificates", "tokens", "audit")
 _ADMIN_KIND: Final = _Kind(f'host:port, or "{ADMIN_OFF}"', str, _accept_admin)
 _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 
@@ -312,6 +324,8 @@ def _kind(name: str) -> _Kind:
         return _ADMIN_KIND
     if name == "users":
         return _USERS_KIND
+    if name in _PATHS:
+        return _PATH_KIND
     return _SIZE_KIND if name.endswith("_bytes") else _KINDS[_TYPES[name]]
 
 
@@ -336,6 +350,8 @@ def _refusal(name: str, value: object, origin: str) -> ConfigError:
 
 
 def _value_text(name: str, value: object) -> str:
+    if value in ("", ()):
+        return OFF
     if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, bool):

@@ -1,5 +1,5 @@
 """What an audit log records: who connected, was refused, was denied, changed what. Pure; who runs the broker says where
-events go (broker/security/audit_log.py).
+events go (broker/security/journal.py).
 
 No event carries a secret: a token or a certificate is named by its number, as in `Identity.credential`.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from broker.errors import ConfigError
 from broker.limits import AUDIT_EVENTS_PER_S_MAX
 from broker.security.audit import AuditEvent, AuditKind
-from broker.security.audit_log import AuditLog
+from broker.security.journal import AuditLog
 from broker.security.identity import Identity
 
 EVENT = AuditEvent(
@@ -33,7 +34,8 @@ def lines(file: Path) -> list[dict[str, object]]:
 
 def test_an_event_is_one_line_with_all_there_is_to_it(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    AuditLog(str(file), clock=lambda: 0.5).record(EVENT)
+    with closing(AuditLog(str(file), clock=lambda: 0.5)) as log:
+        log.record(EVENT)
     assert lines(file) == [
         {
             "time": "1970-01-01T00:00:00.500000+00:00",
@@ -56,7 +58,8 @@ def test_an_event_is_one_line_with_all_there_is_to_it(tmp_path: Path) -> None:
 def test_what_clients_call_themselves_makes_no_lines_and_shows_no_token(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
     hostile = '"}\n{"event":"connected'
-    AuditLog(str(file)).record(AuditEvent(AuditKind.REFUSED, name=hostile, detail="tb_01_secretsecret"))
+    with closing(AuditLog(str(file))) as log:
+        log.record(AuditEvent(AuditKind.REFUSED, name=hostile, detail="tb_01_secretsecret"))
     (line,) = lines(file)
     assert line["client"] == hostile
     assert line["detail"] == "tb_01_***"
@@ -64,12 +67,12 @@ def test_what_clients_call_themselves_makes_no_lines_and_shows_no_token(tmp_path
 
 def test_a_flood_is_counted_and_not_written(tmp_path: Path) -> None:
     file, now = tmp_path / "audit.jsonl", [10.0]
-    log = AuditLog(str(file), clock=lambda: now[0])
-    for _ in range(AUDIT_EVENTS_PER_S_MAX + 5):
+    with closing(AuditLog(str(file), clock=lambda: now[0])) as log:
+        for _ in range(AUDIT_EVENTS_PER_S_MAX + 5):
+            log.record(EVENT)
+        assert len(lines(file)) == AUDIT_EVENTS_PER_S_MAX
+        now[0] = 11.0
         log.record(EVENT)
-    assert len(lines(file)) == AUDIT_EVENTS_PER_S_MAX
-    now[0] = 11.0
-    log.record(EVENT)
     *_, left_out, last = lines(file)
     assert (left_out["event"], left_out["count"]) == ("left out", 5)
     assert last["event"] == "denied"
@@ -77,12 +80,12 @@ def test_a_flood_is_counted_and_not_written(tmp_path: Path) -> None:
 
 def test_it_goes_on_in_a_new_file_when_the_old_one_was_moved(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    log = AuditLog(str(file))
-    log.record(EVENT)
-    file.rename(tmp_path / "old")
-    log.record(EVENT)
-    log.reopen()
-    log.record(EVENT)
+    with closing(AuditLog(str(file))) as log:
+        log.record(EVENT)
+        file.rename(tmp_path / "old")
+        log.record(EVENT)
+        log.reopen()
+        log.record(EVENT)
     assert (len(lines(tmp_path / "old")), len(lines(file))) == (2, 1)
 
 
@@ -91,8 +94,7 @@ def test_a_file_that_cannot_be_written_is_told_at_the_start_and_harms_nobody_lat
 ) -> None:
     with pytest.raises(ConfigError, match="setting audit"):
         AuditLog(str(tmp_path / "missing" / "audit.jsonl"))
-    log = AuditLog("/dev/full")
-    with caplog.at_level(logging.ERROR):
+    with closing(AuditLog("/dev/full")) as log, caplog.at_level(logging.ERROR):
         log.record(EVENT)
         log.record(EVENT)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["audit.failed"]
