@@ -23,8 +23,8 @@ from broker.limits import REFUSAL_LOG_INTERVAL_S
 from broker.protocol.bodies import Hello
 from broker.security import admission
 from broker.security.audit import Audit, AuditEvent, AuditKind, unrecorded
-from broker.security.journal import AuditLog
 from broker.security.identity import ANYBODY, Identity
+from broker.security.journal import AuditLog
 from broker.security.revocations import revoked_serials
 from broker.security.tokens import read_tokens
 from broker.state.records import SessionRecord

@@ -13,8 +13,8 @@ import pytest
 from broker.errors import ConfigError
 from broker.limits import AUDIT_EVENTS_PER_S_MAX
 from broker.security.audit import AuditEvent, AuditKind
-from broker.security.journal import AuditLog
 from broker.security.identity import Identity
+from broker.security.journal import AuditLog
 
 EVENT = AuditEvent(
     AuditKind.DENIED,
