@@ -77,7 +77,7 @@ async def _serve(config: Config) -> None:
     admin = None
     server.start(config.listen)
     try:
-        lines = [f"listening on {_dialled(listener.address)}" for listener in server.listeners]
+        lines = [f"listening on {_dialled(listener.address, config)}" for listener in server.listeners]
         if config.admin != ADMIN_OFF:
             # Importing aiohttp takes as long as all the rest of the start.
             from broker.admin import Admin
@@ -94,9 +94,9 @@ async def _serve(config: Config) -> None:
             await admin.stop()
 
 
-def _dialled(address: Address) -> Address:
-    """An address as clients use it: at tls they have certificates of their own."""
-    return replace(address, options=()) if address.scheme == "tls" else address
+def _dialled(address: Address, config: Config) -> Address:
+    """An address as clients use it: they have certificates of their own."""
+    return replace(address, options=()) if address.scheme == "tls" and config.certificates else address
 
 
 def _catch_signals() -> asyncio.Event:

@@ -92,6 +92,11 @@ class Connection(_Closing):
         return False
 
     @property
+    def private(self) -> bool:
+        """Whether nobody on the way between the two ends can read along or change anything, whatever the network is."""
+        return False
+
+    @property
     def peer_certificate(self) -> Certificate | None:
         """The certificate that the peer has proven to have; None before it has, and where it has none."""
         return None

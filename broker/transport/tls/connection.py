@@ -145,6 +145,17 @@ class TlsConnection(SocketConnection):
         return True
 
     @property
+    def private(self) -> bool:
+        return True
+
+    @property
+    def local_host(self) -> str:
+        try:
+            return str(self._socket.getsockname()[0])
+        except OSError:
+            return ""
+
+    @property
     def opening(self) -> bool:
         return self._opening
 
