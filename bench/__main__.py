@@ -36,7 +36,9 @@ def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> l
 
 @click.command()
 @click.option("--only", default=CASE_NAMES, callback=_chosen, show_default=True, help="Benchmarks to run.")
-@click.option("--transports", default=TRANSPORTS, callback=_chosen, show_default=True, help="Transports to measure; tls too.")
+@click.option(
+    "--transports", default=TRANSPORTS, callback=_chosen, show_default=True, help="Transports to measure; tls too."
+)
 @click.option(
     "--contestants", "names", default=SYSTEMS, callback=_chosen, show_default=True, help="Systems to measure."
 )

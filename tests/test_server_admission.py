@@ -7,8 +7,10 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import clients
+from broker.collectives import ring
 from broker.errors import InvalidValue
 from broker.security.identity import ANYBODY, Identity
 from broker.security.tokens import add_token, new_token, revoke_token
@@ -110,9 +113,12 @@ def test_the_flag_needs_no_value(tmp_path: Path) -> None:
 
 def test_tokens_in_the_clear_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     token, _ = token_in(tmp_path / "tokens", "trainer-0")
-    with caplog.at_level(logging.WARNING), ServingThread(f"tcp://{BEYOND}", tokens=str(tmp_path / "tokens")) as serving:
-        with clients.connect(dialled(serving), name="a", token=token, shared_memory=False):
-            assert identity(serving, "a").name == "trainer-0"
+    with (
+        caplog.at_level(logging.WARNING),
+        ServingThread(f"tcp://{BEYOND}", tokens=str(tmp_path / "tokens")) as serving,
+        clients.connect(dialled(serving), name="a", token=token, shared_memory=False),
+    ):
+        assert identity(serving, "a").name == "trainer-0"
     assert "listen at tls:// instead" in caplog.text
 
 
@@ -120,11 +126,10 @@ def test_tokens_in_the_clear_are_warned_of(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_a_certificate_says_who_somebody_is(certificates: Path) -> None:
-    with secure(certificates) as serving:
-        with clients.connect(dialled(serving), name="a", tls=certificates / "trainer-0"):
-            found = identity(serving, "a")
-            assert (found.name, found.roles, found.proof) == ("trainer-0", ("trainer",), "certificate")
-            assert int(found.credential, 16)
+    with secure(certificates) as serving, clients.connect(dialled(serving), name="a", tls=certificates / "trainer-0"):
+        found = identity(serving, "a")
+        assert (found.name, found.roles, found.proof) == ("trainer-0", ("trainer",), "certificate")
+        assert int(found.credential, 16)
 
 
 def test_without_a_certificate_or_a_token_nobody_gets_in(certificates: Path, tmp_path: Path) -> None:
@@ -198,6 +203,62 @@ def as_user(number: int, function: Callable[[], str]) -> str:
         return function()
     finally:
         os.seteuid(0)
+
+
+def test_tls_at_a_plain_address_and_the_reverse_are_told_at_both_ends(
+    certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), ServingThread("tcp://127.0.0.1:0") as serving:
+        with pytest.raises(clients.ConnectError, match=r"is it a tcp:// address\?"):
+            clients.connect(serving.url.replace("tcp:", "tls:"), tls=certificates / "trainer-0")
+        serving.wait_until_idle()
+    assert "that is TLS, for which the address is tls://" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO), secure(certificates) as serving:
+        with pytest.raises(clients.ConnectError, match="that is TLS, for which the address is tls://"):
+            clients.connect(dialled(serving).replace("tls:", "tcp:"))
+        serving.wait_until_idle()
+    assert "the peer does not speak TLS; it should dial tls:// here" in caplog.text
+
+
+def test_a_handshake_that_nobody_goes_on_with_ends_at_the_time_of_the_hello(certificates: Path) -> None:
+    with secure(certificates, hello_timeout_s=0.2) as serving:
+        port = serving.server.listeners[0].address.port
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as silent:
+            silent.sendall(b"\x16\x03\x01")
+            with clients.connect(dialled(serving), tls=certificates / "trainer-0") as bus:
+                assert bus.publish("a", 1, ack="accepted") == 1
+                assert silent.recv(100) == b""
+                assert bus.publish("a", 2, ack="accepted") == 2
+
+
+def test_ranks_that_come_by_tls_are_linked_only_where_that_is_asked_for(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ring.AVAILABLE:
+        pytest.skip("the engine of links is not compiled")
+    with secure(certificates) as serving:
+
+        def schedules(**options: object) -> list[str]:
+            found: list[str] = []
+
+            def join(rank: int) -> None:
+                with clients.connect(dialled(serving), tls=certificates / "trainer-0") as bus:
+                    group = bus.group("dp", world_size=2, rank=rank, timeout_s=PATIENCE_S, **options)
+                    group.barrier(timeout_s=PATIENCE_S)
+                    found.append(group.schedule)
+
+            threads = [threading.Thread(target=join, args=(rank,)) for rank in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(2 * PATIENCE_S)
+            return found
+
+        assert schedules() == ["star", "star"]
+        assert schedules(schedule="ring") == ["ring", "ring"]
+        monkeypatch.setenv("TENSORBUS_LINK_ADDRESS", "127.0.0.1")
+        assert schedules() == ["ring", "ring"]
 
 
 # What changes.

@@ -42,6 +42,8 @@ _BATCH_BYTES: Final = 4 * RECORD_BYTES
 _CLOSED_HERE: Final = "it was closed on this side"
 _PEER_CLOSED: Final = "the peer closed the connection"
 _PEER_GONE: Final = "the peer closed the connection without a word: it was killed, or something between has cut it off"
+_ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
+"""Fatal, protocol_version (RFC 8446, section 6)."""
 _NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
 
 
@@ -179,6 +181,9 @@ class TlsConnection(SocketConnection):
                 self._fail(self._cut)
             return
         except ssl.SSLError as error:
+            if not self._dialled and not self._outgoing.pending:
+                # OpenSSL does not answer what is not TLS at all; who reads this knows what is spoken here.
+                self._rest = _ALERT
             self._fail(closed_by(error, dialled=self._dialled, opening=True))
             return
         self._opening = False
