@@ -183,7 +183,7 @@ REFUSAL_LOG_INTERVAL_S: Final = 10.0
 
 # TLS.
 TLS_OPENING_MAX: Final = 256
-"""Connections of one listener whose handshake is under way; then the oldest goes. Each holds some 50 KiB and two
+"""Connections of one listener whose handshake is under way; then the oldest goes. Each holds up to 42 KiB and two
 descriptors, and has hello_timeout_s."""
 TLS_EARLY_BYTES_MAX: Final = 128 * KIB
 """What is kept of what is sent before the handshake is over: a greeting, which is all that anybody sends by then."""

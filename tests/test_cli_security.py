@@ -14,6 +14,7 @@ from broker.errors import InvalidValue
 from tests.daemon import Daemon, run
 
 
+@pytest.mark.usefixtures("certificates")
 def test_one_command_makes_all_that_a_job_needs_and_each_rank_gets_in(tmp_path: Path) -> None:
     job = tmp_path / "job"
     status, output, errors = run("certs", "init", str(job), "--ranks", "2", "--name", "monitor", "--days", "3")
@@ -33,6 +34,7 @@ def test_one_command_makes_all_that_a_job_needs_and_each_rank_gets_in(tmp_path: 
         assert (status, output, errors) == (0, "1\n", "")
 
 
+@pytest.mark.usefixtures("certificates")
 def test_certificates_are_listed_replaced_and_revoked(tmp_path: Path) -> None:
     job = str(tmp_path / "job")
     run("certs", "init", job)

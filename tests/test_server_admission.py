@@ -297,6 +297,7 @@ def test_a_file_of_tokens_that_cannot_be_read_leaves_the_old_ones_in_place(
         clients.connect(serving.url, token=token, shared_memory=False).close()
 
 
+@pytest.mark.usefixtures("certificates")
 def test_a_revoked_certificate_ends_its_sessions_and_lets_nobody_in(tmp_path: Path) -> None:
     from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
 
@@ -304,7 +305,7 @@ def test_a_revoked_certificate_ends_its_sessions_and_lets_nobody_in(tmp_path: Pa
     authority.issue(BROKER, hosts=LOCAL_HOSTS)
     authority.issue("trainer-0")
     authority.issue("trainer-1")
-    with secure(tmp_path) as serving:
+    with secure(tmp_path, audit=str(tmp_path / "audit")) as serving:
         url = dialled(serving)
         goes = clients.connect(url, name="goes", tls=tmp_path / "trainer-0")
         stays = clients.connect(url, name="stays", tls=tmp_path / "trainer-1")
@@ -314,6 +315,12 @@ def test_a_revoked_certificate_ends_its_sessions_and_lets_nobody_in(tmp_path: Pa
             goes.subscribe("never").next(timeout_s=10.0)
         with pytest.raises(clients.PermissionDenied, match="was revoked"):
             clients.connect(url, tls=tmp_path / "trainer-0")
+        events = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+        assert [event["event"] for event in events if event["event"] in ("disconnected", "refused")] == [
+            "disconnected",
+            "refused",
+        ]
+        assert "certificate revoked" in events[-1]["detail"]
         assert stays.publish("a", 1, ack="accepted") == 1
         stays.close()
         goes.close()

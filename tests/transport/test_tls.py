@@ -227,6 +227,7 @@ def test_a_listener_that_does_not_speak_tls_is_named(certificates: Path) -> None
         assert "is it a tcp:// address?" in error.reason
 
 
+@pytest.mark.usefixtures("certificates")
 def test_a_certificate_for_another_host_is_not_accepted(tmp_path: Path) -> None:
     from broker.security.authority import BROKER, Authority
 
@@ -300,6 +301,7 @@ def test_handshakes_that_nobody_goes_on_with_are_bounded_and_the_oldest_goes(
             end.close()
 
 
+@pytest.mark.usefixtures("certificates")
 def test_new_certificates_count_for_new_connections_and_the_old_ones_live_on(tmp_path: Path) -> None:
     from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
 
@@ -324,6 +326,7 @@ def test_new_certificates_count_for_new_connections_and_the_old_ones_live_on(tmp
             assert receive_exactly(accepted_before, 10) == b"still here"
 
 
+@pytest.mark.usefixtures("certificates")
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [

@@ -36,7 +36,8 @@ RECORD_BYTES: Final = 16_384
 """The most that one record holds (RFC 8446, section 5.1)."""
 _TAKEN_BYTES: Final = RECORD_BYTES + 512
 """What is read at least, so that a record of any length becomes whole."""
-_TAKEN_BYTES_MAX: Final = 256 * 1024
+_TAKEN_BYTES_MAX: Final = 112 * 1024
+"""What is read at most: as much as the C library's malloc gives without asking the kernel for new pages."""
 _BATCH_BYTES: Final = 4 * RECORD_BYTES
 """What is encrypted before it is sent."""
 _CLOSED_HERE: Final = "it was closed on this side"
