@@ -321,7 +321,7 @@ class Trainer:
         """Takes a change of the members over; says whether ranks were lost and none has come."""
         generations = change.generation - self.generation
         self.generation, self.ranks = change.generation, tuple(change.ranks)
-        log.warning("trainer.generation_changed rank=%d %s", self.rank, change)
+        log.warning("trainer.generation_changed rank=%d change=%s", self.rank, change)
         if self._on_change is not None:
             self._on_change(change)
         return generations == len(change.lost_ranks)
