@@ -71,7 +71,7 @@ def test_each_operation_is_recorded_with_the_coming_of_all(connect: Connect, unt
         assert max(operation.arrived_ns.values()) <= operation.finished_ns <= time.monotonic_ns()
     assert found[0].claim is not None
     assert found[0].claim.describe() == f"all_reduce max float32 ({elements},)"
-    assert [each.schedule for each in found] == ["halving" if elements < 50_000 else "ring"] * 5 + ["ring"]
+    assert {each.schedule for each in found} == {"ring"}
 
 
 def test_who_is_waited_for_is_seen_while_the_others_wait(connect: Connect, until: Until) -> None:
@@ -88,7 +88,7 @@ def test_who_is_waited_for_is_seen_while_the_others_wait(connect: Connect, until
         until(lambda snapshot: not snapshot.operations and snapshot.recorder.operations == 2)
         return shown and (shown.sequence, shown.schedule, shown.claim)
 
-    assert on_all_ranks(connect, 3, work) == [None, (2, "halving", "all_reduce sum int64 (20,)"), None]
+    assert on_all_ranks(connect, 3, work) == [None, (2, "ring", "all_reduce sum int64 (20,)"), None]
 
 
 def test_a_rank_that_computes_in_python_tells_of_its_work_all_the_same(broker: ServingThread, until: Until) -> None:

@@ -81,7 +81,7 @@ def test_an_operation_of_which_all_say_that_it_is_done_is_recorded_with_the_mome
         assert desk.look(1100) == []
         desk.tell(rank, 1100 + rank, word(1, 1100 + rank - came_ms, 40 + rank, DONE))
     (recorded,) = desk.look(1110)
-    assert (recorded.generation, recorded.sequence, recorded.schedule) == (3, 1, "halving")
+    assert (recorded.generation, recorded.sequence, recorded.schedule) == (3, 1, "ring")
     assert (recorded.claim, recorded.outcome, recorded.failure) == (CLAIM, Outcome.DONE, "")
     assert list(recorded.arrived_ns) == [0, 2, 1]
     assert recorded.arrived_ns == pytest.approx({0: 1000 * MS, 2: 1001 * MS, 1: 1050 * MS}, abs=MS // 5)
@@ -129,7 +129,7 @@ def test_a_clock_that_drifts_is_followed() -> None:
     ],
 )
 def test_the_schedule_is_the_one_that_the_members_take(schedule: str, claim: Claim | bytes, expected: str) -> None:
-    desk = Desk(schedule=schedule)
+    desk = Desk((0, 1, 2, 3), schedule)
     for rank in desk.ranks:
         desk.tell(rank, 100, word(1, 10, 5, DONE, claim))
     assert [each.schedule for each in desk.look(100)] == [expected]
@@ -213,7 +213,7 @@ def test_a_rank_that_has_not_come_is_named_by_those_that_wait_for_it() -> None:
         desk.tell(2, at_ms, word(7, at_ms - 850), waits_for=(1,))
         desk.tell(0, at_ms, word(7, at_ms - 900), waits_for=(1,))
     operation = desk.in_progress(1301)
-    assert (operation.sequence, operation.state, operation.schedule) == (7, OperationState.GATHERING, "halving")
+    assert (operation.sequence, operation.state, operation.schedule) == (7, OperationState.GATHERING, "ring")
     assert operation.claim == "all_reduce sum float32 (1000,)"
     assert list(operation.arrived_ns) == [2, 0]
     assert operation.missing_ranks == (1,)
