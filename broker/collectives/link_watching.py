@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from broker.collectives import costs
-from broker.collectives.claims import Claim, CollectiveKind, member_problem
+from broker.collectives.claims import Claim, CollectiveKind
 from broker.collectives.operation import OperationState
 from broker.collectives.recorder import Outcome, Progress, Recorded, Recorder
 from broker.collectives.snapshots import OperationSnapshot
-from broker.collectives.watching import SLACK_NS, claim_words, decoded_claim, failure_words
+from broker.collectives.watching import SLACK_NS, claim_in_full, claim_words, decoded_claim, failure_words
 from broker.ids import Rank
 from broker.limits import LINK_CLOCK_NS, LINK_WORDS_MAX
 
@@ -337,8 +337,10 @@ class LinkWatch:
         """Why it has failed: in the words of a member that has seen it, with each one's own claim."""
         seen = next(each for each in heard.values() if each.outcome is outcome)
         ranks = self._at(seen.positions)
-        problem = "" if seen.claim is None else member_problem(seen.claim, self._ranks, self.generation)
-        claims = {rank: claim_words(heard[rank].claim) + problem if rank in heard else _UNTOLD for rank in ranks}
+        claims = {
+            rank: claim_in_full(heard[rank].claim, self._ranks, self.generation) if rank in heard else _UNTOLD
+            for rank in ranks
+        }
         return failure_words(self._group, sequence, outcome, ranks, seen.timeout_ns, claims)
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from broker.collectives.claims import Claim
+from broker.collectives.claims import Claim, member_problem
 from broker.collectives.effects import GivenUp, Mismatch, Missing
 from broker.collectives.operation import OperationState
 from broker.collectives.reading import LOG_ENTRIES, Entry, Standing
@@ -183,7 +183,7 @@ class BoardWatch:
         bits, timeout_ns, claims = told
         ranks = [rank for position, rank in enumerate(self._ranks) if bits >> position & 1]
         words = {
-            self._ranks[position]: claim_words(decoded_claim(claim, self._world_size))
+            self._ranks[position]: claim_in_full(decoded_claim(claim, self._world_size), self._ranks, self._generation)
             for position, claim in claims.items()
         }
         return failure_words(self._group, sequence, outcome, ranks, timeout_ns, words)
@@ -254,6 +254,11 @@ def failure_words(
 def claim_words(claim: Claim | None) -> str:
     """What a rank asks for, in words."""
     return _UNREADABLE if claim is None else claim.describe()
+
+
+def claim_in_full(claim: Claim | None, ranks: Sequence[Rank], generation: int) -> str:
+    """As claim_words, and why these members cannot do that, if they cannot."""
+    return claim_words(claim) + ("" if claim is None else member_problem(claim, ranks, generation))
 
 
 def decoded_claim(data: bytes, world_size: int) -> Claim | None:

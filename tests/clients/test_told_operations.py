@@ -127,11 +127,13 @@ def test_a_mismatch_is_recorded_in_the_words_that_are_raised(connect: Connect, u
     def work(group: clients.Group, _: clients.Client) -> object:
         array = np.ones((4, 3) if group.rank else (6, 2), np.float32)
         with pytest.raises(clients.CollectiveMismatchError) as caught:
-            group.reduce_scatter(array, timeout_s=PATIENCE_S) if group.rank == 2 else group.all_reduce(array)
+            group.broadcast(array, timeout_s=PATIENCE_S) if group.rank == 2 else group.all_reduce(array)
         until(lambda snapshot: snapshot.recorder.last_failure is not None)
         return str(caught.value)
 
-    (sentence,) = set(on_all_ranks(connect, 3, work))
+    told = on_all_ranks(connect, 3, work)
+    assert len(set(told)) == 1, told
+    sentence = told[0]
     failure = until(lambda snapshot: True).recorder.last_failure
     assert failure is not None
     assert (failure.failure, failure.outcome) == (sentence, Outcome.MISMATCH)
