@@ -308,6 +308,22 @@ LINK_HALF_OPEN_MAX: Final = 128
 LINK_HELLO_S: Final = 3.0
 """How long such a connection may take."""
 
+LINK_REPORT_S: Final = 0.1
+"""How often members say what they are at, so that one that stands still is named within a second."""
+LINK_REPORT_LAST_S: Final = 0.5
+"""How long what they say of a generation that has ended is waited for: members tick ten times a second."""
+LINK_REPORT_OPERATIONS: Final = 32
+"""Operations that a member tells of in one report when it does many more; of groups with many members, fewer."""
+LINK_REPORT_GROUP_OPERATIONS: Final = 512
+"""And so many in the reports of all members together: about a thousandth of the broker's thread for each group."""
+LINK_REPORTS_QUEUED_BYTES_MAX: Final = 64 * KIB
+"""A member whose control lane is that long says nothing more of its operations for the moment."""
+LINK_WORDS_MAX: Final = 128
+"""Operations of which the broker remembers what one member has said, until it knows what to make of them."""
+LINK_CLOCK_NS: Final = 5_000_000_000
+"""Over so long, and as long again, the quickest report says how a member's clock stands; clocks drift apart by some
+tens of microseconds in a second."""
+
 # Time.
 HEARTBEAT_INTERVAL_S: Final = 5.0
 HEARTBEAT_TIMEOUT_S: Final = 30.0
