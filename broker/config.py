@@ -11,7 +11,6 @@ import difflib
 import os
 import re
 import socket
-import sys
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +32,8 @@ FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
 ADMIN_OFF: Final = "off"
 TOPICS: Final = "topics"
+INTEGER_MAX: Final = 1 << 62
+SECONDS_MAX: Final = 1e9
 
 
 class LogLevel(StrEnum):
@@ -65,7 +66,11 @@ class Config:
         admin: host:port of the HTTP endpoint, or "off".
         name: the broker's name in logs, metrics and the dashboard.
         log_level: the least severe log records that are written.
+        admin_names: names by which the HTTP interface may be asked for, besides localhost, this machine's and figures.
         sessions_max: sessions open at once.
+        half_open_max: connections that have yet to say hello.
+        connections_per_address_max: connections of one address on the network.
+        memory_max_bytes: what the broker may use at most; what the machine has counts where that is less.
         subscriptions_per_session_max: subscriptions of one session.
         hello_timeout_s: how long a new connection may take to say hello.
         heartbeat_interval_s: how long a silent session waits before it sends a heartbeat.
@@ -84,7 +89,11 @@ class Config:
     admin: str = ADMIN_DEFAULT
     name: str = field(default_factory=socket.gethostname)
     log_level: LogLevel = LogLevel.INFO
+    admin_names: tuple[str, ...] = ()
     sessions_max: int = limits.SESSIONS_MAX
+    half_open_max: int = limits.HALF_OPEN_MAX
+    connections_per_address_max: int = limits.CONNECTIONS_PER_ADDRESS_MAX
+    memory_max_bytes: int = limits.MEMORY_BYTES_MAX
     subscriptions_per_session_max: int = limits.SUBSCRIPTIONS_PER_SESSION_MAX
     hello_timeout_s: float = limits.HELLO_TIMEOUT_S
     heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
@@ -199,6 +208,8 @@ def _read_file(file: Path) -> dict[str, object]:
         raise ConfigError("config file", str(file), f"cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise ConfigError("config file", str(file), f"is not TOML: {exc}") from exc
+    except RecursionError as exc:
+        raise ConfigError("config file", str(file), "is nested too deeply") from exc
 
 
 def _check_known(name: str, written: str, origin: str) -> None:
@@ -244,11 +255,12 @@ def _accept_log_level(value: object) -> LogLevel | None:
 
 
 def _accept_integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    # Twice as much still fits the 64 bits in which the broker counts.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= INTEGER_MAX else None
 
 
 def _accept_number(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= SECONDS_MAX:
         return float(value)
     return None
 
@@ -281,8 +293,8 @@ _KINDS: Final[dict[object, _Kind]] = {
         "a list of addresses", lambda text: [part.strip() for part in text.split(",")], _accept_texts
     ),
     LogLevel: _Kind(f"one of {', '.join(LogLevel)}", str.lower, _accept_log_level),
-    int: _Kind("an integer above 0", int, _accept_integer),
-    float: _Kind("a number of seconds above 0", float, _accept_number),
+    int: _Kind("an integer above 0, and at most 2^62", int, _accept_integer),
+    float: _Kind("a number of seconds above 0, and at most a billion", float, _accept_number),
     bool: _Kind("true or false", lambda text: _BOOLEANS[text.lower()], _accept_boolean),
 }
 _SIZE_KIND: Final = _Kind(

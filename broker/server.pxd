@@ -21,7 +21,7 @@ cdef class Server:
     cdef bint _accept_paused, _going_on
     cdef public dict _links
     cdef public object _reading
-    cdef object _hangups, _loop, _ticking
+    cdef object _hangups, _loop, _ticking, _guard
 
     @cython.locals(session=Session, size=Py_ssize_t)
     cpdef _readable(self, _Link link)

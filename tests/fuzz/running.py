@@ -1,0 +1,137 @@
+"""Gives a parser many inputs, and watches what they cost.
+
+Memory is what Python's allocators have handed out at most during one input (tracemalloc), beyond what was there before.
+It is measured for all of the corpus and for one in 64 of the other inputs, because measuring takes longer than parsing.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import Final
+
+from tests.fuzz.mutations import mutated
+from tests.fuzz.parsers import PARSERS, Parser
+
+CORPUS: Final = Path(__file__).with_name("corpus")
+MEMORY_RATIO_MAX: Final = 200
+"""Bytes of memory for each byte of input."""
+MEMORY_BYTES_FREE: Final = 64 * 1024
+"""What an input may cost however short it is: the objects of one error with its text."""
+MEASURED_EVERY: Final = 64
+HANG_S: Final = 30
+"""So long may HANG_INPUTS take, thousands of times as long as they do."""
+HANG_INPUTS: Final = 1024
+
+
+class Hang(Exception):
+    """A parser does not come back."""
+
+
+@dataclass
+class Report:
+    """What became of a run.
+
+    Attributes:
+        parser: its name.
+        inputs: how many it was given.
+        seconds: how long that took, mutating included.
+        memory_ratio: bytes of memory for each byte of input, of the worst input that was measured and cost more than
+            MEMORY_BYTES_FREE.
+        faults: each with the input and what was wrong.
+    """
+
+    parser: str
+    inputs: int = 0
+    seconds: float = 0.0
+    memory_ratio: float = 0.0
+    faults: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rate = self.inputs / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.parser}: {self.inputs} inputs in {self.seconds:.1f} s ({rate:.0f} per second), "
+            f"memory at most {self.memory_ratio:.0f} times the input, {len(self.faults)} faults"
+        )
+
+
+def corpus(parser: str) -> list[bytes]:
+    """The corpus of a parser: a line in hexadecimal for each input."""
+    return [bytes.fromhex(line) for line in (CORPUS / f"{parser}.hex").read_text(encoding="ascii").splitlines()]
+
+
+def run(parser: str, inputs: int, *, seed: int, faults_max: int = 1) -> Report:
+    """Gives a parser its corpus and so many mutations of it; stops at faults_max faults."""
+    report, seeds = Report(parser), corpus(parser)
+    harness = PARSERS[parser]
+    began_s = time.perf_counter()
+    with _no_hang():
+        for number, data in enumerate(_inputs(seeds, inputs, Random(seed))):
+            if number % HANG_INPUTS == 0:
+                signal.alarm(HANG_S)
+            measured = number < len(seeds) or number % MEASURED_EVERY == 0
+            try:
+                if measured:
+                    report.memory_ratio = max(report.memory_ratio, memory_ratio(harness, data))
+                else:
+                    harness(data)
+            except Exception as error:
+                report.faults.append((data, f"{type(error).__name__}: {error}"))
+                if len(report.faults) >= faults_max:
+                    break
+            report.inputs += 1
+    report.seconds = time.perf_counter() - began_s
+    return report
+
+
+def memory_ratio(harness: Parser, data: bytes) -> float:
+    """Gives a parser one input; returns how many bytes of memory that took for each of its bytes, 0 for little.
+
+    Raises:
+        MemoryError: it was more than MEMORY_RATIO_MAX.
+    """
+    tracemalloc.start()
+    try:
+        harness(data)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    if peak_bytes <= MEMORY_BYTES_FREE:
+        return 0.0
+    ratio = (peak_bytes - MEMORY_BYTES_FREE) / max(1, len(data))
+    if ratio > MEMORY_RATIO_MAX:
+        raise MemoryError(f"{peak_bytes} bytes of memory for {len(data)} of input")
+    return ratio
+
+
+def _inputs(seeds: Sequence[bytes], count: int, random: Random) -> Iterator[bytes]:
+    yield from seeds
+    for _ in range(count):
+        yield mutated(seeds, random)
+
+
+@contextmanager
+def _no_hang() -> Iterator[None]:
+    """An alarm that nobody puts off raises Hang."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise Hang(f"{HANG_INPUTS} inputs have taken more than {HANG_S} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def names(wanted: Iterable[str]) -> list[str]:
+    """The parsers that are meant: all of them for none."""
+    return list(wanted) or list(PARSERS)

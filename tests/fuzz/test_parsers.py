@@ -1,0 +1,46 @@
+"""Each parser takes whatever comes, at a price in proportion: the corpus, and some mutations of it.
+
+`python -m tests.fuzz` takes as many as one likes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz import running
+from tests.fuzz.parsers import PARSERS
+from tests.fuzz.running import MEMORY_BYTES_FREE, MEMORY_RATIO_MAX, corpus, memory_ratio, run
+
+INPUTS = 2000
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_a_parser_takes_whatever_comes(parser: str) -> None:
+    assert len(corpus(parser)) >= 3
+    report = run(parser, INPUTS, seed=7, faults_max=5)
+    assert report.faults == []
+    assert report.inputs == INPUTS + len(corpus(parser))
+
+
+def test_a_parser_that_raises_what_it_must_not_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad(data: bytes) -> None:
+        if len(data) > 3:
+            raise IndexError("off by one")
+
+    monkeypatch.setattr(running, "PARSERS", {"frame": bad})
+    assert "IndexError: off by one" in run("frame", 10, seed=1).faults[0][1]
+
+
+def test_a_parser_that_takes_too_much_memory_is_found() -> None:
+    with pytest.raises(MemoryError, match="of memory for 100 of input"):
+        memory_ratio(lambda data: bytearray(len(data) * (MEMORY_RATIO_MAX + 1) + MEMORY_BYTES_FREE) and None, bytes(100))
+
+
+def test_a_parser_that_does_not_come_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(data: bytes) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(running, "PARSERS", {"frame": endless})
+    monkeypatch.setattr(running, "HANG_S", 1)
+    assert "Hang" in run("frame", 10, seed=1).faults[0][1]
