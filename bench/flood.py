@@ -103,7 +103,9 @@ def round_trips_us(asker: clients.Client, seconds: float) -> list[float]:
 def told(what: str, times: list[float]) -> float:
     """Prints the percentiles; returns the 99th."""
     p50, p99 = (times[len(times) * percent // 100] for percent in (50, 99))
-    print(f"{what:8} {len(times):7} requests  p50 {p50:8.0f} us  p99 {p99:8.0f} us  max {times[-1]:8.0f} us", flush=True)
+    print(
+        f"{what:8} {len(times):7} requests  p50 {p50:8.0f} us  p99 {p99:8.0f} us  max {times[-1]:8.0f} us", flush=True
+    )
     return p99
 
 
@@ -128,7 +130,7 @@ def measure(connections: int, seconds: float) -> None:
                     flooded = told("flooded", round_trips_us(asker, seconds))
                     flood.kill()
                 after = told("after", round_trips_us(asker, seconds))
-                print(f"p99 beside the flood is {flooded / quiet:.2f} times the quiet one, {after / quiet:.2f} times after it")
+                print(f"p99 beside the flood: {flooded / quiet:.2f} times the quiet one; after it: {after / quiet:.2f}")
         finally:
             broker.terminate()
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Middleware
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 ALWAYS: Final = frozenset({"localhost"})
 
@@ -50,13 +54,11 @@ def only(names: frozenset[str]) -> Middleware:
     """Answers requests by these names, and refuses all others with status 421."""
 
     @web.middleware
-    async def check(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def check(request: web.Request, handler: _Handler) -> web.StreamResponse:
         host = request.headers.get("Host", "")
         if is_allowed(host, names):
             return await handler(request)
-        text = f"{host[:128]!r} is not a name of this broker: ask for it by its address, or start it with --admin NAME:PORT"
+        text = f"{host[:128]!r} is not a name of this broker: ask for it by its address, or add the name to admin_names"
         return web.json_response({"error": text}, status=421)
 
     return check

@@ -13,8 +13,8 @@ HELLO_BODY_BYTES_MAX: Final = 64 * KIB
 HELLO_TIMEOUT_S: Final = 3.0
 """A peer that has not said hello by then is not one of ours."""
 HALF_OPEN_MAX: Final = 1024
-"""Connections that have yet to say hello, of all addresses: every rank of the largest group may dial at the same moment.
-Of more, the oldest goes."""
+"""Connections that have yet to say hello, of all addresses: every rank of the largest group may dial at the same
+moment. Of more, the oldest goes."""
 CONNECTIONS_PER_ADDRESS_MAX: Final = 2048
 """Connections of one address on the network: half of all sessions, so that no single machine keeps the others out."""
 STRANGERS_LOGGED_MAX: Final = 10

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import resource
 from collections.abc import Callable
-from typing import Final
 
 from broker.errors import LimitExceeded
 from broker.limits import DESCRIPTORS_RESERVED, MEMORY_LOOK_S, STRANGERS_LOGGED_MAX, STRANGERS_LOGGED_S

@@ -72,7 +72,8 @@ def _available_bytes() -> int:
 
 def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
     """The folders of the groups whose limits hold for this process."""
-    for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
+    membership = Path("/proc/self/cgroup")
+    for line in membership.read_text(encoding="utf-8").splitlines() if membership.exists() else ():
         _, controllers, place = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue

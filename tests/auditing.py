@@ -1,4 +1,4 @@
-"""An audit hook for the suite: code of broker or clients that unpickles, or runs a text or bytes, ends in an error there.
+"""An audit hook for the suite: code of broker or clients that unpickles, or runs a text or bytes, fails there.
 
 Python tells of each such thing (PEP 578) before it happens. Whose code it was is said by the frame from which it came:
 what a library does for its own ends, such as dataclasses, which makes methods by exec, is that library's affair. A

@@ -38,7 +38,11 @@ def test_what_there_is_is_what_is_used_and_what_is_left(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("names", "limit", "left"),
-    [(server_memory._FILES[0], "1000", 600), (server_memory._FILES[0], "max", 1 << 62), (server_memory._FILES[1], "900", 500)],
+    [
+        (server_memory._FILES[0], "1000", 600),
+        (server_memory._FILES[0], "max", 1 << 62),
+        (server_memory._FILES[1], "900", 500),
+    ],
 )
 def test_a_control_group_gives_its_limit_less_its_use_but_for_its_cache(
     tmp_path: Path, names: tuple[str, str, str], limit: str, left: int

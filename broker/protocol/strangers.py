@@ -10,7 +10,10 @@ _KNOWN: Final = (
     ((b"PRI * HTTP/2",), "HTTP/2; the HTTP interface is at the admin address, in HTTP/1.1"),
     ((b"\x16\x03",), "TLS; this port is not encrypted, so connect to it without TLS"),
     ((b"SSH-",), "SSH"),
-    ((b"\xff\x00\x00\x00\x00\x00\x00\x00", b"\xff\x00\x00\x00\x00\x00\x00\x01"), "ZeroMQ; that is at a zmq+tcp address"),
+    (
+        (b"\xff\x00\x00\x00\x00\x00\x00\x00", b"\xff\x00\x00\x00\x00\x00\x00\x01"),
+        "ZeroMQ; that is at a zmq+tcp address",
+    ),
     ((b"*1\r\n$", b"*2\r\n$", b"*3\r\n$", b"PING\r\n"), "Redis"),
     ((b"\x10",), "MQTT"),
     ((b"AMQP",), "AMQP"),

@@ -56,9 +56,7 @@ class Admission:
             count = self._by_address[address]
             if count > self._per_address_max:
                 advice = f"{address} has them; close some, or raise it in the broker's configuration"
-                self.refuse(
-                    record, LimitExceeded("connections_per_address_max", count, self._per_address_max, advice)
-                )
+                self.refuse(record, LimitExceeded("connections_per_address_max", count, self._per_address_max, advice))
                 return
         self.half_open[record.id] = record
         if len(self.half_open) > self._half_open_max:

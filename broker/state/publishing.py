@@ -160,8 +160,8 @@ class Publishing:
         self.router.route(topic, message)
 
     def _refuse(self, session: SessionRecord, publisher: Publisher, frame: Frame, count: int) -> bool:
-        """Refuses what is longer than the topic's policy allows, and all there is no memory for; says whether nothing of
-        the frame is left.
+        """Refuses what is longer than the topic's policy allows, and all there is no memory for; says whether nothing
+        of the frame is left.
 
         A batch is left with the messages that are short enough. The chunks of a large message are on their way already:
         they come in and go nowhere.

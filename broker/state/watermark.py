@@ -7,7 +7,7 @@
     +--------------------------+---------------+-----------------+-----------+
     PUSH_BACK   publishers get no more credit: what they have sent goes on, and readers make room. What is kept for
                 replay makes some too, a quarter of it each second: what is new matters more
-    REFUSE      no new session, subscription, member or declaration, and no message: errors that name `memory_max_bytes`.
+    REFUSE      no new session, subscription, member or declaration, and no message: errors name `memory_max_bytes`.
                 Replies, control messages, shared memory and operations of groups go on
     SHED        each look: half of what is kept for replay goes, and the session for which most bytes wait is closed
 
@@ -59,9 +59,7 @@ class Watermark:
         shed_sessions: how many sessions were closed for it, ever.
     """
 
-    def __init__(
-        self, router: Router, publishing: Publishing, announce: Callable[[dict[str, object]], None]
-    ) -> None:
+    def __init__(self, router: Router, publishing: Publishing, announce: Callable[[dict[str, object]], None]) -> None:
         """Args:
         router: where topics are.
         publishing: gives credit, or does not.
@@ -92,8 +90,8 @@ class Watermark:
         return self._shed(sessions) if level is Level.SHED else None
 
     def make_room(self) -> None:
-        """Lets go of a part of what is kept for replay, oldest topics first and declared values last; call it about once
-        a second while the level is not NORMAL."""
+        """Lets go of a part of what is kept for replay, oldest topics first and declared values last; call it about
+        once a second while the level is not NORMAL."""
         self._router.let_go(self._router.retained_bytes * 3 // 4)
 
     def refusal(self) -> LimitExceeded | None:

@@ -10,8 +10,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from broker.collectives.claims import Claim, CollectiveKind, Quorum, ReduceOp
 from broker.protocol import links
+from broker.protocol.bodies import encode_body
 from broker.protocol.frames import HEADER, HEADER_BYTES, Content, Flag, Kind
+from broker.protocol.tensors import TensorMeta
 from broker.transport.zeromq import messages
 from tests.daemon import Daemon
 from tests.fuzz import parsers
@@ -22,7 +25,8 @@ BYTES_MAX = 1024
 WRITTEN: dict[str, Sequence[bytes | str]] = {
     "filter": (
         "gradients/+\ngradients/trainer-3", "gradients/#\ngradients", "#\n$sys/pressure", "+/b/#\na/b", "a/b\na/b",
-        "$sys/+\n$sys/sessions", "a/+/c/+/e/#\na/b/c/d/e/f/g", "ü/+\nü/日本", "/".join("+" * 32) + "\n" + "/".join("a" * 32),
+        "$sys/+\n$sys/sessions", "a/+/c/+/e/#\na/b/c/d/e/f/g", "ü/+\nü/日本",
+        "/".join("+" * 32) + "\n" + "/".join("a" * 32),
     ),
     "address": (
         "tcp://127.0.0.1:4870", "tcp://[::1]:0", "unix:///run/tensorbus.sock", "inproc://name", "ucx://host:1",
@@ -49,6 +53,26 @@ WRITTEN: dict[str, Sequence[bytes | str]] = {
         messages.OPEN, messages.HEADER.pack(2, 0) + b"bytes", messages.HEADER.pack(3, 1 << 22),
         messages.HEADER.pack(4, 300), messages.reset("because of ü\n"), b"\xff\x00",
     ),
+    "claim": tuple(
+        encode_body(claim)
+        for claim in (
+            Claim(CollectiveKind.ALL_REDUCE, ReduceOp.MEAN, None, "float16", (3, 4), 10**9, quorum=Quorum(2, 5, name="w")),
+            Claim(CollectiveKind.BROADCAST, None, 1, "complex128", (), 10**9, 64),
+            Claim(CollectiveKind.REDUCE_SCATTER, ReduceOp.SUM, None, "int8_blocks", (8,), 1, stands_for="float32 (480,)"),
+            Claim.barrier(10**9),
+        )
+    ),
+    "tensor": tuple(
+        bytes([len(encode_body(meta))]) + encode_body(meta) + bytes(meta.nbytes)
+        for meta in (
+            TensorMeta("float32", (2, 3), "F"), TensorMeta("bfloat16", (4,)), TensorMeta("uint16", (1, 0, 2)),
+            TensorMeta("complex64", (), byte_order=">"),
+        )
+    ),
+    "batch": (
+        b"\x00", b"\x01" + bytes(16),
+        b"\x02\x01\x00\x01\x00\x02\x00\x00\x00" + bytes(8) + b"\x80ab" + bytes(16),
+    ),
     "link": (
         links.greet(links.Greeting(1, 2, 0, 1, 0), bytes(32)), "10.0.0.1:4000", "[fe80::1]:65535",
     ),
@@ -71,6 +95,8 @@ def main() -> None:
             made["hello"].setdefault(greeting)
             for parser, data in _parts(frames):
                 made[parser].setdefault(data)
+            if side is conversation.client:
+                made["broker"].update(dict.fromkeys(_passages(frames)))
     for parser, written in WRITTEN.items():
         for each in written:
             made[parser].setdefault(each.encode() if isinstance(each, str) else each)
@@ -116,12 +142,26 @@ _BODY_OF = {
 }  # fmt: skip
 
 
+def _passages(frames: Sequence[bytes]) -> Iterator[bytes]:
+    """Frames that follow each other, as many as are short enough together."""
+    passage = b""
+    for frame in frames:
+        if len(passage) + len(frame) > BYTES_MAX:
+            yield passage
+            passage = b""
+        passage += frame
+    yield passage
+
+
+_SHAPE_BYTES = {"frame": 4, "body": 2, "value": 2}
+
+
 def _few(parser: str, found: dict[bytes, None]) -> Iterator[bytes]:
-    """One of each shape: of each kind of frame and body and each length up to a factor of two."""
+    """One of each kind of frame, body and value, and of each length up to a factor of two; of the others all."""
     seen = set()
     for data in found:
-        shape = (data[:4] if parser == "frame" else data[:2], len(data).bit_length())
-        if parser in WRITTEN or shape not in seen:
+        shape = data[: _SHAPE_BYTES.get(parser, BYTES_MAX)], len(data).bit_length()
+        if shape not in seen:
             seen.add(shape)
             yield data
 

@@ -35,7 +35,7 @@ from broker.topics.policy import check_declaration
 from broker.topics.trie import Trie
 from broker.transport import addresses
 from broker.transport.zeromq.messages import Malformed, read_header, reason_of
-from tests.state.harness import feed
+from tests.state.harness import Talk, feed
 
 Parser = Callable[[bytes], None]
 
@@ -67,6 +67,22 @@ def _payload(frame: Frame, size_bytes: int) -> memoryview:
 
 def _ignore(received: Received, now_ns: int) -> None:
     repr(received)
+
+
+def broker(data: bytes) -> None:
+    """What a client says to a broker after its hello, as a whole: its session may end, and nobody else's does."""
+    talk = Talk()
+    reader, publisher, bad = talk.peer(), talk.peer(), talk.peer()
+    reader.subscribe("good")
+    bad.inject(data)
+    talk.tick(0.2)
+    publisher.publish("good", b"still here")
+    assert publisher.is_open
+    assert reader.is_open
+    if talk.state.router.topics["good"].policy.max_message_bytes is None:
+        # Else the client has declared that all topics have shorter messages, which it may.
+        assert b"still here" in reader.payloads()
+    bad.die()
 
 
 def hello(data: bytes) -> None:
@@ -188,7 +204,7 @@ class _Nobody:
 
     def pause_reading(self) -> None: ...
 
-    def resume_reading(self) -> None: ...
+    def resume_reading(self, *arguments: object, **options: object) -> None: ...
 
 
 _LOOP: Final = asyncio.new_event_loop()
@@ -237,6 +253,7 @@ def link(data: bytes) -> None:
 PARSERS: Final[Mapping[str, Parser]] = MappingProxyType(
     {
         "frame": frame,
+        "broker": broker,
         "hello": hello,
         "body": body,
         "claim": claim,

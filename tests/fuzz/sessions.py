@@ -3,9 +3,9 @@
     real clients --record--> conversations --mutate--> bytes --over tcp and unix--> daemon <-- good clients
 
 A mutation keeps most frames whole, so that it gets far: frames are left out, repeated, moved and changed in their
-headers, bodies and payloads, and now and then bytes are changed wherever they are. Connections end in order, by a reset,
-in the middle of a frame, or stay open and silent for a while. On a Unix-domain socket descriptors go along at times:
-files that are not what they should be.
+headers, bodies and payloads, and now and then bytes are changed wherever they are. Connections end in order, by a
+reset, in the middle of a frame, or stay open and silent for a while. On a Unix-domain socket descriptors go along at
+times: files that are not what they should be.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.conversations} conversations, {self.sent_bytes} bytes; beside them {self.counts}; {len(self.faults)} faults"
+        return (
+            f"{self.conversations} conversations, {self.sent_bytes} bytes; beside them {self.counts}; "
+            f"{len(self.faults)} faults"
+        )
 
 
 def fuzz(*, seed: int, conversations: int | None = None, seconds: float | None = None) -> Outcome:

@@ -1,4 +1,4 @@
-"""Good clients, which have to notice nothing of what bad ones do beside them: nothing lost, nothing changed, no error."""
+"""Good clients, which have to notice nothing of what bad ones do beside them: nothing lost or changed, no error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ import clients
 
 PATIENCE_S = 60.0
 TOPIC = "good/stream"
-POLICY = f'[[topics]]\nfilter = "good/#"\noverflow = "block"\nring_messages = 0\nacknowledge = false\nlane = "default"\nmax_message_bytes = "1GiB"\nbatch_bytes = 65536\n'  # noqa: E501
+POLICY = """
+[[topics]]
+filter = "good/#"
+overflow = "block"
+ring_messages = 0
+acknowledge = false
+lane = "default"
+max_message_bytes = "1GiB"
+batch_bytes = 65536
+batch_window_us = 200
+"""
 """Of the daemon's file of settings: without permissions, anybody else may declare what holds for a topic."""
 ELEMENTS = (3, 300, 30_000)
 """Of the arrays that are published: in a batch, in a frame, and in chunks or in shared memory."""

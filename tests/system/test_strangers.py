@@ -64,7 +64,7 @@ def daemon() -> Iterator[Daemon]:
         (b"SSH-2.0-scanner\r\n", "this looks like SSH"),
         (b"\x80\x04\x95\x1f\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix", "this looks like pickle"),
         (b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x00", "this looks like ZeroMQ"),
-        (os.urandom(0) + b"\x07rubbish" * 1000, "its first bytes are b'\\x07rubbish'"),
+        (b"\x07rubbish" * 1000, "its first bytes are b'\\x07rubbish'"),
         (MAGIC + b"\x01\x00\x01\x00\xff\xff\xff\x7f", "hello of 2147483647 bytes is over the limit of 65536"),
     ],
 )
@@ -187,13 +187,12 @@ def test_a_daemon_stays_below_its_limit_of_memory_and_says_why_it_takes_no_more(
                 break
             most_bytes = max(most_bytes, own_bytes(daemon))
         assert most_bytes < limit_bytes
-        levels = [events.next(PATIENCE_S).value["level"]]
-        assert levels == ["push_back"]
+        assert events.next(PATIENCE_S).value["level"] == "push_back"
         if refused is not None:
             assert refused.limit == "memory_max_bytes"
             assert refused.maximum <= limit_bytes
         assert daemon.running
         # What was kept for replay makes room, and then all goes on.
-        while events.next(PATIENCE_S).value["level"] != "normal":
+        while events.next(PATIENCE_S).value.get("level") != "normal":
             pass
         check_works(bus, watcher)
