@@ -250,6 +250,10 @@ def _accept_texts(value: object) -> tuple[str, ...] | None:
     return None
 
 
+def _accept_names(value: object) -> tuple[str, ...] | None:
+    return () if value in ([], ()) else _accept_texts(value)
+
+
 def _accept_log_level(value: object) -> LogLevel | None:
     return next((level for level in LogLevel if level == value), None)
 
@@ -300,6 +304,9 @@ _KINDS: Final[dict[object, _Kind]] = {
 _SIZE_KIND: Final = _Kind(
     'bytes above 0, as 4194304 or "4MiB"', lambda text: int(text) if text.isdecimal() else text, _accept_size
 )
+_NAMES_KIND: Final = _Kind(
+    "a list of names", lambda text: [part.strip() for part in text.split(",") if part.strip()], _accept_names
+)
 _ADMIN_KIND: Final = _Kind(f'host:port, or "{ADMIN_OFF}"', str, _accept_admin)
 _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 
@@ -307,6 +314,8 @@ _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 def _kind(name: str) -> _Kind:
     if name == "admin":
         return _ADMIN_KIND
+    if name == "admin_names":
+        return _NAMES_KIND
     return _SIZE_KIND if name.endswith("_bytes") else _KINDS[_TYPES[name]]
 
 

@@ -186,8 +186,8 @@ def _declarations(bus: clients.Client, other: clients.Client) -> None:
 
 
 def _collectives(bus: clients.Client, other: clients.Client) -> None:
-    def take_part(client: clients.Client, rank: int) -> None:
-        with client.group("f", world_size=2, rank=rank) as group:
+    def take_part(client: clients.Client, rank: int, schedule: str) -> None:
+        with client.group(f"f-{schedule}", world_size=2, rank=rank, schedule=schedule) as group:
             array = np.full(50_000, rank + 1.0, "float32")
             operations: Sequence[Callable[[], object]] = (
                 lambda: group.all_reduce(array), lambda: group.broadcast(array, root=0), group.barrier,
@@ -200,7 +200,8 @@ def _collectives(bus: clients.Client, other: clients.Client) -> None:
                     continue
                 operation()
 
-    _together(lambda: take_part(bus, 0), lambda: take_part(other, 1))
+    _together(lambda: take_part(bus, 0, "star"), lambda: take_part(other, 1, "star"))
+    _together(lambda: take_part(bus, 0, "auto"), lambda: take_part(other, 1, "auto"))
 
 
 def _together(*functions: Callable[[], None]) -> None:

@@ -56,9 +56,9 @@ WRITTEN: dict[str, Sequence[bytes | str]] = {
     "claim": tuple(
         encode_body(claim)
         for claim in (
-            Claim(CollectiveKind.ALL_REDUCE, ReduceOp.MEAN, None, "float16", (3, 4), 10**9, quorum=Quorum(2, 5, name="w")),
+            Claim(CollectiveKind.ALL_REDUCE, ReduceOp.MEAN, None, "float16", (3, 4), 9, quorum=Quorum(2, 5, name="w")),
             Claim(CollectiveKind.BROADCAST, None, 1, "complex128", (), 10**9, 64),
-            Claim(CollectiveKind.REDUCE_SCATTER, ReduceOp.SUM, None, "int8_blocks", (8,), 1, stands_for="float32 (480,)"),
+            Claim(CollectiveKind.REDUCE_SCATTER, ReduceOp.SUM, None, "int8_blocks", (8,), 1, stands_for="f (480,)"),
             Claim.barrier(10**9),
         )
     ),
