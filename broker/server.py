@@ -39,8 +39,9 @@ READS_MAX: Final = 64
 """Reads in a row of a connection that has failed; the next tick goes on."""
 ACCEPT_PAUSE_S: Final = 0.2
 """After the process has run out of descriptors: when to try again."""
-ACCEPTS_MAX: Final = 64
-"""Connections that are accepted before the others get their turn."""
+ACCEPTS_MAX: Final = 1
+"""Connections that are accepted before the others get their turn: each takes as long as several messages, and when
+thousands come, 64 at a time were 64 times as long to wait for those who are there."""
 
 
 class _Link:

@@ -36,8 +36,9 @@ def connect(url: str) -> socket.socket:
     """A connection to a broker at tcp://host:port or unix:///path, without a word said."""
     if url.startswith("unix://"):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(PATIENCE_S)
+        # Not before: with a time-out, Python does not wait where others wait to be accepted.
         sock.connect(url.removeprefix("unix://"))
+        sock.settimeout(PATIENCE_S)
         return sock
     host, _, port = url.removeprefix("tcp://").rpartition(":")
     return socket.create_connection((host, int(port)), PATIENCE_S)
