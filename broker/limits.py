@@ -12,6 +12,23 @@ HELLO_BODY_BYTES_MAX: Final = 64 * KIB
 """A hello names a client and its wishes; nothing in it is long."""
 HELLO_TIMEOUT_S: Final = 3.0
 """A peer that has not said hello by then is not one of ours."""
+HALF_OPEN_MAX: Final = 1024
+"""Connections that have yet to say hello, of all addresses: every rank of the largest group may dial at the same
+moment. Of more, the oldest goes."""
+CONNECTIONS_PER_ADDRESS_MAX: Final = 2048
+"""Connections of one address on the network: half of all sessions, so that no single machine keeps the others out."""
+STRANGERS_LOGGED_MAX: Final = 10
+"""Lines about connections that never became sessions, in STRANGERS_LOGGED_S; of more, their number."""
+STRANGERS_LOGGED_S: Final = 10.0
+
+# The process as a whole.
+DESCRIPTORS_RESERVED: Final = 64
+"""Descriptors that no connection gets, or an eighth where there are fewer than 512: shared memory, boards and the HTTP
+interface of those who are there go on when connections have used up all others."""
+MEMORY_BYTES_MAX: Final = 1 << 50
+"""What the broker may use when the configuration does not say: what there is."""
+MEMORY_LOOK_S: Final = 1.0
+"""How often it is measured how much memory there is; how much is used, every tick."""
 
 # One frame.
 CHUNK_BYTES: Final = 512 * KIB
