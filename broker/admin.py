@@ -28,6 +28,7 @@ from broker import admin_views as views
 from broker.admin_events import Events
 from broker.admin_groups import group_views
 from broker.admin_guard import Guard
+from broker.admin_hosts import names_of, only
 from broker.errors import InvalidValue, ListenError
 from broker.metrics import Metrics
 from broker.server import Server
@@ -58,6 +59,7 @@ class Admin:
         self._metrics = Metrics(server)
         self._events = Events(server)
         self._runner: web.AppRunner | None = None
+        self._names: frozenset[str] = frozenset()
 
     async def start(self, address: str) -> str:
         """Listens; from here on requests are answered.
@@ -75,6 +77,7 @@ class Admin:
         host, _, port = address.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         guard = Guard(self._server, Address("tcp", host=bare, port=int(port)))
+        self._names = names_of(address)
         runner = web.AppRunner(
             self._application(guard), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )
@@ -98,7 +101,8 @@ class Admin:
             await runner.cleanup()
 
     def _application(self, guard: Guard) -> web.Application:
-        application = web.Application(middlewares=[_errors_as_json, guard.check])
+        names = self._names | frozenset(name.lower() for name in self._server.config.admin_names)
+        application = web.Application(middlewares=[_errors_as_json, only(names), guard.check])
         application.on_shutdown.append(self._events.stop)
         handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             "/": self._index,

@@ -1,11 +1,8 @@
-"""Who may look at the HTTP interface, by what they show, and at which names it answers.
+"""Who may look at the HTTP interface, by what they show.
 
 On loopback everybody may. Beyond it a request needs an identity: a certificate at the TLS handshake, or a token, as
 `Authorization: Bearer TOKEN`, or as the password of Basic, which is what a browser can ask for. `/healthz` and
 `/readyz` tell nobody anything and are for everybody.
-
-A page of a stranger in somebody's browser can have its own name point at this host (DNS rebinding). Its requests then
-carry that name, so a name that is not this host's is answered with an error. Numbers cannot be pointed anywhere.
 """
 
 from __future__ import annotations
@@ -13,9 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-import socket
 from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
 from typing import Final
 
 import msgspec
@@ -23,7 +18,7 @@ from aiohttp import web
 
 from broker.errors import ListenError, PermissionDenied
 from broker.security.audit import AuditEvent, AuditKind
-from broker.security.identity import ANYBODY, Identity
+from broker.security.identity import Identity
 from broker.server import Server
 from broker.transport.addresses import Address
 from broker.transport.proofs import Certificate
@@ -55,7 +50,6 @@ class Guard:
         """
         config = server.config
         self._server = server
-        self._names = {address.host.lower(), "localhost", socket.gethostname().lower()}
         local = is_loopback(address)
         self.context = None if local or not config.certificates else listener_context(config.certificates)
         self._asks = not local and not config.insecure
@@ -87,14 +81,10 @@ class Guard:
         if request.path in OPEN_PATHS:
             return await handler(request)
         try:
-            identity = self._identity(request)
+            self._identity(request)
         except PermissionDenied as error:
             self._record(request, str(error))
             return _refusal(401, str(error), {"WWW-Authenticate": _CHALLENGE})
-        if identity is ANYBODY and not self._answers_to(request.host):
-            cause = f"{request.host}: not a name of this host; ask at its address in numbers, or with a token"
-            self._record(request, cause)
-            return _refusal(421, cause, {})
         return await handler(request)
 
     def _identity(self, request: web.Request) -> Identity:
@@ -106,18 +96,6 @@ class Guard:
         parsed = request.transport.get_extra_info("peercert") if request.transport is not None else None
         certificate = Certificate.of(parsed) if parsed else None
         return self._server.admission.visitor(certificate, _token_of(request), strangers=not self._asks)
-
-    def _answers_to(self, host: str) -> bool:
-        """Whether a request at this name is meant for this host."""
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        name = name.removeprefix("[").removesuffix("]").lower()
-        if name in self._names or name.endswith(".localhost"):
-            return True
-        try:
-            ip_address(name)
-        except ValueError:
-            return False
-        return True
 
     def _record(self, request: web.Request, cause: str) -> None:
         peer, path = f"{self.scheme}://{request.remote}", request.path

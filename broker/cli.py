@@ -30,8 +30,8 @@ _SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Let in": ("certs", "tokens"),
 }
 _METAVARS: Final = {
-    "listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "certificates": "DIR",
-    "tokens": "FILE", "audit": "FILE", "users": "USER=ROLE",
+    "listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "log_format": "FORMAT",
+    "certificates": "DIR", "tokens": "FILE", "audit": "FILE", "users": "USER=ROLE",
 }  # fmt: skip
 
 

@@ -55,10 +55,11 @@ class Places:
         """
         return self.entrance.reach(schedule, "" if self._private and not schedule.linked else self._local_host)
 
-    def tick(self) -> None:
+    def tick(self, now_ns: int) -> None:
         """Time passes: what could not be said before may be certain now."""
         for place in self.by_number.values():
             place.report()
+            place.tell_operations(now_ns)
 
     def farewell(self) -> None:
         """The client is about to close in order."""

@@ -1,4 +1,4 @@
-"""Who may look at the HTTP interface, and at which names it answers."""
+"""Who may look at the HTTP interface, and that it shows nothing but what is ours and changes nothing."""
 
 from __future__ import annotations
 
@@ -112,29 +112,6 @@ def test_insecure_lets_everybody_look() -> None:
         assert ask(daemon)[0] == 200
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("127.0.0.1", 200),
-        ("127.0.0.1:4871", 200),
-        ("localhost:4871", 200),
-        ("LOCALHOST", 200),
-        ("dashboard.localhost", 200),
-        ("[::1]:4871", 200),
-        ("10.1.2.3", 200),
-        ("evil.example", 421),
-        ("evil.example:4871", 421),
-        ("127.0.0.1.evil.example", 421),
-        ("localhost.evil.example", 421),
-        ("", 421),
-    ],
-)
-def test_a_name_that_is_not_this_hosts_is_not_answered(daemon: Daemon, host: str, status: int) -> None:
-    assert ask(daemon, headers={"Host": host})[0] == status
-    assert ask(daemon, "/", headers={"Host": host})[0] == status
-    assert ask(daemon, "/healthz", headers={"Host": host})[0] == 200
-
-
 @pytest.fixture(scope="module")
 def daemon() -> object:
     with Daemon() as started:
@@ -172,5 +149,5 @@ def test_no_file_is_served_that_is_not_ours(daemon: Daemon, path: str) -> None:
 def test_a_token_that_is_shown_on_loopback_has_to_be_right(tmp_path: Path, token: tuple[str, str]) -> None:
     with Daemon("--tokens", str(tmp_path / "tokens")) as daemon:
         assert ask(daemon)[0] == 200
-        assert ask(daemon, headers=bearer(token[0]) | {"Host": "broker.example"})[0] == 200
+        assert ask(daemon, headers=bearer(token[0]))[0] == 200
         assert ask(daemon, headers=bearer("tb_00_wrong"))[0] == 401

@@ -46,12 +46,6 @@ def test_the_magic_is_told_apart_at_its_first_wrong_byte() -> None:
         assert caught.value.code == Code.NOT_OURS
 
 
-@pytest.mark.parametrize("first", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x15\x03\x03\x00\x02\x02F"])
-def test_a_peer_that_speaks_tls_is_told_from_others(first: bytes) -> None:
-    with pytest.raises(ProtocolError, match="that is TLS, for which the address is tls://"):
-        decode_greeting(memoryview(first))
-
-
 def test_a_hello_can_be_logged_without_its_token() -> None:
     told = repr(Hello("trainer-0", token="tb_01_secret", tenant="team-a"))
     assert "secret" not in told
