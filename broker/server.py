@@ -22,6 +22,7 @@ from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
 from broker.protocol.session import Deliver, Phase
 from broker.server_boards import board_maker
+from broker.server_guard import Guard
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
 from broker.state.settings import Settings
@@ -40,8 +41,9 @@ READS_MAX: Final = 64
 """Reads in a row of a connection that has failed; the next tick goes on."""
 ACCEPT_PAUSE_S: Final = 0.2
 """After the process has run out of descriptors: when to try again."""
-ACCEPTS_MAX: Final = 64
-"""Connections that are accepted before the others get their turn."""
+ACCEPTS_MAX: Final = 1
+"""Connections that are accepted before the others get their turn: each takes as long as several messages, and when
+thousands come, 64 at a time were 64 times as long to wait for those who are there."""
 
 
 class _Link:
@@ -74,6 +76,8 @@ class Server:
                 name=config.name,
                 wall_offset_ns=time.time_ns() - time.monotonic_ns(),
                 sessions_max=config.sessions_max,
+                half_open_max=config.half_open_max,
+                connections_per_address_max=config.connections_per_address_max,
                 subscriptions_per_session_max=config.subscriptions_per_session_max,
                 hello_timeout_s=config.hello_timeout_s,
                 heartbeat_interval_s=config.heartbeat_interval_s,
@@ -89,6 +93,7 @@ class Server:
                 boards=board_maker(enabled=config.shared_memory),
             )
         )
+        self._guard = Guard(self.state, config.memory_max_bytes)
         self.listeners: list[Listener] = []
         self.started_ns = time.monotonic_ns()
         self.turns = Histogram()
@@ -127,6 +132,9 @@ class Server:
             listener.stays_watched()
         paths = (listener.address.path for listener in self.listeners if listener.address.scheme == "unix")
         self.state.local_path = next(paths, "")
+        # The process of an embedded broker is the application's, and so is its memory.
+        if any(listener.address.scheme != "inproc" for listener in self.listeners):
+            self._guard.watch_memory()
         self._tick()
 
     def retire(self) -> bool:
@@ -160,6 +168,7 @@ class Server:
             self._let_go(link)
         if self._ticking is not None:
             self._ticking.cancel()
+        self._guard.close()
 
     def _stop_listening(self) -> None:
         for listener in self.listeners:
@@ -186,7 +195,9 @@ class Server:
             if connection is None:
                 return
             self._accept_paused = False
-            record = self.state.connect(connection.peer_address, time.monotonic_ns(), connection.passage)
+            now_ns = time.monotonic_ns()
+            record = self.state.connect(connection.peer_address, now_ns, connection.passage)
+            self._guard.accepted(record, connection.fileno(), now_ns)
             link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
             self.idle.clear()
             self.busy.set()
@@ -285,10 +296,13 @@ class Server:
             link.connection.abort()
         else:
             link.connection.close()
-        log.info(
-            "session.closed id=%d name=%r peer=%s cause=%s", record.id, record.name, record.peer, record.session.failure
-        )
-        self.state.disconnect(record.id, time.monotonic_ns(), reads_on=reads_on)
+        now_ns = time.monotonic_ns()
+        if record.name:
+            words = "session.closed id=%d name=%r peer=%s cause=%s"
+            log.info(words, record.id, record.name, record.peer, record.session.failure)
+        else:
+            self._guard.never_opened(record, now_ns)
+        self.state.disconnect(record.id, now_ns, reads_on=reads_on)
         if reads_on:
             self._look_for_ends()
         if not self._links:
@@ -314,6 +328,12 @@ class Server:
                 return
             self._readable(link)
 
+    def _shed(self, record: SessionRecord) -> None:
+        """Closes a session at once: it does not read."""
+        link = self._links.get(record.id)
+        if link is not None:
+            self._close(link, abort=True)
+
     def _wake_at(self, at_ns: int) -> None:
         """A collective has a deadline between two ticks."""
         self._loop.call_later(max(0.0, (at_ns - time.monotonic_ns()) / 1e9), self._end_collectives, at_ns)
@@ -332,6 +352,7 @@ class Server:
         for link in self._hangups.find():
             self._read_to_the_end(link)
         self._look_for_ends()
+        self._guard.tick(now_ns, self._shed)
         self.state.tick(now_ns)
         self._run()
         for link in list(self._links.values()):

@@ -186,7 +186,7 @@ class Core:
             self.session.tick(now_ns)
             self.incoming.leases.give_back(self.session)
             self.arenas.tick(now_ns, self.session)
-            self.places.tick()
+            self.places.tick(now_ns)
             self.incoming.latencies.tick(now_ns, self.session)
             tell_drops(self.incoming.subscriptions.values(), self.session)
             if self.outgoing.open_batches:

@@ -81,6 +81,7 @@ class Kind(IntEnum):
     GIVE_UP = 37
     TOOK_PART = 38
     REGROUP = 39
+    OPERATIONS = 44
     MEASURED = 45
 
 

@@ -39,6 +39,7 @@ from broker.protocol.session import Phase, Received, Session, make_scratch
 from broker.protocol.sharing import Passage
 from broker.protocol.values import encode_value
 from broker.security.identity import ANYBODY, Identity
+from broker.state.admission import Admission
 from broker.state.following import Following
 from broker.state.groups import Groups
 from broker.state.measured import Latencies
@@ -52,6 +53,7 @@ from broker.state.sharing import Sharing
 from broker.state.subscribing import Subscribing
 from broker.state.topics import INBOX, Router
 from broker.state.totals import Totals
+from broker.state.watermark import NEW_WORK, Watermark
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message
 from broker.topics.policy import PRESSURE, Declaration, TopicPolicy, check_declaration
@@ -86,6 +88,15 @@ class BrokerState:
             self.router, self.requests, self.pressure,
             settings.publish_window_messages, settings.publish_window_bytes, self._flush,
         )  # fmt: skip
+        self.watermark = Watermark(
+            self.router, self.publishing, lambda told: self.announce(PRESSURE, told, lane=Lane.CONTROL)
+        )
+        self.admission = Admission(
+            sessions_max=settings.sessions_max,
+            half_open_max=settings.half_open_max,
+            connections_per_address_max=settings.connections_per_address_max,
+            flush=self._flush,
+        )
         self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
         self.subscribing = Subscribing(
             self.router, self.publishing, self.pressure,
@@ -147,12 +158,7 @@ class BrokerState:
             scratch=self._scratch,
         )
         record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns, identity)
-        if len(self.sessions) > self.settings.sessions_max:
-            limit = LimitExceeded(
-                "sessions_max", len(self.sessions), self.settings.sessions_max, "raise it in the broker's configuration"
-            )
-            session.refuse(Code.LIMIT, str(limit))
-            self._flush(record)
+        self.admission.arrive(record)
         return record
 
     def receive(self, record: SessionRecord, received: Received, now_ns: int) -> None:
@@ -172,6 +178,10 @@ class BrokerState:
                     handler = self._handlers.get(kind)
                     if handler is None:
                         raise ProtocolError(f"a {kind_name(kind)} frame from a client")
+                    refusal = self.publishing.refusal
+                    if refusal is not None and kind in NEW_WORK:
+                        self._answer_error(record, frame.target, failure_of(refusal))
+                        return
                     handler(record, frame, now_ns)
             elif isinstance(received, Hello):
                 self._hello(record, received)
@@ -189,6 +199,7 @@ class BrokerState:
         record = self.sessions.pop(session_id, None)
         if record is None:
             return
+        self.admission.leave(record)
         record.session.lost(ConnectionClosed("disconnected"))
         self.ready.pop(session_id, None)
         subscriptions = record.subscriptions.values()
@@ -289,6 +300,11 @@ class BrokerState:
         if hello.local and self.local_path and self.settings.shared_memory:
             words = f"the same broker is nearer, at unix://{self.local_path}"
             record.session.refuse(Code.MOVED, words, path=self.local_path, life=self.settings.life)
+            self._flush(record)
+            return
+        problem = self.admission.open(record) or self.watermark.refusal()
+        if problem is not None:
+            record.session.refuse(Code.LIMIT, str(problem))
             self._flush(record)
             return
         record.name = hello.name or f"client-{record.id}"

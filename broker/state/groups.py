@@ -39,6 +39,7 @@ from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership,
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.boards import BoardMaker, Boards
+from broker.state.link_watches import LinkWatches
 from broker.state.links import Links
 from broker.state.observing import Observing
 from broker.state.records import SessionRecord
@@ -73,6 +74,7 @@ class Groups:
         self.wake: Callable[[int], None] = lambda at_ns: None
         self._late_totals = LateTotals()
         self._links = Links(self._send, self._accuse)
+        self._watches = LinkWatches(self._links)
         self.handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.JOIN: self.join,
             Kind.LEAVE: self.leave,
@@ -80,6 +82,7 @@ class Groups:
             Kind.BOARD: self.board_refused,
             Kind.LINKS: self.links_told,
             Kind.COMMITTED: self.committed,
+            Kind.OPERATIONS: self.operations,
             Kind.REGROUP: self.regroup,
             Kind.GIVE_UP: self.give_up,
         }
@@ -161,6 +164,10 @@ class Groups:
         """COMMITTED: what a member has finished over its links."""
         self._links.committed(self._member_of(session, frame), session.id, frame)
 
+    def operations(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """OPERATIONS: what a member is at, over its links."""
+        self._watches.told(self._member_of(session, frame), session.id, frame, now_ns)
+
     def contribute(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """CONTRIBUTE: a chunk of a member's array."""
         group = self._member_of(session, frame)
@@ -210,11 +217,12 @@ class Groups:
     def look(self, group: Group, now_ns: int) -> None:
         """Observes what has ended in a group since the last time."""
         self._boards.look(group, now_ns)
+        self._watches.look(group, now_ns)
         self.observing.look(group)
 
     def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
         """The state of a group at this moment, for people."""
-        return self._boards.snapshot(group, now_ns)
+        return self._watches.shown(group, self._boards.snapshot(group, now_ns), now_ns)
 
     def end_due(self, now_ns: int) -> None:
         """As tick, but only for groups in which a deadline is over."""
@@ -245,6 +253,7 @@ class Groups:
         effects = list(effects)
         self._boards.follow(group, effects)
         self._links.follow(group, has_board=self._boards.has(group.number))
+        self._watches.follow(group)
         for effect in effects:
             if isinstance(effect, Changed) and effect.generation > told_generation:
                 told_generation = effect.generation
@@ -263,6 +272,7 @@ class Groups:
                 self.observing.dissolved(group)
                 self._late_totals.add(group.late_totals)
                 self._links.dissolved(group.number)
+                self._watches.dissolved(group.number)
                 self.by_number.pop(group.number, None)
                 self._by_name.pop(group.name, None)
             else:

@@ -17,6 +17,8 @@ cdef class Publishing:
     cdef public Requests requests
     cdef public object pressure, flush, traced
     cdef public long long window_messages, window_bytes
+    cdef public bint pushing_back
+    cdef public object refusal
     cdef long long _half_messages, _half_bytes
 
     @cython.locals(

@@ -29,6 +29,8 @@ class Settings:
     life: int = field(default_factory=lambda: secrets.randbits(63))
     wall_offset_ns: int = 0
     sessions_max: int = limits.SESSIONS_MAX
+    half_open_max: int = limits.HALF_OPEN_MAX
+    connections_per_address_max: int = limits.CONNECTIONS_PER_ADDRESS_MAX
     subscriptions_per_session_max: int = limits.SUBSCRIPTIONS_PER_SESSION_MAX
     hello_timeout_s: float = limits.HELLO_TIMEOUT_S
     heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
