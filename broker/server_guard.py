@@ -57,7 +57,7 @@ class Guard:
         limit = LimitExceeded("descriptors", descriptor + 1, descriptors_max, advice)
         if now_ns - self._scarce_ns > STRANGERS_LOGGED_S * 1e9:
             self._scarce_ns = now_ns
-            log.error("server.descriptors_scarce peer=%s is refused: %s", record.peer, limit)
+            log.error("server.descriptors_scarce peer=%s cause=%s", record.peer, limit)
         self._state.admission.refuse(record, limit)
 
     def never_opened(self, record: SessionRecord, now_ns: int) -> None:
@@ -83,7 +83,7 @@ class Guard:
     def _tell_rest(self) -> None:
         more, self._strangers = self._strangers - STRANGERS_LOGGED_MAX, 0
         if more > 0:
-            log.warning("server.strangers %d more within %g s", more, STRANGERS_LOGGED_S)
+            log.warning("server.strangers more=%d within_s=%g", more, STRANGERS_LOGGED_S)
 
     def _look_at_memory(self, gauge: MemoryGauge, now_ns: int, close: Callable[[SessionRecord], None]) -> None:
         watermark = self._state.watermark
@@ -103,7 +103,7 @@ class Guard:
         before = watermark.level
         shed = watermark.look(used_bytes, self._limit_bytes, self._state.sessions.values())
         if watermark.level is not before:
-            words = "server.memory %s -> %s used_bytes=%d limit_bytes=%d"
+            words = "server.memory before=%s now=%s used_bytes=%d limit_bytes=%d"
             log.warning(words, before.name, watermark.level.name, used_bytes, self._limit_bytes)
         if shed is not None:
             words = "server.session_shed id=%d name=%r peer=%s cause=%s"
