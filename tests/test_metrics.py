@@ -192,15 +192,15 @@ def test_all_reduces_are_counted_and_timed_with_the_skew_of_their_ranks(tmp_path
 
 def check_that_all_reduces_are_counted(daemon: Daemon, schedule: str) -> None:
     def run(bus: clients.Client, rank: int) -> None:
-        with bus.group(f"timed-{schedule}", world_size=2, rank=rank, schedule=schedule) as group:
-            for _ in range(3):
-                group.all_reduce(np.ones(1 << 18, np.float32))
-            group.barrier()
+        group = bus.group(f"timed-{schedule}", world_size=2, rank=rank, schedule=schedule)
+        for _ in range(3):
+            group.all_reduce(np.ones(1 << 18, np.float32))
+        group.barrier()
 
     before = scrape(daemon)
     with clients.connect(daemon.url) as one, clients.connect(daemon.url) as other:
         all_together(lambda: run(one, 0), lambda: run(other, 1))
-    after = scrape(daemon)
+        after = scrape(daemon)
 
     def growth(name: str, *labels: str) -> float:
         return after[(f"tensorbus_{name}", *labels)] - before[(f"tensorbus_{name}", *labels)]
