@@ -188,6 +188,25 @@ LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
 SOCKET_PATH_BYTES_MAX: Final = 107
 """sun_path without its closing NUL (unix(7))."""
 
+# Identities.
+TOKENS_MAX: Final = 65_536
+"""Of one file, which is read as a whole when it changes."""
+USERS_MAX: Final = 1024
+"""Users of this host that the configuration lets in by name."""
+AUDIT_EVENTS_PER_S_MAX: Final = 1000
+"""Lines of the audit log in a second; of more, it says how many there were. Nobody fills a disk by being refused."""
+REFUSAL_LOG_INTERVAL_S: Final = 10.0
+"""Between two warnings of the log that say the same of sessions that are let in by --insecure."""
+
+# TLS.
+TLS_OPENING_MAX: Final = 256
+"""Connections of one listener whose handshake is under way; then the oldest goes. Each holds up to 42 KiB and two
+descriptors, and has hello_timeout_s."""
+TLS_EARLY_BYTES_MAX: Final = 128 * KIB
+"""What is kept of what is sent before the handshake is over: a greeting, which is all that anybody sends by then."""
+TLS_CLOSE_S: Final = 0.1
+"""How long a close waits for room for what is encrypted already, in the rare case that the kernel had none."""
+
 # ZeroMQ (docs/wire.md section 16).
 ZEROMQ_WINDOW_BYTES: Final = 4 * MIB
 """What one end may have under way to the other, in libzmq's queues and in the sockets: what a peer that does not read

@@ -60,8 +60,11 @@ class Guard:
             log.error("server.descriptors_scarce peer=%s cause=%s", record.peer, limit)
         self._state.admission.refuse(record, limit)
 
-    def never_opened(self, record: SessionRecord, now_ns: int) -> None:
-        """A connection is over that has not said a hello that was accepted; the log has a bounded number of these."""
+    def never_opened(self, record: SessionRecord, now_ns: int, *, denied: bool = False) -> None:
+        """A connection is over that has not said a hello that was accepted; the log has a bounded number of these.
+
+        With `denied` it was somebody who was not let in, by a certificate or a token.
+        """
         if now_ns - self._strangers_since_ns > STRANGERS_LOGGED_S * 1e9:
             self._tell_rest()
             self._strangers_since_ns = now_ns
@@ -69,7 +72,7 @@ class Guard:
         if self._strangers <= STRANGERS_LOGGED_MAX:
             session = record.session
             # Who says nothing and goes looks whether somebody listens, as those do who watch a service.
-            level = logging.WARNING if session.received_bytes else logging.INFO
+            level = logging.WARNING if session.received_bytes or denied else logging.INFO
             words = "server.stranger peer=%s received_bytes=%d cause=%s"
             log.log(level, words, record.peer, session.received_bytes, session.failure)
 
