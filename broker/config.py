@@ -45,6 +45,13 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class LogFormat(StrEnum):
+    """How log records are written."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
 def environment() -> Mapping[str, str]:
     """The process's environment; the daemon reads it here and nowhere else."""
     return os.environ
@@ -66,6 +73,7 @@ class Config:
         admin: host:port of the HTTP endpoint, or "off".
         name: the broker's name in logs, metrics and the dashboard.
         log_level: the least severe log records that are written.
+        log_format: console for people, or json, one object per line.
         admin_names: names by which the HTTP interface may be asked for, besides localhost, this machine's and figures.
         sessions_max: sessions open at once.
         half_open_max: connections that have yet to say hello.
@@ -81,6 +89,8 @@ class Config:
         publish_window_bytes: bytes of one topic that a publisher may send ahead of credit.
         drain_timeout_s: how long the daemon waits at its end for what is queued.
         metrics_topic_labels: count messages by topic too; each topic makes a time series, so they should be few.
+        latency_metrics: whether clients measure how long messages take to reach them, and the broker its own turns.
+        tracing: export spans of traced messages and of collectives by OTLP; takes `pip install tensorbus[otel]`.
         shared_memory: whether clients on this host may send and receive large messages in shared memory.
         topics: policies of topics, by filter.
     """
@@ -89,6 +99,7 @@ class Config:
     admin: str = ADMIN_DEFAULT
     name: str = field(default_factory=socket.gethostname)
     log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.CONSOLE
     admin_names: tuple[str, ...] = ()
     sessions_max: int = limits.SESSIONS_MAX
     half_open_max: int = limits.HALF_OPEN_MAX
@@ -104,6 +115,8 @@ class Config:
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
     drain_timeout_s: float = limits.DRAIN_TIMEOUT_S
     metrics_topic_labels: bool = False
+    latency_metrics: bool = True
+    tracing: bool = False
     shared_memory: bool = True
     topics: tuple[Declaration, ...] = ()
 
@@ -258,6 +271,10 @@ def _accept_log_level(value: object) -> LogLevel | None:
     return next((level for level in LogLevel if level == value), None)
 
 
+def _accept_log_format(value: object) -> LogFormat | None:
+    return next((form for form in LogFormat if form == value), None)
+
+
 def _accept_integer(value: object) -> int | None:
     # Twice as much still fits the 64 bits in which the broker counts.
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= INTEGER_MAX else None
@@ -297,6 +314,7 @@ _KINDS: Final[dict[object, _Kind]] = {
         "a list of addresses", lambda text: [part.strip() for part in text.split(",")], _accept_texts
     ),
     LogLevel: _Kind(f"one of {', '.join(LogLevel)}", str.lower, _accept_log_level),
+    LogFormat: _Kind(f"one of {', '.join(LogFormat)}", str.lower, _accept_log_format),
     int: _Kind("an integer above 0, and at most 2^62", int, _accept_integer),
     float: _Kind("a number of seconds above 0, and at most a billion", float, _accept_number),
     bool: _Kind("true or false", lambda text: _BOOLEANS[text.lower()], _accept_boolean),

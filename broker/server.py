@@ -17,8 +17,9 @@ from typing import Final
 
 from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded
+from broker.histograms import Histogram
 from broker.ids import SessionId
-from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, SCRATCH_BYTES
+from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
 from broker.protocol.session import Deliver, Phase
 from broker.server_boards import board_maker
 from broker.server_guard import Guard
@@ -32,6 +33,7 @@ from broker.transport.hangups import Hangups
 log = logging.getLogger(__name__)
 
 _OPEN, _CLOSED = Phase.OPEN, Phase.CLOSED
+_UNMEASURED = TURNS_UNMEASURED
 TICK_S: Final = 0.05
 READS_AT_ONCE: Final = 2
 """Of one connection before the others have their turn: all of a message of some 100 KiB."""
@@ -64,6 +66,7 @@ class Server:
     Attributes:
         state: what it knows.
         listeners: where it listens.
+        turns: how long it takes from when a connection has something to read until that has been passed on.
     """
 
     def __init__(self, config: Config) -> None:
@@ -86,12 +89,16 @@ class Server:
                 shared_memory=config.shared_memory,
                 arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
                 declarations=config.topics,
+                report_ms=REPORT_INTERVAL_MS if config.latency_metrics else 0,
                 boards=board_maker(enabled=config.shared_memory),
             )
         )
         self._guard = Guard(self.state, config.memory_max_bytes)
         self.listeners: list[Listener] = []
         self.started_ns = time.monotonic_ns()
+        self.turns = Histogram()
+        self._turn = 0
+        self._measures = config.latency_metrics
         self.idle = asyncio.Event()
         """Set while no session is open."""
         self.idle.set()
@@ -177,13 +184,13 @@ class Server:
                 connection = listener.accept()
             except LimitExceeded as error:
                 if not self._accept_paused:
-                    log.error("server.accept_paused %s", error)
+                    log.error("server.accept_paused cause=%s", error)
                 self._accept_paused = True
                 self._loop.remove_reader(listener.fileno())
                 self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
                 return
             except ConnectionClosed as error:
-                log.error("server.accept_failed %s", error)
+                log.error("server.accept_failed cause=%s", error)
                 return
             if connection is None:
                 return
@@ -203,6 +210,15 @@ class Server:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _readable(self, link: _Link) -> None:
+        self._turn += 1
+        if not self._measures or self._turn & _UNMEASURED:
+            self._read(link)
+            return
+        began_ns = time.monotonic_ns()
+        self._read(link)
+        self.turns.observe(time.monotonic_ns() - began_ns)
+
+    def _read(self, link: _Link) -> None:
         record = link.record
         session = record.session
         try:

@@ -42,6 +42,7 @@ from broker.security.identity import ANYBODY, Identity
 from broker.state.admission import Admission
 from broker.state.following import Following
 from broker.state.groups import Groups
+from broker.state.measured import Latencies
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.queries import Viewer, answer_to
@@ -105,6 +106,7 @@ class BrokerState:
         self.groups = Groups(self._flush, self.announce, settings.boards)
         self.viewer: Viewer | None = None
         """Whoever runs the state sets it."""
+        self.latencies = Latencies()
         self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
@@ -125,6 +127,7 @@ class BrokerState:
             Kind.ARENA: self.sharing.arena,
             Kind.MAPPED: self.sharing.mapped,
             Kind.RELEASE: self.sharing.release,
+            Kind.MEASURED: self.latencies.measured,
             **self.groups.handlers,
         }
 
@@ -319,6 +322,7 @@ class BrokerState:
                 heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
                 life=settings.life,
                 shared=self.sharing.begin(record, wanted=hello.shared),
+                report_ms=settings.report_ms,
             )
         )
         # `block`, because a reply that is dropped is a requester that waits for it.
@@ -360,7 +364,9 @@ class BrokerState:
             done()
         else:
             before = "none" if replaced is None else f"{dict(replaced.settings)} {replaced.origin}"
-            log.info("policy.declared filter=%r by=%r %s before=%s", wishes.filter, record.name, settings, before)
+            log.info(
+                "policy.declared filter=%r by=%r settings=%s before=%s", wishes.filter, record.name, settings, before
+            )
             self.following.begin(wishes.filter, done)
 
     def _query(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

@@ -29,8 +29,9 @@ from broker.topics.messages import Chunk, Message, Stream
 from broker.topics.names import check_topic
 from broker.topics.policy import TopicPolicy
 
-_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED = (
-    int(flag) for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST, Flag.SHARED)
+_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED = (
+    int(flag)
+    for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST, Flag.SHARED, Flag.TRACED)
 )
 
 
@@ -62,6 +63,8 @@ class Publishing:
         self._half_messages = window_messages - window_messages // 2
         self._half_bytes = window_bytes - window_bytes // 2
         self.flush = flush
+        self.traced: Callable[[TopicRecord, Message], None] | None = None
+        """Routes a traced message, if somebody follows such."""
 
     def topic(self, session: SessionRecord, frame: Frame) -> None:
         """TOPIC: the session gives a number to a topic."""
@@ -156,6 +159,9 @@ class Publishing:
                 # It has no place among the topic's messages.
                 message.sequence = 0
                 message.release()
+                return
+            if flags & _TRACED and self.traced is not None:
+                self.traced(topic, message)
                 return
         self.router.route(topic, message)
 

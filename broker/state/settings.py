@@ -21,6 +21,7 @@ class Settings:
         shared_memory: whether clients on this host may send and receive messages in shared memory.
         arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.
+        report_ms: how often clients tell of the times that messages take to reach them, in milliseconds; 0 is never.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
 
@@ -41,4 +42,5 @@ class Settings:
     shared_memory: bool = True
     arena_descriptor_max: int = (1 << 31) - 1
     declarations: tuple[Declaration, ...] = ()
+    report_ms: int = 0
     boards: BoardMaker | None = None
