@@ -16,10 +16,11 @@ from functools import partial
 from typing import Final
 
 from broker.config import Config
-from broker.errors import ConnectionClosed, LimitExceeded
+from broker.errors import ConnectionClosed, LimitExceeded, ProtocolError
 from broker.histograms import Histogram
 from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
+from broker.protocol.codes import Code
 from broker.protocol.session import Deliver, Phase
 from broker.server_boards import board_maker
 from broker.server_guard import Guard
@@ -235,6 +236,10 @@ class Server:
             self._close(link)
             self._run()
             return
+        except Exception:
+            # A fault of the broker's own ends the session that has shown it, and no other one.
+            log.exception("session.fault id=%d name=%r peer=%s", record.id, record.name, record.peer)
+            session.fail(ProtocolError("the broker has a fault here, which is in its log", Code.INTERNAL))
         if link.writing and link.one_signal:
             self._flush(link)
         if session.phase is not _OPEN:
@@ -298,8 +303,10 @@ class Server:
             link.connection.close()
         now_ns = time.monotonic_ns()
         if record.name:
-            words = "session.closed id=%d name=%r peer=%s cause=%s"
-            log.info(words, record.id, record.name, record.peer, record.session.failure)
+            log.info(
+                "session.closed id=%d name=%r peer=%s cause=%s",
+                record.id, record.name, record.peer, record.session.failure,
+            )  # fmt: skip
         else:
             self._guard.never_opened(record, now_ns)
         self.state.disconnect(record.id, now_ns, reads_on=reads_on)
