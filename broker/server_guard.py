@@ -47,6 +47,7 @@ class Guard:
     def watch_memory(self) -> None:
         """From here on memory is looked at: of a process that is a broker and nothing else."""
         self._gauge = MemoryGauge(self._memory_max_bytes)
+        self._state.pool.look = self._look_between_ticks
 
     def accepted(self, record: SessionRecord, descriptor: int, now_ns: int) -> None:
         """A connection was accepted; it is refused if it would take a descriptor that others need."""
@@ -115,6 +116,11 @@ class Guard:
                 shed.id, shed.name, shed.peer, shed.session.failure,
             )  # fmt: skip
             close(shed)
+
+    def _look_between_ticks(self) -> None:
+        """Much has come since the last look: the level follows, but no session is closed in the middle of a frame."""
+        if self._gauge is not None and self._limit_bytes:
+            self._state.watermark.look(self._gauge.used_bytes(), self._limit_bytes, ())
 
     def close(self) -> None:
         """Nothing is looked after any more."""
