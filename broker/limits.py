@@ -27,6 +27,9 @@ DESCRIPTORS_RESERVED: Final = 64
 interface of those who are there go on when connections have used up all others."""
 MEMORY_BYTES_MAX: Final = 1 << 50
 """What the broker may use when the configuration does not say: what there is."""
+MEMORY_LOOK_BYTES: Final = 8 * MIB
+"""After so many bytes of payloads it is looked at how much is used, although the tick is not over: in one tick a
+publisher on the same host can send 50 MiB."""
 MEMORY_LOOK_S: Final = 1.0
 """How often it is measured how much memory there is; how much is used, every tick."""
 

@@ -23,7 +23,7 @@ OF_THE_BROKER = {
     Kind.TOOK_PART,
 }  # fmt: skip
 ONLY_BESIDE_DESCRIPTORS = {Kind.ARENA, Kind.MAPPED, Kind.RELEASE}
-RARELY = {Kind.PING, Kind.PONG, Kind.REGROUP}
+RARELY = {Kind.PING, Kind.PONG, Kind.REGROUP, Kind.OPERATIONS, Kind.MEASURED}
 
 
 @pytest.mark.timeout(180)
