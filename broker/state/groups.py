@@ -41,6 +41,7 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.boards import BoardMaker, Boards
 from broker.state.link_watches import LinkWatches
 from broker.state.links import Links
+from broker.state.observing import Observing
 from broker.state.records import SessionRecord
 from broker.state.reports import Reports
 
@@ -49,6 +50,8 @@ class Groups:
     """All groups of the broker.
 
     Attributes:
+        reports: what was said of each group without being asked.
+        observing: how long their operations took.
         wake: is told when `end_due` has to be called, for a deadline that cannot wait for the next regular tick.
     """
 
@@ -65,7 +68,8 @@ class Groups:
         self._flush = flush
         self._announce = announce
         self._boards = Boards(maker)
-        self._reports = Reports(announce)
+        self.reports = Reports(announce)
+        self.observing = Observing()
         self._last_number = 0
         self.wake: Callable[[int], None] = lambda at_ns: None
         self._late_totals = LateTotals()
@@ -205,11 +209,16 @@ class Groups:
         """Time passes: deadlines."""
         for group in list(self.by_number.values()):
             self._carry_out(group, group.tick(now_ns))
-            self._boards.look(group, now_ns)
-            self._watches.look(group, now_ns)
-            self._reports.look(group, partial(self.snapshot, group, now_ns), now_ns)
+            self.look(group, now_ns)
+            self.reports.look(group, partial(self.snapshot, group, now_ns), now_ns)
         for group in self._links.tick(list(self.by_number.values()), now_ns):
             self._carry_out(group, group.renew())
+
+    def look(self, group: Group, now_ns: int) -> None:
+        """Observes what has ended in a group since the last time."""
+        self._boards.look(group, now_ns)
+        self._watches.look(group, now_ns)
+        self.observing.look(group)
 
     def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
         """The state of a group at this moment, for people."""
@@ -259,7 +268,8 @@ class Groups:
             elif isinstance(effect, Dissolved):
                 self._tell(group, "dissolved", -1)
                 self._boards.dissolved(group.number)
-                self._reports.forget(group.number)
+                self.reports.forget(group.number)
+                self.observing.dissolved(group)
                 self._late_totals.add(group.late_totals)
                 self._links.dissolved(group.number)
                 self._watches.dissolved(group.number)
