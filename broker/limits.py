@@ -27,6 +27,9 @@ DESCRIPTORS_RESERVED: Final = 64
 interface of those who are there go on when connections have used up all others."""
 MEMORY_BYTES_MAX: Final = 1 << 50
 """What the broker may use when the configuration does not say: what there is."""
+MEMORY_LOOK_BYTES: Final = 8 * MIB
+"""After so many bytes of payloads it is looked at how much is used, although the tick is not over: in one tick a
+publisher on the same host can send 50 MiB."""
 MEMORY_LOOK_S: Final = 1.0
 """How often it is measured how much memory there is; how much is used, every tick."""
 
@@ -348,10 +351,11 @@ LINK_REPORT_S: Final = 0.1
 """How often members say what they are at, so that one that stands still is named within a second."""
 LINK_REPORT_LAST_S: Final = 0.5
 """How long what they say of a generation that has ended is waited for: members tick ten times a second."""
-LINK_REPORT_OPERATIONS: Final = 32
+LINK_REPORT_OPERATIONS: Final = 16
 """Operations that a member tells of in one report when it does many more; of groups with many members, fewer."""
-LINK_REPORT_GROUP_OPERATIONS: Final = 512
-"""And so many in the reports of all members together: about a thousandth of the broker's thread for each group."""
+LINK_REPORT_GROUP_OPERATIONS: Final = 256
+"""And so many in the reports of all members together: at 5 us for each (measured) about a hundredth of the broker's
+thread, for a group in a fast loop."""
 LINK_REPORTS_QUEUED_BYTES_MAX: Final = 64 * KIB
 """A member whose control lane is that long says nothing more of its operations for the moment."""
 LINK_WORDS_MAX: Final = 128

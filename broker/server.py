@@ -270,6 +270,10 @@ class Server:
             self._close(link)
             self._run()
             return
+        except Exception:
+            # A fault of the broker's own ends the session that has shown it, and no other one.
+            log.exception("session.fault id=%d name=%r peer=%s", record.id, record.name, record.peer)
+            session.fail(ProtocolError("the broker has a fault here, which is in its log", Code.INTERNAL))
         if link.writing and link.one_signal:
             self._flush(link)
         if session.phase is not _OPEN:
