@@ -17,6 +17,7 @@ from broker.errors import InvalidValue
 from broker.limits import KIB
 from broker.protocol.pressure import Query, View
 from broker.server import Server
+from broker.state.tenants import Tenant
 
 ANSWER_BYTES: Final = 128 * KIB
 """An answer has no more things once it has so many bytes; with one more it still fits a frame's body."""
@@ -37,15 +38,15 @@ def show_to_clients(server: Server) -> None:
     server.state.viewer = partial(answer, server)
 
 
-def answer(server: Server, query: Query, now_ns: int) -> View:
-    """A piece of a view.
+def answer(server: Server, query: Query, asker: Tenant, now_ns: int) -> View:
+    """A piece of a view, as somebody of a tenant may see it; those that belong to none see all.
 
     Raises:
         InvalidValue: there is no such view, or a filter that cannot be.
     """
     items: list[msgspec.Raw] = []
     size_bytes = 0
-    for item in _items(server, query, now_ns):
+    for item in _items(server, query, None if asker is server.state.own else asker, now_ns):
         if size_bytes > ANSWER_BYTES:
             return View(items, more=True)
         encoded = _encoded(item)
@@ -54,23 +55,25 @@ def answer(server: Server, query: Query, now_ns: int) -> View:
     return View(items)
 
 
-def _items(server: Server, query: Query, now_ns: int) -> Iterable[msgspec.Struct]:
-    """The things of a view, from `query.after` on; each is made when it is taken."""
+def _items(server: Server, query: Query, seen: Tenant | None, now_ns: int) -> Iterable[msgspec.Struct]:
+    """The things of a view, of one tenant or of all, from `query.after` on; each is made when it is taken."""
     # Only those who are asked need what these import.
     from broker import admin_groups, admin_views
 
     after = min(max(0, query.after), _AFTER_MAX)
+    tenants = None if seen is None else [seen]
     if query.view == "server":
-        return [admin_views.server_view(server, now_ns)][after:]
+        return [admin_views.server_view(server, now_ns, seen)][after:]
     if query.view == "sessions":
-        records = islice(list(server.state.sessions.values()), after, None)
+        sessions = server.state.sessions if seen is None else seen.sessions
+        records = islice(list(sessions.values()), after, None)
         return (admin_views.session_view(record, now_ns) for record in records)
     if query.view == "topics":
-        topics = admin_views.topics_of(server, query.filter, after)
-        return (admin_views.topic_view(server.state.router, topic, explained=False) for topic in topics)
+        topics = admin_views.topics_of(server, query.filter, after, tenants)
+        return (admin_views.topic_view(tenant, topic, explained=False) for tenant, topic in topics)
     if query.view == "groups":
-        groups = islice(list(server.state.groups.by_number.values()), after, None)
-        return (admin_groups.group_view(server, group, now_ns) for group in groups)
+        groups = islice(admin_groups.groups_of(server, tenants), after, None)
+        return (admin_groups.group_view(server, tenant, group, now_ns) for tenant, group in groups)
     raise InvalidValue("view", query.view[:16], "there are server, sessions, topics and groups")
 
 

@@ -101,7 +101,7 @@ def serve(file: Path | None, *, show_config: bool, **settings: object) -> None:
         return
     from broker.cli_serve import run
 
-    run(loaded.config)
+    run(loaded.config, lambda: load(settings, environment(), file).config)
 
 
 _url = click.option("--url", metavar="URL", help="The broker's address; default: $TENSORBUS_URL, else this host's.")

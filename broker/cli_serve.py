@@ -8,12 +8,14 @@ import logging
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import click
 import uvloop
 
 from broker.answers import show_to_clients
+from broker.cli_reload import reload_on_hangup
 from broker.config import ADMIN_OFF, Config, LogLevel
 from broker.errors import InvalidValue
 from broker.server import Server
@@ -22,8 +24,12 @@ GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
 
 
-def run(config: Config) -> None:
+def run(config: Config, read_again: Callable[[], Config]) -> None:
     """Serves until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
+
+    Args:
+        config: the settings.
+        read_again: gives them as they are when SIGHUP comes.
 
     Raises:
         InvalidValue: an address is malformed or of an unknown scheme.
@@ -35,7 +41,7 @@ def run(config: Config) -> None:
     _start_logging(config.log_level)
     _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config))
+        runner.run(_serve(config, read_again))
 
 
 def _start_logging(level: LogLevel) -> None:
@@ -58,12 +64,13 @@ def _settle_memory() -> None:
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, read_again: Callable[[], Config]) -> None:
     stopping = _catch_signals()
     server = Server(config)
     show_to_clients(server)
     admin = None
     server.start(config.listen)
+    reload_on_hangup(server, read_again)
     try:
         lines = [f"listening on {listener.address}" for listener in server.listeners]
         if config.admin != ADMIN_OFF:

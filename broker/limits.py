@@ -308,6 +308,16 @@ LINK_HALF_OPEN_MAX: Final = 128
 LINK_HELLO_S: Final = 3.0
 """How long such a connection may take."""
 
+# Permissions and tenants.
+ROLES_MAX: Final = 1024
+"""Roles that a configuration may define: it is written by people."""
+RULES_MAX: Final = 1024
+"""Filters that allow or deny one verb in all roles of a session: each new topic is compared with all of them."""
+RULE_STEPS_MAX: Final = 100_000
+"""Filters looked at to find out what one filter can match, some 20 ms; what takes longer is refused."""
+TENANTS_MAX: Final = 1024
+"""Tenants of one broker: each has topics of its own."""
+
 # Time.
 HEARTBEAT_INTERVAL_S: Final = 5.0
 HEARTBEAT_TIMEOUT_S: Final = 30.0

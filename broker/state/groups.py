@@ -31,13 +31,15 @@ from broker.collectives.effects import (
 from broker.collectives.group import Group
 from broker.collectives.late import LateTotals
 from broker.collectives.snapshots import GroupSnapshot
-from broker.errors import InvalidValue, ProtocolError
+from broker.errors import InvalidValue, PermissionDenied, ProtocolError
 from broker.ids import GroupNumber, SessionId
 from broker.limits import GROUPS_MAX, NAME_BYTES_MAX
 from broker.protocol import bodies
 from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership, decode_body, encode_body
-from broker.protocol.codes import Code
+from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.security.roles import Verb
+from broker.state.authority import Authority
 from broker.state.boards import BoardMaker, Boards
 from broker.state.links import Links
 from broker.state.records import SessionRecord
@@ -56,6 +58,7 @@ class Groups:
         flush: Callable[[SessionRecord], None],
         announce: Callable[[str, object], None],
         maker: BoardMaker | None = None,
+        authority: Authority | None = None,
     ) -> None:
         self.by_number: dict[GroupNumber, Group] = {}
         self._by_name: dict[str, Group] = {}
@@ -64,6 +67,7 @@ class Groups:
         self._flush = flush
         self._announce = announce
         self._boards = Boards(maker)
+        self._authority = authority
         self._reports = Reports(announce)
         self._last_number = 0
         self.wake: Callable[[int], None] = lambda at_ns: None
@@ -92,6 +96,12 @@ class Groups:
     def join(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """JOIN: a session wants to be a member."""
         wish = decode_body(frame.body, Join)
+        if self._authority is not None:
+            try:
+                self._authority.authorize(session, Verb.JOIN, wish.group)
+            except PermissionDenied as error:
+                self._refuse(session, frame.target, failure_of(error))
+                return
         group = self._by_name.get(wish.group)
         if group is None:
             group_or_problem = self._create(wish, now_ns)

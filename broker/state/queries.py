@@ -9,16 +9,17 @@ from broker.errors import InvalidValue, PermissionDenied, ProtocolError
 from broker.limits import PRESSURE_SUBSCRIPTIONS_MAX
 from broker.protocol.pressure import Pressure, Query, View
 from broker.state.pressure import Blocker, holds_back, pressure_on
+from broker.state.tenants import Tenant
 from broker.state.topics import INBOX, NOTHING_KEPT, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.names import check_topic
 
-Viewer = Callable[[Query, int], View]
-"""Shows what the broker knows; it raises InvalidValue for what cannot be shown."""
+Viewer = Callable[[Query, Tenant, int], View]
+"""Shows what the broker knows to somebody of a tenant; it raises InvalidValue for what cannot be shown."""
 
 
-def answer_to(router: Router, viewer: Viewer | None, query: Query, now_ns: int) -> Pressure | View:
-    """The answer to a question.
+def answer_to(tenant: Tenant, viewer: Viewer | None, query: Query, now_ns: int) -> Pressure | View:
+    """The answer to a question of somebody of a tenant.
 
     Raises:
         InvalidValue: it is no topic, or no view.
@@ -28,10 +29,10 @@ def answer_to(router: Router, viewer: Viewer | None, query: Query, now_ns: int) 
     if query.topic is None and not query.view:
         raise ProtocolError("malformed Query body: it asks for neither a topic nor a view")
     if query.topic is not None:
-        return pressure_of(router, query.topic)
+        return pressure_of(tenant.router, query.topic)
     if viewer is None:
         raise InvalidValue("view", query.view[:16], "this broker shows nothing")
-    return viewer(query, now_ns)
+    return viewer(query, tenant, now_ns)
 
 
 def pressure_of(router: Router, name: str) -> Pressure:

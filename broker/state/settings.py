@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from broker import limits
+from broker.security.permissions import Permissions
+from broker.security.quotas import Quotas
 from broker.state.boards import BoardMaker
 from broker.topics.policy import Declaration
 
@@ -21,6 +25,8 @@ class Settings:
         shared_memory: whether clients on this host may send and receive messages in shared memory.
         arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.
+        permissions: who may do what.
+        quotas: of tenants by name; `*` is of all others.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
 
@@ -39,4 +45,6 @@ class Settings:
     shared_memory: bool = True
     arena_descriptor_max: int = (1 << 31) - 1
     declarations: tuple[Declaration, ...] = ()
+    permissions: Permissions = field(default_factory=Permissions)
+    quotas: Mapping[str, Quotas] = field(default_factory=lambda: MappingProxyType({}))
     boards: BoardMaker | None = None
