@@ -2,9 +2,9 @@
 
     python -m bench.tenants
 
-A broker; the noisy tenant's publisher and reader, each in a process of its own, with messages of 64 KiB over TCP; the quiet tenant's
-requests, one after the other, from this process to a responder in a fourth. The rounds go in turns, so that all of them
-meet the same machine: quiet alone, noisy without a quota, noisy at its quota.
+A broker; the noisy tenant's publisher and reader, each in a process of its own, with messages of 64 KiB over TCP; the
+quiet tenant's requests, one after the other, from this process to a responder in a fourth. The rounds go in turns, so
+that all of them meet the same machine: quiet alone, noisy without a quota, noisy at its quota.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def main() -> None:
         broker.terminate()
         broker.wait()
     quiet = sorted(found["alone"][0])
-    print(f"{'noisy tenant':12}  {'sends MB/s':>10}  {'requests':>9}  {'p50 us':>8}  {'p99 us':>8}  {'p50':>6}  {'p99':>6}")
+    print(
+        f"{'noisy tenant':12}  {'MB/s':>10}  {'requests':>9}  {'p50 us':>8}  {'p99 us':>8}  {'p50':>6}  {'p99':>6}"
+    )
     for case, (samples, rates) in found.items():
         ordered = sorted(samples)
         p50, p99 = (percentile(ordered, percent) for percent in (50, 99))

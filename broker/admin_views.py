@@ -313,8 +313,9 @@ def _subscription_view(subscription: Subscription) -> SubscriptionView:
 def topics_of(
     server: Server, topic_filter: str = ALL_LEVELS, after: int = 0, tenants: Iterable[Tenant] | None = None
 ) -> Iterator[tuple[Tenant, TopicRecord]]:
-    """The topics of clients that a filter matches, of some tenants or of all, without the first `after` of them; of each
-    tenant the oldest first.
+    """The topics of clients that a filter matches, of some tenants or of all; of each tenant the oldest first.
+
+    The first `after` of them are left out.
 
     Raises:
         InvalidValue: a filter that cannot be.

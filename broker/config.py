@@ -179,7 +179,8 @@ def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
     ]
     config, origins = loaded.config, loaded.origins
     settings += [(*row, origins[TOPICS]) for row in describe_topics(config.topics)]
-    settings.append((PERMISSIONS, describe_permissions(config.permissions), origins[PERMISSIONS]))
+    if config.permissions.configured:
+        settings.append((PERMISSIONS, describe_permissions(config.permissions), origins[PERMISSIONS]))
     return settings + [(*row, origins[TENANTS]) for row in describe_tenants(config.tenants)]
 
 

@@ -1,17 +1,17 @@
 """Roles, who has them, and quotas of tenants in the daemon's TOML file.
 
-    [permissions]
-    everybody = ["reader"]                       # roles that every session has, whoever it is
-    members = { "trainer-0" = ["trainer"] }      # roles by the name that somebody has proven
+[permissions]
+everybody = ["reader"]                       # roles that every session has, whoever it is
+members = { "trainer-0" = ["trainer"] }      # roles by the name that somebody has proven
 
-    [permissions.roles.reader]                   # beside trainer, parameter-server, monitor and admin
-    includes = ["monitor"]
-    allow = { subscribe = ["metrics/#"] }
-    deny = { subscribe = ["metrics/private/#"] }
+[permissions.roles.reader]                   # beside trainer, parameter-server, monitor and admin
+includes = ["monitor"]
+allow = { subscribe = ["metrics/#"] }
+deny = { subscribe = ["metrics/private/#"] }
 
-    [tenants.blue]                               # "*" is every tenant that has no table
-    sessions_max = 100
-    bytes_per_second_max = "100MiB"
+[tenants.blue]                               # "*" is every tenant that has no table
+sessions_max = 100
+bytes_per_second_max = "100MiB"
 """
 
 from __future__ import annotations
@@ -155,8 +155,6 @@ def _known_roles(value: object, where: str, roles: Mapping[str, object]) -> tupl
 
 def describe_permissions(permissions: Permissions) -> str:
     """The permissions in words, for `--show-config`."""
-    if not permissions.configured:
-        return "none configured"
     own = [name for name in permissions.roles if name not in READY_MADE]
     everybody = ",".join(permissions.everybody) or "none"
     return f"everybody={everybody} members={len(permissions.members)} roles={','.join(own) or 'ready-made'}"

@@ -116,7 +116,9 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
     yield _counter("contributions_carried", "Late ones that were kept for the next collective.", late.carried)
     yield _counter("contributions_added", "Kept ones that a later collective has added.", late.added)
     yield _counter("contributions_dropped", "Late ones that were dropped.", late.dropped)
-    yield _counter("publisher_waits", "Times that a publisher was held back.", sum(each.pressure.waits for each in tenants))
+    yield _counter(
+        "publisher_waits", "Times that a publisher was held back.", sum(each.pressure.waits for each in tenants)
+    )
     for overflow, count in totals.dropped_messages.items():
         dropped.add_metric([overflow.value], count)
     yield dropped

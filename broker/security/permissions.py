@@ -1,10 +1,10 @@
 """Who may do what: from roles and identities to the rights of one session.
 
-    Permissions   roles, and who has which: replaced as a whole when the configuration is read again
-        .of(identity)
-    Rights        what one session may do
-        .may(verb, target)     yes or no
-        .refusal(verb, target) the words for whoever was refused
+Permissions   roles, and who has which: replaced as a whole when the configuration is read again
+    .of(identity)
+Rights        what one session may do
+    .may(verb, target)     yes or no
+    .refusal(verb, target) the words for whoever was refused
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Permissions:
     """
 
     configured: bool = False
-    roles: Mapping[str, Role] = READY_MADE
+    roles: Mapping[str, Role] = field(default_factory=lambda: READY_MADE)
     everybody: tuple[str, ...] = ()
     members: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     _made: dict[tuple[str, tuple[str, ...]], Rights] = field(default_factory=dict, compare=False, repr=False)

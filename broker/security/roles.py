@@ -51,8 +51,8 @@ class Role:
         deny: by verb, filters of what is not, whatever allows it.
     """
 
-    allow: Filters = field(default=_NONE)
-    deny: Filters = field(default=_NONE)
+    allow: Filters = field(default_factory=lambda: _NONE)
+    deny: Filters = field(default_factory=lambda: _NONE)
 
 
 def check_rule(topic_filter: str) -> str:

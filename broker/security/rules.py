@@ -1,14 +1,14 @@
 """Rules of what may be done to which topics: filters that allow, filters that deny, and deny wins.
 
-A topic is allowed if a filter that allows matches it and none that denies does. Of a filter, as somebody subscribes with
-one, there are three questions, since it stands for all topics that it matches:
+A topic is allowed if a filter that allows matches it and none that denies does. Of a filter, as somebody subscribes
+with one, there are three questions, since it stands for all topics that it matches:
 
     covered(filter, filters)   is every topic that it matches matched by one of these?    gradients/+ by gradients/#
     overlaps(filter, other)    is there a topic that both match?                          a/+ and +/b, by a/b
     allows(topic)              for one of the topics, when a message comes
 
-`covered` goes through the levels of the filter with those of the others that have matched so far. Where the filter has a
-wildcard, a level may be any name: each that one of the others names there, and one that none of them names.
+`covered` goes through the levels of the filter with those of the others that have matched so far. Where the filter has
+a wildcard, a level may be any name: each that one of the others names there, and one that none of them names.
 
     a/+ by {a/b, a/+}:  a -> {a/b, a/+};  then b -> {a/b, a/+}, and any other name -> {a/+}: covered
     a/+ by {a/b, a/c}:  a -> {a/b, a/c};  then b -> {a/b}, c -> {a/c}, and any other name -> {}: not covered
@@ -143,6 +143,8 @@ class _Search:
             assert level is not None, "a filter that does not end in # ends with its levels"
             choices = [level]
         return all(
-            self.goes(depth + 1, [other for other in others if len(other) > depth and other[depth] in (name, ONE_LEVEL)])
+            self.goes(
+                depth + 1, [other for other in others if len(other) > depth and other[depth] in (name, ONE_LEVEL)]
+            )
             for name in choices
         )

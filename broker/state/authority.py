@@ -1,11 +1,11 @@
 """Whether a session may do what it asks for: one question for every verb, wherever it came in.
 
-    TOPIC, PUBLISH   publish or request, once for each topic that a session names; not for each message
-    SUBSCRIBE        subscribe, or respond; and join, if it is in a queue group
-    delivery         as for the subscription, once for each topic and subscription
-    JOIN             join
-    DECLARE          declare, and publish to the dead-letter topic
-    QUERY            admin; of one topic any right to it
+TOPIC, PUBLISH   publish or request, once for each topic that a session names; not for each message
+SUBSCRIBE        subscribe, or respond; and join, if it is in a queue group
+delivery         as for the subscription, once for each topic and subscription
+JOIN             join
+DECLARE          declare, and publish to the dead-letter topic
+QUERY            admin; of one topic any right to it
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas, quotas_of
 from broker.security.roles import Verb
 from broker.state.authority import Authority
-from broker.state.publishing import Publishing
 from broker.state.queries import Viewer, answer_to
 from broker.state.records import SessionRecord
 from broker.state.revoking import revoke

@@ -53,8 +53,7 @@ class Flow:
         return self.quotas.held_bytes_max is not None or self.quotas.bytes_per_second_max is not None
 
     def follow(self, quotas: Quotas) -> bool:
-        """Other quotas hold from now on, beginning with a whole allowance; says whether publishers may go on that had to
-        wait."""
+        """Other quotas hold from now on, with a whole allowance; says whether publishers may go on that had to wait."""
         before, self.is_over = self.is_over, False
         self.quotas = quotas
         self._allowance = float(quotas.bytes_per_second_max or 0)

@@ -213,9 +213,7 @@ class Publishing:
         )  # fmt: skip
         publisher.acknowledge = publisher.request = 0
 
-    def _use(
-        self, session: SessionRecord, publisher: Publisher, frame: Frame, messages: int, size_bytes: int
-    ) -> None:
+    def _use(self, session: SessionRecord, publisher: Publisher, frame: Frame, messages: int, size_bytes: int) -> None:
         """What is refused takes credit like any other."""
         if frame.lane != _CONTROL:
             publisher.used_messages += messages

@@ -1,7 +1,7 @@
 """What happens to sessions that are open when it changes what they may do.
 
     topics that it has named   refused from the next message on, or not any more; a large one under way goes on
-    subscriptions              end, with PermissionDenied at the subscriber; or what waits for them and is denied now goes
+    subscriptions              end, with PermissionDenied at the subscriber; or lose what waits and is denied now
     groups, another tenant     the session is closed: the members of a group that are left go on without it
 
 What was sent before is with the subscriber, and nothing brings it back.

@@ -127,7 +127,7 @@ class Publisher:
         self.message: Message | None = None
         self.acknowledge = 0
         self.request = 0
-        self.told = _NOTHING_TOLD
+        self.told: PublishPolicy | None = _NOTHING_TOLD
         self.refusal_told = False
         self.restricted = False
 

@@ -1,8 +1,8 @@
 """Rules against a matcher that tries every topic, on random cases: `python -m tests.security.random_rules --cases N`.
 
-The world is small enough to try all of it: names `a`, `b`, one that no filter has, and `$s`; topics of one to four levels.
-Filters have at most three levels, so a filter's `#` stands for more than any other filter names. Each filter is a regular
-expression, and each set of topics one integer, a bit for each topic.
+The world is small enough to try all of it: names `a`, `b`, one that no filter has, and `$s`; topics of one to four
+levels. Filters have at most three levels, so a filter's `#` stands for more than any other filter names. Each filter is
+a regular expression, and each set of topics one integer, a bit for each topic.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ def test_without_a_configuration_anybody_may_do_everything() -> None:
 @pytest.mark.parametrize("proof", ["token", "certificate"])
 def test_a_token_or_certificate_without_a_role_may_do_nothing(proof: str) -> None:
     rights = Permissions().of(Identity("trainer-3", proof=proof))  # type: ignore[arg-type]
-    assert rights.limited and not any(rights.may(verb, "a") for verb in Verb)
+    assert rights.limited
+    assert not any(rights.may(verb, "a") for verb in Verb)
 
 
 def test_with_a_configuration_whoever_has_no_role_may_do_nothing() -> None:
@@ -37,7 +38,8 @@ def test_with_a_configuration_whoever_has_no_role_may_do_nothing() -> None:
 
 def test_a_rank_may_publish_only_under_its_own_name() -> None:
     rights = Permissions().of(TRAINER)
-    assert rights.may(Verb.PUBLISH, "gradients/trainer-3") and rights.may(Verb.PUBLISH, "metrics/trainer-3/loss")
+    assert rights.may(Verb.PUBLISH, "gradients/trainer-3")
+    assert rights.may(Verb.PUBLISH, "metrics/trainer-3/loss")
     for topic in ("gradients/trainer-4", "gradients", "trainer-3", "control/stop", "$sys/trainer-3", "a/b/trainer-3"):
         assert not rights.may(Verb.PUBLISH, topic)
     assert "it may publish +/trainer-3/#" in rights.refusal(Verb.PUBLISH, "gradients/trainer-4")
@@ -71,20 +73,23 @@ def test_what_one_role_denies_no_other_one_allows() -> None:
     permissions = configured(quiet=quiet)
     assert permissions.of(Identity("a", ("admin",))).may(Verb.PUBLISH, "control/stop")
     rights = permissions.of(Identity("a", ("admin", "quiet")))
-    assert not rights.may(Verb.PUBLISH, "control/stop") and rights.may(Verb.PUBLISH, "a")
+    assert not rights.may(Verb.PUBLISH, "control/stop")
+    assert rights.may(Verb.PUBLISH, "a")
 
 
 def test_a_declaration_may_not_reach_what_is_denied() -> None:
     role = Role({Verb.DECLARE: ("a/#",), Verb.SUBSCRIBE: ("a/#",)}, {Verb.DECLARE: ("a/b",), Verb.SUBSCRIBE: ("a/b",)})
     rights = configured(one=role).of(Identity("a", ("one",)))
-    assert rights.may(Verb.SUBSCRIBE, "a/+") and not rights.may(Verb.DECLARE, "a/+")
+    assert rights.may(Verb.SUBSCRIBE, "a/+")
+    assert not rights.may(Verb.DECLARE, "a/+")
     assert rights.may(Verb.DECLARE, "a/c")
 
 
 def test_roles_come_with_the_identity_by_name_and_to_everybody() -> None:
     permissions = replace(configured(), everybody=("monitor",), members={"trainer-3": ("trainer",)})
     rights = permissions.of(Identity("trainer-3", proof="unix"))
-    assert rights.may(Verb.PUBLISH, "a/trainer-3") and rights.may(Verb.ADMIN, "server")
+    assert rights.may(Verb.PUBLISH, "a/trainer-3")
+    assert rights.may(Verb.ADMIN, "server")
     assert not permissions.of(ANYBODY).may(Verb.PUBLISH, "a/trainer-3")
 
 
@@ -93,12 +98,14 @@ def test_a_name_that_is_no_level_allows_nothing_and_denies_everything(name: str)
     assert filled_in(("+/{name}/#", "open"), name, denies=False) == ("open",)
     assert filled_in(("+/{name}",), name, denies=True) == ("+/+",)
     rights = Permissions().of(Identity(name, ("trainer",), proof="token"))
-    assert not rights.may(Verb.PUBLISH, f"a/{name}") and not rights.may(Verb.PUBLISH, "a/b")
+    assert not rights.may(Verb.PUBLISH, f"a/{name}")
+    assert not rights.may(Verb.PUBLISH, "a/b")
 
 
 def test_a_role_that_nobody_has_defined_gives_nothing_and_is_named() -> None:
     rights = Permissions().of(Identity("a", ("captain",), proof="token"))
-    assert rights.limited and "captain (unknown)" in rights.refusal(Verb.PUBLISH, "a")
+    assert rights.limited
+    assert "captain (unknown)" in rights.refusal(Verb.PUBLISH, "a")
 
 
 @pytest.mark.parametrize("text", ["", "a//b", "a/#/b", "a{name}", "x/{name}-1", "a\n", 5])
@@ -115,7 +122,8 @@ def test_rules_are_bounded_by_role_and_by_session() -> None:
     with pytest.raises(LimitExceeded):
         check_size({"big": Role({Verb.PUBLISH: (*many, "b")})})
     both = configured(big=big, more=Role({Verb.PUBLISH: ("b",)})).of(Identity("a", ("big", "more")))
-    assert not both.may(Verb.PUBLISH, "b") and not both.may(Verb.PUBLISH, "a/1")
+    assert not both.may(Verb.PUBLISH, "b")
+    assert not both.may(Verb.PUBLISH, "a/1")
 
 
 def test_sessions_of_one_identity_share_their_rights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,7 @@ class Peer:
         self.frames: list[Frame] = []
         self.welcome: Welcome | None = None
         self._reading = True
-        self.record: SessionRecord = talk.state.connect(
-            f"test:{name}", talk.now_ns, passage, identity
-        )
+        self.record: SessionRecord = talk.state.connect(f"test:{name}", talk.now_ns, passage, identity)
         self.session = Session(
             hello=Hello(name, tenant=tenant, shared=passage is not None),
             now_ns=talk.now_ns,

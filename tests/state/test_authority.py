@@ -47,7 +47,8 @@ def test_what_one_may_not_publish_goes_nowhere_and_its_topic_does_not_come_into_
     some.publish("other", b"x")
     some.publish("mine/a", b"y")
     assert ada.payloads(number) == [b"y"]
-    assert "other" not in talk.state.router.topics and some.is_open
+    assert "other" not in talk.state.router.topics
+    assert some.is_open
     (failure,) = denials(some)
     assert "publish 'other': not allowed to 'somebody' (roles: some); it may publish mine/#" in failure.reason
     assert some.all_of(Kind.ERROR)[0].number == some.topic("other")
@@ -70,7 +71,8 @@ def test_a_large_message_and_a_batch_are_refused_as_well_and_credit_comes_back()
     some.publish_batch("other", [b"a", b"b"])
     for _ in range(talk.state.publishing.window_messages):
         some.publish("other", b"x")
-    assert ada.delivered(number) == [] and some.is_open
+    assert ada.delivered(number) == []
+    assert some.is_open
     assert some.topic_credit("other")[0] >= talk.state.publishing.window_messages // 2
     some.publish("mine", b"y")
     assert ada.payloads(number) == [b"y"]
@@ -80,7 +82,8 @@ def test_a_control_message_is_refused_as_well() -> None:
     _, some, ada = world({})
     number = ada.subscribe("#")
     some.publish("other", b"x", lane=Lane.CONTROL)
-    assert ada.delivered(number) == [] and len(denials(some)) == 1
+    assert ada.delivered(number) == []
+    assert len(denials(some)) == 1
 
 
 @pytest.mark.parametrize("topic_filter", ["other", "#", "+/a", "mine/+/+", "$sys/#", "mine"])
@@ -90,7 +93,8 @@ def test_one_may_not_subscribe_to_more_than_is_allowed(topic_filter: str) -> Non
     assert len(denials(some, 5)) == 1
     ada.publish("other", b"x")
     ada.publish("mine/b/c", b"x")
-    assert some.delivered() == [] and len(some.record.subscriptions) == 1
+    assert some.delivered() == []
+    assert len(some.record.subscriptions) == 1
     assert talk.state.router.routes(talk.state.router.topic("other")).subscriptions() == []
 
 
@@ -123,9 +127,12 @@ def test_requests_and_messages_are_allowed_each_for_itself() -> None:
     some.publish("ask", b"m", Flag.ACKNOWLEDGE, target=4)
     some.publish("tell", b"q", Flag.REQUEST, target=5, sequence=2)
     some.publish("tell", b"m", Flag.ACKNOWLEDGE, target=6)
-    assert denials(some, 3) == [] and len(denials(some, 4)) == 1
-    assert len(denials(some, 5)) == 1 and denials(some, 6) == []
-    assert ada.payloads() == [b"q", b"m"] and ada.payloads(told) == [b"m"]
+    assert denials(some, 3) == []
+    assert len(denials(some, 4)) == 1
+    assert len(denials(some, 5)) == 1
+    assert denials(some, 6) == []
+    assert ada.payloads() == [b"q", b"m"]
+    assert ada.payloads(told) == [b"m"]
 
 
 def test_a_responder_is_refused_and_nobody_is_asked() -> None:
@@ -139,7 +146,8 @@ def test_a_responder_is_refused_and_nobody_is_asked() -> None:
 def test_replies_are_for_those_who_may_respond_to_something() -> None:
     _, some, ada = world({"publish": ("#",)})
     some.publish(f"$inbox/{ada.record.id}", b"forged", Flag.LAST, sequence=1)
-    assert ada.delivered(0) == [] and len(denials(some)) == 1
+    assert ada.delivered(0) == []
+    assert len(denials(some)) == 1
 
 
 def test_a_group_is_refused_and_nobody_hears_of_it() -> None:
@@ -147,7 +155,8 @@ def test_a_group_is_refused_and_nobody_hears_of_it() -> None:
     heard = ada.subscribe("$sys/groups/#")
     some.put(Kind.JOIN, body=Join("dp", 1), target=5)
     assert len(denials(some, 5)) == 1
-    assert talk.state.groups.by_number == {} and ada.delivered(heard) == []
+    assert talk.state.groups.by_number == {}
+    assert ada.delivered(heard) == []
     some.put(Kind.JOIN, body=Join("mine", 1), target=6)
     assert [frame.target for frame in some.all_of(Kind.JOINED)] == [6]
 
@@ -175,7 +184,8 @@ def test_jobs_go_only_to_members_that_may_have_them() -> None:
     theirs = other.subscribe("jobs/#", queue_group="workers")
     assert sorted(other.payloads(theirs)) == [b"s"] * 0 or set(other.payloads(theirs)) == {b"s"}
     ada.publish("jobs/secret", b"s")
-    assert b"s" in other.payloads(theirs) and b"s" not in some.payloads(number)
+    assert b"s" in other.payloads(theirs)
+    assert b"s" not in some.payloads(number)
 
 
 def test_a_policy_is_refused_where_it_reaches_further_than_allowed() -> None:
@@ -192,7 +202,8 @@ def test_dead_letters_go_only_where_the_declarer_may_publish() -> None:
     _, some, _ = world({"declare": ("mine",), "publish": ("box",)})
     some.put(Kind.DECLARE, body=Declare("mine", acknowledge=True, dead_letter="elsewhere"), target=1)
     some.put(Kind.DECLARE, body=Declare("mine", acknowledge=True, dead_letter="box"), target=2)
-    assert len(denials(some, 1)) == 1 and denials(some, 2) == []
+    assert len(denials(some, 1)) == 1
+    assert denials(some, 2) == []
 
 
 def test_dead_letters_are_read_by_those_who_may() -> None:
@@ -205,7 +216,8 @@ def test_dead_letters_are_read_by_those_who_may() -> None:
     ada.publish("jobs", b"x")
     (job,) = some.delivered()
     some.put(Kind.SETTLE, body=Settle([job.stream], refused=True), number=job.target)
-    assert ada.payloads(dead) == [b"x"] and len(some.delivered()) == 1
+    assert ada.payloads(dead) == [b"x"]
+    assert len(some.delivered()) == 1
 
 
 @pytest.mark.parametrize("query", [Query(view="sessions"), Query(topic="other"), Query(view="topics")])
@@ -227,7 +239,8 @@ def test_a_subscription_that_comes_back_and_may_not_be_ends() -> None:
     # Nobody waits for an answer to it, as after a reconnect.
     some.put(Kind.SUBSCRIBE, body=Subscribe("other", resume=3), number=4)
     (ended,) = some.all_of(Kind.UNSUBSCRIBE)
-    assert ended.number == 4 and decode_body(ended.body, Failure).code == Code.DENIED
+    assert ended.number == 4
+    assert decode_body(ended.body, Failure).code == Code.DENIED
 
 
 def test_with_no_rules_everything_goes_as_before() -> None:
@@ -235,4 +248,5 @@ def test_with_no_rules_everything_goes_as_before() -> None:
     some = talk.peer("somebody")
     number = some.subscribe("#")
     some.publish("a", b"x")
-    assert some.payloads(number) == [b"x"] and not some.record.rights.limited
+    assert some.payloads(number) == [b"x"]
+    assert not some.record.rights.limited

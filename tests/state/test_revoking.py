@@ -40,10 +40,13 @@ def test_a_subscription_ends_with_the_reason_and_others_go_on() -> None:
     a, b = world.some.subscribe("a"), world.some.subscribe("b")
     world.change({"subscribe": ("b",)})
     told = ended(world.some)
-    assert list(told) == [a] and told[a].code == Code.DENIED and "it may subscribe b" in told[a].reason
+    assert list(told) == [a]
+    assert told[a].code == Code.DENIED
+    assert "it may subscribe b" in told[a].reason
     world.ada.publish("a", b"x")
     world.ada.publish("b", b"y")
-    assert world.some.payloads() == [b"y"] and world.some.delivered(b)
+    assert world.some.payloads() == [b"y"]
+    assert world.some.delivered(b)
     assert world.some.is_open
 
 
@@ -66,7 +69,8 @@ def test_a_large_message_under_way_is_cut_off() -> None:
     world.ada.chunk(stream, b"x" * CHUNK_BYTES)
     world.change({"subscribe": ("#",)}, {"subscribe": ("a",)})
     world.ada.chunk(stream, b"x" * CHUNK_BYTES, last=True)
-    assert world.some.large() == [] and len(world.some.all_of(Kind.STREAM_ABORT)) == 1
+    assert world.some.large() == []
+    assert len(world.some.all_of(Kind.STREAM_ABORT)) == 1
 
 
 def test_a_publisher_is_refused_from_the_next_message_on_and_heard_again_when_it_may() -> None:
@@ -75,13 +79,15 @@ def test_a_publisher_is_refused_from_the_next_message_on_and_heard_again_when_it
     world.some.publish("a", b"1")
     world.change({})
     world.some.publish("a", b"2")
-    assert world.ada.payloads(number) == [b"1"] and len(denials(world.some)) == 1
+    assert world.ada.payloads(number) == [b"1"]
+    assert len(denials(world.some)) == 1
     world.change({"publish": ("a",)})
     assert [frame.number for frame in world.some.all_of(Kind.POLICY)][-1] == world.some.topic("a")
     world.some.publish("a", b"3")
     world.change({})
     world.some.publish("a", b"4")
-    assert world.ada.payloads(number) == [b"1", b"3"] and len(denials(world.some)) == 2
+    assert world.ada.payloads(number) == [b"1", b"3"]
+    assert len(denials(world.some)) == 2
 
 
 def test_a_topic_that_was_named_in_vain_works_once_it_may_be_published_to() -> None:
@@ -91,7 +97,8 @@ def test_a_topic_that_was_named_in_vain_works_once_it_may_be_published_to() -> N
     world.change({"publish": ("a",)})
     number = world.ada.subscribe("a")
     world.some.publish("a", b"2")
-    assert world.ada.payloads(number) == [b"2"] and world.talk.state.router.topics["a"].publishers == 1
+    assert world.ada.payloads(number) == [b"2"]
+    assert world.talk.state.router.topics["a"].publishers == 1
     world.some.die()
     assert world.talk.state.router.topics["a"].publishers == 0
 
@@ -103,7 +110,8 @@ def test_a_large_message_of_a_publisher_that_is_under_way_arrives() -> None:
     world.some.chunk(stream, b"x" * CHUNK_BYTES)
     world.change({})
     world.some.chunk(stream, b"x" * CHUNK_BYTES, last=True)
-    assert [len(payload) for payload in world.ada.large()] == [2 * CHUNK_BYTES] and world.some.is_open
+    assert [len(payload) for payload in world.ada.large()] == [2 * CHUNK_BYTES]
+    assert world.some.is_open
 
 
 def test_a_responder_that_may_not_respond_any_more_is_lost_to_whoever_waits_for_it() -> None:
@@ -124,8 +132,10 @@ def test_a_member_of_a_group_that_it_may_not_be_in_loses_its_session_and_the_oth
         peer.put(Kind.JOIN, body=Join("dp", 2), target=5)
     assert len(world.ada.all_of(Kind.JOINED)) == 1
     world.change({})
-    assert not world.some.is_open and [failure.code for failure in world.some.failures(Kind.CLOSE)] == [Code.DENIED]
-    assert len(world.ada.all_of(Kind.CHANGED)) == 1 and world.ada.is_open
+    assert not world.some.is_open
+    assert [failure.code for failure in world.some.failures(Kind.CLOSE)] == [Code.DENIED]
+    assert len(world.ada.all_of(Kind.CHANGED)) == 1
+    assert world.ada.is_open
 
 
 def test_jobs_of_a_member_that_may_not_have_them_go_to_others() -> None:
@@ -161,7 +171,8 @@ def test_a_subscription_is_widened_as_well() -> None:
     world.ada.publish("a/b", b"1")
     world.change({"subscribe": ("a/#",)})
     world.ada.publish("a/b", b"2")
-    assert world.some.payloads(number) == [b"2"] and ended(world.some) == {}
+    assert world.some.payloads(number) == [b"2"]
+    assert ended(world.some) == {}
 
 
 def test_a_publisher_that_a_narrowed_subscription_held_back_goes_on() -> None:
@@ -171,9 +182,11 @@ def test_a_publisher_that_a_narrowed_subscription_held_back_goes_on() -> None:
     for _ in range(window):
         world.ada.publish("a", b"x")
     before = world.ada.topic_credit("a")[0]
-    assert before < window and world.talk.state.router.topics["a"].held_back
+    assert before < window
+    assert world.talk.state.router.topics["a"].held_back
     world.change({"subscribe": ("#",)}, {"subscribe": ("a",)})
-    assert world.ada.topic_credit("a")[0] > before and not world.talk.state.router.topics["a"].held_back
+    assert world.ada.topic_credit("a")[0] > before
+    assert not world.talk.state.router.topics["a"].held_back
 
 
 @pytest.mark.parametrize("times", [3])

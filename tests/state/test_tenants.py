@@ -32,7 +32,8 @@ def test_topics_of_the_same_name_are_two() -> None:
     red.publish("a", b"r")
     red.publish("a", b"r")
     assert [peer.payloads(number) for peer, number in zip((blue, red), numbers, strict=True)] == [[b"b"], [b"r"] * 2]
-    assert blue.sequences(numbers[0]) == [1] and red.sequences(numbers[1]) == [1, 2]
+    assert blue.sequences(numbers[0]) == [1]
+    assert red.sequences(numbers[1]) == [1, 2]
     assert talk.state.router.topics.keys() == set()
 
 
@@ -47,7 +48,8 @@ def test_requests_and_replies_stay_among_their_own() -> None:
     _, blue, red = two()
     blue.subscribe("ask", responder=True)
     red.publish("ask", b"q", Flag.REQUEST, target=3, sequence=1)
-    assert [failure.code for failure in red.failures()] == [Code.NO_RESPONDERS] and blue.delivered() == []
+    assert [failure.code for failure in red.failures()] == [Code.NO_RESPONDERS]
+    assert blue.delivered() == []
     red.publish(f"$inbox/{blue.record.id}", b"forged", Flag.LAST, sequence=1)
     assert blue.delivered(0) == []
 
@@ -57,10 +59,13 @@ def test_groups_of_the_same_name_are_two() -> None:
     heard = red.subscribe("$sys/groups/#")
     for peer in (blue, red):
         peer.put(Kind.JOIN, body=Join("dp", 2), target=5)
-    assert blue.all_of(Kind.JOINED) == [] and red.all_of(Kind.JOINED) == []
+    assert blue.all_of(Kind.JOINED) == []
+    assert red.all_of(Kind.JOINED) == []
     other = talk.peer("other", identity=identity("blue"))
     other.put(Kind.JOIN, body=Join("dp", 2), target=5)
-    assert len(blue.all_of(Kind.JOINED)) == 1 and red.all_of(Kind.JOINED) == [] and red.delivered(heard) == []
+    assert len(blue.all_of(Kind.JOINED)) == 1
+    assert red.all_of(Kind.JOINED) == []
+    assert red.delivered(heard) == []
     talk.tick(61.0)
     assert len(red.all_of(Kind.FAILED)) == 0 or len(red.all_of(Kind.JOINED)) == 0
 
@@ -72,7 +77,8 @@ def test_policies_jobs_and_dead_letters_stay_among_their_own() -> None:
     own = blue.subscribe("jobs", queue_group="g")
     blue.publish("jobs", b"x")
     red.publish("jobs", b"y")
-    assert blue.delivered(own)[0].flags & Flag.TRACKED and not red.delivered(theirs)[0].flags & Flag.TRACKED
+    assert blue.delivered(own)[0].flags & Flag.TRACKED
+    assert not red.delivered(theirs)[0].flags & Flag.TRACKED
     assert [len(tenant.router.policies) for tenant in talk.state.tenants.values()] == [0, 1, 0]
 
 
@@ -84,7 +90,8 @@ def test_events_of_sessions_and_pressure_are_told_to_their_own() -> None:
         blue.publish("a", b"x")
     talk.tick(2.0)
     talk.peer("late", identity=identity("blue")).die()
-    assert blue.dropped(slow) == 4 and red.delivered(heard) == []
+    assert blue.dropped(slow) == 4
+    assert red.delivered(heard) == []
 
 
 def test_questions_are_answered_with_what_is_their_own() -> None:
@@ -103,7 +110,8 @@ def test_shared_memory_reaches_readers_of_the_tenant_alone() -> None:
     foreign.subscribe("#")
     publisher.publish("a", b"x" * 20_000)
     reader.read(1)
-    assert foreign.delivered() == [] and foreign.all_of(Kind.ARENA) == []
+    assert foreign.delivered() == []
+    assert foreign.all_of(Kind.ARENA) == []
 
 
 def refusal(peer: Peer) -> Refusal | None:
@@ -114,9 +122,13 @@ def test_a_tenant_is_the_identitys_own_and_no_other() -> None:
     talk = Talk()
     assert refusal(talk.peer("a", identity=identity("blue"), tenant="blue")) is None
     told = refusal(talk.peer("a", identity=identity("blue"), tenant="red"))
-    assert told is not None and told.code == Code.DENIED and "belongs to tenant 'blue'" in told.reason
+    assert told is not None
+    assert told.code == Code.DENIED
+    assert "belongs to tenant 'blue'" in told.reason
     told = refusal(talk.peer("a", identity=Identity("a", ("trainer",), proof="token"), tenant="red"))
-    assert told is not None and told.code == Code.DENIED and "admin 'tenants/red'" in told.reason
+    assert told is not None
+    assert told.code == Code.DENIED
+    assert "admin 'tenants/red'" in told.reason
     admin = talk.peer("ada", identity=ADMIN, tenant="red")
     assert admin.record.tenant.name == "red"
     assert talk.peer("b").record.tenant is talk.state.own
@@ -129,7 +141,8 @@ def test_an_admin_who_may_not_any_more_leaves_the_tenant() -> None:
     peer = talk.peer("somebody", identity=some, tenant="red")
     talk.state.replace_permissions(permissions(some=role({"admin": ("sessions",)})))
     talk.settle()
-    assert not peer.is_open and peer.failures(Kind.CLOSE)[0].code == Code.DENIED
+    assert not peer.is_open
+    assert peer.failures(Kind.CLOSE)[0].code == Code.DENIED
 
 
 def test_tenants_are_bounded_and_empty_ones_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,11 +150,14 @@ def test_tenants_are_bounded_and_empty_ones_make_room(monkeypatch: pytest.Monkey
     talk, blue, red = two()
     blue.publish("a", b"x")
     told = refusal(talk.peer("a", identity=identity("green")))
-    assert told is not None and told.code == Code.LIMIT and "tenants_max" in told.reason
+    assert told is not None
+    assert told.code == Code.LIMIT
+    assert "tenants_max" in told.reason
     published = talk.state.totals().published_messages
     blue.die()
     green = talk.peer("a", identity=identity("green"))
-    assert refusal(green) is None and talk.state.tenants.keys() == {"", "red", "green"}
+    assert refusal(green) is None
+    assert talk.state.tenants.keys() == {"", "red", "green"}
     assert talk.state.totals().published_messages == published, "what was counted stays counted"
     assert red.is_open
 
@@ -151,7 +167,8 @@ def test_a_sessions_end_is_its_tenants_alone() -> None:
     number = red.subscribe("#")
     blue.subscribe("#")
     blue.die()
-    assert blue.record.id not in talk.state.sessions and blue.record.tenant.sessions == {}
+    assert blue.record.id not in talk.state.sessions
+    assert blue.record.tenant.sessions == {}
     red.publish("a", b"x")
     assert red.payloads(number) == [b"x"]
 
@@ -168,7 +185,9 @@ def test_sessions_of_a_tenant_are_bounded() -> None:
     peers = [talk.peer("a", identity=identity("blue")) for _ in range(3)]
     told = refusal(peers[2])
     assert [refusal(peer) for peer in peers[:2]] == [None, None]
-    assert told is not None and told.code == Code.LIMIT and "tenant_sessions_max: 3 is over the limit of 2" in told.reason
+    assert told is not None
+    assert told.code == Code.LIMIT
+    assert "tenant_sessions_max: 3 is over the limit of 2" in told.reason
     assert refusal(talk.peer("a", identity=identity("red"))) is None
     peers[0].die()
     assert refusal(talk.peer("a", identity=identity("blue"))) is None
@@ -192,7 +211,8 @@ def test_topics_of_a_tenant_are_bounded() -> None:
     for number in range(10):
         if peer.is_open:
             peer.publish(f"a/{number}", b"x")
-    assert not peer.is_open and "tenant_topics_max" in str(peer.session.failure)
+    assert not peer.is_open
+    assert "tenant_topics_max" in str(peer.session.failure)
     assert len(peer.record.tenant.router.topics) <= 5
     other = talk.peer("b", identity=identity("red"))
     for number in range(10):
@@ -228,7 +248,8 @@ def test_what_waits_over_the_quota_stops_credit_until_it_is_read() -> None:
     talk.settle()
     reader.credit(1, window, window * 200)
     talk.tick(0.1)
-    assert not peer.record.tenant.flow.is_over and peer.topic_credit("a")[0] > 0
+    assert not peer.record.tenant.flow.is_over
+    assert peer.topic_credit("a")[0] > 0
 
 
 def test_what_a_tenant_sends_is_bounded_on_average_and_nothing_else_waits() -> None:
@@ -243,7 +264,8 @@ def test_what_a_tenant_sends_is_bounded_on_average_and_nothing_else_waits() -> N
     for _ in range(window // 2):
         peer.publish("a", bytes(200))
     first = peer.topic_credit("a")[0]
-    assert peer.record.tenant.flow.is_over and not other.record.tenant.flow.is_over
+    assert peer.record.tenant.flow.is_over
+    assert not other.record.tenant.flow.is_over
     assert other.topic_credit("a")[0] >= window // 2
     number = peer.subscribe("b")
     peer.publish("b", b"x")
@@ -252,7 +274,8 @@ def test_what_a_tenant_sends_is_bounded_on_average_and_nothing_else_waits() -> N
     talk.tick(came / 10_000 - 2)
     assert peer.topic_credit("a")[0] == first
     talk.tick(3)
-    assert peer.topic_credit("a")[0] > first and not peer.record.tenant.flow.is_over
+    assert peer.topic_credit("a")[0] > first
+    assert not peer.record.tenant.flow.is_over
 
 
 def test_sessions_that_come_and_go_are_counted_as_well() -> None:
@@ -297,7 +320,8 @@ def test_quotas_change_while_sessions_are_open() -> None:
     held = peer.record.tenant.router.topics["a"].held_back
     talk.state.replace_quotas({})
     talk.settle()
-    assert held and not peer.record.tenant.router.topics["a"].held_back
+    assert held
+    assert not peer.record.tenant.router.topics["a"].held_back
     for number in range(9):
         peer.publish(f"a/{number}", b"x")
     assert peer.is_open
