@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from broker.errors import ConnectionClosed
 from broker.limits import CHUNK_BYTES
 from broker.protocol.bodies import Declare, Failure, Join, Settle, decode_body
 from broker.protocol.codes import Code
@@ -133,7 +134,10 @@ def test_a_member_of_a_group_that_it_may_not_be_in_loses_its_session_and_the_oth
     assert len(world.ada.all_of(Kind.JOINED)) == 1
     world.change({})
     assert not world.some.is_open
-    assert [failure.code for failure in world.some.failures(Kind.CLOSE)] == [Code.DENIED]
+    failure = world.some.session.failure
+    assert isinstance(failure, ConnectionClosed)
+    assert failure.code == Code.DENIED
+    assert "join 'dp'" in failure.reason
     assert len(world.ada.all_of(Kind.CHANGED)) == 1
     assert world.ada.is_open
 
