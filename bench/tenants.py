@@ -122,9 +122,7 @@ def main() -> None:
         broker.terminate()
         broker.wait()
     quiet = sorted(found["alone"][0])
-    print(
-        f"{'noisy tenant':12}  {'MB/s':>10}  {'requests':>9}  {'p50 us':>8}  {'p99 us':>8}  {'p50':>6}  {'p99':>6}"
-    )
+    print(f"{'noisy tenant':12}  {'MB/s':>10}  {'requests':>9}  {'p50 us':>8}  {'p99 us':>8}  {'p50':>6}  {'p99':>6}")
     for case, (samples, rates) in found.items():
         ordered = sorted(samples)
         p50, p99 = (percentile(ordered, percent) for percent in (50, 99))

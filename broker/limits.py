@@ -315,6 +315,8 @@ RULES_MAX: Final = 1024
 """Filters that allow or deny one verb in all roles of a session: each new topic is compared with all of them."""
 RULE_STEPS_MAX: Final = 100_000
 """Filters looked at to find out what one filter can match, some 20 ms; what takes longer is refused."""
+DENIALS_LOGGED_MAX: Final = 100
+"""Of one session: nobody fills a log by asking for what they may not have."""
 TENANTS_MAX: Final = 1024
 """Tenants of one broker: each has topics of its own."""
 

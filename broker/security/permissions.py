@@ -19,6 +19,7 @@ from broker.limits import RULES_MAX
 from broker.security.identity import Identity
 from broker.security.roles import READY_MADE, Role, Verb, filled_in
 from broker.security.rules import NOTHING, Rules
+from broker.topics.names import ALL_LEVELS
 
 _SHOWN: Final = 8
 """Filters that an error names."""
@@ -34,9 +35,10 @@ class Rights:
     Attributes:
         who: their name and roles, for people.
         limited: whether there is anything that they may not do.
+        reads_all: whether they may subscribe to every topic of clients.
     """
 
-    __slots__ = ("_rules", "limited", "who")
+    __slots__ = ("_rules", "limited", "reads_all", "who")
 
     def __init__(self, who: str, rules: Mapping[Verb, Rules] | None) -> None:
         """Args:
@@ -46,6 +48,7 @@ class Rights:
         self.who = who
         self.limited = rules is not None
         self._rules: Mapping[Verb, Rules] = rules or {}
+        self.reads_all = rules is None or self._rules.get(Verb.SUBSCRIBE, NOTHING).allows_all(ALL_LEVELS)
 
     def rules(self, verb: Verb) -> Rules | None:
         """What is allowed of a verb; None is everything."""

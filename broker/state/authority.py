@@ -14,6 +14,8 @@ import logging
 from collections.abc import Callable
 
 from broker.errors import PermissionDenied
+from broker.ids import SessionId
+from broker.limits import DENIALS_LOGGED_MAX
 from broker.security.permissions import Permissions, Rights
 from broker.security.roles import Verb
 from broker.state.records import SessionRecord
@@ -33,6 +35,7 @@ class Authority:
 
     def __init__(self, permissions: Permissions) -> None:
         self.permissions = permissions
+        self._denials: dict[SessionId, int] = {}
 
     def rights(self, record: SessionRecord) -> Rights:
         """What a session may do from now on."""
@@ -54,8 +57,21 @@ class Authority:
         Raises:
             PermissionDenied: always.
         """
-        log.info("permission.denied session=%d peer=%s verb=%s target=%r", record.id, record.peer, verb, target)
+        self._record(record, verb, target)
         raise PermissionDenied(record.rights.refusal(verb, target))
+
+    def _record(self, record: SessionRecord, verb: Verb, target: str) -> None:
+        count = self._denials[record.id] = self._denials.get(record.id, 0) + 1
+        if count <= DENIALS_LOGGED_MAX:
+            last = "; no more of this session are told" if count == DENIALS_LOGGED_MAX else ""
+            log.info(
+                "permission.denied session=%d name=%r peer=%s who=%s verb=%s target=%r%s",
+                record.id, record.name, record.peer, record.rights.who, verb, target, last,
+            )  # fmt: skip
+
+    def forget(self, session: SessionId) -> None:
+        """A session is over."""
+        self._denials.pop(session, None)
 
     def authorize_question(self, record: SessionRecord, topic: str | None, view: str) -> None:
         """Refuses a question to which a session may not have the answer.

@@ -210,6 +210,7 @@ class BrokerState:
             return
         record.session.lost(ConnectionClosed("disconnected"))
         self.ready.pop(session_id, None)
+        self.authority.forget(session_id)
         tenant = record.tenant
         tenant.disconnect(record)
         if record.shares is not None:
@@ -332,6 +333,8 @@ class BrokerState:
                 shared=self.sharing.begin(record, wanted=hello.shared),
             )
         )
+        if record.shares is not None:
+            record.shares.reads = record.rights.reads_all
         # `block`, because a reply that is dropped is a requester that waits for it.
         inbox = Subscribe(f"{INBOX}{record.id}", "block", INBOX_MESSAGES, QUEUE_BYTES)
         record.tenant.subscribing.add(record, SubscriptionNumber(0), inbox)

@@ -4,7 +4,8 @@
     subscriptions              end, with PermissionDenied at the subscriber; or lose what waits and is denied now
     groups, another tenant     the session is closed: the members of a group that are left go on without it
 
-What was sent before is with the subscriber, and nothing brings it back.
+What was sent before is with the subscriber, and nothing brings it back; nor shared memory that it has mapped, of
+which it hears no more.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def revoke(record: SessionRecord, authority: Authority, flush: Callable[[Session
         record.session.close(Code.DENIED, str(error))
         flush(record)
         return
+    if record.shares is not None:
+        record.shares.reads = record.rights.reads_all
     tenant.publishing.follow_rights(record)
     tenant.subscribing.follow_rights(record)
 

@@ -13,6 +13,7 @@ from broker.security.identity import Identity
 from broker.security.permissions import Permissions
 from broker.security.roles import READY_MADE, Role, Verb
 from tests.state.harness import Peer, Talk
+from tests.state.sharers import Sharer
 
 ADMIN = Identity("ada", ("admin",), proof="token")
 
@@ -250,3 +251,50 @@ def test_with_no_rules_everything_goes_as_before() -> None:
     some.publish("a", b"x")
     assert some.payloads(number) == [b"x"]
     assert not some.record.rights.limited
+
+
+def test_who_may_not_read_all_topics_gets_no_memory_of_others_in_which_they_all_lie() -> None:
+    payload = b"x" * 20_000
+    some = role({"subscribe": ("#",)}, {"subscribe": ("secret",)})
+    talk = Talk(permissions=permissions(some=some), ring_messages=0)
+    publisher = Sharer(talk, "publisher", arena=True, identity=ADMIN)
+    reader = Sharer(talk, "reader", identity=Identity("reader", ("some",)))
+    trusted = Sharer(talk, "trusted", identity=Identity("trusted", ("trainer",)))
+    reader.peer.subscribe("a")
+    trusted.peer.subscribe("a")
+    publisher.publish("a", payload)
+    assert reader.peer.all_of(Kind.ARENA) == []
+    assert reader.peer.large() == [payload]
+    trusted.read(1)
+    assert len(trusted.leases()) == 1
+    # It may well lend its own.
+    assert reader.peer.welcome is not None
+    assert reader.peer.welcome.shared
+
+
+def test_memory_is_shared_no_more_with_whom_may_not_read_all_any_more() -> None:
+    talk = Talk(permissions=permissions(some=role({"subscribe": ("#",)})), ring_messages=0)
+    publisher = Sharer(talk, "publisher", arena=True, identity=ADMIN)
+    reader = Sharer(talk, "reader", identity=Identity("reader", ("some",)))
+    reader.peer.subscribe("a")
+    publisher.publish("a", b"x" * 20_000)
+    reader.read(1)
+    talk.state.replace_permissions(permissions(some=role({"subscribe": ("a",)})))
+    talk.settle()
+    publisher.publish("a", b"y" * 20_000)
+    assert len(reader.leases()) == 1
+    assert reader.peer.large() == [b"y" * 20_000]
+
+
+def test_denials_are_logged_but_fill_no_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.state.authority.DENIALS_LOGGED_MAX", 3)
+    caplog.set_level("INFO")
+    talk, some, _ = world({})
+    for reference in range(1, 9):
+        some.publish("other", b"x", Flag.ACKNOWLEDGE, target=reference)
+    lines = [record.message for record in caplog.records if "permission.denied" in record.message]
+    assert len(lines) == 3
+    assert "verb=publish target='other'" in lines[0]
+    assert "no more of this session are told" in lines[-1]
+    some.die()
+    assert talk.state.authority._denials == {}
