@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -24,6 +24,7 @@ from broker.state.queries import blockers
 from broker.state.records import SessionRecord
 from broker.state.tenants import Tenant
 from broker.state.topics import TopicRecord
+from broker.state.totals import Totals
 from broker.state.works import Work
 from broker.topics.names import ALL_LEVELS, check_filter, matches
 
@@ -233,11 +234,15 @@ class TopicView(msgspec.Struct, frozen=True):
     tenant: str = ""
 
 
-def server_view(server: Server, now_ns: int, seen: Tenant | None = None) -> ServerView:
-    """The broker at this moment; what it counts is of one tenant, or of all."""
+def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = None) -> ServerView:
+    """The broker at this moment; what it counts is of some tenants, or of all."""
     state = server.state
-    tenants = list(state.tenants.values()) if seen is None else [seen]
-    totals = state.totals() if seen is None else seen.totals()
+    if tenants is None or len(tenants) == len(state.tenants):
+        tenants, totals = list(state.tenants.values()), state.totals()
+    else:
+        totals = Totals()
+        for tenant in tenants:
+            totals.add(tenant.totals())
     return ServerView(
         name=server.config.name,
         version=version(),

@@ -6,7 +6,7 @@ does not fit, a group of a thousand ranks, is told shorter (`_shortened`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -38,15 +38,15 @@ def show_to_clients(server: Server) -> None:
     server.state.viewer = partial(answer, server)
 
 
-def answer(server: Server, query: Query, asker: Tenant, now_ns: int) -> View:
-    """A piece of a view, as somebody of a tenant may see it; those that belong to none see all.
+def answer(server: Server, query: Query, tenants: Sequence[Tenant], now_ns: int) -> View:
+    """A piece of a view, of some tenants.
 
     Raises:
         InvalidValue: there is no such view, or a filter that cannot be.
     """
     items: list[msgspec.Raw] = []
     size_bytes = 0
-    for item in _items(server, query, None if asker is server.state.own else asker, now_ns):
+    for item in _items(server, query, tenants, now_ns):
         if size_bytes > ANSWER_BYTES:
             return View(items, more=True)
         encoded = _encoded(item)
@@ -55,18 +55,17 @@ def answer(server: Server, query: Query, asker: Tenant, now_ns: int) -> View:
     return View(items)
 
 
-def _items(server: Server, query: Query, seen: Tenant | None, now_ns: int) -> Iterable[msgspec.Struct]:
-    """The things of a view, of one tenant or of all, from `query.after` on; each is made when it is taken."""
+def _items(server: Server, query: Query, tenants: Sequence[Tenant], now_ns: int) -> Iterable[msgspec.Struct]:
+    """The things of a view from `query.after` on; each is made when it is taken."""
     # Only those who are asked need what these import.
     from broker import admin_groups, admin_views
 
     after = min(max(0, query.after), _AFTER_MAX)
-    tenants = None if seen is None else [seen]
     if query.view == "server":
-        return [admin_views.server_view(server, now_ns, seen)][after:]
+        return [admin_views.server_view(server, now_ns, tenants)][after:]
     if query.view == "sessions":
-        sessions = server.state.sessions if seen is None else seen.sessions
-        records = islice(list(sessions.values()), after, None)
+        sessions = [record for tenant in tenants for record in tenant.sessions.values()]
+        records = islice(sorted(sessions, key=lambda record: record.id), after, None)
         return (admin_views.session_view(record, now_ns) for record in records)
     if query.view == "topics":
         topics = admin_views.topics_of(server, query.filter, after, tenants)

@@ -1,17 +1,19 @@
 """Roles, who has them, and quotas of tenants in the daemon's TOML file.
 
-[permissions]
-everybody = ["reader"]                       # roles that every session has, whoever it is
-members = { "trainer-0" = ["trainer"] }      # roles by the name that somebody has proven
+    [permissions]
+    everybody = ["reader"]                       # roles that every session has, whoever it is
+    members = { "trainer-0" = ["trainer"] }      # roles by proven name, or NAME@TENANT
 
-[permissions.roles.reader]                   # beside trainer, parameter-server, monitor and admin
-includes = ["monitor"]
-allow = { subscribe = ["metrics/#"] }
-deny = { subscribe = ["metrics/private/#"] }
+    [permissions.roles.reader]                   # beside trainer, parameter-server, monitor and admin
+    includes = ["monitor"]
+    allow = { subscribe = ["metrics/#"] }
+    deny = { subscribe = ["metrics/private/#"] }
 
-[tenants.blue]                               # "*" is every tenant that has no table
-sessions_max = 100
-bytes_per_second_max = "100MiB"
+    [tenants.blue]                               # "*" is every tenant that has no table
+    sessions_max = 100
+    bytes_per_second_max = "100MiB"
+
+The file is read again on SIGHUP. What it says is taken over as a whole, or not at all.
 """
 
 from __future__ import annotations
@@ -60,9 +62,15 @@ def read_permissions(value: object, file: str) -> Permissions:
         roles=MappingProxyType(roles),
         everybody=_known_roles(table.get("everybody", []), f"everybody of {where}", roles),
         members=MappingProxyType(
-            {name: _known_roles(given, f"members.{name} of {where}", roles) for name, given in members.items()}
+            {_member(name): _known_roles(given, f"members.{name} of {where}", roles) for name, given in members.items()}
         ),
     )
+
+
+def _member(text: str) -> tuple[str, str]:
+    """The name and the tenant of NAME or NAME@TENANT."""
+    name, separator, tenant = text.rpartition("@")
+    return (name, tenant) if separator else (text, "")
 
 
 def _role(name: str, tables: Mapping[str, object], file: str, path: tuple[str, ...]) -> Role:

@@ -15,7 +15,7 @@ from broker.security.roles import Verb
 EXAMPLE = """
 [permissions]
 everybody = ["reader"]
-members = { "trainer-0" = ["trainer"] }
+members = { "trainer-0" = ["trainer"], "eve@blue" = ["admin"] }
 
 [permissions.roles.reader]
 includes = ["monitor"]
@@ -50,6 +50,9 @@ def test_a_whole_example(tmp_path: Path) -> None:
     assert not anybody.may(Verb.SUBSCRIBE, "metrics/private/loss")
     assert not anybody.may(Verb.PUBLISH, "a")
     assert permissions.of(Identity("trainer-0", proof="unix")).may(Verb.PUBLISH, "gradients/trainer-0")
+    assert permissions.of(Identity("eve", tenant="blue")).may(Verb.PUBLISH, "a")
+    assert not permissions.of(Identity("eve@blue")).may(Verb.PUBLISH, "a")
+    assert not permissions.of(Identity("eve")).may(Verb.PUBLISH, "a")
     careful = permissions.of(Identity("x", ("careful",)))
     assert careful.may(Verb.PUBLISH, "a")
     assert not careful.may(Verb.PUBLISH, "control/stop")
@@ -58,7 +61,7 @@ def test_a_whole_example(tmp_path: Path) -> None:
         "blue": Quotas(sessions_max=100, held_bytes_max=64 << 20), "*": Quotas(bytes_per_second_max=1_000_000)
     }  # fmt: skip
     told = {name: value for name, value, _ in describe(loaded)}  # type: ignore[arg-type]
-    assert told["permissions"] == "everybody=reader members=1 roles=reader,careful"
+    assert told["permissions"] == "everybody=reader members=2 roles=reader,careful"
     assert told["tenants.blue"] == f"sessions_max=100 held_bytes_max={64 << 20}"
 
 

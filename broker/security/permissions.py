@@ -17,7 +17,7 @@ from typing import Final
 from broker.errors import LimitExceeded
 from broker.limits import RULES_MAX
 from broker.security.identity import Identity
-from broker.security.roles import READY_MADE, Role, Verb, filled_in
+from broker.security.roles import ADMIN, READY_MADE, Role, Verb, filled_in
 from broker.security.rules import NOTHING, Rules
 from broker.topics.names import ALL_LEVELS
 
@@ -100,18 +100,18 @@ class Permissions:
         configured: whether somebody has configured any; if so, whoever has no role may do nothing.
         roles: by name, the ready-made ones among them.
         everybody: names of the roles that every session has.
-        members: names of roles by the proven name of who has them.
+        members: names of roles by the proven name of who has them, and its tenant.
     """
 
     configured: bool = False
     roles: Mapping[str, Role] = field(default_factory=lambda: READY_MADE)
     everybody: tuple[str, ...] = ()
-    members: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    members: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     _made: dict[tuple[str, tuple[str, ...]], Rights] = field(default_factory=dict, compare=False, repr=False)
 
     def of(self, identity: Identity) -> Rights:
         """What somebody may do."""
-        added = self.members.get(identity.name, ()) if identity.name else ()
+        added = self.members.get((identity.name, identity.tenant), ()) if identity.name else ()
         names = tuple(dict.fromkeys((*self.everybody, *identity.roles, *added)))
         if not self.configured and not names and identity.proof not in _PROVEN:
             return EVERYTHING
@@ -125,7 +125,10 @@ class Permissions:
 
     def _make(self, name: str, names: tuple[str, ...]) -> Rights:
         roles = [self.roles[role] for role in names if role in self.roles]
-        rules = {verb: rule for verb in Verb if (rule := _joined(roles, verb, name)).allow}
+        rules: dict[Verb, Rules] | None = None
+        # Of an admin to whom nothing is denied, there is nothing to ask.
+        if ADMIN not in names or any(role.deny for role in roles):
+            rules = {verb: rule for verb in Verb if (rule := _joined(roles, verb, name)).allow}
         known = [role if role in self.roles else f"{role} (unknown)" for role in names]
         who = repr(name) if name else "a client that has proven no name"
         return Rights(f"{who} (roles: {', '.join(known) or 'none'})", rules)

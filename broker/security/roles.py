@@ -20,6 +20,8 @@ from broker.errors import InvalidValue
 from broker.topics.names import ONE_LEVEL, SEPARATOR, check_filter, is_filter, is_reserved, levels
 
 NAME: Final = "{name}"
+ADMIN: Final = "admin"
+"""The role that may do everything, unless another role denies something."""
 
 
 class Verb(StrEnum):
@@ -111,7 +113,7 @@ READY_MADE: Final[Mapping[str, Role]] = MappingProxyType(
         "monitor": _allowing(
             publish=_OWN, subscribe=("#", "$sys/#"), admin=("server", "sessions", "topics", "groups"),
         ),
-        "admin": _allowing(
+        ADMIN: _allowing(
             publish=_ALL, subscribe=_ALL_THERE_IS, request=_ALL, respond=_ALL, join=_ALL,
             declare=_ALL_TOPICS, admin=_ALL,
         ),

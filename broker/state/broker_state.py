@@ -407,13 +407,20 @@ class BrokerState:
         try:
             query = decode_body(frame.body, Query)
             self.authority.authorize_question(record, query.topic, query.view)
-            answer = answer_to(record.tenant, self.viewer, query, now_ns)
+            answer = answer_to(record.tenant.router, self.viewer, query, self._seen_by(record), now_ns)
         except (InvalidValue, PermissionDenied) as error:
             self._answer_error(record, frame.target, failure_of(error))
             return
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target, body=encode_body(answer)))
         record.session.check_queued()
         self._flush(record)
+
+    def _seen_by(self, record: SessionRecord) -> list[Tenant]:
+        """The tenants of which a session may be told: its own, and of those that belong to none, where they may go."""
+        if record.tenant is not self.own:
+            return [record.tenant]
+        may = record.rights.may
+        return [each for each in self.tenants.values() if each is self.own or may(Verb.ADMIN, f"tenants/{each.name}")]
 
     def _flushed(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
 
 from broker.errors import InvalidValue, PermissionDenied, ProtocolError
@@ -14,12 +14,14 @@ from broker.state.topics import INBOX, NOTHING_KEPT, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.names import check_topic
 
-Viewer = Callable[[Query, Tenant, int], View]
-"""Shows what the broker knows to somebody of a tenant; it raises InvalidValue for what cannot be shown."""
+Viewer = Callable[[Query, Sequence[Tenant], int], View]
+"""Shows what the broker knows of some tenants; it raises InvalidValue for what cannot be shown."""
 
 
-def answer_to(tenant: Tenant, viewer: Viewer | None, query: Query, now_ns: int) -> Pressure | View:
-    """The answer to a question of somebody of a tenant.
+def answer_to(
+    router: Router, viewer: Viewer | None, query: Query, seen: Sequence[Tenant], now_ns: int
+) -> Pressure | View:
+    """The answer to a question of somebody who sees some tenants.
 
     Raises:
         InvalidValue: it is no topic, or no view.
@@ -29,10 +31,10 @@ def answer_to(tenant: Tenant, viewer: Viewer | None, query: Query, now_ns: int) 
     if query.topic is None and not query.view:
         raise ProtocolError("malformed Query body: it asks for neither a topic nor a view")
     if query.topic is not None:
-        return pressure_of(tenant.router, query.topic)
+        return pressure_of(router, query.topic)
     if viewer is None:
         raise InvalidValue("view", query.view[:16], "this broker shows nothing")
-    return viewer(query, tenant, now_ns)
+    return viewer(query, seen, now_ns)
 
 
 def pressure_of(router: Router, name: str) -> Pressure:

@@ -77,6 +77,13 @@ def test_what_one_role_denies_no_other_one_allows() -> None:
     assert rights.may(Verb.PUBLISH, "a")
 
 
+def test_an_admin_is_asked_nothing_unless_a_role_denies_something() -> None:
+    permissions = configured(quiet=Role(deny={Verb.PUBLISH: ("a",)}))
+    assert not permissions.of(Identity("a", ("admin",))).limited
+    assert permissions.of(Identity("a", ("admin", "quiet"))).limited
+    assert not Permissions().of(Identity("root", ("admin",), proof="unix")).limited
+
+
 def test_a_declaration_may_not_reach_what_is_denied() -> None:
     role = Role({Verb.DECLARE: ("a/#",), Verb.SUBSCRIBE: ("a/#",)}, {Verb.DECLARE: ("a/b",), Verb.SUBSCRIBE: ("a/b",)})
     rights = configured(one=role).of(Identity("a", ("one",)))
@@ -86,11 +93,13 @@ def test_a_declaration_may_not_reach_what_is_denied() -> None:
 
 
 def test_roles_come_with_the_identity_by_name_and_to_everybody() -> None:
-    permissions = replace(configured(), everybody=("monitor",), members={"trainer-3": ("trainer",)})
+    permissions = replace(configured(), everybody=("monitor",), members={("trainer-3", ""): ("trainer",)})
     rights = permissions.of(Identity("trainer-3", proof="unix"))
     assert rights.may(Verb.PUBLISH, "a/trainer-3")
     assert rights.may(Verb.ADMIN, "server")
     assert not permissions.of(ANYBODY).may(Verb.PUBLISH, "a/trainer-3")
+    foreign = permissions.of(Identity("trainer-3", tenant="blue", proof="unix"))
+    assert not foreign.may(Verb.PUBLISH, "a/trainer-3"), "a name of another tenant is somebody else"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "+", "#", "$sys", "a\x00", "x" * 2000])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from broker.protocol.bodies import Declare, Join, Refusal, Subscribe, decode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind
-from broker.protocol.pressure import Pressure, Query
+from broker.protocol.pressure import Pressure, Query, View
 from broker.security.identity import Identity
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
+from broker.state.tenants import Tenant
 from tests.state.harness import Peer, Talk
 from tests.state.sharers import Sharer
 from tests.state.test_authority import ADMIN, permissions, role
@@ -326,3 +329,20 @@ def test_quotas_change_while_sessions_are_open() -> None:
     for number in range(9):
         peer.publish(f"a/{number}", b"x")
     assert peer.is_open
+
+
+def test_those_of_no_tenant_are_told_of_those_they_may_go_into() -> None:
+    rules = permissions(some=role({"admin": ("sessions", "tenants/blue")}))
+    talk = Talk(permissions=rules)
+    asked: list[list[str]] = []
+
+    def viewer(query: Query, seen: Sequence[Tenant], now_ns: int) -> View:
+        asked.append([tenant.name for tenant in seen])
+        return View([])
+
+    talk.state.viewer = viewer
+    for name in ("blue", "red"):
+        talk.peer(name, identity=identity(name)).put(Kind.QUERY, body=Query(view="sessions"), target=1)
+    talk.peer("some", identity=Identity("a", ("some",))).put(Kind.QUERY, body=Query(view="sessions"), target=1)
+    talk.peer("ada", identity=ADMIN).put(Kind.QUERY, body=Query(view="sessions"), target=1)
+    assert asked == [["blue"], ["red"], ["", "blue"], ["", "blue", "red"]]
