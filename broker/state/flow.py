@@ -4,16 +4,17 @@ What has come is counted as time passes, by what the connections have received, 
 
     allowance  +  rate * time (at most a second's)  -  bytes that have come    below 0 -> over
 
-A publisher has credit for one window before it notices, and a tenant may fall below by the windows of all its
-publishers. It stays over until the time has made up for all of it, so the average holds. Credit is given per topic, so
-everything else goes on: what is read, replies, heartbeats, control messages, which are counted but never wait.
+Between two looks, what credit was given for counts in its place. A publisher has credit for one window before it
+notices, and a tenant may fall below by the windows of all its publishers. It stays over until the time has made up for
+all of it, so the average holds. Credit is given per topic, so everything else goes on: what is read, replies,
+heartbeats, control messages, which are counted but never wait.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.ids import SessionId
 from broker.security.quotas import UNBOUNDED, Quotas
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TOLD_INTERVAL_NS: Final = 10_000_000_000
+"""Between two lines of the log about a tenant that is over its quotas: at its limit, it is so many times a second."""
+
 
 class Flow:
     """One tenant's flow of bytes.
@@ -31,14 +35,13 @@ class Flow:
     Attributes:
         quotas: the tenant's.
         is_over: whether publishers get no more credit.
-        times_over: how often that began, ever.
         blocking: topics whose publishers wait for that; as of a subscription.
     """
 
     def __init__(self, tenant: str = "", quotas: Quotas = UNBOUNDED) -> None:
         self.quotas = quotas
         self.is_over = False
-        self.times_over = 0
+        self._told_ns = -TOLD_INTERVAL_NS
         self.blocking: dict[TopicRecord, None] = {}
         self._tenant = tenant
         self._allowance = float(quotas.bytes_per_second_max or 0)
@@ -46,6 +49,7 @@ class Flow:
         self._received: dict[SessionId, int] = {}
         self._unaccounted = 0
         self._shared = 0
+        self._granted = 0
 
     @property
     def is_bounded(self) -> bool:
@@ -64,6 +68,13 @@ class Flow:
     def ended(self, record: SessionRecord) -> None:
         """A session is over; what it has sent since the last look still counts."""
         self._unaccounted += record.session.received_bytes - self._received.pop(record.id, 0)
+
+    def granted(self, size_bytes: int) -> None:
+        """A publisher got credit again for what it has sent."""
+        if self.quotas.bytes_per_second_max is not None:
+            self._granted += size_bytes
+            if self._granted > self._allowance:
+                self.is_over = True
 
     def look(self, sessions: Iterable[SessionRecord], shared_bytes: int, held_bytes: int, now_ns: int) -> bool:
         """Time has passed.
@@ -84,10 +95,12 @@ class Flow:
             self.is_over = self._allowance < 0
         if quotas.held_bytes_max is not None and held_bytes > quotas.held_bytes_max:
             self.is_over = True
-        if self.is_over != before:
-            event = "tenant.over_quota" if self.is_over else "tenant.within_quota"
-            log.info("%s tenant=%r allowance_bytes=%d held_bytes=%d", event, self._tenant, self._allowance, held_bytes)
-            self.times_over += self.is_over
+        if self.is_over and now_ns - self._told_ns > TOLD_INTERVAL_NS:
+            self._told_ns = now_ns
+            log.info(
+                "tenant.over_quota tenant=%r allowance_bytes=%d held_bytes=%d",
+                self._tenant, self._allowance, held_bytes,
+            )  # fmt: skip
         return before and not self.is_over
 
     def _account(self, rate: int, sessions: Iterable[SessionRecord], shared_bytes: int, now_ns: int) -> None:
@@ -102,6 +115,7 @@ class Flow:
             passed_s = (now_ns - self._looked_ns) / 1e9
             self._allowance = min(float(rate), self._allowance + rate * passed_s) - came
         self._looked_ns = now_ns
+        self._granted = 0
 
     def __repr__(self) -> str:
         return f"<Flow {self._tenant!r} over={self.is_over} allowance={self._allowance:.0f}>"

@@ -408,6 +408,7 @@ class Publishing:
                 number=publisher.number, count=messages, total_bytes=size_bytes,
             )
         )  # fmt: skip
+        self.flow.granted(size_bytes)
         self.flush(session)
 
     def unblock(self, blocker: Subscription | Work | Flow) -> None:

@@ -99,7 +99,8 @@ def test_roles_come_with_the_identity_by_name_and_to_everybody() -> None:
     assert rights.may(Verb.ADMIN, "server")
     assert not permissions.of(ANYBODY).may(Verb.PUBLISH, "a/trainer-3")
     foreign = permissions.of(Identity("trainer-3", tenant="blue", proof="unix"))
-    assert not foreign.may(Verb.PUBLISH, "a/trainer-3"), "a name of another tenant is somebody else"
+    assert rights.may(Verb.REQUEST, "a")
+    assert not foreign.may(Verb.REQUEST, "a"), "a name of another tenant is somebody else"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "+", "#", "$sys", "a\x00", "x" * 2000])
