@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from typing import Final
 
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
@@ -41,7 +42,10 @@ from broker.security.identity import ANYBODY, Identity
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas, quotas_of
 from broker.security.roles import Verb
+from broker.state.admission import Admission
 from broker.state.authority import Authority
+from broker.state.measured import Latencies
+from broker.state.observing import Observing
 from broker.state.queries import Viewer, answer_to
 from broker.state.records import SessionRecord
 from broker.state.revoking import revoke
@@ -50,6 +54,7 @@ from broker.state.sharing import Sharing
 from broker.state.tenants import Tenant
 from broker.state.topics import INBOX
 from broker.state.totals import Totals
+from broker.state.watermark import NEW_WORK, Watermark
 from broker.topics.policy import Declaration, check_declaration
 
 log = logging.getLogger(__name__)
@@ -74,8 +79,19 @@ class BrokerState:
         self.ended = Totals()
         self.wake: Callable[[int], None] = lambda at_ns: None
         """Is told when `end_due` has to be called, for a deadline that cannot wait for the next tick."""
+        self.on_tenant: Callable[[Tenant], None] = lambda tenant: None
+        """Is told of each tenant that comes into being."""
+        self.admission = Admission(
+            sessions_max=settings.sessions_max,
+            half_open_max=settings.half_open_max,
+            connections_per_address_max=settings.connections_per_address_max,
+            flush=self._flush,
+        )
         self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
         self.tenants: dict[str, Tenant] = {}
+        self.watermark = Watermark(self.tenants)
+        self._group_numbers = count(1)
+        self._observing = Observing()
         own = self.own = self._tenant("")
         # Of the sessions that belong to no tenant.
         self.router, self.requests, self.pressure, self.publishing = (
@@ -84,6 +100,7 @@ class BrokerState:
         self.subscribing, self.following, self.groups = own.subscribing, own.following, own.groups
         self.viewer: Viewer | None = None
         """Whoever runs the state sets it."""
+        self.latencies = Latencies()
         self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
@@ -97,6 +114,7 @@ class BrokerState:
             Kind.ARENA: self.sharing.arena,
             Kind.MAPPED: self.sharing.mapped,
             Kind.RELEASE: self.sharing.release,
+            Kind.MEASURED: self.latencies.measured,
         }
 
     def _tenant(self, name: str) -> Tenant:
@@ -111,9 +129,12 @@ class BrokerState:
                 self._forget_tenant()
             tenant = self.tenants[name] = Tenant(
                 name, self.settings, self.authority, quotas_of(self.quotas, name),
+                self._group_numbers, self._observing,
                 clock=lambda: self.now_ns, flush=self._flush, refuse=self._answer_error,
             )  # fmt: skip
             tenant.groups.wake = lambda at_ns: self.wake(at_ns)
+            self.watermark.follow(tenant)
+            self.on_tenant(tenant)
         return tenant
 
     def _forget_tenant(self) -> None:
@@ -152,12 +173,7 @@ class BrokerState:
         )
         record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns, self.own, identity)
         self.own.join(record)
-        if len(self.sessions) > self.settings.sessions_max:
-            limit = LimitExceeded(
-                "sessions_max", len(self.sessions), self.settings.sessions_max, "raise it in the broker's configuration"
-            )
-            session.refuse(Code.LIMIT, str(limit))
-            self._flush(record)
+        self.admission.arrive(record)
         return record
 
     def receive(self, record: SessionRecord, received: Received, now_ns: int) -> None:
@@ -196,6 +212,10 @@ class BrokerState:
         handler = tenant.handlers.get(frame.kind) or self._handlers.get(frame.kind)
         if handler is None:
             raise ProtocolError(f"a {kind_name(frame.kind)} frame from a client")
+        refusal = tenant.publishing.refusal
+        if refusal is not None and frame.kind in NEW_WORK:
+            self._answer_error(record, frame.target, failure_of(refusal))
+            return
         handler(record, frame, now_ns)
 
     def disconnect(self, session_id: SessionId, now_ns: int, *, reads_on: bool = False) -> None:
@@ -208,6 +228,7 @@ class BrokerState:
         record = self.sessions.pop(session_id, None)
         if record is None:
             return
+        self.admission.leave(record)
         record.session.lost(ConnectionClosed("disconnected"))
         self.ready.pop(session_id, None)
         self.authority.forget(session_id)
@@ -308,12 +329,14 @@ class BrokerState:
             record.session.refuse(Code.MOVED, words, path=self.local_path, life=self.settings.life)
             self._flush(record)
             return
+        problem = self.admission.open(record) or self.watermark.refusal()
         record.rights = self.authority.rights(record)
         try:
+            if problem is not None:
+                raise problem
             self._enter(record, hello.tenant or record.identity.tenant)
         except (InvalidValue, LimitExceeded, PermissionDenied) as error:
-            failure = failure_of(error)
-            record.session.refuse(Code(failure.code), str(error))
+            record.session.refuse(Code(failure_of(error).code), str(error))
             self._flush(record)
             return
         record.name = hello.name or f"client-{record.id}"
@@ -331,6 +354,7 @@ class BrokerState:
                 heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
                 life=settings.life,
                 shared=self.sharing.begin(record, wanted=hello.shared),
+                report_ms=settings.report_ms,
             )
         )
         if record.shares is not None:
@@ -399,7 +423,9 @@ class BrokerState:
             done()
         else:
             before = "none" if replaced is None else f"{dict(replaced.settings)} {replaced.origin}"
-            log.info("policy.declared filter=%r by=%r %s before=%s", wishes.filter, record.name, settings, before)
+            log.info(
+                "policy.declared filter=%r by=%r settings=%s before=%s", wishes.filter, record.name, settings, before
+            )
             tenant.following.begin(wishes.filter, done)
 
     def _query(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

@@ -24,6 +24,7 @@ from broker.state.delivery import Subscription
 from broker.state.flow import Flow
 from broker.state.following import Following
 from broker.state.groups import Groups
+from broker.state.observing import Observing
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
@@ -54,6 +55,8 @@ class Tenant:
         settings: Settings,
         authority: Authority,
         quotas: Quotas,
+        numbers: Iterator[int],
+        observing: Observing,
         *,
         clock: Callable[[], int],
         flush: Callable[[SessionRecord], None],
@@ -64,6 +67,8 @@ class Tenant:
         settings: of the broker.
         authority: says who may do what.
         quotas: its own.
+        numbers: of groups, that no group of another tenant has.
+        observing: of the groups of all tenants.
         clock: the time of the event that is being dealt with, in nanoseconds.
         flush: called with a session that has something to send.
         refuse: answers a session's request, by its reference, with a failure.
@@ -90,7 +95,7 @@ class Tenant:
             settings.subscriptions_per_session_max, flush, refuse,
         )  # fmt: skip
         self.following = Following(self.router, self.publishing, self.sessions)
-        self.groups = Groups(flush, self.announce, settings.boards, authority)
+        self.groups = Groups(flush, self.announce, settings.boards, authority, numbers, observing)
         self._topics_max = self.router.topics_max
         self.bound(quotas)
         self.handlers: dict[int, Handler] = {
@@ -172,7 +177,7 @@ class Tenant:
             # Here and not with each message: finding what is oldest takes the longer, the more topics there are.
             waiting = sum(each.queue.waiting_bytes for each in self._subscriptions())
             if router.retained_bytes > max(0, most - waiting):
-                router.let_go(max(0, most - waiting))
+                router.let_go(max(0, most - waiting) * 9 // 10)
         if self.flow.look(self.sessions.values(), self.publishing.shared_bytes, waiting, now_ns):
             self.publishing.unblock(self.flow)
 
