@@ -24,7 +24,7 @@ from dataclasses import fields
 from types import MappingProxyType
 
 from broker.errors import ConfigError, InvalidValue, LimitExceeded
-from broker.limits import NAME_BYTES_MAX, ROLES_MAX, TENANTS_MAX
+from broker.limits import NAME_BYTES_MAX, ROLES_MAX, ROLES_NESTED_MAX, TENANTS_MAX
 from broker.security.permissions import Permissions, check_size
 from broker.security.quotas import Quotas
 from broker.security.roles import READY_MADE, Filters, Role, Verb, check_rule
@@ -51,7 +51,7 @@ def read_permissions(value: object, file: str) -> Permissions:
             raise ConfigError(f"role in {where}", name, "is ready-made; give yours another name, and include it")
     roles: dict[str, Role] = dict(READY_MADE)
     for name in tables:
-        roles[name] = _role(name, tables, file, ())
+        _make_role(name, tables, roles, file, ())
     try:
         check_size(roles)
     except LimitExceeded as error:
@@ -73,18 +73,23 @@ def _member(text: str) -> tuple[str, str]:
     return (name, tenant) if separator else (text, "")
 
 
-def _role(name: str, tables: Mapping[str, object], file: str, path: tuple[str, ...]) -> Role:
-    """A role with all that it includes."""
-    if name in READY_MADE:
-        return READY_MADE[name]
+def _make_role(
+    name: str, tables: Mapping[str, object], roles: dict[str, Role], file: str, path: tuple[str, ...]
+) -> Role:
+    """A role with all that it includes; each is made once."""
+    if name in roles:
+        return roles[name]
     where = f"[permissions.roles.{name}] in {file}"
     if name in path:
         raise ConfigError(where, " -> ".join((*path, name)), "a role includes itself")
+    if len(path) >= ROLES_NESTED_MAX:
+        raise ConfigError(where, name, f"roles include one another over {ROLES_NESTED_MAX} deep")
     table = _table(tables[name], where, ("includes", "allow", "deny"))
     included = _known_roles(table.get("includes", []), f"includes of {where}", {**READY_MADE, **tables})
-    parts = [_role(other, tables, file, (*path, name)) for other in included]
+    parts = [_make_role(other, tables, roles, file, (*path, name)) for other in included]
     parts.append(Role(_filters(table.get("allow", {}), where), _filters(table.get("deny", {}), where)))
-    return Role(_joined(part.allow for part in parts), _joined(part.deny for part in parts))
+    roles[name] = Role(_joined(part.allow for part in parts), _joined(part.deny for part in parts))
+    return roles[name]
 
 
 def _joined(parts: Iterable[Filters]) -> Filters:

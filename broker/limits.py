@@ -343,6 +343,8 @@ tens of microseconds in a second."""
 # Permissions and tenants.
 ROLES_MAX: Final = 1024
 """Roles that a configuration may define: it is written by people."""
+ROLES_NESTED_MAX: Final = 16
+"""How deep roles may include one another."""
 RULES_MAX: Final = 1024
 """Filters that allow or deny one verb in all roles of a session: each new topic is compared with all of them."""
 RULE_STEPS_MAX: Final = 100_000

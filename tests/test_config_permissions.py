@@ -98,3 +98,17 @@ def test_what_cannot_be_is_refused_with_the_place_and_what_to_do(text: str, expe
 def test_permissions_cannot_be_set_in_the_environment() -> None:
     with pytest.raises(ConfigError, match="only be set in a file"):
         load({}, {"TENSORBUS_PERMISSIONS": "all"}, None)
+
+
+def test_roles_that_include_one_another_are_made_once_each_and_not_too_deep(tmp_path: Path) -> None:
+    def chain(length: int, times: int) -> str:
+        tables = (
+            f"[permissions.roles.r{number}]\nincludes = {[f'r{number + 1}'] * times}\n" for number in range(length)
+        )
+        return "".join(tables) + f"[permissions.roles.r{length}]\nallow = {{ publish = ['a'] }}\n"
+
+    # Made anew for each that includes it, the last one would be made 10^15 times.
+    config = load_text(chain(15, 10), tmp_path).config  # type: ignore[attr-defined]
+    assert config.permissions.of(Identity("x", ("r0",))).may(Verb.PUBLISH, "a")
+    with pytest.raises(ConfigError, match="over 16 deep"):
+        load_text(chain(1000, 1), tmp_path)

@@ -346,3 +346,31 @@ def test_those_of_no_tenant_are_told_of_those_they_may_go_into() -> None:
     talk.peer("some", identity=Identity("a", ("some",))).put(Kind.QUERY, body=Query(view="sessions"), target=1)
     talk.peer("ada", identity=ADMIN).put(Kind.QUERY, body=Query(view="sessions"), target=1)
     assert asked == [["blue"], ["red"], ["", "blue"], ["", "blue", "red"]]
+
+
+def test_when_memory_runs_short_all_tenants_feel_it_also_those_that_come_then() -> None:
+    talk, blue, red = two()
+    heard = red.subscribe("$sys/pressure")
+    talk.state.watermark.look(900, 1000, talk.state.sessions.values())
+    talk.settle()
+    assert len(red.delivered(heard)) == 1
+    for peer in (blue, red):
+        peer.publish("a", b"x", Flag.ACKNOWLEDGE, target=3)
+        assert [(failure.code, failure.limit) for failure in peer.failures()] == [(Code.LIMIT, "memory_max_bytes")]
+    talk.state.watermark.look(760, 1000, talk.state.sessions.values())
+    late = talk.peer("late", identity=identity("green"))
+    window = talk.state.publishing.window_messages
+    for _ in range(window):
+        late.publish("a", b"x")
+    assert late.topic_credit("a") == (0, 0)
+    talk.state.watermark.look(100, 1000, talk.state.sessions.values())
+    talk.settle()
+    assert late.topic_credit("a")[0] >= window // 2
+
+
+def test_groups_of_all_tenants_have_numbers_of_their_own() -> None:
+    talk, blue, red = two()
+    for peer in (blue, red):
+        peer.put(Kind.JOIN, body=Join("dp", 1), target=5)
+    assert blue.all_of(Kind.JOINED)[0].number != red.all_of(Kind.JOINED)[0].number
+    assert blue.record.tenant.groups.observing is red.record.tenant.groups.observing is talk.state.groups.observing
