@@ -26,13 +26,24 @@ def reload_on_hangup(server: Server, read_again: Callable[[], Config]) -> None:
 
 def _reload(server: Server, read_again: Callable[[], Config]) -> None:
     try:
-        config = read_again()
+        config = take_over(server, read_again)
     except ConfigError as error:
-        log.error("config.not_reloaded everything stays as it was: %s", error)
+        log.error("config.not_reloaded cause=%s", error)
         return
+    log.warning(
+        "config.reloaded roles=%d members=%d tenants=%d advice=%r",
+        len(config.permissions.roles), len(config.permissions.members), len(config.tenants),
+        "other settings take a restart",
+    )  # fmt: skip
+
+
+def take_over(server: Server, read_again: Callable[[], Config]) -> Config:
+    """Reads the configuration, and has the server follow its permissions and quotas.
+
+    Raises:
+        ConfigError: it cannot be used; everything stays as it was.
+    """
+    config = read_again()
     server.replace_permissions(config.permissions)
     server.replace_quotas(config.tenants)
-    log.warning(
-        "config.reloaded roles=%d members=%d tenants=%d; other settings take a restart",
-        len(config.permissions.roles), len(config.permissions.members), len(config.tenants),
-    )  # fmt: skip
+    return config
