@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -15,13 +16,14 @@ import uvloop
 
 from broker import logs
 from broker.answers import show_to_clients
-from broker.cli_reload import reload_on_hangup
+from broker.cli_reload import take_over
 from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
 from broker.limits import LOG_INTERVAL_S
 from broker.server import Server
 from broker.telemetry import exporting_tracer
 from broker.tracing import Traces
+from broker.transport.addresses import Address
 
 GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
@@ -36,7 +38,8 @@ def run(config: Config, read_again: Callable[[], Config]) -> None:
 
     Raises:
         InvalidValue: an address is malformed or of an unknown scheme.
-        ListenError: an address cannot be listened on.
+        ListenError: an address cannot be listened on, or strangers could get in there.
+        ConfigError: the users, tokens or the audit log cannot be used.
     """
     for address in config.listen:
         if address.startswith("inproc:"):
@@ -74,13 +77,14 @@ async def _serve(config: Config, handler: logs.EventHandler, read_again: Callabl
     stopping = _catch_signals()
     _tell_left_out(asyncio.get_running_loop(), handler)
     server = Server(config)
+    server.admission.also("permissions and quotas", lambda: take_over(server, read_again))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     show_to_clients(server)
     traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None
     admin = None
     server.start(config.listen)
-    reload_on_hangup(server, read_again)
     try:
-        lines = [f"listening on {listener.address}" for listener in server.listeners]
+        lines = [f"listening on {_dialled(listener.address, config)}" for listener in server.listeners]
         if config.admin != ADMIN_OFF:
             # Importing aiohttp takes as long as all the rest of the start.
             from broker.admin import Admin
@@ -97,6 +101,11 @@ async def _serve(config: Config, handler: logs.EventHandler, read_again: Callabl
             await admin.stop()
         if traces is not None:
             traces.close()
+
+
+def _dialled(address: Address, config: Config) -> Address:
+    """An address as clients use it: they have certificates of their own."""
+    return replace(address, options=()) if address.scheme == "tls" and config.certificates else address
 
 
 def _catch_signals() -> asyncio.Event:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from broker.errors import PermissionDenied
 from broker.ids import SessionId
 from broker.limits import DENIALS_LOGGED_MAX
+from broker.security.audit import Audit, AuditEvent, AuditKind, unrecorded
 from broker.security.permissions import Permissions, Rights
 from broker.security.roles import Verb
 from broker.state.records import SessionRecord
@@ -33,8 +34,9 @@ class Authority:
         permissions: of all.
     """
 
-    def __init__(self, permissions: Permissions) -> None:
+    def __init__(self, permissions: Permissions, audit: Audit = unrecorded) -> None:
         self.permissions = permissions
+        self._audit = audit
         self._denials: dict[SessionId, int] = {}
 
     def rights(self, record: SessionRecord) -> Rights:
@@ -61,6 +63,12 @@ class Authority:
         raise PermissionDenied(record.rights.refusal(verb, target))
 
     def _record(self, record: SessionRecord, verb: Verb, target: str) -> None:
+        self._audit(
+            AuditEvent(
+                AuditKind.DENIED, record.identity, record.peer, record.id, record.name, str(verb), target,
+                record.rights.who,
+            )
+        )  # fmt: skip
         count = self._denials[record.id] = self._denials.get(record.id, 0) + 1
         if count <= DENIALS_LOGGED_MAX:
             last = "; no more of this session are told" if count == DENIALS_LOGGED_MAX else ""

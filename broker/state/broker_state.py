@@ -74,7 +74,7 @@ class BrokerState:
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
-        self.authority = Authority(settings.permissions)
+        self.authority = Authority(settings.permissions, settings.audit)
         self.quotas = settings.quotas
         self.ended = Totals()
         self.wake: Callable[[int], None] = lambda at_ns: None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from broker import limits
+from broker.security.audit import Audit, unrecorded
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.state.boards import BoardMaker
@@ -27,6 +28,7 @@ class Settings:
         declarations: policies of topics that the configuration fixes.
         permissions: who may do what.
         quotas: of tenants by name; `*` is of all others.
+        audit: where it is recorded who connected, was refused, was denied and changed what.
         report_ms: how often clients tell of the times that messages take to reach them, in milliseconds; 0 is never.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
@@ -50,5 +52,6 @@ class Settings:
     declarations: tuple[Declaration, ...] = ()
     permissions: Permissions = field(default_factory=Permissions)
     quotas: Mapping[str, Quotas] = field(default_factory=lambda: MappingProxyType({}))
+    audit: Audit = unrecorded
     report_ms: int = 0
     boards: BoardMaker | None = None

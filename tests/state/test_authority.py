@@ -9,6 +9,7 @@ from broker.protocol.bodies import Declare, Failure, Join, Settle, Subscribe, de
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
 from broker.protocol.pressure import Query
+from broker.security.audit import AuditEvent, AuditKind
 from broker.security.identity import Identity
 from broker.security.permissions import Permissions
 from broker.security.roles import READY_MADE, Role, Verb
@@ -298,3 +299,12 @@ def test_denials_are_logged_but_fill_no_log(caplog: pytest.LogCaptureFixture, mo
     assert "no more of this session are told" in lines[-1]
     some.die()
     assert talk.state.authority._denials == {}
+
+
+def test_denials_are_recorded_with_who_and_what() -> None:
+    events: list[AuditEvent] = []
+    talk = Talk(permissions=permissions(some=role({})), audit=events.append)
+    identity = Identity("somebody", ("some",), proof="token")
+    talk.peer("calls itself so", identity=identity).publish("other", b"x")
+    (event,) = [event for event in events if event.kind is AuditKind.DENIED]
+    assert (event.identity, event.name, event.action, event.target) == (identity, "calls itself so", "publish", "other")

@@ -35,21 +35,21 @@ def test_a_running_daemon_takes_over_permissions_and_keeps_them_when_the_file_is
         subscription = bus.subscribe("a")
         bus.publish("a", 1, ack="accepted")
         file.write_text(READS.replace("subscribe", "subscrib"))
-        hang_up(daemon, "config.not_reloaded")
+        hang_up(daemon, "credentials.kept what='permissions and quotas'")
         bus.publish("a", 2, ack="accepted")
         file.write_text(MUTE)
-        hang_up(daemon, "config.reloaded")
+        hang_up(daemon, "credentials.reloaded what='permissions and quotas'")
         assert [subscription.next(PATIENCE_S).value for _ in range(2)] == [1, 2]
         with pytest.raises(clients.PermissionDenied, match="no subscribe permission at all"):
             subscription.next(PATIENCE_S)
         with pytest.raises(clients.PermissionDenied):
             bus.subscribe("a")
         file.write_text(READS)
-        hang_up(daemon, "config.reloaded")
+        hang_up(daemon, "credentials.reloaded what='permissions and quotas'")
         bus.subscribe("a").close()
 
 
 def test_a_daemon_without_a_file_lives_through_a_hangup() -> None:
     with Daemon() as daemon, clients.connect(daemon.url) as bus:
-        hang_up(daemon, "config.reloaded")
+        hang_up(daemon, "credentials.reloaded what='permissions and quotas'")
         assert bus.publish("a", 1, ack="accepted") == 1
