@@ -238,4 +238,4 @@ def certificates(directory: Path) -> Path:
     """A folder with a certificate that both ends of a connection show, and its authority."""
     from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
 
-    return Authority.create(directory).issue(BROKER, hosts=LOCAL_HOSTS)[0]
+    return Authority.create(directory).issue(BROKER, ("admin",), hosts=LOCAL_HOSTS)[0]

@@ -111,7 +111,7 @@ def serve(file: Path | None, *, show_config: bool, **settings: object) -> None:
         return
     from broker.cli_serve import run
 
-    run(loaded.config)
+    run(loaded.config, lambda: load(settings, environment(), file).config)
 
 
 main.add_command(certs)

@@ -7,6 +7,7 @@ import gc
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -15,6 +16,7 @@ import uvloop
 
 from broker import logs
 from broker.answers import show_to_clients
+from broker.cli_reload import take_over
 from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
 from broker.limits import LOG_INTERVAL_S
@@ -27,8 +29,12 @@ GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
 
 
-def run(config: Config) -> None:
+def run(config: Config, read_again: Callable[[], Config]) -> None:
     """Serves until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
+
+    Args:
+        config: the settings.
+        read_again: gives them as they are when SIGHUP comes.
 
     Raises:
         InvalidValue: an address is malformed or of an unknown scheme.
@@ -42,7 +48,7 @@ def run(config: Config) -> None:
     _raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, handler))
+            runner.run(_serve(config, handler, read_again))
     finally:
         handler.tell_left_out(at_the_end=True)
 
@@ -67,10 +73,11 @@ def _settle_memory() -> None:
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
-async def _serve(config: Config, handler: logs.EventHandler) -> None:
+async def _serve(config: Config, handler: logs.EventHandler, read_again: Callable[[], Config]) -> None:
     stopping = _catch_signals()
     _tell_left_out(asyncio.get_running_loop(), handler)
     server = Server(config)
+    server.admission.also("permissions and quotas", lambda: take_over(server, read_again))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     show_to_clients(server)
     traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None

@@ -2,7 +2,8 @@
 
 `Config` is the table: a setting is a field, its name is the key in the file, the variable is `TENSORBUS_` and the name
 in capitals, the flag is the name with hyphens. Its type says how a value is read and checked (`_KINDS`). `topics`, the
-policies of topics, can only be set in the file (`broker/config_topics.py`).
+policies of topics, can only be set in the file (`broker/config_topics.py`), and so can `permissions` and `tenants`
+(`broker/config_permissions.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from pathlib import Path
 from typing import Final
 
 from broker import limits
+from broker.config_permissions import describe_permissions, describe_tenants, read_permissions, read_tenants
 from broker.config_topics import describe_topics, read_topics
 from broker.errors import ConfigError
 from broker.masking import masked
+from broker.security.permissions import Permissions
+from broker.security.quotas import Quotas
 from broker.topics.policy import Declaration
 
 VARIABLE_PREFIX: Final = "TENSORBUS_"
@@ -35,6 +39,8 @@ OFF: Final = "off"
 """A setting that nothing is set to."""
 ADMIN_OFF: Final = OFF
 TOPICS: Final = "topics"
+PERMISSIONS: Final = "permissions"
+TENANTS: Final = "tenants"
 INTEGER_MAX: Final = 1 << 62
 SECONDS_MAX: Final = 1e9
 
@@ -101,6 +107,8 @@ class Config:
         insecure: let anybody in who reaches an address, also beyond this host, and warn of it.
         audit: a file to which is appended who connected, was refused, was denied and changed what, as JSON.
         topics: policies of topics, by filter.
+        permissions: who may do what.
+        tenants: quotas, by the name of the tenant; `*` is of all others.
     """
 
     listen: tuple[str, ...] = field(default_factory=lambda: default_listen(environment()))
@@ -132,6 +140,8 @@ class Config:
     insecure: bool = False
     audit: str = ""
     topics: tuple[Declaration, ...] = ()
+    permissions: Permissions = field(default_factory=Permissions)
+    tenants: Mapping[str, Quotas] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +211,13 @@ def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
     settings = [
         (entry.name, masked(_value_text(entry.name, getattr(loaded.config, entry.name))), loaded.origins[entry.name])
         for entry in fields(Config)
-        if entry.name != TOPICS
+        if entry.name not in _TABLES
     ]
-    return settings + [(*row, loaded.origins[TOPICS]) for row in describe_topics(loaded.config.topics)]
+    config, origins = loaded.config, loaded.origins
+    settings += [(*row, origins[TOPICS]) for row in describe_topics(config.topics)]
+    if config.permissions.configured:
+        settings.append((PERMISSIONS, describe_permissions(config.permissions), origins[PERMISSIONS]))
+    return settings + [(*row, origins[TENANTS]) for row in describe_tenants(config.tenants)]
 
 
 def _given(
@@ -217,8 +231,8 @@ def _given(
     for variable in sorted(variables):
         if variable.startswith(VARIABLE_PREFIX) and variable not in FOREIGN_VARIABLES:
             name = variable.removeprefix(VARIABLE_PREFIX).lower()
-            if name == TOPICS:
-                raise ConfigError("setting", variable, "the policies of topics can only be set in a file; see --config")
+            if name in _TABLES:
+                raise ConfigError("setting", variable, f"{name} can only be set in a file; see --config")
             _check_known(name, variable, "the environment")
             yield name, _parsed(name, variables[variable], variable), variable
     for name, value in flags.items():
@@ -353,6 +367,12 @@ _NAMES_KIND: Final = _Kind(
     "a list of names", lambda text: [part.strip() for part in text.split(",") if part.strip()], _accept_names
 )
 _ADMIN_KIND: Final = _Kind(f'host:port, or "{ADMIN_OFF}"', str, _accept_admin)
+_TABLES: Final[dict[str, Callable[[object, str], object]]] = {
+    TOPICS: lambda value, origin: read_topics(value, origin, _size_of),
+    PERMISSIONS: read_permissions,
+    TENANTS: lambda value, origin: read_tenants(value, origin, _size_of),
+}
+"""Settings that are tables of a file."""
 _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 
 
@@ -376,8 +396,8 @@ def _parsed(name: str, text: str, origin: str) -> object:
 
 
 def _checked(name: str, value: object, origin: str) -> object:
-    if name == TOPICS:
-        return read_topics(value, origin, _size_of)
+    if name in _TABLES:
+        return _TABLES[name](value, origin)
     accepted = _kind(name).accept(value)
     if accepted is None:
         raise _refusal(name, value, origin)

@@ -363,6 +363,19 @@ LINK_WORDS_MAX: Final = 128
 LINK_CLOCK_NS: Final = 5_000_000_000
 """Over so long, and as long again, the quickest report says how a member's clock stands; clocks drift apart by some
 tens of microseconds in a second."""
+# Permissions and tenants.
+ROLES_MAX: Final = 1024
+"""Roles that a configuration may define: it is written by people."""
+ROLES_NESTED_MAX: Final = 16
+"""How deep roles may include one another."""
+RULES_MAX: Final = 1024
+"""Filters that allow or deny one verb in all roles of a session: each new topic is compared with all of them."""
+RULE_STEPS_MAX: Final = 100_000
+"""Filters looked at to find out what one filter can match, some 20 ms; what takes longer is refused."""
+DENIALS_LOGGED_MAX: Final = 100
+"""Of one session: nobody fills a log by asking for what they may not have."""
+TENANTS_MAX: Final = 1024
+"""Tenants of one broker: each has topics of its own."""
 
 # Time.
 HEARTBEAT_INTERVAL_S: Final = 5.0

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -23,6 +23,8 @@ from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SC
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.session import Deliver, Phase, Received
+from broker.security.permissions import Permissions
+from broker.security.quotas import Quotas
 from broker.server_admission import Admission
 from broker.server_boards import board_maker
 from broker.server_guard import Guard
@@ -95,6 +97,8 @@ class Server:
                 arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
                 declarations=config.topics,
                 audit=self.admission.audit,
+                permissions=config.permissions,
+                quotas=config.tenants,
                 report_ms=REPORT_INTERVAL_MS if config.latency_metrics else 0,
                 boards=board_maker(enabled=config.shared_memory),
             )
@@ -118,7 +122,7 @@ class Server:
         self._reading: Hangups[_Link] = Hangups()
         self._loop = asyncio.get_running_loop()
         self._ticking: asyncio.TimerHandle | None = None
-        self.state.groups.wake = self._wake_at
+        self.state.wake = self._wake_at
 
     def start(self, addresses: Sequence[str]) -> None:
         """Listens on all addresses; from here on sessions are served.
@@ -386,13 +390,23 @@ class Server:
         """A collective has a deadline between two ticks."""
         self._loop.call_later(max(0.0, (at_ns - time.monotonic_ns()) / 1e9), self._end_collectives, at_ns)
 
+    def replace_permissions(self, permissions: Permissions) -> None:
+        """From now on sessions may do what these say, also those that are open."""
+        self.state.replace_permissions(permissions)
+        self._run()
+
+    def replace_quotas(self, quotas: Mapping[str, Quotas]) -> None:
+        """From now on tenants have these, also those that are there."""
+        self.state.replace_quotas(quotas)
+        self._run()
+
     def _end_collectives(self, at_ns: int) -> None:
         now_ns = time.monotonic_ns()
         if now_ns < at_ns:
             # The loop counts in milliseconds, and may be early.
             self._wake_at(at_ns)
             return
-        self.state.groups.end_due(now_ns)
+        self.state.end_due(now_ns)
         self._run()
 
     def _tick(self) -> None:

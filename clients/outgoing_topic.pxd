@@ -9,7 +9,7 @@ cdef class OutgoingTopic:
     cdef public unsigned int number
     cdef public long long credit_messages, credit_bytes, last_ns, rapid, burst_messages, batch_bytes, batch_window_ns
     cdef public Signal credit, stream_over
-    cdef public object stream, refused, max_message_bytes
+    cdef public object stream, refused, denied, max_message_bytes
     cdef public Batch batch
     cdef public int lane
     cdef public bint special

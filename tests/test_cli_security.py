@@ -29,7 +29,7 @@ def test_one_command_makes_all_that_a_job_needs_and_each_rank_gets_in(tmp_path: 
         with pytest.raises(clients.ConnectError, match="is not accepted"):
             clients.connect(url)
         status, output, errors = run(
-            "pub", "a", "1", "--ack", "--url", url, environment={"TENSORBUS_TLS": str(job / "trainer-0")}
+            "pub", "a/trainer-0", "1", "--ack", "--url", url, environment={"TENSORBUS_TLS": str(job / "trainer-0")}
         )
         assert (status, output, errors) == (0, "1\n", "")
 
@@ -75,7 +75,7 @@ def test_a_token_is_printed_once_and_lets_its_owner_in(tmp_path: Path) -> None:
     with Daemon("--tokens", file, listen=("tcp://0.0.0.0:0",), admin="off") as daemon:
         url = daemon.url.replace("0.0.0.0", "127.0.0.1")
         environment = {"TENSORBUS_TOKEN": token, "TENSORBUS_URL": url}
-        assert run("pub", "a", "1", environment=environment)[0] == 0
+        assert run("pub", "a/monitor-0", "1", environment=environment)[0] == 0
         assert token.split("_", 2)[2] not in daemon.errors
     assert run("tokens", "revoke", number, "--file", file)[1] == f"revoked {number} of monitor-0\n"
     assert "revoked" in run("tokens", "list", "--file", file)[1]

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.security": (*OPEN, "broker.security", "broker.topics.names"),
     "broker.state": (*OPEN, *PURE, "broker.security"),
     "broker.transport": (*OPEN, "broker.transport"),
-    "broker.config": (*OPEN, "broker.config", "broker.topics.names", "broker.topics.policy"),
+    "broker.config": (*OPEN, "broker.config", "broker.security", "broker.topics.names", "broker.topics.policy"),
     "broker.measuring": ("broker.measuring",),
     "broker.logs": (*OPEN, "broker.config", "broker.logs"),
     "broker.tracing": EVERYTHING,

@@ -227,9 +227,9 @@ def test_a_handshake_that_nobody_goes_on_with_ends_at_the_time_of_the_hello(cert
         with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as silent:
             silent.sendall(b"\x16\x03\x01")
             with clients.connect(dialled(serving), tls=certificates / "trainer-0") as bus:
-                assert bus.publish("a", 1, ack="accepted") == 1
+                assert bus.publish("a/trainer-0", 1, ack="accepted") == 1
                 assert silent.recv(100) == b""
-                assert bus.publish("a", 2, ack="accepted") == 2
+                assert bus.publish("a/trainer-0", 2, ack="accepted") == 2
 
 
 def test_ranks_that_come_by_tls_are_linked_only_where_that_is_asked_for(
@@ -279,7 +279,7 @@ def test_new_tokens_count_after_a_reload_and_revoked_ones_end_their_sessions(tmp
         with pytest.raises(clients.ConnectionClosed, match=r"of 'lost' was revoked"):
             goes.subscribe("never").next(timeout_s=10.0)
         clients.connect(serving.url, token=later, shared_memory=False).close()
-        assert stays.publish("a", 1, ack="accepted") == 1
+        stays.flush(10.0)
         stays.close()
         goes.close()
 
@@ -315,7 +315,7 @@ def test_a_revoked_certificate_ends_its_sessions_and_lets_nobody_in(tmp_path: Pa
             goes.subscribe("never").next(timeout_s=10.0)
         with pytest.raises(clients.PermissionDenied, match="was revoked"):
             clients.connect(url, tls=tmp_path / "trainer-0")
-        assert stays.publish("a", 1, ack="accepted") == 1
+        stays.flush(10.0)
         stays.close()
         goes.close()
     events = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
