@@ -148,7 +148,7 @@ class Refresh(msgspec.Struct):
     groups: list[dict[str, object]]
 
 
-def refresh(before: Look | None, now: Look) -> Refresh:
+def refresh(before: Look | None, now: Look, *, rows_max: int = ROWS_MAX) -> Refresh:
     """What is to be shown now; without a look before, or after a restart, there are no rates yet."""
     old, new = None if before is None else before.server, now.server
     # A broker that was restarted has counted less, or has run for less time.
@@ -177,8 +177,8 @@ def refresh(before: Look | None, now: Look) -> Refresh:
         round_trip_p99_s=trips[-1],
         sessions_open=new.sessions,
         topics_open=new.topics,
-        sessions=sessions[:ROWS_MAX],
-        topics=topics[:ROWS_MAX],
+        sessions=sessions[:rows_max],
+        topics=topics[:rows_max],
         groups=[{key: value for key, value in each.items() if key not in ("members", "recent")} for each in now.groups],
     )
 
