@@ -28,7 +28,7 @@ from broker.server import Server
 
 T = TypeVar("T")
 
-INTERVAL_S: Final = 0.4
+INTERVAL_S: Final = 0.25
 """A rank that is waited for is to be named within a second."""
 SHARE: Final = 0.02
 """Of the broker's time that looks may take."""
@@ -150,7 +150,7 @@ class _Looking:
         self.now = Look(now_ns / 1e9, msgspec.convert(shown, ServerRow, from_attributes=True), [], [], [], [])
         yield
         for records in _in_pieces(list(islice(state.sessions.values(), ITEMS_MAX))):
-            views = [session_view(record, now_ns) for record in records]
+            views = [session_view(record, time.monotonic_ns()) for record in records]
             self.now.sessions += msgspec.convert(views, list[Session], from_attributes=True)
             yield
         for topics in _in_pieces(list(islice(topics_of(server), ITEMS_MAX))):

@@ -113,7 +113,16 @@ class Sampler:
         with np.errstate(over="ignore", invalid="ignore"):
             mean, deviation = float(finite.mean()), float(finite.std())
         return TensorSample(
-            meta.dtype, shape, self._elements, len(taken), odd, low, high, mean, deviation, _histogram(finite, low, high)
+            meta.dtype,
+            shape,
+            self._elements,
+            len(taken),
+            odd,
+            low,
+            high,
+            mean,
+            deviation,
+            _histogram(finite, low, high),
         )
 
 
@@ -132,7 +141,10 @@ def _as_floats(meta: TensorMeta, elements: npt.NDArray[np.generic]) -> Floats:
     """A copy: the piece's memory is not kept."""
     if meta.dtype == BFLOAT16:
         # The upper half of a float32.
-        return (elements.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+        upper: npt.NDArray[np.uint32] = elements.astype(np.uint32) << np.uint32(16)
+        whole: npt.NDArray[np.float32] = upper.view(np.float32)
+        floats: Floats = whole.astype(np.float64)
+        return floats
     if elements.dtype.kind == "c":
         with np.errstate(over="ignore", invalid="ignore"):
             return np.abs(elements).astype(np.float64)

@@ -241,7 +241,7 @@ def spectator() -> SessionRecord:
     session = Session(
         hello=None,
         now_ns=0,
-        allocate=bytearray,
+        allocate=lambda frame, size: memoryview(bytearray(size)),
         heartbeat_interval_s=HEARTBEAT_INTERVAL_S,
         heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
     )

@@ -1,6 +1,6 @@
 """A rank in a process of its own, for the dashboard's tests: reduces and publishes until it is ended.
 
-    python -m tests.dashboard_rank URL RANK WORLD_SIZE SCHEDULE
+python -m tests.dashboard_rank URL RANK WORLD_SIZE SCHEDULE
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tap: one message of a topic per interval, looked at as it comes by; it holds nobody up and ends with its viewer."""
+"""The tap: a message of a topic per interval, looked at as it comes by; it holds nobody up and ends with its viewer."""
 
 from __future__ import annotations
 

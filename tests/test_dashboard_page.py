@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,8 +42,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon("--name", "the-bus") as daemon:
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    # With a Unix socket, over which ranks share memory where that is compiled.
+    with Daemon("--name", "the-bus", listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus.sock")) as daemon:
         yield daemon
 
 
@@ -73,9 +75,7 @@ def ranks(daemon: Daemon, schedule: str) -> Iterator[list[Process]]:
     """Processes that reduce together."""
     with ExitStack() as stack:
         started = [
-            stack.enter_context(
-                Process(daemon.url, str(rank), str(RANKS), schedule, module="tests.dashboard_rank")
-            )
+            stack.enter_context(Process(daemon.url, str(rank), str(RANKS), schedule, module="tests.dashboard_rank"))
             for rank in range(RANKS)
         ]
         for process in started:
@@ -110,7 +110,7 @@ def test_with_four_trainers_numbers_change_the_timeline_draws_and_a_stopped_rank
         wait_for_text(page, "#groups h2", "dp", "4 of 4 ranks")
         wait_for_change(page, ".figure:first-child b")
         wait_for_change(page, "#groups .about")
-        page.wait_for_function("document.querySelectorAll('.timeline .came').length >= 4 * 8")
+        page.wait_for_function("() => document.querySelectorAll('.timeline .came').length >= 4 * 8")
         # In each column of an operation that all have come to, one of them was the last.
         assert page.locator(".timeline .last").count() >= 8
         assert page.locator("#topics tbody tr").count() == 2 * RANKS

@@ -2,7 +2,7 @@
 
 import { draw, fill, get, make, sync, write } from "./elements.js";
 import { timeline } from "./timeline.js";
-import { ranks, time } from "./words.js";
+import { WAITS_S, ranks, time } from "./words.js";
 
 const MEMBERS_SHOWN = 16;
 const COLUMNS = [["rank", ""], ["client", ""], ["process", "second"], ["heard", "number"], ["usually behind", "number"],
@@ -38,7 +38,7 @@ function update(box, group) {
 
 function members(group) {
   const late = new Map(group.stragglers.map(each => [each.rank, each.lateness_s]));
-  const waited = new Set(group.operations.flatMap(operation => operation.unmoved_s >= 0.3 ? operation.missing_ranks : []));
+  const waited = new Set(group.operations.flatMap(operation => operation.unmoved_s >= WAITS_S ? operation.missing_ranks : []));
   const all = [...group.members, ...group.newcomers];
   // Of many members, those that somebody waits for and those that are late.
   if (all.length > MEMBERS_SHOWN) all.sort((one, other) => weight(other) - weight(one));

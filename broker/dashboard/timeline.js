@@ -3,14 +3,14 @@
 //        |  how far the last rank was behind the first one, as a bar, from 10 µs to 10 s
 //   0    ## ## ## ##  []       # the stronger, the later this rank came; o the last one
 //   1    ## o# ## ##  []
-//   2    o# ## o# o#  !!       the last column is in progress: [] has come, !! is waited for
+//   2    o# ## o# o#  !!       the last column is in progress: [] has come, !! is waited for, red from 0.3 s on
 //
 // What a column says is written below when one points at it; else the newest one's.
 
 import { draw, write } from "./elements.js";
-import { ranks, time } from "./words.js";
+import { WAITS_S, ranks, time } from "./words.js";
 
-const ROWS_MAX = 64, ROW = 16, BARS = 26, LABEL = 34, GAP = 10, NARROW = 9, WIDE = 26, COLUMNS_MAX = 32;
+const ROWS_MAX = 64, ROW = 16, BARS = 26, LABEL = 46, GAP = 10, NARROW = 9, WIDE = 26, COLUMNS_MAX = 32;
 
 // From 0 at 10 µs to 1 at 10 s: what is late is so by very different times.
 const strength = seconds => Math.min(1, Math.max(0, Math.log10(Math.max(seconds, 1e-9) / 1e-5) / 6));
@@ -39,6 +39,7 @@ export function sentence(operation) {
 
 function column(chart, operation, x, width, rows) {
   const { rank: last, behind } = lastOf(operation), inProgress = Boolean(operation.missing_ranks);
+  const missing = operation.unmoved_s < WAITS_S ? "awaited" : "waited";
   if (!inProgress) {
     const height = Math.max(1.5, (BARS - 4) * strength(behind));
     const kind = operation.outcome === "done" ? "skew" : "failed";
@@ -47,7 +48,7 @@ function column(chart, operation, x, width, rows) {
   rows.forEach((rank, row) => {
     const y = BARS + row * ROW + 1.5, height = ROW - 3, seconds = operation.behind_s[rank];
     const place = { x, y, width, height, rx: 2 };
-    if (inProgress) chart.append(draw("rect", { ...place, class: operation.missing_ranks.includes(rank) ? "waited" : "there" }));
+    if (inProgress) chart.append(draw("rect", { ...place, class: operation.missing_ranks.includes(rank) ? missing : "there" }));
     else if (seconds === undefined) chart.append(draw("rect", { ...place, class: "none" }));
     else {
       chart.append(draw("rect", { ...place, class: "came", "fill-opacity": (0.12 + 0.88 * strength(seconds)).toFixed(2) }));
@@ -87,7 +88,7 @@ export function timeline(chart, about) {
     columns = past.map((operation, index) => ({ operation, step, x: start + index * step }));
     for (const operation of going) columns.push({ operation, step, x: LABEL + many * step + GAP });
     for (const each of columns) each.key = `${each.operation.generation} ${each.operation.schedule} ${each.operation.sequence}`;
-    const now = `${width} ${rows} ${going.map(each => each.missing_ranks)} ${columns.map(each => each.key)}`;
+    const now = `${width} ${rows} ${going.map(each => [each.missing_ranks, each.unmoved_s < WAITS_S])} ${columns.map(each => each.key)}`;
     if (now !== drawn) {
       drawn = now;
       const height = BARS + rows.length * ROW;

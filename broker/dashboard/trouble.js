@@ -1,9 +1,9 @@
 // What is wrong now, in sentences: who waits for whom, what has failed, who is late, what is lost.
 
 import { get, make, sync, write } from "./elements.js";
-import { ranks, rate, time, where } from "./words.js";
+import { WAITS_S, ranks, rate, time, where } from "./words.js";
 
-export const WAITS_S = 0.3, STUCK_S = 1, FAILURE_TOLD_S = 600;
+const STUCK_S = 1, FAILURE_TOLD_S = 600;
 const SHOWN = 12, NAMED = 4;
 
 function waited(group, operation) {

@@ -1,5 +1,8 @@
 // Numbers as words.
 
+// An operation that has not moved for so long is told of.
+export const WAITS_S = 0.3;
+
 export function rate(number) {
   for (const [unit, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
     if (number >= unit) return (number / unit).toFixed(number < 100 * unit ? 1 : 0) + letter;

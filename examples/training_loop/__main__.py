@@ -30,7 +30,9 @@ DEFAULTS = {"digits": {"epochs": 25, "learning_rate": 0.2}, "torch": {"epochs": 
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True)
 @click.option("--late", default=0.0, show_default=True, help="Seconds by which the last trainer is late in each step.")
 @click.option("--elastic", is_flag=True, help="Kill the last trainer on the way, and let another one take its place.")
-@click.option("--admin", default="off", show_default=True, metavar="HOST:PORT", help="Where the broker has its dashboard.")
+@click.option(
+    "--admin", default="off", show_default=True, metavar="HOST:PORT", help="Where the broker has its dashboard."
+)
 @click.option("--plain", is_flag=True, help="Lines in place of a live display; so it is when output is no terminal.")
 def main(
     mode: str,
