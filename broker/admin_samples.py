@@ -147,7 +147,8 @@ def _as_floats(meta: TensorMeta, elements: npt.NDArray[np.generic]) -> Floats:
         return floats
     if elements.dtype.kind == "c":
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.abs(elements).astype(np.float64)
+            magnitudes: Floats = np.abs(elements).astype(np.float64)
+            return magnitudes
     return elements.astype(np.float64)
 
 

@@ -29,6 +29,7 @@ from broker.errors import (
 from broker.protocol.pressure import Pressure, SubscriptionPressure
 from clients.client import Client, connect
 from clients.core import Reconnected
+from clients.digests import Digests
 from clients.elastic import Elastic, Step
 from clients.exchanges import Request
 from clients.gradients import GradientBuckets
@@ -57,6 +58,7 @@ __all__ = [
     "ConnectError",
     "ConnectionClosed",
     "DiLoCo",
+    "Digests",
     "Elastic",
     "GenerationChangedError",
     "GradientBuckets",
