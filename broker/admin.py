@@ -26,6 +26,7 @@ from aiohttp import web
 from broker import admin_views as views
 from broker.admin_events import Events
 from broker.admin_groups import group_views
+from broker.admin_hosts import names_of, only
 from broker.admin_tap import Taps
 from broker.dashboard import HEADERS, read_files
 from broker.errors import InvalidValue, ListenError
@@ -51,6 +52,7 @@ class Admin:
         self._taps = Taps(server)
         self._files = read_files()
         self._runner: web.AppRunner | None = None
+        self._names: frozenset[str] = frozenset()
 
     async def start(self, address: str) -> str:
         """Listens; from here on requests are answered.
@@ -65,6 +67,7 @@ class Admin:
             ListenError: the address cannot be listened on. Nothing is left listening.
         """
         host, _, port = address.rpartition(":")
+        self._names = names_of(address)
         runner = web.AppRunner(
             self._application(), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )
@@ -88,7 +91,8 @@ class Admin:
             await runner.cleanup()
 
     def _application(self) -> web.Application:
-        application = web.Application(middlewares=[_errors_as_json])
+        names = self._names | frozenset(name.lower() for name in self._server.config.admin_names)
+        application = web.Application(middlewares=[_errors_as_json, only(names)])
         application.on_shutdown.append(self._end_streams)
         handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             **dict.fromkeys(self._files, self._file),

@@ -35,7 +35,7 @@ _SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Keep": ("record", "replay", "diff"),
     "Set up": ("context", "completion"),
 }
-_METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL"}
+_METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "log_format": "FORMAT"}
 
 
 class _Failure(click.ClickException):

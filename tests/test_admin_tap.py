@@ -205,7 +205,7 @@ def test_of_a_batch_the_last_message_is_told_and_of_a_long_one_its_length() -> N
 def test_nobody_is_held_up_by_a_tap_whose_viewer_does_not_read(daemon: Daemon) -> None:
     host, _, port = daemon.admin_url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port))) as idle, clients.connect(daemon.url) as bus:
-        idle.sendall(b"GET /api/v1/tap?topic=stalled HTTP/1.1\r\nHost: here\r\n\r\n")
+        idle.sendall(b"GET /api/v1/tap?topic=stalled HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(1)
         for _ in range(20_000):
             bus.publish("stalled", bytes(1000))

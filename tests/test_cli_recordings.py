@@ -44,7 +44,9 @@ def test_a_recording_published_again_is_the_same_messages(daemon: Daemon, tmp_pa
         told = json.loads(output)
         assert (told["messages"], told["topics"], told["file"]) == (4, 2, str(file))
         with bus.subscribe("rerun/#") as subscription:
-            status, output, errors = run("replay", str(file), "--speed", "max", "--prefix", "rerun", "--url", daemon.url)
+            status, output, errors = run(
+                "replay", str(file), "--speed", "max", "--prefix", "rerun", "--url", daemon.url
+            )
             came = [subscription.next(PATIENCE_S) for _ in range(4)]
     assert (status, errors) == (0, "")
     assert output.startswith("published 4 messages of 2 topics")
@@ -151,9 +153,7 @@ def test_the_first_round_and_the_rank_that_differs_are_named(tmp_path: Path) -> 
     file = recorded(tmp_path / "a.rec", *notes, ("digests/words", "not a note"), ("metrics", 1))
     status, output, errors = run("diff", str(file))
     assert (status, errors) == (1, "")
-    assert output == (
-        "dp: round 3 (parameters), generation 1: rank 2 differs from 0-1, 3; 2 of 5 rounds differ\n"
-    )
+    assert output == ("dp: round 3 (parameters), generation 1: rank 2 differs from 0-1, 3; 2 of 5 rounds differ\n")
     (line,) = run("diff", str(file), "--json")[1].splitlines()
     told = json.loads(line)
     assert (told["round"], told["differing_ranks"], told["agreeing_ranks"]) == (3, [2], [0, 1, 3])

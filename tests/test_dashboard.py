@@ -160,7 +160,7 @@ def test_nothing_is_changed_by_it(daemon: Daemon) -> None:
 def test_a_page_that_does_not_read_holds_nothing_up(daemon: Daemon) -> None:
     host, _, port = daemon.admin_url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port))) as idle, page(daemon) as stream:
-        idle.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: here\r\n\r\n")
+        idle.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for _ in range(2):
             next_event(stream)
         assert ask(daemon.admin_url, "/healthz").status == 200

@@ -58,7 +58,7 @@ def run(
         out: a folder for history.json and logs.
         plain: shows lines in place of a live display.
         say: told of each process that is started or lost.
-        admin: host:port of the broker's dashboard, or off.
+        admin: host:port of the broker's HTTP interface, or off.
 
     Raises:
         ChildFailed: a process has failed; all have been ended.
@@ -69,7 +69,7 @@ def run(
         url = processes.read_line("broker").removeprefix("listening on ")
         say(f"started broker (pid {broker.pid}) at {url}")
         if admin != "off":
-            say(f"its dashboard is at {processes.read_line('broker').removeprefix('admin on ')}")
+            say(processes.read_line("broker"))
         with clients.connect(url, name="launcher") as bus, bus.subscribe("results/#") as results:
             described = json.dumps([job.to_json() for job in jobs])
             shown = ["--plain"] if plain else []
