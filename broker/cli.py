@@ -19,8 +19,10 @@ from broker.cli_options import at_broker as _at_broker
 from broker.cli_options import url as _url
 from broker.cli_options import with_context
 from broker.cli_recordings import diff, record, replay
+from broker.cli_security import certs, tokens
 from broker.config import TOPICS, Config, admin_address, describe, environment, load
 from broker.errors import BrokerError, ConnectError
+from broker.masking import masked
 
 C = TypeVar("C", bound=Callable[..., None])
 
@@ -33,9 +35,13 @@ _SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Messages": ("pub", "sub", "request", "topics"),
     "See": ("top", "groups", "stuck", "doctor"),
     "Keep": ("record", "replay", "diff"),
+    "Let in": ("certs", "tokens"),
     "Set up": ("context", "completion"),
 }
-_METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "log_format": "FORMAT"}
+_METAVARS: Final = {
+    "listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "log_format": "FORMAT",
+    "certificates": "DIR", "tokens": "FILE", "audit": "FILE", "users": "USER=ROLE",
+}  # fmt: skip
 
 
 class _Failure(click.ClickException):
@@ -44,7 +50,7 @@ class _Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[str] | None = None) -> None:
-        click.echo(f"tensorbus: {' '.join(self.message.splitlines())}", file=file, err=file is None)
+        click.echo(f"tensorbus: {masked(' '.join(self.message.splitlines()))}", file=file, err=file is None)
 
 
 class _NotAsked(_Failure):
@@ -85,11 +91,15 @@ def _with_settings(command: C) -> C:
     explained = dict(re.findall(r"^ {8}(\w+): (.+)$", Config.__doc__ or "", re.MULTILINE))
     for entry in reversed([entry for entry in fields(Config) if entry.name != TOPICS]):
         flag = f"--{entry.name.replace('_', '-')}"
-        many = entry.name == "listen"
+        many = entry.name in ("listen", "users")
         text = explained.get(entry.name, "") + (" May be given several times." if many else "")
         text = text[:1].upper() + text[1:]
         metavar = _METAVARS.get(entry.name, "VALUE")
-        command = click.option(flag, entry.name, multiple=many, metavar=metavar, help=text)(command)
+        # A setting that is true or false needs no value to be true.
+        alone = "true" if entry.type == "bool" else None
+        command = click.option(
+            flag, entry.name, multiple=many, metavar=metavar, help=text, is_flag=False, flag_value=alone
+        )(command)
     return command
 
 
@@ -339,5 +349,5 @@ def completion(shell: str) -> None:
     click.echo(made(main, {}, "tensorbus", "_TENSORBUS_COMPLETE").source())
 
 
-for command in (context, record, replay, diff):
+for command in (certs, tokens, context, record, replay, diff):
     main.add_command(command)
