@@ -71,10 +71,6 @@ class Links(Way):
             schedule=schedule,
         )  # fmt: skip
 
-    def carries(self, claim: Claim) -> bool:
-        """See Way."""
-        return ring.carries(claim.kind) and super().carries(claim)
-
     def fitted(self, prepared: Prepared) -> Prepared:
         """See Way. Arrays in several places are copied to one."""
         return prepared.packed()

@@ -111,7 +111,9 @@ typedef struct {
 typedef struct {
     int to, from; /* -1: nobody. */
     size_t send_at, send_bytes, receive_at, receive_bytes;
+    int given;       /* What is sent is of the array that this position contributes. */
     int needs;       /* A piece is sent when the same piece of that step has come; -1: it is there. */
+    int follows;     /* Nothing is sent before all of that step has come; -1: before nothing. */
     int reduces;     /* Whether what comes is added to what is there. */
     int closes;      /* Whether that is the whole sum. */
     int keeps;       /* Whether what it changes is still as it was before. */
