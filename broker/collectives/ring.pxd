@@ -20,6 +20,7 @@ cdef extern from "broker/collectives/undo.h" nogil:
 cdef extern from "broker/collectives/ring_engine.h" nogil:
     ctypedef struct tb_ring:
         tb_turns turns
+        int hosts[64]
         uint64_t committed
 
     tb_ring *tb_ring_new(const int *files, const int *counts, int positions, int position, int told)

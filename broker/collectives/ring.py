@@ -1,6 +1,6 @@
 # ruff: noqa: F821
 # mypy: disable-error-code="name-defined,attr-defined"
-"""The engine of the schedules `ring` and `halving`, for Python: collectives of ranks of several hosts, over sockets.
+"""The engine of `ring`, `halving` and `hierarchical`, for Python: collectives of ranks of several hosts, over sockets.
 
 What happens there is in C: ring_engine.h has what engines say to one another and why they agree, ring_engine_steps.c
 and ring_engine_kinds.c which bytes go where. Plans, tasks and turns are those of all engines (tasks.py). Only the
@@ -61,7 +61,9 @@ class Engine(Turns):
     a position that cannot be asked must not go on with this generation.
     """
 
-    def __init__(self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1) -> None:
+    def __init__(
+        self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1, hosts: Sequence[object] = ()
+    ) -> None:
         """Args:
             links: for each position, the descriptors of sockets that are connected with its engine: streams, TCP or
                 Unix, made non-blocking here. Every other position has at least one, whatever the schedule, and at most
@@ -70,6 +72,7 @@ class Engine(Turns):
                 From now on the engine owns and closes them, unless this raises.
             position: this process's own.
             descriptor: an eventfd to which is added for each operation that the engine's thread is done with.
+            hosts: for each position, what is the same for all positions of a host; none when that is not known.
 
         Raises:
             InvalidValue: there are too many positions, or a link has too few or too many sockets.
@@ -97,6 +100,9 @@ class Engine(Turns):
         if self._ring == cython.NULL:
             raise LimitExceeded("links", len(links), POSITIONS_MAX, f"cannot be used: errno {errno}")
         self._turns = cython.address(self._ring.turns)
+        numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
+        for each, host in enumerate(hosts[: len(links)]):
+            self._ring.hosts[cython.cast("int", each)] = numbers[host]
 
     def _admit(self, task: Task) -> int:
         if task._task.sources != cython.NULL or task._task.targets != cython.NULL:

@@ -1,6 +1,6 @@
 /* What the files of an engine of links know of one another: ring_engine_operation.c takes an operation through its phases,
-   ring_engine_steps.c says which bytes go where, ring_engine_kinds.c what that is for the kinds that need no ring and what comes of
-   it, ring_engine_lanes.c moves them. */
+   ring_engine_steps.c says which bytes go where, ring_engine_hosts.c what that is where hosts have several ranks, ring_engine_kinds.c
+   what that is for the kinds that need no ring and what comes of it, ring_engine_lanes.c moves them. */
 #ifndef TENSORBUS_RING_ENGINE_OPERATION_H
 #define TENSORBUS_RING_ENGINE_OPERATION_H
 
@@ -30,6 +30,9 @@ static inline int tb_shares_out(const tb_task *task)
 /* The part of an array that is a position's, counted around: where it lies in what all of them make up. */
 tb_stretch tb_part_of(const tb_exchange *x, int part);
 
+/* The part of a stretch that is cut into so many. */
+tb_stretch tb_cut(tb_stretch whole, size_t parts, size_t part);
+
 /* Adds a step to the plan; -1 is nobody. */
 tb_step *tb_add_step(tb_exchange *x, int to, tb_stretch sent, int from, tb_stretch received);
 
@@ -54,6 +57,9 @@ int tb_all_sent(const tb_exchange *x);
 /* Takes the array back to what it was; or holds the result back, so that the next call brings it. */
 void tb_take_back(tb_exchange *x);
 void tb_hold_back(tb_exchange *x);
+
+/* Lays out an all_reduce by hosts; 0 when that is not better than a ring, or needs too many steps. */
+int tb_plan_hosts(tb_exchange *x);
 
 /* Kinds. */
 

@@ -41,6 +41,13 @@ static size_t piece_bytes(const tb_exchange *x, size_t bytes, size_t piece)
 
 /* The schedules. */
 
+tb_stretch tb_cut(tb_stretch whole, size_t parts, size_t part)
+{
+    size_t step = (whole.bytes + parts * PART_BYTES - 1) / (parts * PART_BYTES) * PART_BYTES;
+    size_t start = least(part * step, whole.bytes);
+    return (tb_stretch){whole.start + start, least(step, whole.bytes - start)};
+}
+
 tb_stretch tb_part_of(const tb_exchange *x, int part)
 {
     size_t positions = x->ring->positions, bytes = x->task->bytes;
@@ -49,15 +56,13 @@ tb_stretch tb_part_of(const tb_exchange *x, int part)
         return (tb_stretch){part * bytes, bytes};
     if (tb_shares_out(x->task))
         return (tb_stretch){part * (bytes / positions), bytes / positions};
-    size_t step = (bytes + positions * PART_BYTES - 1) / (positions * PART_BYTES) * PART_BYTES;
-    size_t start = least(part * step, bytes);
-    return (tb_stretch){start, least(step, bytes - start)};
+    return tb_cut((tb_stretch){0, bytes}, positions, part);
 }
 
 tb_step *tb_add_step(tb_exchange *x, int to, tb_stretch sent, int from, tb_stretch received)
 {
     tb_step *step = &x->steps[x->count++];
-    *step = (tb_step){.to = to, .from = from, .given = x->count == 1, .needs = x->count - 2, .follows = -1};
+    *step = (tb_step){.to = to, .from = from, .given = x->count == 1, .needs = x->count - 2, .follows = -1, .awaits = -1};
     if (to >= 0)
         step->send_at = sent.start, step->send_bytes = sent.bytes;
     if (from >= 0)
@@ -235,7 +240,7 @@ int tb_plan_steps(tb_exchange *x)
         tb_plan_kind(x);
     else if (task->kind == TB_ALL_REDUCE && halves)
         plan_halving(x);
-    else
+    else if (task->kind != TB_ALL_REDUCE || task->schedule != TB_HIERARCHICAL || !tb_plan_hosts(x))
         plan_ring(x);
     mark_kept(x);
     for (tb_lane *lane = ring->lanes; lane < ring->lanes + ring->lane_count; lane++) {
@@ -256,7 +261,7 @@ int tb_plan_steps(tb_exchange *x)
 
 /* Pieces. */
 
-static int has_come(const tb_exchange *x, int step, size_t piece)
+static int has_arrived(const tb_exchange *x, int step, size_t piece)
 {
     int from = x->steps[step].from;
     if (from < 0)
@@ -264,6 +269,11 @@ static int has_come(const tb_exchange *x, int step, size_t piece)
     const tb_peer *peer = &x->ring->peers[from];
     const tb_lane *lane = &peer->lanes[piece % peer->count];
     return lane->step_in > step || (lane->step_in == step && lane->piece_in > piece);
+}
+
+static int has_come(const tb_exchange *x, int step, size_t piece)
+{
+    return x->steps[step].awaits >= 0 ? x->steps[step].added > piece : has_arrived(x, step, piece);
 }
 
 static int have_all_come(const tb_exchange *x, int step)
@@ -280,10 +290,11 @@ static int have_all_come(const tb_exchange *x, int step)
 static void reduce(const tb_exchange *x, const tb_step *step, const unsigned char *received, size_t at, size_t bytes)
 {
     const tb_task *task = x->task;
-    const void *sources[2] = {received, x->own + at};
+    const unsigned char *own = (step->awaits >= 0 ? x->base : x->own) + at;
+    const void *sources[2] = {received, own};
     unsigned char *out = x->base + at;
     if (x->in_order && step->from > x->ring->position)
-        sources[0] = x->own + at, sources[1] = received;
+        sources[0] = own, sources[1] = received;
     if (step->closes && task->kind == TB_REDUCE_SCATTER && task->scratch)
         out = (unsigned char *)task->target + (at - step->receive_at);
     task->kernel(out, sources, 2, bytes / task->item_bytes, step->closes ? task->divisor : 1, 0);
@@ -297,6 +308,24 @@ static void apply_in_order(tb_exchange *x)
             reduce(x, step, x->ring->spare.memory + step->spare_at, step->receive_at, step->receive_bytes);
     }
 }
+
+/* Adds the pieces that have waited for those to which they are added. */
+static void apply_awaiting(tb_exchange *x)
+{
+    for (int number = 0; number < x->count && !x->in_order && x->spare_bytes; number++) {
+        tb_step *step = &x->steps[number];
+        const unsigned char *waiting = x->ring->spare.memory + step->spare_at;
+        while (step->awaits >= 0 && step->added < pieces(x, step->receive_bytes) &&
+               has_arrived(x, number, step->added) && has_come(x, step->awaits, step->added)) {
+            size_t at = step->added * x->piece_bytes, bytes = piece_bytes(x, step->receive_bytes, step->added);
+            reduce(x, step, waiting + at, step->receive_at + at, bytes);
+            step->added++;
+        }
+    }
+}
+
+/* Whether what comes in a step waits in memory of its own. */
+static int waits(const tb_exchange *x, const tb_step *step) { return x->in_order || step->awaits >= 0; }
 
 static int may_be_sent(const tb_exchange *x, const tb_step *step, size_t piece)
 {
@@ -342,14 +371,14 @@ unsigned char *tb_piece_place(tb_exchange *x, tb_lane *lane)
     size_t at = lane->piece_in * x->piece_bytes + lane->body_bytes;
     if (!step->reduces)
         return x->base + step->receive_at + at;
-    return x->in_order ? x->ring->spare.memory + step->spare_at + at : lane->stage + lane->body_bytes;
+    return waits(x, step) ? x->ring->spare.memory + step->spare_at + at : lane->stage + lane->body_bytes;
 }
 
 void tb_piece_grew(tb_exchange *x, tb_lane *lane)
 {
     const tb_step *step = &x->steps[lane->step_in];
     size_t bytes = lane->body_bytes - lane->reduced, at = step->receive_at + lane->piece_in * x->piece_bytes;
-    if (!step->reduces || x->in_order)
+    if (!step->reduces || waits(x, step))
         return;
     bytes -= bytes % x->task->item_bytes;
     if (bytes)
@@ -362,6 +391,7 @@ void tb_piece_came(tb_exchange *x, tb_lane *lane)
     lane->piece_in += x->ring->peers[lane->peer].count;
     next_in(x, lane);
     apply_in_order(x);
+    apply_awaiting(x);
     x->stirred = 1;
 }
 

@@ -1,14 +1,18 @@
-"""Operations of the kinds that need no ring: what each position gives, and what becomes of it."""
+"""Operations over links: what each position gives, what becomes of it, and of all that when a link breaks."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 
 from broker.collectives.claims import ITEM_BYTES, CollectiveKind, ReduceOp
-from broker.collectives.tasks import Plan, Task
-from tests.collectives.rings import SECOND_NS
+from broker.collectives.ring import Engine
+from broker.collectives.tasks import Outcome, Plan, Task
+from tests.collectives.processes import PATIENCE_S
+from tests.collectives.rings import SECOND_NS, mesh, unix_pair
+from tests.collectives.stranger import Cut
 
 KINDS = [CollectiveKind.REDUCE, CollectiveKind.GATHER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL]
 
@@ -23,6 +27,12 @@ class Case:
     root: int = 0
     dtype: str = "float32"
     op: ReduceOp = ReduceOp.SUM
+    schedule: str = "auto"
+
+    @property
+    def reduces(self) -> bool:
+        """Whether arrays become one."""
+        return self.kind in (CollectiveKind.REDUCE, CollectiveKind.ALL_REDUCE)
 
     @property
     def shares_out(self) -> bool:
@@ -34,7 +44,7 @@ class Case:
         parts = self.positions if self.shares_out else 1
         return Plan(
             self.kind, claim, self.positions,
-            op=self.op if self.kind is CollectiveKind.REDUCE else None, dtype=self.dtype,
+            op=self.op if self.reduces else None, dtype=self.dtype, schedule=self.schedule,
             array_bytes=ITEM_BYTES[self.dtype] * self.elements * parts, root=self.root, impossible=impossible,
         )  # fmt: skip
 
@@ -85,3 +95,43 @@ class Begun:
             return
         due = self.case.result(self.position) if done else self.case.target(self.position)
         assert np.array_equal(self.target, due)  # type: ignore[arg-type]
+
+
+def cut_one(case: Case, cut: Cut, operations: int, hosts: str = "") -> bool:
+    """Whether anything has failed of operations in a row, when the link from 0 to 1 is one that breaks.
+
+    Arrays are checked, and what is undecided is settled as a broker does it.
+    """
+    pairs = iter([cut.ends])
+    links = mesh(case.positions, make=lambda: next(pairs, None) or unix_pair())
+    engines = [Engine(links[position], position, hosts=hosts) for position in range(case.positions)]
+    tasks: list[list[Begun]] = [[] for _ in engines]
+
+    def work(position: int) -> None:
+        for _ in range(operations):
+            tasks[position].append(case.begun(position))
+            if engines[position].run(tasks[position][-1].task) != Outcome.COMMITTED:
+                for engine in engines:
+                    engine.end()
+                break
+
+    threads = [threading.Thread(target=work, args=(position,)) for position in range(case.positions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    failed = False
+    for number in range(operations):
+        begun = [of[number] for of in tasks if number < len(of)]
+        committed = any(each.task.status == Outcome.COMMITTED for each in begun)
+        for each in begun:
+            if each.task.status == Outcome.UNDECIDED:
+                each.check(done=False)
+                engines[each.position].settle(each.task, committed=committed)
+            assert each.task.status == (Outcome.COMMITTED if committed else Outcome.OVER)
+            each.check(done=committed)
+            failed |= not committed
+    for engine in engines:
+        engine.close()
+    return failed

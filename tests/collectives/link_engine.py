@@ -105,7 +105,9 @@ class Engine:
 
     hesitate: Callable[[Engine], None] | None = None
 
-    def __init__(self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1) -> None:
+    def __init__(
+        self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1, hosts: Sequence[object] = ()
+    ) -> None:
         self.position, self.positions, self.descriptor = position, len(links), descriptor
         self.socks = {at: socket.socket(fileno=lanes[0]) for at, lanes in enumerate(links) if at != position}
         self.inbox: dict[int, deque[tuple[int, int, bytes, bytes]]] = {at: deque() for at in self.socks}

@@ -93,7 +93,7 @@ class Cut:
         first, self._first = socket.socketpair()
         self._second, second = socket.socketpair()
         self.ends = first, second
-        self._left = bytes_max
+        self._left = self._bytes_max = bytes_max
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._forward, args=ends)
@@ -101,6 +101,11 @@ class Cut:
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def passed(self) -> int:
+        """Bytes that have gone over it, in both directions."""
+        return self._bytes_max - self._left
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         while True:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,9 +13,9 @@ import pytest
 from broker.collectives import ring
 from broker.collectives.claims import CollectiveKind, ReduceOp
 from broker.collectives.ring import Engine, Outcome, Task
-from tests.collectives.kind_cases import KINDS, Begun, Case
+from tests.collectives.kind_cases import KINDS, Begun, Case, cut_one
 from tests.collectives.processes import PATIENCE_S
-from tests.collectives.rings import SECOND_NS, mesh, on_threads, tcp_pair, unix_pair
+from tests.collectives.rings import SECOND_NS, on_threads, tcp_pair
 from tests.collectives.stranger import ABORT, MEET, PIECE, READY, Cut, Stranger
 
 pytestmark = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine is not compiled")
@@ -155,46 +154,6 @@ def test_kinds_that_are_mixed_up_name_their_claims(world: Callable[..., list[Any
 # Links that break.
 
 
-def cut_one(case: Case, cut: Cut, operations: int) -> bool:
-    """Whether anything has failed of operations in a row, when the link from 0 to 1 is one that breaks.
-
-    Arrays are checked, and what is undecided is settled as a broker does it.
-    """
-    pairs = iter([cut.ends])
-    links = mesh(case.positions, make=lambda: next(pairs, None) or unix_pair())
-    engines = [Engine(links[position], position) for position in range(case.positions)]
-    tasks: list[list[Begun]] = [[] for _ in engines]
-
-    def work(position: int) -> None:
-        for _ in range(operations):
-            tasks[position].append(case.begun(position))
-            if engines[position].run(tasks[position][-1].task) != Outcome.COMMITTED:
-                for engine in engines:
-                    engine.end()
-                break
-
-    threads = [threading.Thread(target=work, args=(position,)) for position in range(case.positions)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
-    failed = False
-    for number in range(operations):
-        begun = [of[number] for of in tasks if number < len(of)]
-        committed = any(each.task.status == Outcome.COMMITTED for each in begun)
-        for each in begun:
-            if each.task.status == Outcome.UNDECIDED:
-                each.check(done=False)
-                engines[each.position].settle(each.task, committed=committed)
-            assert each.task.status == (Outcome.COMMITTED if committed else Outcome.OVER)
-            each.check(done=committed)
-            failed |= not committed
-    for engine in engines:
-        engine.close()
-    return failed
-
-
 @pytest.mark.parametrize("positions", [2, 3, 4])
 @pytest.mark.parametrize("elements", [1, 3000, 70_001])
 @pytest.mark.parametrize("kind", KINDS)
@@ -294,15 +253,19 @@ LIES: dict[str, tuple[Case, Callable[[Stranger], object]]] = {
     ),
     "a piece from who is not the root": (
         Case(CollectiveKind.SCATTER, LONG, 3, 1),
-        lambda each: (meet_all(each), each.say(2, PIECE, step=1, body=bytes(PIECE_BYTES))),
+        lambda each: (meet_all(each), each.say(2, PIECE, step=1, size=PIECE_BYTES)),
     ),
     "a piece of another's step": (
         Case(CollectiveKind.GATHER, LONG, 3),
-        lambda each: (meet_all(each), each.say(1, PIECE, step=0, body=bytes(PIECE_BYTES))),
+        lambda each: (meet_all(each), each.say(1, PIECE, step=0, size=PIECE_BYTES)),
     ),
     "a piece too many": (
         Case(CollectiveKind.GATHER, 30_000, 3),
-        lambda each: (meet_all(each), [each.say(2, PIECE, step=0, body=bytes(120_000)) for _ in range(2)]),
+        lambda each: (
+            meet_all(each),
+            each.say(2, PIECE, body=bytes(120_000)),
+            each.say(2, PIECE, size=120_000),
+        ),
     ),
 }  # fmt: skip
 
