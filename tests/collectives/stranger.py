@@ -30,12 +30,12 @@ class Word(NamedTuple):
 class Stranger:
     """Plays all positions but 0, each over one socket."""
 
-    def __init__(self, positions: int = 2) -> None:
+    def __init__(self, positions: int = 2, hosts: str = "") -> None:
         pairs = [socket.socketpair() for _ in range(1, positions)]
         self.sockets = {position: pair[1] for position, pair in enumerate(pairs, 1)}
         for each in self.sockets.values():
             each.settimeout(PATIENCE_S)
-        self.engine = ring.Engine([[], *([pair[0].detach()] for pair in pairs)], 0)
+        self.engine = ring.Engine([[], *([pair[0].detach()] for pair in pairs)], 0, hosts=hosts)
 
     def send(self, position: int, data: bytes) -> None:
         """Sends whatever it is."""

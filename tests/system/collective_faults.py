@@ -1,6 +1,6 @@
 """Faults without end for collective groups: ranks and the broker are killed, stopped, cut off and slowed down.
 
-    python -m tests.system.collective_faults --count 1000 --schedule shm|star|links --seed 1
+    python -m tests.system.collective_faults --count 1000 --schedule shm|star|links|hierarchical --seed 1
 
 A broker and two to four ranks (faulty_rank.py) are real processes, and the ranks carry out one collective after the
 other. After a random moment something happens to one of them, and again as soon as the group is whole once more, or
@@ -203,7 +203,7 @@ class Arena:
 
     def strike(self) -> None:
         """Waits for a random moment, does something to somebody, and sees to it that all is well again."""
-        kinds = LINK_KINDS if self._schedule == "links" else KINDS
+        kinds = LINK_KINDS if self._schedule in ("links", "hierarchical") else KINDS
         kind = self._random.choices(list(kinds), list(kinds.values()))[0]
         victim = self._random.choice(self.ranks)
         time.sleep(self._random.uniform(0.0, MOMENT_MAX_S))
@@ -345,7 +345,7 @@ def run(schedule: str, seed: int, count: int, tell: Callable[[Arena], None] = la
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="how many faults")
-    parser.add_argument("--schedule", default="shm", choices=("shm", "star", "links"))
+    parser.add_argument("--schedule", default="shm", choices=("shm", "star", "links", "hierarchical"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--each", type=int, default=50, help="faults until broker and ranks are made anew")
     wishes = parser.parse_args()

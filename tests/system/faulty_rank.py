@@ -2,9 +2,10 @@
 
     python -m tests.system.faulty_rank URL RANK WORLD_SIZE SCHEDULE SEED PROGRESS
 
-SCHEDULE is one of a group's, or "links": "auto", at a broker that shares no memory. Which operation comes next follows
-from the seed, the generation and the number of operations in it, so all ranks take the same one. It prints a line for
-each thing that matters; times are of CLOCK_MONOTONIC, in nanoseconds:
+SCHEDULE is one of a group's, or "links": "auto", at a broker that shares no memory. With "hierarchical" the ranks say
+that they are on two hosts in turn. Which operation comes next follows from the seed, the generation and the number of
+operations in it, so all ranks take the same one. It prints a line for each thing that matters; times are of
+CLOCK_MONOTONIC, in nanoseconds:
 
     joined GENERATION                         it has a place
     whole GENERATION AT                       the first operation with all ranks is done
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 import clients
+from clients import entrance
 
 Array = npt.NDArray[np.generic]
 
@@ -207,6 +209,8 @@ def main(url: str, rank: int, world_size: int, schedule: str, seed: str, progres
         memory = mmap.mmap(file.fileno(), 0)
     counter = memoryview(memory).cast("Q")[rank : rank + 1]
     wanted = "auto" if schedule == "links" else schedule
+    if schedule == "hierarchical":
+        entrance.host_identity = lambda: f"host-{rank % 2}"
     while True:
         try:
             with clients.connect(url, name=f"rank-{rank}", reconnect_timeout_s=0.0) as bus:

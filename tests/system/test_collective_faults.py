@@ -11,7 +11,7 @@ FAULTS = 12
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("schedule", ["shm", "star", "links"])
+@pytest.mark.parametrize("schedule", ["shm", "star", "links", "hierarchical"])
 def test_whatever_happens_to_a_rank_or_the_broker_the_group_is_right_and_whole_again(schedule: str) -> None:
     if schedule != "star" and not (shm.AVAILABLE and ring.AVAILABLE):
         pytest.skip("the engines are not compiled")
