@@ -196,7 +196,7 @@ def test_wherever_a_link_breaks_all_agree_and_nothing_is_half_applied(hosts: str
 
 
 PART_BYTES = 60_032
-"""Of an array of 60,000 float32: what a host has of a shard, or the other one has and some bytes more."""
+"""Of an array of 60,000 float32: the first part of a shard of 120,000 bytes; the other part has the rest."""
 
 
 @pytest.mark.parametrize("seed", range(40))
