@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
-_REQUEST, _ACKNOWLEDGE = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE)
+_REQUEST, _ACKNOWLEDGE, _TRACED = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE), int(Flag.TRACED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ class Core:
         # Whoever waits for a `latest` subscription's next message has asked the old session for it.
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
         self.incoming.connected(session, welcome.life)
+        self.incoming.latencies.connected(welcome.report_ms)
         for subscription in self.incoming.subscriptions.values():
             self._send_subscribe(subscription, 0, again=True)
             ask = subscription.ask() if asked.get(subscription.number) else None
@@ -164,6 +165,13 @@ class Core:
         if self.closed is not None:
             raise ConnectionClosed.by(self.closed) from self.closed
 
+    def farewell(self) -> None:
+        """A CLOSE is about to be queued: what is to be said before that, is."""
+        self.before_waiting()
+        self.places.farewell()
+        if self.session is not None:
+            self.incoming.latencies.tell(self.session)
+
     def before_waiting(self) -> None:
         """Somebody is about to wait: what others may be waiting for is said first."""
         self.outgoing.send_batches()
@@ -178,7 +186,8 @@ class Core:
             self.session.tick(now_ns)
             self.incoming.leases.give_back(self.session)
             self.arenas.tick(now_ns, self.session)
-            self.places.tick()
+            self.places.tick(now_ns)
+            self.incoming.latencies.tick(now_ns, self.session)
             tell_drops(self.incoming.subscriptions.values(), self.session)
             if self.outgoing.open_batches:
                 self.outgoing.send_batches(now_ns)
@@ -203,6 +212,7 @@ class Core:
             return
         frame = received
         kind = frame.kind
+        self.incoming.latencies.read_at(now_ns)
         if kind == _DELIVER:
             self.incoming.deliver(frame)
         elif kind == _CHUNK:
@@ -353,7 +363,7 @@ class Core:
 
     def address(self, message: Outbound, pending: PendingRequest) -> None:
         """Says on a request where its replies go, and to what."""
-        message.flags = _REQUEST | (_ACKNOWLEDGE if pending.many else 0)
+        message.flags = _REQUEST | (_ACKNOWLEDGE if pending.many else 0) | message.flags & _TRACED
         message.reply_to, message.request = self.inbox(), pending.number
         message.reference = pending.number & 0xFFFFFFFF
 

@@ -284,8 +284,7 @@ class Driver:
         link = self._link
         if link is None:
             return
-        self.core.before_waiting()
-        self.core.places.farewell()
+        self.core.farewell()
         link.session.close(Code.NORMAL, reason)
         self.core.closing()
         self.flush()

@@ -54,6 +54,9 @@ void tb_piece_came(tb_exchange *x, tb_lane *lane);
 int tb_all_here(tb_exchange *x);
 int tb_all_sent(const tb_exchange *x);
 
+/* From whom the pieces are that come next. */
+uint64_t tb_awaited(const tb_exchange *x);
+
 /* Takes the array back to what it was; or holds the result back, so that the next call brings it. */
 void tb_take_back(tb_exchange *x);
 void tb_hold_back(tb_exchange *x);
@@ -94,6 +97,15 @@ void tb_shut(tb_ring *ring);
 
 /* Waits until lanes can be moved, or the engine ends. */
 void tb_watch(tb_ring *ring, uint64_t timeout_ns);
+
+/* The log (ring_engine_log.c). */
+
+void tb_link_log_begin(tb_link_log *log, const tb_task *task, uint64_t sequence);
+void tb_link_log_end(tb_link_log *log, const tb_task *task, uint64_t sequence, int status, uint64_t ended_ns);
+void tb_link_log_settle(tb_link_log *log, uint64_t sequence, int status);
+
+/* Where an operation is that takes long, and for which positions this one waits. */
+void tb_link_log_see(tb_link_log *log, const tb_exchange *x, uint64_t waits_for);
 
 /* The operation. */
 

@@ -42,6 +42,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     """A number that no other broker has, and not this one after a restart: what it has told of topics holds as long."""
     shared: bool = False
     """Whether messages may be sent in shared memory, and come in it."""
+    report_ms: int = 0
+    """How often the client may tell of the times that messages take to reach it; 0 is never."""
 
 
 class Refusal(msgspec.Struct, tag="refusal", omit_defaults=True):

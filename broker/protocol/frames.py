@@ -81,6 +81,8 @@ class Kind(IntEnum):
     GIVE_UP = 37
     TOOK_PART = 38
     REGROUP = 39
+    OPERATIONS = 44
+    MEASURED = 45
 
 
 class Flag:
@@ -98,6 +100,8 @@ class Flag:
     """CHUNK, RESULT: nothing follows. PUBLISH: a responder's last reply to a request."""
     TOPIC_CREDIT: Final = 32
     """CREDIT: `number` is a topic, not a subscription."""
+    TRACED: Final = 32
+    """PUBLISH: its headers have the context of a trace that is recorded (section 18)."""
     TRACKED: Final = 64
     """DELIVER: a job, to be settled; `stream` is its delivery's number and `count` how often it was delivered."""
     SHARED: Final = 128

@@ -214,11 +214,11 @@ class Router:
         for name in list(islice(idle, topics)):
             self._forget(name)
 
-    def _let_go(self) -> None:
-        """Keeps all rings together within their bound: the oldest topics let go first, declared values last."""
+    def let_go(self, bytes_max: int) -> None:
+        """Makes all rings together keep no more than so much: the oldest topics let go first, declared values last."""
         for record in sorted(self.topics.values(), key=lambda record: record.policy.retain is True):
             self.retained_bytes -= record.ring.clear()
-            if self.retained_bytes <= RETAINED_BYTES_MAX * 9 // 10:
+            if self.retained_bytes <= bytes_max:
                 break
 
     def _forget(self, name: str) -> None:
@@ -296,7 +296,7 @@ class Router:
         """A large message that was routed when it began has arrived: the topic keeps it, and its works have a job."""
         self.retained_bytes += topic.ring.finish(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
-            self._let_go()
+            self.let_go(RETAINED_BYTES_MAX * 9 // 10)
         if topic.arriving and message in topic.arriving:
             for work in topic.works.values():
                 self.works.add(work, message)
@@ -390,7 +390,7 @@ class Router:
             topic.marks.note(self.moment, message.sequence)
         self.retained_bytes += topic.ring.append(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
-            self._let_go()
+            self.let_go(RETAINED_BYTES_MAX * 9 // 10)
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
             routes = self._find_routes(topic)

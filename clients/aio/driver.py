@@ -180,8 +180,7 @@ class AsyncDriver:
         self._closing = True
         link = self._link
         if link is not None:
-            self.core.before_waiting()
-            self.core.places.farewell()
+            self.core.farewell()
             link.session.close(Code.NORMAL, reason)
             self.core.closing()
             self.flush()
