@@ -17,7 +17,7 @@ from broker.collectives.claims import Claim, CollectiveKind
 from broker.errors import BrokerError, TimeoutError
 from broker.limits import LINK_VERDICT_S
 from broker.protocol.bodies import Membership
-from broker.protocol.links import AUTO, Decision
+from broker.protocol.links import AUTO, Decision, host_name
 from clients.collective import Prepared
 from clients.reporting import Reporter
 from clients.signals import Signal
@@ -49,7 +49,7 @@ class Links(Way):
         """
         super().__init__(told)
         self.schedule = AUTO
-        self._hosts = [peer.host or str(peer.rank) for peer in told.peers]
+        self._hosts = [host_name(peer.rank, peer.host) for peer in told.peers]
         try:
             self._engine = ring.Engine(links, self.ranks.index(rank), descriptor, self._hosts)
         except BaseException:
