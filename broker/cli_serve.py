@@ -7,6 +7,7 @@ import gc
 import resource
 import signal
 import sys
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -20,6 +21,7 @@ from broker.limits import LOG_INTERVAL_S
 from broker.server import Server
 from broker.telemetry import exporting_tracer
 from broker.tracing import Traces
+from broker.transport.addresses import Address
 
 GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
@@ -30,7 +32,8 @@ def run(config: Config) -> None:
 
     Raises:
         InvalidValue: an address is malformed or of an unknown scheme.
-        ListenError: an address cannot be listened on.
+        ListenError: an address cannot be listened on, or strangers could get in there.
+        ConfigError: the users, tokens or the audit log cannot be used.
     """
     for address in config.listen:
         if address.startswith("inproc:"):
@@ -68,12 +71,13 @@ async def _serve(config: Config, handler: logs.EventHandler) -> None:
     stopping = _catch_signals()
     _tell_left_out(asyncio.get_running_loop(), handler)
     server = Server(config)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     show_to_clients(server)
     traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None
     admin = None
     server.start(config.listen)
     try:
-        lines = [f"listening on {listener.address}" for listener in server.listeners]
+        lines = [f"listening on {_dialled(listener.address, config)}" for listener in server.listeners]
         if config.admin != ADMIN_OFF:
             # Importing aiohttp takes as long as all the rest of the start.
             from broker.admin import Admin
@@ -90,6 +94,11 @@ async def _serve(config: Config, handler: logs.EventHandler) -> None:
             await admin.stop()
         if traces is not None:
             traces.close()
+
+
+def _dialled(address: Address, config: Config) -> Address:
+    """An address as clients use it: they have certificates of their own."""
+    return replace(address, options=()) if address.scheme == "tls" and config.certificates else address
 
 
 def _catch_signals() -> asyncio.Event:

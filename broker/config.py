@@ -22,15 +22,18 @@ from typing import Final
 from broker import limits
 from broker.config_topics import describe_topics, read_topics
 from broker.errors import ConfigError
+from broker.masking import masked
 from broker.topics.policy import Declaration
 
 VARIABLE_PREFIX: Final = "TENSORBUS_"
 FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
-FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN"})
+FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN", "TENSORBUS_TLS"})
 """Variables with the prefix that are not settings: the file's name, and what the clients read."""
 
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
-ADMIN_OFF: Final = "off"
+OFF: Final = "off"
+"""A setting that nothing is set to."""
+ADMIN_OFF: Final = OFF
 TOPICS: Final = "topics"
 INTEGER_MAX: Final = 1 << 62
 SECONDS_MAX: Final = 1e9
@@ -92,6 +95,11 @@ class Config:
         latency_metrics: whether clients measure how long messages take to reach them, and the broker its own turns.
         tracing: export spans of traced messages and of collectives by OTLP; takes `pip install tensorbus[otel]`.
         shared_memory: whether clients on this host may send and receive large messages in shared memory.
+        certificates: a folder with ca.crt, tls.crt, tls.key and maybe ca.crl, for listeners at tls:// and for HTTP.
+        tokens: a file of tokens by which clients may prove who they are (tensorbus tokens).
+        users: other users of this host that are let in at unix sockets, each USER=ROLE[+ROLE][@TENANT].
+        insecure: let anybody in who reaches an address, also beyond this host, and warn of it.
+        audit: a file to which is appended who connected, was refused, was denied and changed what, as JSON.
         topics: policies of topics, by filter.
     """
 
@@ -118,6 +126,11 @@ class Config:
     latency_metrics: bool = True
     tracing: bool = False
     shared_memory: bool = True
+    certificates: str = ""
+    tokens: str = ""
+    users: tuple[str, ...] = ()
+    insecure: bool = False
+    audit: str = ""
     topics: tuple[Declaration, ...] = ()
 
 
@@ -183,9 +196,10 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], file: Path
 
 
 def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
-    """Returns each setting's name, value in words and origin, for `--show-config`; of topics, each filter's."""
+    """Returns each setting's name, value in words and origin, for `--show-config`; of topics, each filter's. A token
+    that stands where it does not belong is not readable."""
     settings = [
-        (entry.name, _value_text(entry.name, getattr(loaded.config, entry.name)), loaded.origins[entry.name])
+        (entry.name, masked(_value_text(entry.name, getattr(loaded.config, entry.name))), loaded.origins[entry.name])
         for entry in fields(Config)
         if entry.name != TOPICS
     ]
@@ -301,6 +315,14 @@ def _accept_size(value: object) -> int | None:
     return _accept_integer(_size_of(value))
 
 
+def _accept_users(value: object) -> tuple[str, ...] | None:
+    return () if value in (OFF, [OFF]) else _accept_texts(value)
+
+
+def _accept_path(value: object) -> str | None:
+    return "" if value == OFF else _accept_text(value)
+
+
 def _accept_admin(value: object) -> str | None:
     if value == ADMIN_OFF:
         return ADMIN_OFF
@@ -322,6 +344,11 @@ _KINDS: Final[dict[object, _Kind]] = {
 _SIZE_KIND: Final = _Kind(
     'bytes above 0, as 4194304 or "4MiB"', lambda text: int(text) if text.isdecimal() else text, _accept_size
 )
+_USERS_KIND: Final = _Kind(
+    f'a list of USER=ROLE, or "{OFF}"', lambda text: [part.strip() for part in text.split(",")], _accept_users
+)
+_PATH_KIND: Final = _Kind(f'a path, or "{OFF}"', str, _accept_path)
+_PATHS: Final = ("certificates", "tokens", "audit")
 _NAMES_KIND: Final = _Kind(
     "a list of names", lambda text: [part.strip() for part in text.split(",") if part.strip()], _accept_names
 )
@@ -332,6 +359,10 @@ _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 def _kind(name: str) -> _Kind:
     if name == "admin":
         return _ADMIN_KIND
+    if name == "users":
+        return _USERS_KIND
+    if name in _PATHS:
+        return _PATH_KIND
     if name == "admin_names":
         return _NAMES_KIND
     return _SIZE_KIND if name.endswith("_bytes") else _KINDS[_TYPES[name]]
@@ -358,6 +389,8 @@ def _refusal(name: str, value: object, origin: str) -> ConfigError:
 
 
 def _value_text(name: str, value: object) -> str:
+    if not value and name in (*_PATHS, "users"):
+        return OFF
     if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, bool):

@@ -11,7 +11,7 @@ from broker.state import BrokerState
 
 
 def collectives(state: BrokerState, now_ns: int) -> Iterator[Metric]:
-    """What groups do, as far as the broker sees it: by star and in shared memory, not over links between hosts."""
+    """What groups do, as the broker sees it, or is told by ranks that are linked."""
     groups = list(state.groups.by_number.values())
     for group in groups:
         state.groups.look(group, now_ns)

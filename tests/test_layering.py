@@ -23,10 +23,18 @@ OPEN = (
     "broker.histograms",
     "broker.ids",
     "broker.limits",
+    "broker.masking",
     "broker.telemetry",
     "broker.uncompiled",
 )
-PURE = ("broker.protocol", "broker.topics", "broker.collectives", "broker.state", "broker.security.identity")
+PURE = (
+    "broker.protocol",
+    "broker.topics",
+    "broker.collectives",
+    "broker.state",
+    "broker.security.identity",
+    "broker.security.audit",
+)
 EVERYTHING = ("broker", "clients")
 
 # A layer is a module or package, with its submodules and its siblings `layer_*`. The longest name that fits decides.

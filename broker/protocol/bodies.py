@@ -27,6 +27,11 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     local: bool = False
     """Whether the client is on the broker's host and would rather be told of a nearer way to it."""
 
+    def __repr__(self) -> str:
+        return (
+            f"<Hello {self.name!r} token={'***' if self.token else None} tenant={self.tenant!r} process={self.process}>"
+        )
+
 
 class Welcome(msgspec.Struct, tag="welcome"):
     """The broker's answer: the session is open, and these are its limits."""

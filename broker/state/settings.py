@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from broker import limits
+from broker.security.audit import Audit, unrecorded
 from broker.state.boards import BoardMaker
 from broker.topics.policy import Declaration
 
@@ -21,6 +22,7 @@ class Settings:
         shared_memory: whether clients on this host may send and receive messages in shared memory.
         arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.
+        audit: where it is recorded who connected, was refused, was denied and changed what.
         report_ms: how often clients tell of the times that messages take to reach them, in milliseconds; 0 is never.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
@@ -42,5 +44,6 @@ class Settings:
     shared_memory: bool = True
     arena_descriptor_max: int = (1 << 31) - 1
     declarations: tuple[Declaration, ...] = ()
+    audit: Audit = unrecorded
     report_ms: int = 0
     boards: BoardMaker | None = None
