@@ -166,7 +166,7 @@ class Told:
 def run_tensorbus(network: Network, size_bytes: int, repeats: int, schedule: str, per_host: int = 1) -> Told:
     """Measures tensorbus."""
     address = network.address(0)
-    serve = [sys.executable, "-m", "broker", "serve", "--listen", f"tcp://{address}:0", "--admin", "off"]
+    serve = [sys.executable, "-m", "broker", "serve", "--listen", f"tcp://{address}:0", "--admin", "off", "--insecure"]
     with started([network.command(0, *serve)]) as (broker,):
         assert broker.stdout is not None
         url = broker.stdout.readline().removeprefix("listening on ").strip()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links 
 
 HOSTS, RANKS = 2, 4
 ELEMENTS, TIMES = 1 << 20, 4
-HEARTBEATS = ("--heartbeat-interval-s", "0.3", "--heartbeat-timeout-s", "1.5")
+WORDS = ("--admin", "off", "--insecure", "--heartbeat-interval-s", "0.3", "--heartbeat-timeout-s", "1.5")
 
 
 class Hosts:
@@ -26,8 +26,12 @@ class Hosts:
     def __init__(self, network: Network) -> None:
         self.network = network
         listen = f"tcp://{network.address(0)}:0"
-        self.broker = on_host(network, 0, "broker", "serve", "--listen", listen, "--admin", "off", *HEARTBEATS)
-        self.url = self.broker.read_line().removeprefix("listening on ")
+        self.broker = on_host(network, 0, "broker", "serve", "--listen", listen, *WORDS)
+        try:
+            self.url = self.broker.read_line().removeprefix("listening on ")
+        except BaseException:
+            self.broker.close()
+            raise
 
     def start(self, rank: int, module: str, *words: object) -> Process:
         """A rank, on the hosts in turn."""
