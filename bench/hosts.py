@@ -1,14 +1,16 @@
 """All-reduce between hosts, beside what others do over the same wires.
 
     python -m bench.hosts --hosts 2,4 --rates 1gbit,10gbit --bytes 67108864
+    python -m bench.hosts --hosts 2 --per-host 2 --schedules hierarchical,ring
 
-Hosts are network namespaces of this machine with one rank each, cables of a given rate over a bridge (network.py), and
-the broker on the first one. Sum of float32 in place, after a barrier each; the times are rank 0's, from its call to its
-return, and the words those of nccl-tests:
+Hosts are network namespaces of this machine with one rank each, or several, which lie on the hosts in turn; cables of a
+given rate over a bridge (network.py), and the broker on the first one. Sum of float32 in place, after a barrier each;
+the times are rank 0's, from its call to its return, and the words those of nccl-tests:
 
     algbw   bytes of the array, by the median time
-    busbw   algbw times 2 (n - 1) / n: what has to leave each of n hosts, whatever the algorithm
+    busbw   algbw times 2 (n - 1) / n: what has to leave each of n ranks, whatever the algorithm
     wire    busbw as a part of the cable's rate
+    sent    what host 0's eth0 has sent for each all-reduce, as a part of the array; heads are in it
 
 All namespaces share this machine's processors, so what is far below 1 may be theirs and not the algorithm's.
 """
@@ -27,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -46,11 +49,27 @@ def rank_of_tensorbus(url: str, rank: int, ranks: int, size_bytes: int, repeats:
 
     with clients.connect(url, name=f"rank-{rank}") as bus:
         group = bus.group("hosts", world_size=ranks, rank=rank, schedule=schedule)
+        group.barrier()
+        before_bytes = sent_bytes()
         times_s = time_all(group.barrier, group.all_reduce, rank, ranks, size_bytes, repeats)
+        group.barrier()
         if not rank:
-            print(json.dumps({"schedule": group.schedule, "times_s": times_s}), flush=True)
+            print(told(group.schedule, times_s, before_bytes), flush=True)
         group.barrier()
         group.leave()
+
+
+def sent_bytes() -> int:
+    """What eth0 of this process's host has sent."""
+    lines = Path("/proc/self/net/dev").read_text(encoding="utf-8").splitlines()
+    counters = next(line.partition(":")[2] for line in lines if line.strip().startswith("eth0:"))
+    return int(counters.split()[8])
+
+
+def told(schedule: str, times_s: list[float], before_bytes: int) -> str:
+    """What rank 0 prints."""
+    each = (sent_bytes() - before_bytes) / (len(times_s) + WARM)
+    return json.dumps({"schedule": schedule, "times_s": times_s, "sent_bytes": each})
 
 
 def rank_of_gloo(address: str, rank: int, ranks: int, size_bytes: int, repeats: int) -> None:
@@ -63,9 +82,12 @@ def rank_of_gloo(address: str, rank: int, ranks: int, size_bytes: int, repeats: 
     def reduce(array: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
         dist.all_reduce(torch.from_numpy(array))
 
+    dist.barrier()
+    before_bytes = sent_bytes()
     times_s = time_all(dist.barrier, reduce, rank, ranks, size_bytes, repeats)
+    dist.barrier()
     if not rank:
-        print(json.dumps({"schedule": "gloo", "times_s": times_s}), flush=True)
+        print(told("gloo", times_s, before_bytes), flush=True)
     dist.destroy_process_group()
 
 
@@ -78,9 +100,12 @@ def rank_of_mpi(size_bytes: int, repeats: int) -> None:
     def reduce(array: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
         world.Allreduce(MPI.IN_PLACE, array)
 
+    world.Barrier()
+    before_bytes = sent_bytes()
     times_s = time_all(world.Barrier, reduce, world.rank, world.size, size_bytes, repeats)
+    world.Barrier()
     if not world.rank:
-        print(json.dumps({"schedule": "mpi", "times_s": times_s}), flush=True)
+        print(told("mpi", times_s, before_bytes), flush=True)
 
 
 def time_all(
@@ -123,36 +148,51 @@ def started(commands: list[list[str]], **variables: str) -> Iterator[list[subpro
                 stream.close()
 
 
-def run_tensorbus(network: Network, size_bytes: int, repeats: int, schedule: str) -> tuple[str, list[float]]:
-    """The schedule that was used, and the times."""
+@dataclass(frozen=True)
+class Told:
+    """What rank 0 has printed.
+
+    Attributes:
+        schedule: that was used.
+        times_s: of each all-reduce.
+        sent_bytes: by its host, for each all-reduce.
+    """
+
+    schedule: str
+    times_s: list[float]
+    sent_bytes: float
+
+
+def run_tensorbus(network: Network, size_bytes: int, repeats: int, schedule: str, per_host: int = 1) -> Told:
+    """Measures tensorbus."""
     address = network.address(0)
-    serve = [sys.executable, "-m", "broker", "serve", "--listen", f"tcp://{address}:0", "--admin", "off"]
+    serve = [sys.executable, "-m", "broker", "serve", "--listen", f"tcp://{address}:0", "--admin", "off", "--insecure"]
     with started([network.command(0, *serve)]) as (broker,):
         assert broker.stdout is not None
         url = broker.stdout.readline().removeprefix("listening on ").strip()
         words = ["--bytes", str(size_bytes), "--repeats", str(repeats), "--schedules", schedule]
-        return _ranks(network, ["--url", url, *words])
+        return _ranks(network, ["--url", url, *words], per_host)
 
 
-def run_gloo(network: Network, size_bytes: int, repeats: int) -> tuple[str, list[float]]:
-    """The times of torch.distributed."""
+def run_gloo(network: Network, size_bytes: int, repeats: int, per_host: int = 1) -> Told:
+    """Measures torch.distributed."""
     words = ["--gloo", network.address(0), "--bytes", str(size_bytes), "--repeats", str(repeats)]
-    return _ranks(network, words)
+    return _ranks(network, words, per_host)
 
 
-def _ranks(network: Network, words: list[str]) -> tuple[str, list[float]]:
-    module = [sys.executable, "-m", "bench.hosts", *words, "--ranks", str(network.hosts)]
-    commands = [network.command(rank, *module, "--rank", str(rank)) for rank in range(network.hosts)]
+def _ranks(network: Network, words: list[str], per_host: int) -> Told:
+    ranks = network.hosts * per_host
+    module = [sys.executable, "-m", "bench.hosts", *words, "--ranks", str(ranks)]
+    commands = [network.command(rank % network.hosts, *module, "--rank", str(rank)) for rank in range(ranks)]
     with started(commands, GLOO_SOCKET_IFNAME="eth0") as processes:
         text, errors = processes[0].communicate(timeout=PATIENCE_S)
         if not text:
             raise RuntimeError(f"rank 0 ended with {processes[0].returncode}: {errors[-500:]}")
-        told = json.loads(text)
-        return told["schedule"], told["times_s"]
+        return Told(**json.loads(text))
 
 
-def run_mpi(network: Network, size_bytes: int, repeats: int, folder: Path) -> tuple[str, list[float]]:
-    """The times of OpenMPI over TCP. Its daemons reach the other namespaces by a command in the place of ssh."""
+def run_mpi(network: Network, size_bytes: int, repeats: int, folder: Path) -> Told:
+    """Measures OpenMPI over TCP. Its daemons reach the other namespaces by a command in the place of ssh."""
     agent = folder / "agent"
     cases = "".join(f"{network.address(host)}) name={network.namespace(host)};; " for host in range(network.hosts))
     run_there = 'exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"'
@@ -172,7 +212,7 @@ def run_mpi(network: Network, size_bytes: int, repeats: int, folder: Path) -> tu
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"mpirun ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return "mpi", json.loads(done.stdout)["times_s"]
+    return Told(**json.loads(done.stdout))
 
 
 def _environment() -> dict[str, str]:
@@ -193,36 +233,38 @@ def missing() -> dict[str, str]:
     return absent
 
 
-def row(name: str, ranks: int, rate: str, size_bytes: int, times_s: list[float]) -> str:
+def row(name: str, hosts: int, per_host: int, rate: str, size_bytes: int, found: Told) -> str:
     """One line of figures."""
-    median_s = statistics.median(times_s)
+    median_s, ranks = statistics.median(found.times_s), hosts * per_host
     algbw = size_bytes / median_s
     busbw = algbw * 2 * (ranks - 1) / ranks
     return (
-        f"{name:<20} {ranks:>2} hosts  {rate:>6}  {size_bytes:>10} bytes  median {median_s * 1e3:9.2f} ms"
-        f"  best {min(times_s) * 1e3:9.2f} ms  algbw {algbw / 1e9:6.3f} GB/s  busbw {busbw / 1e9:6.3f} GB/s"
-        f"  wire {busbw / RATES[rate]:5.2f}"
+        f"{name:<24} {hosts:>2} hosts  {ranks:>2} ranks  {rate:>6}  {size_bytes:>10} bytes"
+        f"  median {median_s * 1e3:9.2f} ms  best {min(found.times_s) * 1e3:9.2f} ms  algbw {algbw / 1e9:6.3f} GB/s"
+        f"  busbw {busbw / 1e9:6.3f} GB/s  wire {busbw / RATES[rate]:5.2f}  sent {found.sent_bytes / size_bytes:5.2f}"
     )
 
 
-def measure(hosts: int, rate: str, size_bytes: int, repeats: int, schedules: list[str]) -> None:
+def measure(hosts: int, per_host: int, rate: str, size_bytes: int, repeats: int, schedules: list[str]) -> None:
     """Prints a line for each system."""
     absent = missing()
     with Network(hosts, rate) as network, tempfile.TemporaryDirectory() as folder:
         for schedule in schedules:
-            used, times_s = run_tensorbus(network, size_bytes, repeats, schedule)
-            name = f"tensorbus {schedule}" + (f" ({used})" if used != schedule else "")
-            print(row(name, hosts, rate, size_bytes, times_s), flush=True)
+            found = run_tensorbus(network, size_bytes, repeats, schedule, per_host)
+            name = f"tensorbus {schedule}" + (f" ({found.schedule})" if found.schedule != schedule else "")
+            print(row(name, hosts, per_host, rate, size_bytes, found), flush=True)
         if "gloo" not in absent:
-            print(row("gloo (torch)", hosts, rate, size_bytes, run_gloo(network, size_bytes, repeats)[1]), flush=True)
-        if "openmpi" not in absent:
-            _, times_s = run_mpi(network, size_bytes, repeats, Path(folder))
-            print(row("openmpi", hosts, rate, size_bytes, times_s), flush=True)
+            found = run_gloo(network, size_bytes, repeats, per_host)
+            print(row("gloo (torch)", hosts, per_host, rate, size_bytes, found), flush=True)
+        if "openmpi" not in absent and per_host == 1:
+            found = run_mpi(network, size_bytes, repeats, Path(folder))
+            print(row("openmpi", hosts, per_host, rate, size_bytes, found), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", default="2,4")
+    parser.add_argument("--per-host", type=int, default=1, help="ranks on each host; OpenMPI is for one")
     parser.add_argument("--rates", default="1gbit,10gbit")
     parser.add_argument("--bytes", default=str(64 << 20))
     parser.add_argument("--repeats", type=int, default=10)
@@ -246,7 +288,8 @@ def main() -> None:
             for hosts in asked.hosts.split(","):
                 for rate in asked.rates.split(","):
                     for size in asked.bytes.split(","):
-                        measure(int(hosts), rate, int(size), asked.repeats, asked.schedules.split(","))
+                        schedules = asked.schedules.split(",")
+                        measure(int(hosts), asked.per_host, rate, int(size), asked.repeats, schedules)
         except Unavailable as problem:
             sys.exit(str(problem))
 

@@ -271,6 +271,8 @@ def _into_list(
 
 def all_gather(member: Member, value: object, timeout_s: float, out: object = None) -> Prepared:
     """The arrays of all present ranks, in the order of their ranks."""
+    if out is not None:
+        member.raise_change()
     flat = flat_of(array_of(value, "array for all_gather"))
     claim = claim_of(CollectiveKind.ALL_GATHER, flat, timeout_s)
     return _gathered(claim, flat, len(member.ranks), out, "all_gather")
@@ -283,6 +285,8 @@ def gather(member: Member, value: object, root: int, timeout_s: float, out: obje
     claim = claim_of(CollectiveKind.GATHER, flat, timeout_s, root=root)
     if member.rank != root:
         return Prepared(claim, bytes_of(flat), None, lambda _: None)
+    if out is not None:
+        member.raise_change()
     return _gathered(claim, flat, len(member.ranks), out, "gather")
 
 
@@ -296,10 +300,10 @@ def reduce_scatter(member: Member, value: object, op: str, timeout_s: float, out
 
 def _share(flat: Array, member: Member, what: str) -> tuple[int, ...]:
     """The shape of one rank's share of an array."""
+    # What the caller has is for the members of which it knows.
+    member.raise_change()
     count = len(member.ranks)
     if not flat.ndim or flat.shape[0] % count:
-        # Perhaps it is divisible by the members of which the caller knows.
-        member.raise_change()
         raise InvalidValue(
             f"array for {what} of shape", flat.shape, f"the first axis is not divisible by the {count} ranks present"
         )
@@ -319,9 +323,9 @@ def _into_one(
 
 def _equal_parts(values: Sequence[object], member: Member, what: str) -> list[Array]:
     """One array for each rank, all alike."""
+    member.raise_change()
     count = len(member.ranks)
     if len(values) != count:
-        member.raise_change()
         raise InvalidValue(f"arrays for {what}", len(values), f"must be one for each of the {count} ranks present")
     flats = [flat_of(array_of(each, f"array for {what}")) for each in values]
     if any(each.shape != flats[0].shape or each.dtype != flats[0].dtype for each in flats):

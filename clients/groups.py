@@ -290,7 +290,8 @@ class Group(Points):
                 raise InvalidValue("out", type(out).__name__, "is for one array, not for a list of them")
             many = collective_lists.all_gather(self._place.member, array, timeout_s)
             return self._call_list(many, timeout_s, async_op=async_op, priority=priority)
-        prepared = collective.all_gather(self._place.member, array, timeout_s, out)
+        with self._driver.lock:
+            prepared = collective.all_gather(self._place.member, array, timeout_s, out)
         return self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
     def gather(
@@ -304,7 +305,8 @@ class Group(Points):
         priority: int = 0,
     ) -> object:
         """As all_gather for one rank: a list of arrays, or `out`, on the root; None on the other ranks."""
-        prepared = collective.gather(self._place.member, array, root, timeout_s, out)
+        with self._driver.lock:
+            prepared = collective.gather(self._place.member, array, root, timeout_s, out)
         return self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
     def scatter(

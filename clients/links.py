@@ -1,4 +1,4 @@
-"""Collectives by the schedules `ring` and `halving`: over links between the members of a generation (clients/ways.py).
+"""Collectives by the schedules `ring`, `halving` and `hierarchical`: over links between members (clients/ways.py).
 
 An operation ends on all members alike. In its last moment a member has the whole result and does not know yet whether
 all others have it; one whose links break there is left UNDECIDED. It has the broker ask the others: if any of them has
@@ -17,7 +17,7 @@ from broker.collectives.claims import Claim, CollectiveKind
 from broker.errors import BrokerError, TimeoutError
 from broker.limits import LINK_VERDICT_S
 from broker.protocol.bodies import Membership
-from broker.protocol.links import AUTO, Decision
+from broker.protocol.links import AUTO, Decision, host_name
 from clients.collective import Prepared
 from clients.reporting import Reporter
 from clients.signals import Signal
@@ -49,8 +49,9 @@ class Links(Way):
         """
         super().__init__(told)
         self.schedule = AUTO
+        self._hosts = [host_name(peer.rank, peer.host) for peer in told.peers]
         try:
-            self._engine = ring.Engine(links, self.ranks.index(rank), descriptor)
+            self._engine = ring.Engine(links, self.ranks.index(rank), descriptor, self._hosts)
         except BaseException:
             for lanes in links:
                 for link in lanes:
@@ -72,16 +73,21 @@ class Links(Way):
     def make_plan(self, claim: Claim, words: bytes, root: int, *, impossible: bool) -> Plan:
         """See Way."""
         size_bytes = claim.nbytes * (len(self.ranks) if claim.kind is CollectiveKind.ALL_GATHER else 1)
-        schedule = costs.choose(size_bytes, len(self.ranks)) if self.schedule == AUTO else self.schedule
+        schedule = self.schedule
+        if schedule == AUTO:
+            schedule = costs.choose(size_bytes, len(self.ranks), self._hosts)
         return ring.Plan(
             claim.kind, words, len(self.ranks),
             op=claim.op, dtype=claim.dtype, array_bytes=claim.nbytes, root=root, impossible=impossible,
             schedule=schedule,
         )  # fmt: skip
 
-    def carries(self, claim: Claim) -> bool:
+    @property
+    def used(self) -> str:
         """See Way."""
-        return ring.carries(claim.kind) and super().carries(claim)
+        if self.schedule == AUTO:
+            return "hierarchical" if costs.has_hierarchy(self._hosts) else "ring"
+        return self.schedule
 
     def fitted(self, prepared: Prepared) -> Prepared:
         """See Way. Arrays in several places are copied to one."""

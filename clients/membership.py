@@ -28,7 +28,7 @@ from broker.ids import Generation, Rank
 from broker.limits import LINK_REPORTS_QUEUED_BYTES_MAX
 from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
-from broker.protocol.links import AUTO, STAR, Decision, LinkState, Trouble
+from broker.protocol.links import STAR, Decision, LinkState, Trouble
 from broker.protocol.operations import Operations
 from broker.protocol.session import Session
 from clients.boards import Board, adopt, discard
@@ -219,9 +219,7 @@ class Place:
     @property
     def used_schedule(self) -> str:
         """How operations go; of links on which each takes the quicker way, the one that long arrays take."""
-        if self.way is None:
-            return STAR
-        return "ring" if self.way.schedule == AUTO else self.way.schedule
+        return STAR if self.way is None else self.way.used
 
     def check_schedule(self) -> None:
         """Raises:

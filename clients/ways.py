@@ -59,12 +59,9 @@ class Schedule(StrEnum):
             InvalidValue: there is none of this name.
         """
         try:
-            wanted = cls(name)
+            return cls(name)
         except ValueError as error:
             raise InvalidValue("schedule", name, f"is none of {', '.join(cls)}") from error
-        if wanted is cls.HIERARCHICAL:
-            raise InvalidValue("schedule", name, "is not in this version; take 'ring', or 'auto'")
-        return wanted
 
     @property
     def linked(self) -> bool:
@@ -74,7 +71,9 @@ class Schedule(StrEnum):
     @property
     def board_version(self) -> int:
         """The version of boards that a member can use; 0 is none."""
-        return shm.VERSION if shm.AVAILABLE and self in (Schedule.AUTO, Schedule.SHM) else 0
+        # A hierarchy of one host is that host.
+        wanted = self in (Schedule.AUTO, Schedule.SHM, Schedule.HIERARCHICAL)
+        return shm.VERSION if shm.AVAILABLE and wanted else 0
 
     @property
     def link_version(self) -> int:
@@ -147,6 +146,11 @@ class Way(ABC):
         self.error: BrokerError | None = None
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._plain: dict[tuple[object, ...], Plan] = {}
+
+    @property
+    def used(self) -> str:
+        """How long arrays are reduced."""
+        return self.schedule
 
     @abstractmethod
     def make_plan(self, claim: Claim, words: bytes, root: int, *, impossible: bool) -> Plan:

@@ -45,6 +45,7 @@ FAILURE_NS: Final = 300_000_000
 AUTO: Final = "auto"
 RING: Final = "ring"
 HALVING: Final = "halving"
+HIERARCHICAL: Final = "hierarchical"
 _OUTCOMES: Final = {
     1: Outcome.DONE,
     2: Outcome.MISSING,
@@ -144,7 +145,14 @@ class LinkWatch:
     """What is known of one generation's operations; one thread may call."""
 
     def __init__(
-        self, group: str, generation: int, ranks: Sequence[Rank], world_size: int, schedule: str, now_ns: int
+        self,
+        group: str,
+        generation: int,
+        ranks: Sequence[Rank],
+        world_size: int,
+        schedule: str,
+        now_ns: int,
+        hosts: Sequence[str] = (),
     ) -> None:
         """Args:
         group: its name.
@@ -153,12 +161,14 @@ class LinkWatch:
         world_size: of the group.
         schedule: by which its operations go; `auto` leaves it to the cost model, for each of them.
         now_ns: nothing that members tell is older.
+        hosts: for each of its members, what is the same for all on one host; nothing when that is not known.
         """
         self.generation = generation
         self._group = group
         self._ranks = tuple(ranks)
         self._world_size = world_size
         self._schedule = schedule
+        self._hosts = tuple(hosts)
         self._since_ns = self._now_ns = now_ns
         self._members = {rank: _Member() for rank in self._ranks}
         self._heard_ns = 0
@@ -314,13 +324,20 @@ class LinkWatch:
             moved_ns=min(arrived.values()) if moved_ns is None else moved_ns,
         )
 
+    @property
+    def schedule(self) -> str:
+        """How its operations go; if the cost model chooses, what long arrays take."""
+        if self._schedule != AUTO:
+            return self._schedule
+        return HIERARCHICAL if costs.has_hierarchy(self._hosts) else RING
+
     def _schedule_of(self, claim: Claim | None) -> str:
         """As members choose it."""
         if claim is not None and claim.kind is not CollectiveKind.ALL_REDUCE:
             return RING
         if self._schedule != AUTO:
             return self._schedule
-        return RING if claim is None else costs.choose(claim.nbytes, len(self._ranks))
+        return self.schedule if claim is None else costs.choose(claim.nbytes, len(self._ranks), self._hosts)
 
     def _record(self, recorder: Recorder, sequence: int, operation: _Operation) -> None:
         heard = operation.heard

@@ -44,6 +44,7 @@ cdef extern from "broker/collectives/ring_engine.h" nogil:
 
     ctypedef struct tb_ring:
         tb_turns turns
+        int hosts[64]
         uint64_t committed
         tb_link_log log
 

@@ -1,10 +1,10 @@
 # ruff: noqa: F821
 # mypy: disable-error-code="name-defined,attr-defined"
-"""The engine of the schedules `ring` and `halving`, for Python: collectives of ranks of several hosts, over sockets.
+"""The engine of `ring`, `halving` and `hierarchical`, for Python: collectives of ranks of several hosts, over sockets.
 
 What happens there is in C: ring_engine.h has what engines say to one another and why they agree, ring_engine_steps.c
-which bytes go where. Plans, tasks and turns are those of all engines (tasks.py). Only the compiled module can do any of
-it; the plain one says that it cannot (`AVAILABLE`).
+and ring_engine_kinds.c which bytes go where. Plans, tasks and turns are those of all engines (tasks.py). Only the
+compiled module can do any of it; the plain one says that it cannot (`AVAILABLE`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from array import array
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from broker.collectives.claims import CollectiveKind
 from broker.collectives.tasks import (
     ARRAY_BYTES_MAX,
     CLAIM_BYTES_MAX,
@@ -45,31 +44,18 @@ __all__ = [
     "Outcome",
     "Plan",
     "Task",
-    "carries",
     "reducible",
 ]
 
 AVAILABLE: Final = bool(cython.compiled)
 """Whether this module can do anything: it has to be compiled."""
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what engines say to one another over a link."""
 LANES_MAX: Final = 16
 """Sockets of one link."""
 LOG_ENTRIES: Final = 64
 """Operations of which an engine can tell: the one under way, and the newest that stay."""
 THINNING_MAX: Final = 32
-_CARRIED: Final = (
-    CollectiveKind.ALL_REDUCE,
-    CollectiveKind.BROADCAST,
-    CollectiveKind.ALL_GATHER,
-    CollectiveKind.REDUCE_SCATTER,
-    CollectiveKind.BARRIER,
-)
-
-
-def carries(kind: CollectiveKind) -> bool:
-    """Whether this engine has operations of a kind; and of these only such whose arrays lie in one piece each."""
-    return AVAILABLE and kind in _CARRIED
 
 
 class Entry(NamedTuple):
@@ -125,15 +111,18 @@ class Engine(Turns):
     a position that cannot be asked must not go on with this generation.
     """
 
-    def __init__(self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1) -> None:
+    def __init__(
+        self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1, hosts: Sequence[object] = ()
+    ) -> None:
         """Args:
             links: for each position, the descriptors of sockets that are connected with its engine: streams, TCP or
                 Unix, made non-blocking here. Every other position has at least one, whatever the schedule, and at most
                 LANES_MAX; the own one has none. The k-th one of a link is the other end of the k-th one there. A ring's
-                data are spread over all that the neighbours have (position - 1 and + 1, around); all else needs one.
+                data are spread over all that the neighbours have (position - 1 and + 1, around); one is enough.
                 From now on the engine owns and closes them, unless this raises.
             position: this process's own.
             descriptor: an eventfd to which is added for each operation that the engine's thread is done with.
+            hosts: for each position, what is the same for all positions of a host; none when that is not known.
 
         Raises:
             InvalidValue: there are too many positions, or a link has too few or too many sockets.
@@ -161,10 +150,11 @@ class Engine(Turns):
         if self._ring == cython.NULL:
             raise LimitExceeded("links", len(links), POSITIONS_MAX, f"cannot be used: errno {errno}")
         self._turns = cython.address(self._ring.turns)
+        numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
+        for each, host in enumerate(hosts[: len(links)]):
+            self._ring.hosts[cython.cast("int", each)] = numbers[host]
 
     def _admit(self, task: Task) -> int:
-        if task._task.kind >= len(_CARRIED):
-            raise InvalidValue("kind", task._task.kind, "is of an operation that links do not carry: see `carries`")
         if task._task.sources != cython.NULL or task._task.targets != cython.NULL:
             raise InvalidValue("arrays", 2, "must be one in place of several, which links do not carry")
         return 0

@@ -115,12 +115,16 @@ typedef struct {
 typedef struct {
     int to, from; /* -1: nobody. */
     size_t send_at, send_bytes, receive_at, receive_bytes;
+    int given;       /* What is sent is of the array that this position contributes. */
     int needs;       /* A piece is sent when the same piece of that step has come; -1: it is there. */
+    int follows;     /* Nothing is sent before all of that step has come; -1: before nothing. */
+    int awaits;      /* What comes is added to what the same piece of that step brings; -1: to what is there. */
+    size_t added;    /* Pieces, when it awaits some. */
     int reduces;     /* Whether what comes is added to what is there. */
     int closes;      /* Whether that is the whole sum. */
     int keeps;       /* Whether what it changes is still as it was before. */
     size_t kept;     /* Pieces that are remembered. */
-    size_t spare_at; /* In order: where what comes waits. */
+    size_t spare_at; /* In order, or awaiting: where what comes waits. */
 } tb_step;
 
 /* What is kept of an operation for who tells the broker of it (ring_engine_log.c). */
@@ -172,6 +176,7 @@ typedef struct {
 typedef struct tb_ring {
     tb_turns turns;
     int position, positions;
+    int hosts[TB_POSITIONS_MAX]; /* Of each position, the number of its host, in the order of their first positions. */
     tb_peer *peers;
     tb_lane *lanes;
     int lane_count;

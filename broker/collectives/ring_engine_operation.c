@@ -209,14 +209,10 @@ void tb_word_came(tb_exchange *x, tb_lane *lane)
 
 static int rows_are_as_claimed(const tb_exchange *x)
 {
-    const tb_task *task = x->task;
-    size_t bytes = task->bytes <= TB_INLINE_BYTES ? task->bytes : 0;
+    int own = x->ring->position;
     for (int position = 0; position < x->ring->positions; position++)
-        if (position != x->ring->position) {
-            int sends = task->kind != TB_BROADCAST || position == task->root;
-            if (x->ring->peers[position].row_bytes != (sends ? bytes : 0))
-                return 0;
-        }
+        if (position != own && x->ring->peers[position].row_bytes != tb_row(x, position, own).bytes)
+            return 0;
     return 1;
 }
 
@@ -316,15 +312,17 @@ static void begin(tb_exchange *x)
     tb_ring *ring = x->ring;
     for (tb_lane *lane = ring->lanes; lane < ring->lanes + ring->lane_count; lane++)
         lane->fate = TB_UNJUDGED;
-    size_t row = task->bytes <= TB_INLINE_BYTES && task->source ? task->bytes : 0;
-    tb_head head = {TB_LINK_MAGIC, TB_MEET, 0, task->claim_bytes + row, 0, x->sequence, task->claim_bytes, 0};
     for (int position = 0; position < ring->positions; position++) {
         tb_peer *peer = &ring->peers[position];
         peer->met = peer->ready = peer->hurried = peer->heard = 0;
         if (position == ring->position)
             continue;
         tb_forget_words(peer);
-        tb_say(x, position, head, task->claim, task->source, row);
+        tb_stretch row = tb_row(x, ring->position, position);
+        const unsigned char *data = task->source ? (const unsigned char *)task->source + row.start : NULL;
+        size_t bytes = data ? row.bytes : 0;
+        tb_head head = {TB_LINK_MAGIC, TB_MEET, 0, task->claim_bytes + bytes, 0, x->sequence, task->claim_bytes, 0};
+        tb_say(x, position, head, task->claim, data, bytes);
     }
 }
 

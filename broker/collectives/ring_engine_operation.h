@@ -1,5 +1,6 @@
 /* What the files of an engine of links know of one another: ring_engine_operation.c takes an operation through its phases,
-   ring_engine_steps.c says which bytes go where, ring_engine_lanes.c moves them. */
+   ring_engine_steps.c says which bytes go where, ring_engine_hosts.c what that is where hosts have several ranks, ring_engine_kinds.c
+   what that is for the kinds that need no ring and what comes of it, ring_engine_lanes.c moves them. */
 #ifndef TENSORBUS_RING_ENGINE_OPERATION_H
 #define TENSORBUS_RING_ENGINE_OPERATION_H
 
@@ -13,7 +14,27 @@ static inline uint64_t tb_others(const tb_ring *ring)
     return ~0ull >> (TB_POSITIONS_MAX - ring->positions) & ~tb_bit(ring->position);
 }
 
+/* A part of an array. */
+typedef struct {
+    size_t start, bytes;
+} tb_stretch;
+
+/* Whether each position gets a part of the array. */
+static inline int tb_shares_out(const tb_task *task)
+{
+    return task->kind == TB_REDUCE_SCATTER || task->kind == TB_SCATTER || task->kind == TB_ALL_TO_ALL;
+}
+
 /* Steps. */
+
+/* The part of an array that is a position's, counted around: where it lies in what all of them make up. */
+tb_stretch tb_part_of(const tb_exchange *x, int part);
+
+/* The part of a stretch that is cut into so many. */
+tb_stretch tb_cut(tb_stretch whole, size_t parts, size_t part);
+
+/* Adds a step to the plan; -1 is nobody. */
+tb_step *tb_add_step(tb_exchange *x, int to, tb_stretch sent, int from, tb_stretch received);
 
 /* Lays an operation out; 0 when there is no memory. */
 int tb_plan_steps(tb_exchange *x);
@@ -36,13 +57,24 @@ int tb_all_sent(const tb_exchange *x);
 /* From whom the pieces are that come next. */
 uint64_t tb_awaited(const tb_exchange *x);
 
-/* Makes the result of small arrays; puts what is not there yet of the result of others into the target. */
-void tb_finish_meeting(tb_exchange *x);
-void tb_finish_steps(tb_exchange *x);
-
 /* Takes the array back to what it was; or holds the result back, so that the next call brings it. */
 void tb_take_back(tb_exchange *x);
 void tb_hold_back(tb_exchange *x);
+
+/* Lays out an all_reduce by hosts; 0 when that is not better than a ring, or needs too many steps. */
+int tb_plan_hosts(tb_exchange *x);
+
+/* Kinds. */
+
+/* Lays out a reduce, gather, scatter or all_to_all. */
+void tb_plan_kind(tb_exchange *x);
+
+/* What of its array, if that is small, one position sends another one with MEET. */
+tb_stretch tb_row(const tb_exchange *x, int from, int to);
+
+/* Makes the result of small arrays; puts what is not there yet of the result of others into the target. */
+void tb_finish_meeting(tb_exchange *x);
+void tb_finish_steps(tb_exchange *x);
 
 /* Lanes. */
 

@@ -30,10 +30,6 @@ enum {
     HALVING_BYTES = 128 << 10,
 };
 
-typedef struct {
-    size_t start, bytes;
-} stretch;
-
 static size_t least(size_t first, size_t second) { return first < second ? first : second; }
 
 static size_t pieces(const tb_exchange *x, size_t bytes) { return (bytes + x->piece_bytes - 1) / x->piece_bytes; }
@@ -45,23 +41,28 @@ static size_t piece_bytes(const tb_exchange *x, size_t bytes, size_t piece)
 
 /* The schedules. */
 
-static stretch part_of(const tb_exchange *x, int part)
+tb_stretch tb_cut(tb_stretch whole, size_t parts, size_t part)
+{
+    size_t step = (whole.bytes + parts * PART_BYTES - 1) / (parts * PART_BYTES) * PART_BYTES;
+    size_t start = least(part * step, whole.bytes);
+    return (tb_stretch){whole.start + start, least(step, whole.bytes - start)};
+}
+
+tb_stretch tb_part_of(const tb_exchange *x, int part)
 {
     size_t positions = x->ring->positions, bytes = x->task->bytes;
     part = (part % (int)positions + positions) % positions;
-    if (x->task->kind == TB_ALL_GATHER)
-        return (stretch){part * bytes, bytes};
-    if (x->task->kind == TB_REDUCE_SCATTER)
-        return (stretch){part * (bytes / positions), bytes / positions};
-    size_t step = (bytes + positions * PART_BYTES - 1) / (positions * PART_BYTES) * PART_BYTES;
-    size_t start = least(part * step, bytes);
-    return (stretch){start, least(step, bytes - start)};
+    if (x->task->kind == TB_ALL_GATHER || x->task->kind == TB_GATHER)
+        return (tb_stretch){part * bytes, bytes};
+    if (tb_shares_out(x->task))
+        return (tb_stretch){part * (bytes / positions), bytes / positions};
+    return tb_cut((tb_stretch){0, bytes}, positions, part);
 }
 
-static tb_step *add_step(tb_exchange *x, int to, stretch sent, int from, stretch received)
+tb_step *tb_add_step(tb_exchange *x, int to, tb_stretch sent, int from, tb_stretch received)
 {
     tb_step *step = &x->steps[x->count++];
-    *step = (tb_step){.to = to, .from = from, .needs = x->count - 2};
+    *step = (tb_step){.to = to, .from = from, .given = x->count == 1, .needs = x->count - 2, .follows = -1, .awaits = -1};
     if (to >= 0)
         step->send_at = sent.start, step->send_bytes = sent.bytes;
     if (from >= 0)
@@ -75,12 +76,12 @@ static void plan_ring(tb_exchange *x)
     int right = (position + 1) % positions, left = (position + positions - 1) % positions;
     for (int turn = 0; turn < positions - 1 && kind != TB_ALL_GATHER; turn++) {
         tb_step *step =
-            add_step(x, right, part_of(x, position - 1 - turn), left, part_of(x, position - 2 - turn));
+            tb_add_step(x, right, tb_part_of(x, position - 1 - turn), left, tb_part_of(x, position - 2 - turn));
         step->reduces = 1;
         step->closes = turn == positions - 2;
     }
     for (int turn = 0; turn < positions - 1 && kind != TB_REDUCE_SCATTER; turn++)
-        add_step(x, right, part_of(x, position - turn), left, part_of(x, position - 1 - turn));
+        tb_add_step(x, right, tb_part_of(x, position - turn), left, tb_part_of(x, position - 1 - turn));
     /* The first step sends of the own array, which is one part here. */
     if (kind == TB_ALL_GATHER)
         x->steps[0].send_at = 0;
@@ -91,13 +92,13 @@ static void plan_broadcast(tb_exchange *x)
     int positions = x->ring->positions, place = (x->ring->position - x->task->root + positions) % positions;
     int right = place < positions - 1 ? (x->ring->position + 1) % positions : -1;
     int left = place ? (x->ring->position + positions - 1) % positions : -1;
-    stretch whole = {0, x->task->bytes};
-    add_step(x, right, whole, left, whole)->needs = place ? 0 : -1;
+    tb_stretch whole = {0, x->task->bytes};
+    tb_add_step(x, right, whole, left, whole)->needs = place ? 0 : -1;
 }
 
-static void add_reduction(tb_exchange *x, int to, stretch sent, int from, stretch received)
+static void add_reduction(tb_exchange *x, int to, tb_stretch sent, int from, tb_stretch received)
 {
-    tb_step *step = add_step(x, to, sent, from, received);
+    tb_step *step = tb_add_step(x, to, sent, from, received);
     step->reduces = 1;
     step->spare_at = x->spare_bytes;
     x->spare_bytes += step->receive_bytes;
@@ -114,7 +115,7 @@ static void plan_halving(tb_exchange *x)
     while (2 * many <= positions)
         many *= 2;
     int pairs = positions - many, number = position < 2 * pairs ? position / 2 : position - pairs;
-    stretch whole = {0, x->task->bytes}, kept[8], given[8];
+    tb_stretch whole = {0, x->task->bytes}, kept[8], given[8];
     int paired = position < 2 * pairs, gives = paired && position % 2 == 0;
     x->in_order = 1;
     /* Steps have the same numbers everywhere. */
@@ -122,10 +123,10 @@ static void plan_halving(tb_exchange *x)
         add_reduction(x, gives ? position + 1 : -1, whole, paired && !gives ? position - 1 : -1, whole);
     if (gives)
         while (x->count < 1 + 2 * logarithm(many))
-            add_step(x, -1, whole, -1, whole);
+            tb_add_step(x, -1, whole, -1, whole);
     for (int distance = many / 2; distance && !gives; distance /= 2, depth++) {
         size_t half = least((whole.bytes / 2 + PART_BYTES - 1) / PART_BYTES * PART_BYTES, whole.bytes);
-        stretch lower = {whole.start, half}, upper = {whole.start + half, whole.bytes - half};
+        tb_stretch lower = {whole.start, half}, upper = {whole.start + half, whole.bytes - half};
         kept[depth] = number & distance ? upper : lower;
         given[depth] = number & distance ? lower : upper;
         int partner = halving_position(number ^ distance, pairs);
@@ -135,17 +136,32 @@ static void plan_halving(tb_exchange *x)
     x->steps[x->count - 1].closes = !gives;
     for (int distance = 1; depth--; distance *= 2) {
         int partner = halving_position(number ^ distance, pairs);
-        add_step(x, partner, kept[depth], partner, given[depth]);
+        tb_add_step(x, partner, kept[depth], partner, given[depth]);
     }
-    whole = (stretch){0, x->task->bytes};
+    whole = (tb_stretch){0, x->task->bytes};
     if (pairs)
-        add_step(x, paired && !gives ? position - 1 : -1, whole, gives ? position + 1 : -1, whole);
+        tb_add_step(x, paired && !gives ? position - 1 : -1, whole, gives ? position + 1 : -1, whole);
 }
 
 /* Whether the target changes before the verdict, and has to be as it was after a failure. */
 static int remembers(const tb_task *task)
 {
     return task->target && !task->scratch && task->kind != TB_REDUCE_SCATTER;
+}
+
+/* Whether what comes is put together in memory that is not the target's. */
+static int lies_beside(const tb_task *task) { return task->kind == TB_REDUCE_SCATTER || !task->target; }
+
+/* Bytes of memory beside the arrays: for what comes, or for what the target held. */
+static size_t beside(const tb_exchange *x)
+{
+    size_t end = 0;
+    if (!lies_beside(x->task))
+        return remembers(x->task) ? x->task->target_bytes : 0;
+    for (const tb_step *step = x->steps; step < x->steps + x->count; step++)
+        if (step->receive_bytes && step->receive_at + step->receive_bytes > end)
+            end = step->receive_at + step->receive_bytes;
+    return end;
 }
 
 /* Which steps are the first to change what they change; no stretch is in part within an earlier one. */
@@ -195,9 +211,7 @@ static void choose_memory(tb_exchange *x)
 {
     const tb_task *task = x->task;
     x->own = task->source ? task->source : task->target;
-    x->base = task->target ? task->target : (void *)task->source;
-    if (task->kind == TB_REDUCE_SCATTER)
-        x->base = x->ring->undo.memory;
+    x->base = lies_beside(task) ? x->ring->undo.memory : task->target;
     /* Steps in order add to what is there more than once. They receive into all of the array. */
     if (x->in_order && x->own != x->base) {
         for (tb_step *step = x->steps; step < x->steps + x->count; step++)
@@ -211,7 +225,8 @@ int tb_plan_steps(tb_exchange *x)
 {
     const tb_task *task = x->task;
     tb_ring *ring = x->ring;
-    x->small = task->bytes <= TB_INLINE_BYTES || ring->positions == 1;
+    x->small = (tb_shares_out(task) ? task->bytes / ring->positions : task->bytes) <= TB_INLINE_BYTES ||
+               ring->positions == 1;
     x->count = x->in_order = x->applied = 0;
     x->spare_bytes = 0;
     x->piece_bytes = TB_PIECE_BYTES;
@@ -221,9 +236,11 @@ int tb_plan_steps(tb_exchange *x)
         ;
     else if (task->kind == TB_BROADCAST)
         plan_broadcast(x);
+    else if (task->kind >= TB_REDUCE)
+        tb_plan_kind(x);
     else if (task->kind == TB_ALL_REDUCE && halves)
         plan_halving(x);
-    else
+    else if (task->kind != TB_ALL_REDUCE || task->schedule != TB_HIERARCHICAL || !tb_plan_hosts(x))
         plan_ring(x);
     mark_kept(x);
     for (tb_lane *lane = ring->lanes; lane < ring->lanes + ring->lane_count; lane++) {
@@ -232,8 +249,8 @@ int tb_plan_steps(tb_exchange *x)
         next_in(x, lane);
         next_out(x, lane);
     }
-    size_t beside = task->kind == TB_REDUCE_SCATTER ? task->bytes : remembers(task) ? task->target_bytes : 0;
-    if ((x->count && beside && !tb_undo_reserve(&ring->undo, beside)) ||
+    size_t wanted = beside(x);
+    if ((x->count && wanted && !tb_undo_reserve(&ring->undo, wanted)) ||
         (x->spare_bytes && !tb_undo_reserve(&ring->spare, x->spare_bytes)))
         return 0;
     if (x->count)
@@ -244,7 +261,7 @@ int tb_plan_steps(tb_exchange *x)
 
 /* Pieces. */
 
-static int has_come(const tb_exchange *x, int step, size_t piece)
+static int has_arrived(const tb_exchange *x, int step, size_t piece)
 {
     int from = x->steps[step].from;
     if (from < 0)
@@ -252,6 +269,11 @@ static int has_come(const tb_exchange *x, int step, size_t piece)
     const tb_peer *peer = &x->ring->peers[from];
     const tb_lane *lane = &peer->lanes[piece % peer->count];
     return lane->step_in > step || (lane->step_in == step && lane->piece_in > piece);
+}
+
+static int has_come(const tb_exchange *x, int step, size_t piece)
+{
+    return x->steps[step].awaits >= 0 ? x->steps[step].added > piece : has_arrived(x, step, piece);
 }
 
 static int have_all_come(const tb_exchange *x, int step)
@@ -268,10 +290,11 @@ static int have_all_come(const tb_exchange *x, int step)
 static void reduce(const tb_exchange *x, const tb_step *step, const unsigned char *received, size_t at, size_t bytes)
 {
     const tb_task *task = x->task;
-    const void *sources[2] = {received, x->own + at};
+    const unsigned char *own = (step->awaits >= 0 ? x->base : x->own) + at;
+    const void *sources[2] = {received, own};
     unsigned char *out = x->base + at;
     if (x->in_order && step->from > x->ring->position)
-        sources[0] = x->own + at, sources[1] = received;
+        sources[0] = own, sources[1] = received;
     if (step->closes && task->kind == TB_REDUCE_SCATTER && task->scratch)
         out = (unsigned char *)task->target + (at - step->receive_at);
     task->kernel(out, sources, 2, bytes / task->item_bytes, step->closes ? task->divisor : 1, 0);
@@ -286,18 +309,42 @@ static void apply_in_order(tb_exchange *x)
     }
 }
 
+/* Adds the pieces that have waited for those to which they are added. */
+static void apply_awaiting(tb_exchange *x)
+{
+    for (int number = 0; number < x->count && !x->in_order && x->spare_bytes; number++) {
+        tb_step *step = &x->steps[number];
+        const unsigned char *waiting = x->ring->spare.memory + step->spare_at;
+        while (step->awaits >= 0 && step->added < pieces(x, step->receive_bytes) &&
+               has_arrived(x, number, step->added) && has_come(x, step->awaits, step->added)) {
+            size_t at = step->added * x->piece_bytes, bytes = piece_bytes(x, step->receive_bytes, step->added);
+            reduce(x, step, waiting + at, step->receive_at + at, bytes);
+            step->added++;
+        }
+    }
+}
+
+/* Whether what comes in a step waits in memory of its own. */
+static int waits(const tb_exchange *x, const tb_step *step) { return x->in_order || step->awaits >= 0; }
+
+static int may_be_sent(const tb_exchange *x, const tb_step *step, size_t piece)
+{
+    return (step->needs < 0 || has_come(x, step->needs, piece)) &&
+           (step->follows < 0 || have_all_come(x, step->follows));
+}
+
 int tb_piece_to_send(tb_exchange *x, tb_lane *lane)
 {
     if (x->verdict || x->gathering || lane->step_out >= x->count)
         return 0;
     const tb_step *step = &x->steps[lane->step_out];
     size_t piece = lane->piece_out;
-    if (x->in_order ? x->applied < lane->step_out : step->needs >= 0 && !has_come(x, step->needs, piece))
+    if (x->in_order ? x->applied < lane->step_out : !may_be_sent(x, step, piece))
         return 0;
     lane->out = (tb_head){
         TB_LINK_MAGIC, TB_PIECE, 0, piece_bytes(x, step->send_bytes, piece), lane->step_out, x->sequence, piece, 0,
     };
-    lane->out_body = (lane->step_out ? x->base : x->own) + step->send_at + piece * x->piece_bytes;
+    lane->out_body = (step->given ? x->own : x->base) + step->send_at + piece * x->piece_bytes;
     lane->out_sent = 0;
     lane->out_busy = 1;
     lane->piece_out += x->ring->peers[lane->peer].count;
@@ -324,14 +371,14 @@ unsigned char *tb_piece_place(tb_exchange *x, tb_lane *lane)
     size_t at = lane->piece_in * x->piece_bytes + lane->body_bytes;
     if (!step->reduces)
         return x->base + step->receive_at + at;
-    return x->in_order ? x->ring->spare.memory + step->spare_at + at : lane->stage + lane->body_bytes;
+    return waits(x, step) ? x->ring->spare.memory + step->spare_at + at : lane->stage + lane->body_bytes;
 }
 
 void tb_piece_grew(tb_exchange *x, tb_lane *lane)
 {
     const tb_step *step = &x->steps[lane->step_in];
     size_t bytes = lane->body_bytes - lane->reduced, at = step->receive_at + lane->piece_in * x->piece_bytes;
-    if (!step->reduces || x->in_order)
+    if (!step->reduces || waits(x, step))
         return;
     bytes -= bytes % x->task->item_bytes;
     if (bytes)
@@ -344,6 +391,7 @@ void tb_piece_came(tb_exchange *x, tb_lane *lane)
     lane->piece_in += x->ring->peers[lane->peer].count;
     next_in(x, lane);
     apply_in_order(x);
+    apply_awaiting(x);
     x->stirred = 1;
 }
 
@@ -375,48 +423,6 @@ int tb_all_sent(const tb_exchange *x)
 }
 
 /* The result. */
-
-void tb_finish_meeting(tb_exchange *x)
-{
-    const tb_task *task = x->task;
-    const tb_ring *ring = x->ring;
-    const void *arrays[TB_POSITIONS_MAX];
-    size_t bytes = task->bytes, offset = 0;
-    unsigned char *target = task->target;
-    if (!target || !bytes)
-        return;
-    if (task->kind == TB_REDUCE_SCATTER) {
-        bytes /= ring->positions;
-        offset = ring->position * bytes;
-    }
-    for (int position = 0; position < ring->positions; position++) {
-        const tb_peer *peer = &ring->peers[position];
-        arrays[position] = position == ring->position ? (const unsigned char *)task->source + offset
-                                                      : peer->meet + peer->claim_bytes + offset;
-    }
-    if (task->kind == TB_BROADCAST)
-        memmove(target, arrays[task->root], bytes);
-    else if (task->kind == TB_ALL_GATHER)
-        for (int position = 0; position < ring->positions; position++)
-            memmove(target + position * bytes, arrays[position], bytes);
-    else
-        task->kernel(target, arrays, ring->positions, bytes / task->item_bytes, task->divisor, 0);
-}
-
-void tb_finish_steps(tb_exchange *x)
-{
-    const tb_task *task = x->task;
-    stretch part = part_of(x, x->ring->position);
-    unsigned char *target = task->target;
-    if (!target)
-        return;
-    if (task->kind == TB_ALL_GATHER)
-        memmove(target + part.start, task->source, part.bytes);
-    else if (task->kind == TB_BROADCAST && x->ring->position == task->root)
-        memmove(target, task->source, task->bytes);
-    else if (task->kind == TB_REDUCE_SCATTER && !task->scratch)
-        memcpy(target, x->base + part.start, part.bytes);
-}
 
 void tb_take_back(tb_exchange *x)
 {

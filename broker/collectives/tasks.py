@@ -27,7 +27,7 @@ ARRAY_BYTES_MAX: Final = 1 << 40
 """So many chunks can be counted."""
 SLICE_NS: Final = 50_000_000
 """How long Python's signals may have to wait."""
-SCHEDULES: Final = ("auto", "ring", "halving")
+SCHEDULES: Final = ("auto", "ring", "halving", "hierarchical")
 """Between hosts, the ways in which bytes go; by the numbers of turns.h."""
 
 _KINDS: Final = (
@@ -89,8 +89,9 @@ class Plan:
             array_bytes: of the array that each position contributes, at most ARRAY_BYTES_MAX; of a scatter, the whole.
             root: the position that has or gets the array.
             impossible: whether these positions cannot do it, so that it ends as a mismatch.
-            schedule: between hosts, how an all_reduce goes: "ring", "halving" (ring_engine_steps.c has them), or
-                "auto", which chooses by positions and bytes; the same on all positions.
+            schedule: between hosts, how an all_reduce goes: "ring", "halving" (ring_engine_steps.c has them),
+                "hierarchical" (ring_engine_hosts.c), or "auto", which chooses of the first two by positions and bytes;
+                the same on all positions.
 
         Raises:
             InvalidValue: something is too long, or not reducible; or there is no such schedule.

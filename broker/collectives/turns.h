@@ -34,7 +34,7 @@ enum tb_kind {
 };
 
 /* Between hosts, the way in which the bytes go. */
-enum tb_schedule { TB_AUTO, TB_RING, TB_HALVING };
+enum tb_schedule { TB_AUTO, TB_RING, TB_HALVING, TB_HIERARCHICAL };
 
 /* What becomes of an operation. The first one is no verdict; the last three are never written to a board. */
 enum tb_outcome {

@@ -136,6 +136,11 @@ def check_reach(reach: Reach) -> None:
         raise InvalidValue("schedule", reach.schedule[:NAME_BYTES_MAX], f"is none of {', '.join(SCHEDULES)}")
 
 
+def host_name(rank: int, host: str) -> str:
+    """What is the same for all members of one host; who does not say where it is, is on a host of its own."""
+    return host or f"of rank {rank}"
+
+
 def generation_secret(parts: Iterable[bytes], group: int, generation: int) -> bytes:
     """The secret of a generation, made of those of its members."""
     made = hashlib.sha256(struct.pack("<QQ", group, generation))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from broker.collectives.group import Group
-from broker.collectives.link_watching import AUTO, RING, LinkWatch, Standing, Word
+from broker.collectives.link_watching import LinkWatch, Standing, Word
 from broker.collectives.snapshots import GroupSnapshot
 from broker.ids import GroupNumber, Rank, SessionId
 from broker.limits import LINK_REPORT_LAST_S
@@ -29,13 +29,11 @@ class _Watched:
 
     Attributes:
         ranks: of its members.
-        schedule: of its operations.
         until_ns: when its members have told everything; 0 while it goes on.
     """
 
     watch: LinkWatch
     ranks: Mapping[SessionId, Rank]
-    schedule: str
     until_ns: int = 0
 
 
@@ -92,8 +90,8 @@ class LinkWatches:
         watched = self._present.get(group.number)
         if watched is None:
             return snapshot
-        schedule = RING if watched.schedule == AUTO else watched.schedule
-        return replace(snapshot, schedule=schedule, operations=(*snapshot.operations, *watched.watch.operations()))
+        operations = (*snapshot.operations, *watched.watch.operations())
+        return replace(snapshot, schedule=watched.watch.schedule, operations=operations)
 
     def dissolved(self, number: GroupNumber) -> None:
         """A group is no more."""
@@ -105,9 +103,9 @@ class LinkWatches:
         linked = None if group.number in self._present else self._links.linked(group.number)
         if linked is not None and linked.generation == group.generation:
             watch = LinkWatch(
-                group.name, linked.generation, group.ranks, group.world_size, linked.schedule, now_ns
+                group.name, linked.generation, group.ranks, group.world_size, linked.schedule, now_ns, linked.hosts
             )  # fmt: skip
-            self._present[group.number] = _Watched(watch, linked.ranks, linked.schedule)
+            self._present[group.number] = _Watched(watch, linked.ranks)
 
 
 def _words(body: Operations) -> list[Word]:

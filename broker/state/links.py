@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -49,6 +49,7 @@ from broker.protocol.links import (
     Trouble,
     check_reach,
     generation_secret,
+    host_name,
 )
 
 log = logging.getLogger(__name__)
@@ -88,11 +89,12 @@ class _Part:
 
 
 class Linked(NamedTuple):
-    """A generation whose operations go over links: by which schedule, and who its members are."""
+    """A generation whose operations go over links: by which schedule, who its members are, and on which hosts."""
 
     generation: Generation
     schedule: str
     ranks: Mapping[SessionId, Rank]
+    hosts: Sequence[str]
 
 
 @dataclass(slots=True)
@@ -215,9 +217,11 @@ class Links:
         """The present generation of a group, if its operations go over links."""
         links = self._groups.get(number)
         part = links.part if links is not None else None
-        if part is None or part.phase is not _Phase.LINKED:
+        if links is None or part is None or part.phase is not _Phase.LINKED:
             return None
-        return Linked(part.generation, part.schedule, part.ranks)
+        reaches = ((rank, links.reaches.get(session)) for session, rank in part.ranks.items())
+        hosts = [host_name(rank, "" if reach is None else reach.host) for rank, reach in reaches]
+        return Linked(part.generation, part.schedule, part.ranks, hosts)
 
     # What members say.
 

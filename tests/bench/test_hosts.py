@@ -10,9 +10,11 @@ from broker.collectives import ring
 
 
 def test_a_row_has_the_words_of_nccl_tests() -> None:
-    line = hosts.row("some", 4, "1gbit", 100_000_000, [1.0, 0.5, 2.0])
+    line = hosts.row("some", 4, 1, "1gbit", 100_000_000, hosts.Told("ring", [1.0, 0.5, 2.0], 150_000_000.0))
     assert "algbw  0.100 GB/s  busbw  0.150 GB/s  wire  1.20" in line
     assert "median   1000.00 ms  best    500.00 ms" in line
+    assert " 4 hosts   4 ranks " in line
+    assert line.endswith("sent  1.50")
 
 
 def test_peers_that_are_missing_are_named_with_the_reason() -> None:
@@ -42,10 +44,12 @@ def test_hosts_are_there_and_are_gone_afterwards() -> None:
 
 
 @pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")
-def test_tensorbus_is_measured_over_links() -> None:
+@pytest.mark.parametrize(("per_host", "schedule"), [(1, "ring"), (2, "hierarchical")])
+def test_tensorbus_is_measured_over_links(per_host: int, schedule: str) -> None:
     try:
         with Network(2, "1gbit") as network:
-            used, times_s = hosts.run_tensorbus(network, 1 << 20, 2, "auto")
+            found = hosts.run_tensorbus(network, 1 << 20, 2, "auto", per_host)
     except Unavailable as problem:
         pytest.skip(str(problem))
-    assert (used, len(times_s)) == ("ring", 2)
+    assert (found.schedule, len(found.times_s)) == (schedule, 2)
+    assert 1 << 20 <= found.sent_bytes < 1.5 * (1 << 20)

@@ -72,6 +72,11 @@ def test_one_rank_that_asks_for_star_is_enough_for_star(connect: Connect) -> Non
     assert [has_board(group) for group in groups] == [False, False]
 
 
+def test_a_hierarchy_of_one_host_is_a_board(connect: Connect) -> None:
+    groups = join_all((connect("a"), {"schedule": "hierarchical"}), (connect("b"), {}))
+    assert [has_board(group) for group in groups] == [True, True]
+
+
 def test_shm_is_refused_where_a_rank_does_not_share_memory(connect: Connect) -> None:
     outcomes = join_all((connect("a"), {"schedule": "shm"}), (connect("b", shared_memory=False), {}))
     assert isinstance(outcomes[0], clients.CollectiveError)

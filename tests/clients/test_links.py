@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
@@ -166,11 +167,26 @@ def test_ranks_over_a_network_are_linked_in_every_generation(connect: Connect) -
     ]
 
 
-@pytest.mark.parametrize("asked", ["ring", "halving"])
+@pytest.mark.parametrize("asked", ["ring", "halving", "hierarchical"])
 def test_the_schedule_that_one_rank_asks_for_is_used(connect: Connect, asked: str) -> None:
     groups = join_all((connect("a"), {"schedule": asked}), (connect("b"), {}))
     assert [group.schedule for group in groups] == [asked, asked]
     assert totals(groups) == [[3.0] * 5] * 2
+
+
+def test_hosts_with_several_ranks_add_up_inside_first(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = itertools.cycle("AB")
+    monkeypatch.setattr(entrance, "host_identity", lambda: next(hosts))
+
+    def work(group: clients.Group, _: clients.Client) -> object:
+        found = [group.schedule]
+        for elements in (1, 5000, 600_000):
+            array = np.full(elements, group.rank + 1, np.float32)
+            group.all_reduce(array)
+            found += [float(array.min()), float(array.max())]
+        return found
+
+    assert on_all_ranks(connect, 4, work) == [["hierarchical", *([10.0, 10.0] * 3)]] * 4
 
 
 def test_one_rank_that_asks_for_star_is_enough_for_star(connect: Connect) -> None:
@@ -183,11 +199,6 @@ def test_a_ring_is_refused_where_a_rank_does_not_offer_it(connect: Connect) -> N
     outcomes = join_all((connect("a"), {"schedule": "ring"}), (connect("b"), {"schedule": "star"}))
     assert isinstance(outcomes[0], clients.CollectiveError)
     assert "not all members can be linked" in str(outcomes[0])
-
-
-def test_hierarchical_is_refused_with_what_to_do(connect: Connect) -> None:
-    with pytest.raises(clients.InvalidValue, match="hierarchical.*take 'ring', or 'auto'"):
-        connect("a").group("dp", world_size=1, schedule="hierarchical")
 
 
 def test_a_rank_that_cannot_be_dialled_takes_everybody_to_star_and_the_pair_is_named(

@@ -42,24 +42,28 @@ class Plan:
         self.kind, self.claim, self.positions, self.op, self.dtype = kind, claim, positions, op, dtype
         self.array_bytes = self.result_bytes = array_bytes
         self.root, self.impossible, self.schedule = root, impossible, schedule
-        if kind is CollectiveKind.ALL_GATHER:
+        if kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER):
             self.result_bytes *= positions
-        elif kind is CollectiveKind.REDUCE_SCATTER:
+        elif kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER):
             self.result_bytes //= positions
 
     def result(self, position: int, given: list[bytes]) -> bytes:
         if self.kind is CollectiveKind.BROADCAST:
             return given[self.root]
-        if self.kind is CollectiveKind.ALL_GATHER:
+        part = self.array_bytes // self.positions
+        share = slice(position * part, (position + 1) * part)
+        if self.kind is CollectiveKind.SCATTER:
+            return given[self.root][share]
+        if self.kind is CollectiveKind.ALL_TO_ALL:
+            return b"".join(each[share] for each in given)
+        if self.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER):
             return b"".join(given)
         if self.kind is CollectiveKind.BARRIER:
             return b""
         assert self.op is not None
         whole = bytearray(self.array_bytes)
         accumulate(self.op, given, self.dtype, self.positions, whole)
-        if self.kind is CollectiveKind.REDUCE_SCATTER:
-            return bytes(whole[position * self.result_bytes : (position + 1) * self.result_bytes])
-        return bytes(whole)
+        return bytes(whole[share] if self.kind is CollectiveKind.REDUCE_SCATTER else whole)
 
 
 def _bytes(array: object) -> memoryview:
@@ -101,7 +105,9 @@ class Engine:
 
     hesitate: Callable[[Engine], None] | None = None
 
-    def __init__(self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1) -> None:
+    def __init__(
+        self, links: Sequence[Sequence[int]], position: int, descriptor: int = -1, hosts: Sequence[object] = ()
+    ) -> None:
         self.position, self.positions, self.descriptor = position, len(links), descriptor
         self.socks = {at: socket.socket(fileno=lanes[0]) for at, lanes in enumerate(links) if at != position}
         self.inbox: dict[int, deque[tuple[int, int, bytes, bytes]]] = {at: deque() for at in self.socks}

@@ -56,17 +56,23 @@ def close_all(links: list[list[list[int]]]) -> None:
                 os.close(file)
 
 
-def engines_of(positions: int, lanes: int = 1, make: Callable[[], Pair] = unix_pair) -> list[ring.Engine]:
-    """Connected engines."""
+def engines_of(
+    positions: int, lanes: int = 1, make: Callable[[], Pair] = unix_pair, hosts: str = ""
+) -> list[ring.Engine]:
+    """Connected engines; `hosts` has a letter for each position's host."""
     links = mesh(positions, lanes, make)
-    return [ring.Engine(links[position], position) for position in range(positions)]
+    return [ring.Engine(links[position], position, hosts=hosts) for position in range(positions)]
 
 
 def on_threads(
-    positions: int, work: Callable[[ring.Engine, int], T], lanes: int = 1, make: Callable[[], Pair] = unix_pair
+    positions: int,
+    work: Callable[[ring.Engine, int], T],
+    lanes: int = 1,
+    make: Callable[[], Pair] = unix_pair,
+    hosts: str = "",
 ) -> list[T]:
     """What `work` has returned on each position."""
-    engines = engines_of(positions, lanes, make)
+    engines = engines_of(positions, lanes, make, hosts)
     try:
         with ThreadPoolExecutor(positions) as pool:
             futures = [pool.submit(work, engine, position) for position, engine in enumerate(engines)]

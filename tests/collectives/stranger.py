@@ -30,12 +30,12 @@ class Word(NamedTuple):
 class Stranger:
     """Plays all positions but 0, each over one socket."""
 
-    def __init__(self, positions: int = 2) -> None:
+    def __init__(self, positions: int = 2, hosts: str = "") -> None:
         pairs = [socket.socketpair() for _ in range(1, positions)]
         self.sockets = {position: pair[1] for position, pair in enumerate(pairs, 1)}
         for each in self.sockets.values():
             each.settimeout(PATIENCE_S)
-        self.engine = ring.Engine([[], *([pair[0].detach()] for pair in pairs)], 0)
+        self.engine = ring.Engine([[], *([pair[0].detach()] for pair in pairs)], 0, hosts=hosts)
 
     def send(self, position: int, data: bytes) -> None:
         """Sends whatever it is."""
@@ -93,7 +93,7 @@ class Cut:
         first, self._first = socket.socketpair()
         self._second, second = socket.socketpair()
         self.ends = first, second
-        self._left = bytes_max
+        self._left = self._bytes_max = bytes_max
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._forward, args=ends)
@@ -101,6 +101,11 @@ class Cut:
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def passed(self) -> int:
+        """Bytes that have gone over it, in both directions."""
+        return self._bytes_max - self._left
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         while True:

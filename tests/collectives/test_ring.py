@@ -464,18 +464,14 @@ def test_links_that_are_none_are_refused() -> None:
 
 
 def test_what_links_do_not_carry_is_refused() -> None:
-    carried = [kind for kind in CollectiveKind if ring.carries(kind)]
-    assert carried == ["all_reduce", "broadcast", "all_gather", "reduce_scatter", "barrier"]
     engine = Engine([[]], 0)
     array = np.ones(4, np.float32)
-    gather = Task(Plan(CollectiveKind.GATHER, b"claim", 1, array_bytes=16), array, np.ones(4, np.float32), SECOND_NS)
     pieces = Task(all_reduce(4, 1), [array[:1], array[1:]], array, SECOND_NS)
-    for task in (gather, pieces):
-        with pytest.raises(InvalidValue, match="links do not carry"):
-            engine.run(task)
-        with pytest.raises(InvalidValue, match="links do not carry"):
-            engine.submit(task)
-        assert task.status == Outcome.PENDING
+    with pytest.raises(InvalidValue, match="links do not carry"):
+        engine.run(pieces)
+    with pytest.raises(InvalidValue, match="links do not carry"):
+        engine.submit(pieces)
+    assert pieces.status == Outcome.PENDING
     engine.close()
 
 

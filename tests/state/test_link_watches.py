@@ -17,7 +17,7 @@ from broker.protocol.frames import Kind, Lane
 from broker.protocol.links import Decision, LinkState
 from broker.protocol.operations import Operations, Told
 from tests.state.harness import SECOND_NS, Peer
-from tests.state.test_links import World
+from tests.state.test_links import World, reach
 
 MS = 1_000_000
 CLAIM = msgspec.msgpack.encode(Claim(CollectiveKind.ALL_REDUCE, ReduceOp.SUM, None, "float32", (3,), 1))
@@ -26,9 +26,11 @@ CLAIM = msgspec.msgpack.encode(Claim(CollectiveKind.ALL_REDUCE, ReduceOp.SUM, No
 class Watched(World):
     """Three members whose first generation is linked."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: str = "abc") -> None:
         super().__init__(3)
-        self.peers = self.linked()
+        self.peers = [self.member(rank, reach(rank, host=host)) for rank, host in enumerate(hosts)]
+        self.number = self.peers[0].all_of(Kind.JOINED)[0].number
+        self.ready(self.peers, 1)
 
     def tell(self, peer: Peer, *told: Told, generation: int = 1, **body: object) -> None:
         peer.put(
@@ -167,3 +169,8 @@ def test_stuck_for_a_second_is_measured_from_what_moved_last(watched: Watched) -
         watched.tick()
     (operation,) = watched.shown.operations
     assert 1.7 * SECOND_NS <= watched.talk.now_ns - operation.moved_ns <= 2.1 * SECOND_NS
+
+
+@pytest.mark.parametrize(("hosts", "schedule"), [("aab", "hierarchical"), ("abc", "ring"), ("aaa", "ring")])
+def test_the_schedule_that_members_of_such_hosts_take_is_shown(hosts: str, schedule: str) -> None:
+    assert Watched(hosts).shown.schedule == schedule

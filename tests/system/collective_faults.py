@@ -1,6 +1,6 @@
 """Faults without end for collective groups: ranks and the broker are killed, stopped, cut off and slowed down.
 
-    python -m tests.system.collective_faults --count 1000 --schedule shm --seed 1
+    python -m tests.system.collective_faults --count 1000 --schedule shm|star|links|hierarchical --seed 1
 
 A broker and two to four ranks (faulty_rank.py) are real processes, and the ranks carry out one collective after the
 other. After a random moment something happens to one of them, and again as soon as the group is whole once more, or
@@ -9,7 +9,8 @@ before. What must hold, whatever happens:
     no hang       every survivor says within PATIENCE_S that its operation has failed, and the group is whole again
     right         a result is the right one for the ranks of its generation; the ranks compare it themselves
     all or none   an operation is done on every survivor or on none, and one that failed has changed no array
-    named         a rank that was killed, cut off or stopped for long is named to every survivor
+    named         a rank that was killed, cut off or stopped for long is named to every survivor; when a link between
+                  two ranks breaks, all are told and nobody is lost
     no leaks      broker and survivors have the descriptors and the mapped memory that they had in the beginning
 
 It ends with status 1 when something did not. The times that it prints are of interest on a quiet machine alone.
@@ -54,6 +55,8 @@ KINDS = {
     "broker": 2,
 }
 """What happens, and how often."""
+LINK_KINDS = {**KINDS, "cut a link": 30}
+"""The same of ranks that are linked with one another."""
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -136,6 +139,20 @@ def cut(pid: int) -> bool:
     return done
 
 
+def cut_link(pid: int, broker_port: int) -> bool:
+    """Cuts a connection between a process and another rank, of those that it has.
+
+    Returns:
+        Whether there was one, and that was possible.
+    """
+    for found in sockets(pid):
+        with suppress(OSError):
+            if found.family == socket.AF_INET and found.getpeername()[1] != broker_port:
+                found.shutdown(socket.SHUT_RDWR)
+                return True
+    return False
+
+
 class Arena:
     """A broker and its ranks; leaving the context ends them all.
 
@@ -152,7 +169,7 @@ class Arena:
         self._directory = directory
         self._progress = directory / "progress"
         self._progress.write_bytes(bytes(8 * 64))
-        listen = ["tcp://127.0.0.1:0"] if schedule == "star" else [f"unix://{directory}/broker.sock"]
+        listen = [f"unix://{directory}/broker.sock"] if schedule == "shm" else ["tcp://127.0.0.1:0"]
         self.daemon = Daemon(*HEARTBEATS, listen=listen, admin="off")
         self.ranks: list[Rank] = []
         self.done: Counter[str] = Counter()
@@ -186,7 +203,8 @@ class Arena:
 
     def strike(self) -> None:
         """Waits for a random moment, does something to somebody, and sees to it that all is well again."""
-        kind = self._random.choices(list(KINDS), list(KINDS.values()))[0]
+        kinds = LINK_KINDS if self._schedule in ("links", "hierarchical") else KINDS
+        kind = self._random.choices(list(kinds), list(kinds.values()))[0]
         victim = self._random.choice(self.ranks)
         time.sleep(self._random.uniform(0.0, MOMENT_MAX_S))
         for rank in self.ranks:
@@ -196,11 +214,11 @@ class Arena:
         kind = self._do(kind, victim)
         if kind in ("pause", "slow"):
             self._moves(self.ranks)
-        elif kind != "broker":
+        elif kind not in ("broker", "cut a link"):
             self._told(kind, survivors, victim.number, began_ns)
         if kind not in ("pause", "slow"):
             self._whole(began_ns, kind)
-            self._compare(survivors)
+            self._compare(self.ranks if kind == "cut a link" else survivors)
         self._tidy(kind)
         self.done[kind] += 1
 
@@ -209,7 +227,9 @@ class Arena:
         process = victim.process
         if kind == "cut" and cut(process.pid):
             return kind
-        if kind in ("cut", "kill", "kill the newcomer"):
+        if kind == "cut a link" and cut_link(process.pid, int(self.daemon.url.rpartition(":")[2])):
+            return kind
+        if kind in ("cut", "cut a link", "kill", "kill the newcomer"):
             process.kill()
             victim.again()
             if kind == "kill the newcomer":
@@ -233,7 +253,7 @@ class Arena:
                 victim.again()
             else:
                 process.signal(signal.SIGCONT)
-        return "kill" if kind == "cut" else kind
+        return "kill" if kind in ("cut", "cut a link") else kind
 
     def _told(self, kind: str, survivors: Iterable[Rank], lost: int, began_ns: int) -> None:
         """Every survivor is told who is lost."""
@@ -325,7 +345,7 @@ def run(schedule: str, seed: int, count: int, tell: Callable[[Arena], None] = la
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="how many faults")
-    parser.add_argument("--schedule", default="shm", choices=("shm", "star"))
+    parser.add_argument("--schedule", default="shm", choices=("shm", "star", "links", "hierarchical"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--each", type=int, default=50, help="faults until broker and ranks are made anew")
     wishes = parser.parse_args()

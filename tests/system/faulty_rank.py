@@ -2,8 +2,10 @@
 
     python -m tests.system.faulty_rank URL RANK WORLD_SIZE SCHEDULE SEED PROGRESS
 
-Which operation comes next follows from the seed, the generation and the number of operations in it, so all ranks take
-the same one. It prints a line for each thing that matters; times are of CLOCK_MONOTONIC, in nanoseconds:
+SCHEDULE is one of a group's, or "links": "auto", at a broker that shares no memory. With "hierarchical" the ranks say
+that they are on two hosts in turn. Which operation comes next follows from the seed, the generation and the number of
+operations in it, so all ranks take the same one. It prints a line for each thing that matters; times are of
+CLOCK_MONOTONIC, in nanoseconds:
 
     joined GENERATION                         it has a place
     whole GENERATION AT                       the first operation with all ranks is done
@@ -26,12 +28,16 @@ import numpy as np
 import numpy.typing as npt
 
 import clients
+from clients import entrance
 
 Array = npt.NDArray[np.generic]
 
 BYTES_MAX = 3 << 20
 DTYPES = ("float32", "int64", "float16", "uint8")
-KINDS = ("all_reduce", "all_reduce", "all_reduce", "broadcast", "all_gather", "reduce_scatter", "barrier", "burst")
+KINDS = (
+    "all_reduce", "all_reduce", "all_reduce", "broadcast", "all_gather", "reduce_scatter", "barrier", "burst",
+    "reduce", "gather", "scatter", "all_to_all",
+)  # fmt: skip
 TIMEOUT_S = 25.0
 RETRY_S = 0.02
 PATTERN = np.arange(BYTES_MAX, dtype=np.int64) % 7
@@ -66,6 +72,11 @@ class Step:
         total = base * len(self.ranks) + sum(self.ranks) if self.op == "sum" else base + max(self.ranks)
         return total.astype(self.dtype)
 
+    def share(self, rank: int) -> slice:
+        """A rank's part of an array that is shared out."""
+        length, position = self.count // len(self.ranks), self.ranks.index(rank)
+        return slice(position * length, (position + 1) * length)
+
     def __repr__(self) -> str:
         return f"<Step {self.kind} {self.op} {self.dtype}[{self.count}] of {self.ranks}>"
 
@@ -98,9 +109,21 @@ def carry_out(group: clients.Group, step: Step) -> Iterator[None]:
             for rank, part in zip(step.ranks, parts, strict=True):
                 expect(step, f"the part of rank {rank}", part, step.contribution(rank))
         elif step.kind == "reduce_scatter":
-            part, share = group.reduce_scatter(array, step.op, timeout_s=TIMEOUT_S), step.count // len(step.ranks)
-            start = step.ranks.index(group.rank) * share
-            expect(step, "the share", part, step.reduced()[start : start + share])
+            part = group.reduce_scatter(array, step.op, timeout_s=TIMEOUT_S)
+            expect(step, "the share", part, step.reduced()[step.share(group.rank)])
+        elif step.kind == "reduce":
+            due = step.reduced() if group.rank == step.root else own
+            group.reduce(array, step.root, step.op, timeout_s=TIMEOUT_S)
+        elif step.kind == "gather":
+            found = group.gather(array, step.root, timeout_s=TIMEOUT_S)
+            for rank, part in zip(step.ranks, found or [], strict=group.rank == step.root):  # type: ignore[call-overload]
+                expect(step, f"the part of rank {rank}", part, step.contribution(rank))
+        elif step.kind == "scatter":
+            scatter(group, step, array)
+        elif step.kind == "all_to_all":
+            due = np.concatenate([step.contribution(rank)[step.share(group.rank)] for rank in step.ranks])
+            expect(step, "the parts", group.all_to_all(array, timeout_s=TIMEOUT_S), due)  # type: ignore[arg-type]
+            due = own
         else:
             group.barrier(timeout_s=TIMEOUT_S)
     except clients.BrokerError:
@@ -108,6 +131,17 @@ def carry_out(group: clients.Group, step: Step) -> Iterator[None]:
         raise
     expect(step, "the result", array, due)
     yield
+
+
+def scatter(group: clients.Group, step: Step, array: Array) -> None:
+    """Into an array of the caller's, which stays as it is when that fails."""
+    part = np.zeros(step.count // len(step.ranks), step.dtype)
+    try:
+        group.scatter(array if group.rank == step.root else None, step.root, out=part, timeout_s=TIMEOUT_S)
+    except clients.BrokerError:
+        expect(step, "after a failure, the part", part, np.zeros_like(part))
+        raise
+    expect(step, "the part", part, step.contribution(step.root)[step.share(group.rank)])
 
 
 def burst(group: clients.Group, step: Step, own: Array) -> Iterator[None]:
@@ -174,10 +208,13 @@ def main(url: str, rank: int, world_size: int, schedule: str, seed: str, progres
     with open(progress, "r+b") as file:
         memory = mmap.mmap(file.fileno(), 0)
     counter = memoryview(memory).cast("Q")[rank : rank + 1]
+    wanted = "auto" if schedule == "links" else schedule
+    if schedule == "hierarchical":
+        entrance.host_identity = lambda: f"host-{rank % 2}"
     while True:
         try:
             with clients.connect(url, name=f"rank-{rank}", reconnect_timeout_s=0.0) as bus:
-                group = bus.group("faults", world_size=world_size, rank=rank, timeout_s=TIMEOUT_S, schedule=schedule)
+                group = bus.group("faults", world_size=world_size, rank=rank, timeout_s=TIMEOUT_S, schedule=wanted)
                 say("joined", group.generation)
                 go_on(group, seed, counter)
         except Wrong as error:

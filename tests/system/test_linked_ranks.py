@@ -122,7 +122,7 @@ class Hosts:
     def __init__(self, network: Network) -> None:
         self.network = network
         listen = f"tcp://{network.address(0)}:0"
-        self.broker = on_host(network, 0, "broker", "serve", "--listen", listen, "--admin", "off")
+        self.broker = on_host(network, 0, "broker", "serve", "--listen", listen, "--admin", "off", "--insecure")
         self.url = self.broker.read_line().removeprefix("listening on ")
 
     def stop(self) -> Process:
