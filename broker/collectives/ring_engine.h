@@ -9,7 +9,7 @@
      MEET    begins an operation: first, the bytes of the claim; body, the claim, and a small array behind it
      PIECE   of the data: step and first, its place in the schedule; body, the bytes. On any lane, all others on lane 0
      READY   this position has the whole result
-     HURRY   a deadline is over: second, whose time-out. Whoever is alive answers with the same
+     HURRY   a deadline is over: second, whose time-out; or positions have given up: code, first. Whoever is alive answers with the same
      ABORT   the operation has failed: code, an outcome; first, the positions; second, the time-out
 
    How an operation goes, seen from one position:
@@ -161,7 +161,7 @@ typedef struct {
     int promised;    /* It has said READY. */
     int stirred;     /* There may be more to do. */
     int late;        /* The deadline was seen to be over. */
-    uint64_t closing_ns, closing_timeout_ns; /* After a deadline, or the loss of a link; 0 before. */
+    uint64_t closing_ns, closing_positions, closing_timeout_ns; /* After a deadline, or the loss of a link; 0 before. */
     int doubt;                               /* What it is then if nobody commits. */
     int verdict;                             /* It has failed; nobody commits. */
     uint64_t positions, timeout_ns;

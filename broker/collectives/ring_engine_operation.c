@@ -68,26 +68,26 @@ static void fail(tb_exchange *x, int code, uint64_t positions, uint64_t timeout_
     tb_say_all(x, TB_ABORT, code, positions, timeout_ns);
 }
 
-/* As far as this position can, with a moment for others to say what they know. */
-static void close_down(tb_exchange *x, int doubt, uint64_t timeout_ns, uint64_t now)
+/* As far as this position can, with a moment for others to say what they know. `positions` have given up, if it is that. */
+static void close_down(tb_exchange *x, int doubt, uint64_t positions, uint64_t timeout_ns, uint64_t now)
 {
     if (x->closing_ns)
         return;
     x->closing_ns = now + TB_MOMENT_NS;
+    x->closing_positions = positions;
     x->closing_timeout_ns = timeout_ns;
     x->doubt = doubt;
     for (int position = 0; position < x->ring->positions; position++)
         x->ring->peers[position].heard = 0;
-    int self_interrupted = doubt == TB_INTERRUPTED;
     if (doubt != TB_OVER)
-        tb_say_all(x, TB_HURRY, doubt, self_interrupted ? tb_bit(x->ring->position) : 0, timeout_ns);
+        tb_say_all(x, TB_HURRY, doubt, positions, timeout_ns);
 }
 
 /* The program of this position wants no more of it. */
 static void give_up(tb_exchange *x, uint64_t now)
 {
     if (x->promised)
-        close_down(x, TB_INTERRUPTED, 0, now);
+        close_down(x, TB_INTERRUPTED, tb_bit(x->ring->position), 0, now);
     else
         fail(x, TB_INTERRUPTED, tb_bit(x->ring->position), 0);
 }
@@ -113,7 +113,7 @@ static int resolve(tb_exchange *x, uint64_t now)
     if (x->doubt == TB_MISSING)
         x->positions = quiet ? quiet : waiting;
     else
-        x->positions = x->doubt == TB_INTERRUPTED ? tb_bit(x->ring->position) : 0;
+        x->positions = x->closing_positions;
     x->timeout_ns = x->closing_timeout_ns;
     return TB_UNDECIDED;
 }
@@ -129,7 +129,7 @@ void tb_lost(tb_exchange *x, int position)
     if (peer->ready && x->promised)
         return;
     if (x->promised)
-        close_down(x, TB_OVER, 0, tb_now_ns());
+        close_down(x, TB_OVER, 0, 0, tb_now_ns());
     else if (!x->wanted)
         fail(x, TB_OVER, 0, 0);
 }
@@ -145,7 +145,7 @@ void tb_rubbish(tb_exchange *x)
 {
     atomic_store(&x->ring->over, 1);
     if (x->promised) {
-        close_down(x, TB_OVER, 0, tb_now_ns());
+        close_down(x, TB_OVER, 0, 0, tb_now_ns());
         x->closing_ns = 1;
     } else if (!x->verdict) {
         fail(x, TB_OVER, 0, 0);
@@ -181,6 +181,18 @@ static void hear_abort(tb_exchange *x, const tb_head *head)
         tb_rubbish(x);
 }
 
+/* Who has given up may have said so to another position first, which passes it on as it heard it. */
+static void hear_hurry(tb_exchange *x, int from, const tb_head *head)
+{
+    uint64_t positions = head->first & (tb_others(x->ring) | tb_bit(x->ring->position));
+    if (head->code != TB_INTERRUPTED)
+        close_down(x, TB_MISSING, 0, head->second, tb_now_ns());
+    else if (x->promised)
+        close_down(x, TB_INTERRUPTED, positions ? positions : tb_bit(from), 0, tb_now_ns());
+    else
+        fail(x, TB_INTERRUPTED, positions ? positions : tb_bit(from), 0);
+}
+
 void tb_word_came(tb_exchange *x, tb_lane *lane)
 {
     tb_peer *peer = &x->ring->peers[lane->peer];
@@ -194,10 +206,7 @@ void tb_word_came(tb_exchange *x, tb_lane *lane)
         break;
     case TB_HURRY:
         peer->hurried = 1;
-        if (head->code == TB_INTERRUPTED && !x->promised)
-            fail(x, TB_INTERRUPTED, tb_bit(lane->peer), 0);
-        else
-            close_down(x, TB_MISSING, head->second, tb_now_ns());
+        hear_hurry(x, lane->peer, head);
         break;
     default:
         hear_abort(x, head);
@@ -301,7 +310,7 @@ static int look(tb_exchange *x, uint64_t now)
         else if (x->gathering)
             fail(x, TB_MISSING, ~met(x) & tb_others(x->ring), task->timeout_ns);
         else
-            close_down(x, TB_MISSING, task->timeout_ns, now);
+            close_down(x, TB_MISSING, 0, task->timeout_ns, now);
     }
     return x->verdict;
 }
