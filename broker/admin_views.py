@@ -261,6 +261,7 @@ def server_view(server: Server, now_ns: int) -> ServerView:
 
 def session_views(server: Server, now_ns: int) -> list[SessionView]:
     """All sessions, oldest first."""
+    server.state.lines.drain()
     return [session_view(record, now_ns) for record in server.state.sessions.values()]
 
 
@@ -310,6 +311,7 @@ def topics_of(server: Server, topic_filter: str = ALL_LEVELS, after: int = 0) ->
         InvalidValue: a filter that cannot be.
     """
     check_filter(topic_filter)
+    server.state.lines.drain()
     found = (topic for topic in public_topics(server.state) if matches(topic_filter, topic.name))
     return islice(found, after, None)
 

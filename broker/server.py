@@ -21,6 +21,7 @@ from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, SCRATCH_BYTES
 from broker.protocol.session import Deliver, Phase
 from broker.server_boards import board_maker
+from broker.server_lines import line_memory
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
 from broker.state.settings import Settings
@@ -83,6 +84,7 @@ class Server:
                 arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
                 declarations=config.topics,
                 boards=board_maker(enabled=config.shared_memory),
+                line_memory=line_memory(enabled=config.shared_memory),
             )
         )
         self.listeners: list[Listener] = []

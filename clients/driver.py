@@ -29,6 +29,7 @@ from broker.errors import BrokerError, ConnectError, ConnectionClosed, Permissio
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
+from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Deliver, Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.calls import READABLE, WRITABLE, wait_for_either
@@ -125,6 +126,7 @@ class Driver:
         try:
             self._wake = Wakeup()
             self._keeper_wake = Wakeup()
+            core.bell = self._wake if AVAILABLE and self._wake.identity else None
         except OSError as error:
             where = ", ".join(str(address) for address in addresses)
             raise ConnectError(where, f"{error.strerror}: raise RLIMIT_NOFILE (ulimit -n)") from error
@@ -174,6 +176,8 @@ class Driver:
         self.core.before_waiting()
         self.flush(waits=True)
         if signal.ready:
+            return
+        if self.core.lines.count and self._read_lines() and signal.ready:
             return
         deadline = None if timeout_s is None else time.monotonic() + seconds(timeout_s)
         while not signal.ready:
@@ -271,6 +275,7 @@ class Driver:
         self._condition = threading.Condition(self.lock)
         self._closing = True
         self.core.arenas.forked()
+        self.core.lines.forget()
         self.core.incoming.leases.forget()
         link, self._link = self._link, None
         if link is not None:
@@ -303,7 +308,10 @@ class Driver:
         """Polls once and reads what is there. The lock is held, and given up while polling."""
         link = self._link
         assert link is not None
-        session = link.session
+        session, lines = link.session, self.core.lines
+        if lines.count and not lines.sleeps():
+            self._read_lines()
+            return
         events = READABLE | (WRITABLE if session.has_unsent else 0)
         self._pumping = True
         self.lock.release()
@@ -314,20 +322,38 @@ class Driver:
             self._pumping = False
         if woken:
             self._wake.clear()
-        if (ready or woken) and link is self._link:
+        took = False
+        if lines.count:
+            lines.wakes()
+            took = self._read_lines()
+        if (ready or (woken and not took)) and link is self._link:
             if events & WRITABLE:
                 self.flush()
             self._read_all()
         if self._followers:
             self._condition.notify_all()
 
+    def _read_lines(self) -> bool:
+        """Reads what has come on lines; says whether something had. The lock is held, by whatever thread."""
+        took = self.core.lines.read()
+        if took:
+            if self._link is not None and self._link.session.has_unsent:
+                self.flush()
+            if self._followers:
+                self._condition.notify_all()
+        return took
+
     def _read_all(self) -> None:
         """Reads until nothing is there, unless another thread is about to. The lock is held."""
+        if self.core.lines.count:
+            self._read_lines()
         if self._link is not None and not self._pumping:
             self._read(self._link)
 
     def read_arrived(self) -> None:
         """Reads until nothing is there, also while another thread polls. The lock is held."""
+        if self.core.lines.count:
+            self._read_lines()
         if self._link is not None:
             self._read(self._link)
             if self._pumping or self._followers:

@@ -17,6 +17,7 @@ from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
 from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.codes import Code
 from broker.protocol.frames import Frame
+from broker.protocol.line import AVAILABLE, VERSION
 from broker.protocol.session import Allocate, Deliver, Phase, Received, Session
 from broker.transport import registry
 from broker.transport.addresses import Address
@@ -47,7 +48,8 @@ def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
         tenant: whose topics it sees.
         shared: whether it shares memory with a broker on this host, where the transport can pass it.
     """
-    return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared)
+    lines = VERSION if AVAILABLE else 0
+    return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared, lines=lines)
 
 
 def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:

@@ -5,12 +5,13 @@ import cython
 from broker.protocol.batches cimport Batch
 from broker.protocol.frames cimport Frame, encode, pack_header
 from broker.protocol.session cimport Session
+from clients.line_out cimport LineOut
 from clients.outgoing_topic cimport OutgoingTopic
 from clients.signals cimport Signal
 
 
 cdef Py_ssize_t _HEADER_BYTES
-cdef int _PUBLISH, _CHUNK, _CONTROL, _DEFAULT
+cdef int _PUBLISH, _CHUNK, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE
 
 
 cdef class StreamSource(Signal):
@@ -35,6 +36,7 @@ cdef class Outgoing:
     cdef public OutgoingTopic last_sent
     cdef public long long shortest_window_ns, unconfirmed
     cdef public Signal streams_room, link_room
+    cdef public object lines
     cdef list _by_number
     cdef dict _streams
     cdef long long _window_messages, _window_bytes
@@ -43,6 +45,10 @@ cdef class Outgoing:
     cpdef publish_plain(
         self, name, int lane, int content, bytes payload, long long now_ns, long long wall_ns, bint urgent
     )
+    @cython.locals(line=LineOut, low=bint)
+    cdef bint _on_line(
+        self, OutgoingTopic topic, bytes header, bytes body, bytes payload, bint acknowledge
+    ) except -1
     @cython.locals(session=Session)
     cpdef publish_small(self, OutgoingTopic topic, Frame frame, charged_bytes=*)
     @cython.locals(session=Session, size=Py_ssize_t, body_bytes=Py_ssize_t, header=bytes)

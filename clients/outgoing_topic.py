@@ -13,6 +13,7 @@ from broker.protocol.frames import Lane
 from clients.signals import Signal
 
 if TYPE_CHECKING:
+    from clients.line_out import LineOut
     from clients.outgoing import StreamSource
 
 LANES: Final[Mapping[str, int]] = {lane.name.lower(): int(lane) for lane in Lane}
@@ -32,6 +33,7 @@ class OutgoingTopic:
         burst_messages: messages in close succession that open a batch.
         batch_bytes: a batch leaves when it holds so much.
         batch_window_ns: a batch leaves after this time.
+        line: on which messages go to their readers, if there is one.
         lane: of messages that name none.
         max_message_bytes: the longest payload; None is any.
         refused: why the broker has refused a message, until somebody was told.
@@ -39,8 +41,8 @@ class OutgoingTopic:
 
     __slots__ = (
         "batch", "batch_bytes", "batch_window_ns", "burst_messages", "credit", "credit_bytes", "credit_messages",
-        "lane", "last_ns", "max_message_bytes", "name", "number", "rapid", "refused", "special", "stream",
-        "stream_over",
+        "lane", "last_ns", "line", "max_message_bytes", "name", "number", "rapid", "refused", "special",
+        "stream", "stream_over",
     )  # fmt: skip
 
     def __init__(self, name: str, number: int) -> None:
@@ -52,6 +54,7 @@ class OutgoingTopic:
         self.stream: StreamSource | None = None
         self.stream_over = Signal(ready=True)
         self.batch: Batch | None = None
+        self.line: LineOut | None = None
         self.last_ns = 0
         self.rapid = 0
         self.refused: BrokerError | None = None

@@ -41,6 +41,7 @@ from broker.protocol.values import encode_value
 from broker.security.identity import ANYBODY, Identity
 from broker.state.following import Following
 from broker.state.groups import Groups
+from broker.state.lines import Lines
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.queries import Viewer, answer_to
@@ -49,7 +50,7 @@ from broker.state.requests import Requests
 from broker.state.settings import Settings
 from broker.state.sharing import Sharing
 from broker.state.subscribing import Subscribing
-from broker.state.topics import INBOX, Router
+from broker.state.topics import INBOX, Router, offer, opened
 from broker.state.totals import Totals
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message
@@ -57,6 +58,7 @@ from broker.topics.policy import PRESSURE, Declaration, TopicPolicy, check_decla
 
 log = logging.getLogger(__name__)
 
+Handler = Callable[[SessionRecord, Frame, int], None]
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
 
@@ -90,6 +92,10 @@ class BrokerState:
             self.router, self.publishing, self.pressure,
             settings.subscriptions_per_session_max, self._flush, self._answer_error,
         )  # fmt: skip
+        self.lines = Lines(
+            self.publishing, settings.line_memory if settings.shared_memory else None, settings.arena_descriptor_max,
+            self._flush, partial(offer, split=opened),
+        )  # fmt: skip
         self.following = Following(self.router, self.publishing, self.sessions)
         self.groups = Groups(self._flush, self.announce, settings.boards)
         self.viewer: Viewer | None = None
@@ -98,24 +104,38 @@ class BrokerState:
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
         self._last_id = 0
-        self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
+        self._handlers: dict[int, Handler] = {
             Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
             Kind.STREAM_ABORT: lambda session, frame, _: self.publishing.abort(session, frame),
-            Kind.SUBSCRIBE: self.subscribing.subscribe,
-            Kind.RESUME: self.subscribing.resume,
-            Kind.UNSUBSCRIBE: self.subscribing.unsubscribe,
+            Kind.SUBSCRIBE: self._drained(self.subscribing.subscribe),
+            Kind.RESUME: self._drained(self.subscribing.resume),
+            Kind.UNSUBSCRIBE: self._drained(self.subscribing.unsubscribe),
             Kind.CREDIT: self._credit,
-            Kind.DROPPED: lambda session, frame, _: self.pressure.dropped(session, frame),
-            Kind.QUERY: self._query,
+            Kind.DROPPED: self._drained(lambda session, frame, _: self.pressure.dropped(session, frame)),
+            Kind.QUERY: self._drained(self._query),
             Kind.SETTLE: self._settle,
-            Kind.DECLARE: self._declare,
-            Kind.FLUSH: self._flushed,
+            Kind.DECLARE: self._drained(self._declare),
+            Kind.FLUSH: self._drained(self._flushed),
+            Kind.LINE: self.lines.declined,
+            Kind.DRAIN: self.lines.look,
+            Kind.ATTACH: self.lines.left,
+            Kind.BELL: self.lines.bell,
             Kind.CANCEL: self.requests.cancel,
             Kind.ARENA: self.sharing.arena,
             Kind.MAPPED: self.sharing.mapped,
             Kind.RELEASE: self.sharing.release,
             **self.groups.handlers,
         }
+
+    def _drained(self, handler: Handler) -> Handler:
+        """A handler of what depends on what was published."""
+
+        def handle(record: SessionRecord, frame: Frame, now_ns: int) -> None:
+            if self.router.lines:
+                self.lines.drain()
+            handler(record, frame, now_ns)
+
+        return handle
 
     # Events.
 
@@ -187,6 +207,7 @@ class BrokerState:
         if record is None:
             return
         record.session.lost(ConnectionClosed("disconnected"))
+        self.lines.disconnect(record)
         self.ready.pop(session_id, None)
         subscriptions = record.subscriptions.values()
         for subscription in (*subscriptions, *record.leaving):
@@ -206,6 +227,7 @@ class BrokerState:
     def tick(self, now_ns: int) -> None:
         """Time passes: heartbeats, and deadlines of collectives. Call about ten times a second."""
         self.now_ns = now_ns
+        self.lines.drain()
         for record in self.sessions.values():
             session = record.session
             session.tick(now_ns)
@@ -230,6 +252,7 @@ class BrokerState:
     def drain(self, reason: str) -> None:
         """The broker is about to end: every session gets what waits for it and then a CLOSE."""
         self.draining = True
+        self.lines.settle()
         for record in self.sessions.values():
             record.session.close(Code.SHUTDOWN, reason)
             self._flush(record)
@@ -245,6 +268,7 @@ class BrokerState:
 
     def totals(self) -> Totals:
         """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""
+        self.lines.drain()
         totals = self.router.ended.copy()
         for topic in self.router.topics.values():
             totals.add_topic(topic)
@@ -289,7 +313,7 @@ class BrokerState:
             self._flush(record)
             return
         record.name = hello.name or f"client-{record.id}"
-        record.host, record.process = hello.host, hello.process
+        record.host, record.process, record.lines = hello.host, hello.process, hello.lines
         self.sessions_opened += 1
         settings = self.settings
         record.session.welcome(
@@ -319,6 +343,8 @@ class BrokerState:
         subscription = record.subscriptions.get(frame.number)
         # Credit for a subscription that was just ended is on its way when the end arrives: nothing to do.
         if subscription is not None:
+            # What it has read on lines is charged first; it may be that for which it gives credit.
+            self.lines.take_in()
             subscription.grant(frame.count, frame.total_bytes)
 
     def _settle(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

@@ -136,6 +136,18 @@ class Subscription:
         if self.queue.dropped != self.notice.told:
             self.tell_dropped()
 
+    def passed(self, message: Message) -> None:
+        """A message has gone to the subscriber on a line: it counts as sent."""
+        queue = self.queue
+        queue.credit_messages -= message.count
+        queue.credit_bytes -= _charge(message)
+        self.delivered += message.count
+
+    def take_back(self, message: Message) -> None:
+        """A message that had gone on a line was not read there, and is about to be offered."""
+        self.delivered -= message.count
+        self.queue.grant(message.count, _charge(message))
+
     def _lose(self, topic: str, count: int) -> None:
         self.lost(self, topic, count)
 
@@ -456,6 +468,12 @@ class LaneSource:
         return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
 
 
+def _charge(message: Message) -> int:
+    """What a small message or a batch takes of its reader's credit, in bytes."""
+    size_bytes = message.size_bytes
+    return size_bytes - ENTRY_BYTES * message.count if message.flags & _BATCH else size_bytes
+
+
 def _lent(session: SessionRecord, stream: Stream) -> bytes | None:
     """Where a message lies in memory that the session can read; None when it has to get the bytes."""
     if session.shares is None or not isinstance(stream.loan, Loan):
@@ -474,12 +492,26 @@ def _tell_gap(subscription: Subscription, message: Message, publication: int, bu
     )
 
 
+def announced(session: SessionRecord, topic: str, sender: str) -> int:
+    """The number of a topic and its publisher on this session, which is told of it by a frame if it has none."""
+    number = session.announced.get((topic, sender))
+    if number is None:
+        number, frame = _announcement(session, topic, sender)
+        session.session.put(frame)
+    return number
+
+
 def _announce(session: SessionRecord, message: Message, buffers: list[Buffer]) -> tuple[int, int]:
     """Gives a number to a topic and its publisher on this session, ahead of their first message."""
+    number, frame = _announcement(session, message.topic, message.sender)
+    frame.lane = message.lane
+    return number, encode(frame, buffers)
+
+
+def _announcement(session: SessionRecord, topic: str, sender: str) -> tuple[int, Frame]:
     if len(session.announced) >= TOPICS_PER_SESSION_MAX:
         # Numbers are used again from the start; the receiver takes the newest meaning.
         session.announced.clear()
     number = len(session.announced) + 1
-    session.announced[message.topic, message.sender] = number
-    body = encode_body(Topic(message.topic, message.sender))
-    return number, encode(Frame(Kind.TOPIC, lane=message.lane, number=number, body=body), buffers)
+    session.announced[topic, sender] = number
+    return number, Frame(Kind.TOPIC, number=number, body=encode_body(Topic(topic, sender)))

@@ -15,7 +15,7 @@ cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _CONTROL, _DE
 cdef class Publishing:
     cdef public Router router
     cdef public Requests requests
-    cdef public object pressure, flush
+    cdef public object pressure, flush, consider_line
     cdef public long long window_messages, window_bytes
     cdef long long _half_messages, _half_bytes
 

@@ -58,6 +58,8 @@ class Publishing:
         self._half_messages = window_messages - window_messages // 2
         self._half_bytes = window_bytes - window_bytes // 2
         self.flush = flush
+        self.consider_line: Callable[[Publisher], None] = lambda publisher: None
+        """Called when a publisher has sent so many messages one by one that a line may pay."""
 
     def topic(self, session: SessionRecord, frame: Frame) -> None:
         """TOPIC: the session gives a number to a topic."""
@@ -70,6 +72,8 @@ class Publishing:
         if old is None and len(session.publishers) >= TOPICS_PER_SESSION_MAX:
             raise ProtocolError(f"topics_per_session_max: over the limit of {TOPICS_PER_SESSION_MAX}", Code.LIMIT)
         if old is not None:
+            if old.topic.line is not None:
+                old.topic.line.settle()
             session.streams = {stream: other for stream, other in session.streams.items() if other is not old}
             self._abort(old, f"the publisher {session.name!r} has named its topic anew")
             self._forget(old)
@@ -77,6 +81,9 @@ class Publishing:
             record = self.router.topic(name)
         except LimitExceeded as error:
             raise ProtocolError(str(error), Code.LIMIT) from error
+        if record.line is not None:
+            # It has one publisher.
+            record.line.settle()
         publisher = Publisher(record, frame.number, session)
         record.publishers += 1
         session.publishers[frame.number] = publisher
@@ -98,6 +105,9 @@ class Publishing:
         if publisher is None:
             raise ProtocolError(f"PUBLISH to topic number {frame.number}, which no TOPIC has named")
         flags, payload, topic = frame.flags, frame.payload, publisher.topic
+        if topic.line is not None and not topic.line.draining:
+            # What its publisher has written there before comes first; from here on it uses the socket.
+            topic.line.settle()
         count = frame.count if flags & _BATCH else 1
         if flags & _BATCH and not 0 < count <= min(BATCH_MESSAGES_MAX, len(payload) // ENTRY_BYTES):
             raise ProtocolError(f"batch of {count} messages in {len(payload)} bytes; the limit is {BATCH_MESSAGES_MAX}")
@@ -154,6 +164,10 @@ class Publishing:
                 message.release()
                 return
         self.router.route(topic, message)
+        if not flags and frame.lane == _DEFAULT and topic.line is None and session.lines:
+            publisher.until_line -= 1
+            if not publisher.until_line:
+                self.consider_line(publisher)
 
     def _refuse(self, session: SessionRecord, publisher: Publisher, frame: Frame, count: int) -> bool:
         """Refuses what is longer than the topic's policy allows; says whether nothing of the frame is left.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from broker import limits
 from broker.state.boards import BoardMaker
+from broker.state.lines import LineMemory
 from broker.topics.policy import Declaration
 
 
@@ -21,6 +22,8 @@ class Settings:
         shared_memory: whether clients on this host may send and receive messages in shared memory.
         arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.
+        line_memory: makes memory of so many bytes for a line, which it raises InvalidValue or LimitExceeded where there is
+            none; None when there are no lines.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
 
@@ -40,3 +43,4 @@ class Settings:
     arena_descriptor_max: int = (1 << 31) - 1
     declarations: tuple[Declaration, ...] = ()
     boards: BoardMaker | None = None
+    line_memory: LineMemory | None = None

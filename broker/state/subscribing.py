@@ -139,6 +139,7 @@ class Subscribing:
         if subscription is None:
             self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
             return
+        self._router.settle(subscription.filter)
         subscription.end()
         record.leaving = [each for each in (*record.leaving, subscription) if each.is_under_way]
         self._router.remove(subscription)

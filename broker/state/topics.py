@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from broker.errors import LimitExceeded, ProtocolError
-from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
+from broker.limits import LINE_AFTER_MESSAGES, RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
 from broker.protocol.batches import split_batch
 from broker.protocol.bodies import PublishPolicy
 from broker.protocol.frames import Flag
@@ -28,6 +28,7 @@ from broker.topics.trie import Trie
 from broker.topics.work import Job
 
 if TYPE_CHECKING:
+    from broker.state.lines import TopicLine
     from broker.state.records import SessionRecord
 
 INBOX: Final = "$inbox/"
@@ -47,12 +48,13 @@ class TopicRecord:
         refused: messages that were longer than the policy allows, ever.
         held_back: publishers without credit because a subscription is over its limit.
         marks: which of its messages was the first after a subscription began.
+        line: on which its publisher writes to its readers itself, if it has one.
         works: its queue groups with acknowledgement, by name; they stay when their members go.
         arriving: large messages that become jobs when they are complete; they are held until then.
     """
 
     __slots__ = (
-        "arriving", "held_back", "marks", "name", "policy", "published", "published_bytes", "publishers", "refused",
+        "arriving", "held_back", "line", "marks", "name", "policy", "published", "published_bytes", "publishers", "refused",
         "ring", "routes", "special", "works",
     )  # fmt: skip
 
@@ -63,6 +65,7 @@ class TopicRecord:
         self.policy = policy
         self.special = _is_special(policy)
         self.routes: Routes | None = None
+        self.line: TopicLine | None = None
         # Tuples, because an empty one takes no memory, and these are empty in nearly all topics.
         self.held_back: tuple[Publisher, ...] = ()
         self.publishers = 0
@@ -105,13 +108,15 @@ class Publisher:
         message: the large message that is arriving, if one is.
         acknowledge: the reference of the DONE that is due when it is complete, 0 for none.
         request: the request to which it is the last reply, 0 for none.
+        until_line: messages until it is looked whether the topic can have a line.
+        line_after: how many they are the next time.
         told: what of the topic's policy it has been told.
         refusal_told: whether it has been told, since then, that a message was refused.
     """
 
     __slots__ = (
-        "acknowledge", "held_back", "message", "number", "refusal_told", "request", "sender", "session", "told",
-        "topic", "used_bytes", "used_messages",
+        "acknowledge", "held_back", "line_after", "message", "number", "refusal_told", "request", "sender", "session",
+        "told", "topic", "until_line", "used_bytes", "used_messages",
     )  # fmt: skip
 
     def __init__(self, topic: TopicRecord, number: int, session: SessionRecord) -> None:
@@ -128,6 +133,7 @@ class Publisher:
         self.request = 0
         self.told = _NOTHING_TOLD
         self.refusal_told = False
+        self.until_line = self.line_after = LINE_AFTER_MESSAGES
 
 
 class Router:
@@ -139,6 +145,7 @@ class Router:
         moment: how many subscriptions have begun, and one; see topics/marks.py.
         ended: what topics, subscriptions and sessions had counted that are gone.
         works: the queue groups of acknowledged topics.
+        lines: those that are in use, by their numbers.
         on_moved: told of a request that waited for a subscription that has ended, and which one it waits for now.
     """
 
@@ -156,6 +163,7 @@ class Router:
         self._first_sequence = 1
         self.works = Works(clock=clock, bury=self._bury, unblock=unblock)
         self.on_moved: Callable[[Message, Subscription, Subscription | None], None] = lambda message, old, new: None
+        self.lines: dict[int, TopicLine] = {}
         self._trie: Trie[Subscription] = Trie()
         self._inboxes: dict[str, Subscription] = {}
         self._newest_routes = Routes(0)
@@ -182,6 +190,8 @@ class Router:
         policy = self.policies.of_topic(record.name)
         if policy == record.policy:
             return False
+        if record.line is not None:
+            record.line.settle()
         self.retained_bytes += record.follow(policy)
         if record.works or policy.acknowledge:
             # Jobs that wait hear of it now, not with the next message.
@@ -199,6 +209,12 @@ class Router:
             return [record for name, record in self.topics.items() if matches(topic_filter, name)]
         record = self.topics.get(topic_filter)
         return [record] if record is not None else []
+
+    def settle(self, topic_filter: str) -> None:
+        """Who reads the topics that a filter matches is about to change: their lines end."""
+        for line in list(self.lines.values()) if self.lines else ():
+            if matches(topic_filter, line.topic.name):
+                line.settle()
 
     def _forget_idle(self, topics: int) -> None:
         """Makes room by forgetting the oldest topics to which nobody publishes any more, with what they retain, and
@@ -234,6 +250,7 @@ class Router:
 
     def add(self, subscription: Subscription) -> None:
         """Starts routing to a subscription."""
+        self.settle(subscription.filter)
         if subscription.filter.startswith(INBOX):
             self._inboxes[subscription.filter] = subscription
         else:
@@ -316,6 +333,8 @@ class Router:
         except LimitExceeded:
             # Clients have used up all topics; that the job died is counted all the same.
             return
+        if record.line is not None:
+            record.line.settle()
         self.route(record, dead_letter(message, record.name, record.ring.next_sequence, job))
 
     def remove(self, *subscriptions: Subscription) -> None:
@@ -391,6 +410,11 @@ class Router:
         self.retained_bytes += topic.ring.append(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
             self._let_go()
+        if topic.line is not None:
+            # It comes from there, where its readers read it themselves.
+            topic.line.passed(message)
+            message.release()
+            return
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
             routes = self._find_routes(topic)
