@@ -233,7 +233,8 @@ DESCRIPTORS_WAITING_MAX: Final = 128
 
 # Lines (docs/wire.md section 18).
 LINE_DATA_BYTES: Final = 256 * KIB
-"""What a line holds that its slowest reader has not read: some 2,000 small messages, and little enough for the caches."""
+"""What a line holds that its slowest reader has not read: some 2,000 small messages, and little enough for
+the caches."""
 LINE_READERS_MAX: Final = 8
 """Sessions that read a line: the publisher looks at a word of each for every message."""
 LINES_PER_SESSION_MAX: Final = 16

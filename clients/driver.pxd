@@ -30,7 +30,7 @@ cdef class Driver:
     cpdef wake_waiters(self)
     @cython.locals(session=Session, events=int, lines=Lines, took=bint)
     cdef _pump(self, timeout_s)
-    cdef bint _read_lines(self) except -1
+    cdef bint _read_lines(self, bint wakes=*) except -1
     cdef _read_all(self)
     @cython.locals(session=Session, size=Py_ssize_t)
     cdef _read(self, link)

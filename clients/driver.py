@@ -17,9 +17,7 @@ The lock is held while state is touched and never while a thread sleeps or runs 
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -33,6 +31,7 @@ from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Deliver, Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.calls import READABLE, WRITABLE, wait_for_either
+from clients import lifetimes
 from clients.checks import TIMEOUT_S_MAX, time_limit
 from clients.core import Core, Reconnected
 from clients.link import Link, dial
@@ -42,7 +41,6 @@ from clients.wakeup import Wakeup
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
-EXIT_TIMEOUT_S: Final = 1.0
 IDLE_S: Final = 0.05
 """When nobody has waited for so long, the keeper reads."""
 LONG_S: Final = 0.005
@@ -60,25 +58,6 @@ READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
 
 T = TypeVar("T")
-
-_open_drivers: set[Driver] = set()
-
-
-def _abandon_all() -> None:
-    """A forked child shares its parent's connections, and none of its threads: the clients are not the child's."""
-    for driver in list(_open_drivers):
-        driver.abandon()
-    _open_drivers.clear()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
-
-
-@atexit.register
-def _close_all() -> None:
-    """A program that ends without closing its clients loses nothing that it has published."""
-    for driver in list(_open_drivers):
-        driver.close("the program ended", EXIT_TIMEOUT_S)
 
 
 def seconds(timeout_s: float) -> float:
@@ -141,7 +120,7 @@ class Driver:
             self._adopt(link)
         self._keeper = threading.Thread(target=self._keep, name=f"tensorbus-keeper-{core.name}", daemon=True)
         self._keeper.start()
-        _open_drivers.add(self)
+        lifetimes.open_drivers.add(self)
 
     # For callers.
 
@@ -261,7 +240,7 @@ class Driver:
                 self._closing = True
                 self._say_goodbye(reason, timeout_s)
                 self._shut(ConnectionClosed(reason, Code.NORMAL))
-        _open_drivers.discard(self)
+        lifetimes.open_drivers.discard(self)
         if threading.current_thread() is not self._keeper:
             self._keeper.join(timeout_s)
             if not self._keeper.is_alive():
@@ -322,10 +301,7 @@ class Driver:
             self._pumping = False
         if woken:
             self._wake.clear()
-        took = False
-        if lines.count:
-            lines.wakes()
-            took = self._read_lines()
+        took = lines.count > 0 and self._read_lines(wakes=True)
         if (ready or (woken and not took)) and link is self._link:
             if events & WRITABLE:
                 self.flush()
@@ -333,15 +309,17 @@ class Driver:
         if self._followers:
             self._condition.notify_all()
 
-    def _read_lines(self) -> bool:
+    def _read_lines(self, wakes: bool = False) -> bool:
         """Reads what has come on lines; says whether something had. The lock is held, by whatever thread."""
-        took = self.core.lines.read()
-        if took:
-            if self._link is not None and self._link.session.has_unsent:
-                self.flush()
-            if self._followers:
-                self._condition.notify_all()
-        return took
+        if wakes:
+            self.core.lines.wakes()
+        if not self.core.lines.read():
+            return False
+        if self._link is not None and self._link.session.has_unsent:
+            self.flush()
+        if self._followers:
+            self._condition.notify_all()
+        return True
 
     def _read_all(self) -> None:
         """Reads until nothing is there, unless another thread is about to. The lock is held."""
@@ -448,6 +426,8 @@ class Driver:
                 if now_ns - last_tick_ns >= TICK_S * 1e9 or self.core.outgoing.open_batches:
                     last_tick_ns = now_ns
                     self.core.tick(now_ns)
+                    if self.core.lines.count and self._read_lines():
+                        self.wake_waiters()
                     self.flush()
                     if self._link is not None:
                         self._check_session(self._link.session)

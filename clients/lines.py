@@ -11,7 +11,6 @@ handed out once, by the line or by the broker, and in the order in which it was 
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
 from broker.limits import BATCH_MESSAGES_MAX
@@ -59,7 +58,8 @@ class LineIn:
 
     def has_room(self) -> bool:
         """Whether all subscriptions have room for another message."""
-        for subscription in self.subscriptions:
+        # Typed, a loop is quicker than `all`.
+        for subscription in self.subscriptions:  # noqa: SIM110
             if not subscription.has_room():
                 return False
         return True

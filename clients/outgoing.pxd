@@ -3,30 +3,16 @@
 import cython
 
 from broker.protocol.batches cimport Batch
-from broker.protocol.frames cimport Frame, encode, pack_header
+from broker.protocol.frames cimport Frame, pack_header
 from broker.protocol.session cimport Session
 from clients.line_out cimport LineOut
 from clients.outgoing_topic cimport OutgoingTopic
 from clients.signals cimport Signal
+from clients.streaming cimport StreamSource
 
 
 cdef Py_ssize_t _HEADER_BYTES
-cdef int _PUBLISH, _CHUNK, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE
-
-
-cdef class StreamSource(Signal):
-    cdef public Frame opening
-    cdef public OutgoingTopic topic
-    cdef public unsigned int number
-    cdef public bint attached
-    cdef public object error
-    cdef public int lane
-    cdef Outgoing _outgoing
-    cdef object _pieces
-    cdef long long _position, _rest
-
-    @cython.locals(topic=OutgoingTopic, charged=bint, size=Py_ssize_t, flags=int)
-    cpdef Py_ssize_t pull(self, list buffers) except -1
+cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE
 
 
 cdef class Outgoing:

@@ -20,14 +20,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.buffers import Buffer, Payload, Pieces
+from broker.buffers import Payload
 from broker.errors import BrokerError, ConnectionClosed, LimitExceeded, ProtocolError
 from broker.limits import (
     BATCH_GAP_NS,
     BATCH_MESSAGES_MAX,
     BATCH_WINDOW_NS,
     BATCHED_BYTES_MAX,
-    CHUNK_BYTES,
     CONTROL_QUEUE_BYTES_MAX,
     STREAMS_PER_SESSION_MAX,
     TOPICS_PER_SESSION_MAX,
@@ -35,15 +34,16 @@ from broker.limits import (
 from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
 from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
 from broker.protocol.codes import Code, error_for
-from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode, pack_header
+from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.session import Session
 from broker.topics.names import check_topic
 from clients.line_out import LinesOut, decline
 from clients.outgoing_topic import OutgoingTopic
 from clients.signals import Signal
+from clients.streaming import StreamSource
 
 _HEADER_BYTES = HEADER_BYTES
-_PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
+_PUBLISH = int(Kind.PUBLISH)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _BATCH, _ACKNOWLEDGE = int(Flag.BATCH), int(Flag.ACKNOWLEDGE)
 SENT: Final = Signal(ready=True)
@@ -52,68 +52,6 @@ BATCHED: Final = Signal(ready=True)
 """What it returns when there is nothing else to do."""
 BATCH_OPENED: Final = Signal(ready=True)
 """What it returns when somebody has to see to it that a batch leaves in time."""
-
-
-class StreamSource(Signal):
-    """A large message on its way out; ready when its last byte was handed to the link, or it was given up.
-
-    Attributes:
-        opening: its first frame, until that has left.
-        error: why it was given up.
-    """
-
-    __slots__ = (
-        "_outgoing",
-        "_pieces",
-        "_position",
-        "_rest",
-        "attached",
-        "error",
-        "lane",
-        "number",
-        "opening",
-        "topic",
-    )
-
-    def __init__(self, outgoing: Outgoing, topic: OutgoingTopic, opening: Frame, payload: Payload) -> None:
-        super().__init__()
-        self.topic = topic
-        self.number = opening.stream
-        self.attached = True
-        self.error: BrokerError | None = None
-        self._outgoing = outgoing
-        self.opening: Frame | None = opening
-        self.lane = opening.lane
-        self._pieces = Pieces(payload)
-        self._rest = len(payload)
-        self._position = 0
-
-    def pull(self, buffers: list[Buffer]) -> int:
-        """Appends one frame; see Source."""
-        topic, charged = self.topic, self.lane != _CONTROL
-        if self.ready:
-            self.attached = False
-            return 0
-        if self.opening is not None:
-            opening, self.opening = self.opening, None
-            if charged:
-                topic.credit_messages -= 1
-                topic.credit_bytes -= len(opening.body)
-            return encode(opening, buffers)
-        if not self._rest or (charged and topic.credit_bytes <= 0):
-            self.attached = False
-            return 0
-        size = min(self._rest, CHUNK_BYTES)
-        flags = Flag.LAST if size == self._rest else 0
-        buffers.append(pack_header(_CHUNK, flags, self.lane, 0, 0, 0, self.number, 0, 0, size, 0, self._position, 0))
-        self._pieces.take(size, buffers)
-        self._position += size
-        self._rest -= size
-        if charged:
-            topic.credit_bytes -= size
-        if not self._rest:
-            self._outgoing.finishing.append(self)
-        return _HEADER_BYTES + size
 
 
 class Outgoing:

@@ -14,7 +14,7 @@ from clients.signals import Signal
 
 if TYPE_CHECKING:
     from clients.line_out import LineOut
-    from clients.outgoing import StreamSource
+    from clients.streaming import StreamSource
 
 LANES: Final[Mapping[str, int]] = {lane.name.lower(): int(lane) for lane in Lane}
 NEVER: Final = 1 << 60

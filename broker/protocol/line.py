@@ -1,5 +1,5 @@
 # ruff: noqa: F821
-# mypy: disable-error-code="name-defined,attr-defined"
+# mypy: disable-error-code="name-defined,attr-defined,no-any-return"
 """The ends of a line (line.h): a ring of frames in shared memory, from one publisher to the readers of a topic.
 
 Memory comes from the caller, who keeps it; here is neither a clock nor a system call. Only the compiled module can do
@@ -31,7 +31,7 @@ NOTHING, TAKEN, EJECTED = 0, 1, 2
 """What `take` says."""
 
 if cython.compiled:
-    assert HEADER_BYTES == TB_DIRECT_HEADER and READERS_MAX == TB_DIRECT_READERS and VERSION == TB_DIRECT_VERSION
+    assert (HEADER_BYTES, READERS_MAX, VERSION) == (TB_DIRECT_HEADER, TB_DIRECT_READERS, TB_DIRECT_VERSION)
 
 
 class End:

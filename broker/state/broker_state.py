@@ -49,8 +49,9 @@ from broker.state.records import SessionRecord
 from broker.state.requests import Requests
 from broker.state.settings import Settings
 from broker.state.sharing import Sharing
+from broker.state.singles import opened
 from broker.state.subscribing import Subscribing
-from broker.state.topics import INBOX, Router, offer, opened
+from broker.state.topics import INBOX, Router, offer
 from broker.state.totals import Totals
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from broker.buffers import Buffer
 from broker.ids import SubscriptionNumber
-from broker.limits import CHUNK_BYTES, FRAME_PAYLOAD_BYTES_MAX, STREAM_LAG_BYTES_MAX, TOPICS_PER_SESSION_MAX
+from broker.limits import CHUNK_BYTES, FRAME_PAYLOAD_BYTES_MAX, STREAM_LAG_BYTES_MAX
 from broker.protocol.batches import ENTRY_BYTES
-from broker.protocol.bodies import Failure, Topic, encode_body
+from broker.protocol.bodies import Failure, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode, pack_header, payload_bytes
+from broker.state.announcing import announce
 from broker.state.sharing import Loan
 from broker.topics.messages import Assignment, Chunk, Message, Stream
 from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, Overflow, Queue, ignore_loss
@@ -384,7 +385,7 @@ class LaneSource:
         size = 0
         publication = session.announced.get((message.topic, message.sender))
         if publication is None:
-            publication, size = _announce(session, message, buffers)
+            publication, size = announce(session, message, buffers)
         if queue.gaps:
             size += _tell_gap(subscription, message, publication, buffers)
         flags, count, stream_number = message.flags & _KEPT_FLAGS, message.count, 0
@@ -490,28 +491,3 @@ def _tell_gap(subscription: Subscription, message: Message, publication: int, bu
     return encode(
         Frame(Kind.GAP, lane=message.lane, number=publication, target=subscription.number, sequence=lost), buffers
     )
-
-
-def announced(session: SessionRecord, topic: str, sender: str) -> int:
-    """The number of a topic and its publisher on this session, which is told of it by a frame if it has none."""
-    number = session.announced.get((topic, sender))
-    if number is None:
-        number, frame = _announcement(session, topic, sender)
-        session.session.put(frame)
-    return number
-
-
-def _announce(session: SessionRecord, message: Message, buffers: list[Buffer]) -> tuple[int, int]:
-    """Gives a number to a topic and its publisher on this session, ahead of their first message."""
-    number, frame = _announcement(session, message.topic, message.sender)
-    frame.lane = message.lane
-    return number, encode(frame, buffers)
-
-
-def _announcement(session: SessionRecord, topic: str, sender: str) -> tuple[int, Frame]:
-    if len(session.announced) >= TOPICS_PER_SESSION_MAX:
-        # Numbers are used again from the start; the receiver takes the newest meaning.
-        session.announced.clear()
-    number = len(session.announced) + 1
-    session.announced[topic, sender] = number
-    return number, Frame(Kind.TOPIC, number=number, body=encode_body(Topic(topic, sender)))

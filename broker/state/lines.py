@@ -9,7 +9,7 @@
                            drains: keeps, counts, credits
 
 The broker reads what was written later than the readers, but before anything that depends on it, so that it cannot be
-told from what had come by the socket: the topic's ring, its sequences, everybody's credit and all counters are the same.
+told from what had come by the socket: the topic's ring, its sequences, everybody's credit and all counters are as ever.
 A message that was drained counts as sent to its readers, as one does that waits in a socket.
 
 A line is for one publisher and a fixed set of readers. Whatever changes that (a second publisher, another subscription,
@@ -41,7 +41,8 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import AVAILABLE, DATA_OFFSET, PLACE_BYTES, VERSION, Drain, check_entry, format_ring
 from broker.protocol.session import Phase
 from broker.protocol.sharing import CommonMemory
-from broker.state.delivery import Subscription, announced
+from broker.state.announcing import announced
+from broker.state.delivery import Subscription
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.topics.messages import Message
@@ -194,7 +195,9 @@ class TopicLine:
             assert passage is not None
             passage.give(ring)
             passage.give(place)
-            body = Attach(self.ring.identity, reader.place.identity, [int(each.number) for each in reader.subscriptions])
+            body = Attach(
+                self.ring.identity, reader.place.identity, [int(each.number) for each in reader.subscriptions]
+            )
             frame = Frame(
                 Kind.ATTACH, number=announced(reader.session, topic.name, self.publisher.sender), target=self.number,
                 total_bytes=self.ring.size_bytes, sequence=topic.ring.next_sequence, body=encode_body(body),
@@ -415,7 +418,9 @@ class Lines:
         try:
             ring = memory(DATA_OFFSET + LINE_DATA_BYTES)
             format_ring(ring.address, ring.size_bytes)
-            whole = [LineReader(session, list(subscriptions), memory(PLACE_BYTES)) for session, subscriptions in readers]
+            whole = [
+                LineReader(session, list(subscriptions), memory(PLACE_BYTES)) for session, subscriptions in readers
+            ]
             line = TopicLine(self, self._last_number, publisher, ring, whole)
             handles = [ring.handle(), *(reader.place.handle() for reader in whole)]
         except (InvalidValue, LimitExceeded) as error:

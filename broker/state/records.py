@@ -28,7 +28,8 @@ class SessionRecord:
         subscriptions: by its own numbers; 0 is its inbox.
         leaving: subscriptions that have ended in the middle of a large message, of which the end is not sent yet.
         resuming: what a subscription has received that is about to come back: its number, and sequences by topic.
-        bell: the eventfd, with `bell_identity`, that wakes the client when there is something on a line; None when it reads none.
+        bell: the eventfd, with `bell_identity`, that wakes the client when there is something on a line; None when it
+            reads none.
         lines: the version of lines that it can write, 0 for none.
         shares: what shared memory it has lent and reads; None when it shares none.
         groups: names of the collective groups in which it is a member or waits to be one.

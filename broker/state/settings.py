@@ -22,8 +22,8 @@ class Settings:
         shared_memory: whether clients on this host may send and receive messages in shared memory.
         arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.
-        line_memory: makes memory of so many bytes for a line, which it raises InvalidValue or LimitExceeded where there is
-            none; None when there are no lines.
+        line_memory: makes memory of so many bytes for a line; raises InvalidValue or LimitExceeded where there is none.
+            None when there are no lines.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
 

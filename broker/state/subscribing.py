@@ -17,7 +17,8 @@ from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.state.replay import replay, resume
-from broker.state.topics import INBOX, Router, opened
+from broker.state.singles import opened
+from broker.state.topics import INBOX, Router
 from broker.topics.names import check_filter
 from broker.topics.queues import Overflow, Queue
 

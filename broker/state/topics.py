@@ -7,14 +7,14 @@ from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from broker.errors import LimitExceeded, ProtocolError
+from broker.errors import LimitExceeded
 from broker.limits import LINE_AFTER_MESSAGES, RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
-from broker.protocol.batches import split_batch
 from broker.protocol.bodies import PublishPolicy
 from broker.protocol.frames import Flag
 from broker.state.dead_letters import dead_letter
 from broker.state.delivery import Subscription
 from broker.state.routes import Routes
+from broker.state.singles import opened, singles
 from broker.state.totals import Totals
 from broker.state.works import Work, Works
 from broker.topics.declarations import Policies
@@ -54,8 +54,8 @@ class TopicRecord:
     """
 
     __slots__ = (
-        "arriving", "held_back", "line", "marks", "name", "policy", "published", "published_bytes", "publishers", "refused",
-        "ring", "routes", "special", "works",
+        "arriving", "held_back", "line", "marks", "name", "policy", "published", "published_bytes", "publishers",
+        "refused", "ring", "routes", "special", "works",
     )  # fmt: skip
 
     def __init__(self, name: str, policy: TopicPolicy) -> None:
@@ -293,10 +293,10 @@ class Router:
 
     def _begin(self, topic: TopicRecord, work: Work, replay: int | str | None) -> None:
         kept = topic.ring.last() if replay == "latest" else topic.ring.since(replay if isinstance(replay, int) else 0)
-        singles = [single for message in kept for single in opened(message)]
+        jobs = [single for message in kept for single in opened(message)]
         if replay == "latest":
-            singles = singles[-1:]
-        for message in singles:
+            jobs = jobs[-1:]
+        for message in jobs:
             if isinstance(replay, int) and message.sequence < replay:
                 continue
             if message.stream is not None and not message.stream.complete:
@@ -433,7 +433,7 @@ class Router:
         if message.stream is not None and not message.stream.complete:
             self._await(topic, message)
             return
-        for single in _singles(message):
+        for single in singles(message):
             for work in works:
                 self.works.add(work, single)
 
@@ -462,9 +462,9 @@ def _least_loaded(group: Sequence[Subscription]) -> Subscription:
 def _route_batch(routes: Routes, message: Message) -> None:
     """Passes a batch on unopened to those who want all of it, and message by message to the others."""
     for subscription in routes.everyone:
-        offer(subscription, message, _singles)
+        offer(subscription, message, singles)
     for group in routes.queue_groups:
-        for single in _singles(message):
+        for single in singles(message):
             _least_loaded(group).offer(single)
 
 
@@ -477,29 +477,3 @@ def offer(subscription: Subscription, message: Message, split: Callable[[Message
     else:
         for single in split(message):
             subscription.offer(single)
-
-
-def opened(message: Message) -> list[Message]:
-    """The messages of a batch that was accepted before; empty when it is malformed, which is not the asker's fault."""
-    try:
-        return _singles(message)
-    except ProtocolError:
-        return []
-
-
-def _singles(message: Message) -> list[Message]:
-    """The messages of a batch, opened once for all who need them one by one."""
-    if not message.flags & Flag.BATCH:
-        return [message]
-    if message.singles is None:
-        flags = message.flags & ~Flag.BATCH
-        message.singles = [
-            Message(
-                message.topic, message.sender, message.sequence + offset, 1, message.lane, flags,
-                content, time_ns, body, payload, len(body) + len(payload),
-            )
-            for offset, (content, time_ns, body, payload) in enumerate(
-                split_batch(bytes(message.payload), message.count)
-            )
-        ]  # fmt: skip
-    return message.singles

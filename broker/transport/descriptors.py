@@ -24,7 +24,6 @@ from broker.transport.calls import DESCRIPTORS_AT_ONCE_MAX
 from broker.transport.shared_memory import Handle, SharedMemory
 from broker.transport.sockets import SocketConnection
 
-
 _ANONYMOUS: Final = 1 << 62
 """Added to the numbers of eventfds, so that none is taken for a file's."""
 
@@ -73,9 +72,7 @@ class Passage:
         """Lets a memory's descriptor leave with the next write."""
         self._leaving.append(memory)
 
-    def adopt(
-        self, identity: int, size_bytes: int, *, common: bool = False, read_only: bool = False
-    ) -> SharedMemory:
+    def adopt(self, identity: int, size_bytes: int, *, common: bool = False, read_only: bool = False) -> SharedMemory:
         """Maps memory whose descriptor has arrived; see SharedMemory.
 
         Raises:

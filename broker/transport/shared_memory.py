@@ -139,9 +139,7 @@ class SharedMemory:
         return memory
 
     @classmethod
-    def adopt(
-        cls, descriptor: int, size_bytes: int, *, common: bool = False, read_only: bool = False
-    ) -> SharedMemory:
+    def adopt(cls, descriptor: int, size_bytes: int, *, common: bool = False, read_only: bool = False) -> SharedMemory:
         """Maps what another process has made, read-only if it is not common or is to be; the descriptor is closed if
         that fails.
 
