@@ -43,8 +43,8 @@ class SubscriptionState(Signal):
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead", "_gaps_evicted",
         "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent", "_threshold", "asked",
-        "closed", "credit_due", "drops_untold", "evicts", "held_bytes", "is_latest", "is_special", "number", "on_message",
-        "pending", "readers", "seen", "what", "wishes",
+        "closed", "credit_due", "drops_untold", "evicts", "held_bytes", "is_latest", "is_special", "number",
+        "on_message", "pending", "readers", "seen", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:

@@ -99,6 +99,7 @@ class TopicLine:
         self.draining = False
         self._lines = lines
         self._messages = 0
+        self._fault: ProtocolError | None = None
         # What was drained and some reader has not read yet, each with the position behind it.
         self._unread: deque[tuple[int, Message]] = deque()
         self._end = Drain(ring, ring.address, ring.size_bytes)
@@ -114,21 +115,19 @@ class TopicLine:
         """Takes in what was written since the last time; says whether the line goes on."""
         if self.draining or self.topic.line is not self:
             return False
-        fault = self._take_all()
-        if fault is not None:
+        self._take_all()
+        if self._fault is not None:
             self.settle()
-            self._lines.fail(self.publisher.session, fault)
-        return fault is None
+        return self._fault is None
 
-    def _take_all(self) -> ProtocolError | None:
-        """Publishes what the line holds; returns what its publisher has done wrong, if it has."""
+    def _take_all(self) -> None:
+        """Publishes what the line holds, up to what its publisher may not have written."""
         end, publisher = self._end, self.publisher
-        session = publisher.session
-        publish = self._lines.publishing.publish
+        session, publish = publisher.session, self._lines.publishing.publish
         before = end.position
         self.draining = True
         try:
-            while True:
+            while self._fault is None:
                 frame = Frame.__new__(Frame)
                 if not end.take(frame):
                     break
@@ -140,15 +139,14 @@ class TopicLine:
                     or frame.flags & ~_ALLOWED_FLAGS
                     or frame.sequence
                 ):
-                    return ProtocolError(f"{frame!r} with flags {frame.flags} in lane {frame.lane} on a line")
+                    raise ProtocolError(f"{frame!r} with flags {frame.flags} in lane {frame.lane} on a line")
                 publish(session, frame)
         except ProtocolError as error:
-            return error
+            self._fault = error
         finally:
             self.draining = False
             if end.position != before:
                 end.drained()
-        return None
 
     def passed(self, message: Message) -> None:
         """A message was drained, which the readers have from the line."""
@@ -180,7 +178,8 @@ class TopicLine:
         topic, lines = self.topic, self._lines
         readers = lines.readers_of(self.publisher)
         same = [(reader.session, reader.subscriptions) for reader in self.readers]
-        if topic.line is not None or readers != same or self.publisher.session.session.phase is not Phase.OPEN:
+        behind = any(not _is_caught_up(each) for reader in self.readers for each in reader.subscriptions)
+        if topic.line is not None or readers != same or behind:
             self.refuse()
             return False
         try:
@@ -213,9 +212,8 @@ class TopicLine:
         self._close_descriptors()
         if self.topic.line is not None:
             self.topic.line.settle()
-        fault = self._take_all()
-        if fault is not None:
-            self._lines.fail(self.publisher.session, fault)
+        self._take_all()
+        self._blame()
 
     def drop(self) -> None:
         """Ends a line on which its publisher has said nothing that counts."""
@@ -228,7 +226,7 @@ class TopicLine:
         if topic.line is not self or self.draining:
             return
         self._end.close()
-        fault = self._take_all()
+        self._take_all()
         topic.line = None
         self._lines.ended(self, lasted=self._messages >= LINE_LASTING_MESSAGES)
         for place, reader in enumerate(self.readers):
@@ -238,8 +236,7 @@ class TopicLine:
                 self._lines.send(reader.session, Frame(Kind.ATTACH, Flag.LAST, target=self.number))
         self._unread.clear()
         self._lines.send(self.publisher.session, Frame(Kind.LINE, Flag.LAST, Lane.CONTROL, stream=self.number))
-        if fault is not None:
-            self._lines.fail(self.publisher.session, fault)
+        self._blame()
 
     def _take_over(self, reader: LineReader, messages: list[Message]) -> None:
         for subscription in reader.subscriptions:
@@ -248,6 +245,11 @@ class TopicLine:
         for message in messages:
             for subscription in reader.subscriptions:
                 self._lines.offer(subscription, message)
+
+    def _blame(self) -> None:
+        """Ends the session of a publisher that has written what it may not."""
+        if self._fault is not None:
+            self._lines.fail(self.publisher.session, self._fault)
 
     def _close_descriptors(self) -> None:
         """Nobody is told of it any more."""
@@ -466,8 +468,8 @@ class Lines:
 
 
 def _reads_by_itself(subscription: Subscription) -> bool:
-    """Whether a subscription can read a line: nothing is on its way to it that a message on a line could overtake, and
-    what it has room for is nothing that has to be known to the message."""
+    """Whether a subscription can read a line: nothing is decided about a message in its queue at the moment in which
+    the message comes."""
     queue, session = subscription.queue, subscription.session
     return (
         session.bell is not None
@@ -477,11 +479,18 @@ def _reads_by_itself(subscription: Subscription) -> bool:
         and queue.max_lag is None
         and queue.messages_max >= LINE_QUEUE_MESSAGES_MIN
         and queue.bytes_max >= LINE_DATA_BYTES
-        and not queue.waiting_messages
-        and not queue.gaps
         and not subscription.queue_group
         and not subscription.responder
+    )
+
+
+def _is_caught_up(subscription: Subscription) -> bool:
+    """Whether nothing waits for a subscription that a message on a line could overtake, and it has room."""
+    queue = subscription.queue
+    return (
+        not queue.waiting_messages
+        and not queue.gaps
+        and not subscription.is_under_way
         and queue.credit_messages > queue.messages_max // 2
         and queue.credit_bytes > queue.bytes_max // 2
-        and not subscription.is_under_way
     )

@@ -70,7 +70,7 @@ _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 class Handle:
     """A descriptor of its own, which is closed with the last reference to this."""
 
-    __slots__ = ("descriptor",)
+    __slots__ = ("__weakref__", "descriptor")
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor

@@ -159,8 +159,8 @@ def test_nothing_that_asks_can_tell_that_the_broker_reads_later(
     assert [reader.unread_messages for reader in pressure.subscriptions] == [101]
     for number in range(10):
         bus.publish("a", number, urgent=True)
-    totals = broker.call(lambda: broker.server.state.totals())
-    assert (totals.published, totals.delivered) == (totals.published, totals.delivered)
+    counted = broker.call(lambda: broker.server.state.totals())
+    assert counted.delivered_messages >= 111
     assert broker.call(lambda: broker.server.state.router.topics["a"].published) == 111
     # A new subscription begins behind all that was published, and can ask for it.
     replayed = other.subscribe("a", replay="all")

@@ -277,7 +277,7 @@ def test_whatever_happens_each_message_reaches_each_reader_once(steps: list[tupl
 
 def test_a_writer_and_readers_on_threads_that_are_closed_in_the_middle_agree() -> None:
     """Every message is read by each reader or left to the broker, never both, whatever moment the closing comes at."""
-    for round_ in range(40):
+    for round_ in range(8):
         line = Whole(readers=2)
         committed: list[int] = []
         got: list[list[int]] = [[], []]
@@ -288,7 +288,7 @@ def test_a_writer_and_readers_on_threads_that_are_closed_in_the_middle_agree() -
             number = 0
             while True:
                 said = write(line, number.to_bytes(4, "little"))
-                if said == CLOSED:
+                if said == CLOSED or (said == NO_ROOM and line.drain.closed):
                     return
                 if said >= 0:
                     committed.append(number)

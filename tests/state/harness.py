@@ -75,14 +75,14 @@ class Peer:
         reading: whether bytes from the broker are taken off the link.
     """
 
-    def __init__(self, talk: Talk, name: str, passage: Passage | None = None) -> None:
+    def __init__(self, talk: Talk, name: str, passage: Passage | None = None, hello: Hello | None = None) -> None:
         self.talk = talk
         self.frames: list[Frame] = []
         self.welcome: Welcome | None = None
         self._reading = True
         self.record: SessionRecord = talk.state.connect(f"test:{name}", talk.now_ns, passage)
         self.session = Session(
-            hello=Hello(name, shared=passage is not None),
+            hello=hello or Hello(name, shared=passage is not None),
             now_ns=talk.now_ns,
             allocate=lambda frame, size_bytes: memoryview(bytearray(size_bytes)),
             heartbeat_interval_s=5.0,
@@ -289,9 +289,9 @@ class Talk:
         self.state = CountingState(replace(Settings(), **settings))
         self.peers: list[Peer] = []
 
-    def peer(self, name: str = "peer", passage: Passage | None = None) -> Peer:
+    def peer(self, name: str = "peer", passage: Passage | None = None, hello: Hello | None = None) -> Peer:
         """A client that has said hello; with a passage it shares memory."""
-        peer = Peer(self, name, passage)
+        peer = Peer(self, name, passage, hello)
         self.peers.append(peer)
         self.settle()
         return peer
