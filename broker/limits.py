@@ -243,6 +243,8 @@ LINES_MAX: Final = 128
 """Lines of a broker: it looks at all of them before whatever depends on what was published."""
 LINE_AFTER_MESSAGES: Final = 8
 """Small messages, each in a frame of its own, after which a topic may get a line."""
+LINE_AGAIN_MESSAGES: Final = 64
+"""And if it could not, after which it is looked again."""
 LINE_AFTER_MESSAGES_MAX: Final = 65_536
 """After a line that ended soon it takes four times as many as before, up to so many."""
 LINE_LASTING_MESSAGES: Final = 1024

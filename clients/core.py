@@ -124,7 +124,7 @@ class Core:
         # Whoever waits for a `latest` subscription's next message has asked the old session for it.
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
         self.incoming.connected(session, welcome.life)
-        self._bell_told = False
+        self._bell_told = not welcome.shared
         for subscription in self.incoming.subscriptions.values():
             self._send_subscribe(subscription, 0, again=True)
             ask = subscription.ask() if asked.get(subscription.number) else None

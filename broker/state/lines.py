@@ -29,6 +29,7 @@ from broker.errors import InvalidValue, LimitExceeded, ProtocolError
 from broker.limits import (
     LINE_AFTER_MESSAGES,
     LINE_AFTER_MESSAGES_MAX,
+    LINE_AGAIN_MESSAGES,
     LINE_DATA_BYTES,
     LINE_LASTING_MESSAGES,
     LINE_QUEUE_MESSAGES_MIN,
@@ -374,17 +375,17 @@ class Lines:
 
     def consider(self, publisher: Publisher) -> None:
         """Offers a publisher a line for its topic, if all who read that can read a line."""
-        publisher.until_line = publisher.line_after
+        publisher.until_line = max(publisher.line_after, LINE_AGAIN_MESSAGES)
         if self._memory is None or publisher.session.lines != VERSION or publisher.session.shares is None:
             publisher.until_line = LINE_AFTER_MESSAGES_MAX
+            return
+        readers = self.readers_of(publisher)
+        if readers is None:
             return
         lines = [*self._live.values(), *self._offered.values()]
         own = [line for line in lines if line.publisher.session is publisher.session]
         full = len(lines) >= LINES_MAX or len(own) >= LINES_PER_SESSION_MAX
-        if full or any(line.publisher is publisher for line in own):
-            return
-        readers = self.readers_of(publisher)
-        if readers is not None:
+        if not full and all(line.publisher is not publisher for line in own):
             self._offer_line(publisher, readers, self._memory)
 
     def readers_of(self, publisher: Publisher) -> list[tuple[SessionRecord, list[Subscription]]] | None:
