@@ -20,7 +20,7 @@ COMPILED := setup.py $(TYPED) $(TYPED:.pxd=.py) $(WRITTEN)
 
 BRING_BACK := for library in $$(find broker clients -name '*.so.away'); do mv $$library $${library%.away}; done
 
-.PHONY: demo test test-plain check bench clean
+.PHONY: demo test test-plain check fuzz bench clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) -m examples.training_loop
@@ -39,6 +39,10 @@ check: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy --strict broker clients
+
+# Each parser with its corpus and 200,000 mutations of it.
+fuzz: $(VENV)/dev.stamp
+	$(RUN) -m tests.fuzz --inputs 200000
 
 bench: $(VENV)/bench.stamp
 	$(RUN) -m bench --json out/bench/figures.json --plots out/bench

@@ -26,6 +26,7 @@ from aiohttp import web
 from broker import admin_views as views
 from broker.admin_events import Events
 from broker.admin_groups import group_views
+from broker.admin_hosts import names_of, only
 from broker.errors import InvalidValue, ListenError
 from broker.metrics import Metrics
 from broker.server import Server
@@ -55,6 +56,7 @@ class Admin:
         self._metrics = Metrics(server)
         self._events = Events(server)
         self._runner: web.AppRunner | None = None
+        self._names: frozenset[str] = frozenset()
 
     async def start(self, address: str) -> str:
         """Listens; from here on requests are answered.
@@ -69,6 +71,7 @@ class Admin:
             ListenError: the address cannot be listened on. Nothing is left listening.
         """
         host, _, port = address.rpartition(":")
+        self._names = names_of(address)
         runner = web.AppRunner(
             self._application(), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )
@@ -92,7 +95,8 @@ class Admin:
             await runner.cleanup()
 
     def _application(self) -> web.Application:
-        application = web.Application(middlewares=[_errors_as_json])
+        names = self._names | frozenset(name.lower() for name in self._server.config.admin_names)
+        application = web.Application(middlewares=[_errors_as_json, only(names)])
         application.on_shutdown.append(self._events.stop)
         handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             "/": self._index,

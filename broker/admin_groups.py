@@ -53,7 +53,7 @@ class OperationView(msgspec.Struct, frozen=True):
 
     Attributes:
         sequence: in the group's generation and schedule.
-        schedule: `star` or `shm`.
+        schedule: `star`, `shm`, `ring` or `halving`.
         state: `gathering`, `mismatched` or `running`.
         claim: what the ranks ask for, in words.
         arrived_ranks: in the order of their coming.
@@ -86,7 +86,7 @@ class RecordedView(msgspec.Struct, frozen=True):
     Attributes:
         generation: in which it was.
         sequence: in the generation and the schedule.
-        schedule: `star` or `shm`.
+        schedule: `star`, `shm`, `ring` or `halving`.
         claim: what the ranks asked for, in words; empty when it is not known any more.
         kind: all_reduce, ...; likewise.
         op: how it was reduced; empty when it was not.
@@ -151,7 +151,7 @@ class GroupView(msgspec.Struct, frozen=True):
         missing_ranks: those that nobody has and nobody waits for, ascending.
         waiting: sessions that are to become members.
         age_s: since the first one joined, in seconds.
-        schedule: how operations go: `shm` when the generation has a board, else `star`.
+        schedule: how operations go: `shm` when the generation has a board, `ring` or `halving` over links, else `star`.
         operations: in progress, by schedule and sequence.
         untold_failures: failed operations that some rank has not started, and so not heard of.
         members: by ascending rank.

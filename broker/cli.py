@@ -26,7 +26,7 @@ _SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Messages": ("pub", "sub", "request", "topics"),
     "See": ("top", "groups", "stuck", "doctor"),
 }
-_METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL"}
+_METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "log_format": "FORMAT"}
 
 
 class _Failure(click.ClickException):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import resource
 import signal
 import sys
@@ -13,10 +12,14 @@ from typing import Final
 import click
 import uvloop
 
+from broker import logs
 from broker.answers import show_to_clients
-from broker.config import ADMIN_OFF, Config, LogLevel
+from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
+from broker.limits import LOG_INTERVAL_S
 from broker.server import Server
+from broker.telemetry import exporting_tracer
+from broker.tracing import Traces
 
 GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
@@ -32,16 +35,19 @@ def run(config: Config) -> None:
     for address in config.listen:
         if address.startswith("inproc:"):
             raise InvalidValue("listen", address, "no other process could reach it; listen at tcp:// or unix://")
-    _start_logging(config.log_level)
+    handler = logs.start(sys.stderr, config.log_level, config.log_format)
     _raise_descriptor_limit()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config, handler))
+    finally:
+        handler.tell_left_out(at_the_end=True)
 
 
-def _start_logging(level: LogLevel) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+def _tell_left_out(loop: asyncio.AbstractEventLoop, handler: logs.EventHandler) -> None:
+    """Again and again: lines of which there were too many are told of, also when nothing more is logged."""
+    handler.tell_left_out()
+    loop.call_later(LOG_INTERVAL_S, _tell_left_out, loop, handler)
 
 
 def _raise_descriptor_limit() -> None:
@@ -58,10 +64,12 @@ def _settle_memory() -> None:
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, handler: logs.EventHandler) -> None:
     stopping = _catch_signals()
+    _tell_left_out(asyncio.get_running_loop(), handler)
     server = Server(config)
     show_to_clients(server)
+    traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None
     admin = None
     server.start(config.listen)
     try:
@@ -80,6 +88,8 @@ async def _serve(config: Config) -> None:
         await server.stop()
         if admin is not None:
             await admin.stop()
+        if traces is not None:
+            traces.close()
 
 
 def _catch_signals() -> asyncio.Event:

@@ -11,7 +11,6 @@ import difflib
 import os
 import re
 import socket
-import sys
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +32,8 @@ FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
 ADMIN_OFF: Final = "off"
 TOPICS: Final = "topics"
+INTEGER_MAX: Final = 1 << 62
+SECONDS_MAX: Final = 1e9
 
 
 class LogLevel(StrEnum):
@@ -42,6 +43,13 @@ class LogLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How log records are written."""
+
+    CONSOLE = "console"
+    JSON = "json"
 
 
 def environment() -> Mapping[str, str]:
@@ -65,7 +73,12 @@ class Config:
         admin: host:port of the HTTP endpoint, or "off".
         name: the broker's name in logs, metrics and the dashboard.
         log_level: the least severe log records that are written.
+        log_format: console for people, or json, one object per line.
+        admin_names: names by which the HTTP interface may be asked for, besides localhost, this machine's and figures.
         sessions_max: sessions open at once.
+        half_open_max: connections that have yet to say hello.
+        connections_per_address_max: connections of one address on the network.
+        memory_max_bytes: what the broker may use at most; what the machine has counts where that is less.
         subscriptions_per_session_max: subscriptions of one session.
         hello_timeout_s: how long a new connection may take to say hello.
         heartbeat_interval_s: how long a silent session waits before it sends a heartbeat.
@@ -76,6 +89,8 @@ class Config:
         publish_window_bytes: bytes of one topic that a publisher may send ahead of credit.
         drain_timeout_s: how long the daemon waits at its end for what is queued.
         metrics_topic_labels: count messages by topic too; each topic makes a time series, so they should be few.
+        latency_metrics: whether clients measure how long messages take to reach them, and the broker its own turns.
+        tracing: export spans of traced messages and of collectives by OTLP; takes `pip install tensorbus[otel]`.
         shared_memory: whether clients on this host may send and receive large messages in shared memory.
         topics: policies of topics, by filter.
     """
@@ -84,7 +99,12 @@ class Config:
     admin: str = ADMIN_DEFAULT
     name: str = field(default_factory=socket.gethostname)
     log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.CONSOLE
+    admin_names: tuple[str, ...] = ()
     sessions_max: int = limits.SESSIONS_MAX
+    half_open_max: int = limits.HALF_OPEN_MAX
+    connections_per_address_max: int = limits.CONNECTIONS_PER_ADDRESS_MAX
+    memory_max_bytes: int = limits.MEMORY_BYTES_MAX
     subscriptions_per_session_max: int = limits.SUBSCRIPTIONS_PER_SESSION_MAX
     hello_timeout_s: float = limits.HELLO_TIMEOUT_S
     heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
@@ -95,6 +115,8 @@ class Config:
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
     drain_timeout_s: float = limits.DRAIN_TIMEOUT_S
     metrics_topic_labels: bool = False
+    latency_metrics: bool = True
+    tracing: bool = False
     shared_memory: bool = True
     topics: tuple[Declaration, ...] = ()
 
@@ -199,6 +221,8 @@ def _read_file(file: Path) -> dict[str, object]:
         raise ConfigError("config file", str(file), f"cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise ConfigError("config file", str(file), f"is not TOML: {exc}") from exc
+    except RecursionError as exc:
+        raise ConfigError("config file", str(file), "is nested too deeply") from exc
 
 
 def _check_known(name: str, written: str, origin: str) -> None:
@@ -239,16 +263,25 @@ def _accept_texts(value: object) -> tuple[str, ...] | None:
     return None
 
 
+def _accept_names(value: object) -> tuple[str, ...] | None:
+    return () if value in ([], ()) else _accept_texts(value)
+
+
 def _accept_log_level(value: object) -> LogLevel | None:
     return next((level for level in LogLevel if level == value), None)
 
 
+def _accept_log_format(value: object) -> LogFormat | None:
+    return next((form for form in LogFormat if form == value), None)
+
+
 def _accept_integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    # Twice as much still fits the 64 bits in which the broker counts.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= INTEGER_MAX else None
 
 
 def _accept_number(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= SECONDS_MAX:
         return float(value)
     return None
 
@@ -281,12 +314,16 @@ _KINDS: Final[dict[object, _Kind]] = {
         "a list of addresses", lambda text: [part.strip() for part in text.split(",")], _accept_texts
     ),
     LogLevel: _Kind(f"one of {', '.join(LogLevel)}", str.lower, _accept_log_level),
-    int: _Kind("an integer above 0", int, _accept_integer),
-    float: _Kind("a number of seconds above 0", float, _accept_number),
+    LogFormat: _Kind(f"one of {', '.join(LogFormat)}", str.lower, _accept_log_format),
+    int: _Kind("an integer above 0, and at most 2^62", int, _accept_integer),
+    float: _Kind("a number of seconds above 0, and at most a billion", float, _accept_number),
     bool: _Kind("true or false", lambda text: _BOOLEANS[text.lower()], _accept_boolean),
 }
 _SIZE_KIND: Final = _Kind(
     'bytes above 0, as 4194304 or "4MiB"', lambda text: int(text) if text.isdecimal() else text, _accept_size
+)
+_NAMES_KIND: Final = _Kind(
+    "a list of names", lambda text: [part.strip() for part in text.split(",") if part.strip()], _accept_names
 )
 _ADMIN_KIND: Final = _Kind(f'host:port, or "{ADMIN_OFF}"', str, _accept_admin)
 _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
@@ -295,6 +332,8 @@ _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 def _kind(name: str) -> _Kind:
     if name == "admin":
         return _ADMIN_KIND
+    if name == "admin_names":
+        return _NAMES_KIND
     return _SIZE_KIND if name.endswith("_bytes") else _KINDS[_TYPES[name]]
 
 

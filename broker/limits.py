@@ -12,6 +12,23 @@ HELLO_BODY_BYTES_MAX: Final = 64 * KIB
 """A hello names a client and its wishes; nothing in it is long."""
 HELLO_TIMEOUT_S: Final = 3.0
 """A peer that has not said hello by then is not one of ours."""
+HALF_OPEN_MAX: Final = 1024
+"""Connections that have yet to say hello, of all addresses: every rank of the largest group may dial at the same
+moment. Of more, the oldest goes."""
+CONNECTIONS_PER_ADDRESS_MAX: Final = 2048
+"""Connections of one address on the network: half of all sessions, so that no single machine keeps the others out."""
+STRANGERS_LOGGED_MAX: Final = 10
+"""Lines about connections that never became sessions, in STRANGERS_LOGGED_S; of more, their number."""
+STRANGERS_LOGGED_S: Final = 10.0
+
+# The process as a whole.
+DESCRIPTORS_RESERVED: Final = 64
+"""Descriptors that no connection gets, or an eighth where there are fewer than 512: shared memory, boards and the HTTP
+interface of those who are there go on when connections have used up all others."""
+MEMORY_BYTES_MAX: Final = 1 << 50
+"""What the broker may use when the configuration does not say: what there is."""
+MEMORY_LOOK_S: Final = 1.0
+"""How often it is measured how much memory there is; how much is used, every tick."""
 
 # One frame.
 CHUNK_BYTES: Final = 512 * KIB
@@ -231,7 +248,7 @@ count as gone."""
 DESCRIPTORS_WAITING_MAX: Final = 128
 """Descriptors that have arrived ahead of the frames that speak of them."""
 
-# Lines (docs/wire.md section 18).
+# Lines (docs/wire.md section 19).
 LINE_DATA_BYTES: Final = 256 * KIB
 """What a line holds that its slowest reader has not read: some 2,000 small messages, and little enough for
 the caches."""
@@ -329,6 +346,22 @@ LINK_HALF_OPEN_MAX: Final = 128
 LINK_HELLO_S: Final = 3.0
 """How long such a connection may take."""
 
+LINK_REPORT_S: Final = 0.1
+"""How often members say what they are at, so that one that stands still is named within a second."""
+LINK_REPORT_LAST_S: Final = 0.5
+"""How long what they say of a generation that has ended is waited for: members tick ten times a second."""
+LINK_REPORT_OPERATIONS: Final = 32
+"""Operations that a member tells of in one report when it does many more; of groups with many members, fewer."""
+LINK_REPORT_GROUP_OPERATIONS: Final = 512
+"""And so many in the reports of all members together: about a thousandth of the broker's thread for each group."""
+LINK_REPORTS_QUEUED_BYTES_MAX: Final = 64 * KIB
+"""A member whose control lane is that long says nothing more of its operations for the moment."""
+LINK_WORDS_MAX: Final = 128
+"""Operations of which the broker remembers what one member has said, until it knows what to make of them."""
+LINK_CLOCK_NS: Final = 5_000_000_000
+"""Over so long, and as long again, the quickest report says how a member's clock stands; clocks drift apart by some
+tens of microseconds in a second."""
+
 # Time.
 HEARTBEAT_INTERVAL_S: Final = 5.0
 HEARTBEAT_TIMEOUT_S: Final = 30.0
@@ -339,3 +372,28 @@ DRAIN_TIMEOUT_S: Final = 5.0
 RECONNECT_DELAY_FIRST_S: Final = 0.05
 RECONNECT_DELAY_MAX_S: Final = 2.0
 CONNECT_TIMEOUT_S: Final = 5.0
+
+# Logs.
+LOG_EVENTS_MAX: Final = 100
+"""Lines of one event in an interval; of more, only how many there were."""
+LOG_INTERVAL_S: Final = 10.0
+LOG_EVENT_NAMES_MAX: Final = 1024
+"""Events that are told apart: several times as many as the code has names for."""
+
+# Measurements.
+REPORT_INTERVAL_MS: Final = 1000
+"""Between two frames in which a client says how long messages took to reach it: about 150 bytes each."""
+REPORTED_MAX: Final = 1 << 53
+"""What a number of such a report may be."""
+LATENCY_NS_MAX: Final = 3_600_000_000_000
+"""What took longer than an hour was not under way all the time: it counts as an hour."""
+BATCH_SAMPLES: Final = 8
+"""Messages of a batch whose time is looked at, evenly over it, for all of it."""
+TURNS_UNMEASURED: Final = 15
+"""Of 16 turns of the broker one is timed: a bit mask."""
+OPERATIONS_OBSERVED: Final = 16
+ARRIVALS_OBSERVED: Final = 1024
+"""Of a group's last operations, so many at most are measured in 50 ms, and so many arrivals, though one operation at
+least: a few tens of microseconds."""
+TRACES_TOLD_MAX: Final = 16
+"""Collective operations of a group of which spans are made in 50 ms."""

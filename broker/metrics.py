@@ -14,9 +14,14 @@ from importlib import metadata
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.metrics_collectives import collectives
+from broker.metrics_families import counter as _counter
+from broker.metrics_families import gauge as _gauge
+from broker.metrics_latencies import latencies
+from broker.metrics_queues import queues
 from broker.server import Server
 from broker.state import BrokerState
 from broker.state.topics import TopicRecord
@@ -82,6 +87,9 @@ class _BrokerCollector(Collector):
         yield InfoMetricFamily("tensorbus_build", "What runs here.", build)
         yield from _counters(server.state)
         yield from _gauges(server.state)
+        yield from queues(server.state)
+        yield from collectives(server.state, time.monotonic_ns())
+        yield from latencies(server)
         if server.config.metrics_topic_labels:
             yield _by_topic(server.state)
 
@@ -123,9 +131,6 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
 def _gauges(state: BrokerState) -> Iterator[Metric]:
     groups = state.groups.by_number.values()
     rings = [topic.ring for topic in state.router.topics.values()]
-    subscriptions = [
-        subscription for record in state.sessions.values() for subscription in record.subscriptions.values()
-    ]
     yield _gauge("sessions", "Sessions that are open.", sessions_open(state))
     yield _gauge("topics", "Topics of clients.", len(public_topics(state)))
     yield _gauge("subscriptions", "Subscriptions of clients.", subscriptions_open(state))
@@ -133,20 +138,14 @@ def _gauges(state: BrokerState) -> Iterator[Metric]:
     yield _gauge("group_members", "Members of all collective groups.", sum(len(group.ranks) for group in groups))
     yield _gauge("retained_bytes", "What topics keep for replay.", sum(ring.held_bytes for ring in rings))
     yield _gauge(
-        "waiting_messages",
-        "Messages that wait for subscribers.",
-        sum(subscription.queue.waiting_messages for subscription in subscriptions),
-    )
-    yield _gauge(
         "publishers_held_back",
         "Publishers that wait for a slow subscriber, on each of their topics.",
         sum(len(topic.held_back) for topic in state.router.topics.values()),
     )
-    yield _gauge(
-        "subscriptions_blocking",
-        "Subscriptions for which publishers wait.",
-        sum(1 for subscription in subscriptions if any(topic.held_back for topic in subscription.blocking)),
-    )
+    yield _gauge("memory_used_bytes", "Of the broker's own, at the last look.", state.watermark.used_bytes)
+    yield _gauge("memory_limit_bytes", "What it may use at most, at the last look.", state.watermark.limit_bytes)
+    yield _gauge("memory_level", "0, 1 pushes back, 2 refuses, 3 lets go.", int(state.watermark.level))
+    yield _gauge("half_open_connections", "Connections that have yet to say hello.", len(state.admission.half_open))
     jobs = [work.queue for topic in state.router.topics.values() for work in topic.works.values()]
     yield _gauge("jobs_waiting", "Jobs that wait for a worker.", sum(queue.waiting + queue.delayed for queue in jobs))
     yield _gauge("jobs_leased", "Jobs that workers have and did not settle.", sum(queue.leased for queue in jobs))
@@ -159,12 +158,3 @@ def _by_topic(state: BrokerState) -> Metric:
     for topic in public_topics(state):
         published.add_metric([topic.name], topic.published)
     return published
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    """The exposition adds `_total` to the name."""
-    return CounterMetricFamily(f"tensorbus_{name}", text, value)
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"tensorbus_{name}", text, value)

@@ -2,9 +2,13 @@
 
 import cython
 
+from broker.histograms cimport Histogram
 from broker.protocol.session cimport Session
 from broker.state.broker_state cimport BrokerState
 from broker.state.records cimport SessionRecord
+
+
+cdef int _UNMEASURED
 
 
 cdef class _Link:
@@ -18,13 +22,17 @@ cdef class Server:
     cdef public object config, started_ns, idle, busy
     cdef public object state
     cdef public list listeners
-    cdef bint _accept_paused, _going_on
+    cdef public Histogram turns
+    cdef bint _accept_paused, _going_on, _measures
+    cdef long long _turn
     cdef public dict _links
     cdef public object _reading
-    cdef object _hangups, _loop, _ticking
+    cdef object _hangups, _loop, _ticking, _guard
 
-    @cython.locals(session=Session, size=Py_ssize_t)
+    @cython.locals(began_ns='long long')
     cpdef _readable(self, _Link link)
+    @cython.locals(session=Session, size=Py_ssize_t)
+    cdef _read(self, _Link link)
     @cython.locals(record=SessionRecord, link=_Link, state=BrokerState)
     cpdef _run(self)
     @cython.locals(session=Session)

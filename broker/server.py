@@ -17,10 +17,12 @@ from typing import Final
 
 from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded
+from broker.histograms import Histogram
 from broker.ids import SessionId
-from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, SCRATCH_BYTES
+from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
 from broker.protocol.session import Deliver, Phase
 from broker.server_boards import board_maker
+from broker.server_guard import Guard
 from broker.server_lines import line_memory
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
@@ -32,6 +34,7 @@ from broker.transport.hangups import Hangups
 log = logging.getLogger(__name__)
 
 _OPEN, _CLOSED = Phase.OPEN, Phase.CLOSED
+_UNMEASURED = TURNS_UNMEASURED
 TICK_S: Final = 0.05
 READS_AT_ONCE: Final = 2
 """Of one connection before the others have their turn: all of a message of some 100 KiB."""
@@ -39,8 +42,9 @@ READS_MAX: Final = 64
 """Reads in a row of a connection that has failed; the next tick goes on."""
 ACCEPT_PAUSE_S: Final = 0.2
 """After the process has run out of descriptors: when to try again."""
-ACCEPTS_MAX: Final = 64
-"""Connections that are accepted before the others get their turn."""
+ACCEPTS_MAX: Final = 1
+"""Connections that are accepted before the others get their turn: each takes as long as several messages, and when
+thousands come, 64 at a time were 64 times as long to wait for those who are there."""
 
 
 class _Link:
@@ -63,6 +67,7 @@ class Server:
     Attributes:
         state: what it knows.
         listeners: where it listens.
+        turns: how long it takes from when a connection has something to read until that has been passed on.
     """
 
     def __init__(self, config: Config) -> None:
@@ -72,6 +77,8 @@ class Server:
                 name=config.name,
                 wall_offset_ns=time.time_ns() - time.monotonic_ns(),
                 sessions_max=config.sessions_max,
+                half_open_max=config.half_open_max,
+                connections_per_address_max=config.connections_per_address_max,
                 subscriptions_per_session_max=config.subscriptions_per_session_max,
                 hello_timeout_s=config.hello_timeout_s,
                 heartbeat_interval_s=config.heartbeat_interval_s,
@@ -83,12 +90,17 @@ class Server:
                 shared_memory=config.shared_memory,
                 arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
                 declarations=config.topics,
+                report_ms=REPORT_INTERVAL_MS if config.latency_metrics else 0,
                 boards=board_maker(enabled=config.shared_memory),
                 line_memory=line_memory(enabled=config.shared_memory),
             )
         )
+        self._guard = Guard(self.state, config.memory_max_bytes)
         self.listeners: list[Listener] = []
         self.started_ns = time.monotonic_ns()
+        self.turns = Histogram()
+        self._turn = 0
+        self._measures = config.latency_metrics
         self.idle = asyncio.Event()
         """Set while no session is open."""
         self.idle.set()
@@ -122,6 +134,9 @@ class Server:
             listener.stays_watched()
         paths = (listener.address.path for listener in self.listeners if listener.address.scheme == "unix")
         self.state.local_path = next(paths, "")
+        # The process of an embedded broker is the application's, and so is its memory.
+        if any(listener.address.scheme != "inproc" for listener in self.listeners):
+            self._guard.watch_memory()
         self._tick()
 
     def retire(self) -> bool:
@@ -155,6 +170,7 @@ class Server:
             self._let_go(link)
         if self._ticking is not None:
             self._ticking.cancel()
+        self._guard.close()
 
     def _stop_listening(self) -> None:
         for listener in self.listeners:
@@ -170,18 +186,20 @@ class Server:
                 connection = listener.accept()
             except LimitExceeded as error:
                 if not self._accept_paused:
-                    log.error("server.accept_paused %s", error)
+                    log.error("server.accept_paused cause=%s", error)
                 self._accept_paused = True
                 self._loop.remove_reader(listener.fileno())
                 self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
                 return
             except ConnectionClosed as error:
-                log.error("server.accept_failed %s", error)
+                log.error("server.accept_failed cause=%s", error)
                 return
             if connection is None:
                 return
             self._accept_paused = False
-            record = self.state.connect(connection.peer_address, time.monotonic_ns(), connection.passage)
+            now_ns = time.monotonic_ns()
+            record = self.state.connect(connection.peer_address, now_ns, connection.passage)
+            self._guard.accepted(record, connection.fileno(), now_ns)
             link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
             self.idle.clear()
             self.busy.set()
@@ -194,6 +212,15 @@ class Server:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _readable(self, link: _Link) -> None:
+        self._turn += 1
+        if not self._measures or self._turn & _UNMEASURED:
+            self._read(link)
+            return
+        began_ns = time.monotonic_ns()
+        self._read(link)
+        self.turns.observe(time.monotonic_ns() - began_ns)
+
+    def _read(self, link: _Link) -> None:
         record = link.record
         session = record.session
         try:
@@ -271,10 +298,13 @@ class Server:
             link.connection.abort()
         else:
             link.connection.close()
-        log.info(
-            "session.closed id=%d name=%r peer=%s cause=%s", record.id, record.name, record.peer, record.session.failure
-        )
-        self.state.disconnect(record.id, time.monotonic_ns(), reads_on=reads_on)
+        now_ns = time.monotonic_ns()
+        if record.name:
+            words = "session.closed id=%d name=%r peer=%s cause=%s"
+            log.info(words, record.id, record.name, record.peer, record.session.failure)
+        else:
+            self._guard.never_opened(record, now_ns)
+        self.state.disconnect(record.id, now_ns, reads_on=reads_on)
         if reads_on:
             self._look_for_ends()
         if not self._links:
@@ -300,6 +330,12 @@ class Server:
                 return
             self._readable(link)
 
+    def _shed(self, record: SessionRecord) -> None:
+        """Closes a session at once: it does not read."""
+        link = self._links.get(record.id)
+        if link is not None:
+            self._close(link, abort=True)
+
     def _wake_at(self, at_ns: int) -> None:
         """A collective has a deadline between two ticks."""
         self._loop.call_later(max(0.0, (at_ns - time.monotonic_ns()) / 1e9), self._end_collectives, at_ns)
@@ -318,6 +354,7 @@ class Server:
         for link in self._hangups.find():
             self._read_to_the_end(link)
         self._look_for_ends()
+        self._guard.tick(now_ns, self._shed)
         self.state.tick(now_ns)
         self._run()
         for link in list(self._links.values()):

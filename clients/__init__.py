@@ -27,7 +27,8 @@ from broker.errors import (
     TimeoutError,
 )
 from broker.protocol.pressure import Pressure, SubscriptionPressure
-from clients.client import Client, connect
+from clients.client import Client
+from clients.connecting import connect
 from clients.core import Reconnected
 from clients.elastic import Elastic, Step
 from clients.exchanges import Request
@@ -39,6 +40,7 @@ from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
 from clients.optimizers import SGD, Adam, Optimizer
 from clients.parameter_server import ParameterServer
 from clients.partial import Partial
+from clients.processing import processing
 from clients.replies import Replies
 from clients.state_sync import Synced
 from clients.subscriptions import Subscription
@@ -93,4 +95,5 @@ __all__ = [
     "TrainerStatus",
     "Work",
     "connect",
+    "processing",
 ]

@@ -356,7 +356,7 @@ class Arenas:
         if frame.count:
             arena.mapped = True
         else:
-            log.warning("arena.refused by the broker bytes=%d", arena.memory.size_bytes)
+            log.warning("arena.refused_by_broker bytes=%d", arena.memory.size_bytes)
             with self._lock:
                 # The broker has none that it would have to be told the end of.
                 arena.mapped = None

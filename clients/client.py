@@ -10,13 +10,13 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
+from broker.limits import COLLECTIVE_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
 from broker.transport.addresses import parse_list
-from clients import direct, environment, joining, link, operations, requesting
+from clients import direct, joining, link, operations, requesting
 from clients.checks import check_callable, check_connect
 from clients.compression import Compression
 from clients.core import Core, Reconnected
@@ -37,50 +37,6 @@ from clients.subscriptions import Subscription
 _SENT, _BYTES = Sent(), int(Content.BYTES)
 PLAIN_LANES: Final[Mapping[str | None, int]] = dict(LANES) | {None: LANES["default"]}
 """A topic whose policy names another lane takes no message by the shortest way."""
-
-
-def connect(
-    url: str | None = None,
-    *,
-    name: str = "",
-    token: str | None = None,
-    tenant: str = "",
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    reconnect_timeout_s: float = 30.0,
-    on_reconnect: Callable[[Reconnected], None] | None = None,
-    shared_memory: bool = True,
-) -> Client:
-    """Connects to a broker.
-
-    Args:
-        url: an address such as tcp://host:port, unix:///path or inproc://name (a broker inside this process, started
-            when nobody else has), or several with commas between, which are tried in turn and fail over. Default:
-            $TENSORBUS_URL, else tcp://127.0.0.1:4870.
-        name: what the client is called in messages, logs and tables; default: the broker gives one.
-        token: proves who this is; default: $TENSORBUS_TOKEN.
-        tenant: whose topics and groups to see.
-        connect_timeout_s: for the first connection, in seconds.
-        reconnect_timeout_s: how long to try again after the connection was lost, in seconds; 0 never tries. After that
-            the client is closed and every call raises ConnectionClosed.
-        on_reconnect: called, on a thread of its own, after the client has connected and subscribed again; its
-            argument says what may have been lost.
-        shared_memory: whether large messages go and come in shared memory where the broker is on this host.
-
-    Raises:
-        InvalidValue: a malformed address or one of an unknown scheme.
-        ConnectError: no broker can be reached; the text has the reason for each address.
-        PermissionDenied: the broker does not let this client in.
-    """
-    return Client(
-        url or environment.broker_url(),
-        name=name,
-        token=environment.token() if token is None else token,
-        tenant=tenant,
-        connect_timeout_s=connect_timeout_s,
-        reconnect_timeout_s=reconnect_timeout_s,
-        on_reconnect=on_reconnect,
-        shared_memory=shared_memory,
-    )
 
 
 class Client:

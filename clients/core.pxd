@@ -13,7 +13,7 @@ from clients.requests cimport PendingRequest, Requests
 from clients.signals cimport Signal
 
 
-cdef int _DELIVER, _CHUNK, _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE
+cdef int _DELIVER, _CHUNK, _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE, _TRACED
 
 
 cdef class Core:

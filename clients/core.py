@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 _DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
-_REQUEST, _ACKNOWLEDGE = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE)
+_REQUEST, _ACKNOWLEDGE, _TRACED = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE), int(Flag.TRACED)
 
 
 class Bell(Protocol):
@@ -125,6 +125,7 @@ class Core:
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
         self.incoming.connected(session, welcome.life)
         self._bell_told = not welcome.shared
+        self.incoming.latencies.connected(welcome.report_ms)
         for subscription in self.incoming.subscriptions.values():
             self._send_subscribe(subscription, 0, again=True)
             ask = subscription.ask() if asked.get(subscription.number) else None
@@ -179,6 +180,13 @@ class Core:
         if self.closed is not None:
             raise ConnectionClosed.by(self.closed) from self.closed
 
+    def farewell(self) -> None:
+        """A CLOSE is about to be queued: what is to be said before that, is."""
+        self.before_waiting()
+        self.places.farewell()
+        if self.session is not None:
+            self.incoming.latencies.tell(self.session)
+
     def before_waiting(self) -> None:
         """Somebody is about to wait: what others may be waiting for is said first."""
         self.outgoing.send_batches()
@@ -193,7 +201,8 @@ class Core:
             self.session.tick(now_ns)
             self.incoming.leases.give_back(self.session)
             self.arenas.tick(now_ns, self.session)
-            self.places.tick()
+            self.places.tick(now_ns)
+            self.incoming.latencies.tick(now_ns, self.session)
             tell_drops(self.incoming.subscriptions.values(), self.session)
             if self.outgoing.open_batches:
                 self.outgoing.send_batches(now_ns)
@@ -218,6 +227,7 @@ class Core:
             return
         frame = received
         kind = frame.kind
+        self.incoming.latencies.read_at(now_ns)
         if kind == _DELIVER:
             self.incoming.deliver(frame)
         elif kind == _CHUNK:
@@ -255,7 +265,7 @@ class Core:
         elif kind == Kind.LINE:
             self.outgoing.offered(frame)
         elif kind == Kind.ATTACH and self.session is not None:
-            self.lines.attach(self.session, frame)
+            self.lines.attach(self.session, frame, now_ns)
         elif kind == Kind.FAILED and not frame.number:
             pending = self._pendings.pop(frame.target, None)
             if pending is not None:
@@ -383,7 +393,7 @@ class Core:
 
     def address(self, message: Outbound, pending: PendingRequest) -> None:
         """Says on a request where its replies go, and to what."""
-        message.flags = _REQUEST | (_ACKNOWLEDGE if pending.many else 0)
+        message.flags = _REQUEST | (_ACKNOWLEDGE if pending.many else 0) | message.flags & _TRACED
         message.reply_to, message.request = self.inbox(), pending.number
         message.reference = pending.number & 0xFFFFFFFF
 

@@ -34,7 +34,7 @@ from broker.transport.calls import READABLE, WRITABLE, wait_for_either
 from clients import lifetimes
 from clients.checks import TIMEOUT_S_MAX, time_limit
 from clients.core import Core, Reconnected
-from clients.link import Link, dial
+from clients.link import INTERRUPTED, Link, dial
 from clients.signals import Signal
 from clients.wakeup import Wakeup
 
@@ -49,11 +49,6 @@ POLL_S: Final = 0.001
 NO_BATCH_S: Final = 60.0
 """How long a batch is away that does not exist."""
 SHORT_READ_BYTES: Final = 4096
-INTERRUPTED: Final = (
-    "interrupted, by Ctrl-C as a rule, at a moment in which it is not known how much the link had taken"
-)
-"""A signal's exception comes between a system call and the note of its result. To send the same bytes again, or to miss
-some, would be worse than a new connection."""
 READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
 
@@ -156,7 +151,7 @@ class Driver:
         self.flush(waits=True)
         if signal.ready:
             return
-        if self.core.lines.count and self._read_lines() and signal.ready:
+        if self._read_lines() and signal.ready:
             return
         deadline = None if timeout_s is None else time.monotonic() + seconds(timeout_s)
         while not signal.ready:
@@ -268,8 +263,7 @@ class Driver:
         link = self._link
         if link is None:
             return
-        self.core.before_waiting()
-        self.core.places.farewell()
+        self.core.farewell()
         link.session.close(Code.NORMAL, reason)
         self.core.closing()
         self.flush()
@@ -301,7 +295,7 @@ class Driver:
             self._pumping = False
         if woken:
             self._wake.clear()
-        took = lines.count > 0 and self._read_lines(wakes=True)
+        took = self._read_lines(wakes=True)
         if (ready or (woken and not took)) and link is self._link:
             if events & WRITABLE:
                 self.flush()
@@ -311,9 +305,10 @@ class Driver:
 
     def _read_lines(self, wakes: bool = False) -> bool:
         """Reads what has come on lines; says whether something had. The lock is held, by whatever thread."""
-        if wakes:
-            self.core.lines.wakes()
-        if not self.core.lines.read():
+        lines = self.core.lines
+        if lines.count and wakes:
+            lines.wakes()
+        if not lines.count or not lines.read(time.monotonic_ns()):
             return False
         if self._link is not None and self._link.session.has_unsent:
             self.flush()
@@ -323,15 +318,13 @@ class Driver:
 
     def _read_all(self) -> None:
         """Reads until nothing is there, unless another thread is about to. The lock is held."""
-        if self.core.lines.count:
-            self._read_lines()
+        self._read_lines()
         if self._link is not None and not self._pumping:
             self._read(self._link)
 
     def read_arrived(self) -> None:
         """Reads until nothing is there, also while another thread polls. The lock is held."""
-        if self.core.lines.count:
-            self._read_lines()
+        self._read_lines()
         if self._link is not None:
             self._read(self._link)
             if self._pumping or self._followers:
@@ -426,7 +419,7 @@ class Driver:
                 if now_ns - last_tick_ns >= TICK_S * 1e9 or self.core.outgoing.open_batches:
                     last_tick_ns = now_ns
                     self.core.tick(now_ns)
-                    if self.core.lines.count and self._read_lines():
+                    if self._read_lines():
                         self.wake_waiters()
                     self.flush()
                     if self._link is not None:

@@ -145,7 +145,7 @@ class Elastic:
         else:
             return False
         self._behind = True
-        log.warning("elastic.generation_changed rank=%d %s", self.group.rank, change)
+        log.warning("elastic.generation_changed rank=%d change=%s", self.group.rank, change)
         if self._on_change is not None:
             self._on_change(change)
         return True

@@ -20,6 +20,18 @@ def token() -> str:
     return os.environ.get("TENSORBUS_TOKEN", "")
 
 
+def tracing() -> bool:
+    """$TENSORBUS_TRACING: true or 1 turns it on; false, 0 or nothing does not.
+
+    Raises:
+        InvalidValue: it is something else.
+    """
+    text = os.environ.get("TENSORBUS_TRACING", "").lower()
+    if text not in ("", "0", "1", "false", "true"):
+        raise InvalidValue("environment variable TENSORBUS_TRACING", text, "is neither true nor false")
+    return text in ("1", "true")
+
+
 def link_address() -> str:
     """$TENSORBUS_LINK_ADDRESS, or nothing: where other members of this client's groups reach it."""
     return os.environ.get("TENSORBUS_LINK_ADDRESS", "")

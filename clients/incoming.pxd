@@ -4,6 +4,7 @@ import cython
 
 from broker.protocol.frames cimport Frame
 from broker.protocol.session cimport Session
+from clients.latencies cimport Latencies
 from clients.messages cimport Message
 from clients.subscription_state cimport SubscriptionState
 
@@ -15,6 +16,7 @@ cdef class Incoming:
     cdef public Session session
     cdef public dict subscriptions
     cdef public object pool, leases
+    cdef public Latencies latencies
     cdef object _reply, _on_reply, _settle, _on_reply_aborted, _life
     cdef dict _publications, _assemblies
     cdef SubscriptionState _inbox

@@ -13,6 +13,7 @@ from broker.protocol.bodies import Failure, MessageBody, Subscribe, Topic, decod
 from broker.protocol.frames import Flag, Frame, Kind
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
+from clients.latencies import Latencies
 from clients.leases import Leases
 from clients.messages import Delivery, Message, Publication, Reply, Settle, unpack_batch
 from clients.subscription_state import SubscriptionState
@@ -57,6 +58,7 @@ class Incoming:
         self.subscriptions: dict[int, SubscriptionState] = {}
         self.pool = BufferPool(POOL_BYTES_MAX)
         self.leases = Leases()
+        self.latencies = Latencies()
         self._reply = reply
         self._on_reply = on_reply
         self._settle = settle
@@ -82,6 +84,7 @@ class Incoming:
         self._assemblies.clear()
         for subscription in (self._inbox, *self.subscriptions.values()):
             subscription.reconnected()
+        self._inbox.began_ns = 0
 
     def disconnected(self) -> None:
         """The session is over: what had not arrived completely never will."""
@@ -113,6 +116,8 @@ class Incoming:
         subscription = self.subscriptions.get(frame.number)
         if subscription is not None:
             subscription.seen.began(frame.sequence)
+            # What its topics retain, which follows, is old and not late.
+            subscription.began_ns = self.latencies.wall_ns
 
     def deliver(self, frame: Frame) -> None:
         """DELIVER: a message, a batch, or the start of a large message."""
@@ -146,6 +151,7 @@ class Incoming:
                 publication, frame.sequence, frame.time_ns, frame.lane, frame.content, frame.body, frame.payload,
                 self._reply,
             )  # fmt: skip
+            self.latencies.arrived(frame.lane, frame.time_ns, subscription.began_ns)
             subscription.append(message)
         if subscription.credit_due and subscription.evicts:
             self.give_credit(subscription)
@@ -177,6 +183,7 @@ class Incoming:
             subscription.skip(publication.topic, frame, frame.count, size_bytes)
             self.give_credit(subscription)
             return
+        self.latencies.batch_arrived(messages, subscription.began_ns)
         if subscription is self._inbox:
             for message in messages:
                 self._hand_out(subscription, message)
@@ -201,6 +208,8 @@ class Incoming:
             publication, frame.sequence, frame.time_ns, frame.lane, frame.content, frame.body, frame.payload,
             self._reply,
         )  # fmt: skip
+        if not frame.flags & _TRACKED or frame.count <= 1:
+            self.latencies.arrived(frame.lane, frame.time_ns, subscription.began_ns)
         if frame.flags & _TRACKED:
             message._delivery = Delivery(subscription.number, frame.stream, frame.count, self.session, self._settle)
         self._hand_out(subscription, message)

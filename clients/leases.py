@@ -63,7 +63,7 @@ class Leases:
             try:
                 memory.keep(parts)
             except LimitExceeded as error:
-                log.error("lease.lost: arrays of %d messages may change: %s", len(parts), error)
+                log.error("lease.lost messages=%d cause=%s: their arrays may change", len(parts), error)
         self.forget()
 
     def forget(self) -> None:

@@ -28,7 +28,7 @@ cdef class Lines:
     cdef list _lines
 
     @cython.locals(line=LineIn, frame=Frame, took=bint)
-    cpdef bint read(self) except -1
+    cpdef bint read(self, long long now_ns) except -1
     @cython.locals(count=int)
     cdef _hand_out(self, LineIn line, Frame frame)
     @cython.locals(line=LineIn)

@@ -78,7 +78,7 @@ class Lines:
         self.incoming = incoming
         self._lines: list[LineIn] = []
 
-    def attach(self, session: Session, frame: Frame) -> None:
+    def attach(self, session: Session, frame: Frame, now_ns: int) -> None:
         """ATTACH: a line is to be read, from its first message on; or one has ended."""
         if frame.flags & Flag.LAST:
             self._lines = [line for line in self._lines if line.number != frame.target]
@@ -103,11 +103,16 @@ class Lines:
             return
         self._lines = [*self._lines, LineIn(frame.target, reader, publication, subscriptions, frame.sequence)]
         self.count = len(self._lines)
-        self.read()
+        self.read(now_ns)
 
-    def read(self) -> bool:
-        """Hands out what there is and has room; says whether anything was."""
+    def read(self, now_ns: int) -> bool:
+        """Hands out what there is and has room; says whether anything was.
+
+        Args:
+            now_ns: the monotonic time; 0 is not known.
+        """
         took = False
+        self.incoming.latencies.read_at(now_ns)
         for line in self._lines:
             while line.has_room():
                 frame = Frame.__new__(Frame)
@@ -160,7 +165,7 @@ class Lines:
 
     def disconnected(self) -> None:
         """The session is over: what was written before can still be read, as far as there is room."""
-        self.read()
+        self.read(0)
         self.forget()
 
     def forget(self) -> None:

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec
 
@@ -24,6 +25,12 @@ from broker.transport.addresses import Address
 from broker.transport.base import Connection
 
 log = logging.getLogger(__name__)
+
+INTERRUPTED: Final = (
+    "interrupted, by Ctrl-C as a rule, at a moment in which it is not known how much the link had taken"
+)
+"""A signal's exception comes between a system call and the note of its result. To send the same bytes again, or to miss
+some, would be worse than a new connection."""
 
 
 @dataclass(frozen=True, slots=True)

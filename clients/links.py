@@ -17,8 +17,9 @@ from broker.collectives.claims import Claim, CollectiveKind
 from broker.errors import BrokerError, TimeoutError
 from broker.limits import LINK_VERDICT_S
 from broker.protocol.bodies import Membership
-from broker.protocol.links import AUTO
+from broker.protocol.links import AUTO, Decision
 from clients.collective import Prepared
+from clients.reporting import Reporter
 from clients.signals import Signal
 from clients.ways import Engine, Plan, Task, Way
 
@@ -34,6 +35,7 @@ class Links(Way):
     """A generation's links, as one of its members uses them.
 
     Attributes:
+        reporter: tells the broker of this member's operations.
         reported: whether the broker was told what this member has finished.
         judged: ready when the broker has said what any member has finished, or will not say it.
         verdict: the last operation that any member has finished.
@@ -55,11 +57,17 @@ class Links(Way):
                     os.close(link)
             raise
         self.engine = cast("Engine", self._engine)
+        self.reporter = Reporter(self._engine, len(self.ranks), 0)
         self.reported = False
         self.judged = Signal()
         self.verdict = 0
         self._committed = 0
         self._under_way: list[Task] = []
+
+    def decided(self, told: Decision) -> None:
+        """The broker has decided how operations go, and how often it wants to hear of them."""
+        self.schedule = told.schedule
+        self.reporter = Reporter(self._engine, len(self.ranks), max(0, told.report_ms) * 1_000_000)
 
     def make_plan(self, claim: Claim, words: bytes, root: int, *, impossible: bool) -> Plan:
         """See Way."""

@@ -216,7 +216,7 @@ class LocalSGD:
             self.parameters[name][...] = view
 
     def _tell(self, change: GenerationChangedError) -> None:
-        log.warning("local_sgd.generation_changed rank=%d %s", self.group.rank, change)
+        log.warning("local_sgd.generation_changed rank=%d change=%s", self.group.rank, change)
         if self._on_change is not None:
             self._on_change(change)
 

@@ -25,9 +25,11 @@ from broker.errors import (
     RankTimeoutError,
 )
 from broker.ids import Generation, Rank
+from broker.limits import LINK_REPORTS_QUEUED_BYTES_MAX
 from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
 from broker.protocol.links import AUTO, STAR, Decision, LinkState, Trouble
+from broker.protocol.operations import Operations
 from broker.protocol.session import Session
 from clients.boards import Board, adopt, discard
 from clients.channels import Channels
@@ -155,7 +157,7 @@ class Place:
         if told.schedule != STAR:
             if links is None:
                 raise ProtocolError(f"schedule {told.schedule} for links that are not made")
-            links.schedule = told.schedule
+            links.decided(told)
             self.way = links
         else:
             self._unlinked = told.cause
@@ -181,9 +183,22 @@ class Place:
             last = None if links.reported else links.last_committed
             if last is not None:
                 links.reported = True
+                self._put_operations(links, links.reporter.last())
                 frame = Frame(Kind.COMMITTED, lane=Lane.CONTROL, number=self.number, target=links.generation)
                 frame.sequence = last
                 self._session.put(frame)
+
+    def tell_operations(self, now_ns: int) -> None:
+        """Tells the broker what this member is at over its links, if it is time for that and something is new."""
+        crowded = self._session.outbox.control_bytes > LINK_REPORTS_QUEUED_BYTES_MAX
+        if isinstance(self.way, Links) and not crowded:
+            self._put_operations(self.way, self.way.reporter.report(now_ns))
+
+    def _put_operations(self, links: Links, told: tuple[int, Operations] | None) -> None:
+        if told is not None:
+            frame = Frame(Kind.OPERATIONS, lane=Lane.CONTROL, number=self.number, target=links.generation)
+            frame.time_ns, frame.body = told[0], encode_body(told[1])
+            self._session.put(frame)
 
     def judged(self, frame: Frame) -> None:
         """COMMITTED: what any member has finished over links that are ended."""

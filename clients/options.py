@@ -9,6 +9,7 @@ from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import PRIORITY_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX, WORLD_SIZE_MAX
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Flag
+from broker.protocol.traces import is_recorded
 from broker.protocol.values import Encoded
 from broker.topics.names import check_filter
 from broker.topics.policy import check_declaration
@@ -123,6 +124,8 @@ def outbound(
     message = Outbound.of(topic, value, lane, encoded)
     if headers is not None:
         message.headers = _checked(headers)
+        if is_recorded(message.headers):
+            message.flags = Flag.TRACED
     message.urgent = urgent
     if not 0 <= whole_number("priority", priority) <= PRIORITY_MAX:
         raise InvalidValue("priority", priority, f"must be from 0 to {PRIORITY_MAX}; the highest goes first")

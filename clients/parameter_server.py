@@ -212,7 +212,7 @@ class ParameterServer:
             request.reply({"version": self._version, "step": self._steps[rank]})
         except BrokerError as error:
             # The others must still get theirs; this one pushes again when it has no reply.
-            log.warning("parameter_server.reply_failed group=%r rank=%d: %s", self.group, rank, error)
+            log.warning("parameter_server.reply_failed group=%r rank=%d cause=%s", self.group, rank, error)
 
 
 def _mean(pushes: Sequence[_Push]) -> FloatArray:

@@ -31,10 +31,11 @@ class Places:
         self.local_host = ""
         self.entrance = Entrance(lambda function: self.call(function))
 
-    def tick(self) -> None:
+    def tick(self, now_ns: int) -> None:
         """Time passes: what could not be said before may be certain now."""
         for place in self.by_number.values():
             place.report()
+            place.tell_operations(now_ns)
 
     def farewell(self) -> None:
         """The client is about to close in order."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from broker.errors import BrokerError
 from broker.limits import PLACED_BYTES_MIN
@@ -19,6 +20,8 @@ from broker.protocol.frames import LANES, Frame, Kind, Lane
 from clients.messages import Message
 from clients.seen import Seen
 from clients.signals import Signal
+
+NEVER_NS: Final = (1 << 63) - 1
 
 
 class SubscriptionState(Signal):
@@ -36,6 +39,7 @@ class SubscriptionState(Signal):
         credit_due: whether enough was taken that the broker is to be told.
         drops_untold: messages by topic that were dropped here and that the broker has not been told of.
         readers: threads that wait for a message.
+        began_ns: when it began in this session, by the wall clock; NEVER_NS before that.
         seen: what has arrived, so that a later session goes on behind it.
         closed: why it will get no more messages, once it will not.
     """
@@ -43,8 +47,8 @@ class SubscriptionState(Signal):
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead", "_gaps_evicted",
         "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent", "_threshold", "asked",
-        "closed", "credit_due", "drops_untold", "evicts", "held_bytes", "is_latest", "is_special", "number",
-        "on_message", "pending", "readers", "seen", "what", "wishes",
+        "began_ns", "closed", "credit_due", "drops_untold", "evicts", "held_bytes", "is_latest", "is_special",
+        "number", "on_message", "pending", "readers", "seen", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -71,6 +75,7 @@ class SubscriptionState(Signal):
         self._follow(wishes.overflow or "block")
         self.credit_due = False
         self.readers = 0
+        self.began_ns = NEVER_NS
 
     def decided(self, frame: Frame) -> None:
         """DONE, where the broker was to decide about the overflow: it stays so for the subscription's life."""
@@ -302,6 +307,7 @@ class SubscriptionState(Signal):
         self._dropped_before += self._gaps_told if goes_on else max(self._dropped_there, self._gaps_told)
         self._dropped_there = self._gaps_told = 0
         self.asked = False
+        self.began_ns = NEVER_NS
         self.drops_untold.clear()
         self._gaps_ahead.clear()
         self._owed_messages = -self.pending

@@ -34,7 +34,6 @@ from typing import Final, Self, cast
 
 import numpy as np
 
-from broker.collectives.buckets import Buckets
 from broker.errors import (
     CollectiveError,
     ConnectionClosed,
@@ -184,7 +183,7 @@ class Trainer:
                 raise self._rejoin() from error
 
     def broadcast_parameters(self, arrays: Sequence[Array], root: int) -> None:
-        """Copies the arrays of one rank to all others, in buckets.
+        """Copies the arrays of one rank to all others.
 
         Args:
             arrays: writable; the same dtypes and shapes on all ranks.
@@ -194,11 +193,7 @@ class Trainer:
             GenerationChangedError: the members have changed; no array was changed.
             ConnectionClosed: the connection was lost; no array was changed.
         """
-        buckets = Buckets(arrays)
-        for bucket in buckets:
-            self._group.broadcast(buckets.pack(bucket), root, timeout_s=self._timeout_s)
-        for bucket in buckets:
-            buckets.unpack(bucket)
+        self._group.broadcast(list(arrays), root, timeout_s=self._timeout_s)
 
     def synchronise(self, step: int, arrays: Sequence[Array]) -> int:
         """Gives every rank the state of the one that has come furthest; of several, of the lowest.
@@ -321,7 +316,7 @@ class Trainer:
         """Takes a change of the members over; says whether ranks were lost and none has come."""
         generations = change.generation - self.generation
         self.generation, self.ranks = change.generation, tuple(change.ranks)
-        log.warning("trainer.generation_changed rank=%d %s", self.rank, change)
+        log.warning("trainer.generation_changed rank=%d change=%s", self.rank, change)
         if self._on_change is not None:
             self._on_change(change)
         return generations == len(change.lost_ranks)

@@ -334,7 +334,7 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
     if status == shm.Outcome.MISSING:
         raise RankTimeoutError(place.name, task.sequence, ranks, task.timeout_ns / 1e9)
     if status == shm.Outcome.MISMATCH:
-        raise CollectiveMismatchError(place.name, task.sequence, _claims(way, operation))
+        raise CollectiveMismatchError(place.name, task.sequence, _claims(way, operation.task, place.member.world_size))
     if status == shm.Outcome.INTERRUPTED and ranks:
         raise CollectiveAbortedError(place.name, task.sequence, ranks[0])
     problem = {
@@ -358,17 +358,19 @@ async def _over(driver: Driver, place: Place, way: Way) -> BrokerError:
     return way.error.again()
 
 
-def _claims(way: Way, operation: SharedOperation) -> dict[int, str]:
-    problem = member_problem(operation.claim, way.ranks, way.generation)
+def _claims(way: Way, task: Task, world_size: int) -> dict[int, str]:
     return {
-        way.ranks[position]: _words(claim) + problem
-        for position, claim in operation.task.claims().items()
+        way.ranks[position]: _words(way, claim, world_size)
+        for position, claim in task.claims().items()
         if position < len(way.ranks)
     }
 
 
-def _words(claim: bytes) -> str:
+def _words(way: Way, data: bytes, world_size: int) -> str:
+    """What a rank asks for, and why it cannot be, if it cannot: the same words on all ranks."""
     try:
-        return msgspec.msgpack.decode(claim, type=Claim).describe()
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        claim = msgspec.msgpack.decode(data, type=Claim)
+        claim.check(world_size)
+        return claim.describe() + member_problem(claim, way.ranks, way.generation)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, InvalidValue):
         return _UNREADABLE

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import auditing
+
 ROOT = Path(__file__).resolve().parent.parent
+
+auditing.watch(ROOT)
 
 # The same examples on every run and no time limit per example: a busy machine must not make a test fail.
 settings.register_profile("tensorbus", deadline=None, derandomize=True, print_blob=True)

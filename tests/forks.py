@@ -28,6 +28,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from tests import auditing
+
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = ("clients", "broker.admin", "broker.cli", "broker.cli_messages", "broker.cli_serve", "broker.cli_topics")
 """What the template has imported; the transports on top."""
@@ -170,6 +172,7 @@ def _become(data: bytes, files: Sequence[int]) -> tuple[str, list[str]]:
 
 def main() -> None:
     """Is the template, and then each of its forks."""
+    auditing.watch(ROOT)
     for name in IMPORTED:
         importlib.import_module(name)
     importlib.import_module("broker.transport.tcp")

@@ -15,7 +15,7 @@ import pytest
 
 import clients
 from broker.cli_connect import duration_text, printable, ranks_text
-from broker.collectives import shm
+from broker.collectives import ring, shm
 from tests.clients.ranks import running
 
 from .daemon import PATIENCE_S, Daemon, Process, run
@@ -23,6 +23,7 @@ from .daemon import PATIENCE_S, Daemon, Process, run
 SCHEDULES = [
     "star",
     pytest.param("shm", marks=pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")),
+    pytest.param("ring", marks=pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")),
 ]
 
 
@@ -82,6 +83,18 @@ def test_a_rank_that_is_stopped_in_the_middle_is_named_with_its_process(
                 rank.close()
 
 
+def groups_told(daemon: Daemon, operations: int) -> list[dict[str, object]]:
+    """What `groups` tells as JSON, once it tells of so many operations: over links ranks tell of them in a moment."""
+    end_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end_s:
+        status, output, errors = run("groups", daemon.url, "--json")
+        assert (status, errors) == (0, "")
+        groups = [json.loads(line) for line in output.splitlines()]
+        if sum(group["recorded_operations"] for group in groups) >= operations:
+            return groups
+    raise AssertionError(f"{operations} operations are not told of: {groups}")
+
+
 def late_loop(daemon: Daemon, rank: int, steps: int, schedule: str) -> clients.Client:
     """A rank of three that makes some steps; rank 2 comes 50 ms late to each."""
     bus = clients.connect(daemon.url, name=f"trainer-{rank}")
@@ -102,9 +115,7 @@ def test_groups_shows_members_and_first_of_all_the_straggler(tmp_path: Path, sch
             future.result(PATIENCE_S)
             for future in [start(lambda r=r: late_loop(daemon, r, 20, schedule)) for r in range(3)]
         ]
-        status, output, errors = run("groups", daemon.url, "--json")
-        assert (status, errors) == (0, "")
-        (group,) = [json.loads(line) for line in output.splitlines()]
+        (group,) = groups_told(daemon, 20)
         assert (group["name"], group["generation"], group["world_size"]) == ("dp", 1, 3)
         assert (group["ranks"], group["missing_ranks"], group["schedule"]) == ([0, 1, 2], [], schedule)
         assert (group["recorded_operations"], group["operations"], group["last_outcome"]) == (20, [], "done")
@@ -112,7 +123,9 @@ def test_groups_shows_members_and_first_of_all_the_straggler(tmp_path: Path, sch
         assert (first["rank"], first["name"]) == (2, "trainer-2")
         # It cannot be less than what it sleeps; how much more is the machine's affair.
         assert first["lateness_s"] > 0.04
-        assert group["recent"][-1]["claim"] == "all_reduce sum float32 (1000,)"
+        last = group["recent"][-1]
+        assert (last["claim"], last["schedule"], last["bytes"]) == ("all_reduce sum float32 (1000,)", schedule, 4000)
+        assert sorted(last["behind_s"]) == ["0", "1", "2"]
         assert group["members"][0]["last_message"]["text"] == "{'step': 19}"
         _, table, _ = run("groups", daemon.url)
         head, row = table.splitlines()
@@ -137,6 +150,7 @@ def test_the_last_mismatch_is_told_in_one_sentence_with_the_claims(tmp_path: Pat
     )
     with broker(tmp_path, schedule) as daemon, running() as start:
         buses = [future.result(PATIENCE_S) for future in [start(lambda r=r: rank(r)) for r in range(2)]]
+        groups_told(daemon, 1)
         for command, words in (("stuck", "nothing is stuck in 1 group\n"), ("groups", "")):
             status, output, _ = run(command, daemon.url)
             assert status == 0

@@ -214,6 +214,27 @@ def test_describe_tells_each_setting_with_its_origin() -> None:
     assert list(rows) == [entry.name for entry in dataclasses.fields(Config) if entry.name != "topics"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sessions_max", (1 << 62) + 1), ("ring_bytes", 1 << 80), ("hello_timeout_s", 1e10), ("drain_timeout_s", 10**400)],
+)
+def test_numbers_in_which_the_broker_cannot_count_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match="at most|bytes above 0"):
+        load({name: value}, {}, None)
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "deep.toml"
+    file.write_text("x = " + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load({}, {}, file)
+
+
+def test_names_of_the_http_interface_are_a_list_that_may_be_empty() -> None:
+    assert load({"admin_names": "a.example, b"}, {}, None).config.admin_names == ("a.example", "b")
+    assert load({}, {"TENSORBUS_ADMIN_NAMES": ""}, None).config.admin_names == ()
+
+
 def test_what_describe_tells_can_be_read_back() -> None:
     loaded = load({}, {}, None)
     variables = {f"TENSORBUS_{name.upper()}": text for name, text, _ in describe(loaded)}

@@ -16,7 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("broker", "clients", "examples")
 NOT_INSTALLED = ("bench", "tests")
 
-OPEN = ("broker.buffers", "broker.errors", "broker.ids", "broker.limits", "broker.uncompiled")
+OPEN = (
+    "broker.buffers",
+    "broker.conventions",
+    "broker.errors",
+    "broker.histograms",
+    "broker.ids",
+    "broker.limits",
+    "broker.telemetry",
+    "broker.uncompiled",
+)
 PURE = ("broker.protocol", "broker.topics", "broker.collectives", "broker.state", "broker.security.identity")
 EVERYTHING = ("broker", "clients")
 
@@ -32,6 +41,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.transport": (*OPEN, "broker.transport"),
     "broker.config": (*OPEN, "broker.config", "broker.topics.names", "broker.topics.policy"),
     "broker.measuring": ("broker.measuring",),
+    "broker.logs": (*OPEN, "broker.config", "broker.logs"),
+    "broker.tracing": EVERYTHING,
     "broker.server": (*OPEN, *PURE, "broker.security", "broker.transport", "broker.config", "broker.server"),
     "broker.embedded": EVERYTHING,
     "broker.__main__": EVERYTHING,

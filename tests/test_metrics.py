@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import clients
+from broker.collectives import shm
 from broker.config import Config
 from broker.metrics import Metrics
 from broker.server import Server
 
+from .clients.ranks import all_together
 from .daemon import PATIENCE_S, Daemon
 
+needs_engine = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
 Samples = dict[tuple[str, ...], float]
 
 
@@ -31,6 +38,25 @@ def samples_of(text: str) -> Samples:
 def scrape(daemon: Daemon) -> Samples:
     with urlopen(f"{daemon.admin_url}/metrics", timeout=PATIENCE_S) as response:
         return samples_of(response.read().decode())
+
+
+def in_progress(daemon: Daemon) -> list[dict[str, Any]]:
+    """The operations in progress of all groups."""
+    with urlopen(f"{daemon.admin_url}/api/v1/groups", timeout=PATIENCE_S) as response:
+        return [each for group in json.load(response)["groups"] for each in group["operations"]]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Asks again and again until something is so."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come to that"
+
+
+def wait_for_event(watch: clients.Subscription, event: str) -> None:
+    """Waits until the broker has said something of a group."""
+    while watch.next(PATIENCE_S).value["event"] != event:
+        pass
 
 
 def wait_for_end(watch: clients.Subscription, name: str) -> None:
@@ -79,7 +105,7 @@ def test_published_and_delivered_messages_are_counted_and_survive_their_sessions
     assert growth("tensorbus_received_bytes_total") > 15
     assert growth("tensorbus_sent_bytes_total") > 15
     counters = [key for key in before if key[0].endswith("_total") and key[0].startswith("tensorbus_")]
-    assert len(counters) == 19
+    assert len(counters) == 23
     assert [key for key in counters if not before[key] <= during[key] <= after[key]] == []
 
 
@@ -126,6 +152,82 @@ def test_publishers_that_wait_are_visible(daemon: Daemon) -> None:
         after = scrape(daemon)
     assert [during[name,] - before[name,] for name in names] == [1, 1, 1]
     assert [after[name,] - before[name,] for name in names] == [0, 0, 1]
+
+
+def test_every_16th_turn_of_the_broker_is_timed(daemon: Daemon) -> None:
+    before = scrape(daemon)["tensorbus_turn_seconds_count",]
+    with clients.connect(daemon.url) as bus:
+        for _ in range(64):
+            bus.flush()
+    turns = scrape(daemon)["tensorbus_turn_seconds_count",] - before
+    assert 4 <= turns <= 8
+
+
+def test_what_waits_and_the_room_that_is_left_are_visible(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus, clients.connect(daemon.url) as reader:
+        before = scrape(daemon)
+        subscription = reader.subscribe("waiting", queue_messages=10)
+        room = scrape(daemon)
+        for _ in range(15):
+            bus.publish("waiting", bytes(100), urgent=True)
+        bus.flush()
+        during = scrape(daemon)
+        assert [len(subscription.next(PATIENCE_S).value) for _ in range(15)] == [100] * 15
+        subscription.close()
+        after = scrape(daemon)
+    assert room["tensorbus_subscriber_credit_messages",] - before["tensorbus_subscriber_credit_messages",] == 10
+    assert during["tensorbus_waiting_messages",] == during["tensorbus_deepest_queue_messages",] == 5
+    assert during["tensorbus_waiting_bytes",] == 500
+    assert during["tensorbus_subscriptions_without_credit",] == 1
+    assert 0 < during["tensorbus_publisher_credit_ratio",] < 1
+    assert after["tensorbus_waiting_messages",] == after["tensorbus_subscriptions_without_credit",] == 0
+
+
+@pytest.mark.parametrize("schedule", [pytest.param("shm", marks=needs_engine), "star"])
+def test_all_reduces_are_counted_and_timed_with_the_skew_of_their_ranks(daemon: Daemon, schedule: str) -> None:
+    def run(bus: clients.Client, rank: int) -> None:
+        with bus.group(f"timed-{schedule}", world_size=2, rank=rank, schedule=schedule) as group:
+            for _ in range(3):
+                group.all_reduce(np.ones(1 << 18, np.float32))
+            group.barrier()
+
+    before = scrape(daemon)
+    with clients.connect(daemon.url) as one, clients.connect(daemon.url) as other:
+        all_together(lambda: run(one, 0), lambda: run(other, 1))
+    after = scrape(daemon)
+
+    def growth(name: str, *labels: str) -> float:
+        return after[(f"tensorbus_{name}", *labels)] - before[(f"tensorbus_{name}", *labels)]
+
+    assert growth("collectives_total", "done") >= 4
+    assert growth("collective_seconds_count", "all_reduce", schedule) == 3
+    assert growth("collective_seconds_sum", "all_reduce", schedule) > 0
+    assert growth("collective_skew_seconds_count") >= 4
+    assert growth("group_generations_total") >= 1
+
+
+def test_a_group_that_does_not_move_and_a_rank_that_is_late_are_visible(daemon: Daemon) -> None:
+    with (
+        clients.connect(daemon.url) as bus,
+        clients.connect(daemon.url) as late,
+        bus.subscribe("$sys/groups/+") as watch,
+    ):
+        one, other = all_together(
+            lambda: bus.group("stuck", world_size=2, rank=0), lambda: late.group("stuck", world_size=2, rank=1)
+        )
+        for _ in range(3):
+            began = one.all_reduce(np.ones(4), async_op=True)
+            wait_until(lambda: any(each["waiting_s"] > 0.005 for each in in_progress(daemon)))
+            other.all_reduce(np.ones(4))
+            began.wait(PATIENCE_S)
+        wait_for_event(watch, "stragglers")
+        assert scrape(daemon)["tensorbus_group_lateness_seconds",] > 0
+        began = one.all_reduce(np.ones(4), async_op=True)
+        wait_for_event(watch, "stuck")
+        assert scrape(daemon)["tensorbus_groups_stuck",] == 1
+        other.all_reduce(np.ones(4))
+        began.wait(PATIENCE_S)
+        wait_until(lambda: scrape(daemon)["tensorbus_groups_stuck",] == 0)
 
 
 def test_groups_and_their_members_are_counted(daemon: Daemon) -> None:

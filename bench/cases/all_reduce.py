@@ -21,7 +21,7 @@ from broker.measuring import payloads
 from broker.measuring.percentiles import percentiles
 
 MIB: Final = 1 << 20
-COUNTS: Final = {8: 500, 64 << 10: 300, MIB: 100, 16 * MIB: 24, 64 * MIB: 8}
+COUNTS: Final = {8: 3000, 64 << 10: 1000, MIB: 100, 16 * MIB: 24, 64 * MIB: 8}
 """Operations of a run, by the bytes of each rank's array."""
 SHAPES: Final = (
     *((ranks, size, "float32") for ranks in (2, 4) for size in COUNTS),

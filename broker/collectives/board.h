@@ -14,6 +14,7 @@
                 |   arrived, left, staged, reduced, collected, offered, calls u64:        |
                 |   written by it alone                                                   |
                 |   bell u32, sleepers u32: the futex on which others wait for it         |
+                |   past_caches u32: of position 0, how all are to write to their stages  |
                 |   row 0, row 1   claim (512) and small payload (4096) of operations     |
                 |                  with s % 2                                            |
                 |   record 0 .. 3  failures that it was the first to see, with all claims |
@@ -92,6 +93,7 @@ typedef struct {
     uint64_t calls[TB_ROWS];   /* Which call operation s is, in s % 2. */
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t bell;
     _Atomic uint32_t sleepers;
+    _Atomic uint32_t past_caches; /* Of position 0: whether all write to their stages past the caches. */
     tb_row rows[TB_ROWS];
     tb_record records[TB_RECORDS];
     tb_log log;

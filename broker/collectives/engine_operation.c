@@ -345,7 +345,7 @@ static int reduce(tb_operation *operation, size_t chunk)
         int ended = wait_for_all(operation, TB_STAGED, mark(operation, chunk + 1));
         if (ended)
             return ended;
-        if (operation->task->kind == TB_REDUCE_SCATTER)
+        if (operation->task->kind == TB_REDUCE_SCATTER || tb_reduces_in_place(operation))
             operation->touched = chunk + 1;
         tb_reduce_chunk(operation, chunk);
     }
@@ -387,8 +387,10 @@ static int move_chunks(tb_operation *operation)
     int held = chunks <= TB_STAGE_CHUNKS, remembers = tb_changes_early(operation), ended = 0;
     operation->places = held ? TB_STAGE_CHUNKS : LONG_PLACES;
     for (size_t step = 0; step < chunks + 2 && !ended; step++) {
-        if (step < chunks)
+        if (step < chunks) {
+            tb_choose_stores(operation, step);
             ended = stage(operation, step);
+        }
         if (!ended && step < chunks && remembers)
             tb_remember(operation, step);
         if (!ended && !step)

@@ -17,10 +17,15 @@ typedef struct {
     size_t chunks;     /* Of the array. */
     size_t places;     /* Of the stage, that are used in turn. */
     size_t touched;    /* Chunks of the target that may have changed. */
+    uint64_t in_place; /* Of the chunks that were reduced last, a bit each, whether they were so in place. */
+    int past_caches;   /* The present chunk goes to the stage past the processor's caches. */
 } tb_operation;
 
 /* The number of chunks that an operation moves in, and where its data lie in them. */
 size_t tb_chunks(const tb_operation *operation);
+
+/* Chooses how a chunk is to be written to the stage (engine_stores.c). */
+void tb_choose_stores(tb_operation *operation, size_t chunk);
 
 /* Copies what the others need of a chunk of the own array into the own stage. */
 void tb_stage(tb_operation *operation, size_t chunk);
@@ -34,6 +39,14 @@ void tb_collect(tb_operation *operation, size_t chunk);
 /* Copies what a chunk changes of the target to where it can be fetched back from, and all that may have changed back. */
 void tb_remember(tb_operation *operation, size_t chunk);
 void tb_restore(tb_operation *operation);
+
+/* Past the caches, the own part of a long array is reduced where it belongs, and copied to the stage from there. */
+static inline int tb_reduces_in_place(const tb_operation *operation)
+{
+    const tb_task *task = operation->task;
+    return operation->past_caches && operation->chunks > TB_STAGE_CHUNKS && task->kind != TB_REDUCE_SCATTER &&
+           task->target_bytes && !task->targets;
+}
 
 /* The whole of an operation whose arrays lie in the rows. */
 void tb_write_row(tb_operation *operation);

@@ -21,6 +21,8 @@
 
 #include <string.h>
 
+#include "broker/transport/streaming_copy.h"
+
 enum { PART_BYTES = 64 };
 
 typedef struct {
@@ -123,6 +125,15 @@ static void read_source(const tb_task *task, stretch where, unsigned char *to)
         memcpy(to, (const unsigned char *)task->source + where.start, where.bytes);
 }
 
+/* As read_source, to a stage. */
+static void write_stage(const tb_operation *operation, stretch where, unsigned char *to)
+{
+    if (operation->past_caches && !operation->task->sources)
+        streaming_copy(to, (const unsigned char *)operation->task->source + where.start, where.bytes);
+    else
+        read_source(operation->task, where, to);
+}
+
 static void write_target(const tb_task *task, stretch where, const unsigned char *from)
 {
     if (task->targets)
@@ -155,7 +166,7 @@ static void stage_pieces(tb_operation *operation, size_t chunk)
         return;
     for (int position = 0; position < positions; position++)
         if (position != own || task->sources || task->targets)
-            read_source(task, (stretch){position * part + piece.start, piece.bytes}, place + position * room);
+            write_stage(operation, (stretch){position * part + piece.start, piece.bytes}, place + position * room);
 }
 
 void tb_stage(tb_operation *operation, size_t chunk)
@@ -171,13 +182,12 @@ void tb_stage(tb_operation *operation, size_t chunk)
         return;
     stretch whole = chunk_of(task, chunk);
     if (task->kernel && !task->sources) {
-        const unsigned char *source = task->source;
         stretch part = part_of(operation, whole.bytes, own);
         size_t end = part.start + part.bytes;
-        memcpy(place, source + whole.start, part.start);
-        memcpy(place + end, source + whole.start + end, whole.bytes - end);
+        write_stage(operation, (stretch){whole.start, part.start}, place);
+        write_stage(operation, (stretch){whole.start + end, whole.bytes - end}, place + end);
     } else
-        read_source(task, whole, place);
+        write_stage(operation, whole, place);
 }
 
 void tb_reduce_chunk(tb_operation *operation, size_t chunk)
@@ -203,8 +213,19 @@ void tb_reduce_chunk(tb_operation *operation, size_t chunk)
     }
     for (int position = 0; position < positions; position++)
         sources[position] = position == own ? own_source : place_of(operation, position, chunk) + offset;
+    int in_place = tb_reduces_in_place(operation);
+    unsigned char *result = in_place ? (unsigned char *)task->target + chunk_of(task, chunk).start + offset : out;
     if (bytes)
-        task->kernel(out, sources, positions, bytes / task->item_bytes, task->divisor, 0);
+        task->kernel(result, sources, positions, bytes / task->item_bytes, task->divisor, 0);
+    if (in_place)
+        streaming_copy(out, result, bytes);
+    operation->in_place = operation->in_place << 1 | (uint64_t)in_place;
+}
+
+/* A chunk is collected in the step after the next one was reduced, or when there is no next one. */
+static int was_in_place(const tb_operation *operation, size_t chunk)
+{
+    return operation->in_place >> (chunk + 1 < operation->chunks) & 1;
 }
 
 /* The parts of a chunk that all positions have reduced. */
@@ -213,6 +234,8 @@ static void collect_parts(tb_operation *operation, size_t chunk)
     const tb_task *task = operation->task;
     stretch whole = chunk_of(task, chunk);
     for (int position = 0; position < operation->engine->positions; position++) {
+        if (position == operation->engine->position && was_in_place(operation, chunk))
+            continue;
         stretch part = part_of(operation, whole.bytes, position);
         write_target(task, (stretch){whole.start + part.start, part.bytes},
                      place_of(operation, position, chunk) + part.start);

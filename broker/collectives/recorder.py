@@ -46,7 +46,7 @@ class Recorded(NamedTuple):
     Attributes:
         generation: in which it was.
         sequence: its number there.
-        schedule: `star` or `shm`.
+        schedule: `star`, `shm`, `ring` or `halving`.
         claim: what the ranks asked for, the first one's; None when it is not known any more.
         arrived_ns: when each rank came to it.
         finished_ns: when it was over; 0 when nobody has looked at a clock.
@@ -154,7 +154,7 @@ class Recorder:
 
     def _late_window(self) -> list[Recorded]:
         """The last operations of the newest generation to which at least two ranks have come."""
-        newest = self._recorded[-1].generation if self._recorded else 0
+        newest = max((each.generation for each in self._recorded), default=0)
         recent = self.recent(self._window)
         return [each for each in recent if each.generation == newest and len(each.arrived_ns) > 1]
 

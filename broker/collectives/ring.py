@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.collectives.claims import CollectiveKind
 from broker.collectives.tasks import (
@@ -36,9 +36,12 @@ __all__ = [
     "AVAILABLE",
     "CLAIM_BYTES_MAX",
     "LANES_MAX",
+    "LOG_ENTRIES",
     "POSITIONS_MAX",
     "VERSION",
     "Engine",
+    "Entry",
+    "Glance",
     "Outcome",
     "Plan",
     "Task",
@@ -52,6 +55,9 @@ VERSION: Final = 1
 """Of what engines say to one another over a link."""
 LANES_MAX: Final = 16
 """Sockets of one link."""
+LOG_ENTRIES: Final = 64
+"""Operations of which an engine can tell: the one under way, and the newest that stay."""
+THINNING_MAX: Final = 32
 _CARRIED: Final = (
     CollectiveKind.ALL_REDUCE,
     CollectiveKind.BROADCAST,
@@ -64,6 +70,50 @@ _CARRIED: Final = (
 def carries(kind: CollectiveKind) -> bool:
     """Whether this engine has operations of a kind; and of these only such whose arrays lie in one piece each."""
     return AVAILABLE and kind in _CARRIED
+
+
+class Entry(NamedTuple):
+    """An operation, as its engine remembers it.
+
+    Attributes:
+        sequence: its number.
+        began_ns: when its program asked for it, on CLOCK_MONOTONIC.
+        ended_ns: when it was over; not set while it is PENDING.
+        status: an Outcome.
+        positions: bits of those that failed it, as of a Task.
+        timeout_ns: the time that was over, as of a Task.
+        claim: what this position has asked for.
+    """
+
+    sequence: int
+    began_ns: int
+    ended_ns: int
+    status: int
+    positions: int
+    timeout_ns: int
+    claim: bytes
+
+
+class Glance(NamedTuple):
+    """What an engine is at.
+
+    Attributes:
+        now_ns: when it was looked, on CLOCK_MONOTONIC.
+        begun: the last operation; 0 before the first one.
+        seen: the last one that has taken 50 ms or more, of which the rest tells, as it was 100 ms ago or later.
+        phase: 0 while not all positions have come, 1 while arrays move, 2 when this position has the whole result.
+        waits_for: bits of the positions for which this one waits.
+        received_bytes: of that operation.
+        entries: operations, in the order of their numbers; the last one may be PENDING.
+    """
+
+    now_ns: int
+    begun: int
+    seen: int
+    phase: int
+    waits_for: int
+    received_bytes: int
+    entries: list[Entry]
 
 
 class Engine(Turns):
@@ -136,6 +186,36 @@ class Engine(Turns):
 
     def _settle(self, task: Task, committed: bool) -> int:
         return tb_ring_settle(self._ring, cython.address(task._task), committed)  # type: ignore[no-any-return]
+
+    def glance(self, after: int, thinning: int) -> Glance:
+        """What the engine is at, and what has become of the operations with higher numbers than `after`.
+
+        Any thread may call, and nobody waits for it.
+
+        Args:
+            after: a sequence.
+            thinning: from now on one operation of 2^thinning is remembered when it has been done, the same on all
+                positions that say the same, and those of a higher thinning are among those of a lower one.
+        """
+        wanted, bits = after, thinning
+        log = cython.address(self._ring.log)
+        tb_link_log_thin(log, min(bits, THINNING_MAX))
+        entries = []
+        for place in range(LOG_ENTRIES):
+            if tb_link_log_read(log, place, cython.address(told)) and told.sequence > wanted:
+                claim = cython.cast("const unsigned char *", told.claim)[: told.claim_bytes]
+                entries.append(
+                    Entry(
+                        told.sequence, told.began_ns, told.ended_ns, told.status, told.positions, told.timeout_ns,
+                        claim,
+                    )
+                )  # fmt: skip
+        tb_link_log_standing(log, cython.address(standing))
+        entries.sort()
+        return Glance(
+            tb_now_ns(), standing.begun, standing.seen, standing.phase, standing.waits_for, standing.received_bytes,
+            entries,
+        )  # fmt: skip
 
     def end(self) -> None:
         """What is under way ends, as OVER or UNDECIDED; what comes is OVER. Any thread may call; it does not wait."""

@@ -59,7 +59,11 @@ enum {
     TB_OUTBOX_BYTES = 12 << 10, /* Of one word under way, some ABORT, and all but the pieces of one operation. */
     TB_STEPS_MAX = 2 * TB_POSITIONS_MAX,
     TB_LINK_RECORDS = 4,
+    TB_LINK_LOG_ENTRIES = 64,
 };
+
+/* How far an operation is. */
+typedef enum { TB_GATHERING, TB_MOVING, TB_AGREEING } tb_phase;
 
 typedef enum { TB_MEET = 1, TB_PIECE, TB_READY, TB_HURRY, TB_ABORT } tb_kind_of_word;
 
@@ -119,12 +123,33 @@ typedef struct {
     size_t spare_at; /* In order: where what comes waits. */
 } tb_step;
 
+/* What is kept of an operation for who tells the broker of it (ring_engine_log.c). */
+typedef struct {
+    _Atomic uint64_t sequence; /* 0 while the entry is being written. */
+    _Atomic int status;        /* What follows it is set when it is not PENDING. */
+    uint64_t ended_ns, positions, timeout_ns;
+    uint64_t began_ns; /* When its program asked for it. */
+    uint32_t claim_bytes;
+    unsigned char claim[TB_CLAIM_BYTES];
+} tb_link_entry;
+
+typedef struct {
+    uint64_t kept;           /* Entries that stay, of all that were written. */
+    _Atomic int thinning;    /* So many bits say which stay; 0: all. */
+    _Atomic uint64_t begun;  /* The last operation. */
+    _Atomic uint64_t seen;   /* The last one that took so long that somebody looked where it was; of that: */
+    _Atomic int phase;
+    _Atomic uint64_t waits_for, received_bytes;
+    tb_link_entry entries[TB_LINK_LOG_ENTRIES];
+} tb_link_log;
+
 struct tb_ring;
 
 typedef struct {
     struct tb_ring *ring;
     tb_task *task;
-    uint64_t sequence, deadline_ns, pulse_ns;
+    uint64_t sequence, deadline_ns, pulse_ns, now_ns;
+    uint64_t received_bytes;
     int small;       /* The arrays came with MEET. */
     int gathering;   /* Not all have come. */
     int mismatched;  /* Bits: 2, claims differ; 1, the deadline is soon for that. */
@@ -158,6 +183,7 @@ typedef struct tb_ring {
     unsigned char *junk;
     tb_record *records;
     tb_exchange exchange;
+    tb_link_log log;
 } tb_ring;
 
 /* An engine of connected sockets, `counts[p]` for position p, one behind the other; from now on they are its own. NULL with
@@ -175,5 +201,26 @@ void tb_ring_free(tb_ring *ring);
 
 /* Gives an UNDECIDED operation the others' verdict; returns its status. */
 int tb_ring_settle(tb_ring *ring, tb_task *task, int committed);
+
+/* What another thread may ask at any time. */
+typedef struct {
+    uint64_t begun, seen, waits_for, received_bytes;
+    int phase;
+} tb_link_standing;
+
+typedef struct {
+    uint64_t sequence, began_ns, ended_ns, positions, timeout_ns;
+    int status;
+    uint32_t claim_bytes;
+    unsigned char claim[TB_CLAIM_BYTES];
+} tb_link_told;
+
+/* From now on a share of 1 / 2^thinning of the operations stays when they have ended. */
+void tb_link_log_thin(tb_link_log *log, int thinning);
+
+void tb_link_log_standing(tb_link_log *log, tb_link_standing *standing);
+
+/* Copies the entry in a place; 0 if there is none, or it is being written. */
+int tb_link_log_read(tb_link_log *log, int place, tb_link_told *told);
 
 #endif

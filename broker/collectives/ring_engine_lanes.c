@@ -256,6 +256,7 @@ int tb_receive(tb_exchange *x, tb_lane *lane)
             if (got <= 0)
                 break;
             x->ring->peers[lane->peer].heard = moved = 1;
+            x->received_bytes += got;
         }
         if (in_head) {
             lane->head_bytes += got;

@@ -266,6 +266,13 @@ static int advance(tb_exchange *x)
     return x->closing_ns ? resolve(x, tb_now_ns()) : 0;
 }
 
+/* For whom this position waits. */
+static uint64_t waited_for(const tb_exchange *x)
+{
+    uint64_t all = tb_others(x->ring) | tb_bit(x->ring->position), awaited = x->gathering ? all & ~met(x) : tb_awaited(x);
+    return awaited || x->gathering ? awaited : unready(x);
+}
+
 /* What may have happened besides. */
 static int look(tb_exchange *x, uint64_t now)
 {
@@ -281,6 +288,8 @@ static int look(tb_exchange *x, uint64_t now)
         give_up(x, now);
     int pulse = now >= x->pulse_ns;
     x->pulse_ns = pulse ? now + SLICE_NS : x->pulse_ns;
+    if (pulse)
+        tb_link_log_see(&x->ring->log, x, waited_for(x));
     if (pulse && task->interrupt && !x->verdict && task->interrupt()) {
         /* Python keeps the exception; there is nothing more to ask. */
         task->interrupt = NULL;
@@ -340,7 +349,7 @@ static int carry_on(tb_exchange *x)
 {
     for (int ended = 0, moved;;) {
         moved = pass(x);
-        uint64_t now = tb_now_ns();
+        uint64_t now = x->now_ns = tb_now_ns();
         int pauses = !moved || now >= x->pulse_ns || atomic_load_explicit(&x->task->cancelled, memory_order_relaxed);
         if ((ended = advance(x)) || (pauses && (ended = look(x, now))))
             return ended;
@@ -382,6 +391,7 @@ static int end(tb_exchange *x, int status)
     task->positions = x->positions;
     task->failed_timeout_ns = x->timeout_ns;
     task->doubt = x->doubt;
+    tb_link_log_end(&ring->log, task, x->sequence, status, x->now_ns);
     if (status == TB_COMMITTED) {
         finish(x);
         atomic_store(&ring->committed, x->sequence);
@@ -415,6 +425,7 @@ int tb_ring_carry_out(void *of, tb_task *task)
     *x = (tb_exchange){.ring = ring, .task = task, .sequence = task->sequence, .gathering = 1};
     x->deadline_ns = task->deadline_ns;
     x->pulse_ns = task->deadline_ns - task->timeout_ns + SLICE_NS;
+    tb_link_log_begin(&ring->log, task, x->sequence);
     int planned = tb_plan_steps(x);
     begin(x);
     if (!planned || atomic_load(&task->cancelled))
@@ -437,6 +448,7 @@ int tb_ring_settle(tb_ring *ring, tb_task *task, int committed)
             atomic_store(&ring->committed, x->sequence);
         }
         atomic_store(&task->status, committed ? TB_COMMITTED : task->doubt);
+        tb_link_log_settle(&ring->log, x->sequence, committed ? TB_COMMITTED : task->doubt);
     }
     pthread_mutex_unlock(&ring->turns.lock);
     return atomic_load(&task->status);

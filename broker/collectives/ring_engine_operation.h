@@ -33,6 +33,9 @@ void tb_piece_came(tb_exchange *x, tb_lane *lane);
 int tb_all_here(tb_exchange *x);
 int tb_all_sent(const tb_exchange *x);
 
+/* From whom the pieces are that come next. */
+uint64_t tb_awaited(const tb_exchange *x);
+
 /* Makes the result of small arrays; puts what is not there yet of the result of others into the target. */
 void tb_finish_meeting(tb_exchange *x);
 void tb_finish_steps(tb_exchange *x);
@@ -62,6 +65,15 @@ void tb_shut(tb_ring *ring);
 
 /* Waits until lanes can be moved, or the engine ends. */
 void tb_watch(tb_ring *ring, uint64_t timeout_ns);
+
+/* The log (ring_engine_log.c). */
+
+void tb_link_log_begin(tb_link_log *log, const tb_task *task, uint64_t sequence);
+void tb_link_log_end(tb_link_log *log, const tb_task *task, uint64_t sequence, int status, uint64_t ended_ns);
+void tb_link_log_settle(tb_link_log *log, uint64_t sequence, int status);
+
+/* Where an operation is that takes long, and for which positions this one waits. */
+void tb_link_log_see(tb_link_log *log, const tb_exchange *x, uint64_t waits_for);
 
 /* The operation. */
 

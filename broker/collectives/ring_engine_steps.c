@@ -355,6 +355,17 @@ int tb_all_here(tb_exchange *x)
     return 1;
 }
 
+uint64_t tb_awaited(const tb_exchange *x)
+{
+    uint64_t positions = 0;
+    if (x->in_order)
+        return x->applied < x->count && x->steps[x->applied].from >= 0 ? tb_bit(x->steps[x->applied].from) : 0;
+    for (const tb_lane *lane = x->ring->lanes; lane < x->ring->lanes + x->ring->lane_count; lane++)
+        if (lane->step_in < x->count)
+            positions |= tb_bit(lane->peer);
+    return positions;
+}
+
 int tb_all_sent(const tb_exchange *x)
 {
     for (const tb_lane *lane = x->ring->lanes; lane < x->ring->lanes + x->ring->lane_count; lane++)

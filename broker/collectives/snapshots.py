@@ -21,7 +21,7 @@ class OperationSnapshot:
         arrived_ns: when each rank's claim came, in the order of their coming.
         missing_ranks: who holds the operation up at this moment.
         deadline_ns: when it fails; None when only its ranks know.
-        schedule: `star` or `shm`.
+        schedule: `star`, `shm`, `ring` or `halving`.
         moved_ns: when it last moved, as far as was observed; else when its first rank came.
     """
 
@@ -74,7 +74,8 @@ class GroupSnapshot:
         newcomers: sessions that are to become members.
         untold_failures: failed operations that some rank has not started, and so not heard of.
         recorder: what was; it goes on being written.
-        schedule: how operations go at the moment: `shm` when the generation has a board, else `star`.
+        schedule: how operations go at the moment: `shm` when the generation has a board, `ring` or `halving` when its
+            members are linked, else `star`.
     """
 
     name: str

@@ -16,8 +16,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from broker.collectives.claims import Claim
-from broker.collectives.effects import Mismatch, Missing
+from broker.collectives.claims import Claim, member_problem
+from broker.collectives.effects import GivenUp, Mismatch, Missing
 from broker.collectives.operation import OperationState
 from broker.collectives.reading import LOG_ENTRIES, Entry, Standing
 from broker.collectives.recorder import Outcome, Progress, Recorded, Recorder
@@ -167,7 +167,7 @@ class BoardWatch:
 
     def _claim(self, entries: Mapping[Rank, Entry]) -> Claim | None:
         for entry in entries.values():
-            claim = _decoded(entry.claim, self._world_size)
+            claim = decoded_claim(entry.claim, self._world_size)
             if claim is not None:
                 return claim
         return None
@@ -181,17 +181,12 @@ class BoardWatch:
         if told is None:
             return f"group {self._group!r}: operation {sequence}: {outcome}"
         bits, timeout_ns, claims = told
-        ranks = tuple(rank for position, rank in enumerate(self._ranks) if bits >> position & 1)
-        if outcome is Outcome.MISSING:
-            return str(Missing(ranks, timeout_ns / 1e9).error(self._group, sequence))
-        if outcome is Outcome.MISMATCH:
-            words = {int(self._ranks[position]): self._words(claim) for position, claim in claims.items()}
-            return str(Mismatch(words).error(self._group, sequence))
-        return f"group {self._group!r}: operation {sequence}: the program of ranks {list(ranks)} gave it up"
-
-    def _words(self, data: bytes) -> str:
-        claim = _decoded(data, self._world_size)
-        return _UNREADABLE if claim is None else claim.describe()
+        ranks = [rank for position, rank in enumerate(self._ranks) if bits >> position & 1]
+        words = {
+            self._ranks[position]: claim_in_full(decoded_claim(claim, self._world_size), self._ranks, self._generation)
+            for position, claim in claims.items()
+        }
+        return failure_words(self._group, sequence, outcome, ranks, timeout_ns, words)
 
     def _snapshot(self, sequence: int) -> OperationSnapshot:
         entries = self._entries(sequence)
@@ -206,7 +201,7 @@ class BoardWatch:
         return OperationSnapshot(
             sequence=sequence,
             state=state,
-            claim=_UNREADABLE if claim is None else claim.describe(),
+            claim=claim_words(claim),
             rounds_done=min((_chunks(each.reduced, sequence) for each in self._standings), default=0),
             arrived_ns=arrived,
             missing_ranks=tuple(missing),
@@ -229,7 +224,45 @@ def _steps(standing: Standing, sequence: int) -> int:
     return (standing.begun >= sequence) + (standing.arrived >= sequence) + chunks
 
 
-def _decoded(data: bytes, world_size: int) -> Claim | None:
+def failure_words(
+    group: str,
+    sequence: int,
+    outcome: Outcome,
+    ranks: Sequence[Rank],
+    timeout_ns: int,
+    claims: Mapping[Rank, str],
+) -> str:
+    """Why an operation has failed, in the words that its ranks have raised.
+
+    Args:
+        group: its name.
+        sequence: of the operation.
+        outcome: how it ended.
+        ranks: who were missing, or gave up.
+        timeout_ns: whose end it was when they were missing.
+        claims: who asked for what, of a mismatch.
+    """
+    if outcome is Outcome.MISSING:
+        return str(Missing(tuple(ranks), timeout_ns / 1e9).error(group, sequence))
+    if outcome is Outcome.MISMATCH:
+        return str(Mismatch({int(rank): words for rank, words in claims.items()}).error(group, sequence))
+    if outcome is Outcome.INTERRUPTED and ranks:
+        return str(GivenUp(ranks[0]).error(group, sequence))
+    return f"group {group!r}: operation {sequence}: {outcome}"
+
+
+def claim_words(claim: Claim | None) -> str:
+    """What a rank asks for, in words."""
+    return _UNREADABLE if claim is None else claim.describe()
+
+
+def claim_in_full(claim: Claim | None, ranks: Sequence[Rank], generation: int) -> str:
+    """As claim_words, and why these members cannot do that, if they cannot."""
+    return claim_words(claim) + ("" if claim is None else member_problem(claim, ranks, generation))
+
+
+def decoded_claim(data: bytes, world_size: int) -> Claim | None:
+    """A claim from a stranger; None when it is none that can be in a group of this size."""
     try:
         claim = msgspec.msgpack.decode(data, type=Claim)
         claim.check(world_size)

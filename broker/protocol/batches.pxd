@@ -2,6 +2,8 @@
 
 import cython
 
+from libc.string cimport memcpy
+
 
 cdef class Batch:
     cdef public long long due_ns, last_ns
@@ -16,6 +18,5 @@ cdef class Batch:
     @cython.locals(size=Py_ssize_t)
     cpdef bint add_more(self, unsigned char content, bytes payload, long long now_ns) except -1
 
-
-@cython.locals(index=Py_ssize_t)
-cdef void _copy(unsigned char *to, const unsigned char *source, Py_ssize_t size) noexcept
+    @cython.locals(payload=bytes)
+    cpdef bytes close(self)

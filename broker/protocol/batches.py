@@ -28,6 +28,9 @@ ENTRY_BYTES: Final = ENTRY.size
 ENTRY_BODY_BYTES_MAX: Final = 0xFFFF
 _FIRST_BYTES: Final = 4096
 """What a batch has room for at first."""
+_SPARES_MAX: Final = 4
+_spares: list[bytearray] = []
+"""Memory of batches that have left, for the next ones, whosesoever: to grow into it costs as much as to fill it."""
 
 
 Entry = tuple[int, int, bytes, bytes]
@@ -82,7 +85,7 @@ class Batch:
         self.size_max = size_max
         self.last_ns = 0
         self._wall_offset_ns = wall_offset_ns
-        self._data = bytearray()
+        self._data = _spares.pop() if _spares else bytearray()
         self._parts: list[bytes] = []
 
     def add(self, content: int, time_ns: int, body: bytes, payload: bytes) -> None:
@@ -101,8 +104,8 @@ class Batch:
         cython.cast(cython.p_ushort, to)[1] = body_bytes
         cython.cast(cython.p_uint, to)[1] = size
         cython.cast(cython.p_ulonglong, to)[1] = time_ns
-        _copy(to + head, body, body_bytes)
-        _copy(to + head + body_bytes, payload, size)
+        memcpy(to + head, cython.cast(cython.p_char, body), body_bytes)  # type: ignore[name-defined]  # noqa: F821
+        memcpy(to + head + body_bytes, cython.cast(cython.p_char, payload), size)  # type: ignore[name-defined]  # noqa: F821
 
     def add_more(self, content: int, payload: bytes, now_ns: int) -> bool:
         """Appends a message without a body if the batch need not leave after it; says whether it has."""
@@ -123,9 +126,10 @@ class Batch:
     def close(self) -> bytes:
         """The payload of the batch's frame; nothing can be added any more."""
         self.count_max = 0
-        return bytes(self._data[: self.size_bytes]) if cython.compiled else b"".join(self._parts)
-
-
-def _copy(to: cython.p_uchar, source: cython.p_uchar, size: int) -> None:
-    for index in range(size):
-        to[index] = source[index]
+        if not cython.compiled:
+            return b"".join(self._parts)
+        payload: bytes = cython.cast(cython.p_char, self._data)[: self.size_bytes]
+        if len(_spares) < _SPARES_MAX:
+            _spares.append(self._data)
+        self._data = bytearray()
+        return payload

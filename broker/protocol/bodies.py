@@ -27,7 +27,7 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     local: bool = False
     """Whether the client is on the broker's host and would rather be told of a nearer way to it."""
     lines: int = 0
-    """The version of lines (section 18) that the client can write; 0 for none."""
+    """The version of lines (section 19) that the client can write; 0 for none."""
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
@@ -44,6 +44,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     """A number that no other broker has, and not this one after a restart: what it has told of topics holds as long."""
     shared: bool = False
     """Whether messages may be sent in shared memory, and come in it."""
+    report_ms: int = 0
+    """How often the client may tell of the times that messages take to reach it; 0 is never."""
 
 
 class Refusal(msgspec.Struct, tag="refusal", omit_defaults=True):

@@ -85,6 +85,8 @@ class Kind(IntEnum):
     DRAIN = 41
     ATTACH = 42
     BELL = 43
+    OPERATIONS = 44
+    MEASURED = 45
 
 
 class Flag:
@@ -102,6 +104,8 @@ class Flag:
     """CHUNK, RESULT: nothing follows. PUBLISH: a responder's last reply to a request."""
     TOPIC_CREDIT: Final = 32
     """CREDIT: `number` is a topic, not a subscription."""
+    TRACED: Final = 32
+    """PUBLISH: its headers have the context of a trace that is recorded (section 18)."""
     TRACKED: Final = 64
     """DELIVER: a job, to be settled; `stream` is its delivery's number and `count` how often it was delivered."""
     SHARED: Final = 128

@@ -21,6 +21,7 @@ from broker.errors import ProtocolError
 from broker.limits import HELLO_BODY_BYTES_MAX
 from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.codes import Code
+from broker.protocol.strangers import HTTP_METHODS, describe
 
 MAGIC: Final = b"\x93TBUS\r\n\x1a"
 PREAMBLE: Final = struct.Struct("<8sHHI")
@@ -30,7 +31,6 @@ VERSION_MAX: Final = 1
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Hello | Welcome | Refusal)
-_HTTP_METHODS: Final = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"PATCH ")
 _EXPLANATION: Final = (
     b"This is a tensorbus broker. This port speaks the tensorbus protocol; HTTP is at the admin address.\r\n"
 )
@@ -55,9 +55,7 @@ def decode_greeting(data: memoryview) -> tuple[Hello | Welcome | Refusal, int, i
     """
     start = bytes(data[: len(MAGIC)])
     if not MAGIC.startswith(start[: len(MAGIC)]):
-        raise ProtocolError(
-            f"the peer does not speak the tensorbus protocol: its first bytes are {start!r}", Code.NOT_OURS
-        )
+        raise ProtocolError(describe(bytes(data[:16])), Code.NOT_OURS)
     if len(data) < PREAMBLE_BYTES:
         return None
     _, version_min, version_max, body_bytes = PREAMBLE.unpack_from(data)
@@ -81,7 +79,7 @@ def decode_greeting(data: memoryview) -> tuple[Hello | Welcome | Refusal, int, i
 
 def answer_to_stranger(first_bytes: bytes) -> bytes:
     """What the broker says to a peer that speaks something else, so that a person sees the mistake."""
-    if first_bytes.startswith(_HTTP_METHODS):
+    if first_bytes.startswith(HTTP_METHODS):
         head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {len(_EXPLANATION)}\r\n"
         return head.encode() + b"Connection: close\r\n\r\n" + _EXPLANATION
     return _EXPLANATION

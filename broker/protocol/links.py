@@ -67,6 +67,8 @@ class Decision(msgspec.Struct, omit_defaults=True):
 
     schedule: str
     cause: str = ""
+    report_ms: int = 0
+    """How often a member may say what it is at, by OPERATIONS, in milliseconds; 0 is never."""
 
 
 class Trouble(msgspec.Struct, omit_defaults=True):

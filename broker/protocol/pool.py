@@ -113,6 +113,13 @@ class BufferPool:
             else:
                 del self._shelves[size]
 
+    def let_go(self) -> None:
+        """Forgets all buffers that nobody uses."""
+        for size, shelf in list(self._shelves.items()):
+            used = [kept for position, kept in enumerate(shelf) if _references(shelf, position) > _REFERENCES_WHEN_FREE]
+            self.held_bytes -= size * (len(shelf) - len(used))
+            self._shelves[size] = used
+
     def _trim(self, wanted_bytes: int) -> bool:
         """Forgets free buffers of other sizes until `wanted_bytes` fit; says whether they do."""
         if wanted_bytes > self.bytes_max:

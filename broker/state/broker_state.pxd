@@ -12,7 +12,8 @@ cdef int _PUBLISH, _CHUNK
 
 
 cdef class BrokerState:
-    cdef public object settings, local_path, sessions_opened, requests, pressure, subscribing, sharing, following, lines, groups, pool, viewer
+    cdef public object admission, watermark, settings, local_path, sessions_opened, requests, pressure, subscribing, sharing, following, lines, groups, pool, viewer
+    cdef public object latencies
     cdef public long long now_ns
     cdef public dict sessions, ready
     cdef public bint draining

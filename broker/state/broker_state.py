@@ -39,9 +39,11 @@ from broker.protocol.session import Phase, Received, Session, make_scratch
 from broker.protocol.sharing import Passage
 from broker.protocol.values import encode_value
 from broker.security.identity import ANYBODY, Identity
+from broker.state.admission import Admission
 from broker.state.following import Following
 from broker.state.groups import Groups
 from broker.state.lines import Lines
+from broker.state.measured import Latencies
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.queries import Viewer, answer_to
@@ -53,6 +55,7 @@ from broker.state.singles import opened
 from broker.state.subscribing import Subscribing
 from broker.state.topics import INBOX, Router, offer
 from broker.state.totals import Totals
+from broker.state.watermark import NEW_WORK, Watermark
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message
 from broker.topics.policy import PRESSURE, Declaration, TopicPolicy, check_declaration
@@ -88,6 +91,15 @@ class BrokerState:
             self.router, self.requests, self.pressure,
             settings.publish_window_messages, settings.publish_window_bytes, self._flush,
         )  # fmt: skip
+        self.watermark = Watermark(
+            self.router, self.publishing, lambda told: self.announce(PRESSURE, told, lane=Lane.CONTROL)
+        )
+        self.admission = Admission(
+            sessions_max=settings.sessions_max,
+            half_open_max=settings.half_open_max,
+            connections_per_address_max=settings.connections_per_address_max,
+            flush=self._flush,
+        )
         self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
         self.subscribing = Subscribing(
             self.router, self.publishing, self.pressure,
@@ -101,6 +113,7 @@ class BrokerState:
         self.groups = Groups(self._flush, self.announce, settings.boards)
         self.viewer: Viewer | None = None
         """Whoever runs the state sets it."""
+        self.latencies = Latencies()
         self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
@@ -125,6 +138,7 @@ class BrokerState:
             Kind.ARENA: self.sharing.arena,
             Kind.MAPPED: self.sharing.mapped,
             Kind.RELEASE: self.sharing.release,
+            Kind.MEASURED: self.latencies.measured,
             **self.groups.handlers,
         }
 
@@ -165,12 +179,7 @@ class BrokerState:
             scratch=self._scratch,
         )
         record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns, identity)
-        if len(self.sessions) > self.settings.sessions_max:
-            limit = LimitExceeded(
-                "sessions_max", len(self.sessions), self.settings.sessions_max, "raise it in the broker's configuration"
-            )
-            session.refuse(Code.LIMIT, str(limit))
-            self._flush(record)
+        self.admission.arrive(record)
         return record
 
     def receive(self, record: SessionRecord, received: Received, now_ns: int) -> None:
@@ -190,6 +199,10 @@ class BrokerState:
                     handler = self._handlers.get(kind)
                     if handler is None:
                         raise ProtocolError(f"a {kind_name(kind)} frame from a client")
+                    refusal = self.publishing.refusal
+                    if refusal is not None and kind in NEW_WORK:
+                        self._answer_error(record, frame.target, failure_of(refusal))
+                        return
                     handler(record, frame, now_ns)
             elif isinstance(received, Hello):
                 self._hello(record, received)
@@ -207,6 +220,7 @@ class BrokerState:
         record = self.sessions.pop(session_id, None)
         if record is None:
             return
+        self.admission.leave(record)
         record.session.lost(ConnectionClosed("disconnected"))
         self.lines.disconnect(record)
         self.ready.pop(session_id, None)
@@ -313,6 +327,11 @@ class BrokerState:
             record.session.refuse(Code.MOVED, words, path=self.local_path, life=self.settings.life)
             self._flush(record)
             return
+        problem = self.admission.open(record) or self.watermark.refusal()
+        if problem is not None:
+            record.session.refuse(Code.LIMIT, str(problem))
+            self._flush(record)
+            return
         record.name = hello.name or f"client-{record.id}"
         record.host, record.process, record.lines = hello.host, hello.process, hello.lines
         self.sessions_opened += 1
@@ -328,6 +347,7 @@ class BrokerState:
                 heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
                 life=settings.life,
                 shared=self.sharing.begin(record, wanted=hello.shared),
+                report_ms=settings.report_ms,
             )
         )
         # `block`, because a reply that is dropped is a requester that waits for it.
@@ -371,7 +391,9 @@ class BrokerState:
             done()
         else:
             before = "none" if replaced is None else f"{dict(replaced.settings)} {replaced.origin}"
-            log.info("policy.declared filter=%r by=%r %s before=%s", wishes.filter, record.name, settings, before)
+            log.info(
+                "policy.declared filter=%r by=%r settings=%s before=%s", wishes.filter, record.name, settings, before
+            )
             self.following.begin(wishes.filter, done)
 
     def _query(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

@@ -416,6 +416,8 @@ class LaneSource:
         buffers.append(header + body if body_bytes else header)
         if payload_size:
             buffers.append(payload)
+        if message.trace is not None:
+            message.trace.delivered(subscription.session.name, subscription.queue_group)
         return size + _HEADER_BYTES + body_bytes + payload_size
 
     def _next_chunk(self, message: Message, buffers: list[Buffer]) -> int:

@@ -39,7 +39,9 @@ from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership,
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state.boards import BoardMaker, Boards
+from broker.state.link_watches import LinkWatches
 from broker.state.links import Links
+from broker.state.observing import Observing
 from broker.state.records import SessionRecord
 from broker.state.reports import Reports
 
@@ -48,6 +50,8 @@ class Groups:
     """All groups of the broker.
 
     Attributes:
+        reports: what was said of each group without being asked.
+        observing: how long their operations took.
         wake: is told when `end_due` has to be called, for a deadline that cannot wait for the next regular tick.
     """
 
@@ -64,11 +68,13 @@ class Groups:
         self._flush = flush
         self._announce = announce
         self._boards = Boards(maker)
-        self._reports = Reports(announce)
+        self.reports = Reports(announce)
+        self.observing = Observing()
         self._last_number = 0
         self.wake: Callable[[int], None] = lambda at_ns: None
         self._late_totals = LateTotals()
         self._links = Links(self._send, self._accuse)
+        self._watches = LinkWatches(self._links)
         self.handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.JOIN: self.join,
             Kind.LEAVE: self.leave,
@@ -76,6 +82,7 @@ class Groups:
             Kind.BOARD: self.board_refused,
             Kind.LINKS: self.links_told,
             Kind.COMMITTED: self.committed,
+            Kind.OPERATIONS: self.operations,
             Kind.REGROUP: self.regroup,
             Kind.GIVE_UP: self.give_up,
         }
@@ -157,6 +164,10 @@ class Groups:
         """COMMITTED: what a member has finished over its links."""
         self._links.committed(self._member_of(session, frame), session.id, frame)
 
+    def operations(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """OPERATIONS: what a member is at, over its links."""
+        self._watches.told(self._member_of(session, frame), session.id, frame, now_ns)
+
     def contribute(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """CONTRIBUTE: a chunk of a member's array."""
         group = self._member_of(session, frame)
@@ -198,14 +209,20 @@ class Groups:
         """Time passes: deadlines."""
         for group in list(self.by_number.values()):
             self._carry_out(group, group.tick(now_ns))
-            self._boards.look(group, now_ns)
-            self._reports.look(group, partial(self.snapshot, group, now_ns), now_ns)
+            self.look(group, now_ns)
+            self.reports.look(group, partial(self.snapshot, group, now_ns), now_ns)
         for group in self._links.tick(list(self.by_number.values()), now_ns):
             self._carry_out(group, group.renew())
 
+    def look(self, group: Group, now_ns: int) -> None:
+        """Observes what has ended in a group since the last time."""
+        self._boards.look(group, now_ns)
+        self._watches.look(group, now_ns)
+        self.observing.look(group)
+
     def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
         """The state of a group at this moment, for people."""
-        return self._boards.snapshot(group, now_ns)
+        return self._watches.shown(group, self._boards.snapshot(group, now_ns), now_ns)
 
     def end_due(self, now_ns: int) -> None:
         """As tick, but only for groups in which a deadline is over."""
@@ -236,6 +253,7 @@ class Groups:
         effects = list(effects)
         self._boards.follow(group, effects)
         self._links.follow(group, has_board=self._boards.has(group.number))
+        self._watches.follow(group)
         for effect in effects:
             if isinstance(effect, Changed) and effect.generation > told_generation:
                 told_generation = effect.generation
@@ -250,9 +268,11 @@ class Groups:
             elif isinstance(effect, Dissolved):
                 self._tell(group, "dissolved", -1)
                 self._boards.dissolved(group.number)
-                self._reports.forget(group.number)
+                self.reports.forget(group.number)
+                self.observing.dissolved(group)
                 self._late_totals.add(group.late_totals)
                 self._links.dissolved(group.number)
+                self._watches.dissolved(group.number)
                 self.by_number.pop(group.number, None)
                 self._by_name.pop(group.name, None)
             else:

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from broker.collectives.group import Group
 from broker.errors import InvalidValue
@@ -32,6 +33,7 @@ from broker.limits import (
     LINK_BREAKS_MAX,
     LINK_GRACE_S,
     LINK_MEETING_S,
+    LINK_REPORT_S,
     LINK_REPORTS_OWED_MAX,
     LINKED_RANKS_MAX,
 )
@@ -83,6 +85,14 @@ class _Part:
     committed: int = 0
     deadline_ns: int = 0
     trouble: str = ""
+
+
+class Linked(NamedTuple):
+    """A generation whose operations go over links: by which schedule, and who its members are."""
+
+    generation: Generation
+    schedule: str
+    ranks: Mapping[SessionId, Rank]
 
 
 @dataclass(slots=True)
@@ -201,6 +211,14 @@ class Links:
             ]
         return told
 
+    def linked(self, number: GroupNumber) -> Linked | None:
+        """The present generation of a group, if its operations go over links."""
+        links = self._groups.get(number)
+        part = links.part if links is not None else None
+        if part is None or part.phase is not _Phase.LINKED:
+            return None
+        return Linked(part.generation, part.schedule, part.ranks)
+
     # What members say.
 
     def told(self, group: Group, session: SessionId, frame: Frame) -> None:
@@ -238,7 +256,8 @@ class Links:
         level = logging.INFO if phase is _Phase.LINKED else logging.WARNING
         words = "links.decided group=%r generation=%d schedule=%s cause=%s"
         log.log(level, words, group.name, part.generation, schedule, cause)
-        body = encode_body(Decision(schedule, cause))
+        report_ms = int(LINK_REPORT_S * 1000) if phase is _Phase.LINKED else 0
+        body = encode_body(Decision(schedule, cause, report_ms))
         for session in part.ranks:
             self._send(session, Frame(Kind.LINKS, number=group.number, target=part.generation, body=body))
 

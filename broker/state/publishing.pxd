@@ -9,14 +9,16 @@ from broker.state.topics cimport Publisher, Router, TopicRecord
 from broker.topics.messages cimport Message
 
 
-cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _CONTROL, _DEFAULT
+cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED, _CONTROL, _DEFAULT
 
 
 cdef class Publishing:
     cdef public Router router
     cdef public Requests requests
-    cdef public object pressure, flush, consider_line
+    cdef public object pressure, flush, consider_line, traced
     cdef public long long window_messages, window_bytes
+    cdef public bint pushing_back
+    cdef public object refusal
     cdef long long _half_messages, _half_bytes
 
     @cython.locals(

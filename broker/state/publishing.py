@@ -16,7 +16,7 @@ from broker.limits import (
 )
 from broker.protocol.batches import ENTRY_BYTES, Batch, Entry, split_batch
 from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
-from broker.protocol.codes import Code
+from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, payload_bytes
 from broker.protocol.sharing import charge
 from broker.state.delivery import Subscription
@@ -29,8 +29,9 @@ from broker.topics.messages import Chunk, Message, Stream
 from broker.topics.names import check_topic
 from broker.topics.policy import TopicPolicy
 
-_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED = (
-    int(flag) for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST, Flag.SHARED)
+_BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED = (
+    int(flag)
+    for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST, Flag.SHARED, Flag.TRACED)
 )
 
 
@@ -55,11 +56,17 @@ class Publishing:
         self.pressure = pressure
         self.window_messages = window_messages
         self.window_bytes = window_bytes
+        self.pushing_back = False
+        """Nobody gets more credit, because memory runs short (broker/state/watermark.py)."""
+        self.refusal: LimitExceeded | None = None
+        """Why no message is taken, if memory has run so short."""
         self._half_messages = window_messages - window_messages // 2
         self._half_bytes = window_bytes - window_bytes // 2
         self.flush = flush
         self.consider_line: Callable[[Publisher], None] = lambda publisher: None
         """Called when a publisher has sent so many messages one by one that a line may pay."""
+        self.traced: Callable[[TopicRecord, Message], None] | None = None
+        """Routes a traced message, if somebody follows such."""
 
     def topic(self, session: SessionRecord, frame: Frame) -> None:
         """TOPIC: the session gives a number to a topic."""
@@ -114,7 +121,7 @@ class Publishing:
         lane, stream, first = frame.lane, None, None
         if flags & _SHARED:
             stream, first = _borrowed(session, frame)
-        if topic.special:
+        if topic.special or self.refusal is not None:
             if self._refuse(session, publisher, frame, count):
                 return
             flags, payload = frame.flags, frame.payload
@@ -163,6 +170,9 @@ class Publishing:
                 message.sequence = 0
                 message.release()
                 return
+            if flags & _TRACED and self.traced is not None:
+                self.traced(topic, message)
+                return
         self.router.route(topic, message)
         if not flags and frame.lane == _DEFAULT and topic.line is None and session.lines:
             publisher.until_line -= 1
@@ -170,12 +180,13 @@ class Publishing:
                 self.consider_line(publisher)
 
     def _refuse(self, session: SessionRecord, publisher: Publisher, frame: Frame, count: int) -> bool:
-        """Refuses what is longer than the topic's policy allows; says whether nothing of the frame is left.
+        """Refuses what is longer than the topic's policy allows, and all there is no memory for; says whether nothing
+        of the frame is left.
 
         A batch is left with the messages that are short enough. The chunks of a large message are on their way already:
         they come in and go nowhere.
         """
-        maximum = publisher.topic.policy.max_message_bytes
+        maximum = -1 if self._is_too_much(publisher, frame) else publisher.topic.policy.max_message_bytes
         chunked = frame.flags & _CHUNKED
         shared = frame.flags & _SHARED
         longest = frame.total_bytes if chunked or shared else len(frame.payload)
@@ -209,16 +220,26 @@ class Publishing:
                 self._half_used(session, publisher)
         return refused == count
 
+    def _is_too_much(self, publisher: Publisher, frame: Frame) -> bool:
+        """Whether there is no memory for a message: one that takes some, and that is not what somebody waits for."""
+        if self.refusal is None or frame.flags & _SHARED:
+            return False
+        if frame.lane == _CONTROL and payload_bytes(frame.payload) < PLACED_BYTES_MIN and not frame.flags & _CHUNKED:
+            return False
+        return not publisher.topic.name.startswith("$inbox/")
+
     def _tell_refusal(
         self, session: SessionRecord, publisher: Publisher, frame: Frame, size_bytes: int, maximum: int
     ) -> None:
-        """Answers who waits for an answer; tells others once, since they have been told the policy as well."""
+        """Answers who waits for an answer; tells others once, since they have been told the policy as well. Nobody has
+        been told how much memory there is, so of that everybody is told each time."""
         answered = frame.flags & (_ACKNOWLEDGE | _REQUEST)
-        if not answered and publisher.refusal_told:
+        if not answered and publisher.refusal_told and maximum >= 0:
             return
-        publisher.refusal_told = publisher.refusal_told or not answered
+        publisher.refusal_told = publisher.refusal_told or (not answered and maximum >= 0)
         words = f"the policy of topic {publisher.topic.name!r}: publish shorter messages, or declare another limit"
-        body = encode_body(Failure(Code.LIMIT, words, "max_message_bytes", size_bytes, maximum))
+        failure = Failure(Code.LIMIT, words, "max_message_bytes", size_bytes, maximum)
+        body = encode_body(failure_of(self.refusal) if maximum < 0 and self.refusal is not None else failure)
         number, target = (0, frame.target) if answered else (publisher.number, 0)
         session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, number=number, target=target, body=body))
         self.flush(session)
@@ -324,6 +345,10 @@ class Publishing:
         if publisher.held_back:
             return
         topic = publisher.topic
+        if self.pushing_back:
+            publisher.held_back = True
+            topic.held_back += (publisher,)
+            return
         blockers = self.router.routes(topic).blockers(publisher.message)
         if blockers:
             publisher.held_back = True

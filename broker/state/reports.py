@@ -27,6 +27,7 @@ class _Told:
 
     at_ns: int
     operations: int = 0
+    latest_ns: int = 0
     stragglers: tuple[Straggler, ...] = ()
     stuck: tuple[int, str, int] | None = None
 
@@ -47,6 +48,7 @@ class Reports:
         if group.recorder.operations != told.operations:
             told.operations = group.recorder.operations
             stragglers = tuple(group.recorder.stragglers()[:STRAGGLERS_TOLD])
+            told.latest_ns = stragglers[0].lateness_ns if stragglers else 0
             if _is_news(told.stragglers, stragglers):
                 told.stragglers = stragglers
                 self._tell(group, "stragglers", {"stragglers": [_straggler(each) for each in stragglers]})
@@ -57,6 +59,16 @@ class Reports:
         if key is not None and key != told.stuck:
             self._tell(group, "stuck", _stuck(stuck[0], now_ns))
         told.stuck = key
+
+    @property
+    def stuck_groups(self) -> int:
+        """Groups with an operation that had not moved for STUCK_NS at the last look."""
+        return sum(told.stuck is not None for told in self._told.values())
+
+    @property
+    def latest_ns(self) -> int:
+        """How late the latest rank of all groups is; 0 when nobody is late."""
+        return max((told.latest_ns for told in self._told.values()), default=0)
 
     def forget(self, number: GroupNumber) -> None:
         """A group has dissolved."""

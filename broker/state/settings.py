@@ -24,6 +24,7 @@ class Settings:
         declarations: policies of topics that the configuration fixes.
         line_memory: makes memory of so many bytes for a line; raises InvalidValue or LimitExceeded where there is none.
             None when there are no lines.
+        report_ms: how often clients tell of the times that messages take to reach them, in milliseconds; 0 is never.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
 
@@ -31,6 +32,8 @@ class Settings:
     life: int = field(default_factory=lambda: secrets.randbits(63))
     wall_offset_ns: int = 0
     sessions_max: int = limits.SESSIONS_MAX
+    half_open_max: int = limits.HALF_OPEN_MAX
+    connections_per_address_max: int = limits.CONNECTIONS_PER_ADDRESS_MAX
     subscriptions_per_session_max: int = limits.SUBSCRIPTIONS_PER_SESSION_MAX
     hello_timeout_s: float = limits.HELLO_TIMEOUT_S
     heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
@@ -42,5 +45,6 @@ class Settings:
     shared_memory: bool = True
     arena_descriptor_max: int = (1 << 31) - 1
     declarations: tuple[Declaration, ...] = ()
+    report_ms: int = 0
     boards: BoardMaker | None = None
     line_memory: LineMemory | None = None

@@ -28,8 +28,8 @@ from broker.topics.trie import Trie
 from broker.topics.work import Job
 
 if TYPE_CHECKING:
-    from broker.state.lines import TopicLine
     from broker.state.records import SessionRecord
+    from broker.state.topic_line import TopicLine
 
 INBOX: Final = "$inbox/"
 NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
@@ -230,11 +230,11 @@ class Router:
         for name in list(islice(idle, topics)):
             self._forget(name)
 
-    def _let_go(self) -> None:
-        """Keeps all rings together within their bound: the oldest topics let go first, declared values last."""
+    def let_go(self, bytes_max: int) -> None:
+        """Makes all rings together keep no more than so much: the oldest topics let go first, declared values last."""
         for record in sorted(self.topics.values(), key=lambda record: record.policy.retain is True):
             self.retained_bytes -= record.ring.clear()
-            if self.retained_bytes <= RETAINED_BYTES_MAX * 9 // 10:
+            if self.retained_bytes <= bytes_max:
                 break
 
     def _forget(self, name: str) -> None:
@@ -313,7 +313,7 @@ class Router:
         """A large message that was routed when it began has arrived: the topic keeps it, and its works have a job."""
         self.retained_bytes += topic.ring.finish(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
-            self._let_go()
+            self.let_go(RETAINED_BYTES_MAX * 9 // 10)
         if topic.arriving and message in topic.arriving:
             for work in topic.works.values():
                 self.works.add(work, message)
@@ -409,7 +409,7 @@ class Router:
             topic.marks.note(self.moment, message.sequence)
         self.retained_bytes += topic.ring.append(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
-            self._let_go()
+            self.let_go(RETAINED_BYTES_MAX * 9 // 10)
         if topic.line is not None:
             # It comes from there, where its readers read it themselves.
             topic.line.passed(message)

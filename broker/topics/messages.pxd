@@ -7,7 +7,7 @@ cdef class Message:
     cdef public long long sequence, count, size_bytes
     cdef public int lane, flags, content, priority
     cdef public bytes body
-    cdef public object payload, stream, first
+    cdef public object payload, stream, first, trace
     cdef public long holders
     cdef public list singles
 

@@ -48,6 +48,14 @@ class Watcher(Protocol):
         ...
 
 
+class Trace(Protocol):
+    """Whoever follows a message that is traced."""
+
+    def delivered(self, subscriber: str, queue_group: str) -> None:
+        """Called when the message, or its beginning, has been handed to a subscriber's link."""
+        ...
+
+
 class Stream:
     """The arriving side of a large message.
 
@@ -129,11 +137,12 @@ class Message:
             queues; the ring; the queues in which it waits.
         singles: of a batch that somebody has opened, its messages.
         priority: as a job, 0 to 9; the highest goes first.
+        trace: of one that is traced, who follows it.
     """
 
     __slots__ = (
         "body", "content", "count", "first", "flags", "holders", "lane", "payload", "priority", "sender", "sequence",
-        "singles", "size_bytes", "stream", "time_ns", "topic",
+        "singles", "size_bytes", "stream", "time_ns", "topic", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -192,6 +201,7 @@ class Message:
         self.holders = 1
         self.singles: list[Message] | None = None
         self.priority = 0
+        self.trace: Trace | None = None
 
     def release(self) -> None:
         """One holder fewer."""
@@ -223,6 +233,7 @@ class Assignment(Message):
         )  # fmt: skip
         self.delivery = delivery
         self.deliveries = deliveries
+        self.trace = message.trace
 
     def release(self) -> None:
         """One holder fewer. The stream is the job's, which may be delivered again."""

@@ -56,6 +56,7 @@ async def connect(
     reconnect_timeout_s: float = 30.0,
     on_reconnect: Callable[[Reconnected], None] | None = None,
     shared_memory: bool = True,
+    tracing: bool | None = None,
 ) -> Client:
     """Connects to a broker; arguments and errors as for `clients.connect`. The client belongs to the running loop."""
     check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
@@ -72,7 +73,12 @@ async def connect(
         reconnect_timeout_s=reconnect_timeout_s,
         on_reconnect=on_reconnect,
     )
-    client = Client(core, driver)
+    kind = Client
+    if environment.tracing() if tracing is None else tracing:
+        from clients.aio.traced import TracedClient
+
+        kind = TracedClient
+    client = kind(core, driver)
     await driver.connect()
     return client
 

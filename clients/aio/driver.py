@@ -106,9 +106,9 @@ class AsyncDriver:
         """Reads what has come on lines, until nothing more comes without a bell."""
         lines = self.core.lines
         if lines.count:
-            lines.read()
+            lines.read(time.monotonic_ns())
             while not lines.sleeps():
-                lines.read()
+                lines.read(time.monotonic_ns())
             self.flush()
 
     async def _dial(self, timeout_s: float) -> Link:
@@ -212,8 +212,7 @@ class AsyncDriver:
         self._closing = True
         link = self._link
         if link is not None:
-            self.core.before_waiting()
-            self.core.places.farewell()
+            self.core.farewell()
             link.session.close(Code.NORMAL, reason)
             self.core.closing()
             self.flush()

@@ -30,9 +30,18 @@ DEFAULTS = {"digits": {"epochs": 25, "learning_rate": 0.2}, "torch": {"epochs": 
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True)
 @click.option("--late", default=0.0, show_default=True, help="Seconds by which the last trainer is late in each step.")
 @click.option("--elastic", is_flag=True, help="Kill the last trainer on the way, and let another one take its place.")
+@click.option("--admin", default="off", show_default=True, help="HOST:PORT of the broker's dashboard and metrics.")
 @click.option("--plain", is_flag=True, help="Lines in place of a live display; so it is when output is no terminal.")
 def main(
-    mode: str, trainers: int, epochs: int | None, model: str, out: Path, late: float, elastic: bool, plain: bool
+    mode: str,
+    trainers: int,
+    epochs: int | None,
+    model: str,
+    out: Path,
+    late: float,
+    elastic: bool,
+    admin: str,
+    plain: bool,
 ) -> None:
     """Trains a classifier through a broker: by all-reduce, with parameter servers, with a quorum, and by DiLoCo.
 
@@ -58,7 +67,8 @@ def main(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + signal.SIGTERM))
     started_s = time.monotonic()
     try:
-        summaries = launch.run(jobs, out, plain=plain, say=click.echo if plain else lambda text: None)
+        say = click.echo if plain else lambda text: None
+        summaries = launch.run(jobs, out, plain=plain, say=say, admin=admin)
     except ChildFailed as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:

@@ -48,7 +48,9 @@ class Summary:
     joined: bool = False
 
 
-def run(jobs: Sequence[Job], out: Path, *, plain: bool, say: Callable[[str], None]) -> list[Summary]:
+def run(
+    jobs: Sequence[Job], out: Path, *, plain: bool, say: Callable[[str], None], admin: str = "off"
+) -> list[Summary]:
     """Runs jobs one after the other, with one broker and one monitor, each in a process of its own.
 
     Args:
@@ -56,15 +58,18 @@ def run(jobs: Sequence[Job], out: Path, *, plain: bool, say: Callable[[str], Non
         out: a folder for history.json and logs.
         plain: shows lines in place of a live display.
         say: told of each process that is started or lost.
+        admin: host:port of the broker's HTTP interface, or off.
 
     Raises:
         ChildFailed: a process has failed; all have been ended.
     """
     with Processes(out / "logs") as processes:
-        serve = ("serve", "--listen", "tcp://127.0.0.1:0", "--admin", "off")
+        serve = ("serve", "--listen", "tcp://127.0.0.1:0", "--admin", admin)
         broker = processes.start("broker", "broker", *serve, stdout=subprocess.PIPE)
         url = processes.read_line("broker").removeprefix("listening on ")
         say(f"started broker (pid {broker.pid}) at {url}")
+        if admin != "off":
+            say(processes.read_line("broker"))
         with clients.connect(url, name="launcher") as bus, bus.subscribe("results/#") as results:
             described = json.dumps([job.to_json() for job in jobs])
             shown = ["--plain"] if plain else []

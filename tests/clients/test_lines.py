@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -14,14 +13,11 @@ import pytest
 import clients
 from broker.limits import LINE_AFTER_MESSAGES
 from broker.protocol.line import AVAILABLE
-from broker.state.lines import TopicLine
 from tests.clients.asynchronous import AsyncLoop
+from tests.clients.lining import END, PATIENCE_S, begin, has_line, lines_of, rest, values
 from tests.clients.serving import ServingThread
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
-
-PATIENCE_S = 20.0
-END = "end"
 
 
 @pytest.fixture
@@ -40,34 +36,6 @@ def bus(broker: ServingThread) -> Iterator[clients.Client]:
 def other(broker: ServingThread) -> Iterator[clients.Client]:
     with clients.connect(broker.url, name="reader") as client:
         yield client
-
-
-def begin(bus: clients.Client, topic: str = "a") -> int:
-    """Publishes until the topic may have a line; returns how many messages that took."""
-    for number in range(LINE_AFTER_MESSAGES):
-        bus.publish(topic, number, urgent=True)
-    bus.flush(PATIENCE_S)
-    bus.flush(PATIENCE_S)
-    return LINE_AFTER_MESSAGES
-
-
-def has_line(bus: clients.Client, topic: str = "a") -> bool:
-    return bus._core.outgoing.topics[topic].line is not None
-
-
-def lines_of(broker: ServingThread) -> int:
-    return broker.call(lambda: len(broker.server.state.router.lines))  # type: ignore[return-value]
-
-
-def values(subscription: clients.Subscription, count: int) -> list[object]:
-    return [subscription.next(PATIENCE_S).value for _ in range(count)]
-
-
-def rest(subscription: clients.Subscription) -> list[object]:
-    found = []
-    while (value := subscription.next(PATIENCE_S).value) != END:
-        found.append(value)
-    return found
 
 
 def test_a_topic_that_is_read_by_those_who_can_gets_a_line(
@@ -414,81 +382,3 @@ def test_a_handler_gets_what_comes_on_a_line(bus: clients.Client, other: clients
     bus.publish("a", END, urgent=True)
     assert over.wait(PATIENCE_S)
     assert found == [*range(50), END]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_comes_and_goes_each_message_arrives_once_and_in_order(
-    broker: ServingThread,
-    bus: clients.Client,
-    other: clients.Client,
-    monkeypatch: pytest.MonkeyPatch,
-    seed: int,
-) -> None:
-    """A line ends and begins again dozens of times, at moments that nobody chooses."""
-    # A topic that has lost its line gets the next one at once.
-    monkeypatch.setattr("broker.state.lines.LINE_LASTING_MESSAGES", 0)
-    monkeypatch.setattr("broker.state.lines.LINE_AGAIN_MESSAGES", 1)
-    random = Random(seed)
-    subscriptions = [other.subscribe("a", queue_messages=500), bus.subscribe("+", queue_messages=100_000)]
-    found: list[list[clients.Message]] = [[], []]
-    over = threading.Event()
-    begun: list[int] = []
-    begin_line = TopicLine.begin
-
-    def begin_and_count(line: TopicLine) -> bool:
-        begun.append(line.number)
-        return begin_line(line)
-
-    monkeypatch.setattr(TopicLine, "begin", begin_and_count)
-
-    def read(subscription: clients.Subscription, messages: list[clients.Message]) -> None:
-        while (message := subscription.next(PATIENCE_S)).value != END:
-            messages.append(message)
-
-    def publish() -> None:
-        own, number = Random(-seed), 0
-        while not over.is_set():
-            kind = own.random()
-            if kind < 0.005:
-                bus.publish("a", [number] * 10_000, timeout_s=PATIENCE_S)
-            elif kind < 0.02:
-                bus.publish("a", number, ack="accepted", timeout_s=PATIENCE_S)
-            elif kind < 0.4:
-                bus.publish("a", number, timeout_s=PATIENCE_S)
-            else:
-                bus.publish("a", number, urgent=True, timeout_s=PATIENCE_S)
-            number += 1
-        bus.publish("a", END, timeout_s=PATIENCE_S)
-
-    threads = [threading.Thread(target=read, args=pair) for pair in zip(subscriptions, found, strict=True)]
-    threads.append(threading.Thread(target=publish))
-    for thread in threads:
-        thread.start()
-    for _ in range(60):
-        what = random.randrange(5)
-        if what == 0:
-            with other.subscribe("#", overflow="latest") as latest:
-                latest.next(PATIENCE_S)
-        elif what == 1:
-            with clients.connect(broker.url) as third, third.subscribe("a") as mine:
-                for _ in range(random.randrange(1, 50)):
-                    mine.next(PATIENCE_S)
-        elif what == 2:
-            with clients.connect(broker.url) as second:
-                second.publish("a", "foreign", ack="accepted")
-        elif what == 3:
-            other.declare("a", ring_messages=random.randrange(10, 2000))
-        else:
-            other.pressure("a")
-    over.set()
-    for thread in threads:
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
-    for messages in found:
-        numbers = [value[0] if isinstance(value := message.value, list) else value for message in messages]
-        assert [number for number in numbers if number != "foreign"] == list(
-            range(len(numbers) - numbers.count("foreign"))
-        )
-        assert [message.sequence for message in messages] == list(range(1, len(messages) + 1))
-    assert [m.value for m in found[0]] == [m.value for m in found[1]]
-    assert len(begun) > 5

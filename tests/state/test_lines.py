@@ -441,3 +441,19 @@ def test_a_frame_is_taken_once_by_the_reader_or_delivered_once_by_the_broker(
         got += one.read()
         got += one.peer.payloads()[8:]
         assert got == [b"%d" % number for number in range(6)]
+
+
+def test_when_memory_runs_short_there_are_no_lines(talk: Talk, publisher: Liner, reader: Liner) -> None:
+    publisher.go_on_line("a")
+    publisher.write("a", b"read already")
+    assert reader.read() == [b"read already"]
+    publisher.write("a", b"not yet")
+    talk.state.watermark.look(90, 100, [])
+    talk.settle()
+    assert not lines(talk)
+    assert publisher.write("a", b"too late") == CLOSED
+    assert reader.peer.payloads()[8:] == [b"not yet"]
+    assert talk.state.router.topics["a"].published == 10
+    for _ in range(100):
+        publisher.peer.publish("a", b"refused")
+    assert len(publisher.offers()) == 1

@@ -1,0 +1,40 @@
+"""MEASURED: what a client tells of the times that messages took to reach it (docs/wire.md section 17)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker.errors import ProtocolError
+from broker.histograms import BUCKETS
+from broker.limits import REPORTED_MAX
+from broker.protocol.frames import LANES
+
+
+class Measured(msgspec.Struct, omit_defaults=True):
+    """Since the last report of this session, of messages that have come since their subscriptions began.
+
+    Attributes:
+        counts: of each lane, how many messages took so long; see broker/histograms.py for the bounds. Empty where there
+            were none.
+        sums_us: of each lane, all their times together, in microseconds.
+        early: messages that had come before they were published, by their publishers' clocks. They count as 0 too.
+    """
+
+    counts: list[list[int]]
+    sums_us: list[int]
+    early: int = 0
+
+    def check(self) -> None:
+        """Refuses what cannot be.
+
+        Raises:
+            ProtocolError: it has other lanes or buckets than there are, or a number that is out of bounds.
+        """
+        shaped = len(self.counts) == len(self.sums_us) == LANES and all(
+            len(counts) in (0, BUCKETS) for counts in self.counts
+        )
+        numbers = [self.early, *self.sums_us, *(count for counts in self.counts for count in counts)]
+        if not shaped or not all(0 <= number <= REPORTED_MAX for number in numbers):
+            raise ProtocolError(
+                f"MEASURED: {LANES} lanes of {BUCKETS} counts or none, from 0 to {REPORTED_MAX} each, were expected"
+            )

@@ -1,0 +1,97 @@
+"""How much memory the broker uses, and how much there is for it.
+
+Used is what is its own: resident pages (/proc/self/statm) without shared ones, which are those of publishers on this
+host. What there is is what it uses and what the machine could still give, or the control groups that it is in, whatever
+is least; or what the configuration says, if that is less.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_GROUPS: Final = Path("/sys/fs/cgroup")
+_FILES: Final = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""The limit, the use, and what of that can be given back at once: of control groups of version 2 and 1."""
+
+
+class MemoryGauge:
+    """Reads it from the system. `close` lets go of the file that it keeps open."""
+
+    def __init__(self, configured_bytes: int) -> None:
+        """`configured_bytes`: what the broker may use at most, whatever there is."""
+        self._configured_bytes = configured_bytes
+        # Kept open, because when the process is out of descriptors there is none to open it with.
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._groups = list(_control_groups())
+
+    def used_bytes(self) -> int:
+        """What the process has resident of its own."""
+        _, resident, shared, *_ = os.pread(self._statm, 256, 0).split()
+        return (int(resident) - int(shared)) * PAGE_BYTES
+
+    def limit_bytes(self, used_bytes: int) -> int:
+        """What it may use at most at this moment, given what it uses.
+
+        Raises:
+            OSError: the system does not say; the process may be out of descriptors.
+        """
+        available = [_available_bytes(), *(_left_of(folder, names) for folder, names in self._groups)]
+        return min(self._configured_bytes, used_bytes + max(0, min(available)))
+
+    def close(self) -> None:
+        """A second call does nothing."""
+        descriptor, self._statm = self._statm, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __repr__(self) -> str:
+        return f"<MemoryGauge groups={[str(folder) for folder, _ in self._groups]}>"
+
+
+def give_back() -> None:
+    """Returns to the system what was freed and lies in between (malloc_trim(3)), where there is such a thing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
+def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The folders of the groups whose limits hold for this process."""
+    membership = Path("/proc/self/cgroup")
+    for line in membership.read_text(encoding="utf-8").splitlines() if membership.exists() else ():
+        _, controllers, place = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, names = (_GROUPS / "memory", _FILES[1]) if controllers else (_GROUPS, _FILES[0])
+        folder = root / place.strip("/")
+        # In a container the path may be that of the host, where nothing is: then its own group is the root.
+        for each in (folder, *folder.parents):
+            if (each / names[0]).exists() and (each / names[1]).exists():
+                yield each, names
+            if each == root:
+                break
+
+
+def _left_of(folder: Path, names: tuple[str, str, str]) -> int:
+    """What a control group still gives; very much where it has no limit."""
+    limit_file, use_file, cache = names
+    limit = (folder / limit_file).read_text(encoding="ascii").strip()
+    if limit == "max":
+        return 1 << 62
+    stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+    return int(limit) - int((folder / use_file).read_text(encoding="ascii")) + int(stat.get(cache, 0))

@@ -1,0 +1,33 @@
+"""What clients have measured: how long messages took to reach them, all clients together."""
+
+from __future__ import annotations
+
+from broker.histograms import BUCKETS, Histogram
+from broker.protocol.bodies import decode_body
+from broker.protocol.frames import LANES, Frame
+from broker.protocol.measured import Measured
+from broker.state.records import SessionRecord
+
+
+class Latencies:
+    """The sum of all reports since the broker began.
+
+    Attributes:
+        lanes: a histogram for each lane.
+        early: messages that had come before they were published, by their publishers' clocks.
+    """
+
+    def __init__(self) -> None:
+        self.lanes = [Histogram() for _ in range(LANES)]
+        self.early = 0
+
+    def measured(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """MEASURED: a client's report."""
+        report = decode_body(frame.body, Measured)
+        report.check()
+        for histogram, counts, sum_us in zip(self.lanes, report.counts, report.sums_us, strict=True):
+            histogram.add(counts or [0] * BUCKETS, sum_us * 1000)
+        self.early += report.early
+
+    def __repr__(self) -> str:
+        return f"<Latencies messages={[lane.total for lane in self.lanes]} early={self.early}>"

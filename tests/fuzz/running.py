@@ -1,0 +1,138 @@
+"""Gives a parser many inputs, and watches what they cost.
+
+Memory is what Python's allocators have handed out at most during one input (tracemalloc), beyond what was there before.
+It is measured for all of the corpus and for one in 64 of the other inputs, because measuring takes longer than parsing.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import Final
+
+from tests.fuzz.mutations import mutated
+from tests.fuzz.parsers import PARSERS, Parser
+
+CORPUS: Final = Path(__file__).with_name("corpus")
+MEMORY_RATIO_MAX: Final = 200
+"""Bytes of memory for each byte of input."""
+MEMORY_BYTES_FREE: Final = 64 * 1024
+"""What an input may cost however short it is: the objects of one error with its text."""
+MEMORY_BYTES_MADE: Final[Mapping[str, int]] = {"broker": 2 << 20, "toml": 1 << 20}
+"""What comes on top for some: a broker and three clients are made for each input; and what is nested too deeply takes
+frames of Python until there are as many as may be, whatever the length of the input."""
+MEASURED_EVERY: Final = 64
+HANG_S: Final = 30
+"""So long may HANG_INPUTS take, thousands of times as long as they do."""
+HANG_INPUTS: Final = 1024
+
+
+class Hang(Exception):
+    """A parser does not come back."""
+
+
+@dataclass
+class Report:
+    """What became of a run.
+
+    Attributes:
+        parser: its name.
+        inputs: how many it was given.
+        seconds: of the processor's time, mutating included.
+        memory_bytes: what the worst input that was measured has taken.
+        memory_ratio: bytes for each byte of input, of the worst one that took more than any may.
+        faults: each with the input and what was wrong.
+    """
+
+    parser: str
+    inputs: int = 0
+    seconds: float = 0.0
+    memory_bytes: int = 0
+    memory_ratio: float = 0.0
+    faults: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rate = self.inputs / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.parser}: {self.inputs} inputs in {self.seconds:.1f} s of the processor ({rate:.0f} per second), "
+            f"memory at most {self.memory_bytes // 1024} KiB, {self.memory_ratio:.0f} times the input beyond what is "
+            f"free, {len(self.faults)} faults"
+        )
+
+
+def corpus(parser: str) -> list[bytes]:
+    """The corpus of a parser: a line in hexadecimal for each input."""
+    return [bytes.fromhex(line) for line in (CORPUS / f"{parser}.hex").read_text(encoding="ascii").splitlines()]
+
+
+def run(parser: str, inputs: int, *, seed: int, faults_max: int = 1) -> Report:
+    """Gives a parser its corpus and so many mutations of it; stops at faults_max faults."""
+    report, seeds = Report(parser), corpus(parser)
+    harness = PARSERS[parser]
+    began_s = time.process_time()
+    with _no_hang():
+        for number, data in enumerate(_inputs(seeds, inputs, Random(seed))):
+            if number % HANG_INPUTS == 0:
+                signal.alarm(HANG_S)
+            measured = number < len(seeds) or number % MEASURED_EVERY == 0
+            try:
+                if measured:
+                    free_bytes = MEMORY_BYTES_FREE + MEMORY_BYTES_MADE.get(parser, 0)
+                    taken_bytes = memory_bytes(harness, data)
+                    report.memory_bytes = max(report.memory_bytes, taken_bytes)
+                    ratio = max(0, taken_bytes - free_bytes) / max(1, len(data))
+                    report.memory_ratio = max(report.memory_ratio, ratio)
+                    if ratio > MEMORY_RATIO_MAX:
+                        raise MemoryError(f"{taken_bytes} bytes of memory for {len(data)} of input")
+                else:
+                    harness(data)
+            except Exception as error:
+                report.faults.append((data, f"{type(error).__name__}: {error}"))
+                if len(report.faults) >= faults_max:
+                    break
+            report.inputs += 1
+    report.seconds = time.process_time() - began_s
+    return report
+
+
+def memory_bytes(harness: Parser, data: bytes) -> int:
+    """Gives a parser one input; returns how much memory was in use for it at most."""
+    tracemalloc.start()
+    try:
+        harness(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _inputs(seeds: Sequence[bytes], count: int, random: Random) -> Iterator[bytes]:
+    yield from seeds
+    for _ in range(count):
+        yield mutated(seeds, random)
+
+
+@contextmanager
+def _no_hang() -> Iterator[None]:
+    """An alarm that nobody puts off raises Hang."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise Hang(f"{HANG_INPUTS} inputs have taken more than {HANG_S} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def names(wanted: Iterable[str]) -> list[str]:
+    """The parsers that are meant: all of them for none."""
+    return list(wanted) or list(PARSERS)

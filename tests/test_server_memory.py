@@ -1,0 +1,54 @@
+"""How much memory there is, and how much of it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker import server_memory
+from broker.limits import MEMORY_BYTES_MAX, MIB
+from broker.server_memory import MemoryGauge, give_back
+
+
+def test_used_memory_is_what_was_touched() -> None:
+    gauge = MemoryGauge(MEMORY_BYTES_MAX)
+    before = gauge.used_bytes()
+    array = np.ones(64 * MIB, np.uint8)
+    assert array.nbytes * 3 // 4 < gauge.used_bytes() - before
+    gauge.close()
+    gauge.close()
+    give_back()
+
+
+def test_the_configured_limit_counts_where_there_is_more() -> None:
+    gauge = MemoryGauge(5)
+    assert gauge.limit_bytes(1) == 5
+    gauge.close()
+
+
+def test_what_there_is_is_what_is_used_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    gauge = MemoryGauge(MEMORY_BYTES_MAX)
+    monkeypatch.setattr(server_memory, "_available_bytes", lambda: 100)
+    monkeypatch.setattr(gauge, "_groups", [])
+    assert gauge.limit_bytes(50) == 150
+    gauge.close()
+
+
+@pytest.mark.parametrize(
+    ("names", "limit", "left"),
+    [
+        (server_memory._FILES[0], "1000", 600),
+        (server_memory._FILES[0], "max", 1 << 62),
+        (server_memory._FILES[1], "900", 500),
+    ],
+)
+def test_a_control_group_gives_its_limit_less_its_use_but_for_its_cache(
+    tmp_path: Path, names: tuple[str, str, str], limit: str, left: int
+) -> None:
+    limit_file, use_file, cache = names
+    (tmp_path / limit_file).write_text(f"{limit}\n")
+    (tmp_path / use_file).write_text("700\n")
+    (tmp_path / "memory.stat").write_text(f"anon 400\n{cache} 300\nfile 300\n")
+    assert server_memory._left_of(tmp_path, names) == left
