@@ -8,7 +8,7 @@ from clients.incoming cimport Incoming
 from clients.subscription_state cimport SubscriptionState
 
 
-cdef int _TAKEN, _PUBLISH, _DEFAULT, _BATCH, _ALLOWED, _BATCH_MESSAGES_MAX
+cdef int _TAKEN, _PUBLISH, _DEFAULT, _BATCH, _ALLOWED, _BATCH_MESSAGES_MAX, _ENTRIES_AT_ONCE
 
 
 cdef class LineIn:
@@ -27,7 +27,7 @@ cdef class Lines:
     cdef public Incoming incoming
     cdef list _lines
 
-    @cython.locals(line=LineIn, frame=Frame, took=bint)
+    @cython.locals(line=LineIn, frame=Frame, took=bint, _=int)
     cpdef bint read(self, long long now_ns) except -1
     @cython.locals(count=int)
     cdef _hand_out(self, LineIn line, Frame frame)

@@ -29,6 +29,8 @@ _PUBLISH, _DEFAULT = int(Kind.PUBLISH), int(Lane.DEFAULT)
 _BATCH = int(Flag.BATCH)
 _ALLOWED = int(Flag.BATCH | Flag.ACKNOWLEDGE)
 _BATCH_MESSAGES_MAX = BATCH_MESSAGES_MAX
+_ENTRIES_AT_ONCE = 1024
+"""Of one line, before others that want the client's lock get it."""
 
 
 class LineIn:
@@ -114,7 +116,9 @@ class Lines:
         took = False
         self.incoming.latencies.read_at(now_ns)
         for line in self._lines:
-            while line.has_room():
+            for _ in range(_ENTRIES_AT_ONCE):
+                if not line.has_room():
+                    break
                 frame = Frame.__new__(Frame)
                 try:
                     if line.reader.take(frame) != _TAKEN:

@@ -32,7 +32,7 @@ class SubscriptionState(Signal):
         what: what a reader waits for, in words.
         is_latest: whether it asks for each message.
         is_special: whether there is more to taking a message than credit.
-        held_bytes: at most so many of what is here have come on lines.
+        held_bytes: what has come on lines, less what was taken since.
         evicts: whether messages that wait here make room for newer ones.
         pending: messages that wait in this process.
         dropped: messages that were dropped by the overflow policy, here or in the broker.
@@ -177,6 +177,7 @@ class SubscriptionState(Signal):
         self.pending -= 1
         self._forget(message)
         self._drop(message.topic, 1)
+        self.held_bytes -= message.size_bytes
         self._gaps_evicted[message.topic] = self._gaps_evicted.get(message.topic, 0) + 1 + message.gap
         self.taken(message)
         self.credit_due = True
@@ -197,7 +198,7 @@ class SubscriptionState(Signal):
         within the queue's bounds."""
         if self.closed is not None:
             return True
-        if not self.pending:
+        if not self.pending or self.held_bytes < 0:
             self.held_bytes = 0
         wishes = self.wishes
         return self.held_bytes < wishes.queue_bytes and (
@@ -221,6 +222,7 @@ class SubscriptionState(Signal):
                 self.pending -= 1
                 self._owed_messages += 1
                 self._owed_bytes += size
+                self.held_bytes -= size
                 return message
         return None
 
@@ -241,6 +243,7 @@ class SubscriptionState(Signal):
             message.gap += self._gaps_evicted.pop(message.topic, 0)
         self._owed_messages += 1
         self._owed_bytes += message.size_bytes
+        self.held_bytes -= message.size_bytes
         if self._owed_messages >= self._threshold or self._owed_bytes >= self._bytes_threshold:
             self.credit_due = True
         return message

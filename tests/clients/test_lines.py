@@ -246,6 +246,20 @@ def test_drop_oldest_keeps_the_newest_and_counts_the_rest(bus: clients.Client, o
     assert [m.sequence for m in messages] == sorted(m.sequence for m in messages)
 
 
+def test_who_drops_the_oldest_goes_on_reading_however_much_comes(bus: clients.Client, other: clients.Client) -> None:
+    subscription = other.subscribe("a", overflow="drop_oldest", queue_messages=64, queue_bytes=1 << 18)
+    first = begin(bus)
+    for number in range(1500):
+        bus.publish("a", bytes(1000), urgent=True)
+        if not number % 50:
+            other.flush(PATIENCE_S)
+    assert has_line(bus)
+    bus.flush(PATIENCE_S)
+    other.flush(PATIENCE_S)
+    assert subscription.pending == 64
+    assert subscription.dropped == first + 1500 - 64
+
+
 def test_a_reader_whose_connection_is_lost_goes_on_where_it_was(
     broker: ServingThread, bus: clients.Client, other: clients.Client
 ) -> None:
