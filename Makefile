@@ -40,7 +40,7 @@ check: $(VENV)/dev.stamp
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy --strict broker clients
 
-# Each parser with its corpus and 200,000 mutations of it.
+# Each parser with its corpus and 200,000 mutations of it; a whole broker with a tenth of that.
 fuzz: $(VENV)/dev.stamp
 	$(RUN) -m tests.fuzz --inputs 200000
 

@@ -20,11 +20,13 @@ REPEATS = 5
 CASE_NAMES = ",".join(case.name for case in cases.ALL)
 SYSTEMS = ",".join(contestants.SYSTEMS)
 TRANSPORTS = "tcp,unix"
+MORE = {"transports": ["tls"]}
+"""What may be chosen besides the default, by option."""
 
 
 def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    """Reads a list with commas, and refuses a name that the default does not have."""
-    known = str(parameter.default).split(",")
+    """Reads a list with commas, and refuses a name that is neither in the default nor in MORE."""
+    known = str(parameter.default).split(",") + MORE.get(str(parameter.name), [])
     names = value.split(",")
     for name in names:
         if name not in known:
@@ -34,7 +36,9 @@ def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> l
 
 @click.command()
 @click.option("--only", default=CASE_NAMES, callback=_chosen, show_default=True, help="Benchmarks to run.")
-@click.option("--transports", default=TRANSPORTS, callback=_chosen, show_default=True, help="Transports to measure.")
+@click.option(
+    "--transports", default=TRANSPORTS, callback=_chosen, show_default=True, help="Transports to measure; tls too."
+)
 @click.option(
     "--contestants", "names", default=SYSTEMS, callback=_chosen, show_default=True, help="Systems to measure."
 )

@@ -208,7 +208,7 @@ class Contestant(ABC):
 
     Attributes:
         name: what it is called in tables and on the command line. What follows a slash is a variant of the system.
-        transports: which it can use, of `tcp` and `unix`.
+        transports: which it can use, of `tcp`, `tls` and `unix`.
         is_peer: whether it is what somebody would use instead of tensorbus.
         message_bytes_max: the longest message that it passes; None for any.
         publishers_max: how many may publish to one topic; None for any.
@@ -242,7 +242,8 @@ class Contestant(ABC):
         The process prints `listening on ADDRESS` on its standard output once it accepts connections.
 
         Args:
-            address: `tcp://127.0.0.1:0`, where the broker is to choose the port, or `unix:///path`.
+            address: `tcp://127.0.0.1:0` or `tls://127.0.0.1:0`, where the broker is to choose the port, or
+                `unix:///path`.
             directory: for its files; it exists, is empty, and is removed afterwards.
         """
 

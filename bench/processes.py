@@ -44,7 +44,8 @@ class Team:
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="tensorbus-bench-")
         try:
-            wanted = "tcp://127.0.0.1:0" if self._transport == "tcp" else f"unix://{self._directory.name}/socket"
+            unix = self._transport == "unix"
+            wanted = f"unix://{self._directory.name}/socket" if unix else f"{self._transport}://127.0.0.1:0"
             files = Path(self._directory.name) / "broker"
             files.mkdir()
             command = self._contestant.broker_command(wanted, files)

@@ -191,11 +191,15 @@ class TensorbusBus(Bus):
 class Tensorbus(Contestant):
     """tensorbus itself; a variant has an overflow policy for the subscriptions of `handle`."""
 
+    transports = ("tcp", "tls", "unix")
+
     def __init__(self, overflow: str = "") -> None:
         self.name = f"tensorbus/{overflow}" if overflow else "tensorbus"
         self._overflow = overflow
 
     def broker_command(self, address: str, directory: Path) -> list[str]:
+        if address.startswith("tls:"):
+            address += f"?certificates={certificates(directory)}"
         return [sys.executable, "-m", "broker", "serve", "--listen", address, "--admin", "off"]
 
     def connect(self, address: str, *, threads: bool = False) -> TensorbusBus:
@@ -219,6 +223,8 @@ class Watched(Tensorbus):
 class TensorbusOverZeromq(Tensorbus):
     """tensorbus with ZeroMQ between it and its clients."""
 
+    transports = ("tcp", "unix")
+
     def __init__(self) -> None:
         super().__init__()
         self.name = "tensorbus-zmq"
@@ -226,3 +232,10 @@ class TensorbusOverZeromq(Tensorbus):
     def broker_command(self, address: str, directory: Path) -> list[str]:
         scheme, _, place = address.partition("://")
         return super().broker_command(f"{'zmq+ipc' if scheme == 'unix' else 'zmq+tcp'}://{place}", directory)
+
+
+def certificates(directory: Path) -> Path:
+    """A folder with a certificate that both ends of a connection show, and its authority."""
+    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+
+    return Authority.create(directory).issue(BROKER, ("admin",), hosts=LOCAL_HOSTS)[0]

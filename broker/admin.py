@@ -10,7 +10,8 @@
     /api/v1/events      what the dashboard shows, once a second, as server-sent events
     /                   the dashboard: one page, which asks nobody else for anything
 
-Errors are JSON too: {"error": "what happened"}. There is no authentication, so the default address is this host's own.
+Errors are JSON too: {"error": "what happened"}. The default address is this host's own, where everybody may look;
+broker/admin_guard.py says who may elsewhere.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from aiohttp import web
 from broker import admin_views as views
 from broker.admin_events import Events
 from broker.admin_groups import group_views
+from broker.admin_guard import Guard
 from broker.admin_hosts import names_of, only
 from broker.errors import InvalidValue, ListenError
 from broker.metrics import Metrics
 from broker.server import Server
 from broker.topics.names import ALL_LEVELS
+from broker.transport.addresses import Address
 from broker.transport.sockets import in_plain_words
 
 SHUTDOWN_TIMEOUT_S: Final = 1.0
@@ -68,25 +71,28 @@ class Admin:
             The root of the interface with the real port, as in http://127.0.0.1:4871.
 
         Raises:
-            ListenError: the address cannot be listened on. Nothing is left listening.
+            ListenError: the address cannot be listened on, or strangers could look at it there. Nothing is left
+                listening.
         """
         host, _, port = address.rpartition(":")
+        bare = host.removeprefix("[").removesuffix("]")
+        guard = Guard(self._server, Address("tcp", host=bare, port=int(port)))
         self._names = names_of(address)
         runner = web.AppRunner(
-            self._application(), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+            self._application(guard), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host.removeprefix("[").removesuffix("]"), int(port)).start()
+            await web.TCPSite(runner, bare, int(port), ssl_context=guard.context).start()
         except OSError as error:
             await runner.cleanup()
             advice = "--admin HOST:PORT chooses another address, --admin off does without"
-            raise ListenError(f"http://{address}", f"{in_plain_words(error)} ({advice})") from error
+            raise ListenError(f"{guard.scheme}://{address}", f"{in_plain_words(error)} ({advice})") from error
         except BaseException:
             await runner.cleanup()
             raise
         self._runner = runner
-        return f"http://{host}:{runner.addresses[0][1]}"
+        return f"{guard.scheme}://{host}:{runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         """Stops listening and ends what is under way; a second call does nothing."""
@@ -94,9 +100,9 @@ class Admin:
         if runner is not None:
             await runner.cleanup()
 
-    def _application(self) -> web.Application:
+    def _application(self, guard: Guard) -> web.Application:
         names = self._names | frozenset(name.lower() for name in self._server.config.admin_names)
-        application = web.Application(middlewares=[_errors_as_json, only(names)])
+        application = web.Application(middlewares=[_errors_as_json, only(names), guard.check])
         application.on_shutdown.append(self._events.stop)
         handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             "/": self._index,

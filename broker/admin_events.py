@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from broker.admin_groups import GroupView, group_view
+from broker.admin_groups import GroupView, group_view, groups_of
 from broker.admin_views import server_view, session_view, topic_view, topics_of
 from broker.cli_top_data import Look, Refresh, Session, Topic, refresh
 from broker.cli_top_data import Server as ServerRow
@@ -95,8 +95,8 @@ def _look(server: Server, now_ns: int) -> Look:
             for record in islice(list(state.sessions.values()), ITEMS_MAX)
         ],
         [
-            msgspec.convert(topic_view(state.router, topic, explained=False), Topic, from_attributes=True)
-            for topic in islice(topics_of(server), ITEMS_MAX)
+            msgspec.convert(topic_view(tenant, topic, explained=False), Topic, from_attributes=True)
+            for tenant, topic in islice(topics_of(server), ITEMS_MAX)
         ],
         [],
         [],
@@ -106,7 +106,7 @@ def _look(server: Server, now_ns: int) -> Look:
 def _event(server: Server, before: Look | None, now: Look) -> Event:
     told = refresh(before, now)
     told.sessions, told.topics = told.sessions[:ROWS_MAX], told.topics[:ROWS_MAX]
-    groups = list(server.state.groups.by_number.values())
+    groups = groups_of(server)
     now_ns = int(now.at_s * 1e9)
-    views = [group_view(server, group, now_ns) for group in groups[:GROUPS_MAX]]
+    views = [group_view(server, tenant, group, now_ns) for tenant, group in groups[:GROUPS_MAX]]
     return Event(told, views, len(groups), server.state.draining)

@@ -6,6 +6,7 @@ answer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -17,6 +18,7 @@ from broker.collectives.recorder import Recorded
 from broker.collectives.snapshots import GroupSnapshot, OperationSnapshot
 from broker.ids import SessionId
 from broker.server import Server
+from broker.state.tenants import Tenant
 
 RECENT_SHOWN: Final = 32
 """Operations of each group that are shown; its recorder may have more."""
@@ -162,6 +164,7 @@ class GroupView(msgspec.Struct, frozen=True):
         last_outcome: how the last operation ended; empty before the first one.
         last_failure: the last one that failed, other than by a change of members; null when none has.
         recent: the last operations, at most 32, oldest first.
+        tenant: whose group it is; numbers are a tenant's own.
     """
 
     name: str
@@ -183,16 +186,23 @@ class GroupView(msgspec.Struct, frozen=True):
     last_outcome: str
     last_failure: RecordedView | None
     recent: list[RecordedView]
+    tenant: str = ""
+
+
+def groups_of(server: Server, tenants: Iterable[Tenant] | None = None) -> list[tuple[Tenant, Group]]:
+    """The collective groups of some tenants, or of all; of each the oldest first."""
+    tenants = server.state.tenants.values() if tenants is None else tenants
+    return [(tenant, group) for tenant in tenants for group in tenant.groups.by_number.values()]
 
 
 def group_views(server: Server, now_ns: int) -> list[GroupView]:
-    """All collective groups, oldest first."""
-    return [group_view(server, group, now_ns) for group in server.state.groups.by_number.values()]
+    """All collective groups."""
+    return [group_view(server, tenant, group, now_ns) for tenant, group in groups_of(server)]
 
 
-def group_view(server: Server, group: Group, now_ns: int) -> GroupView:
+def group_view(server: Server, tenant: Tenant, group: Group, now_ns: int) -> GroupView:
     """One group at this moment."""
-    shown = server.state.groups.snapshot(group, now_ns)
+    shown = tenant.groups.snapshot(group, now_ns)
     members = [
         _member(server, session, rank, None, now_ns) for rank, session in zip(shown.ranks, shown.sessions, strict=True)
     ]
@@ -218,6 +228,7 @@ def group_view(server: Server, group: Group, now_ns: int) -> GroupView:
         last_outcome=recent[-1].outcome.value if recent else "",
         last_failure=None if failure is None else _recorded(failure, now_ns),
         recent=[_recorded(operation, now_ns) for operation in recent],
+        tenant=tenant.name,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -22,7 +22,9 @@ from broker.state.delivery import Subscription
 from broker.state.pressure import Blocker
 from broker.state.queries import blockers
 from broker.state.records import SessionRecord
-from broker.state.topics import Router, TopicRecord
+from broker.state.tenants import Tenant
+from broker.state.topics import TopicRecord
+from broker.state.totals import Totals
 from broker.state.works import Work
 from broker.topics.names import ALL_LEVELS, check_filter, matches
 
@@ -133,6 +135,7 @@ class SessionView(msgspec.Struct, frozen=True):
         dropped_messages: lost by its subscriptions that are open.
         publishes: topics to which it has published, sorted.
         groups: collective groups in which it is a member or waits to be one, sorted.
+        tenant: to which it belongs; empty for none.
     """
 
     id: int
@@ -150,6 +153,7 @@ class SessionView(msgspec.Struct, frozen=True):
     dropped_messages: int
     publishes: list[str]
     groups: list[str]
+    tenant: str = ""
 
 
 class QueueGroupView(msgspec.Struct, frozen=True):
@@ -211,6 +215,7 @@ class TopicView(msgspec.Struct, frozen=True):
         held_back_by: the clients that they wait for, or `queue group` and its name, at most 16.
         queue_groups: with acknowledgement, by name.
         policy: all settings.
+        tenant: whose topic it is; empty for none.
     """
 
     name: str
@@ -226,12 +231,18 @@ class TopicView(msgspec.Struct, frozen=True):
     held_back_by: list[str]
     queue_groups: list[QueueGroupView]
     policy: list[SettingView]
+    tenant: str = ""
 
 
-def server_view(server: Server, now_ns: int) -> ServerView:
-    """The broker at this moment."""
+def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = None) -> ServerView:
+    """The broker at this moment; what it counts is of some tenants, or of all."""
     state = server.state
-    totals = state.totals()
+    if tenants is None or len(tenants) == len(state.tenants):
+        tenants, totals = list(state.tenants.values()), state.totals()
+    else:
+        totals = Totals()
+        for tenant in tenants:
+            totals.add(tenant.totals())
     return ServerView(
         name=server.config.name,
         version=version(),
@@ -243,10 +254,10 @@ def server_view(server: Server, now_ns: int) -> ServerView:
         shared_memory=server.config.shared_memory,
         listeners=[str(listener.address) for listener in server.listeners],
         draining=state.draining,
-        sessions=sessions_open(state),
-        subscriptions=subscriptions_open(state),
-        topics=len(public_topics(state)),
-        groups=len(state.groups.by_number),
+        sessions=sessions_open(tenants),
+        subscriptions=subscriptions_open(tenants),
+        topics=len(public_topics(tenants)),
+        groups=sum(len(tenant.groups.by_number) for tenant in tenants),
         published_messages=totals.published_messages,
         published_bytes=totals.published_bytes,
         delivered_messages=totals.delivered_messages,
@@ -261,7 +272,7 @@ def server_view(server: Server, now_ns: int) -> ServerView:
 
 def session_views(server: Server, now_ns: int) -> list[SessionView]:
     """All sessions, oldest first."""
-    server.state.lines.drain()
+    server.state.drain_lines()
     return [session_view(record, now_ns) for record in server.state.sessions.values()]
 
 
@@ -284,6 +295,7 @@ def session_view(record: SessionRecord, now_ns: int) -> SessionView:
         dropped_messages=sum(each.dropped for each in record.subscriptions.values()),
         publishes=sorted({publisher.topic.name for publisher in record.publishers.values()}),
         groups=sorted(record.groups),
+        tenant=record.tenant.name,
     )
 
 
@@ -304,15 +316,20 @@ def _subscription_view(subscription: Subscription) -> SubscriptionView:
     )
 
 
-def topics_of(server: Server, topic_filter: str = ALL_LEVELS, after: int = 0) -> Iterator[TopicRecord]:
-    """The topics of clients that a filter matches, oldest first, without the first `after` of them.
+def topics_of(
+    server: Server, topic_filter: str = ALL_LEVELS, after: int = 0, tenants: Iterable[Tenant] | None = None
+) -> Iterator[tuple[Tenant, TopicRecord]]:
+    """The topics of clients that a filter matches, of some tenants or of all; of each tenant the oldest first.
+
+    The first `after` of them are left out.
 
     Raises:
         InvalidValue: a filter that cannot be.
     """
     check_filter(topic_filter)
-    server.state.lines.drain()
-    found = (topic for topic in public_topics(server.state) if matches(topic_filter, topic.name))
+    server.state.drain_lines()
+    tenants = server.state.tenants.values() if tenants is None else tenants
+    found = (pair for pair in public_topics(tenants) if matches(topic_filter, pair[1].name))
     return islice(found, after, None)
 
 
@@ -322,13 +339,14 @@ def topic_views(server: Server, topic_filter: str = ALL_LEVELS) -> list[TopicVie
     Raises:
         InvalidValue: a filter that cannot be.
     """
-    topics = sorted(topics_of(server, topic_filter), key=lambda topic: topic.name)
-    return [topic_view(server.state.router, topic) for topic in topics]
+    topics = sorted(topics_of(server, topic_filter), key=lambda pair: (pair[1].name, pair[0].name))
+    return [topic_view(tenant, topic) for tenant, topic in topics]
 
 
-def topic_view(router: Router, topic: TopicRecord, *, explained: bool = True) -> TopicView:
+def topic_view(tenant: Tenant, topic: TopicRecord, *, explained: bool = True) -> TopicView:
     """One topic; its policy only if it is to be explained."""
-    ring, routes = topic.ring, router.routes(topic)
+    router, ring = tenant.router, topic.ring
+    routes = router.routes(topic)
     return TopicView(
         name=topic.name,
         published_messages=topic.published,
@@ -346,6 +364,7 @@ def topic_view(router: Router, topic: TopicRecord, *, explained: bool = True) ->
             SettingView(held.setting, held.value, held.filter, held.origin)
             for held in (router.policies.explain(topic.name) if explained else ())
         ],
+        tenant=tenant.name,
     )
 
 

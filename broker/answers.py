@@ -6,7 +6,7 @@ does not fit, a group of a thousand ranks, is told shorter (`_shortened`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -17,6 +17,7 @@ from broker.errors import InvalidValue
 from broker.limits import KIB
 from broker.protocol.pressure import Query, View
 from broker.server import Server
+from broker.state.tenants import Tenant
 
 ANSWER_BYTES: Final = 128 * KIB
 """An answer has no more things once it has so many bytes; with one more it still fits a frame's body."""
@@ -37,15 +38,15 @@ def show_to_clients(server: Server) -> None:
     server.state.viewer = partial(answer, server)
 
 
-def answer(server: Server, query: Query, now_ns: int) -> View:
-    """A piece of a view.
+def answer(server: Server, query: Query, tenants: Sequence[Tenant], now_ns: int) -> View:
+    """A piece of a view, of some tenants.
 
     Raises:
         InvalidValue: there is no such view, or a filter that cannot be.
     """
     items: list[msgspec.Raw] = []
     size_bytes = 0
-    for item in _items(server, query, now_ns):
+    for item in _items(server, query, tenants, now_ns):
         if size_bytes > ANSWER_BYTES:
             return View(items, more=True)
         encoded = _encoded(item)
@@ -54,23 +55,24 @@ def answer(server: Server, query: Query, now_ns: int) -> View:
     return View(items)
 
 
-def _items(server: Server, query: Query, now_ns: int) -> Iterable[msgspec.Struct]:
-    """The things of a view, from `query.after` on; each is made when it is taken."""
+def _items(server: Server, query: Query, tenants: Sequence[Tenant], now_ns: int) -> Iterable[msgspec.Struct]:
+    """The things of a view from `query.after` on; each is made when it is taken."""
     # Only those who are asked need what these import.
     from broker import admin_groups, admin_views
 
     after = min(max(0, query.after), _AFTER_MAX)
     if query.view == "server":
-        return [admin_views.server_view(server, now_ns)][after:]
+        return [admin_views.server_view(server, now_ns, tenants)][after:]
     if query.view == "sessions":
-        records = islice(list(server.state.sessions.values()), after, None)
+        sessions = [record for tenant in tenants for record in tenant.sessions.values()]
+        records = islice(sorted(sessions, key=lambda record: record.id), after, None)
         return (admin_views.session_view(record, now_ns) for record in records)
     if query.view == "topics":
-        topics = admin_views.topics_of(server, query.filter, after)
-        return (admin_views.topic_view(server.state.router, topic, explained=False) for topic in topics)
+        topics = admin_views.topics_of(server, query.filter, after, tenants)
+        return (admin_views.topic_view(tenant, topic, explained=False) for tenant, topic in topics)
     if query.view == "groups":
-        groups = islice(list(server.state.groups.by_number.values()), after, None)
-        return (admin_groups.group_view(server, group, now_ns) for group in groups)
+        groups = islice(admin_groups.groups_of(server, tenants), after, None)
+        return (admin_groups.group_view(server, tenant, group, now_ns) for tenant, group in groups)
     raise InvalidValue("view", query.view[:16], "there are server, sessions, topics and groups")
 
 

@@ -13,8 +13,10 @@ from typing import IO, Final, TypeVar
 
 import click
 
+from broker.cli_security import certs, tokens
 from broker.config import TOPICS, Config, admin_address, describe, environment, load
 from broker.errors import BrokerError
+from broker.masking import masked
 from broker.topics.queues import Overflow
 
 C = TypeVar("C", bound=Callable[..., None])
@@ -25,8 +27,12 @@ _SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Run": ("serve", "bench"),
     "Messages": ("pub", "sub", "request", "topics"),
     "See": ("top", "groups", "stuck", "doctor"),
+    "Let in": ("certs", "tokens"),
 }
-_METAVARS: Final = {"listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "log_format": "FORMAT"}
+_METAVARS: Final = {
+    "listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "log_format": "FORMAT",
+    "certificates": "DIR", "tokens": "FILE", "audit": "FILE", "users": "USER=ROLE",
+}  # fmt: skip
 
 
 class _Failure(click.ClickException):
@@ -35,7 +41,7 @@ class _Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[str] | None = None) -> None:
-        click.echo(f"tensorbus: {' '.join(self.message.splitlines())}", file=file, err=file is None)
+        click.echo(f"tensorbus: {masked(' '.join(self.message.splitlines()))}", file=file, err=file is None)
 
 
 class _NotAsked(_Failure):
@@ -74,11 +80,15 @@ def _with_settings(command: C) -> C:
     explained = dict(re.findall(r"^ {8}(\w+): (.+)$", Config.__doc__ or "", re.MULTILINE))
     for entry in reversed([entry for entry in fields(Config) if entry.name != TOPICS]):
         flag = f"--{entry.name.replace('_', '-')}"
-        many = entry.name == "listen"
+        many = entry.name in ("listen", "users")
         text = explained.get(entry.name, "") + (" May be given several times." if many else "")
         text = text[:1].upper() + text[1:]
         metavar = _METAVARS.get(entry.name, "VALUE")
-        command = click.option(flag, entry.name, multiple=many, metavar=metavar, help=text)(command)
+        # A setting that is true or false needs no value to be true.
+        alone = "true" if entry.type == "bool" else None
+        command = click.option(
+            flag, entry.name, multiple=many, metavar=metavar, help=text, is_flag=False, flag_value=alone
+        )(command)
     return command
 
 
@@ -101,8 +111,11 @@ def serve(file: Path | None, *, show_config: bool, **settings: object) -> None:
         return
     from broker.cli_serve import run
 
-    run(loaded.config)
+    run(loaded.config, lambda: load(settings, environment(), file).config)
 
+
+main.add_command(certs)
+main.add_command(tokens)
 
 _url = click.option("--url", metavar="URL", help="The broker's address; default: $TENSORBUS_URL, else this host's.")
 

@@ -94,6 +94,8 @@ def path_finding(found: Way, broker_shares: bool, listeners: list[str]) -> Findi
     if found.scheme == "inproc" or found.shared_memory:
         words = "this process" if found.scheme == "inproc" else f"{found.scheme}, and shared memory for large messages"
         return Finding("path", State.OK, words)
+    if found.scheme == "tls":
+        return Finding("path", State.OK, "tls, encrypted; with a broker on this host unix:// costs less")
     if not found.same_host:
         return Finding("path", State.OK, f"{found.scheme} to {found.peer}: the broker is on another host")
     if not broker_shares:

@@ -7,6 +7,8 @@ import gc
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -14,23 +16,30 @@ import uvloop
 
 from broker import logs
 from broker.answers import show_to_clients
+from broker.cli_reload import take_over
 from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
 from broker.limits import LOG_INTERVAL_S
 from broker.server import Server
 from broker.telemetry import exporting_tracer
 from broker.tracing import Traces
+from broker.transport.addresses import Address
 
 GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
 
 
-def run(config: Config) -> None:
+def run(config: Config, read_again: Callable[[], Config]) -> None:
     """Serves until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
+
+    Args:
+        config: the settings.
+        read_again: gives them as they are when SIGHUP comes.
 
     Raises:
         InvalidValue: an address is malformed or of an unknown scheme.
-        ListenError: an address cannot be listened on.
+        ListenError: an address cannot be listened on, or strangers could get in there.
+        ConfigError: the users, tokens or the audit log cannot be used.
     """
     for address in config.listen:
         if address.startswith("inproc:"):
@@ -39,7 +48,7 @@ def run(config: Config) -> None:
     _raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, handler))
+            runner.run(_serve(config, handler, read_again))
     finally:
         handler.tell_left_out(at_the_end=True)
 
@@ -64,16 +73,18 @@ def _settle_memory() -> None:
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
-async def _serve(config: Config, handler: logs.EventHandler) -> None:
+async def _serve(config: Config, handler: logs.EventHandler, read_again: Callable[[], Config]) -> None:
     stopping = _catch_signals()
     _tell_left_out(asyncio.get_running_loop(), handler)
     server = Server(config)
+    server.admission.also("permissions and quotas", lambda: take_over(server, read_again))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     show_to_clients(server)
     traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None
     admin = None
     server.start(config.listen)
     try:
-        lines = [f"listening on {listener.address}" for listener in server.listeners]
+        lines = [f"listening on {_dialled(listener.address, config)}" for listener in server.listeners]
         if config.admin != ADMIN_OFF:
             # Importing aiohttp takes as long as all the rest of the start.
             from broker.admin import Admin
@@ -90,6 +101,11 @@ async def _serve(config: Config, handler: logs.EventHandler) -> None:
             await admin.stop()
         if traces is not None:
             traces.close()
+
+
+def _dialled(address: Address, config: Config) -> Address:
+    """An address as clients use it: they have certificates of their own."""
+    return replace(address, options=()) if address.scheme == "tls" and config.certificates else address
 
 
 def _catch_signals() -> asyncio.Event:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Final
 from urllib.parse import quote
 
@@ -11,6 +11,10 @@ import msgspec
 
 from broker.errors import BrokerError, ConnectError
 from broker.topics.names import check_filter
+from broker.transport.addresses import Address
+from broker.transport.tcp import is_loopback
+from broker.transport.tls.contexts import dialler_context
+from clients import environment
 
 TIMEOUT_S: Final = 10.0
 _ADVICE: Final = "is a broker running with its HTTP interface there? --admin HOST:PORT names another address"
@@ -76,11 +80,9 @@ def show(admin: str, topic_filter: str | None, *, as_json: bool) -> None:
 
 
 def _ask(admin: str, path: str) -> list[msgspec.Raw]:
-    host, _, port = admin.rpartition(":")
-    # Not urllib, which would ask the proxy of the environment.
-    connection = HTTPConnection(host.removeprefix("[").removesuffix("]"), int(port), timeout=TIMEOUT_S)
+    connection, token = _connection(admin), environment.token()
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:
@@ -94,6 +96,17 @@ def _ask(admin: str, path: str) -> list[msgspec.Raw]:
         ) from error
     finally:
         connection.close()
+
+
+def _connection(admin: str) -> HTTPConnection:
+    """The way to the HTTP interface: with TLS where it is beyond loopback and this process has certificates."""
+    host, _, port = admin.rpartition(":")
+    address = Address("tcp", host=host.removeprefix("[").removesuffix("]"), port=int(port))
+    folder = environment.tls()
+    # Not urllib, which would ask the proxy of the environment.
+    if folder and not is_loopback(address):
+        return HTTPSConnection(address.host, address.port, timeout=TIMEOUT_S, context=dialler_context(folder))
+    return HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
 
 
 def _paragraph(topic: _Topic) -> str:

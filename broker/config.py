@@ -2,7 +2,8 @@
 
 `Config` is the table: a setting is a field, its name is the key in the file, the variable is `TENSORBUS_` and the name
 in capitals, the flag is the name with hyphens. Its type says how a value is read and checked (`_KINDS`). `topics`, the
-policies of topics, can only be set in the file (`broker/config_topics.py`).
+policies of topics, can only be set in the file (`broker/config_topics.py`), and so can `permissions` and `tenants`
+(`broker/config_permissions.py`).
 """
 
 from __future__ import annotations
@@ -20,18 +21,26 @@ from pathlib import Path
 from typing import Final
 
 from broker import limits
+from broker.config_permissions import describe_permissions, describe_tenants, read_permissions, read_tenants
 from broker.config_topics import describe_topics, read_topics
 from broker.errors import ConfigError
+from broker.masking import masked
+from broker.security.permissions import Permissions
+from broker.security.quotas import Quotas
 from broker.topics.policy import Declaration
 
 VARIABLE_PREFIX: Final = "TENSORBUS_"
 FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
-FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN"})
+FOREIGN_VARIABLES: Final = frozenset({FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN", "TENSORBUS_TLS"})
 """Variables with the prefix that are not settings: the file's name, and what the clients read."""
 
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
-ADMIN_OFF: Final = "off"
+OFF: Final = "off"
+"""A setting that nothing is set to."""
+ADMIN_OFF: Final = OFF
 TOPICS: Final = "topics"
+PERMISSIONS: Final = "permissions"
+TENANTS: Final = "tenants"
 INTEGER_MAX: Final = 1 << 62
 SECONDS_MAX: Final = 1e9
 
@@ -92,7 +101,14 @@ class Config:
         latency_metrics: whether clients measure how long messages take to reach them, and the broker its own turns.
         tracing: export spans of traced messages and of collectives by OTLP; takes `pip install tensorbus[otel]`.
         shared_memory: whether clients on this host may send and receive large messages in shared memory.
+        certificates: a folder with ca.crt, tls.crt, tls.key and maybe ca.crl, for listeners at tls:// and for HTTP.
+        tokens: a file of tokens by which clients may prove who they are (tensorbus tokens).
+        users: other users of this host that are let in at unix sockets, each USER=ROLE[+ROLE][@TENANT].
+        insecure: let anybody in who reaches an address, also beyond this host, and warn of it.
+        audit: a file to which is appended who connected, was refused, was denied and changed what, as JSON.
         topics: policies of topics, by filter.
+        permissions: who may do what.
+        tenants: quotas, by the name of the tenant; `*` is of all others.
     """
 
     listen: tuple[str, ...] = field(default_factory=lambda: default_listen(environment()))
@@ -118,7 +134,14 @@ class Config:
     latency_metrics: bool = True
     tracing: bool = False
     shared_memory: bool = True
+    certificates: str = ""
+    tokens: str = ""
+    users: tuple[str, ...] = ()
+    insecure: bool = False
+    audit: str = ""
     topics: tuple[Declaration, ...] = ()
+    permissions: Permissions = field(default_factory=Permissions)
+    tenants: Mapping[str, Quotas] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +206,18 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], file: Path
 
 
 def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
-    """Returns each setting's name, value in words and origin, for `--show-config`; of topics, each filter's."""
+    """Returns each setting's name, value in words and origin, for `--show-config`; of topics, each filter's. A token
+    that stands where it does not belong is not readable."""
     settings = [
-        (entry.name, _value_text(entry.name, getattr(loaded.config, entry.name)), loaded.origins[entry.name])
+        (entry.name, masked(_value_text(entry.name, getattr(loaded.config, entry.name))), loaded.origins[entry.name])
         for entry in fields(Config)
-        if entry.name != TOPICS
+        if entry.name not in _TABLES
     ]
-    return settings + [(*row, loaded.origins[TOPICS]) for row in describe_topics(loaded.config.topics)]
+    config, origins = loaded.config, loaded.origins
+    settings += [(*row, origins[TOPICS]) for row in describe_topics(config.topics)]
+    if config.permissions.configured:
+        settings.append((PERMISSIONS, describe_permissions(config.permissions), origins[PERMISSIONS]))
+    return settings + [(*row, origins[TENANTS]) for row in describe_tenants(config.tenants)]
 
 
 def _given(
@@ -203,8 +231,8 @@ def _given(
     for variable in sorted(variables):
         if variable.startswith(VARIABLE_PREFIX) and variable not in FOREIGN_VARIABLES:
             name = variable.removeprefix(VARIABLE_PREFIX).lower()
-            if name == TOPICS:
-                raise ConfigError("setting", variable, "the policies of topics can only be set in a file; see --config")
+            if name in _TABLES:
+                raise ConfigError("setting", variable, f"{name} can only be set in a file; see --config")
             _check_known(name, variable, "the environment")
             yield name, _parsed(name, variables[variable], variable), variable
     for name, value in flags.items():
@@ -301,6 +329,14 @@ def _accept_size(value: object) -> int | None:
     return _accept_integer(_size_of(value))
 
 
+def _accept_users(value: object) -> tuple[str, ...] | None:
+    return () if value in (OFF, [OFF]) else _accept_texts(value)
+
+
+def _accept_path(value: object) -> str | None:
+    return "" if value == OFF else _accept_text(value)
+
+
 def _accept_admin(value: object) -> str | None:
     if value == ADMIN_OFF:
         return ADMIN_OFF
@@ -322,16 +358,31 @@ _KINDS: Final[dict[object, _Kind]] = {
 _SIZE_KIND: Final = _Kind(
     'bytes above 0, as 4194304 or "4MiB"', lambda text: int(text) if text.isdecimal() else text, _accept_size
 )
+_USERS_KIND: Final = _Kind(
+    f'a list of USER=ROLE, or "{OFF}"', lambda text: [part.strip() for part in text.split(",")], _accept_users
+)
+_PATH_KIND: Final = _Kind(f'a path, or "{OFF}"', str, _accept_path)
+_PATHS: Final = ("certificates", "tokens", "audit")
 _NAMES_KIND: Final = _Kind(
     "a list of names", lambda text: [part.strip() for part in text.split(",") if part.strip()], _accept_names
 )
 _ADMIN_KIND: Final = _Kind(f'host:port, or "{ADMIN_OFF}"', str, _accept_admin)
+_TABLES: Final[dict[str, Callable[[object, str], object]]] = {
+    TOPICS: lambda value, origin: read_topics(value, origin, _size_of),
+    PERMISSIONS: read_permissions,
+    TENANTS: lambda value, origin: read_tenants(value, origin, _size_of),
+}
+"""Settings that are tables of a file."""
 _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)
 
 
 def _kind(name: str) -> _Kind:
     if name == "admin":
         return _ADMIN_KIND
+    if name == "users":
+        return _USERS_KIND
+    if name in _PATHS:
+        return _PATH_KIND
     if name == "admin_names":
         return _NAMES_KIND
     return _SIZE_KIND if name.endswith("_bytes") else _KINDS[_TYPES[name]]
@@ -345,8 +396,8 @@ def _parsed(name: str, text: str, origin: str) -> object:
 
 
 def _checked(name: str, value: object, origin: str) -> object:
-    if name == TOPICS:
-        return read_topics(value, origin, _size_of)
+    if name in _TABLES:
+        return _TABLES[name](value, origin)
     accepted = _kind(name).accept(value)
     if accepted is None:
         raise _refusal(name, value, origin)
@@ -358,6 +409,8 @@ def _refusal(name: str, value: object, origin: str) -> ConfigError:
 
 
 def _value_text(name: str, value: object) -> str:
+    if not value and name in (*_PATHS, "users"):
+        return OFF
     if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, bool):

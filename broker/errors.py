@@ -10,6 +10,8 @@ import builtins
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+from broker.masking import masked
+
 
 class BrokerError(Exception):
     """The root of all errors of tensorbus."""
@@ -39,7 +41,8 @@ class InvalidValue(BrokerError, ValueError):
         self.what = what
         self.value = value
         self.problem = problem
-        super().__init__(f"{what} {value!r}: {problem}")
+        # Whoever puts a token where it does not belong shall not find it in a log.
+        super().__init__(masked(f"{what} {value!r}: {problem}"))
 
 
 class ConfigError(InvalidValue):

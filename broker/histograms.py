@@ -16,6 +16,8 @@ BUCKETS: Final = 23
 """Of a histogram, with the last one, which has no bound."""
 BOUNDS_S: Final = tuple(FIRST_NS * 2**index / 1e9 for index in range(BUCKETS - 1))
 _FIRST_NS, _LAST = FIRST_NS, BUCKETS - 1
+_SUM_MAX_NS: Final = (1 << 63) - 1
+"""Where a sum stops that would not fit 64 bits."""
 
 
 class Histogram:
@@ -46,7 +48,8 @@ class Histogram:
     def add(self, counts: Sequence[int], sum_ns: int) -> None:
         """Adds what another histogram has."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, counts, strict=True)]
-        self.sum_ns += sum_ns
+        # Who reports may report anything, again and again.
+        self.sum_ns = min(self.sum_ns + sum_ns, _SUM_MAX_NS)
 
     def take(self) -> tuple[list[int], int]:
         """The counts and the sum; from here on it is empty."""

@@ -27,6 +27,9 @@ DESCRIPTORS_RESERVED: Final = 64
 interface of those who are there go on when connections have used up all others."""
 MEMORY_BYTES_MAX: Final = 1 << 50
 """What the broker may use when the configuration does not say: what there is."""
+MEMORY_LOOK_BYTES: Final = 8 * MIB
+"""After so many bytes of payloads it is looked at how much is used, although the tick is not over: in one tick a
+publisher on the same host can send 50 MiB."""
 MEMORY_LOOK_S: Final = 1.0
 """How often it is measured how much memory there is; how much is used, every tick."""
 
@@ -188,6 +191,25 @@ LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
 SOCKET_PATH_BYTES_MAX: Final = 107
 """sun_path without its closing NUL (unix(7))."""
 
+# Identities.
+TOKENS_MAX: Final = 65_536
+"""Of one file, which is read as a whole when it changes."""
+USERS_MAX: Final = 1024
+"""Users of this host that the configuration lets in by name."""
+AUDIT_EVENTS_PER_S_MAX: Final = 1000
+"""Lines of the audit log in a second; of more, it says how many there were. Nobody fills a disk by being refused."""
+REFUSAL_LOG_INTERVAL_S: Final = 10.0
+"""Between two warnings of the log that say the same of sessions that are let in by --insecure."""
+
+# TLS.
+TLS_OPENING_MAX: Final = 256
+"""Connections of one listener whose handshake is under way; then the oldest goes. Each holds up to 42 KiB and two
+descriptors, and has hello_timeout_s."""
+TLS_EARLY_BYTES_MAX: Final = 128 * KIB
+"""What is kept of what is sent before the handshake is over: a greeting, which is all that anybody sends by then."""
+TLS_CLOSE_S: Final = 0.1
+"""How long a close waits for room for what is encrypted already, in the rare case that the kernel had none."""
+
 # ZeroMQ (docs/wire.md section 16).
 ZEROMQ_WINDOW_BYTES: Final = 4 * MIB
 """What one end may have under way to the other, in libzmq's queues and in the sockets: what a peer that does not read
@@ -248,7 +270,7 @@ count as gone."""
 DESCRIPTORS_WAITING_MAX: Final = 128
 """Descriptors that have arrived ahead of the frames that speak of them."""
 
-# Lines (docs/wire.md section 19).
+# Lines (docs/wire.md section 20).
 LINE_DATA_BYTES: Final = 256 * KIB
 """What a line holds that its slowest reader has not read: some 2,000 small messages, and little enough for
 the caches."""
@@ -350,10 +372,11 @@ LINK_REPORT_S: Final = 0.1
 """How often members say what they are at, so that one that stands still is named within a second."""
 LINK_REPORT_LAST_S: Final = 0.5
 """How long what they say of a generation that has ended is waited for: members tick ten times a second."""
-LINK_REPORT_OPERATIONS: Final = 32
+LINK_REPORT_OPERATIONS: Final = 16
 """Operations that a member tells of in one report when it does many more; of groups with many members, fewer."""
-LINK_REPORT_GROUP_OPERATIONS: Final = 512
-"""And so many in the reports of all members together: about a thousandth of the broker's thread for each group."""
+LINK_REPORT_GROUP_OPERATIONS: Final = 256
+"""And so many in the reports of all members together: at 5 us for each (measured) about a hundredth of the broker's
+thread, for a group in a fast loop."""
 LINK_REPORTS_QUEUED_BYTES_MAX: Final = 64 * KIB
 """A member whose control lane is that long says nothing more of its operations for the moment."""
 LINK_WORDS_MAX: Final = 128
@@ -361,6 +384,19 @@ LINK_WORDS_MAX: Final = 128
 LINK_CLOCK_NS: Final = 5_000_000_000
 """Over so long, and as long again, the quickest report says how a member's clock stands; clocks drift apart by some
 tens of microseconds in a second."""
+# Permissions and tenants.
+ROLES_MAX: Final = 1024
+"""Roles that a configuration may define: it is written by people."""
+ROLES_NESTED_MAX: Final = 16
+"""How deep roles may include one another."""
+RULES_MAX: Final = 1024
+"""Filters that allow or deny one verb in all roles of a session: each new topic is compared with all of them."""
+RULE_STEPS_MAX: Final = 100_000
+"""Filters looked at to find out what one filter can match, some 20 ms; what takes longer is refused."""
+DENIALS_LOGGED_MAX: Final = 100
+"""Of one session: nobody fills a log by asking for what they may not have."""
+TENANTS_MAX: Final = 1024
+"""Tenants of one broker: each has topics of its own."""
 
 # Time.
 HEARTBEAT_INTERVAL_S: Final = 5.0

@@ -28,6 +28,7 @@ import msgspec
 
 from broker.config import LogFormat
 from broker.limits import LOG_EVENT_NAMES_MAX, LOG_EVENTS_MAX, LOG_INTERVAL_S
+from broker.masking import masked
 
 LEFT_OUT: Final = "log.left_out event=%s count=%d"
 OTHERS: Final = "log.others"
@@ -185,6 +186,10 @@ class EventHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._limit = limit or Limit()
         self.setFormatter(_Json() if form is LogFormat.JSON else _Console())
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record, without the secret of any token, wherever that comes from."""
+        return masked(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes an event, unless there were too many of its name."""

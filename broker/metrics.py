@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.collectives.late import LateTotals
 from broker.metrics_collectives import collectives
 from broker.metrics_families import counter as _counter
 from broker.metrics_families import gauge as _gauge
@@ -24,6 +25,7 @@ from broker.metrics_latencies import latencies
 from broker.metrics_queues import queues
 from broker.server import Server
 from broker.state import BrokerState
+from broker.state.tenants import Tenant
 from broker.state.topics import TopicRecord
 
 
@@ -35,19 +37,24 @@ def version() -> str:
         return "unknown"
 
 
-def sessions_open(state: BrokerState) -> int:
+def sessions_open(tenants: Iterable[Tenant]) -> int:
     """Sessions that have said hello."""
-    return sum(1 for record in state.sessions.values() if record.name)
+    return sum(1 for tenant in tenants for record in tenant.sessions.values() if record.name)
 
 
-def subscriptions_open(state: BrokerState) -> int:
+def subscriptions_open(tenants: Iterable[Tenant]) -> int:
     """Subscriptions that clients have asked for; the inbox of each session is none."""
-    return sum(1 for record in state.sessions.values() for number in record.subscriptions if number)
+    records = (record for tenant in tenants for record in tenant.sessions.values())
+    return sum(1 for record in records for number in record.subscriptions if number)
 
 
-def public_topics(state: BrokerState) -> list[TopicRecord]:
-    """The topics of clients, without the broker's own and the inboxes."""
-    return [topic for topic in state.router.topics.values() if not topic.name.startswith("$")]
+def public_topics(tenants: Iterable[Tenant]) -> list[tuple[Tenant, TopicRecord]]:
+    """The topics of clients with their tenants, without the broker's own and the inboxes."""
+    return [(tenant, topic) for tenant in tenants for topic in _topics(tenant) if not topic.name.startswith("$")]
+
+
+def _topics(tenant: Tenant) -> list[TopicRecord]:
+    return list(tenant.router.topics.values())
 
 
 class Metrics:
@@ -108,13 +115,18 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
     yield _counter(
         "messages_refused", "Messages that were longer than their topic's policy allows.", totals.refused_messages
     )
-    late = state.groups.late_totals
+    tenants = state.tenants.values()
+    late = LateTotals()
+    for tenant in tenants:
+        late.add(tenant.groups.late_totals)
     yield _counter("quorum_operations", "Collectives that did not have to wait for all ranks.", late.operations)
     yield _counter("contributions_missed", "Contributions that such collectives ended without.", late.missed)
     yield _counter("contributions_carried", "Late ones that were kept for the next collective.", late.carried)
     yield _counter("contributions_added", "Kept ones that a later collective has added.", late.added)
     yield _counter("contributions_dropped", "Late ones that were dropped.", late.dropped)
-    yield _counter("publisher_waits", "Times that a publisher was held back.", state.pressure.waits)
+    yield _counter(
+        "publisher_waits", "Times that a publisher was held back.", sum(each.pressure.waits for each in tenants)
+    )
     for overflow, count in totals.dropped_messages.items():
         dropped.add_metric([overflow.value], count)
     yield dropped
@@ -129,32 +141,34 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
 
 
 def _gauges(state: BrokerState) -> Iterator[Metric]:
-    groups = state.groups.by_number.values()
-    rings = [topic.ring for topic in state.router.topics.values()]
-    yield _gauge("sessions", "Sessions that are open.", sessions_open(state))
-    yield _gauge("topics", "Topics of clients.", len(public_topics(state)))
-    yield _gauge("subscriptions", "Subscriptions of clients.", subscriptions_open(state))
+    tenants = state.tenants.values()
+    groups = [group for tenant in tenants for group in tenant.groups.by_number.values()]
+    topics = [topic for tenant in tenants for topic in _topics(tenant)]
+    rings = [topic.ring for topic in topics]
+    yield _gauge("sessions", "Sessions that are open.", sessions_open(tenants))
+    yield _gauge("topics", "Topics of clients.", len(public_topics(tenants)))
+    yield _gauge("subscriptions", "Subscriptions of clients.", subscriptions_open(tenants))
     yield _gauge("groups", "Collective groups.", len(groups))
     yield _gauge("group_members", "Members of all collective groups.", sum(len(group.ranks) for group in groups))
     yield _gauge("retained_bytes", "What topics keep for replay.", sum(ring.held_bytes for ring in rings))
     yield _gauge(
         "publishers_held_back",
         "Publishers that wait for a slow subscriber, on each of their topics.",
-        sum(len(topic.held_back) for topic in state.router.topics.values()),
+        sum(len(topic.held_back) for topic in topics),
     )
     yield _gauge("memory_used_bytes", "Of the broker's own, at the last look.", state.watermark.used_bytes)
     yield _gauge("memory_limit_bytes", "What it may use at most, at the last look.", state.watermark.limit_bytes)
     yield _gauge("memory_level", "0, 1 pushes back, 2 refuses, 3 lets go.", int(state.watermark.level))
     yield _gauge("half_open_connections", "Connections that have yet to say hello.", len(state.admission.half_open))
-    jobs = [work.queue for topic in state.router.topics.values() for work in topic.works.values()]
+    jobs = [work.queue for topic in topics for work in topic.works.values()]
     yield _gauge("jobs_waiting", "Jobs that wait for a worker.", sum(queue.waiting + queue.delayed for queue in jobs))
     yield _gauge("jobs_leased", "Jobs that workers have and did not settle.", sum(queue.leased for queue in jobs))
 
 
 def _by_topic(state: BrokerState) -> Metric:
     published = CounterMetricFamily(
-        "tensorbus_topic_messages_published", "Messages that clients published, by topic.", labels=["topic"]
+        "tensorbus_topic_messages_published", "Messages that clients published, by topic.", labels=["topic", "tenant"]
     )
-    for topic in public_topics(state):
-        published.add_metric([topic.name], topic.published)
+    for tenant, topic in public_topics(state.tenants.values()):
+        published.add_metric([topic.name, tenant.name], topic.published)
     return published

@@ -11,10 +11,13 @@ from broker.state import BrokerState
 
 
 def collectives(state: BrokerState, now_ns: int) -> Iterator[Metric]:
-    """What groups do, as far as the broker sees it: by star and in shared memory, not over links between hosts."""
-    groups = list(state.groups.by_number.values())
-    for group in groups:
-        state.groups.look(group, now_ns)
+    """What groups do, as the broker sees it, or is told by ranks that are linked."""
+    tenants = list(state.tenants.values())
+    groups = [group for tenant in tenants for group in tenant.groups.by_number.values()]
+    for tenant in tenants:
+        for group in list(tenant.groups.by_number.values()):
+            tenant.groups.look(group, now_ns)
+    # Of all tenants together.
     observing = state.groups.observing
     done, failed, generations = observing.totals(groups)
     outcomes = CounterMetricFamily(
@@ -37,10 +40,12 @@ def collectives(state: BrokerState, now_ns: int) -> Iterator[Metric]:
         {(): observing.skews},
     )
     yield gauge(
-        "groups_stuck", "Groups with an operation that has not moved for a second.", state.groups.reports.stuck_groups
+        "groups_stuck",
+        "Groups with an operation that has not moved for a second.",
+        sum(tenant.groups.reports.stuck_groups for tenant in tenants),
     )
     yield gauge(
         "group_lateness_seconds",
         "By how much the latest rank of all groups usually comes behind the others; 0 when nobody is late.",
-        state.groups.reports.latest_ns / 1e9,
+        max(tenant.groups.reports.latest_ns for tenant in tenants) / 1e9,
     )

@@ -19,7 +19,7 @@ cdef class _Link:
 
 
 cdef class Server:
-    cdef public object config, started_ns, idle, busy
+    cdef public object config, admission, started_ns, idle, busy
     cdef public object state
     cdef public list listeners
     cdef public Histogram turns

@@ -11,16 +11,21 @@ import asyncio
 import logging
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from broker.config import Config
-from broker.errors import ConnectionClosed, LimitExceeded
+from broker.errors import ConnectionClosed, LimitExceeded, PermissionDenied, ProtocolError
 from broker.histograms import Histogram
 from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
-from broker.protocol.session import Deliver, Phase
+from broker.protocol.bodies import Hello
+from broker.protocol.codes import Code
+from broker.protocol.session import Deliver, Phase, Received
+from broker.security.permissions import Permissions
+from broker.security.quotas import Quotas
+from broker.server_admission import Admission
 from broker.server_boards import board_maker
 from broker.server_guard import Guard
 from broker.server_lines import line_memory
@@ -67,11 +72,13 @@ class Server:
     Attributes:
         state: what it knows.
         listeners: where it listens.
+        admission: who is let in.
         turns: how long it takes from when a connection has something to read until that has been passed on.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.admission = Admission(config)
         self.state = BrokerState(
             Settings(
                 name=config.name,
@@ -90,6 +97,9 @@ class Server:
                 shared_memory=config.shared_memory,
                 arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
                 declarations=config.topics,
+                audit=self.admission.audit,
+                permissions=config.permissions,
+                quotas=config.tenants,
                 report_ms=REPORT_INTERVAL_MS if config.latency_metrics else 0,
                 boards=board_maker(enabled=config.shared_memory),
                 line_memory=line_memory(enabled=config.shared_memory),
@@ -114,18 +124,19 @@ class Server:
         self._reading: Hangups[_Link] = Hangups()
         self._loop = asyncio.get_running_loop()
         self._ticking: asyncio.TimerHandle | None = None
-        self.state.groups.wake = self._wake_at
+        self.state.wake = self._wake_at
 
     def start(self, addresses: Sequence[str]) -> None:
         """Listens on all addresses; from here on sessions are served.
 
         Raises:
             InvalidValue: an address is malformed or of an unknown scheme.
-            ListenError: an address cannot be listened on. Nothing is left listening.
+            ListenError: an address cannot be listened on, or strangers could get in there. Nothing is left listening.
         """
         try:
-            for address in addresses:
+            for address in self.admission.places(addresses):
                 self.listeners.append(registry.listen(address))
+            self.admission.listening(self.listeners)
         except BaseException:
             self._stop_listening()
             raise
@@ -171,6 +182,17 @@ class Server:
         if self._ticking is not None:
             self._ticking.cancel()
         self._guard.close()
+        self.admission.close()
+
+    def reload(self) -> None:
+        """Reads certificates, revocations and tokens again, and ends the sessions of those that are revoked."""
+        self.admission.reload()
+        for link in list(self._links.values()):
+            cause = self.admission.withdrawn(link.record.identity)
+            if cause:
+                link.record.session.fail(ProtocolError(cause, Code.DENIED))
+                self._flush(link)
+        self._run()
 
     def _stop_listening(self) -> None:
         for listener in self.listeners:
@@ -201,11 +223,28 @@ class Server:
             record = self.state.connect(connection.peer_address, now_ns, connection.passage)
             self._guard.accepted(record, connection.fileno(), now_ns)
             link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
+            link.deliver = partial(self._greeted, link, listener)
             self.idle.clear()
             self.busy.set()
             self._loop.add_reader(connection.fileno(), self._readable, link)
             self._hangups.add(connection.fileno(), link)
             self._run()
+
+    def _greeted(self, link: _Link, listener: Listener, received: Received, now_ns: int) -> None:
+        """The first that a session says: whoever says hello is let in, or not."""
+        record = link.record
+        link.deliver = partial(self.state.receive, record)
+        if not isinstance(received, Hello):
+            link.deliver(received, now_ns)
+            return
+        try:
+            self.admission.admit(listener, link.connection, record, received)
+        except PermissionDenied as error:
+            record.session.refuse(Code.DENIED, str(error))
+            return
+        link.deliver(received, now_ns)
+        if record.session.phase is _OPEN:
+            self.admission.opened(record)
 
     def _accept_again(self, listener: Listener) -> None:
         if listener in self.listeners:
@@ -237,6 +276,10 @@ class Server:
             self._close(link)
             self._run()
             return
+        except Exception:
+            # A fault of the broker's own ends the session that has shown it, and no other one.
+            log.exception("session.fault id=%d name=%r peer=%s", record.id, record.name, record.peer)
+            session.fail(ProtocolError("the broker has a fault here, which is in its log", Code.INTERNAL))
         if link.writing and link.one_signal:
             self._flush(link)
         if session.phase is not _OPEN:
@@ -299,16 +342,25 @@ class Server:
         else:
             link.connection.close()
         now_ns = time.monotonic_ns()
-        if record.name:
-            words = "session.closed id=%d name=%r peer=%s cause=%s"
-            log.info(words, record.id, record.name, record.peer, record.session.failure)
-        else:
-            self._guard.never_opened(record, now_ns)
+        self._note_end(record, now_ns)
         self.state.disconnect(record.id, now_ns, reads_on=reads_on)
         if reads_on:
             self._look_for_ends()
         if not self._links:
             self.idle.set()
+
+    def _note_end(self, record: SessionRecord, now_ns: int) -> None:
+        cause = record.session.failure
+        denied = isinstance(cause, (ConnectionClosed, ProtocolError)) and cause.code == Code.DENIED
+        if record.name:
+            level, words = logging.WARNING if denied else logging.INFO, "session.closed id=%d name=%r peer=%s cause=%s"
+            log.log(level, words, record.id, record.name, record.peer, cause)
+            self.admission.closed(record)
+            return
+        self._guard.never_opened(record, now_ns, denied=denied)
+        if denied and not record.session.received_bytes:
+            # Whoever has said hello was refused there; this one did not come so far.
+            self.admission.refused(record, "", str(cause))
 
     def _look_for_ends(self) -> None:
         """Those that have closed their ends read nothing any more, or copies."""
@@ -340,13 +392,23 @@ class Server:
         """A collective has a deadline between two ticks."""
         self._loop.call_later(max(0.0, (at_ns - time.monotonic_ns()) / 1e9), self._end_collectives, at_ns)
 
+    def replace_permissions(self, permissions: Permissions) -> None:
+        """From now on sessions may do what these say, also those that are open."""
+        self.state.replace_permissions(permissions)
+        self._run()
+
+    def replace_quotas(self, quotas: Mapping[str, Quotas]) -> None:
+        """From now on tenants have these, also those that are there."""
+        self.state.replace_quotas(quotas)
+        self._run()
+
     def _end_collectives(self, at_ns: int) -> None:
         now_ns = time.monotonic_ns()
         if now_ns < at_ns:
             # The loop counts in milliseconds, and may be early.
             self._wake_at(at_ns)
             return
-        self.state.groups.end_due(now_ns)
+        self.state.end_due(now_ns)
         self._run()
 
     def _tick(self) -> None:
@@ -354,6 +416,8 @@ class Server:
         for link in self._hangups.find():
             self._read_to_the_end(link)
         self._look_for_ends()
+        if self.admission.changed(now_ns):
+            self.reload()
         self._guard.tick(now_ns, self._shed)
         self.state.tick(now_ns)
         self._run()

@@ -47,6 +47,7 @@ class Guard:
     def watch_memory(self) -> None:
         """From here on memory is looked at: of a process that is a broker and nothing else."""
         self._gauge = MemoryGauge(self._memory_max_bytes)
+        self._state.pool.look = self._look_between_ticks
 
     def accepted(self, record: SessionRecord, descriptor: int, now_ns: int) -> None:
         """A connection was accepted; it is refused if it would take a descriptor that others need."""
@@ -57,11 +58,14 @@ class Guard:
         limit = LimitExceeded("descriptors", descriptor + 1, descriptors_max, advice)
         if now_ns - self._scarce_ns > STRANGERS_LOGGED_S * 1e9:
             self._scarce_ns = now_ns
-            log.error("server.descriptors_scarce peer=%s is refused: %s", record.peer, limit)
+            log.error("server.descriptors_scarce peer=%s cause=%s", record.peer, limit)
         self._state.admission.refuse(record, limit)
 
-    def never_opened(self, record: SessionRecord, now_ns: int) -> None:
-        """A connection is over that has not said a hello that was accepted; the log has a bounded number of these."""
+    def never_opened(self, record: SessionRecord, now_ns: int, *, denied: bool = False) -> None:
+        """A connection is over that has not said a hello that was accepted; the log has a bounded number of these.
+
+        With `denied` it was somebody who was not let in, by a certificate or a token.
+        """
         if now_ns - self._strangers_since_ns > STRANGERS_LOGGED_S * 1e9:
             self._tell_rest()
             self._strangers_since_ns = now_ns
@@ -69,9 +73,11 @@ class Guard:
         if self._strangers <= STRANGERS_LOGGED_MAX:
             session = record.session
             # Who says nothing and goes looks whether somebody listens, as those do who watch a service.
-            level = logging.WARNING if session.received_bytes else logging.INFO
-            words = "server.stranger peer=%s received_bytes=%d cause=%s"
-            log.log(level, words, record.peer, session.received_bytes, session.failure)
+            tell = log.warning if session.received_bytes or denied else log.info
+            tell(
+                "server.stranger peer=%s received_bytes=%d cause=%s",
+                record.peer, session.received_bytes, session.failure,
+            )  # fmt: skip
 
     def tick(self, now_ns: int, close: Callable[[SessionRecord], None]) -> None:
         """Time passes. `close` is called with a session that has to go at once, whatever it has yet to read."""
@@ -83,7 +89,7 @@ class Guard:
     def _tell_rest(self) -> None:
         more, self._strangers = self._strangers - STRANGERS_LOGGED_MAX, 0
         if more > 0:
-            log.warning("server.strangers %d more within %g s", more, STRANGERS_LOGGED_S)
+            log.warning("server.strangers more=%d", more)
 
     def _look_at_memory(self, gauge: MemoryGauge, now_ns: int, close: Callable[[SessionRecord], None]) -> None:
         watermark = self._state.watermark
@@ -103,12 +109,21 @@ class Guard:
         before = watermark.level
         shed = watermark.look(used_bytes, self._limit_bytes, self._state.sessions.values())
         if watermark.level is not before:
-            words = "server.memory %s -> %s used_bytes=%d limit_bytes=%d"
-            log.warning(words, before.name, watermark.level.name, used_bytes, self._limit_bytes)
+            log.warning(
+                "server.memory level=%s before=%s used_bytes=%d limit_bytes=%d",
+                watermark.level.name, before.name, used_bytes, self._limit_bytes,
+            )  # fmt: skip
         if shed is not None:
-            words = "server.session_shed id=%d name=%r peer=%s cause=%s"
-            log.error(words, shed.id, shed.name, shed.peer, shed.session.failure)
+            log.error(
+                "server.session_shed id=%d name=%r peer=%s cause=%s",
+                shed.id, shed.name, shed.peer, shed.session.failure,
+            )  # fmt: skip
             close(shed)
+
+    def _look_between_ticks(self) -> None:
+        """Much has come since the last look: the level follows, but no session is closed in the middle of a frame."""
+        if self._gauge is not None and self._limit_bytes:
+            self._state.watermark.look(self._gauge.used_bytes(), self._limit_bytes, ())
 
     def close(self) -> None:
         """Nothing is looked after any more."""

@@ -13,6 +13,7 @@ group has recorded: so they cost their ranks nothing, and a group that does thou
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker import conventions
@@ -22,7 +23,8 @@ from broker.conventions import DELIVER, ROUTE, of_message
 from broker.errors import ProtocolError
 from broker.protocol.bodies import MessageBody, decode_body
 from broker.state import BrokerState
-from broker.state.topics import TopicRecord
+from broker.state.tenants import Tenant
+from broker.state.topics import Router, TopicRecord
 from broker.telemetry import Tracer
 from broker.topics.messages import Message
 
@@ -57,17 +59,22 @@ class Traces:
     def __init__(self, state: BrokerState, tracer: Tracer) -> None:
         self._state = state
         self._tracer = tracer
-        state.publishing.traced = self._route
+        for tenant in state.tenants.values():
+            self._follow(tenant)
+        state.on_tenant = self._follow
         state.groups.observing.told = self._collective
 
-    def _route(self, topic: TopicRecord, message: Message) -> None:
+    def _follow(self, tenant: Tenant) -> None:
+        tenant.publishing.traced = partial(self._route, tenant.router)
+
+    def _route(self, router: Router, topic: TopicRecord, message: Message) -> None:
         try:
             headers = decode_body(message.body, MessageBody).headers
         except ProtocolError:
             # Its readers will see.
             headers = None
         if headers is None:
-            self._state.router.route(topic, message)
+            router.route(topic, message)
             return
         began_ns = time.time_ns()
         attributes = of_message(ROUTE, topic.name) | {
@@ -77,7 +84,7 @@ class Traces:
         span = self._tracer.begin(f"{ROUTE} {topic.name}", attributes, began_ns, carrier=headers)
         message.trace = _Followed(self._tracer, topic.name, span, began_ns)
         try:
-            self._state.router.route(topic, message)
+            router.route(topic, message)
         finally:
             span.end(time.time_ns())
 

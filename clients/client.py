@@ -15,7 +15,6 @@ from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
-from broker.transport.addresses import parse_list
 from clients import direct, joining, link, operations, requesting
 from clients.checks import check_callable, check_connect
 from clients.compression import Compression
@@ -31,6 +30,7 @@ from clients.outgoing_topic import LANES
 from clients.pressure import pressure as ask_pressure
 from clients.replies import Replies
 from clients.responding import Callbacks, Responder
+from clients.securing import Folder, secured
 from clients.sharing import empty_shared, publish_shared
 from clients.subscriptions import Subscription
 
@@ -52,6 +52,7 @@ class Client:
         *,
         name: str,
         token: str,
+        tls: Folder | None,
         tenant: str,
         connect_timeout_s: float,
         reconnect_timeout_s: float,
@@ -63,7 +64,7 @@ class Client:
         self._core = Core(name, self._reply, self._settle)
         self._driver = Driver(
             self._core,
-            parse_list(url),
+            secured(url, tls),
             link.hello(name, token, tenant, shared=shared_memory),
             connect_timeout_s=connect_timeout_s,
             reconnect_timeout_s=reconnect_timeout_s,

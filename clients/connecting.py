@@ -8,6 +8,7 @@ from broker.limits import CONNECT_TIMEOUT_S
 from clients import environment
 from clients.client import Client
 from clients.core import Reconnected
+from clients.securing import Folder
 
 
 def connect(
@@ -15,6 +16,7 @@ def connect(
     *,
     name: str = "",
     token: str | None = None,
+    tls: Folder | None = None,
     tenant: str = "",
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     reconnect_timeout_s: float = 30.0,
@@ -25,11 +27,13 @@ def connect(
     """Connects to a broker.
 
     Args:
-        url: an address such as tcp://host:port, unix:///path or inproc://name (a broker inside this process, started
-            when nobody else has), or several with commas between, which are tried in turn and fail over. Default:
-            $TENSORBUS_URL, else tcp://127.0.0.1:4870.
+        url: an address such as tcp://host:port, tls://host:port, unix:///path or inproc://name (a broker inside this
+            process, started when nobody else has), or several with commas between, which are tried in turn and fail
+            over. Default: $TENSORBUS_URL, else tcp://127.0.0.1:4870.
         name: what the client is called in messages, logs and tables; default: the broker gives one.
         token: proves who this is; default: $TENSORBUS_TOKEN.
+        tls: the folder with ca.crt, and tls.crt and tls.key to prove who this is, for addresses at tls://; default:
+            $TENSORBUS_TLS, else those are trusted whom the system trusts. The files are read for each connection.
         tenant: whose topics and groups to see.
         connect_timeout_s: for the first connection, in seconds.
         reconnect_timeout_s: how long to try again after the connection was lost, in seconds; 0 never tries. After that
@@ -41,7 +45,8 @@ def connect(
             default: $TENSORBUS_TRACING, else not.
 
     Raises:
-        InvalidValue: a malformed address or one of an unknown scheme; or tracing without OpenTelemetry installed.
+        InvalidValue: a malformed address or one of an unknown scheme; tls where no address is at tls://; or tracing
+            without OpenTelemetry installed.
         ConnectError: no broker can be reached; the text has the reason for each address.
         PermissionDenied: the broker does not let this client in.
     """
@@ -54,6 +59,7 @@ def connect(
         url or environment.broker_url(),
         name=name,
         token=environment.token() if token is None else token,
+        tls=tls,
         tenant=tenant,
         connect_timeout_s=connect_timeout_s,
         reconnect_timeout_s=reconnect_timeout_s,

@@ -256,6 +256,8 @@ class Core:
                 self.requests.dropped(frame.sequence)
         elif kind == Kind.STREAM_ABORT:
             self.incoming.abort(frame)
+        elif kind == Kind.UNSUBSCRIBE:
+            self.incoming.ended(frame)
         elif kind == Kind.RELEASE:
             self.arenas.released(frame)
         elif kind == Kind.MAPPED:
@@ -416,6 +418,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     Raises:
         InvalidValue: the topic cannot be published to.
         LimitExceeded: it is longer than the topic's policy allows, or the broker has refused an earlier one for that.
+        PermissionDenied: the broker has refused an earlier one because this client may not publish to the topic.
         ConnectionClosed: the client is closed.
     """
     if core.session is None:
@@ -425,7 +428,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     topic = outgoing.topics.get(message.topic) or outgoing.topic(message.topic)
     payload = message.payload
     if topic.special:
-        topic.check(len(payload))
+        topic.check(len(payload), requests=bool(message.flags & _REQUEST))
     lane = topic.lane if message.lane is None else message.lane
     if lane == _CONTROL and core.session.outbox.control_bytes > CONTROL_QUEUE_BYTES_MAX:
         outgoing.link_room.clear()

@@ -363,7 +363,7 @@ class Driver:
 
     def _adopt(self, link: Link) -> None:
         self._link = link
-        self.core.places.local_host = link.local_host
+        self.core.places.connected(link.local_host, private=link.connection.private)
         self.core.connected(link.session, link.welcome)
         for received in link.early:
             self.core.receive(received, 0)

@@ -20,6 +20,11 @@ def token() -> str:
     return os.environ.get("TENSORBUS_TOKEN", "")
 
 
+def tls() -> str:
+    """$TENSORBUS_TLS, or nothing: the folder with this process's certificate, for addresses at tls://."""
+    return os.environ.get("TENSORBUS_TLS", "")
+
+
 def tracing() -> bool:
     """$TENSORBUS_TRACING: true or 1 turns it on; false, 0 or nothing does not.
 

@@ -10,6 +10,7 @@ from broker.errors import ProtocolError
 from broker.limits import MIB
 from broker.protocol.batches import ENTRY_BYTES
 from broker.protocol.bodies import Failure, MessageBody, Subscribe, Topic, decode_body
+from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
@@ -118,6 +119,14 @@ class Incoming:
             subscription.seen.began(frame.sequence)
             # What its topics retain, which follows, is old and not late.
             subscription.began_ns = self.latencies.wall_ns
+
+    def ended(self, frame: Frame) -> None:
+        """UNSUBSCRIBE: a subscription may not be any more, and has ended."""
+        subscription = self.subscriptions.pop(frame.number, None)
+        if subscription is not None:
+            failure = decode_body(frame.body, Failure)
+            log.warning("subscription.ended filter=%r reason=%s", subscription.wishes.filter, failure.reason)
+            subscription.close(error_for(failure, subscription.wishes.filter))
 
     def deliver(self, frame: Frame) -> None:
         """DELIVER: a message, a batch, or the start of a large message."""

@@ -31,7 +31,7 @@ async def join(
     await online(driver, deadline)
     core.places.joining += 1
     try:
-        reach = core.places.entrance.reach(wanted, core.places.local_host)
+        reach = core.places.reach(wanted)
         pending = PendingJoin(group, world_size, wanted, core.completions)
         body = encode_body(Join(group, world_size, rank, int(timeout_s * 1e9), wanted.board_version, reach))
         core.send(Frame(Kind.JOIN, lane=Lane.CONTROL, target=core.pending(pending), body=body))

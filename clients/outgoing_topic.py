@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from broker.errors import BrokerError, LimitExceeded, ProtocolError
+from broker.errors import BrokerError, LimitExceeded, PermissionDenied, ProtocolError
 from broker.limits import BATCH_BURST_MESSAGES, BATCH_BYTES, BATCH_BYTES_MAX, BATCH_WINDOW_NS, BATCH_WINDOW_US_MAX
 from broker.protocol.batches import Batch
 from broker.protocol.bodies import PublishPolicy
@@ -37,11 +37,12 @@ class OutgoingTopic:
         lane: of messages that name none.
         max_message_bytes: the longest payload; None is any.
         refused: why the broker has refused a message, until somebody was told.
+        denied: why it refuses all that is published, until it says otherwise.
     """
 
     __slots__ = (
         "batch", "batch_bytes", "batch_window_ns", "burst_messages", "credit", "credit_bytes", "credit_messages",
-        "lane", "last_ns", "line", "max_message_bytes", "name", "number", "rapid", "refused", "special",
+        "denied", "lane", "last_ns", "line", "max_message_bytes", "name", "number", "rapid", "refused", "special",
         "stream", "stream_over",
     )  # fmt: skip
 
@@ -58,6 +59,7 @@ class OutgoingTopic:
         self.last_ns = 0
         self.rapid = 0
         self.refused: BrokerError | None = None
+        self.denied: PermissionDenied | None = None
         self.follow(PublishPolicy())
 
     def follow(self, policy: PublishPolicy) -> None:
@@ -78,15 +80,20 @@ class OutgoingTopic:
         self.batch_bytes, self.batch_window_ns = batch_bytes, window_us * 1000
         self.lane = LANES[policy.lane or "default"]
         self.max_message_bytes = policy.max_message_bytes
+        # With each policy, permissions are asked anew.
+        self.denied = None
         self._look()
 
     def refuse(self, error: BrokerError) -> None:
         """The broker has refused a message; the next one to publish, or to flush, is told."""
         self.refused = error
+        if isinstance(error, PermissionDenied):
+            self.denied = error
         self._look()
 
     def _look(self) -> None:
-        self.special = self.lane != _DEFAULT or self.max_message_bytes is not None or self.refused is not None
+        refused = self.refused is not None or self.denied is not None
+        self.special = refused or self.lane != _DEFAULT or self.max_message_bytes is not None
 
     def take_refusal(self) -> None:
         """Raises, once, what the broker has said about an earlier message."""
@@ -95,13 +102,22 @@ class OutgoingTopic:
         if error is not None:
             raise error
 
-    def check(self, size_bytes: int) -> None:
+    def check(self, size_bytes: int, *, requests: bool) -> None:
         """Raises if a message must not be sent, or an earlier one was refused.
+
+        Args:
+            size_bytes: of its payload.
+            requests: whether it is a request, which may be allowed where publishing is not.
 
         Raises:
             LimitExceeded: it is longer than the topic's policy allows, or the earlier one was.
+            PermissionDenied: this client may not publish to the topic.
         """
-        self.take_refusal()
+        if self.denied is None:
+            self.take_refusal()
+        elif not requests:
+            self.refused = None
+            raise self.denied.again()
         if self.max_message_bytes is not None and size_bytes > self.max_message_bytes:
             advice = f"the policy of topic {self.name!r}: publish shorter messages, or declare another limit"
             raise LimitExceeded("max_message_bytes", size_bytes, self.max_message_bytes, advice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from broker.errors import ConnectionClosed, ProtocolError
 from broker.protocol.bodies import Membership, decode_body
@@ -11,6 +12,10 @@ from broker.protocol.session import Session
 from clients.boards import discard
 from clients.entrance import Entrance
 from clients.membership import Place, agree
+
+if TYPE_CHECKING:
+    from broker.protocol.links import Reach
+    from clients.ways import Schedule
 
 
 class Places:
@@ -21,15 +26,34 @@ class Places:
         joining: how many it is about to join.
         entrance: by which it is linked with other members.
         call: calls a function as the driver's own threads would; the driver sets it.
-        local_host: this client's own address on the network to the broker; the driver sets it.
     """
 
     def __init__(self) -> None:
         self.by_number: dict[int, Place] = {}
         self.joining = 0
         self.call: Callable[[Callable[[], None]], None] = lambda function: function()
-        self.local_host = ""
+        self._local_host = ""
+        self._private = False
         self.entrance = Entrance(lambda function: self.call(function))
+
+    def connected(self, local_host: str, *, private: bool) -> None:
+        """There is a connection to the broker.
+
+        Args:
+            local_host: this client's own address on the network to the broker.
+            private: whether nobody between the two can read along.
+        """
+        self._local_host, self._private = local_host, private
+
+    def reach(self, schedule: Schedule) -> Reach | None:
+        """How other members reach this client; None when they cannot, or had better not.
+
+        Links go in the clear: whoever encrypts the way to the broker has them only by asking for them.
+
+        Raises:
+            InvalidValue: $TENSORBUS_LINK_ADDRESS is malformed.
+        """
+        return self.entrance.reach(schedule, "" if self._private and not schedule.linked else self._local_host)
 
     def tick(self, now_ns: int) -> None:
         """Time passes: what could not be said before may be certain now."""

@@ -21,6 +21,7 @@ from clients.options import PUBLISH_TIMEOUT_S
 from clients.partial import AUTO
 from clients.processing import carried, processed, publishing, tracer
 from clients.replies import Replies
+from clients.securing import Folder
 from clients.subscriptions import Subscription
 
 
@@ -34,6 +35,7 @@ class TracedClient(Client):
         *,
         name: str,
         token: str,
+        tls: Folder | None,
         tenant: str,
         connect_timeout_s: float,
         reconnect_timeout_s: float,
@@ -46,6 +48,7 @@ class TracedClient(Client):
             url,
             name=name,
             token=token,
+            tls=tls,
             tenant=tenant,
             connect_timeout_s=connect_timeout_s,
             reconnect_timeout_s=reconnect_timeout_s,

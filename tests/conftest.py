@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests import auditing
+from tests.certificates import make_certificates
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,3 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     modules = compiled_modules()
     return f"tensorbus: {sum(library is not None for library in modules.values())} of {len(modules)} modules compiled"
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an authority, with certificates for a broker and for trainer-0."""
+    return make_certificates(tmp_path_factory.mktemp("authority"))

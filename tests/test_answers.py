@@ -77,9 +77,9 @@ async def ask_for(driver: Driver, query: Query) -> View:
 
 
 def test_passing_over_more_than_there_is_leaves_nothing(bus: clients.Client) -> None:
-    server = cast("answers.Server", SimpleNamespace(state=SimpleNamespace(sessions={})))
-    assert answers.answer(server, Query(view="sessions", after=5), 0) == View([])
-    assert answers.answer(server, Query(view="sessions", after=-5), 0) == View([])
+    server = cast("answers.Server", SimpleNamespace(state=SimpleNamespace(tenants={})))
+    assert answers.answer(server, Query(view="sessions", after=5), [], 0) == View([])
+    assert answers.answer(server, Query(view="sessions", after=-5), [], 0) == View([])
     for after in (-(2**63), 2**64 - 1):
         query = Query(view="topics", after=after)
         assert bus._driver.run(ask_for(bus._driver, query)).more is False

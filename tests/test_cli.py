@@ -210,6 +210,6 @@ def test_the_help_lists_every_command_once_in_its_section() -> None:
     status, output, _ = run("--help")
     assert status == 0
     sections = [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert sections == ["Options:", "Run:", "Messages:", "See:"]
+    assert sections == ["Options:", "Run:", "Messages:", "See:", "Let in:"]
     listed = [line.split()[0] for line in output.splitlines() if line.startswith("  ") and line[2].islower()]
     assert sorted(listed) == sorted(main.commands)

@@ -70,6 +70,7 @@ def way(scheme: str = "tcp", *, same_host: bool = True, shared: bool = False) ->
         (way("unix", shared=True), True, UNIX, State.OK, "shared memory for large", ""),
         (way("inproc"), False, [], State.OK, "this process", ""),
         (way(same_host=False), True, UNIX, State.OK, "another host", ""),
+        (way("tls", same_host=False), True, UNIX, State.OK, "encrypted", ""),
         (way(), False, UNIX, State.WARNING, "does not share any", "--shared-memory true"),
         (way(), True, UNIX[:1], State.WARNING, "no Unix-domain socket", "--listen unix://"),
         (way(), True, UNIX, State.WARNING, "another container", "unix:///run/bus"),

@@ -49,3 +49,10 @@ def test_what_is_taken_is_gone_and_can_be_added_elsewhere() -> None:
     other.add(*histogram.take())
     assert (histogram.total, histogram.sum_ns) == (0, 0)
     assert (other.counts[:2], other.sum_ns) == ([1, 1], 6_001)
+
+
+def test_a_sum_stops_where_64_bits_end() -> None:
+    histogram = Histogram()
+    for _ in range(3):
+        histogram.add([1] * BUCKETS, (1 << 53) * 1000)
+    assert (histogram.total, histogram.sum_ns) == (3 * BUCKETS, (1 << 63) - 1)

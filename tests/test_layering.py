@@ -23,10 +23,18 @@ OPEN = (
     "broker.histograms",
     "broker.ids",
     "broker.limits",
+    "broker.masking",
     "broker.telemetry",
     "broker.uncompiled",
 )
-PURE = ("broker.protocol", "broker.topics", "broker.collectives", "broker.state", "broker.security.identity")
+PURE = (
+    "broker.protocol",
+    "broker.topics",
+    "broker.collectives",
+    "broker.state",
+    "broker.security.identity",
+    "broker.security.audit",
+)
 EVERYTHING = ("broker", "clients")
 
 # A layer is a module or package, with its submodules and its siblings `layer_*`. The longest name that fits decides.
@@ -39,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.security": (*OPEN, "broker.security", "broker.topics.names"),
     "broker.state": (*OPEN, *PURE, "broker.security"),
     "broker.transport": (*OPEN, "broker.transport"),
-    "broker.config": (*OPEN, "broker.config", "broker.topics.names", "broker.topics.policy"),
+    "broker.config": (*OPEN, "broker.config", "broker.security", "broker.topics.names", "broker.topics.policy"),
     "broker.measuring": ("broker.measuring",),
     "broker.logs": (*OPEN, "broker.config", "broker.logs"),
     "broker.tracing": EVERYTHING,

@@ -21,7 +21,7 @@ from .conftest import ROOT
 from .daemon import Daemon
 
 METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
-EVENT = re.compile(r"[a-z_]+(\.[a-z_]+)+( \w+=%[sdrfx])*(: [^%]+)?")
+EVENT = re.compile(r"[a-z_]+(\.[a-z_]+)+( \w+=%[sdrfgx])*(: [^%]+)?")
 
 
 class Clock:
@@ -53,10 +53,25 @@ def log_calls() -> Iterator[tuple[Path, int, ast.expr]]:
     """Every call of a module's logger in the source, with its message."""
     for folder in ("broker", "clients"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
                 match node:
                     case ast.Call(ast.Attribute(ast.Name("log"), method), [message, *_]) if method in METHODS:
-                        yield path, node.lineno, message
+                        yield path, node.lineno, named(tree, message)
+
+
+def named(tree: ast.Module, message: ast.expr) -> ast.expr:
+    """What a variable was last set to before it is used, where a message is one."""
+    if not isinstance(message, ast.Name):
+        return message
+    values = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and node.lineno < message.lineno
+        and any(isinstance(target, ast.Name) and target.id == message.id for target in node.targets)
+    ]
+    return max(values, key=lambda value: value.lineno, default=message)
 
 
 def test_every_log_call_names_an_event_and_gives_the_rest_as_keys_and_values() -> None:

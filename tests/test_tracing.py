@@ -395,7 +395,7 @@ def test_the_daemon_exports_its_spans_by_otlp(collector: Collector) -> None:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_RESOURCE_ATTRIBUTES": "team=a"}
 
     def reduce(rank: int, url: str) -> None:
-        with clients.connect(url) as bus, bus.group("dp", world_size=2, rank=rank) as group:
+        with clients.connect(url) as bus, bus.group("dp", world_size=2, rank=rank, schedule="star") as group:
             group.all_reduce(np.ones(1000, np.float32))
             group.barrier()
 

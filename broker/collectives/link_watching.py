@@ -7,7 +7,8 @@ read is none, and a member can only speak for itself, so whoever tells rubbish h
 **Who holds an operation up.** A member in an operation waits for some others: for those that have not come, for those
 whose bytes are next, or for those that have not said that they have the whole result. Whoever is waited for and waits
 for nobody holds it up, and so does whoever is waited for and says nothing: that one has not come, or cannot go on. When
-all wait for one another, something between them is slow, and those are named who have got the fewest bytes.
+all wait for one another, what one of them has said is old, and that one stands still: a tick or two are enough for
+that. Else something between them is slow, and those are named who have got the fewest bytes.
 
     rank 0  waits for 3 ---.
     rank 1  waits for 0    |
@@ -37,6 +38,8 @@ from broker.limits import LINK_CLOCK_NS, LINK_WORDS_MAX
 
 LINK_SILENT_NS: Final = 400_000_000
 """Who is in an operation, and has said nothing for so long beside others who have, stands still."""
+LINK_QUIET_NS: Final = 150_000_000
+"""When all wait for one another, one that has said nothing for so long beside others who have is not as it says."""
 FAILURE_NS: Final = 300_000_000
 """So long after the first word of a failure the others' words are waited for."""
 AUTO: Final = "auto"
@@ -283,6 +286,9 @@ class LinkWatch:
         waited = {rank for each in inside.values() for rank in self._at(each.standing.waits_for)}
         found = {rank for rank in waited if rank not in inside or not self._at(inside[rank].standing.waits_for)}
         if waited and not found:
+            quietest = min(waited, key=lambda rank: inside[rank].heard_ns)
+            if self._heard_ns - inside[quietest].heard_ns >= LINK_QUIET_NS:
+                return (quietest,)
             least = min(inside[rank].standing.received_bytes for rank in waited)
             found = {rank for rank in waited if inside[rank].standing.received_bytes == least}
         return tuple(sorted(found))

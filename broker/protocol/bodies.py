@@ -27,7 +27,12 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     local: bool = False
     """Whether the client is on the broker's host and would rather be told of a nearer way to it."""
     lines: int = 0
-    """The version of lines (section 19) that the client can write; 0 for none."""
+    """The version of lines (section 20) that the client can write; 0 for none."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<Hello {self.name!r} token={'***' if self.token else None} tenant={self.tenant!r} process={self.process}>"
+        )
 
 
 class Welcome(msgspec.Struct, tag="welcome"):

@@ -13,10 +13,13 @@ A buffer starts at a multiple of 64 bytes, and so do then the tensors in it: wha
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+from broker.limits import MEMORY_LOOK_BYTES
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -56,6 +59,10 @@ _REFERENCES_WHEN_FREE: Final = _references([_Kept(np.empty(1, np.uint8), 0)], 0)
 """The shelf's, and those of the call itself, which versions of Python count differently."""
 
 
+def _nothing() -> None:
+    """Nobody wants to look."""
+
+
 class BufferPool:
     """Byte buffers by size. One thread at a time may call."""
 
@@ -65,6 +72,9 @@ class BufferPool:
         """
         self.bytes_max = bytes_max
         self.held_bytes = 0
+        self.look: Callable[[], None] = _nothing
+        """Called after each MEMORY_LOOK_BYTES that were given out."""
+        self._unlooked_bytes = 0
         self._shelves: dict[int, Shelf] = {}
         self._let_go_ns = 0
 
@@ -73,6 +83,10 @@ class BufferPool:
 
         It is the caller's as long as the caller refers to it, to a view or to a memoryview of it.
         """
+        self._unlooked_bytes += size_bytes
+        if self._unlooked_bytes >= MEMORY_LOOK_BYTES:
+            self._unlooked_bytes = 0
+            self.look()
         rounded = -(-size_bytes // _GRAIN_BYTES) * _GRAIN_BYTES
         shelf = self._shelves.get(rounded)
         if shelf is None:

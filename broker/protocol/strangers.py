@@ -9,6 +9,7 @@ _KNOWN: Final = (
     (HTTP_METHODS, "HTTP; the HTTP interface is at the admin address"),
     ((b"PRI * HTTP/2",), "HTTP/2; the HTTP interface is at the admin address, in HTTP/1.1"),
     ((b"\x16\x03",), "TLS; this port is not encrypted, so connect to it without TLS"),
+    ((b"\x15\x03",), "TLS; connect to it at tls://"),
     ((b"SSH-",), "SSH"),
     (
         (b"\xff\x00\x00\x00\x00\x00\x00\x00", b"\xff\x00\x00\x00\x00\x00\x00\x01"),

@@ -17,12 +17,14 @@ class Identity:
         roles: names of the roles that go with it.
         tenant: whose topics and groups it sees; empty is the tenant of those that have none.
         proof: what has proven it.
+        credential: which certificate or token it was, by the number that is no secret; empty for the other proofs.
     """
 
     name: str
     roles: tuple[str, ...] = ()
     tenant: str = ""
     proof: Proof = "none"
+    credential: str = ""
 
 
 ANYBODY: Final = Identity("")

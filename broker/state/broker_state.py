@@ -7,8 +7,9 @@ What the broker answers waits in the outboxes of the protocol sessions until the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from typing import Final
 
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
@@ -19,8 +20,8 @@ from broker.limits import (
     INBOX_MESSAGES,
     NAME_BYTES_MAX,
     QUEUE_BYTES,
+    TENANTS_MAX,
 )
-from broker.protocol.batches import Batch
 from broker.protocol.bodies import (
     Declare,
     Failure,
@@ -37,32 +38,31 @@ from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
 from broker.protocol.session import Phase, Received, Session, make_scratch
 from broker.protocol.sharing import Passage
-from broker.protocol.values import encode_value
 from broker.security.identity import ANYBODY, Identity
+from broker.security.permissions import Permissions
+from broker.security.quotas import Quotas, quotas_of
+from broker.security.roles import Verb
 from broker.state.admission import Admission
-from broker.state.following import Following
-from broker.state.groups import Groups
-from broker.state.lines import Lines
+from broker.state.authority import Authority
 from broker.state.measured import Latencies
-from broker.state.pressure import Pressure
-from broker.state.publishing import Publishing
+from broker.state.observing import Observing
 from broker.state.queries import Viewer, answer_to
 from broker.state.records import SessionRecord
-from broker.state.requests import Requests
+from broker.state.revoking import revoke
 from broker.state.settings import Settings
 from broker.state.sharing import Sharing
-from broker.state.singles import opened
-from broker.state.subscribing import Subscribing
-from broker.state.topics import INBOX, Router, offer
+from broker.state.tenants import Tenant
+from broker.state.topics import INBOX
 from broker.state.totals import Totals
 from broker.state.watermark import NEW_WORK, Watermark
-from broker.topics.declarations import Policies
-from broker.topics.messages import Message
-from broker.topics.policy import PRESSURE, Declaration, TopicPolicy, check_declaration
+from broker.topics.policy import Declaration, check_declaration
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[SessionRecord, Frame, int], None]
+_DEPENDS: Final = frozenset(
+    map(int, (Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH))
+)
+"""What depends on what was published, so that lines are drained before."""
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
 
@@ -78,22 +78,13 @@ class BrokerState:
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
-        defaults = TopicPolicy(ring_messages=settings.ring_messages, ring_bytes=settings.ring_bytes)
-        self.router = Router(
-            Policies(defaults, settings.declarations),
-            clock=lambda: self.now_ns,
-            unblock=lambda work: self.publishing.unblock(work),
-        )
-        self.requests = Requests(self._flush)
-        self.router.on_moved = self.requests.moved
-        self.pressure = Pressure(self.router, lambda told: self.announce(PRESSURE, *told, lane=Lane.CONTROL))
-        self.publishing = Publishing(
-            self.router, self.requests, self.pressure,
-            settings.publish_window_messages, settings.publish_window_bytes, self._flush,
-        )  # fmt: skip
-        self.watermark = Watermark(
-            self.router, self.publishing, lambda told: self.announce(PRESSURE, told, lane=Lane.CONTROL)
-        )
+        self.authority = Authority(settings.permissions, settings.audit)
+        self.quotas = settings.quotas
+        self.ended = Totals()
+        self.wake: Callable[[int], None] = lambda at_ns: None
+        """Is told when `end_due` has to be called, for a deadline that cannot wait for the next tick."""
+        self.on_tenant: Callable[[Tenant], None] = lambda tenant: None
+        """Is told of each tenant that comes into being."""
         self.admission = Admission(
             sessions_max=settings.sessions_max,
             half_open_max=settings.half_open_max,
@@ -101,16 +92,16 @@ class BrokerState:
             flush=self._flush,
         )
         self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
-        self.subscribing = Subscribing(
-            self.router, self.publishing, self.pressure,
-            settings.subscriptions_per_session_max, self._flush, self._answer_error,
+        self.tenants: dict[str, Tenant] = {}
+        self.watermark = Watermark(self.tenants)
+        self._group_numbers = count(1)
+        self._observing = Observing()
+        own = self.own = self._tenant("")
+        # Of the sessions that belong to no tenant.
+        self.router, self.requests, self.pressure, self.publishing = (
+            own.router, own.requests, own.pressure, own.publishing,
         )  # fmt: skip
-        self.lines = Lines(
-            self.publishing, settings.line_memory if settings.shared_memory else None, settings.arena_descriptor_max,
-            self._flush, partial(offer, split=opened),
-        )  # fmt: skip
-        self.following = Following(self.router, self.publishing, self.sessions)
-        self.groups = Groups(self._flush, self.announce, settings.boards)
+        self.subscribing, self.following, self.groups = own.subscribing, own.following, own.groups
         self.viewer: Viewer | None = None
         """Whoever runs the state sets it."""
         self.latencies = Latencies()
@@ -118,39 +109,45 @@ class BrokerState:
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
         self._last_id = 0
-        self._handlers: dict[int, Handler] = {
-            Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
-            Kind.STREAM_ABORT: lambda session, frame, _: self.publishing.abort(session, frame),
-            Kind.SUBSCRIBE: self._drained(self.subscribing.subscribe),
-            Kind.RESUME: self._drained(self.subscribing.resume),
-            Kind.UNSUBSCRIBE: self._drained(self.subscribing.unsubscribe),
+        self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.CREDIT: self._credit,
-            Kind.DROPPED: self._drained(lambda session, frame, _: self.pressure.dropped(session, frame)),
-            Kind.QUERY: self._drained(self._query),
+            Kind.QUERY: self._query,
             Kind.SETTLE: self._settle,
-            Kind.DECLARE: self._drained(self._declare),
-            Kind.FLUSH: self._drained(self._flushed),
-            Kind.LINE: self.lines.declined,
-            Kind.DRAIN: self.lines.look,
-            Kind.ATTACH: self.lines.left,
-            Kind.BELL: self.lines.bell,
-            Kind.CANCEL: self.requests.cancel,
+            Kind.DECLARE: self._declare,
+            Kind.FLUSH: self._flushed,
             Kind.ARENA: self.sharing.arena,
             Kind.MAPPED: self.sharing.mapped,
             Kind.RELEASE: self.sharing.release,
             Kind.MEASURED: self.latencies.measured,
-            **self.groups.handlers,
         }
 
-    def _drained(self, handler: Handler) -> Handler:
-        """A handler of what depends on what was published."""
+    def _tenant(self, name: str) -> Tenant:
+        """A tenant, which comes into being with its first session.
 
-        def handle(record: SessionRecord, frame: Frame, now_ns: int) -> None:
-            if self.router.lines:
-                self.lines.drain()
-            handler(record, frame, now_ns)
+        Raises:
+            LimitExceeded: there are too many.
+        """
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            if len(self.tenants) >= TENANTS_MAX:
+                self._forget_tenant()
+            tenant = self.tenants[name] = Tenant(
+                name, self.settings, self.authority, quotas_of(self.quotas, name),
+                self._group_numbers, self._observing,
+                clock=lambda: self.now_ns, flush=self._flush, refuse=self._answer_error,
+            )  # fmt: skip
+            tenant.groups.wake = lambda at_ns: self.wake(at_ns)
+            self.watermark.follow(tenant)
+            self.on_tenant(tenant)
+        return tenant
 
-        return handle
+    def _forget_tenant(self) -> None:
+        """Makes room by forgetting the oldest tenant without sessions, with all that it retains."""
+        empty = next((each for each in self.tenants.values() if each is not self.own and not each.sessions), None)
+        if empty is None:
+            raise LimitExceeded("tenants_max", len(self.tenants) + 1, TENANTS_MAX, "use fewer tenants")
+        del self.tenants[empty.name]
+        self.ended.add(empty.totals())
 
     # Events.
 
@@ -178,7 +175,8 @@ class BrokerState:
             passage=passage,
             scratch=self._scratch,
         )
-        record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns, identity)
+        record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns, self.own, identity)
+        self.own.join(record)
         self.admission.arrive(record)
         return record
 
@@ -191,24 +189,40 @@ class BrokerState:
             if isinstance(received, Frame):
                 frame = received
                 kind = frame.kind
-                if kind == _PUBLISH:
+                if record.tenant is not self.own:
+                    self._receive_for(record.tenant, record, frame, now_ns)
+                elif kind == _PUBLISH:
                     self.publishing.publish(record, frame)
                 elif kind == _CHUNK:
                     self.publishing.chunk(record, frame)
                 else:
-                    handler = self._handlers.get(kind)
-                    if handler is None:
-                        raise ProtocolError(f"a {kind_name(kind)} frame from a client")
-                    refusal = self.publishing.refusal
-                    if refusal is not None and kind in NEW_WORK:
-                        self._answer_error(record, frame.target, failure_of(refusal))
-                        return
-                    handler(record, frame, now_ns)
+                    self._handle(self.own, record, frame, now_ns)
             elif isinstance(received, Hello):
                 self._hello(record, received)
         except ProtocolError as error:
             record.session.fail(error)
             self._flush(record)
+
+    def _receive_for(self, tenant: Tenant, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        kind = frame.kind
+        if kind == _PUBLISH:
+            tenant.publishing.publish(record, frame)
+        elif kind == _CHUNK:
+            tenant.publishing.chunk(record, frame)
+        else:
+            self._handle(tenant, record, frame, now_ns)
+
+    def _handle(self, tenant: Tenant, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        handler = tenant.handlers.get(frame.kind) or self._handlers.get(frame.kind)
+        if handler is None:
+            raise ProtocolError(f"a {kind_name(frame.kind)} frame from a client")
+        refusal = tenant.publishing.refusal
+        if refusal is not None and frame.kind in NEW_WORK:
+            self._answer_error(record, frame.target, failure_of(refusal))
+            return
+        if tenant.router.lines and frame.kind in _DEPENDS:
+            tenant.lines.drain()
+        handler(record, frame, now_ns)
 
     def disconnect(self, session_id: SessionId, now_ns: int, *, reads_on: bool = False) -> None:
         """A session is over, however it ended; everybody who depends on it is told.
@@ -222,55 +236,76 @@ class BrokerState:
             return
         self.admission.leave(record)
         record.session.lost(ConnectionClosed("disconnected"))
-        self.lines.disconnect(record)
         self.ready.pop(session_id, None)
-        subscriptions = record.subscriptions.values()
-        for subscription in (*subscriptions, *record.leaving):
-            subscription.forget()
-        self.router.remove(*subscriptions)
-        for subscription in subscriptions:
-            self.publishing.unblock(subscription)
-        self.requests.disconnect(record)
-        self.publishing.disconnect(record)
+        self.authority.forget(session_id)
+        tenant = record.tenant
+        tenant.disconnect(record)
         if record.shares is not None:
             record.shares.disconnect(reads_on=reads_on)
-        self.router.ended.add_session(record.session)
-        self.groups.disconnect(record, now_ns)
+        tenant.groups.disconnect(record, now_ns)
         if record.name:
-            self.announce("$sys/sessions", {"event": "closed", "session": session_id, "name": record.name})
+            tenant.announce("$sys/sessions", {"event": "closed", "session": session_id, "name": record.name})
 
     def tick(self, now_ns: int) -> None:
         """Time passes: heartbeats, and deadlines of collectives. Call about ten times a second."""
         self.now_ns = now_ns
-        self.lines.drain()
         for record in self.sessions.values():
             session = record.session
             session.tick(now_ns)
             session.check_queued()
             if session.has_unsent or session.phase in (Phase.CLOSING, Phase.CLOSED):
                 self._flush(record)
-        self.groups.tick(now_ns)
-        self.router.works.tick(now_ns)
-        self.pressure.tick(now_ns)
+        for tenant in self.tenants.values():
+            tenant.tick(now_ns)
         self.pool.tick(now_ns)
+
+    def end_due(self, now_ns: int) -> None:
+        """As tick, but only for collectives whose deadline is over."""
+        self.now_ns = now_ns
+        for tenant in self.tenants.values():
+            tenant.groups.end_due(now_ns)
 
     @property
     def has_more(self) -> bool:
         """Whether `go_on` has something to do; whoever runs the state calls it soon, and others in between."""
-        return bool(self.following)
+        return bool(self.following) or (len(self.tenants) > 1 and any(each.following for each in self.tenants.values()))
 
     def go_on(self, now_ns: int) -> None:
         """Does a part of what takes long."""
         self.now_ns = now_ns
-        self.following.go_on()
+        for tenant in self.tenants.values():
+            tenant.following.go_on()
+
+    def replace_permissions(self, permissions: Permissions) -> None:
+        """From now on sessions may do what these say, also those that are open.
+
+        Subscriptions that may not be any more end, publishers are refused from their next message on, and a session
+        that is in a group that it may not be in is closed: the others of the group go on without it.
+        """
+        self.authority.permissions = permissions
+        for record in list(self.sessions.values()):
+            if record.name:
+                revoke(record, self.authority, self._flush)
+
+    def replace_quotas(self, quotas: Mapping[str, Quotas]) -> None:
+        """From now on tenants have these; what is there already stays, even if it is more."""
+        self.quotas = quotas
+        for tenant in self.tenants.values():
+            tenant.bound(quotas_of(quotas, tenant.name))
 
     def drain(self, reason: str) -> None:
         """The broker is about to end: every session gets what waits for it and then a CLOSE."""
         self.draining = True
-        self.lines.settle()
+        for tenant in self.tenants.values():
+            tenant.lines.settle()
         for record in self.sessions.values():
             record.session.close(Code.SHUTDOWN, reason)
             self._flush(record)
+
+    def drain_lines(self) -> None:
+        """Takes in what was written to lines: somebody is about to look."""
+        for tenant in self.tenants.values():
+            tenant.lines.drain()
 
     def take_ready(self) -> list[SessionRecord]:
         """The instructions for the server: sessions that have something to send or are over, each once.
@@ -283,35 +318,15 @@ class BrokerState:
 
     def totals(self) -> Totals:
         """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""
-        self.lines.drain()
-        totals = self.router.ended.copy()
-        for topic in self.router.topics.values():
-            totals.add_topic(topic)
-        for record in self.sessions.values():
-            totals.add_session(record.session)
-            for subscription in record.subscriptions.values():
-                totals.add_subscription(subscription)
+        totals = Totals()
+        totals.add(self.ended)
+        for tenant in self.tenants.values():
+            totals.add(tenant.totals())
         return totals
 
-    def announce(self, topic: str, *values: object, lane: Lane = Lane.DEFAULT) -> None:
-        """Publishes what the broker itself has to say, below `$sys/`; several values travel as one batch."""
-        try:
-            record = self.router.topic(topic)
-        except LimitExceeded:
-            # Clients have used up all topics. They hear of it when they publish; this event is lost.
-            return
-        sequence, time_ns = record.ring.next_sequence, self.now_ns + self.settings.wall_offset_ns
-        batch, single = Batch(0), b""
-        for value in values:
-            content, _, encoded = encode_value(value)
-            assert isinstance(encoded, bytes), "the broker announces plain values"
-            single = encoded
-            batch.add(content, time_ns, b"", single)
-        flags, payload = (Flag.BATCH, batch.close()) if batch.count > 1 else (0, single)
-        message = Message(
-            topic, "broker", sequence, batch.count, lane, flags, content, time_ns, b"", payload, len(payload)
-        )
-        self.router.route(record, message)
+    def announce(self, topic: str, *values: object) -> None:
+        """Publishes what the broker itself has to say to those that belong to no tenant."""
+        self.own.announce(topic, *values)
 
     # What clients ask.
 
@@ -328,8 +343,13 @@ class BrokerState:
             self._flush(record)
             return
         problem = self.admission.open(record) or self.watermark.refusal()
-        if problem is not None:
-            record.session.refuse(Code.LIMIT, str(problem))
+        record.rights = self.authority.rights(record)
+        try:
+            if problem is not None:
+                raise problem
+            self._enter(record, hello.tenant or record.identity.tenant)
+        except (InvalidValue, LimitExceeded, PermissionDenied) as error:
+            record.session.refuse(Code(failure_of(error).code), str(error))
             self._flush(record)
             return
         record.name = hello.name or f"client-{record.id}"
@@ -350,22 +370,45 @@ class BrokerState:
                 report_ms=settings.report_ms,
             )
         )
+        if record.shares is not None:
+            record.shares.reads = record.rights.reads_all
         # `block`, because a reply that is dropped is a requester that waits for it.
         inbox = Subscribe(f"{INBOX}{record.id}", "block", INBOX_MESSAGES, QUEUE_BYTES)
-        self.subscribing.add(record, SubscriptionNumber(0), inbox)
+        record.tenant.subscribing.add(record, SubscriptionNumber(0), inbox)
         self._flush(record)
         where = {"host": hello.host, "process": hello.process}
-        self.announce("$sys/sessions", {"event": "opened", "session": record.id, "name": record.name} | where)
+        record.tenant.announce("$sys/sessions", {"event": "opened", "session": record.id, "name": record.name} | where)
+
+    def _enter(self, record: SessionRecord, name: str) -> None:
+        """A session gets its tenant.
+
+        Raises:
+            InvalidValue: it cannot be the name of one.
+            PermissionDenied: it may not go there.
+            LimitExceeded: there are too many, or too many sessions of this one.
+        """
+        identity = record.identity
+        if name != identity.tenant:
+            if len(name.encode()) > NAME_BYTES_MAX or not name.isprintable():
+                raise InvalidValue("tenant", name[:16], f"is none: it has at most {NAME_BYTES_MAX} printable bytes")
+            if identity.tenant:
+                raise PermissionDenied(f"tenant {name!r}: {record.rights.who} belongs to tenant {identity.tenant!r}")
+            self.authority.authorize(record, Verb.ADMIN, f"tenants/{name}")
+        tenant = self._tenant(name)
+        tenant.check_session(joins=tenant is not self.own)
+        if tenant is not self.own:
+            self.own.leave(record)
+            tenant.join(record)
 
     def _credit(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         if frame.flags & Flag.REQUEST:
-            self.requests.credit(record, frame)
+            record.tenant.requests.credit(record, frame)
             return
         subscription = record.subscriptions.get(frame.number)
         # Credit for a subscription that was just ended is on its way when the end arrives: nothing to do.
         if subscription is not None:
             # What it has read on lines is charged first; it may be that for which it gives credit.
-            self.lines.take_in()
+            record.tenant.lines.take_in()
             subscription.grant(frame.count, frame.total_bytes)
 
     def _settle(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
@@ -373,16 +416,20 @@ class BrokerState:
         body = decode_body(frame.body, Settle)
         # As with credit: what a subscription had not settled at its end went to others.
         if subscription is not None:
-            self.router.works.settle(subscription, body)
+            record.tenant.router.works.settle(subscription, body)
 
     def _declare(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         """DECLARE: a policy for the topics that a filter matches."""
-        wishes = decode_body(frame.body, Declare)
+        wishes, tenant = decode_body(frame.body, Declare), record.tenant
         try:
-            self.following.check()
+            tenant.following.check()
             settings = check_declaration(wishes.filter, wishes.settings())
+            self.authority.authorize(record, Verb.DECLARE, wishes.filter)
+            if wishes.dead_letter is not None:
+                # Or messages could be had there that one may not subscribe to.
+                self.authority.authorize(record, Verb.PUBLISH, wishes.dead_letter)
             declaration = Declaration(wishes.filter, settings, f"declared by {record.name}")
-            replaced = self.router.policies.declare(declaration)
+            replaced = tenant.router.policies.declare(declaration)
         except (InvalidValue, LimitExceeded, PermissionDenied) as error:
             self._answer_error(record, frame.target, failure_of(error))
             return
@@ -394,18 +441,27 @@ class BrokerState:
             log.info(
                 "policy.declared filter=%r by=%r settings=%s before=%s", wishes.filter, record.name, settings, before
             )
-            self.following.begin(wishes.filter, done)
+            tenant.following.begin(wishes.filter, done)
 
     def _query(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         """QUERY: how a topic fares, or what the broker knows."""
         try:
-            answer = answer_to(self.router, self.viewer, decode_body(frame.body, Query), now_ns)
+            query = decode_body(frame.body, Query)
+            self.authority.authorize_question(record, query.topic, query.view)
+            answer = answer_to(record.tenant.router, self.viewer, query, self._seen_by(record), now_ns)
         except (InvalidValue, PermissionDenied) as error:
             self._answer_error(record, frame.target, failure_of(error))
             return
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target, body=encode_body(answer)))
         record.session.check_queued()
         self._flush(record)
+
+    def _seen_by(self, record: SessionRecord) -> list[Tenant]:
+        """The tenants of which a session may be told: its own, and of those that belong to none, where they may go."""
+        if record.tenant is not self.own:
+            return [record.tenant]
+        may = record.rights.may
+        return [each for each in self.tenants.values() if each is self.own or may(Verb.ADMIN, f"tenants/{each.name}")]
 
     def _flushed(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))

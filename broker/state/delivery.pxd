@@ -20,7 +20,7 @@ cdef class Subscription:
     cdef public Queue queue
     cdef public str filter, queue_group
     cdef public bint responder
-    cdef public object flush, unblock, lost, worker
+    cdef public object flush, unblock, lost, worker, rules
     cdef public dict sources, blocking
     cdef public DropNotice notice
     cdef public long long delivered, evicted

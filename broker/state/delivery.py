@@ -22,6 +22,7 @@ from broker.topics.messages import Assignment, Chunk, Message, Stream
 from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, Overflow, Queue, ignore_loss
 
 if TYPE_CHECKING:
+    from broker.security.rules import Rules
     from broker.state.records import SessionRecord
     from broker.state.topics import TopicRecord
     from broker.state.works import Worker
@@ -45,6 +46,7 @@ class Subscription:
         delivered: messages that were handed to the session, ever.
         evicted: of these, the ones that the subscriber has dropped, as it says.
         worker: as a member of a queue group.
+        rules: of the topics that its filter matches, which it may have; None is all.
     """
 
     __slots__ = (
@@ -60,6 +62,7 @@ class Subscription:
         "queue",
         "queue_group",
         "responder",
+        "rules",
         "session",
         "sources",
         "unblock",
@@ -101,6 +104,7 @@ class Subscription:
         self.delivered = 0
         self.evicted = 0
         self.worker: Worker | None = None
+        self.rules: Rules | None = None
 
     def offer(self, message: Message) -> None:
         """Sends a message, or queues it by the subscription's policy, and wakes the session."""

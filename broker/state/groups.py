@@ -5,9 +5,10 @@ All frames of groups travel in the default lane, so that a session sees them in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 
 import msgspec
 
@@ -31,13 +32,15 @@ from broker.collectives.effects import (
 from broker.collectives.group import Group
 from broker.collectives.late import LateTotals
 from broker.collectives.snapshots import GroupSnapshot
-from broker.errors import InvalidValue, ProtocolError
+from broker.errors import InvalidValue, PermissionDenied, ProtocolError
 from broker.ids import GroupNumber, SessionId
 from broker.limits import GROUPS_MAX, NAME_BYTES_MAX
 from broker.protocol import bodies
 from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership, decode_body, encode_body
-from broker.protocol.codes import Code
+from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.security.roles import Verb
+from broker.state.authority import Authority
 from broker.state.boards import BoardMaker, Boards
 from broker.state.link_watches import LinkWatches
 from broker.state.links import Links
@@ -60,7 +63,18 @@ class Groups:
         flush: Callable[[SessionRecord], None],
         announce: Callable[[str, object], None],
         maker: BoardMaker | None = None,
+        authority: Authority | None = None,
+        numbers: Iterator[int] | None = None,
+        observing: Observing | None = None,
     ) -> None:
+        """Args:
+        flush: called with a session that has something to send.
+        announce: publishes an event.
+        maker: of boards.
+        authority: says who may join; None lets everybody.
+        numbers: of groups, that no other group of the broker has.
+        observing: of the groups of all tenants together.
+        """
         self.by_number: dict[GroupNumber, Group] = {}
         self._by_name: dict[str, Group] = {}
         self._sessions: dict[SessionId, SessionRecord] = {}
@@ -68,9 +82,10 @@ class Groups:
         self._flush = flush
         self._announce = announce
         self._boards = Boards(maker)
+        self._authority = authority
         self.reports = Reports(announce)
-        self.observing = Observing()
-        self._last_number = 0
+        self.observing = Observing() if observing is None else observing
+        self._numbers = count(1) if numbers is None else numbers
         self.wake: Callable[[int], None] = lambda at_ns: None
         self._late_totals = LateTotals()
         self._links = Links(self._send, self._accuse)
@@ -99,6 +114,12 @@ class Groups:
     def join(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """JOIN: a session wants to be a member."""
         wish = decode_body(frame.body, Join)
+        if self._authority is not None:
+            try:
+                self._authority.authorize(session, Verb.JOIN, wish.group)
+            except PermissionDenied as error:
+                self._refuse(session, frame.target, failure_of(error))
+                return
         group = self._by_name.get(wish.group)
         if group is None:
             group_or_problem = self._create(wish, now_ns)
@@ -124,9 +145,8 @@ class Groups:
             return f"a group's name has 1 to {NAME_BYTES_MAX} bytes"
         if len(self.by_number) >= GROUPS_MAX:
             return f"groups_max: over the limit of {GROUPS_MAX}"
-        self._last_number += 1
         try:
-            group = Group(wish.group, GroupNumber(self._last_number), wish.world_size, now_ns)
+            group = Group(wish.group, GroupNumber(next(self._numbers)), wish.world_size, now_ns)
         except InvalidValue as error:
             return str(error)
         self.by_number[group.number] = group

@@ -1,4 +1,4 @@
-"""Lines: topics whose publisher writes its messages where their readers read them (docs/wire.md section 19).
+"""Lines: topics whose publisher writes its messages where their readers read them (docs/wire.md section 20).
 
     publisher              broker                         readers
     PUBLISH ... (socket)   counts them, looks whether all
@@ -40,6 +40,7 @@ from broker.protocol.frames import Frame, Kind, Lane
 from broker.protocol.line import AVAILABLE, DATA_OFFSET, PLACE_BYTES, VERSION, format_ring
 from broker.protocol.session import Phase
 from broker.protocol.sharing import CommonMemory
+from broker.security.roles import Verb
 from broker.state.delivery import Subscription
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
@@ -151,10 +152,14 @@ class Lines:
         for line in list(self._live.values()) if self._live else ():
             line.take_in()
 
-    def settle(self) -> None:
-        """The broker is about to end."""
+    def end_all(self) -> None:
+        """What all lines depend on is about to change."""
         for line in list(self._live.values()):
             line.settle()
+
+    def settle(self) -> None:
+        """The broker is about to end."""
+        self.end_all()
         self._memory = None
 
     def disconnect(self, record: SessionRecord) -> None:
@@ -188,6 +193,8 @@ class Lines:
         topic = publisher.topic
         if (
             self.publishing.pushing_back
+            or self.publishing.flow.is_bounded
+            or (publisher.restricted and not publisher.session.rights.may(Verb.PUBLISH, topic.name))
             or topic.publishers != 1
             or publisher.session.publishers.get(publisher.number) is not publisher
             or topic.special

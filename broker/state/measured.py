@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from broker.histograms import BUCKETS, Histogram
 from broker.protocol.bodies import decode_body
 from broker.protocol.frames import LANES, Frame
 from broker.protocol.measured import Measured
 from broker.state.records import SessionRecord
+
+SUM_NS_MAX: Final = 1 << 62
 
 
 class Latencies:
@@ -26,7 +30,8 @@ class Latencies:
         report = decode_body(frame.body, Measured)
         report.check()
         for histogram, counts, sum_us in zip(self.lanes, report.counts, report.sums_us, strict=True):
-            histogram.add(counts or [0] * BUCKETS, sum_us * 1000)
+            # Whatever clients claim, it fits 64 bits.
+            histogram.add(counts or [0] * BUCKETS, min(sum_us * 1000, SUM_NS_MAX - histogram.sum_ns))
         self.early += report.early
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 
 from broker.collectives.claims import CollectiveKind
 from broker.collectives.group import Group
+from broker.collectives.link_watching import HALVING, RING
 from broker.collectives.recorder import Outcome, Recorded
 from broker.collectives.snapshots import SHM, STAR
 from broker.histograms import Histogram
@@ -18,6 +19,7 @@ from broker.ids import GroupNumber
 from broker.limits import ARRIVALS_OBSERVED, OPERATIONS_OBSERVED
 
 ALL_REDUCE: Final = CollectiveKind.ALL_REDUCE.value
+SCHEDULES: Final = (STAR, SHM, RING, HALVING)
 OTHER: Final = "other"
 """Any kind of collective but all-reduce."""
 
@@ -34,7 +36,7 @@ class Observing:
 
     def __init__(self) -> None:
         self.durations: dict[tuple[str, ...], Histogram] = {
-            (kind, way): Histogram() for kind in (ALL_REDUCE, OTHER) for way in (STAR, SHM)
+            (kind, way): Histogram() for kind in (ALL_REDUCE, OTHER) for way in SCHEDULES
         }
         self.skews = Histogram()
         self.told: Callable[[Group, Recorded], None] | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from broker.errors import InvalidValue, LimitExceeded, ProtocolError
+from broker.errors import InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
 from broker.limits import (
     BATCH_MESSAGES_MAX,
     FRAME_PAYLOAD_BYTES_MAX,
@@ -15,19 +16,25 @@ from broker.limits import (
     TOPICS_PER_SESSION_MAX,
 )
 from broker.protocol.batches import ENTRY_BYTES, Batch, Entry, split_batch
-from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
+from broker.protocol.bodies import Failure, Topic, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, payload_bytes
 from broker.protocol.sharing import charge
+from broker.security.permissions import Rights
+from broker.security.roles import Verb
+from broker.state.authority import Authority
 from broker.state.delivery import Subscription
+from broker.state.flow import Flow
 from broker.state.pressure import Pressure
+from broker.state.publish_policies import for_publishers
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
-from broker.state.topics import Publisher, Router, TopicRecord
+from broker.state.topics import INBOX, NOTHING_KEPT, Publisher, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.messages import Chunk, Message, Stream
 from broker.topics.names import check_topic
-from broker.topics.policy import TopicPolicy
+
+log = logging.getLogger(__name__)
 
 _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED = (
     int(flag)
@@ -50,8 +57,13 @@ class Publishing:
         window_messages: int,
         window_bytes: int,
         flush: Callable[[SessionRecord], None],
+        authority: Authority,
+        flow: Flow,
     ) -> None:
         self.router = router
+        self.authority = authority
+        self.flow = flow
+        self.shared_bytes = 0
         self.requests = requests
         self.pressure = pressure
         self.window_messages = window_messages
@@ -84,21 +96,24 @@ class Publishing:
             session.streams = {stream: other for stream, other in session.streams.items() if other is not old}
             self._abort(old, f"the publisher {session.name!r} has named its topic anew")
             self._forget(old)
+        may_publish, may_request = _may(session.rights, name)
         try:
-            record = self.router.topic(name)
+            # A topic that one has no right to does not come into being.
+            record = self.router.topic(name) if may_publish or may_request else TopicRecord(name, NOTHING_KEPT)
         except LimitExceeded as error:
             raise ProtocolError(str(error), Code.LIMIT) from error
         if record.line is not None:
             # It has one publisher.
             record.line.settle()
         publisher = Publisher(record, frame.number, session)
+        publisher.restricted = not (may_publish and may_request)
         record.publishers += 1
         session.publishers[frame.number] = publisher
         self.tell_policy(session, publisher)
 
     def tell_policy(self, session: SessionRecord, publisher: Publisher) -> None:
         """Tells a publisher of its topic's policy, unless it has been told."""
-        policy = _for_publishers(publisher.topic.policy)
+        policy = for_publishers(publisher.topic.policy)
         if policy != publisher.told:
             publisher.told = policy
             publisher.refusal_told = False
@@ -121,6 +136,9 @@ class Publishing:
         lane, stream, first = frame.lane, None, None
         if flags & _SHARED:
             stream, first = _borrowed(session, frame)
+            self.shared_bytes += frame.total_bytes
+        if publisher.restricted and self._deny(session, publisher, frame, count):
+            return
         if topic.special or self.refusal is not None:
             if self._refuse(session, publisher, frame, count):
                 return
@@ -205,20 +223,74 @@ class Publishing:
                 frame.payload, frame.count = _batch_of(fitting), len(fitting)
                 used_bytes -= len(frame.payload)
         elif chunked:
-            publisher.message = Message(
-                publisher.topic.name, publisher.sender, 0, 1, frame.lane, frame.flags, frame.content, frame.time_ns,
-                frame.body, b"", frame.total_bytes + len(frame.body), self._open(session, publisher, frame),
-            )  # fmt: skip
-            publisher.acknowledge = publisher.request = 0
+            self._swallow(session, publisher, frame)
         publisher.topic.refused += refused
         self._tell_refusal(session, publisher, frame, longest, maximum)
         frame.flags &= ~_ACKNOWLEDGE
+        self._use(session, publisher, frame, refused, used_bytes)
+        return refused == count
+
+    def _swallow(self, session: SessionRecord, publisher: Publisher, frame: Frame) -> None:
+        """The chunks of a large message will come in and go nowhere."""
+        publisher.message = Message(
+            publisher.topic.name, publisher.sender, 0, 1, frame.lane, frame.flags, frame.content, frame.time_ns,
+            frame.body, b"", frame.total_bytes + len(frame.body), self._open(session, publisher, frame),
+        )  # fmt: skip
+        publisher.acknowledge = publisher.request = 0
+
+    def _use(self, session: SessionRecord, publisher: Publisher, frame: Frame, messages: int, size_bytes: int) -> None:
+        """What is refused takes credit like any other."""
         if frame.lane != _CONTROL:
-            publisher.used_messages += refused
-            publisher.used_bytes += used_bytes
+            publisher.used_messages += messages
+            publisher.used_bytes += size_bytes
             if publisher.used_messages >= self._half_messages or publisher.used_bytes >= self._half_bytes:
                 self._half_used(session, publisher)
-        return refused == count
+
+    def _deny(self, session: SessionRecord, publisher: Publisher, frame: Frame, count: int) -> bool:
+        """Refuses what the session may not publish or request; says whether it did."""
+        verb = Verb.REQUEST if frame.flags & _REQUEST else Verb.PUBLISH
+        name = publisher.topic.name
+        if _may(session.rights, name)[verb is Verb.REQUEST]:
+            return False
+        if frame.flags & _CHUNKED:
+            self._swallow(session, publisher, frame)
+        answered = frame.flags & (_ACKNOWLEDGE | _REQUEST)
+        if answered or not publisher.refusal_told:
+            publisher.refusal_told = publisher.refusal_told or not answered
+            try:
+                self.authority.deny(session, verb, name)
+            except PermissionDenied as error:
+                self._answer(session, publisher, frame, failure_of(error))
+        size_bytes = charge(frame.total_bytes) if frame.flags & _SHARED else len(frame.payload)
+        self._use(session, publisher, frame, count, len(frame.body) + size_bytes)
+        return True
+
+    def follow_rights(self, session: SessionRecord) -> None:
+        """What a session may do has changed: it is asked anew about the topics that it has named."""
+        for publisher in list(session.publishers.values()):
+            may_publish, may_request = _may(session.rights, publisher.topic.name)
+            restricted = not (may_publish and may_request)
+            if publisher.restricted and (may_publish or may_request):
+                try:
+                    self._move(publisher, self.router.topic(publisher.topic.name))
+                except LimitExceeded as error:
+                    log.warning("permission.not_given session=%d %s", session.id, error)
+                    continue
+            if publisher.restricted or restricted:
+                publisher.restricted = restricted
+                # It forgets what it was told of earlier rights, and hears of these when it publishes.
+                publisher.told = None
+                self.tell_policy(session, publisher)
+
+    def _move(self, publisher: Publisher, topic: TopicRecord) -> None:
+        """A publisher that had no right to its topic belongs to it from now on."""
+        if publisher.topic is not topic:
+            self._forget(publisher)
+            publisher.topic = topic
+            topic.publishers += 1
+            if publisher.held_back:
+                publisher.held_back = False
+                self.top_up(publisher.session, publisher)
 
     def _is_too_much(self, publisher: Publisher, frame: Frame) -> bool:
         """Whether there is no memory for a message: one that takes some, and that is not what somebody waits for."""
@@ -239,9 +311,16 @@ class Publishing:
         publisher.refusal_told = publisher.refusal_told or (not answered and maximum >= 0)
         words = f"the policy of topic {publisher.topic.name!r}: publish shorter messages, or declare another limit"
         failure = Failure(Code.LIMIT, words, "max_message_bytes", size_bytes, maximum)
-        body = encode_body(failure_of(self.refusal) if maximum < 0 and self.refusal is not None else failure)
+        if maximum < 0 and self.refusal is not None:
+            failure = failure_of(self.refusal)
+        self._answer(session, publisher, frame, failure)
+
+    def _answer(self, session: SessionRecord, publisher: Publisher, frame: Frame, failure: Failure) -> None:
+        """Tells a publisher why a message was refused: whoever waits for an answer to it, else about the topic."""
+        answered = frame.flags & (_ACKNOWLEDGE | _REQUEST)
         number, target = (0, frame.target) if answered else (publisher.number, 0)
-        session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, number=number, target=target, body=body))
+        error = Frame(Kind.ERROR, lane=Lane.CONTROL, number=number, target=target, body=encode_body(failure))
+        session.session.put(error)
         self.flush(session)
 
     def _refuse_request(self, session: SessionRecord, frame: Frame, topic: str) -> None:
@@ -345,9 +424,11 @@ class Publishing:
         if publisher.held_back:
             return
         topic = publisher.topic
-        if self.pushing_back:
+        if self.pushing_back or self.flow.is_over:
             publisher.held_back = True
             topic.held_back += (publisher,)
+            if self.flow.is_over:
+                self.flow.blocking[topic] = None
             return
         blockers = self.router.routes(topic).blockers(publisher.message)
         if blockers:
@@ -365,10 +446,11 @@ class Publishing:
                 number=publisher.number, count=messages, total_bytes=size_bytes,
             )
         )  # fmt: skip
+        self.flow.granted(size_bytes)
         self.flush(session)
 
-    def unblock(self, blocker: Subscription | Work) -> None:
-        """A subscription or a work is under its limit again: its publishers are looked at anew."""
+    def unblock(self, blocker: Subscription | Work | Flow) -> None:
+        """A subscription, a work or a tenant is under its limit again: its publishers are looked at anew."""
         topics, blocker.blocking = list(blocker.blocking), {}
         for topic in topics:
             self.look_again(topic)
@@ -394,15 +476,18 @@ def _priority(priority: int) -> int:
     return priority
 
 
-def _for_publishers(policy: TopicPolicy) -> PublishPolicy:
-    """What publishers have to know of a policy: where it differs from what they take for granted."""
-    plain = TopicPolicy()
-    return PublishPolicy(
-        policy.batch_bytes if policy.batch_bytes != plain.batch_bytes else None,
-        policy.batch_window_us if policy.batch_window_us != plain.batch_window_us else None,
-        policy.lane if policy.lane != plain.lane else None,
-        policy.max_message_bytes,
-    )
+def _may(rights: Rights, topic: str) -> tuple[bool, bool]:
+    """Whether somebody may publish to a topic, and whether they may request there.
+
+    Replies go to inboxes: they are for those who may respond to something, whoever has asked them.
+    """
+    if not rights.limited:
+        return True, True
+    if topic.startswith(INBOX):
+        responds = rights.rules(Verb.RESPOND)
+        may_reply = responds is None or bool(responds.allow)
+        return may_reply, may_reply
+    return rights.may(Verb.PUBLISH, topic), rights.may(Verb.REQUEST, topic)
 
 
 def _batch_of(entries: Iterable[Entry]) -> bytes:

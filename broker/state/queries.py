@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
 
 from broker.errors import InvalidValue, PermissionDenied, ProtocolError
 from broker.limits import PRESSURE_SUBSCRIPTIONS_MAX
 from broker.protocol.pressure import Pressure, Query, View
 from broker.state.pressure import Blocker, holds_back, pressure_on
+from broker.state.tenants import Tenant
 from broker.state.topics import INBOX, NOTHING_KEPT, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.names import check_topic
 
-Viewer = Callable[[Query, int], View]
-"""Shows what the broker knows; it raises InvalidValue for what cannot be shown."""
+Viewer = Callable[[Query, Sequence[Tenant], int], View]
+"""Shows what the broker knows of some tenants; it raises InvalidValue for what cannot be shown."""
 
 
-def answer_to(router: Router, viewer: Viewer | None, query: Query, now_ns: int) -> Pressure | View:
-    """The answer to a question.
+def answer_to(
+    router: Router, viewer: Viewer | None, query: Query, seen: Sequence[Tenant], now_ns: int
+) -> Pressure | View:
+    """The answer to a question of somebody who sees some tenants.
 
     Raises:
         InvalidValue: it is no topic, or no view.
@@ -31,7 +34,7 @@ def answer_to(router: Router, viewer: Viewer | None, query: Query, now_ns: int) 
         return pressure_of(router, query.topic)
     if viewer is None:
         raise InvalidValue("view", query.view[:16], "this broker shows nothing")
-    return viewer(query, now_ns)
+    return viewer(query, seen, now_ns)
 
 
 def pressure_of(router: Router, name: str) -> Pressure:

@@ -4,7 +4,7 @@ from broker.protocol.session cimport Session
 
 
 cdef class SessionRecord:
-    cdef public object id, identity, shares, bell, bell_identity
+    cdef public object id, identity, rights, tenant, shares, bell, bell_identity
     cdef public int lines
     cdef public Session session
     cdef public str inbox, peer, name, host

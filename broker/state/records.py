@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from broker.ids import SessionId
 from broker.protocol.session import Session
 from broker.security.identity import ANYBODY, Identity
+from broker.security.permissions import EVERYTHING, Rights
 
 if TYPE_CHECKING:
     from broker.protocol.sharing import HasDescriptor
     from broker.state.delivery import Subscription
     from broker.state.replay import Seen
     from broker.state.sharing import Shares
+    from broker.state.tenants import Tenant
     from broker.state.topics import Publisher
 
 
@@ -21,6 +23,8 @@ class SessionRecord:
 
     Attributes:
         identity: who it has proven to be.
+        rights: what it may do.
+        tenant: whose topics and groups it sees.
         inbox: the topic of the replies to it.
         name: what the client calls itself; empty until its hello.
         publishers: the topics to which it publishes, by its own numbers.
@@ -52,17 +56,27 @@ class SessionRecord:
         "process",
         "publishers",
         "resuming",
+        "rights",
         "session",
         "shares",
         "streams",
         "subscriptions",
+        "tenant",
     )
 
     def __init__(
-        self, session_id: SessionId, session: Session, peer: str, now_ns: int, identity: Identity = ANYBODY
+        self,
+        session_id: SessionId,
+        session: Session,
+        peer: str,
+        now_ns: int,
+        tenant: Tenant,
+        identity: Identity = ANYBODY,
     ) -> None:
         self.id = session_id
         self.identity = identity
+        self.rights: Rights = EVERYTHING
+        self.tenant = tenant
         self.inbox = f"$inbox/{session_id}"
         self.session = session
         self.peer = peer

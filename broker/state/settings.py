@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from broker import limits
+from broker.security.audit import Audit, unrecorded
+from broker.security.permissions import Permissions
+from broker.security.quotas import Quotas
 from broker.state.boards import BoardMaker
 from broker.state.lines import LineMemory
 from broker.topics.policy import Declaration
@@ -22,6 +27,9 @@ class Settings:
         shared_memory: whether clients on this host may send and receive messages in shared memory.
         arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.
+        permissions: who may do what.
+        quotas: of tenants by name; `*` is of all others.
+        audit: where it is recorded who connected, was refused, was denied and changed what.
         line_memory: makes memory of so many bytes for a line; raises InvalidValue or LimitExceeded where there is none.
             None when there are no lines.
         report_ms: how often clients tell of the times that messages take to reach them, in milliseconds; 0 is never.
@@ -45,6 +53,9 @@ class Settings:
     shared_memory: bool = True
     arena_descriptor_max: int = (1 << 31) - 1
     declarations: tuple[Declaration, ...] = ()
+    permissions: Permissions = field(default_factory=Permissions)
+    quotas: Mapping[str, Quotas] = field(default_factory=lambda: MappingProxyType({}))
+    audit: Audit = unrecorded
     report_ms: int = 0
     boards: BoardMaker | None = None
     line_memory: LineMemory | None = None

@@ -174,6 +174,7 @@ class Shares:
         "_over",
         "_record",
         "leases",
+        "reads",
     )
 
     def __init__(self, record: SessionRecord, flush: Callable[[SessionRecord], None], descriptor_max: int) -> None:
@@ -190,6 +191,8 @@ class Shares:
         self._asked: dict[Arena, list[Resumed]] = {}
         self._last_lease = 0
         self.leases: dict[int, Loan] = {}
+        self.reads = True
+        """Whether it may have others' memory: who may not read all topics would find there what it must not see."""
 
     # As a publisher.
 
@@ -276,7 +279,7 @@ class Shares:
     def lend(self, loan: Loan) -> bytes | None:
         """The place of a message for this session to read, or None when it has to get the bytes."""
         leases = self.leases
-        if not self._known.get(loan.arena) or len(leases) >= LEASES_MAX:
+        if not self.reads or not self._known.get(loan.arena) or len(leases) >= LEASES_MAX:
             return None
         number = self._last_lease % 0xFFFFFFFF + 1
         while number in leases:
@@ -292,7 +295,7 @@ class Shares:
             arena: in which a message lies.
             source: what waits to send that message; resumed when the session has answered.
         """
-        if arena in self._known or arena.memory is None or arena.ended:
+        if not self.reads or arena in self._known or arena.memory is None or arena.ended:
             return True
         waiting = self._asked.get(arena)
         if waiting is None:

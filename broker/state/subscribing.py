@@ -6,17 +6,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from broker.errors import InvalidValue, LimitExceeded
+from broker.errors import InvalidValue, LimitExceeded, PermissionDenied
 from broker.ids import SubscriptionNumber
 from broker.limits import NAME_BYTES_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX
 from broker.protocol.bodies import Failure, Resume, Subscribe, Subscribed, decode_body, encode_body
-from broker.protocol.codes import Code
+from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Frame, Kind, Lane
+from broker.security.roles import Verb
+from broker.state.authority import Authority
 from broker.state.delivery import Subscription
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.state.replay import replay, resume
+from broker.state.revoking import restrict
 from broker.state.singles import opened
 from broker.state.topics import INBOX, Router
 from broker.topics.names import check_filter
@@ -33,6 +36,8 @@ class Subscribing:
         router: Router,
         publishing: Publishing,
         pressure: Pressure,
+        authority: Authority,
+        check_room: Callable[[], None],
         subscriptions_max: int,
         flush: Callable[[SessionRecord], None],
         refuse: Callable[[SessionRecord, int, Failure], None],
@@ -41,12 +46,16 @@ class Subscribing:
         router: where subscriptions belong.
         publishing: whom they hold back.
         pressure: told of what they lose.
+        authority: says who may subscribe to what.
+        check_room: raises LimitExceeded if there may be no other subscription.
         subscriptions_max: of one session.
         flush: called with a session that has something to send.
         refuse: answers a session's request, by its reference, with a failure.
         """
         self._router = router
         self._publishing = publishing
+        self._authority = authority
+        self._check_room = check_room
         self._subscriptions_max = subscriptions_max
         self._flush = flush
         self._answer_error = refuse
@@ -55,34 +64,17 @@ class Subscribing:
     def subscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         """SUBSCRIBE: DONE or ERROR answers it, and what the topics have kept comes behind."""
         wishes = decode_body(frame.body, Subscribe)
-        if wishes.filter.startswith(INBOX):
-            self._answer_error(record, frame.target, Failure(Code.DENIED, "an inbox belongs to its session"))
+        undecided = wishes.overflow is None
+        try:
+            self._check(record, frame.number, wishes)
+            if undecided:
+                wishes.overflow = self._router.policies.of_filter(wishes.filter).overflow
+            subscription = self.add(record, SubscriptionNumber(frame.number), wishes)
+        except _Problem as error:
+            self._refuse(record, frame, Failure(Code.INVALID, str(error)))
             return
-        limit = self._subscriptions_max
-        problem = _problem_with(wishes)
-        if frame.number in record.subscriptions:
-            problem = f"subscription number {frame.number} is in use"
-        if problem is None and len(record.subscriptions) > limit:
-            body = Failure(Code.LIMIT, "", "subscriptions_per_session_max", len(record.subscriptions), limit)
-            self._answer_error(record, frame.target, body)
-            return
-        if problem is None and wishes.queue_group:
-            try:
-                self._router.check_group(wishes.queue_group, wishes.filter)
-            except LimitExceeded as error:
-                body = Failure(Code.LIMIT, str(error), error.limit, error.value, error.maximum)
-                self._answer_error(record, frame.target, body)
-                return
-        if problem is None:
-            undecided = wishes.overflow is None
-            try:
-                if undecided:
-                    wishes.overflow = self._router.policies.of_filter(check_filter(wishes.filter)).overflow
-                subscription = self.add(record, SubscriptionNumber(frame.number), wishes)
-            except InvalidValue as error:
-                problem = str(error)
-        if problem is not None:
-            self._answer_error(record, frame.target, Failure(Code.INVALID, problem))
+        except (InvalidValue, LimitExceeded, PermissionDenied) as error:
+            self._refuse(record, frame, failure_of(error))
             return
         outcome = encode_body(Subscribed(subscription.queue.overflow.value)) if undecided else b""
         moment = self._router.begin()
@@ -100,6 +92,46 @@ class Subscribing:
         elif wishes.replay is not None:
             replay(self._router, subscription, wishes.replay)
         record.resuming = (0, {})
+        self._flush(record)
+
+    def _check(self, record: SessionRecord, number: int, wishes: Subscribe) -> None:
+        """Refuses what cannot be, or must not.
+
+        Raises:
+            InvalidValue: the filter is malformed.
+            _Problem: another wish is.
+            PermissionDenied: the session may not.
+            LimitExceeded: there are too many subscriptions, or queue groups.
+        """
+        if wishes.filter.startswith(INBOX):
+            raise PermissionDenied("an inbox belongs to its session")
+        if number in record.subscriptions:
+            raise _Problem(f"subscription number {number} is in use")
+        if problem := _problem_with(wishes):
+            raise _Problem(problem)
+        check_filter(wishes.filter)
+        self._authority.authorize(record, verb_of(responder=wishes.responder), wishes.filter)
+        if wishes.queue_group:
+            # Its members take messages away from one another.
+            self._authority.authorize(record, Verb.JOIN, wishes.queue_group)
+        if len(record.subscriptions) > self._subscriptions_max:
+            limit = "subscriptions_per_session_max"
+            raise LimitExceeded(limit, len(record.subscriptions), self._subscriptions_max)
+        self._check_room()
+        if wishes.queue_group:
+            self._router.check_group(wishes.queue_group, wishes.filter)
+
+    def _refuse(self, record: SessionRecord, frame: Frame, failure: Failure) -> None:
+        if frame.target:
+            self._answer_error(record, frame.target, failure)
+        else:
+            # It is one that was there in an earlier session, and for whose end nobody waits.
+            self.tell_ended(record, frame.number, failure)
+
+    def tell_ended(self, record: SessionRecord, number: int, failure: Failure) -> None:
+        """Tells a subscriber that it gets no more."""
+        body = encode_body(failure)
+        record.session.put(Frame(Kind.UNSUBSCRIBE, lane=Lane.CONTROL, number=number, body=body))
         self._flush(record)
 
     def resume(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
@@ -130,6 +162,8 @@ class Subscribing:
             queue_group=wishes.queue_group,
             responder=wishes.responder,
         )
+        if number:
+            subscription.rules = record.rights.rules(verb_of(responder=wishes.responder))
         self._router.add(subscription)
         record.subscriptions[number] = subscription
         return subscription
@@ -140,13 +174,46 @@ class Subscribing:
         if subscription is None:
             self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
             return
+        self._end(record, subscription)
+        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
+        self._flush(record)
+
+    def _end(self, record: SessionRecord, subscription: Subscription) -> None:
         self._router.settle(subscription.filter)
         subscription.end()
         record.leaving = [each for each in (*record.leaving, subscription) if each.is_under_way]
         self._router.remove(subscription)
         self._publishing.unblock(subscription)
-        record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
-        self._flush(record)
+
+    def follow_rights(self, record: SessionRecord) -> None:
+        """What a session may do has changed: subscriptions that may not be any more end, others lose what they may not
+        have."""
+        for number, subscription in list(record.subscriptions.items()):
+            verb, group = verb_of(responder=subscription.responder), subscription.queue_group
+            if not number:
+                continue
+            try:
+                self._authority.authorize(record, verb, subscription.filter)
+                if group:
+                    self._authority.authorize(record, Verb.JOIN, group)
+            except PermissionDenied as error:
+                del record.subscriptions[number]
+                self._end(record, subscription)
+                self.tell_ended(record, number, failure_of(error))
+                continue
+            rules = record.rights.rules(verb)
+            if rules != subscription.rules:
+                restrict(self._router, subscription, rules)
+                self._publishing.unblock(subscription)
+
+
+class _Problem(Exception):
+    """A wish that cannot be, in words."""
+
+
+def verb_of(*, responder: bool) -> Verb:
+    """What a subscription does."""
+    return Verb.RESPOND if responder else Verb.SUBSCRIBE
 
 
 def _problem_with(wishes: Subscribe) -> str | None:

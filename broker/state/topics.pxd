@@ -25,7 +25,7 @@ cdef class Publisher:
     cdef public SessionRecord session
     cdef public str sender
     cdef public long long used_messages, used_bytes, until_line, line_after
-    cdef public bint held_back, refusal_told
+    cdef public bint held_back, refusal_told, restricted
     cdef public Message message
     cdef public unsigned long long request
     cdef public object told
@@ -35,6 +35,7 @@ cdef class Router:
     cdef public object policies, ended, works, on_moved
     cdef public dict topics, lines
     cdef public long long retained_bytes
+    cdef public Py_ssize_t topics_max
     cdef public object moment
     cdef public object _trie
     cdef object _first_sequence

@@ -112,11 +112,12 @@ class Publisher:
         line_after: how many they are the next time.
         told: what of the topic's policy it has been told.
         refusal_told: whether it has been told, since then, that a message was refused.
+        restricted: whether it may not publish to the topic, or may not request.
     """
 
     __slots__ = (
-        "acknowledge", "held_back", "line_after", "message", "number", "refusal_told", "request", "sender", "session",
-        "told", "topic", "until_line", "used_bytes", "used_messages",
+        "acknowledge", "held_back", "line_after", "message", "number", "refusal_told", "request", "restricted",
+        "sender", "session", "told", "topic", "until_line", "used_bytes", "used_messages",
     )  # fmt: skip
 
     def __init__(self, topic: TopicRecord, number: int, session: SessionRecord) -> None:
@@ -131,9 +132,10 @@ class Publisher:
         self.message: Message | None = None
         self.acknowledge = 0
         self.request = 0
-        self.told = _NOTHING_TOLD
+        self.told: PublishPolicy | None = _NOTHING_TOLD
         self.refusal_told = False
         self.until_line = self.line_after = LINE_AFTER_MESSAGES
+        self.restricted = False
 
 
 class Router:
@@ -142,6 +144,7 @@ class Router:
     Attributes:
         policies: what was declared for topics.
         retained_bytes: held by all rings.
+        topics_max: topics that may be there.
         moment: how many subscriptions have begun, and one; see topics/marks.py.
         ended: what topics, subscriptions and sessions had counted that are gone.
         works: the queue groups of acknowledged topics.
@@ -158,6 +161,7 @@ class Router:
         self.policies = policies
         self.topics: dict[str, TopicRecord] = {}
         self.retained_bytes = 0
+        self.topics_max = TOPICS_MAX
         self.ended = Totals()
         self.moment = 1
         self._first_sequence = 1
@@ -176,10 +180,11 @@ class Router:
         """
         record = self.topics.get(name)
         if record is None:
-            if len(self.topics) >= TOPICS_MAX:
-                self._forget_idle(max(1, TOPICS_MAX // 10))
-            if len(self.topics) >= TOPICS_MAX:
-                raise LimitExceeded("topics_max", len(self.topics) + 1, TOPICS_MAX, "use fewer topic names")
+            if len(self.topics) >= self.topics_max:
+                self._forget_idle(max(1, self.topics_max // 10))
+            if len(self.topics) >= self.topics_max:
+                limit = "topics_max" if self.topics_max == TOPICS_MAX else "tenant_topics_max"
+                raise LimitExceeded(limit, len(self.topics) + 1, self.topics_max, "use fewer topic names")
             policy = NOTHING_KEPT if name.startswith(INBOX) else self.policies.of_topic(name)
             record = self.topics[name] = TopicRecord(name, policy)
             record.ring.next_sequence = self._first_sequence
@@ -197,6 +202,10 @@ class Router:
             # Jobs that wait hear of it now, not with the next message.
             self.routes(record)
         return True
+
+    def look_again(self) -> None:
+        """What subscriptions may have has changed: where messages go is found anew."""
+        self._trie.version += 1
 
     def begin(self) -> int:
         """A subscription begins; returns the moment that ends with it."""
@@ -391,6 +400,9 @@ class Router:
         grouped: list[Subscription] = []
         responds = False
         for subscription in self._trie.match(name):
+            rules = subscription.rules
+            if rules is not None and not rules.allows(name):
+                continue
             responds = responds or subscription.responder
             (grouped if subscription.queue_group else everyone).append(subscription)
         groups = _grouped(grouped)

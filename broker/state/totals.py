@@ -70,13 +70,13 @@ class Totals:
         self.received_bytes += session.received_bytes
         self.sent_bytes += session.sent_bytes
 
-    def copy(self) -> Totals:
-        """The same counts, to add others to."""
-        copied = Totals()
+    def add(self, other: Totals) -> None:
+        """Adds other totals."""
         for name in self.__slots__:
-            setattr(copied, name, getattr(self, name))
-        copied.dropped_messages = dict(self.dropped_messages)
-        return copied
+            if name != "dropped_messages":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+        for overflow, count in other.dropped_messages.items():
+            self.dropped_messages[overflow] += count
 
     def __repr__(self) -> str:
         return (

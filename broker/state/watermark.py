@@ -17,17 +17,18 @@ A level ends 5 % below where it begins, so that it does not come and go. What a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from broker.errors import LimitExceeded, ProtocolError
 from broker.protocol.codes import Code
-from broker.protocol.frames import Kind
-from broker.state.publishing import Publishing
+from broker.protocol.frames import Kind, Lane
 from broker.state.records import SessionRecord
-from broker.state.topics import Router
-from broker.topics.names import ALL_LEVELS
+from broker.topics.policy import PRESSURE
+
+if TYPE_CHECKING:
+    from broker.state.tenants import Tenant
 
 NAME: Final = "memory_max_bytes"
 ADVICE: Final = "let readers catch up, keep less for replay, or give the broker more memory"
@@ -60,18 +61,14 @@ class Watermark:
         shed_sessions: how many sessions were closed for it, ever.
     """
 
-    def __init__(self, router: Router, publishing: Publishing, announce: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, tenants: Mapping[str, Tenant]) -> None:
         """Args:
-        router: where topics are.
-        publishing: gives credit, or does not.
-        announce: tells whoever wants to know.
+        tenants: all that are there.
         """
         self.level = Level.NORMAL
         self.used_bytes = self.limit_bytes = 0
         self.shed_sessions = 0
-        self._router = router
-        self._publishing = publishing
-        self._announce = announce
+        self._tenants = tenants
 
     def look(self, used_bytes: int, limit_bytes: int, sessions: Iterable[SessionRecord]) -> SessionRecord | None:
         """Takes note of how much memory is in use.
@@ -93,7 +90,8 @@ class Watermark:
     def make_room(self) -> None:
         """Lets go of a part of what is kept for replay, oldest topics first and declared values last; call it about
         once a second while the level is not NORMAL."""
-        self._router.let_go(self._router.retained_bytes * 3 // 4)
+        for tenant in self._tenants.values():
+            tenant.router.let_go(tenant.router.retained_bytes * 3 // 4)
 
     def refusal(self) -> LimitExceeded | None:
         """Why nothing new is taken, if that is so."""
@@ -103,26 +101,31 @@ class Watermark:
 
     def _move(self, level: Level) -> None:
         before, self.level = self.level, level
-        # What is on lines has been read already, and cannot be refused; from here on there are none.
-        self._router.settle(ALL_LEVELS)
-        self._publishing.pushing_back = level >= Level.PUSH_BACK
-        self._publishing.refusal = self.refusal()
-        self._announce(
-            {
+        for tenant in self._tenants.values():
+            self.follow(tenant)
+            told = {
                 "event": "memory",
                 "level": level.name.lower(),
                 "before": before.name.lower(),
                 "used_bytes": self.used_bytes,
                 "limit_bytes": self.limit_bytes,
             }
-        )
-        if level is Level.NORMAL:
-            for topic in self._router.topics.values():
-                if topic.held_back:
-                    self._publishing.look_again(topic)
+            tenant.announce(PRESSURE, told, lane=Lane.CONTROL)
+            if level is Level.NORMAL:
+                for topic in list(tenant.router.topics.values()):
+                    if topic.held_back:
+                        tenant.publishing.look_again(topic)
+
+    def follow(self, tenant: Tenant) -> None:
+        """A tenant is there, or another level: it gives credit, and takes messages, or does not."""
+        # What is on lines has been read already, and cannot be refused; from here on there are none.
+        tenant.lines.end_all()
+        tenant.publishing.pushing_back = self.level >= Level.PUSH_BACK
+        tenant.publishing.refusal = self.refusal()
 
     def _shed(self, sessions: Iterable[SessionRecord]) -> SessionRecord | None:
-        self._router.let_go(self._router.retained_bytes // 2)
+        for tenant in self._tenants.values():
+            tenant.router.let_go(tenant.router.retained_bytes // 2)
         heaviest = max(sessions, key=waiting_bytes, default=None)
         if heaviest is None or waiting_bytes(heaviest) < SHED_BYTES_MIN:
             return None

@@ -1,7 +1,8 @@
 """Work queues: which member of a queue group gets which job of an acknowledged topic, and what becomes of it.
 
 A `Work` is one queue group on one topic: its jobs, whether or not anybody is there to do them. A `Crew` is the members
-of a group that have the same filter, and so the same works. Both sides wait for each other in the crew:
+of a group that have the same filter and may have the same topics, and so the same works. Both sides wait for each other
+in the crew:
 
     a job comes     -> to the idlest member that has room; nobody has any -> its work waits among `hungry`
     room comes      -> the hungry works of the member's crew take turns; none is hungry -> the member waits for a job
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from broker.errors import ProtocolError
 from broker.limits import REFUSAL_DELAY_S_MAX
@@ -27,10 +28,12 @@ from broker.topics.policy import DEAD_LETTERS
 from broker.topics.work import Holder, Job, JobState, WorkQueue
 
 if TYPE_CHECKING:
+    from broker.security.rules import Rules
     from broker.state.delivery import Subscription
     from broker.state.topics import TopicRecord
 
 _TRACKED: Final = int(Flag.TRACKED)
+_CrewKey: TypeAlias = "tuple[str, str, Rules | None]"
 
 
 class Work:
@@ -126,7 +129,7 @@ class Worker:
 
 
 class Crew:
-    """The members of a queue group that have the same filter.
+    """The members of a queue group that have the same filter, and the same rules of what they may have.
 
     Attributes:
         workers: all of them.
@@ -136,7 +139,7 @@ class Crew:
 
     __slots__ = ("_idle", "_tickets", "hungry", "key", "workers", "works")
 
-    def __init__(self, key: tuple[str, str]) -> None:
+    def __init__(self, key: _CrewKey) -> None:
         self.key = key
         self.workers: dict[Worker, None] = {}
         self.works: dict[Work, None] = {}
@@ -184,13 +187,13 @@ class Works:
         self.returned: dict[Worker, None] = {}
         """Members whose credit has come back while their sessions were being written to."""
         self._works: dict[WorkQueue, Work] = {}
-        self._crews: dict[tuple[str, str], Crew] = {}
+        self._crews: dict[_CrewKey, Crew] = {}
 
     # Members.
 
     def enlist(self, subscription: Subscription) -> bool:
-        """A subscription becomes a member of its queue group; says whether it is the first one with its filter."""
-        key = subscription.queue_group, subscription.filter
+        """A subscription becomes a member of its queue group; says whether it is the first one of its crew."""
+        key = subscription.queue_group, subscription.filter, subscription.rules
         crew = self._crews.get(key)
         is_first = crew is None
         if crew is None:

@@ -1,13 +1,14 @@
 """Addresses: `tcp://host:port`, `unix:///path`, `inproc://name` and the schemes that look like one of them.
 
-Those of ZeroMQ may have options behind a question mark: `zmq+tcp://host:port?curve=/path/of/keys`.
+Some may have options behind a question mark: `zmq+tcp://host:port?curve=/path/of/keys`,
+`tls://host:port?certificates=/folder`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
@@ -121,41 +122,46 @@ def _parse_name(text: str, scheme: str, name: str) -> Address:
     return Address(scheme, name=name)
 
 
-def _with_options(parser: Callable[[str, str, str], Address]) -> Callable[[str, str, str], Address]:
+def _with_options(
+    parser: Callable[[str, str, str], Address], known: Sequence[str]
+) -> Callable[[str, str, str], Address]:
     """A parser of addresses that may end in options."""
 
     def parse_both(text: str, scheme: str, rest: str) -> Address:
         place, separator, options = rest.partition("?")
         address = parser(text, scheme, place)
-        return replace(address, options=_parse_options(text, options)) if separator else address
+        return replace(address, options=_parse_options(text, options, known)) if separator else address
 
     return parse_both
 
 
-def _parse_options(text: str, options: str) -> tuple[tuple[str, str], ...]:
+def _parse_options(text: str, options: str, known: Sequence[str]) -> tuple[tuple[str, str], ...]:
     parsed: dict[str, str] = {}
     for option in options.split("&"):
         name, _, value = option.partition("=")
-        if name not in OPTIONS:
-            raise InvalidValue("address", text, f"unknown option {name!r}; known ones are {', '.join(OPTIONS)}")
+        if name not in known:
+            raise InvalidValue("address", text, f"unknown option {name!r}; known ones are {', '.join(known)}")
         if not value.startswith("/"):
-            raise InvalidValue("address", text, f"option {name} takes the absolute path of a file, not {value!r}")
+            raise InvalidValue("address", text, f"option {name} takes an absolute path, not {value!r}")
         if name in parsed:
             raise InvalidValue("address", text, f"option {name} stands there twice")
         parsed[name] = value
     return tuple(parsed.items())
 
 
-OPTIONS: Final = ("curve", "key")
+_CURVE: Final = ("curve", "key")
 """Files with keys: see broker/transport/zeromq/curve.py."""
-_READY: Final = ("tcp", "unix", "inproc", "zmq+tcp", "zmq+ipc")
+_TLS: Final = ("certificates",)
+"""A folder: see broker/transport/tls/contexts.py."""
+_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc")
 """The schemes that have a transport; the others' addresses are understood already."""
 
 _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
     "tcp": _parse_host_port,
+    "tls": _with_options(_parse_host_port, _TLS),
     "unix": _parse_path,
     "inproc": _parse_name,
-    "zmq+tcp": _with_options(_parse_host_port),
-    "zmq+ipc": _with_options(_parse_path),
+    "zmq+tcp": _with_options(_parse_host_port, _CURVE),
+    "zmq+ipc": _with_options(_parse_path, _CURVE),
     "ucx": _parse_host_port,
 }

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from broker.buffers import Buffer
 from broker.transport.addresses import Address
+from broker.transport.proofs import Certificate
 
 if TYPE_CHECKING:
     from broker.transport.descriptors import Passage
@@ -80,6 +82,29 @@ class Connection(_Closing):
         Its owner then calls both `receive_into` and, if it has something to send, `send` when it is readable.
         """
         return False
+
+    @property
+    def opening(self) -> bool:
+        """Whether the two ends are still agreeing on how to speak.
+
+        That goes on in every `receive_into`, also in one without room; what is sent meanwhile waits.
+        """
+        return False
+
+    @property
+    def private(self) -> bool:
+        """Whether nobody on the way between the two ends can read along or change anything, whatever the network is."""
+        return False
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """The certificate that the peer has proven to have; None before it has, and where it has none."""
+        return None
+
+    @property
+    def peer_user(self) -> int | None:
+        """The number of the user whose process is at the other end, as the kernel says; None where it cannot."""
+        return None
 
     @property
     def local_host(self) -> str:
@@ -171,6 +196,18 @@ class Listener(_Closing):
     @abstractmethod
     def fileno(self) -> int:
         """The descriptor to wait on: readable when somebody waits to be accepted; -1 after close."""
+
+    @property
+    def files(self) -> list[Path]:
+        """What it was read from how connections are accepted, such as certificates; some may not exist."""
+        return []
+
+    def reload(self) -> None:  # noqa: B027 - most have nothing to read
+        """Reads `files` again: connections that are accepted from here on are accepted by what they say now.
+
+        Raises:
+            InvalidValue: they cannot be used, and all stays as it was.
+        """
 
     def stays_watched(self) -> None:  # noqa: B027 - most have nothing to gain from it
         """Says that the caller waits for `fileno()` until close, and calls `accept` each time that it is readable.

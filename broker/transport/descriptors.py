@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import stat
+import struct
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,16 @@ class Passage:
             os.close(self._arrived.popitem()[1])
 
 
+_CREDENTIALS: Final = struct.Struct("3i")
+"""struct ucred of unix(7): process, user, group."""
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end of a Unix-domain socket, as they were when it was connected."""
+    process, user, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return process, user
+
+
 class LocalConnection(SocketConnection):
     """A connection over a Unix-domain socket, which can pass descriptors."""
 
@@ -128,6 +139,10 @@ class LocalConnection(SocketConnection):
     def local_host(self) -> str:
         # Who else is on this host finds this end there.
         return "127.0.0.1"
+
+    @property
+    def peer_user(self) -> int:
+        return peer_credentials(self._socket)[1]
 
     @property
     def passage(self) -> Passage:

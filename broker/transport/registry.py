@@ -13,6 +13,7 @@ from broker.transport.base import Connection, Listener, Transport
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "tcp": "broker.transport.tcp",
+    "tls": "broker.transport.tls",
     "unix": "broker.transport.unix",
     "inproc": "broker.transport.inproc",
     "zmq+tcp": "broker.transport.zeromq",

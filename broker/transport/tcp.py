@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Final, cast
 
 from broker.errors import ConnectError
@@ -19,7 +20,7 @@ from broker.transport.sockets import SocketConnection, SocketListener, connect_e
 _ATTEMPT_S_MIN: Final = 0.001
 """A socket with a time-out of zero would not wait at all."""
 
-_SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 
 class TcpTransport(Transport):
@@ -32,22 +33,7 @@ class TcpTransport(Transport):
         return "tcp"
 
     def connect(self, address: Address, timeout_s: float) -> Connection:
-        deadline_s = time.monotonic() + timeout_s
-        try:
-            candidates = look_up(address)
-        except OSError as error:
-            raise connect_error(address, error, timeout_s) from error
-        failures: list[ConnectError] = []
-        for tried, (family, target) in enumerate(candidates):
-            # An equal share of what is left: a first address that swallows packets leaves time for the second.
-            attempt_s = max((deadline_s - time.monotonic()) / (len(candidates) - tried), _ATTEMPT_S_MIN)
-            try:
-                return _dial(family, target, attempt_s)
-            except OSError as error:
-                failures.append(connect_error(replace(address, host=target[0], port=target[1]), error, attempt_s))
-        if len({failure.reason for failure in failures}) == 1:
-            raise ConnectError(str(address), failures[0].reason)
-        raise ConnectError(str(address), "; ".join(f"{failure.address}: {failure.reason}" for failure in failures))
+        return _connected(*dialled_socket(address, timeout_s))
 
     def listen(self, address: Address) -> Listener:
         try:
@@ -85,23 +71,59 @@ class TcpListener(SocketListener):
 
     def _connection(self, sock: socket.socket, peer: object) -> Connection:
         assert isinstance(peer, tuple)
-        return _connected(sock, (peer[0], peer[1]))
+        return _connected(prepared(sock), (peer[0], peer[1]))
 
 
-def look_up(address: Address) -> list[tuple[int, _SocketAddress]]:
+def dialled_socket(address: Address, timeout_s: float) -> tuple[socket.socket, SocketAddress]:
+    """A socket that is connected with an address, and the address of its end there; the caller owns it.
+
+    Raises:
+        ConnectError: see `Transport.connect`.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    try:
+        candidates = look_up(address)
+    except OSError as error:
+        raise connect_error(address, error, timeout_s) from error
+    failures: list[ConnectError] = []
+    for tried, (family, target) in enumerate(candidates):
+        # An equal share of what is left: a first address that swallows packets leaves time for the second.
+        attempt_s = max((deadline_s - time.monotonic()) / (len(candidates) - tried), _ATTEMPT_S_MIN)
+        try:
+            return _dial(family, target, attempt_s), target
+        except OSError as error:
+            failures.append(connect_error(replace(address, host=target[0], port=target[1]), error, attempt_s))
+    if len({failure.reason for failure in failures}) == 1:
+        raise ConnectError(str(address), failures[0].reason)
+    raise ConnectError(str(address), "; ".join(f"{failure.address}: {failure.reason}" for failure in failures))
+
+
+def look_up(address: Address) -> list[tuple[int, SocketAddress]]:
     """The address families and socket addresses that a host stands for, best first (RFC 6724)."""
     # As bytes, because for a str Python insists on IDNA and raises UnicodeError over, say, two dots in a row.
     found = socket.getaddrinfo(address.host.encode(), address.port, type=socket.SOCK_STREAM)
-    return [(family, cast("_SocketAddress", target)) for family, _, _, _, target in found]
+    return [(family, cast("SocketAddress", target)) for family, _, _, _, target in found]
 
 
-def look_up_own(address: Address) -> tuple[int, _SocketAddress]:
+def look_up_own(address: Address) -> tuple[int, SocketAddress]:
     """The one of them to listen at."""
     # `localhost` may stand for ::1 too, but what everybody dials by number is 127.0.0.1.
     return min(look_up(address), key=lambda found: found[0] != socket.AF_INET)
 
 
-def _dial(family: int, target: _SocketAddress, attempt_s: float) -> Connection:
+def is_loopback(address: Address) -> bool:
+    """Whether a host, at which somebody is to listen, is this one's loopback.
+
+    Raises:
+        ListenError: it cannot be looked up.
+    """
+    try:
+        return ip_address(look_up_own(address)[1][0].partition("%")[0]).is_loopback
+    except OSError as error:
+        raise listen_error(address, error) from error
+
+
+def _dial(family: int, target: SocketAddress, attempt_s: float) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(attempt_s)
@@ -109,13 +131,13 @@ def _dial(family: int, target: _SocketAddress, attempt_s: float) -> Connection:
         if sock.getsockname() == target:
             # With nobody at a port of the ephemeral range, TCP may connect a socket to itself (RFC 9293, 3.5).
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        return _connected(sock, target)
+        return prepared(sock)
     except BaseException:
         sock.close()
         raise
 
 
-def listening_socket(family: int, target: _SocketAddress) -> socket.socket:
+def listening_socket(family: int, target: SocketAddress) -> socket.socket:
     """A socket that listens, which the caller owns.
 
     Raises:
@@ -133,15 +155,20 @@ def listening_socket(family: int, target: _SocketAddress) -> socket.socket:
     return sock
 
 
-def _connected(sock: socket.socket, peer: _SocketAddress) -> TcpConnection:
-    """A connection over a connected socket: no waiting for fuller packets, and a dead peer is noticed in the end."""
+def prepared(sock: socket.socket) -> socket.socket:
+    """A connected socket that does not wait for fuller packets, and notices a dead peer in the end."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return TcpConnection(sock, _text(sock.getsockname()), _text(peer))
+    return sock
 
 
-def _text(target: _SocketAddress) -> str:
-    return str(Address("tcp", host=target[0], port=target[1]))
+def _connected(sock: socket.socket, peer: SocketAddress) -> TcpConnection:
+    return TcpConnection(sock, address_text("tcp", sock.getsockname()), address_text("tcp", peer))
+
+
+def address_text(scheme: str, target: SocketAddress) -> str:
+    """A socket's address, fit for a log."""
+    return str(Address(scheme, host=target[0], port=target[1]))
 
 
 register(TcpTransport())

@@ -22,7 +22,7 @@ from broker.errors import ListenError
 from broker.limits import LISTEN_BACKLOG
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener, Transport
-from broker.transport.descriptors import LocalConnection
+from broker.transport.descriptors import LocalConnection, peer_credentials
 from broker.transport.registry import register
 from broker.transport.sockets import (
     SocketListener,
@@ -32,8 +32,6 @@ from broker.transport.sockets import (
 )
 
 _OWNER_ONLY: Final = 0o600
-_CREDENTIALS: Final = struct.Struct("3i")
-"""struct ucred of unix(7): process, user, group."""
 _TIMEVAL: Final = struct.Struct("ll")
 _MICROSECONDS_PER_SECOND: Final = 1_000_000
 
@@ -93,8 +91,7 @@ class UnixListener(SocketListener):
 
     def _connection(self, sock: socket.socket, peer: object) -> Connection:
         enlarge_send_buffer(sock)
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return LocalConnection(sock, str(self.address), _process(_CREDENTIALS.unpack(credentials)[0]))
+        return LocalConnection(sock, str(self.address), _process(peer_credentials(sock)[0]))
 
 
 def _dial(path: str, timeout_s: float) -> socket.socket:

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.pressure import Pressure
-from broker.transport.addresses import parse_list
 from clients import environment, joining, link, operations, requesting
 from clients.aio.driver import AsyncDriver
 from clients.aio.groups import Group
@@ -39,6 +38,7 @@ from clients.options import (
     subscribe_wishes,
 )
 from clients.pressure import pressure as ask_pressure
+from clients.securing import Folder, secured
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ async def connect(
     *,
     name: str = "",
     token: str | None = None,
+    tls: Folder | None = None,
     tenant: str = "",
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     reconnect_timeout_s: float = 30.0,
@@ -67,7 +68,7 @@ async def connect(
     core = Core(name, lambda *answer: client._reply(*answer), settle)
     driver = AsyncDriver(
         core,
-        parse_list(url or environment.broker_url()),
+        secured(url or environment.broker_url(), tls),
         link.hello(name, environment.token() if token is None else token, tenant, shared=shared_memory),
         connect_timeout_s=connect_timeout_s,
         reconnect_timeout_s=reconnect_timeout_s,

@@ -25,11 +25,14 @@ class Connect(Protocol):
     def __call__(self, name: str, **options: object) -> clients.Client: ...
 
 
-@pytest.fixture(params=["inproc", "tcp", "unix"])
+@pytest.fixture(params=["inproc", "tcp", "tls", "unix"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingThread]:
+    # Both ends have the broker's certificate, which can be a client's as well.
+    folder = f"{request.getfixturevalue('certificates')}/broker" if request.param == "tls" else ""
     address = {
         "inproc": f"inproc://broker-{next(_names)}",
         "tcp": "tcp://127.0.0.1:0",
+        "tls": f"tls://127.0.0.1:0?certificates={folder}",
         "unix": f"unix://{tmp_path}/broker.sock",
     }[request.param]
     with ServingThread(address) as serving:

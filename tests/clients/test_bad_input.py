@@ -244,3 +244,21 @@ def test_a_length_that_lies_about_an_array_is_an_error_where_it_is_read(tcp_brok
 def test_a_connection_that_says_nothing_is_closed_after_the_hello_timeout() -> None:
     with ServingThread("tcp://127.0.0.1:0", hello_timeout_s=0.1) as broker, strange_connection(broker) as stranger:
         assert b"This is a tensorbus broker" in read_all(stranger)
+
+
+def test_a_fault_of_the_brokers_own_ends_the_session_that_has_shown_it_and_no_other(
+    tcp_broker: ServingThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(query: object, now_ns: int) -> None:
+        raise RuntimeError("a fault that nobody knew of")
+
+    tcp_broker.server.state.viewer = fail
+    with clients.connect(tcp_broker.url, name="other") as bus, strange_connection(tcp_broker) as stranger:
+        subscription = bus.subscribe("fine")
+        question = b"\x81\xa4view\xa6server"
+        stranger.sendall(encode_greeting(Hello("stranger")) + header(Kind.QUERY, body_bytes=len(question)) + question)
+        assert b"the broker has a fault here" in read_all(stranger)
+        bus.publish("fine", 1)
+        assert subscription.next(PATIENCE_S).value == 1
+    assert "session.fault" in caplog.text
+    assert "a fault that nobody knew of" in caplog.text

@@ -110,7 +110,7 @@ def counted(directory: Path, *, lines: bool) -> list[object]:
     """What a broker has counted and shows when the same was published and read, with lines and without."""
     with ServingThread(f"unix://{directory}/{lines}.sock") as broker:
         if not lines:
-            broker.call(broker.server.state.lines.settle)
+            broker.call(broker.server.state.own.lines.settle)
         with (
             clients.connect(broker.url, name="publisher") as bus,
             clients.connect(broker.url, name="reader") as other,

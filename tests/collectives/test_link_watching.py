@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
-from broker.collectives.link_watching import FAILURE_NS, LINK_SILENT_NS, LinkWatch, Standing, Word
+from broker.collectives.link_watching import FAILURE_NS, LINK_QUIET_NS, LINK_SILENT_NS, LinkWatch, Standing, Word
 from broker.collectives.operation import OperationState
 from broker.collectives.recorder import Outcome, Recorded, Recorder
 from broker.collectives.snapshots import OperationSnapshot
@@ -247,6 +247,15 @@ def test_when_all_wait_for_one_another_those_are_named_that_have_the_least() -> 
     for rank in desk.ranks:
         desk.tell(rank, 1000, word(1, 200), phase=1, waits_for=((rank - 1) % 3,), received=[500, 20, 300][rank])
     assert desk.in_progress(1001).missing_ranks == (1,)
+
+
+def test_when_all_wait_for_one_another_the_one_that_has_not_said_so_for_a_while_is_named() -> None:
+    desk = Desk()
+    for at_ms in (1000, 1100, 1200):
+        for rank in desk.ranks if at_ms == 1000 else (0, 2):
+            desk.tell(rank, at_ms, word(1, 200), phase=1, waits_for=((rank - 1) % 3,), received=[5, 20, 30][rank])
+        expected = (0,) if at_ms < 1000 + LINK_QUIET_NS / MS else (1,)
+        assert desk.in_progress(at_ms + 1).missing_ranks == expected
 
 
 def test_when_the_broker_was_late_itself_nobody_stands_still() -> None:

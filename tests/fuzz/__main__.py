@@ -11,7 +11,7 @@ import resource
 import sys
 
 from tests.fuzz.parsers import PARSERS
-from tests.fuzz.running import names, run
+from tests.fuzz.running import SHARES, names, run
 
 ADDRESS_SPACE_BYTES = 4 << 30
 """An input that asks for more is a fault, and not the end of the machine."""
@@ -20,13 +20,13 @@ ADDRESS_SPACE_BYTES = 4 << 30
 def main() -> int:
     arguments = argparse.ArgumentParser(description="Fuzzes the parsers of tensorbus.")
     arguments.add_argument("--parser", action="append", default=[], choices=PARSERS, help="default: all")
-    arguments.add_argument("--inputs", type=int, default=200_000, help="for each parser")
+    arguments.add_argument("--inputs", type=int, default=200_000, help="for each parser; for a whole broker a tenth")
     arguments.add_argument("--seed", type=int, default=1)
     wanted = arguments.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     faults = 0
     for name in names(wanted.parser):
-        report = run(name, wanted.inputs, seed=wanted.seed, faults_max=10)
+        report = run(name, wanted.inputs // SHARES.get(name, 1), seed=wanted.seed, faults_max=10)
         print(report, flush=True)
         for data, problem in report.faults:
             print(f"  {problem}\n  {data.hex()}", flush=True)

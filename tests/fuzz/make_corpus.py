@@ -10,10 +10,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from broker.buffers import Buffer
 from broker.collectives.claims import Claim, CollectiveKind, Quorum, ReduceOp
+from broker.histograms import BUCKETS
 from broker.protocol import links
-from broker.protocol.bodies import encode_body
-from broker.protocol.frames import HEADER, HEADER_BYTES, Content, Flag, Kind
+from broker.protocol.bodies import Join, encode_body
+from broker.protocol.frames import HEADER, HEADER_BYTES, Content, Flag, Frame, Kind, encode
+from broker.protocol.measured import Measured
+from broker.protocol.operations import Operations, Told
 from broker.protocol.tensors import TensorMeta
 from broker.transport.zeromq import messages
 from tests.daemon import Daemon
@@ -22,6 +26,18 @@ from tests.fuzz.conversations import Conversation, record, split
 from tests.fuzz.running import CORPUS
 
 BYTES_MAX = 1024
+MEASURED = Measured([[1] * BUCKETS, [], []], [1000, 0, 0], 1)
+OPERATIONS = Operations(
+    [Told(1, 2000, 1000, 1, 0), Told(2, 500, 0, 0, 0)], [encode_body(Claim.barrier(10**9))], 1, 2, 3
+)
+
+
+def _frame(kind: int, body: bytes, **fields: int) -> bytes:
+    buffers: list[Buffer] = []
+    encode(Frame(kind, body=body, **fields), buffers)
+    return b"".join(buffers)
+
+
 WRITTEN: dict[str, Sequence[bytes | str]] = {
     "filter": (
         "gradients/+\ngradients/trainer-3", "gradients/#\ngradients", "#\n$sys/pressure", "+/b/#\na/b", "a/b\na/b",
@@ -72,6 +88,14 @@ WRITTEN: dict[str, Sequence[bytes | str]] = {
     "batch": (
         b"\x00", b"\x01" + bytes(16),
         b"\x02\x01\x00\x01\x00\x02\x00\x00\x00" + bytes(8) + b"\x80ab" + bytes(16),
+    ),
+    "body": tuple(
+        bytes([len(parsers._BODIES) - number]) + encode_body(body) for number, body in ((2, MEASURED), (1, OPERATIONS))
+    ),
+    "broker": (
+        _frame(Kind.MEASURED, encode_body(MEASURED)),
+        _frame(Kind.JOIN, encode_body(Join("f", 1)), target=1)
+        + _frame(Kind.OPERATIONS, encode_body(OPERATIONS), number=1, target=1),
     ),
     "link": (
         links.greet(links.Greeting(1, 2, 0, 1, 0), bytes(32)), "10.0.0.1:4000", "[fe80::1]:65535",

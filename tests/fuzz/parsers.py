@@ -25,6 +25,8 @@ from broker.protocol.batches import split_batch
 from broker.protocol.bodies import Hello, decode_body
 from broker.protocol.frames import Frame
 from broker.protocol.handshake import answer_to_stranger, decode_greeting, encode_greeting
+from broker.protocol.measured import Measured
+from broker.protocol.operations import Operations
 from broker.protocol.session import Received, Session, make_scratch
 from broker.protocol.strangers import describe
 from broker.protocol.tensors import TensorMeta, read_tensor
@@ -47,6 +49,7 @@ _BODIES: Final[Sequence[type[msgspec.Struct]]] = (
     bodies.Topic, bodies.MessageBody, bodies.Subscribe, bodies.Resume, bodies.Settle, bodies.Subscribed, bodies.Declare,
     bodies.PublishPolicy, bodies.Failure, bodies.Join, bodies.Membership, bodies.CollectiveFailure, bodies.TookPart,
     pressure.Query, pressure.View, pressure.Dropped, pressure.Pressure, sharing.Release, links.Decision, links.Trouble,
+    Measured, Operations,
 )  # fmt: skip
 
 
@@ -101,7 +104,9 @@ def body(data: bytes) -> None:
     kind = _BODIES[data[0] % len(_BODIES)]
     try:
         found = decode_body(data[1:], kind)
-        if isinstance(found, bodies.Declare):
+        if isinstance(found, Measured):
+            found.check()
+        elif isinstance(found, bodies.Declare):
             check_declaration(found.filter, found.settings())
         elif isinstance(found, bodies.Join) and found.links is not None:
             links.check_reach(found.links)

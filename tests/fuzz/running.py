@@ -28,6 +28,8 @@ MEMORY_BYTES_FREE: Final = 64 * 1024
 MEMORY_BYTES_MADE: Final[Mapping[str, int]] = {"broker": 2 << 20, "toml": 1 << 20}
 """What comes on top for some: a broker and three clients are made for each input; and what is nested too deeply takes
 frames of Python until there are as many as may be, whatever the length of the input."""
+SHARES: Final[Mapping[str, int]] = {"broker": 10}
+"""Which get fewer inputs than the others, one in so many: for each a broker and three clients are made."""
 MEASURED_EVERY: Final = 64
 HANG_S: Final = 30
 """So long may HANG_INPUTS take, thousands of times as long as they do."""

@@ -16,14 +16,16 @@ from tests.fuzz.conversations import kinds, record
 from tests.fuzz.sessions import fuzz
 
 CONVERSATIONS = 150
-NOT_SAID = {Kind.RESUME, Kind.DROPPED, Kind.STREAM_ABORT, Kind.BOARD, Kind.LINKS, Kind.COMMITTED, Kind.GIVE_UP}
+NOT_SAID = {
+    Kind.RESUME, Kind.DROPPED, Kind.STREAM_ABORT, Kind.BOARD, Kind.LINKS, Kind.COMMITTED, Kind.GIVE_UP, Kind.OPERATIONS,
+}  # fmt: skip
 """What only clients in trouble say, and ranks on several hosts."""
 OF_THE_BROKER = {
     Kind.DELIVER, Kind.DONE, Kind.ERROR, Kind.JOINED, Kind.RESULT, Kind.FAILED, Kind.CHANGED, Kind.GAP, Kind.POLICY,
     Kind.TOOK_PART,
 }  # fmt: skip
 ONLY_BESIDE_DESCRIPTORS = {Kind.ARENA, Kind.MAPPED, Kind.RELEASE}
-RARELY = {Kind.PING, Kind.PONG, Kind.REGROUP}
+RARELY = {Kind.PING, Kind.PONG, Kind.REGROUP, Kind.OPERATIONS, Kind.MEASURED}
 
 
 @pytest.mark.timeout(180)

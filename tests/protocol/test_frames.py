@@ -101,6 +101,7 @@ def test_the_header_has_52_bytes_and_the_numbers_of_the_wire_are_fixed() -> None
         Flag.SHARED,
     )  # fmt: skip
     assert flags == (1, 2, 4, 8, 16, 32, 64, 128)
+    assert Flag.TRACED == 32
     assert [int(lane) for lane in Lane] == [0, 1, 2]
     assert [int(content) for content in Content] == [0, 1, 2, 3]
 

@@ -46,6 +46,13 @@ def test_the_magic_is_told_apart_at_its_first_wrong_byte() -> None:
         assert caught.value.code == Code.NOT_OURS
 
 
+def test_a_hello_can_be_logged_without_its_token() -> None:
+    told = repr(Hello("trainer-0", token="tb_01_secret", tenant="team-a"))
+    assert "secret" not in told
+    assert "trainer-0" in told
+    assert "token=None" in repr(Hello("trainer-0"))
+
+
 def test_a_link_that_converts_line_ends_is_noticed() -> None:
     data = encode_greeting(HELLO).replace(b"\r\n", b"\n")
     with pytest.raises(ProtocolError):

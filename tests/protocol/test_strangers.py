@@ -13,6 +13,7 @@ from broker.protocol.strangers import describe
         (b"GET / HTTP/1.1\r\n", "this looks like HTTP;"),
         (b"PRI * HTTP/2.0\r\n\r\n", "this looks like HTTP/2;"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "this looks like TLS;"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "this looks like TLS; connect to it at tls://"),
         (b"SSH-2.0-OpenSSH_9", "this looks like SSH"),
         (b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f", "this looks like ZeroMQ;"),
         (b"*1\r\n$4\r\nPING\r\n", "this looks like Redis"),

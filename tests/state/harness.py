@@ -15,6 +15,7 @@ from broker.protocol.bodies import Failure, Hello, Subscribe, Topic, Welcome, de
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Deliver, Phase, Received, Session
 from broker.protocol.sharing import Passage
+from broker.security.identity import ANYBODY, Identity
 from broker.state import BrokerState, Settings
 from broker.state.records import SessionRecord
 
@@ -75,14 +76,22 @@ class Peer:
         reading: whether bytes from the broker are taken off the link.
     """
 
-    def __init__(self, talk: Talk, name: str, passage: Passage | None = None, hello: Hello | None = None) -> None:
+    def __init__(
+        self,
+        talk: Talk,
+        name: str,
+        passage: Passage | None = None,
+        identity: Identity = ANYBODY,
+        tenant: str = "",
+        hello: Hello | None = None,
+    ) -> None:
         self.talk = talk
         self.frames: list[Frame] = []
         self.welcome: Welcome | None = None
         self._reading = True
-        self.record: SessionRecord = talk.state.connect(f"test:{name}", talk.now_ns, passage)
+        self.record: SessionRecord = talk.state.connect(f"test:{name}", talk.now_ns, passage, identity)
         self.session = Session(
-            hello=hello or Hello(name, shared=passage is not None),
+            hello=hello or Hello(name, tenant=tenant, shared=passage is not None),
             now_ns=talk.now_ns,
             allocate=lambda frame, size_bytes: memoryview(bytearray(size_bytes)),
             heartbeat_interval_s=5.0,
@@ -289,9 +298,16 @@ class Talk:
         self.state = CountingState(replace(Settings(), **settings))
         self.peers: list[Peer] = []
 
-    def peer(self, name: str = "peer", passage: Passage | None = None, hello: Hello | None = None) -> Peer:
+    def peer(
+        self,
+        name: str = "peer",
+        passage: Passage | None = None,
+        identity: Identity = ANYBODY,
+        tenant: str = "",
+        hello: Hello | None = None,
+    ) -> Peer:
         """A client that has said hello; with a passage it shares memory."""
-        peer = Peer(self, name, passage, hello)
+        peer = Peer(self, name, passage, identity, tenant, hello)
         self.peers.append(peer)
         self.settle()
         return peer

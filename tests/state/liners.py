@@ -9,6 +9,7 @@ from broker.protocol.bodies import Attach, Hello, Line, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.line import PLACE_BYTES, TAKEN, VERSION, Reader, Writer
 from broker.protocol.sharing import CommonMemory
+from broker.security.identity import ANYBODY, Identity
 from broker.transport.shared_memory import SharedMemory
 from tests.state.harness import Peer, Talk
 
@@ -55,9 +56,19 @@ class Liner:
         line: that line's number.
     """
 
-    def __init__(self, talk: Talk, name: str, *, lines: int = VERSION, bell: bool = True) -> None:
+    def __init__(
+        self,
+        talk: Talk,
+        name: str,
+        *,
+        lines: int = VERSION,
+        bell: bool = True,
+        identity: Identity = ANYBODY,
+        tenant: str = "",
+    ) -> None:
         self.passage = LinePassage()
-        self.peer: Peer = talk.peer(name, self.passage, hello=Hello(name, shared=True, lines=lines))
+        hello = Hello(name, tenant=tenant, shared=True, lines=lines)
+        self.peer: Peer = talk.peer(name, self.passage, identity, hello=hello)
         self.line = 0
         self.writer: Writer
         self._readers: dict[int, Reader] = {}

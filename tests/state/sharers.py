@@ -8,6 +8,7 @@ from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import MIB
 from broker.protocol.frames import Flag, Kind, Lane
 from broker.protocol.sharing import PLACE, Release, released
+from broker.security.identity import ANYBODY, Identity
 from tests.state.harness import Peer, Talk
 
 SIZE = 4 * MIB
@@ -61,10 +62,10 @@ class FakePassage:
 class Sharer:
     """A peer that shares memory: arena 1 is its own."""
 
-    def __init__(self, talk: Talk, name: str = "sharer", *, arena: bool = False) -> None:
+    def __init__(self, talk: Talk, name: str = "sharer", *, arena: bool = False, identity: Identity = ANYBODY) -> None:
         self.memory = FakeMemory(identity=77)
         self.passage = FakePassage(self.memory)
-        self.peer = talk.peer(name, self.passage)
+        self.peer = talk.peer(name, self.passage, identity)
         self._loans = 0
         if arena:
             self.peer.put(Kind.ARENA, number=1, count=1, total_bytes=SIZE, sequence=77, lane=Lane.CONTROL)

@@ -9,9 +9,12 @@ from broker.protocol.bodies import Declare, Topic
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
 from broker.protocol.line import AVAILABLE, CLOSED, NO_ROOM
+from broker.security.identity import Identity
+from broker.security.quotas import Quotas
 from broker.topics.policy import Declaration
 from tests.state.harness import Talk
 from tests.state.liners import Liner, line_memory
+from tests.state.test_authority import permissions, role
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
 
@@ -354,7 +357,7 @@ def test_a_publisher_that_dies_before_it_has_begun_leaves_no_hole(talk: Talk, pu
     publisher.write("a", b"x")
     publisher.peer.die()
     assert len(reader.peer.payloads()) == 8
-    assert not talk.state.lines._offered
+    assert not talk.state.own.lines._offered
 
 
 # Who gets one.
@@ -456,4 +459,55 @@ def test_when_memory_runs_short_there_are_no_lines(talk: Talk, publisher: Liner,
     assert talk.state.router.topics["a"].published == 10
     for _ in range(100):
         publisher.peer.publish("a", b"refused")
+    assert len(publisher.offers()) == 1
+
+
+@pytest.mark.parametrize("loser", ["publisher", "reader"])
+def test_when_a_right_is_taken_away_what_was_on_the_line_before_counts_and_nothing_after_it(loser: str) -> None:
+    everything = {"publish": ("#",), "subscribe": ("#",)}
+    talk = Talk(line_memory=line_memory, permissions=permissions(some=role(everything), other=role(everything)))
+    some = Identity("somebody", ("some",))
+    publisher = Liner(talk, "publisher", identity=some if loser == "publisher" else Identity("other", ("other",)))
+    reader = Liner(talk, "reader", identity=some if loser == "reader" else Identity("other", ("other",)))
+    reader.peer.subscribe("a", queue_messages=1000)
+    publisher.go_on_line("a")
+    publisher.write("a", b"before")
+    talk.state.replace_permissions(permissions(some=role({"publish": ("b",)}), other=role(everything)))
+    talk.settle()
+    assert not lines(talk)
+    assert publisher.write("a", b"after") == CLOSED
+    publisher.peer.publish("a", b"after")
+    for _ in range(100):
+        publisher.peer.publish("a", b"more")
+    assert len(publisher.offers()) == 1
+    got = reader.peer.payloads()[LINE_AFTER_MESSAGES:]
+    assert b"after" not in got if loser == "publisher" else got in ([], [b"before"])
+    assert got[:1] == [b"before"] or loser == "reader"
+    assert talk.state.router.topics["a"].published >= LINE_AFTER_MESSAGES + 1
+
+
+def test_tenants_have_lines_of_their_own() -> None:
+    talk = Talk(line_memory=line_memory)
+    blue, red = Identity("b", (), "blue"), Identity("r", (), "red")
+    publisher, reader = Liner(talk, "p", identity=blue), Liner(talk, "q", identity=blue)
+    stranger = Liner(talk, "s", identity=red)
+    reader.peer.subscribe("a", queue_messages=1000)
+    stranger.peer.subscribe("a", queue_messages=1000)
+    publisher.go_on_line("a")
+    publisher.write("a", b"x")
+    assert reader.read() == [b"x"]
+    stranger.peer.put(Kind.DRAIN, number=1, stream=publisher.line, count=1)
+    stranger.peer.publish("a", b"y")
+    talk.tick(0.1)
+    assert len(talk.state.tenants["blue"].router.lines) == 1
+    assert not stranger.attached()
+    assert reader.peer.payloads()[8:] == []
+
+
+def test_a_tenant_whose_bytes_are_counted_has_no_lines(talk: Talk, publisher: Liner, reader: Liner) -> None:
+    publisher.go_on_line("a")
+    talk.state.replace_quotas({"*": Quotas(bytes_per_second_max=1_000_000), "": Quotas(bytes_per_second_max=1_000_000)})
+    assert not lines(talk)
+    for _ in range(100):
+        publisher.peer.publish("a", b"x")
     assert len(publisher.offers()) == 1

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.transport import Connection, Listener, connect, inproc, listen
+from broker.transport import Connection, Listener, inproc, listen
 
-from .driving import PATIENCE_S, accept
+from .driving import PATIENCE_S, accept, connect, open_both
 
-SCHEMES = ("tcp", "unix", "inproc", "zmq+tcp", "zmq+ipc")
+SCHEMES = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ def no_factory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=SCHEMES)
 def listen_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An address of each transport at which a test may listen."""
+    if request.param == "tls":
+        return f"tls://127.0.0.1:0?certificates={request.getfixturevalue('certificates')}/broker"
     addresses = {
         "tcp": "tcp://127.0.0.1:0",
         "unix": f"unix://{tmp_path}/bus.sock",
@@ -55,4 +57,5 @@ def transport_pair(listener: Listener) -> Iterator[TransportPair]:
     with ExitStack() as ends:
         dialled = ends.enter_context(connect(listener.address, PATIENCE_S))
         accepted = ends.enter_context(accept(listener))
+        open_both(dialled, accepted)
         yield TransportPair(listener, dialled, accepted)

@@ -8,10 +8,21 @@ from collections.abc import Sequence
 
 from broker.buffers import Buffer
 from broker.errors import ConnectionClosed
-from broker.transport import Connection, Listener
+from broker.transport import Address, Connection, Listener, registry
 
 PATIENCE_S = 10.0
 """No wait of these tests takes this long unless something is broken."""
+
+_opening: set[Connection] = set()
+"""Dialled connections that may be opening still: one thread is both ends, so whoever waits goes on with that too."""
+
+
+def connect(address: str | Address, timeout_s: float) -> Connection:
+    """Dials."""
+    connection = registry.connect(address, timeout_s)
+    if connection.opening:
+        _opening.add(connection)
+    return connection
 
 
 def is_ready(fileno: int, event: int, timeout_s: float = 0.0) -> bool:
@@ -22,7 +33,31 @@ def is_ready(fileno: int, event: int, timeout_s: float = 0.0) -> bool:
 
 
 def wait_readable(end: Connection | Listener) -> None:
-    assert is_ready(end.fileno(), select.POLLIN, PATIENCE_S), f"{end} did not become readable"
+    poll = select.poll()
+    poll.register(end.fileno(), select.POLLIN)
+    _opening.difference_update([other for other in _opening if other.closed])
+    others = {other.fileno(): other for other in _opening if other is not end}
+    for fileno in others:
+        poll.register(fileno, select.POLLIN)
+    while True:
+        ready = {fileno for fileno, _ in poll.poll(PATIENCE_S * 1000)}
+        assert ready, f"{end} did not become readable"
+        for fileno in ready & others.keys():
+            others[fileno].receive_into([])
+            if not others[fileno].opening:
+                poll.unregister(fileno)
+                _opening.discard(others.pop(fileno))
+        if end.fileno() in ready:
+            return
+
+
+def open_both(dialled: Connection, accepted: Connection) -> None:
+    """Lets both ends agree on how to speak, where they have to."""
+    while dialled.opening or accepted.opening:
+        wait_readable(accepted if accepted.opening else dialled)
+        for end in (accepted, dialled):
+            end.receive_into([])
+    _opening.discard(dialled)
 
 
 def writable(end: Connection) -> int:

@@ -50,7 +50,7 @@ def test_a_scheme_may_be_written_in_capitals_and_an_ipv6_address_in_full() -> No
         ("zmq+tcp://host:1?secret=/a", "unknown option 'secret'"),
         ("tcp://host:1?curve=/a", "port"),
         ("127.0.0.1:4870", "no scheme"),
-        ("http://host:1", "known ones are tcp, unix, inproc"),
+        ("http://host:1", "known ones are tcp, tls, unix, inproc"),
         ("tcp://", "no port"),
         ("tcp://host", "no port"),
         ("tcp://[::1]", "no port"),

@@ -17,12 +17,13 @@ import pytest
 
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, ListenError
 from broker.limits import IOV_BUFFERS_MAX, MIB
-from broker.transport import Connection, Listener, connect, listen, parse
+from broker.transport import Connection, Listener, listen, parse
 
 from .conftest import TransportPair
 from .driving import (
     PATIENCE_S,
     accept,
+    connect,
     exchange,
     fill,
     is_ready,

@@ -53,7 +53,7 @@ def test_a_built_in_transport_serves_its_scheme(scheme: str) -> None:
 
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidValue, match="tcp, unix, inproc, zmq\\+tcp, zmq\\+ipc, ucx"):
+    with pytest.raises(InvalidValue, match="tcp, tls, unix, inproc, zmq\\+tcp, zmq\\+ipc, ucx"):
         transport_for("carrier-pigeon")
 
 

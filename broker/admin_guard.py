@@ -1,0 +1,123 @@
+"""Who may look at the HTTP interface, by what they show.
+
+On loopback everybody may. Beyond it a request needs an identity: a certificate at the TLS handshake, or a token, as
+`Authorization: Bearer TOKEN`, or as the password of Basic, which is what a browser can ask for. `/healthz` and
+`/readyz` tell nobody anything and are for everybody.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from broker.errors import ListenError, PermissionDenied
+from broker.security.audit import AuditEvent, AuditKind
+from broker.security.identity import Identity
+from broker.server import Server
+from broker.transport.addresses import Address
+from broker.transport.proofs import Certificate
+from broker.transport.tcp import is_loopback
+from broker.transport.tls.contexts import listener_context, refresh
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS: Final = ("/healthz", "/readyz")
+_CHALLENGE: Final = 'Basic realm="tensorbus: any name, and a token as the password", Bearer'
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Guard:
+    """Looks at every request to the HTTP interface of one server.
+
+    Attributes:
+        context: for TLS; None where it is spoken in the clear.
+    """
+
+    def __init__(self, server: Server, address: Address) -> None:
+        """Args:
+        server: whose interface it is.
+        address: where it listens.
+
+        Raises:
+            ListenError: strangers could look at it there.
+            InvalidValue: the certificates cannot be used.
+        """
+        config = server.config
+        self._server = server
+        local = is_loopback(address)
+        self.context = None if local or not config.certificates else listener_context(config.certificates)
+        self._asks = not local and not config.insecure
+        server.admission.also(f"certificates of {self.scheme}://{address.host}:{address.port}", self.reload)
+        if self._asks and self.context is None and not config.tokens:
+            raise ListenError(
+                f"http://{address.host}:{address.port}", "strangers could look at it there: it is not on loopback. "
+                "Name certificates (--certificates DIR) or tokens (--tokens FILE); where you trust the whole network, "
+                "say --insecure; --admin off does without",
+            )  # fmt: skip
+
+    @property
+    def scheme(self) -> str:
+        """`http` or `https`."""
+        return "http" if self.context is None else "https"
+
+    def reload(self) -> None:
+        """Takes over certificates that have been replaced, for connections from here on.
+
+        Raises:
+            InvalidValue: they cannot be used, and all stays as it was.
+        """
+        if self.context is not None:
+            refresh(self.context, self._server.config.certificates)
+
+    @web.middleware
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answers, or lets the request through."""
+        if request.path in OPEN_PATHS:
+            return await handler(request)
+        try:
+            self._identity(request)
+        except PermissionDenied as error:
+            self._record(request, str(error))
+            return _refusal(401, str(error), {"WWW-Authenticate": _CHALLENGE})
+        return await handler(request)
+
+    def _identity(self, request: web.Request) -> Identity:
+        """Who asks.
+
+        Raises:
+            PermissionDenied: somebody who has to say it, and does not.
+        """
+        parsed = request.transport.get_extra_info("peercert") if request.transport is not None else None
+        certificate = Certificate.of(parsed) if parsed else None
+        return self._server.admission.visitor(certificate, _token_of(request), strangers=not self._asks)
+
+    def _record(self, request: web.Request, cause: str) -> None:
+        peer, path = f"{self.scheme}://{request.remote}", request.path
+        log.warning("http.refused peer=%s path=%r cause=%s", peer, path, cause)
+        self._server.admission.audit(
+            AuditEvent(AuditKind.REFUSED, peer=peer, action=request.method, target=path, detail=cause)
+        )
+
+
+def _token_of(request: web.Request) -> str:
+    """The token that a request shows; empty when it shows none."""
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
+
+
+def _refusal(status: int, problem: str, headers: dict[str, str]) -> web.Response:
+    body = msgspec.json.encode({"error": problem})
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)

@@ -1,0 +1,270 @@
+"""Permissions at both kinds of client, over every transport."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clients
+from broker.security.identity import Identity
+from broker.security.permissions import Permissions
+from broker.security.quotas import Quotas
+from broker.security.roles import READY_MADE, Role, Verb
+from clients.views import view
+from tests.clients.asynchronous import AsyncLoop
+from tests.clients.serving import ServingThread
+
+PATIENCE_S = 20.0
+_names = itertools.count()
+Connect = Callable[..., clients.Client]
+Allow = Callable[..., None]
+
+
+def permissions(**allow: tuple[str, ...]) -> Permissions:
+    """Everybody may do this, and nothing else."""
+    role = Role({Verb(verb): filters for verb, filters in allow.items()})
+    return Permissions(configured=True, roles={**READY_MADE, "everybody": role}, everybody=("everybody",))
+
+
+@pytest.fixture(params=["inproc", "tcp", "unix", "zmq+tcp"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingThread]:
+    # Whoever runs the broker may do everything at its own socket; the tests are to be somebody else there.
+    monkeypatch.setattr(
+        "broker.security.admission.identity_of_user", lambda users, number: Identity("somebody", proof="unix")
+    )
+    address = {
+        "inproc": f"inproc://permissions-{next(_names)}",
+        "tcp": "tcp://127.0.0.1:0",
+        "unix": f"unix://{tmp_path}/broker.sock",
+        "zmq+tcp": "zmq+tcp://127.0.0.1:0",
+    }[request.param]
+    with ServingThread(address, permissions=permissions(subscribe=("heard",), publish=("said",))) as serving:
+        yield serving
+
+
+@pytest.fixture
+def allow(broker: ServingThread) -> Allow:
+    """Replaces what everybody may do."""
+
+    def replace(**filters: tuple[str, ...]) -> None:
+        broker.call(broker.server.replace_permissions, permissions(**filters))
+
+    return replace
+
+
+@pytest.fixture(params=["synchronous", "asynchronous"])
+def connect(request: pytest.FixtureRequest, broker: ServingThread) -> Iterator[Connect]:
+    opened: list[clients.Client] = []
+    loop = AsyncLoop() if request.param == "asynchronous" else None
+    make: Callable[..., clients.Client] = clients.connect if loop is None else loop.connect
+
+    def connect_client(name: str, **options: object) -> clients.Client:
+        opened.append(make(broker.url, name=name, **options))
+        return opened[-1]
+
+    yield connect_client
+    for client in opened:
+        client.close()
+    if loop is not None:
+        loop.close()
+
+
+@pytest.fixture
+def bus(connect: Connect) -> clients.Client:
+    return connect("somebody")
+
+
+def test_publish_is_refused(bus: clients.Client) -> None:
+    with pytest.raises(clients.PermissionDenied, match=r"publish 'other'.*it may publish said"):
+        bus.publish("other", 1, ack="accepted")
+    assert bus.publish("said", 1, ack="accepted") == 1
+
+
+def test_publish_without_an_answer_is_refused_by_the_next_call_and_all_after_it(bus: clients.Client) -> None:
+    bus.publish("other", 1)
+    with pytest.raises(clients.PermissionDenied):
+        bus.flush(PATIENCE_S)
+    for _ in range(3):
+        with pytest.raises(clients.PermissionDenied):
+            bus.publish("other", 1)
+    bus.flush(PATIENCE_S)
+    bus.publish("said", 1)
+
+
+def test_a_large_tensor_is_refused(bus: clients.Client) -> None:
+    array = np.ones(1 << 20, np.float32)
+    with pytest.raises(clients.PermissionDenied):
+        bus.publish("other", array, ack="accepted")
+    assert bus.publish("said", array, ack="accepted") == 1
+
+
+def test_subscribe_is_refused_with_what_one_may_subscribe_to(bus: clients.Client) -> None:
+    with pytest.raises(clients.PermissionDenied, match="it may subscribe heard"):
+        bus.subscribe("#")
+    bus.subscribe("heard").close()
+
+
+def test_request_is_refused(bus: clients.Client) -> None:
+    with pytest.raises(clients.PermissionDenied, match="request 'said'"):
+        bus.request("said", 1, timeout_s=PATIENCE_S)
+    with pytest.raises(clients.PermissionDenied):
+        list(bus.request_many("said", 1, timeout_s=PATIENCE_S))
+
+
+def test_respond_is_refused(bus: clients.Client) -> None:
+    with pytest.raises(clients.PermissionDenied, match="respond 'heard'"):
+        bus.respond("heard", lambda message: None)
+
+
+def test_joining_a_group_or_a_queue_group_is_refused(bus: clients.Client) -> None:
+    with pytest.raises(clients.PermissionDenied, match="join 'dp'"):
+        bus.group("dp", world_size=1, rank=0, timeout_s=PATIENCE_S)
+    with pytest.raises(clients.PermissionDenied, match="join 'workers'"):
+        bus.subscribe("heard", queue_group="workers")
+
+
+def test_declare_is_refused(bus: clients.Client) -> None:
+    with pytest.raises(clients.PermissionDenied, match="declare 'said'"):
+        bus.declare("said", retain=True)
+
+
+def test_questions_are_refused(bus: clients.Client) -> None:
+    with pytest.raises(clients.PermissionDenied, match="admin 'topics'"):
+        bus.pressure("other", timeout_s=PATIENCE_S)
+    assert bus.pressure("said", timeout_s=PATIENCE_S).topic == "said"
+
+
+def test_views_are_refused(broker: ServingThread, allow: Allow) -> None:
+    with clients.connect(broker.url) as bus:
+        for what in ("server", "sessions", "topics", "groups"):
+            with pytest.raises(clients.PermissionDenied):
+                view(bus, what)
+
+
+def test_all_verbs_are_allowed_that_a_rule_names(bus: clients.Client, connect: Connect, allow: Allow) -> None:
+    everything = dict.fromkeys((verb.value for verb in Verb), ("#",))
+    allow(**everything)
+    other = connect("other")
+    other.respond("ask", lambda message: message.value + 1)
+    assert bus.request("ask", 1, timeout_s=PATIENCE_S).value == 2
+    bus.declare("a/#", ring_messages=3)
+    with other.subscribe("#", queue_group="workers") as subscription:
+        bus.publish("a/b", 5)
+        assert subscription.next(PATIENCE_S).value == 5
+    assert bus.group("dp", world_size=1, rank=0, timeout_s=PATIENCE_S).rank == 0
+
+
+def test_a_subscription_that_is_revoked_ends_with_the_reason_behind_what_has_come(
+    bus: clients.Client, connect: Connect, allow: Allow
+) -> None:
+    allow(subscribe=("heard",), publish=("heard",))
+    subscription = bus.subscribe("heard")
+    connect("other").publish("heard", 1, ack="accepted")
+    allow(publish=("heard",))
+    assert subscription.next(PATIENCE_S).value == 1
+    with pytest.raises(clients.PermissionDenied, match="subscribe 'heard'"):
+        subscription.next(PATIENCE_S)
+    subscription.close()
+    bus.flush(PATIENCE_S)
+
+
+def test_a_publisher_that_is_revoked_is_refused_and_may_again_when_it_is_allowed(
+    bus: clients.Client, allow: Allow
+) -> None:
+    bus.publish("said", 1, ack="accepted")
+    allow()
+    bus.publish("said", 2)
+    with pytest.raises(clients.PermissionDenied):
+        bus.flush(PATIENCE_S)
+    with pytest.raises(clients.PermissionDenied):
+        bus.publish("said", 3)
+    allow(publish=("said",))
+    # Behind the answer to the flush, the client knows.
+    bus.flush(PATIENCE_S)
+    assert bus.publish("said", 4, ack="accepted") == 2
+
+
+def test_a_handler_ends_with_its_subscription_and_the_others_go_on(
+    bus: clients.Client, connect: Connect, allow: Allow
+) -> None:
+    allow(subscribe=("a", "b"), publish=("a", "b"))
+    heard: list[object] = []
+    came = threading.Event()
+    bus.subscribe("a", handler=lambda message: heard.append(message.value))
+    bus.subscribe("b", handler=lambda message: came.set())
+    allow(subscribe=("b",), publish=("a", "b"))
+    other = connect("other")
+    other.publish("a", 1, ack="accepted")
+    other.publish("b", 1, ack="accepted")
+    assert came.wait(PATIENCE_S)
+    assert heard == []
+
+
+def test_a_subscription_that_may_not_be_any_more_does_not_come_back_after_a_reconnect(
+    bus: clients.Client, broker: ServingThread, allow: Allow
+) -> None:
+    allow(subscribe=("heard", "other"))
+    subscription = bus.subscribe("heard")
+
+    def cut_and_revoke() -> None:
+        (link,) = broker.server._links.values()
+        broker.server._close(link, abort=True)
+        broker.server.replace_permissions(permissions(subscribe=("other",)))
+
+    broker.call(cut_and_revoke)
+    with pytest.raises(clients.PermissionDenied):
+        subscription.next(PATIENCE_S)
+    bus.subscribe("other").close()
+
+
+def test_tenants_see_nothing_of_one_another(connect: Connect, allow: Allow, broker: ServingThread) -> None:
+    allow(publish=("#",), subscribe=("#",), admin=("#",), join=("#",), request=("#",), respond=("#",))
+    blue, red = connect("blue", tenant="blue"), connect("red", tenant="red")
+    blue.respond("ask", lambda message: "blue")
+    with blue.subscribe("#") as of_blue, red.subscribe("#") as of_red:
+        red.publish("a", np.ones(1 << 18, np.float32))
+        red.flush(PATIENCE_S)
+        blue.publish("a", 1, ack="accepted")
+        assert of_blue.next(PATIENCE_S).value == 1
+        assert of_red.next(PATIENCE_S).value.shape == (1 << 18,)
+        with pytest.raises(clients.NoResponders):
+            red.request("ask", 1, timeout_s=PATIENCE_S)
+        assert blue.request("ask", 1, timeout_s=PATIENCE_S).value == "blue"
+    groups = [client.group("dp", world_size=1, rank=0, timeout_s=PATIENCE_S) for client in (blue, red)]
+    assert [group.world_size for group in groups] == [1, 1]
+    for group in groups:
+        group.leave()
+
+
+def test_views_show_a_tenant_its_own_and_those_of_none_all(broker: ServingThread, allow: Allow) -> None:
+    from broker.answers import show_to_clients
+
+    allow(publish=("#",), subscribe=("#",), admin=("#",))
+    broker.call(show_to_clients, broker.server)
+    with clients.connect(broker.url, name="blue", tenant="blue") as blue, clients.connect(broker.url, name="x") as own:
+        blue.publish("a", 1, ack="accepted")
+        own.publish("b", 1, ack="accepted")
+        assert [each["name"] for each in view(blue, "sessions")] == ["blue"]
+        assert [each["name"] for each in view(blue, "topics")] == ["a"]
+        assert view(blue, "server")[0]["published_messages"] == 1
+        assert {(each["name"], each["tenant"]) for each in view(own, "topics")} == {("a", "blue"), ("b", "")}
+        assert {(each["name"], each["tenant"]) for each in view(own, "sessions")} == {("blue", "blue"), ("x", "")}
+
+
+def test_a_tenant_that_may_not_be_entered_is_refused(broker: ServingThread) -> None:
+    with pytest.raises(clients.PermissionDenied, match="tenants/blue"):
+        clients.connect(broker.url, tenant="blue")
+
+
+def test_one_session_more_than_the_quota_is_refused() -> None:
+    with (
+        ServingThread("tcp://127.0.0.1:0", tenants={"blue": Quotas(sessions_max=1)}) as broker,
+        clients.connect(broker.url, tenant="blue"),
+        pytest.raises(clients.ConnectError, match="tenant_sessions_max: 2 is over the limit of 1"),
+    ):
+        clients.connect(broker.url, tenant="blue")
