@@ -1,6 +1,6 @@
 """The tensorbus broker."""
 
-from broker.transport.inproc import set_broker_factory
+from broker.transport.embedding import set_broker_factory
 
 
 def _start_embedded(name: str) -> None:

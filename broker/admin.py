@@ -7,8 +7,9 @@
     /api/v1/sessions    {"sessions": [...]}          | JSON; the keys are the fields of the types
     /api/v1/topics      {"topics": [...]}            | in broker/admin_views.py, admin_groups.py; ?filter= for topics
     /api/v1/groups      {"groups": [...]}           /
-    /api/v1/events      what the dashboard shows, once a second, as server-sent events
-    /                   the dashboard: one page, which asks nobody else for anything
+    /api/v1/events      what the dashboard shows, as server-sent events (broker/admin_events.py)
+    /api/v1/tap         ?topic=: a message of one topic now and then, likewise (broker/admin_tap.py)
+    /                   the dashboard: one page, which asks nobody else for anything (broker/dashboard)
 
 Errors are JSON too: {"error": "what happened"}. The default address is this host's own, where everybody may look;
 broker/admin_guard.py says who may elsewhere.
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -29,6 +29,8 @@ from broker.admin_events import Events
 from broker.admin_groups import group_views
 from broker.admin_guard import Guard
 from broker.admin_hosts import names_of, only
+from broker.admin_tap import Taps
+from broker.dashboard import HEADERS, read_files
 from broker.errors import InvalidValue, ListenError
 from broker.metrics import Metrics
 from broker.server import Server
@@ -40,15 +42,7 @@ SHUTDOWN_TIMEOUT_S: Final = 1.0
 """How long the end waits for answers that are under way."""
 
 _VIEWS: Final = ("/api/v1/server", "/api/v1/sessions", "/api/v1/topics", "/api/v1/groups")
-_LINKS: Final = ("/healthz", "/readyz", "/metrics", *_VIEWS, "/api/v1/events")
-_PAGE: Final = Path(__file__).with_name("dashboard.html")
-_PAGE_HEADERS: Final = {
-    # The page's own words and nothing else, whatever names clients give themselves.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+_LINKS: Final = ("/healthz", "/readyz", "/metrics", *_VIEWS, "/api/v1/events", "/api/v1/tap")
 
 
 class Admin:
@@ -58,6 +52,8 @@ class Admin:
         self._server = server
         self._metrics = Metrics(server)
         self._events = Events(server)
+        self._taps = Taps(server)
+        self._files = read_files()
         self._runner: web.AppRunner | None = None
         self._names: frozenset[str] = frozenset()
 
@@ -103,9 +99,9 @@ class Admin:
     def _application(self, guard: Guard) -> web.Application:
         names = self._names | frozenset(name.lower() for name in self._server.config.admin_names)
         application = web.Application(middlewares=[_errors_as_json, only(names), guard.check])
-        application.on_shutdown.append(self._events.stop)
+        application.on_shutdown.append(self._end_streams)
         handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
-            "/": self._index,
+            **dict.fromkeys(self._files, self._file),
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/metrics": self._scrape,
@@ -114,14 +110,19 @@ class Admin:
             "/api/v1/topics": self._show_topics,
             "/api/v1/groups": self._show_groups,
             "/api/v1/events": self._events.stream,
+            "/api/v1/tap": self._taps.stream,
         }
         for path, handler in handlers.items():
             application.router.add_get(path, handler, allow_head=False)
         return application
 
-    async def _index(self, request: web.Request) -> web.Response:
-        text = _PAGE.read_text(encoding="utf-8")
-        return web.Response(text=text, content_type="text/html", headers=_PAGE_HEADERS)
+    async def _end_streams(self, application: web.Application) -> None:
+        self._events.stop()
+        self._taps.stop()
+
+    async def _file(self, request: web.Request) -> web.Response:
+        file = self._files[request.path]
+        return web.Response(text=file.text, content_type=file.content_type, charset="utf-8", headers=HEADERS)
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")

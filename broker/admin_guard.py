@@ -19,6 +19,7 @@ from aiohttp import web
 from broker.errors import ListenError, PermissionDenied
 from broker.security.audit import AuditEvent, AuditKind
 from broker.security.identity import Identity
+from broker.security.roles import Verb
 from broker.server import Server
 from broker.transport.addresses import Address
 from broker.transport.proofs import Certificate
@@ -81,11 +82,23 @@ class Guard:
         if request.path in OPEN_PATHS:
             return await handler(request)
         try:
-            self._identity(request)
+            identity = self._identity(request)
         except PermissionDenied as error:
             self._record(request, str(error))
             return _refusal(401, str(error), {"WWW-Authenticate": _CHALLENGE})
+        # On this host's own address everybody may look.
+        problem = self._problem(identity, request.path) if self._asks else ""
+        if problem:
+            self._record(request, problem)
+            return _refusal(403, problem, {})
         return await handler(request)
+
+    def _problem(self, identity: Identity, path: str) -> str:
+        """Why somebody may not see what is at a path, in words. It is about all tenants, so it is for those of none."""
+        rights, view = self._server.state.authority.permissions.of(identity), _VIEWS.get(path, "sessions")
+        if identity.tenant:
+            return f"{path}: it shows all tenants, and {rights.who} belongs to {identity.tenant!r}; ask as a client"
+        return "" if rights.may(Verb.ADMIN, view) else rights.refusal(Verb.ADMIN, view)
 
     def _identity(self, request: web.Request) -> Identity:
         """Who asks.
@@ -103,6 +116,12 @@ class Guard:
         self._server.admission.audit(
             AuditEvent(AuditKind.REFUSED, peer=peer, action=request.method, target=path, detail=cause)
         )
+
+
+_VIEWS: Final = {
+    "/metrics": "server", "/api/v1/server": "server", "/api/v1/topics": "topics", "/api/v1/groups": "groups",
+}  # fmt: skip
+"""What one has to be allowed to see; elsewhere it is the sessions, with all else."""
 
 
 def _token_of(request: web.Request) -> str:

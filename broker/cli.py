@@ -13,21 +13,30 @@ from typing import IO, Final, TypeVar
 
 import click
 
+from broker.cli_context import context
+from broker.cli_options import as_json as _as_json
+from broker.cli_options import at_broker as _at_broker
+from broker.cli_options import url as _url
+from broker.cli_options import with_context
+from broker.cli_recordings import diff, record, replay
 from broker.cli_security import certs, tokens
 from broker.config import TOPICS, Config, admin_address, describe, environment, load
-from broker.errors import BrokerError
+from broker.errors import BrokerError, ConnectError
 from broker.masking import masked
-from broker.topics.queues import Overflow
 
 C = TypeVar("C", bound=Callable[..., None])
 
 LANES: Final = ("control", "default", "bulk")
+OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
+SHELLS: Final = ("bash", "zsh", "fish")
 BENCH_PARTS: Final = ("latency", "ping-pong", "request", "throughput", "tensors")
 _SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Run": ("serve", "bench"),
     "Messages": ("pub", "sub", "request", "topics"),
     "See": ("top", "groups", "stuck", "doctor"),
+    "Keep": ("record", "replay", "diff"),
     "Let in": ("certs", "tokens"),
+    "Set up": ("context", "completion"),
 }
 _METAVARS: Final = {
     "listen": "URL", "admin": "HOST:PORT", "name": "NAME", "log_level": "LEVEL", "log_format": "FORMAT",
@@ -45,13 +54,13 @@ class _Failure(click.ClickException):
 
 
 class _NotAsked(_Failure):
-    """The broker could not be asked, of a command whose exit status 1 is an answer."""
+    """No broker is there, or it could not be asked where exit status 1 is an answer."""
 
-    exit_code = 2
+    exit_code = 3
 
 
 class _Commands(click.Group):
-    """Commands in sections, whose errors of tensorbus become one line and exit status 1."""
+    """Commands in sections, whose errors of tensorbus become one line and exit status 1, or 3 without a broker."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands, each section for one purpose; those of no section come last."""
@@ -66,6 +75,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except ConnectError as error:
+            raise _NotAsked(str(error)) from error
         except BrokerError as error:
             raise _Failure(str(error)) from error
 
@@ -114,12 +125,6 @@ def serve(file: Path | None, *, show_config: bool, **settings: object) -> None:
     run(loaded.config, lambda: load(settings, environment(), file).config)
 
 
-main.add_command(certs)
-main.add_command(tokens)
-
-_url = click.option("--url", metavar="URL", help="The broker's address; default: $TENSORBUS_URL, else this host's.")
-
-
 @main.command()
 @click.argument("topic")
 @click.argument("value", required=False)
@@ -150,7 +155,7 @@ def pub(
 @click.option("--replay", metavar="latest|all|SEQUENCE", help="Begin with what the topics have retained.")
 @click.option(
     "--overflow",
-    type=click.Choice([overflow.value for overflow in Overflow]),
+    type=click.Choice(OVERFLOWS),
     help="What happens when this program does not keep up; default: what is declared for FILTER, else block, which "
     "slows the publishers down.",
 )
@@ -219,20 +224,12 @@ def request(topic: str, value: str | None, *, as_json: bool, timeout_s: float, u
 @click.option(
     "--admin", metavar="HOST:PORT", help="The broker's HTTP interface; default: $TENSORBUS_ADMIN, else this host's."
 )
+@with_context
 def topics(topic_filter: str | None, *, as_json: bool, admin: str | None) -> None:
     """Show the topics that FILTER matches: what each keeps, every setting that holds for it, and why."""
     from broker.cli_topics import show
 
     show(admin_address(admin, environment()), topic_filter, as_json=as_json)
-
-
-def _at_broker(command: C) -> C:
-    """Gives a command the broker's address, as an argument or a flag."""
-    command = click.argument("address", metavar="[URL]", required=False)(command)
-    return _url(command)
-
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 
 
 @main.command()
@@ -252,7 +249,7 @@ def stuck(address: str | None, url: str | None, *, after_s: float, as_json: bool
 
     For each group: the operation, how long, which ranks have come and which have not; of each of these its client,
     process and host, when it was last heard of, and its last message. Failures of the last ten minutes follow. Exit
-    status 2 when the broker could not be asked.
+    status 3 when the broker could not be asked.
     """
     from broker.cli_groups import show_stuck
 
@@ -325,6 +322,7 @@ def doctor(address: str | None, url: str | None, *, as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.option("--broker", "--url", "url", metavar="URL", help="Default: $TENSORBUS_URL, else this host's.")
+@with_context
 def bench(*, parts: tuple[str, ...], duration_s: float, as_json: bool, url: str | None) -> None:
     """Measure a running broker, from two processes of this host.
 
@@ -334,3 +332,22 @@ def bench(*, parts: tuple[str, ...], duration_s: float, as_json: bool, url: str 
     from broker.cli_bench import run
 
     run(url, parts or BENCH_PARTS, duration_s, as_json=as_json)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands, flags and contexts.
+
+    For bash: eval "$(tensorbus completion bash)", as a line of ~/.bashrc; zsh likewise; for fish: tensorbus completion
+    fish > ~/.config/fish/completions/tensorbus.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None, "click has all three"
+    click.echo(made(main, {}, "tensorbus", "_TENSORBUS_COMPLETE").source())
+
+
+for command in (certs, tokens, context, record, replay, diff):
+    main.add_command(command)

@@ -60,6 +60,7 @@ class Topic(msgspec.Struct):
     subscriptions: int
     held_back_publishers: int
     held_back_by: list[str]
+    tenant: str = ""
 
 
 class Look(msgspec.Struct):
@@ -108,6 +109,7 @@ class TopicRow(msgspec.Struct):
     subscriptions: int
     held_back_publishers: int
     held_back_by: list[str]
+    tenant: str = ""
 
 
 class Refresh(msgspec.Struct):
@@ -148,7 +150,7 @@ class Refresh(msgspec.Struct):
     groups: list[dict[str, object]]
 
 
-def refresh(before: Look | None, now: Look) -> Refresh:
+def refresh(before: Look | None, now: Look, *, rows_max: int = ROWS_MAX) -> Refresh:
     """What is to be shown now; without a look before, or after a restart, there are no rates yet."""
     old, new = None if before is None else before.server, now.server
     # A broker that was restarted has counted less, or has run for less time.
@@ -163,7 +165,9 @@ def refresh(before: Look | None, now: Look) -> Refresh:
     dropped = sum(new.dropped_messages.values()) - (sum(old.dropped_messages.values()) if old is not None else 0)
     trips = now.round_trips_s or [0.0]
     sessions = _session_rows({} if before is None else {each.id: each for each in before.sessions}, now, interval_s)
-    topics = _topic_rows({} if before is None else {each.name: each for each in before.topics}, now, interval_s)
+    topics = _topic_rows(
+        {} if before is None else {(each.tenant, each.name): each for each in before.topics}, now, interval_s
+    )
     return Refresh(
         broker=new.name,
         uptime_s=new.uptime_s,
@@ -177,8 +181,8 @@ def refresh(before: Look | None, now: Look) -> Refresh:
         round_trip_p99_s=trips[-1],
         sessions_open=new.sessions,
         topics_open=new.topics,
-        sessions=sessions[:ROWS_MAX],
-        topics=topics[:ROWS_MAX],
+        sessions=sessions[:rows_max],
+        topics=topics[:rows_max],
         groups=[{key: value for key, value in each.items() if key not in ("members", "recent")} for each in now.groups],
     )
 
@@ -216,10 +220,10 @@ def _session_rows(before: Mapping[int, Session], now: Look, interval_s: float) -
     return rows
 
 
-def _topic_rows(before: Mapping[str, Topic], now: Look, interval_s: float) -> list[TopicRow]:
+def _topic_rows(before: Mapping[tuple[str, str], Topic], now: Look, interval_s: float) -> list[TopicRow]:
     rows = []
     for topic in now.topics:
-        old = before.get(topic.name)
+        old = before.get((topic.tenant, topic.name))
         rows.append(
             TopicRow(
                 name=topic.name,
@@ -230,6 +234,7 @@ def _topic_rows(before: Mapping[str, Topic], now: Look, interval_s: float) -> li
                 subscriptions=topic.subscriptions,
                 held_back_publishers=topic.held_back_publishers,
                 held_back_by=topic.held_back_by,
+                tenant=topic.tenant,
             )
         )
     rows.sort(key=lambda row: (-row.messages_per_s, -row.bytes_per_s, row.name))

@@ -89,7 +89,7 @@ def _topics(told: Refresh, width: int, rows: int) -> Table:
         _pick(
             keep,
             (
-                topic.name,
+                f"{topic.name} of {topic.tenant}" if topic.tenant else topic.name,
                 rate_text(topic.messages_per_s),
                 rate_text(topic.bytes_per_s),
                 str(topic.subscriptions),

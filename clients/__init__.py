@@ -30,6 +30,7 @@ from broker.protocol.pressure import Pressure, SubscriptionPressure
 from clients.client import Client
 from clients.connecting import connect
 from clients.core import Reconnected
+from clients.digests import Digests
 from clients.elastic import Elastic, Step
 from clients.exchanges import Request
 from clients.gradients import GradientBuckets
@@ -59,6 +60,7 @@ __all__ = [
     "ConnectError",
     "ConnectionClosed",
     "DiLoCo",
+    "Digests",
     "Elastic",
     "GenerationChangedError",
     "GradientBuckets",

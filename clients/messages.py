@@ -195,6 +195,11 @@ class Message:
         return self._decoded
 
     @property
+    def content(self) -> int:
+        """What the payload is, by its number in docs/wire.md section 8: 0 a value, 1 bytes, 2 a tensor, 3 arrays."""
+        return self._content
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of body and payload."""
         return len(self._body) + len(self._payload)

@@ -93,7 +93,10 @@ def test_with_certificates_it_speaks_tls_and_a_certificate_is_enough(
     (anybody / "ca.crt").write_bytes((certificates / "ca.crt").read_bytes())
     flags = ("--certificates", str(certificates / "broker"), "--tokens", str(tmp_path / "tokens"))
     with Daemon(*flags, admin="0.0.0.0:0") as daemon:
-        assert ask(daemon, context=dialler_context(str(certificates / "trainer-0")))[0] == 200
+        assert ask(daemon, context=dialler_context(str(certificates / "broker")))[0] == 200
+        status, body, _ = ask(daemon, context=dialler_context(str(certificates / "trainer-0")))
+        assert status == 403, "a trainer may not see what the broker knows"
+        assert "admin 'server'" in json.loads(body)["error"]
         stranger = dialler_context(str(anybody))
         assert ask(daemon, context=stranger)[0] == 401
         assert ask(daemon, headers=bearer(token[0]), context=stranger)[0] == 200
@@ -151,3 +154,12 @@ def test_a_token_that_is_shown_on_loopback_has_to_be_right(tmp_path: Path, token
         assert ask(daemon)[0] == 200
         assert ask(daemon, headers=bearer(token[0]))[0] == 200
         assert ask(daemon, headers=bearer("tb_00_wrong"))[0] == 401
+
+
+def test_a_member_of_a_tenant_is_not_shown_what_is_about_all_tenants(tmp_path: Path) -> None:
+    text, token = new_token("monitor-0", ["monitor"], "blue", datetime.now(UTC), None)
+    add_token(tmp_path / "tokens", token)
+    with Daemon("--tokens", str(tmp_path / "tokens"), admin="0.0.0.0:0") as daemon:
+        status, body, _ = ask(daemon, "/api/v1/sessions", bearer(text))
+        assert status == 403
+        assert "belongs to 'blue'" in json.loads(body)["error"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -14,7 +16,7 @@ import pytest
 import clients
 from broker.cli import main
 
-from .daemon import PATIENCE_S, Daemon, run
+from .daemon import PATIENCE_S, ROOT, Daemon, run
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +208,38 @@ def test_a_wrong_command_line_is_status_2_with_the_usage(arguments: list[str]) -
     assert "Usage: tensorbus" in errors
 
 
+def test_help_is_there_before_anything_large_is_imported() -> None:
+    program = "import sys; sys.argv = ['tensorbus', '--help']; from broker.cli import main; main(standalone_mode=False)"
+    program += "; print('large:', *({'numpy', 'aiohttp', 'uvloop', 'rich', 'zmq', 'clients'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Usage: tensorbus" in done.stdout
+    assert done.stdout.endswith("\nlarge:\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell: str) -> None:
+    status, output, _ = run("completion", shell)
+    assert status == 0
+    assert "_TENSORBUS_COMPLETE" in output
+
+
+def test_commands_and_contexts_are_completed(tmp_path: Path) -> None:
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    for name in ("prod", "probe", "lab"):
+        assert run("context", "add", name, "tcp://there:1", environment=home)[0] == 0
+
+    def completed(words: str, number: int) -> list[str]:
+        asked = {"_TENSORBUS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(number)}
+        return run(environment={**home, **asked})[1].split()
+
+    assert completed("tensorbus re", 1) == ["plain,record", "plain,replay", "plain,request"]
+    assert completed("tensorbus stuck --context pro", 3) == ["plain,probe", "plain,prod"]
+
+
 def test_the_help_lists_every_command_once_in_its_section() -> None:
     status, output, _ = run("--help")
     assert status == 0
     sections = [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert sections == ["Options:", "Run:", "Messages:", "See:", "Let in:"]
+    assert sections == ["Options:", "Run:", "Messages:", "See:", "Keep:", "Let in:", "Set up:"]
     listed = [line.split()[0] for line in output.splitlines() if line.startswith("  ") and line[2].islower()]
     assert sorted(listed) == sorted(main.commands)

@@ -182,10 +182,10 @@ def test_without_groups_there_is_little_to_say(tmp_path: Path) -> None:
         assert run("groups", daemon.url, "--json") == (0, "", "")
 
 
-@pytest.mark.parametrize(("command", "expected"), [("stuck", 2), ("groups", 1)])
-def test_without_a_broker_it_says_so_and_that_is_not_the_same_as_stuck(command: str, expected: int) -> None:
+@pytest.mark.parametrize("command", ["stuck", "groups"])
+def test_without_a_broker_it_says_so_and_that_is_not_the_same_as_stuck(command: str) -> None:
     status, output, errors = run(command, "tcp://127.0.0.1:1")
-    assert (status, output) == (expected, "")
+    assert (status, output) == (3, "")
     assert errors.startswith("tensorbus: ")
     assert "tcp://127.0.0.1:1" in errors
 

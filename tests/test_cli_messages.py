@@ -88,9 +88,9 @@ def test_what_cannot_be_done_is_one_line_and_status_1(daemon: Daemon, arguments:
 
 
 @pytest.mark.parametrize("command", ["pub", "sub", "request"])
-def test_a_broker_that_is_not_there_is_one_line_and_status_1(command: str, tmp_path: Path) -> None:
+def test_a_broker_that_is_not_there_is_one_line_and_status_3(command: str, tmp_path: Path) -> None:
     status, output, errors = run(command, "a", "--url", f"unix://{tmp_path}/absent.sock")
-    assert (status, output) == (1, "")
+    assert (status, output) == (3, "")
     assert errors.startswith(f"tensorbus: cannot connect to unix://{tmp_path}/absent.sock: there is no such file")
     assert errors.count("\n") == 1
 

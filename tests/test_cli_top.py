@@ -146,7 +146,7 @@ def test_once_shows_one_refresh_and_ends() -> None:
 
 def test_without_a_broker_it_ends_at_once() -> None:
     status, output, errors = run("top", "tcp://127.0.0.1:1", "--once")
-    assert (status, output) == (1, "")
+    assert (status, output) == (3, "")
     assert errors.startswith("tensorbus: cannot connect")
 
 

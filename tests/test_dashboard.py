@@ -6,19 +6,25 @@ import json
 import re
 import socket
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import clients
 from broker.admin_events import PAGES_MAX
+from broker.dashboard import FOLDER, read_files
 from tests.clients.ranks import running
 from tests.test_admin import ask
 
-from .daemon import PATIENCE_S, Daemon
+from .daemon import PATIENCE_S, ROOT, Daemon
+
+FOLDER_PATH = ROOT / "broker" / "dashboard"
 
 
 @pytest.fixture
@@ -28,11 +34,11 @@ def daemon() -> Iterator[Daemon]:
 
 
 @contextmanager
-def page(daemon: Daemon) -> Iterator[HTTPResponse]:
+def page(daemon: Daemon, path: str = "/api/v1/events") -> Iterator[HTTPResponse]:
     """The stream of events that a page opens."""
     connection = HTTPConnection(daemon.admin_url.removeprefix("http://"), timeout=PATIENCE_S)
     try:
-        connection.request("GET", "/api/v1/events")
+        connection.request("GET", path)
         with connection.getresponse() as response:
             yield response
     finally:
@@ -45,20 +51,41 @@ def next_event(stream: HTTPResponse) -> dict[str, dict[str, object]]:
     return json.loads(line.removeprefix(b"data: "))  # type: ignore[no-any-return]
 
 
-def test_the_page_holds_all_that_it_needs_and_may_ask_nobody_else(daemon: Daemon) -> None:
-    answer = ask(daemon.admin_url, "/")
-    text = answer.body.decode()
-    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    policy = answer.headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
-    assert "connect-src 'self'" in policy
-    assert "://" not in text
-    assert re.findall(r'(?:src|action)="', text) == []
-    # What comes from the broker is set as text: in no other way could a name become markup.
-    assert re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text) == []
-    assert 'new EventSource("/api/v1/events")' in text
-    assert "prefers-color-scheme: dark" in text
-    assert "width=device-width" in text
+def test_the_page_and_its_files_come_from_the_broker_and_ask_nobody_else(daemon: Daemon) -> None:
+    page = ask(daemon.admin_url, "/")
+    assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "width=device-width" in page.body.decode()
+    named = re.findall(r'(?:src|href)="(/dashboard/[^"]+)"', page.body.decode())
+    named += [f"{FOLDER}{name}" for path in FOLDER_PATH.glob("*.js") for name in imported(path)]
+    served = {path: ask(daemon.admin_url, path) for path in read_files()}
+    assert set(named) | {"/"} == set(served)
+    for path, answer in served.items():
+        assert answer.status == 200, path
+        # Of a namespace the address is a name, and nobody asks for it.
+        assert "://" not in answer.body.decode().replace("http://www.w3.org/2000/svg", ""), path
+    assert served["/dashboard/main.js"].headers["Content-Type"] == "text/javascript; charset=utf-8"
+
+
+def imported(script: Path) -> list[str]:
+    return re.findall(r'from "\./([^"]+)"', script.read_text(encoding="utf-8"))
+
+
+def test_no_name_can_become_markup_or_a_script(daemon: Daemon) -> None:
+    for path, file in read_files().items():
+        headers = ask(daemon.admin_url, path).headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
+        assert (policy["default-src"], policy["script-src"], policy["connect-src"]) == ("'none'", "'self'", "'self'")
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert policy["require-trusted-types-for"] == "'script'"
+        assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
+        assert re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|style=", file.text) == []
+
+
+def test_every_file_of_the_page_is_installed_with_the_package() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]["*"]
+    files = [path.name for path in FOLDER_PATH.iterdir() if path.suffix not in (".py", "") and path.is_file()]
+    assert sorted(files) == sorted({path.rpartition("/")[2] or "page.html" for path in read_files()})
+    assert [name for name in files if not any(fnmatch(name, pattern) for pattern in patterns)] == []
 
 
 def test_an_event_has_the_broker_at_a_glance_with_rates_from_the_second_one_on(daemon: Daemon) -> None:
@@ -133,7 +160,7 @@ def test_nothing_is_changed_by_it(daemon: Daemon) -> None:
 def test_a_page_that_does_not_read_holds_nothing_up(daemon: Daemon) -> None:
     host, _, port = daemon.admin_url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port))) as idle, page(daemon) as stream:
-        idle.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: here\r\n\r\n")
+        idle.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for _ in range(2):
             next_event(stream)
         assert ask(daemon.admin_url, "/healthz").status == 200

@@ -57,6 +57,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.cli": EVERYTHING,
     "broker.admin": EVERYTHING,
     "broker.answers": EVERYTHING,
+    "broker.contexts": (*OPEN, "broker.contexts"),
+    "broker.dashboard": ("broker.dashboard",),
     "broker.metrics": EVERYTHING,
     "clients": (
         *OPEN,

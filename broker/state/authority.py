@@ -71,10 +71,10 @@ class Authority:
         )  # fmt: skip
         count = self._denials[record.id] = self._denials.get(record.id, 0) + 1
         if count <= DENIALS_LOGGED_MAX:
-            last = "; no more of this session are told" if count == DENIALS_LOGGED_MAX else ""
+            # The last one says 0: of this session no more are told.
             log.info(
-                "permission.denied session=%d name=%r peer=%s who=%s verb=%s target=%r%s",
-                record.id, record.name, record.peer, record.rights.who, verb, target, last,
+                "permission.denied session=%d name=%r peer=%s who=%s verb=%s target=%r more=%d",
+                record.id, record.name, record.peer, record.rights.who, verb, target, DENIALS_LOGGED_MAX - count,
             )  # fmt: skip
 
     def forget(self, session: SessionId) -> None:

@@ -274,7 +274,7 @@ class Publishing:
                 try:
                     self._move(publisher, self.router.topic(publisher.topic.name))
                 except LimitExceeded as error:
-                    log.warning("permission.not_given session=%d %s", session.id, error)
+                    log.warning("permission.not_given session=%d cause=%s", session.id, error)
                     continue
             if publisher.restricted or restricted:
                 publisher.restricted = restricted

@@ -10,7 +10,6 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, ListenError
@@ -18,6 +17,7 @@ from broker.limits import LISTEN_BACKLOG
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener, Transport
 from broker.transport.descriptors import LocalConnection
+from broker.transport.embedding import broker_factory
 from broker.transport.registry import register
 from broker.transport.sockets import connect_error, enlarge_send_buffer, listen_error
 
@@ -28,20 +28,8 @@ _listeners: Final[dict[str, InprocListener]] = {}
 _table_lock: Final = threading.Lock()
 """Held for the table and for every listener's queue, so that nobody is put in the queue of one that has just closed."""
 
-_broker_factory: Callable[[str], None] | None = None
 _factory_lock: Final = threading.Lock()
 """Held while a factory runs: of several threads that dial a name first, one starts its broker."""
-
-
-def set_broker_factory(factory: Callable[[str], None] | None) -> None:
-    """Says how to start a broker for a name at which nobody listens.
-
-    Args:
-        factory: called with the name, from the thread that dials, one call at a time; when it returns, a broker listens
-            at the name. It may raise a BrokerError. None: a name must be listened at before it is dialled.
-    """
-    global _broker_factory
-    _broker_factory = factory
 
 
 class InprocTransport(Transport):
@@ -60,7 +48,7 @@ class InprocTransport(Transport):
                 return self._connect(address, listener, timeout_s)
             except ConnectError:
                 # A broker that ended just now leaves its name to the next one, which is started on demand as well.
-                following = _listeners.get(address.name) if _broker_factory is None else _start_broker(address)
+                following = _listeners.get(address.name) if broker_factory() is None else _start_broker(address)
                 if following is None or following is listener:
                     raise
                 listener = following
@@ -168,10 +156,11 @@ def _start_broker(address: Address) -> InprocListener:
         listener = _listeners.get(address.name)
         if listener is not None:
             return listener
-        if _broker_factory is None:
+        factory = broker_factory()
+        if factory is None:
             raise ConnectError(str(address), "nobody listens at that name in this process; start a broker there first")
         try:
-            _broker_factory(address.name)
+            factory(address.name)
         except BrokerError as error:
             raise ConnectError(str(address), f"its broker could not be started: {error}") from error
         listener = _listeners.get(address.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.transport import Connection, Listener, inproc, listen
+from broker.transport import Connection, Listener, embedding, listen
 
 from .driving import PATIENCE_S, accept, connect, open_both
 
@@ -28,7 +28,7 @@ class TransportPair:
 @pytest.fixture(autouse=True)
 def no_factory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing the broker has set one; it is set again afterwards."""
-    monkeypatch.setattr(inproc, "_broker_factory", None)
+    monkeypatch.setattr(embedding, "_factory", None)
 
 
 @pytest.fixture(params=SCHEMES)

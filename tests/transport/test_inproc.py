@@ -11,7 +11,7 @@ import pytest
 
 from broker.errors import ConfigError, ConnectError, ListenError
 from broker.transport import Connection, Listener, connect, inproc, listen
-from broker.transport.inproc import set_broker_factory
+from broker.transport.embedding import set_broker_factory
 
 from .driving import PATIENCE_S, accept, receive_exactly, send_all
 

@@ -1,0 +1,71 @@
+"""Options that several commands share: which broker, and in which form to print.
+
+A context (broker/contexts.py) becomes the environment of the process: what reads TENSORBUS_URL, TENSORBUS_TOKEN and
+TENSORBUS_ADMIN finds the context's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
+
+import click
+
+from broker.config import adopt, environment
+
+C = TypeVar("C", bound=Callable[..., None])
+
+
+def with_context(command: C) -> C:
+    """Gives a command --context, which holds where neither a flag nor an argument names the broker."""
+
+    @wraps(command)
+    def in_context(*arguments: object, context: str | None, **options: object) -> None:
+        named = options.get("url") or options.get("address") or options.get("admin")
+        if named and context:
+            raise click.UsageError("--context names a broker, and so does the address: they exclude each other.")
+        if not named:
+            _adopt(context)
+        command(*arguments, **options)
+
+    text = "The broker, by its name in `tensorbus context`; default: $TENSORBUS_CONTEXT, else the one in use."
+    option = click.option("--context", metavar="NAME", shell_complete=complete_context, help=text)
+    return option(in_context)  # type: ignore[return-value]
+
+
+def _adopt(flag: str | None) -> None:
+    # Most commands find no context, and need not import what reads them.
+    from broker import contexts
+
+    variables = environment()
+    chosen = contexts.choose(contexts.read(contexts.file_of(variables)), flag, variables)
+    if chosen is not None:
+        adopt(chosen.variables())
+
+
+def complete_context(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of contexts that begin so, for a shell."""
+    from broker import contexts
+    from broker.errors import BrokerError
+
+    try:
+        names = contexts.read(contexts.file_of(environment())).contexts
+    except BrokerError:
+        # A shell has no use for an error here; the command itself will tell.
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def url(command: C) -> C:
+    """Gives a command --url and --context."""
+    text = "The broker's address; default: the context's, else $TENSORBUS_URL, else this host's."
+    return click.option("--url", metavar="URL", help=text)(with_context(command))
+
+
+def at_broker(command: C) -> C:
+    """Gives a command the broker's address, as an argument or a flag."""
+    return click.argument("address", metavar="[URL]", required=False)(url(command))
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
