@@ -272,6 +272,7 @@ def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = 
 
 def session_views(server: Server, now_ns: int) -> list[SessionView]:
     """All sessions, oldest first."""
+    server.state.drain_lines()
     return [session_view(record, now_ns) for record in server.state.sessions.values()]
 
 
@@ -326,6 +327,7 @@ def topics_of(
         InvalidValue: a filter that cannot be.
     """
     check_filter(topic_filter)
+    server.state.drain_lines()
     tenants = server.state.tenants.values() if tenants is None else tenants
     found = (pair for pair in public_topics(tenants) if matches(topic_filter, pair[1].name))
     return islice(found, after, None)

@@ -270,6 +270,27 @@ count as gone."""
 DESCRIPTORS_WAITING_MAX: Final = 128
 """Descriptors that have arrived ahead of the frames that speak of them."""
 
+# Lines (docs/wire.md section 20).
+LINE_DATA_BYTES: Final = 256 * KIB
+"""What a line holds that its slowest reader has not read: some 2,000 small messages, and little enough for
+the caches."""
+LINE_READERS_MAX: Final = 8
+"""Sessions that read a line: the publisher looks at a word of each for every message."""
+LINES_PER_SESSION_MAX: Final = 16
+"""Lines that one session writes; each is a mapping in the broker, and one at the publisher and each reader."""
+LINES_MAX: Final = 128
+"""Lines of a broker: it looks at all of them before whatever depends on what was published."""
+LINE_AFTER_MESSAGES: Final = 8
+"""Small messages, each in a frame of its own, after which a topic may get a line."""
+LINE_AGAIN_MESSAGES: Final = 64
+"""And if it could not, after which it is looked again."""
+LINE_AFTER_MESSAGES_MAX: Final = 65_536
+"""After a line that ended soon it takes four times as many as before, up to so many."""
+LINE_LASTING_MESSAGES: Final = 1024
+"""A line that has carried fewer has ended soon."""
+LINE_QUEUE_MESSAGES_MIN: Final = 64
+"""Who wants fewer messages unread gets them from the broker, which counts them one by one."""
+
 # Collectives.
 ROUNDS_AHEAD: Final = 8
 """Chunks of an operation that a rank sends ahead of the results: bounds what the broker holds per rank."""

@@ -28,6 +28,7 @@ from broker.security.quotas import Quotas
 from broker.server_admission import Admission
 from broker.server_boards import board_maker
 from broker.server_guard import Guard
+from broker.server_lines import line_memory
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
 from broker.state.settings import Settings
@@ -101,6 +102,7 @@ class Server:
                 quotas=config.tenants,
                 report_ms=REPORT_INTERVAL_MS if config.latency_metrics else 0,
                 boards=board_maker(enabled=config.shared_memory),
+                line_memory=line_memory(enabled=config.shared_memory),
             )
         )
         self._guard = Guard(self.state, config.memory_max_bytes)

@@ -5,6 +5,7 @@ import cython
 from broker.protocol.frames cimport Frame
 from broker.protocol.session cimport Session
 from clients.incoming cimport Incoming
+from clients.lines cimport Lines
 from clients.outbound cimport Outbound as Leaving  # Under another name, or the module would not have its own.
 from clients.outgoing cimport Outgoing
 from clients.outgoing_topic cimport OutgoingTopic
@@ -23,7 +24,10 @@ cdef class Core:
     cdef public Signal online
     cdef public Outgoing outgoing
     cdef public Incoming incoming
+    cdef public Lines lines
+    cdef public object bell
     cdef public int completions
+    cdef bint _bell_told
     cdef public dict declarations
     cdef public dict _pendings
     cdef public object _last_reference

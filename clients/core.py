@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 from dataclasses import dataclass
+from typing import Protocol
 
 from broker.errors import BrokerError, ConnectionClosed
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
@@ -27,6 +28,7 @@ from clients.arenas import Arenas
 from clients.drops import tell_drops
 from clients.exchanges import Responders
 from clients.incoming import Incoming
+from clients.lines import Lines
 from clients.membership import PendingJoin, failure_error, turn_down
 from clients.messages import Message, Reply, Settle
 from clients.outbound import Outbound
@@ -41,6 +43,13 @@ log = logging.getLogger(__name__)
 _DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _REQUEST, _ACKNOWLEDGE, _TRACED = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE), int(Flag.TRACED)
+
+
+class Bell(Protocol):
+    """An eventfd that is waited for."""
+
+    descriptor: int
+    identity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,9 @@ class Core:
         self.requests = Requests()
         self.responders = Responders()
         self.incoming = Incoming(reply, self._replied, settle, self.requests.reply_aborted)
+        self.lines = Lines(self.incoming)
+        self.bell: Bell | None = None
+        """By which publishers wake this client when there is something on a line, where the driver has one."""
         self.places = Places()
         self.completions = -1
         """An eventfd that is to tell of operations on boards, where the driver has one."""
@@ -92,6 +104,7 @@ class Core:
         """Policies that this client has declared, by filter: a broker that was restarted is told again."""
         self.lost: Reconnected | None = None
         """What the last connection's end may have cost, until the next one is open."""
+        self._bell_told = False
         self._pendings: dict[int, Pending] = {}
         # Not from 0: a reply that was held back over a restart of the broker shall not fit another client's request.
         self._last_reference = secrets.randbits(31)
@@ -111,6 +124,7 @@ class Core:
         # Whoever waits for a `latest` subscription's next message has asked the old session for it.
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
         self.incoming.connected(session, welcome.life)
+        self._bell_told = not welcome.shared
         self.incoming.latencies.connected(welcome.report_ms)
         for subscription in self.incoming.subscriptions.values():
             self._send_subscribe(subscription, 0, again=True)
@@ -123,6 +137,7 @@ class Core:
         """The connection is gone; what waited for an answer fails, subscriptions stay."""
         self.session = None
         self.online.clear()
+        self.lines.disconnected()
         self.incoming.disconnected()
         self.arenas.disconnected()
         lost = self.outgoing.disconnected(error)
@@ -249,6 +264,10 @@ class Core:
             self.arenas.mapped(frame)
         elif kind == Kind.ARENA and self.session is not None:
             self.incoming.leases.arena(self.session, frame)
+        elif kind == Kind.LINE:
+            self.outgoing.offered(frame)
+        elif kind == Kind.ATTACH and self.session is not None:
+            self.lines.attach(self.session, frame, now_ns)
         elif kind == Kind.FAILED and not frame.number:
             pending = self._pendings.pop(frame.target, None)
             if pending is not None:
@@ -341,8 +360,19 @@ class Core:
         return subscription, pending
 
     def _send_subscribe(self, subscription: SubscriptionState, reference: int, *, again: bool) -> None:
+        if not self._bell_told:
+            self._bell_told = True
+            self._tell_bell()
         for frame in subscription.seen.frames(subscription.number, reference, again=again):
             self.send(frame)
+
+    def _tell_bell(self) -> None:
+        """Whoever subscribes can read lines, if it can be woken."""
+        bell, session = self.bell, self.session
+        if bell is None or session is None or session.passage is None or not session.passage.enabled:
+            return
+        session.passage.give(bell)
+        self.send(Frame(Kind.BELL, lane=Lane.CONTROL, sequence=bell.identity))
 
     def unsubscribe(self, subscription: SubscriptionState) -> Pending | None:
         """Ends a subscription; None when there is nobody to tell."""

@@ -5,6 +5,7 @@ import cython
 from broker.protocol.session cimport Session
 from broker.transport.calls cimport wait_for_either
 from clients.core cimport Core
+from clients.lines cimport Lines
 from clients.outgoing cimport Outgoing
 from clients.signals cimport Signal
 
@@ -27,8 +28,9 @@ cdef class Driver:
     cpdef flush(self, bint waits=*)
     cpdef batch_opened(self)
     cpdef wake_waiters(self)
-    @cython.locals(session=Session, events=int)
+    @cython.locals(session=Session, events=int, lines=Lines, took=bint)
     cdef _pump(self, timeout_s)
+    cdef bint _read_lines(self, bint wakes=*) except -1
     cdef _read_all(self)
     @cython.locals(session=Session, size=Py_ssize_t)
     cdef _read(self, link)

@@ -17,9 +17,7 @@ The lock is held while state is touched and never while a thread sleeps or runs 
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,19 +27,20 @@ from broker.errors import BrokerError, ConnectError, ConnectionClosed, Permissio
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
+from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Deliver, Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.calls import READABLE, WRITABLE, wait_for_either
+from clients import lifetimes
 from clients.checks import TIMEOUT_S_MAX, time_limit
 from clients.core import Core, Reconnected
-from clients.link import Link, dial
+from clients.link import INTERRUPTED, Link, dial
 from clients.signals import Signal
 from clients.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
-EXIT_TIMEOUT_S: Final = 1.0
 IDLE_S: Final = 0.05
 """When nobody has waited for so long, the keeper reads."""
 LONG_S: Final = 0.005
@@ -50,34 +49,10 @@ POLL_S: Final = 0.001
 NO_BATCH_S: Final = 60.0
 """How long a batch is away that does not exist."""
 SHORT_READ_BYTES: Final = 4096
-INTERRUPTED: Final = (
-    "interrupted, by Ctrl-C as a rule, at a moment in which it is not known how much the link had taken"
-)
-"""A signal's exception comes between a system call and the note of its result. To send the same bytes again, or to miss
-some, would be worse than a new connection."""
 READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
 
 T = TypeVar("T")
-
-_open_drivers: set[Driver] = set()
-
-
-def _abandon_all() -> None:
-    """A forked child shares its parent's connections, and none of its threads: the clients are not the child's."""
-    for driver in list(_open_drivers):
-        driver.abandon()
-    _open_drivers.clear()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
-
-
-@atexit.register
-def _close_all() -> None:
-    """A program that ends without closing its clients loses nothing that it has published."""
-    for driver in list(_open_drivers):
-        driver.close("the program ended", EXIT_TIMEOUT_S)
 
 
 def seconds(timeout_s: float) -> float:
@@ -125,6 +100,7 @@ class Driver:
         try:
             self._wake = Wakeup()
             self._keeper_wake = Wakeup()
+            core.bell = self._wake if AVAILABLE and self._wake.identity else None
         except OSError as error:
             where = ", ".join(str(address) for address in addresses)
             raise ConnectError(where, f"{error.strerror}: raise RLIMIT_NOFILE (ulimit -n)") from error
@@ -139,7 +115,7 @@ class Driver:
             self._adopt(link)
         self._keeper = threading.Thread(target=self._keep, name=f"tensorbus-keeper-{core.name}", daemon=True)
         self._keeper.start()
-        _open_drivers.add(self)
+        lifetimes.open_drivers.add(self)
 
     # For callers.
 
@@ -174,6 +150,8 @@ class Driver:
         self.core.before_waiting()
         self.flush(waits=True)
         if signal.ready:
+            return
+        if self._read_lines() and signal.ready:
             return
         deadline = None if timeout_s is None else time.monotonic() + seconds(timeout_s)
         while not signal.ready:
@@ -257,7 +235,7 @@ class Driver:
                 self._closing = True
                 self._say_goodbye(reason, timeout_s)
                 self._shut(ConnectionClosed(reason, Code.NORMAL))
-        _open_drivers.discard(self)
+        lifetimes.open_drivers.discard(self)
         if threading.current_thread() is not self._keeper:
             self._keeper.join(timeout_s)
             if not self._keeper.is_alive():
@@ -271,6 +249,7 @@ class Driver:
         self._condition = threading.Condition(self.lock)
         self._closing = True
         self.core.arenas.forked()
+        self.core.lines.forget()
         self.core.incoming.leases.forget()
         link, self._link = self._link, None
         if link is not None:
@@ -302,7 +281,10 @@ class Driver:
         """Polls once and reads what is there. The lock is held, and given up while polling."""
         link = self._link
         assert link is not None
-        session = link.session
+        session, lines = link.session, self.core.lines
+        if lines.count and not lines.sleeps():
+            self._read_lines()
+            return
         events = READABLE | (WRITABLE if session.has_unsent else 0)
         self._pumping = True
         self.lock.release()
@@ -313,20 +295,36 @@ class Driver:
             self._pumping = False
         if woken:
             self._wake.clear()
-        if (ready or woken) and link is self._link:
+        took = self._read_lines(wakes=True)
+        if (ready or (woken and not took)) and link is self._link:
             if events & WRITABLE:
                 self.flush()
             self._read_all()
         if self._followers:
             self._condition.notify_all()
 
+    def _read_lines(self, wakes: bool = False) -> bool:
+        """Reads what has come on lines; says whether something had. The lock is held, by whatever thread."""
+        lines = self.core.lines
+        if lines.count and wakes:
+            lines.wakes()
+        if not lines.count or not lines.read(time.monotonic_ns()):
+            return False
+        if self._link is not None and self._link.session.has_unsent:
+            self.flush()
+        if self._followers:
+            self._condition.notify_all()
+        return True
+
     def _read_all(self) -> None:
         """Reads until nothing is there, unless another thread is about to. The lock is held."""
+        self._read_lines()
         if self._link is not None and not self._pumping:
             self._read(self._link)
 
     def read_arrived(self) -> None:
         """Reads until nothing is there, also while another thread polls. The lock is held."""
+        self._read_lines()
         if self._link is not None:
             self._read(self._link)
             if self._pumping or self._followers:
@@ -421,6 +419,8 @@ class Driver:
                 if now_ns - last_tick_ns >= TICK_S * 1e9 or self.core.outgoing.open_batches:
                     last_tick_ns = now_ns
                     self.core.tick(now_ns)
+                    if self._read_lines():
+                        self.wake_waiters()
                     self.flush()
                     if self._link is not None:
                         self._check_session(self._link.session)

@@ -23,8 +23,10 @@ cdef class Incoming:
 
     @cython.locals(subscription=SubscriptionState, flags=int)
     cpdef deliver(self, Frame frame)
-    cdef _open_batch(self, SubscriptionState subscription, Frame frame)
-    cdef _publication(self, Frame frame)
+    @cython.locals(message=Message)
+    cpdef passed(self, SubscriptionState subscription, Frame frame, publication)
+    cdef _open_batch(self, SubscriptionState subscription, Frame frame, publication)
+    cpdef publication(self, Frame frame)
     @cython.locals(message=Message)
     cdef _complete(self, SubscriptionState subscription, Frame frame)
     cdef _hand_out(self, SubscriptionState subscription, Message message)

@@ -141,9 +141,27 @@ class Incoming:
         if subscription is None:
             return
         if flags & _BATCH:
-            self._open_batch(subscription, frame)
+            self._open_batch(subscription, frame, self.publication(frame))
         else:
             self._complete(subscription, frame)
+        if subscription.credit_due and subscription.evicts:
+            self.give_credit(subscription)
+
+    def passed(self, subscription: SubscriptionState, frame: Frame, publication: Publication) -> None:
+        """A message or a batch has come on a line, with its sequence."""
+        if subscription.closed is not None:
+            return
+        subscription.held_bytes += len(frame.body) + len(frame.payload)
+        if frame.flags & _BATCH:
+            self._open_batch(subscription, frame, publication)
+        else:
+            message = Message.__new__(Message)
+            message.fill(
+                publication, frame.sequence, frame.time_ns, frame.lane, frame.content, frame.body, frame.payload,
+                self._reply,
+            )  # fmt: skip
+            self.latencies.arrived(frame.lane, frame.time_ns, subscription.began_ns)
+            subscription.append(message)
         if subscription.credit_due and subscription.evicts:
             self.give_credit(subscription)
 
@@ -157,13 +175,12 @@ class Incoming:
         except (MemoryError, ValueError, OverflowError):
             # What a publisher announces, this machine need not have. The chunks come all the same, and go nowhere.
             log.error("message.too_large stream=%d bytes=%d", frame.stream, frame.total_bytes)
-            subscription.skip(self._publication(frame).topic, frame, 1, len(frame.body))
+            subscription.skip(self.publication(frame).topic, frame, 1, len(frame.body))
             self._assemblies[frame.stream] = _Assembly(subscription, frame, None)
             return
         self._assemblies[frame.stream] = _Assembly(subscription, frame, memory)
 
-    def _open_batch(self, subscription: SubscriptionState, frame: Frame) -> None:
-        publication = self._publication(frame)
+    def _open_batch(self, subscription: SubscriptionState, frame: Frame, publication: Publication) -> None:
         try:
             messages = unpack_batch(
                 bytes(frame.payload), frame.count, publication, frame.sequence, frame.lane, self._reply
@@ -182,14 +199,19 @@ class Incoming:
         else:
             subscription.extend(messages)
 
-    def _publication(self, frame: Frame) -> Publication:
+    def publication(self, frame: Frame) -> Publication:
+        """Which topic, and whose, a number in a frame means.
+
+        Raises:
+            ProtocolError: the broker has not said.
+        """
         publication = self._publications.get(frame.number)
         if publication is None:
             raise ProtocolError(f"DELIVER of topic number {frame.number}, which no TOPIC has named")
         return publication
 
     def _complete(self, subscription: SubscriptionState, frame: Frame) -> None:
-        publication = self._publications.get(frame.number) or self._publication(frame)
+        publication = self._publications.get(frame.number) or self.publication(frame)
         message = Message.__new__(Message)
         message.fill(
             publication, frame.sequence, frame.time_ns, frame.lane, frame.content, frame.body, frame.payload,
@@ -254,7 +276,7 @@ class Incoming:
         try:
             number = decode_body(opening.body, MessageBody).request
         except ProtocolError:
-            log.exception("reply.unreadable sender=%r", self._publication(opening).sender)
+            log.exception("reply.unreadable sender=%r", self.publication(opening).sender)
             return
         self._on_reply_aborted(number, reason)
 
@@ -262,7 +284,7 @@ class Incoming:
         """GAP: how many messages are missing ahead of the next one of a topic."""
         subscription = self.subscriptions.get(frame.target)
         if subscription is not None:
-            subscription.lost(self._publication(frame).topic, frame.sequence)
+            subscription.lost(self.publication(frame).topic, frame.sequence)
 
     def dropped(self, frame: Frame) -> None:
         """DROPPED: how many messages the broker has dropped for a subscription."""

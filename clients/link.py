@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec
 
@@ -17,12 +18,19 @@ from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
 from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.codes import Code
 from broker.protocol.frames import Frame
+from broker.protocol.line import AVAILABLE, VERSION
 from broker.protocol.session import Allocate, Deliver, Phase, Received, Session
 from broker.transport import registry
 from broker.transport.addresses import Address
 from broker.transport.base import Connection
 
 log = logging.getLogger(__name__)
+
+INTERRUPTED: Final = (
+    "interrupted, by Ctrl-C as a rule, at a moment in which it is not known how much the link had taken"
+)
+"""A signal's exception comes between a system call and the note of its result. To send the same bytes again, or to miss
+some, would be worse than a new connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,8 @@ def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
         tenant: whose topics it sees.
         shared: whether it shares memory with a broker on this host, where the transport can pass it.
     """
-    return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared)
+    lines = VERSION if AVAILABLE else 0
+    return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared, lines=lines)
 
 
 def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:

@@ -18,8 +18,9 @@ from clients.checks import time_limit
 from clients.core import Core, try_publish
 from clients.messages import Delivery, Message
 from clients.outbound import Outbound
-from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
+from clients.outgoing import BATCH_OPENED, BATCHED, SENT
 from clients.signals import Pending, Signal
+from clients.streaming import StreamSource
 from clients.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)

@@ -3,29 +3,16 @@
 import cython
 
 from broker.protocol.batches cimport Batch
-from broker.protocol.frames cimport Frame, encode, pack_header
+from broker.protocol.frames cimport Frame, pack_header
 from broker.protocol.session cimport Session
+from clients.line_out cimport LineOut
 from clients.outgoing_topic cimport OutgoingTopic
 from clients.signals cimport Signal
+from clients.streaming cimport StreamSource
 
 
 cdef Py_ssize_t _HEADER_BYTES
-cdef int _PUBLISH, _CHUNK, _CONTROL, _DEFAULT
-
-
-cdef class StreamSource(Signal):
-    cdef public Frame opening
-    cdef public OutgoingTopic topic
-    cdef public unsigned int number
-    cdef public bint attached
-    cdef public object error
-    cdef public int lane
-    cdef Outgoing _outgoing
-    cdef object _pieces
-    cdef long long _position, _rest
-
-    @cython.locals(topic=OutgoingTopic, charged=bint, size=Py_ssize_t, flags=int)
-    cpdef Py_ssize_t pull(self, list buffers) except -1
+cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE
 
 
 cdef class Outgoing:
@@ -35,6 +22,7 @@ cdef class Outgoing:
     cdef public OutgoingTopic last_sent
     cdef public long long shortest_window_ns, unconfirmed
     cdef public Signal streams_room, link_room
+    cdef public object lines
     cdef list _by_number
     cdef dict _streams
     cdef long long _window_messages, _window_bytes
@@ -43,6 +31,10 @@ cdef class Outgoing:
     cpdef publish_plain(
         self, name, int lane, int content, bytes payload, long long now_ns, long long wall_ns, bint urgent
     )
+    @cython.locals(line=LineOut, low=bint)
+    cdef bint _on_line(
+        self, OutgoingTopic topic, bytes header, bytes body, bytes payload, bint acknowledge
+    ) except -1
     @cython.locals(session=Session)
     cpdef publish_small(self, OutgoingTopic topic, Frame frame, charged_bytes=*)
     @cython.locals(session=Session, size=Py_ssize_t, body_bytes=Py_ssize_t, header=bytes)

@@ -7,6 +7,9 @@ batch:
     the 8th in close succession                   -> opens a batch
     64 KiB, 200 us, or something that must not overtake -> the batch leaves
 
+Where the broker has offered a line for a topic, single messages and batches are written there, for the readers to
+take; whatever goes by the socket instead ends that.
+
 A topic's policy may set other bounds of its batches, the lane of messages that name none, and the longest message.
 
 A longer payload is a StreamSource, from which the outbox pulls chunks as link and credit allow. It refers to the
@@ -17,14 +20,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.buffers import Buffer, Payload, Pieces
+from broker.buffers import Payload
 from broker.errors import BrokerError, ConnectionClosed, LimitExceeded, ProtocolError
 from broker.limits import (
     BATCH_GAP_NS,
     BATCH_MESSAGES_MAX,
     BATCH_WINDOW_NS,
     BATCHED_BYTES_MAX,
-    CHUNK_BYTES,
     CONTROL_QUEUE_BYTES_MAX,
     STREAMS_PER_SESSION_MAX,
     TOPICS_PER_SESSION_MAX,
@@ -32,83 +34,24 @@ from broker.limits import (
 from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
 from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
 from broker.protocol.codes import Code, error_for
-from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode, pack_header
+from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.session import Session
 from broker.topics.names import check_topic
+from clients.line_out import LinesOut, decline
 from clients.outgoing_topic import OutgoingTopic
 from clients.signals import Signal
+from clients.streaming import StreamSource
 
 _HEADER_BYTES = HEADER_BYTES
-_PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
+_PUBLISH = int(Kind.PUBLISH)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
+_BATCH, _ACKNOWLEDGE = int(Flag.BATCH), int(Flag.ACKNOWLEDGE)
 SENT: Final = Signal(ready=True)
 """What publishing returns when a frame is queued and the link is to be given what waits."""
 BATCHED: Final = Signal(ready=True)
 """What it returns when there is nothing else to do."""
 BATCH_OPENED: Final = Signal(ready=True)
 """What it returns when somebody has to see to it that a batch leaves in time."""
-
-
-class StreamSource(Signal):
-    """A large message on its way out; ready when its last byte was handed to the link, or it was given up.
-
-    Attributes:
-        opening: its first frame, until that has left.
-        error: why it was given up.
-    """
-
-    __slots__ = (
-        "_outgoing",
-        "_pieces",
-        "_position",
-        "_rest",
-        "attached",
-        "error",
-        "lane",
-        "number",
-        "opening",
-        "topic",
-    )
-
-    def __init__(self, outgoing: Outgoing, topic: OutgoingTopic, opening: Frame, payload: Payload) -> None:
-        super().__init__()
-        self.topic = topic
-        self.number = opening.stream
-        self.attached = True
-        self.error: BrokerError | None = None
-        self._outgoing = outgoing
-        self.opening: Frame | None = opening
-        self.lane = opening.lane
-        self._pieces = Pieces(payload)
-        self._rest = len(payload)
-        self._position = 0
-
-    def pull(self, buffers: list[Buffer]) -> int:
-        """Appends one frame; see Source."""
-        topic, charged = self.topic, self.lane != _CONTROL
-        if self.ready:
-            self.attached = False
-            return 0
-        if self.opening is not None:
-            opening, self.opening = self.opening, None
-            if charged:
-                topic.credit_messages -= 1
-                topic.credit_bytes -= len(opening.body)
-            return encode(opening, buffers)
-        if not self._rest or (charged and topic.credit_bytes <= 0):
-            self.attached = False
-            return 0
-        size = min(self._rest, CHUNK_BYTES)
-        flags = Flag.LAST if size == self._rest else 0
-        buffers.append(pack_header(_CHUNK, flags, self.lane, 0, 0, 0, self.number, 0, 0, size, 0, self._position, 0))
-        self._pieces.take(size, buffers)
-        self._position += size
-        self._rest -= size
-        if charged:
-            topic.credit_bytes -= size
-        if not self._rest:
-            self._outgoing.finishing.append(self)
-        return _HEADER_BYTES + size
 
 
 class Outgoing:
@@ -133,6 +76,7 @@ class Outgoing:
         self.last_sent: OutgoingTopic | None = None
         self.shortest_window_ns = BATCH_WINDOW_NS
         self.unconfirmed = 0
+        self.lines = LinesOut()
         self._by_number: list[OutgoingTopic] = []
         self._streams: dict[int, StreamSource] = {}
         self.streams_room = Signal(ready=True)
@@ -159,6 +103,8 @@ class Outgoing:
         self.open_batches.clear()
         self.filling.clear()
         self.finishing.clear()
+        for topic in self._by_number:
+            topic.line = None
         for stream in list(self._streams.values()):
             self.stream_ended(stream, error)
         lost, self.unconfirmed = self.unconfirmed, 0
@@ -265,8 +211,16 @@ class Outgoing:
                 self.send_batch(topic)
             topic.credit_messages -= 1
             topic.credit_bytes -= len(payload)
+            if topic.line is not None and lane == _DEFAULT:
+                size = len(payload)
+                header = pack_header(_PUBLISH, 0, lane, content, topic.number, 0, 0, 0, 0, size, 0, 0, wall_ns)
+                if self._on_line(topic, header, b"", payload, False):
+                    self.unconfirmed += 1
+                    self.last_sent = topic
+                    return SENT
         elif session.outbox.control_bytes > CONTROL_QUEUE_BYTES_MAX:
             return None
+        topic.line = None
         self.unconfirmed += 1
         self.last_sent = topic
         if session.unsent_bytes or session.outbox.waiting:
@@ -278,6 +232,39 @@ class Outgoing:
             session.unsent.append(payload)
         session.unsent_bytes = _HEADER_BYTES + size
         return SENT
+
+    def _on_line(self, topic: OutgoingTopic, header: bytes, body: bytes, payload: bytes, acknowledge: bool) -> bool:
+        """Writes a message to a topic's line; says whether that is done, else the line is over. Credit is taken."""
+        line = topic.line
+        if line is None or not line.write(header, body, payload):
+            topic.line = None
+            return False
+        low = topic.credit_messages < self._window_messages // 2 or topic.credit_bytes < self._window_bytes // 2
+        if line.tells(acknowledge, low) and self.session is not None:
+            self.session.put(Frame(Kind.DRAIN, lane=Lane.CONTROL, number=topic.number, stream=line.number))
+        return True
+
+    def offered(self, frame: Frame) -> None:
+        """LINE: the broker offers a line for a topic, or has ended one."""
+        session = self.session
+        if frame.flags & Flag.LAST:
+            for topic in self._by_number:
+                if topic.line is not None and topic.line.number == frame.stream:
+                    topic.line = None
+            return
+        topic = self._named(frame)
+        if session is None:
+            return
+        if topic.stream is not None or topic.special:
+            decline(session, frame.stream)
+            return
+        line = self.lines.accept(session, frame)
+        if line is not None:
+            # Behind all that was published on the topic so far.
+            topic.line = None
+            self.send_batch(topic)
+            session.put(Frame(Kind.DRAIN, number=topic.number, stream=line.number, count=1))
+            topic.line = line
 
     def publish_small(self, topic: OutgoingTopic, frame: Frame, charged_bytes: int | None = None) -> Signal:
         """Sends one message in one frame at once. The caller has seen to credit.
@@ -295,6 +282,7 @@ class Outgoing:
                 self.send_batch(topic)
             topic.credit_messages -= 1
             topic.credit_bytes -= len(frame.body) + (len(frame.payload) if charged_bytes is None else charged_bytes)
+        topic.line = None
         self.last_sent = topic
         session.put(frame)
         return SENT
@@ -306,12 +294,27 @@ class Outgoing:
         """As `publish_small`, without a frame where none has to wait."""
         session = self.session
         assert session is not None
+        size, body_bytes = len(payload), len(body)
+        if topic.line is not None and lane == _DEFAULT and not priority and not flags & ~_ACKNOWLEDGE:
+            if topic.batch is not None:
+                self.send_batch(topic)
+            topic.credit_messages -= 1
+            topic.credit_bytes -= body_bytes + size
+            header = pack_header(
+                _PUBLISH, flags, lane, content, topic.number, reference, 0, 0, body_bytes, size, 0, 0, wall_ns
+            )
+            if self._on_line(topic, header, body, payload, flags != 0):
+                self.unconfirmed += 1
+                self.last_sent = topic
+                return SENT
+            topic.credit_messages += 1
+            topic.credit_bytes += body_bytes + size
+        topic.line = None
         if session.unsent_bytes or session.outbox.waiting or topic.batch is not None:
             frame = Frame(
                 _PUBLISH, flags, lane, content, topic.number, reference, 0, priority, 0, request, wall_ns, body, payload
             )
             return self.publish_small(topic, frame)
-        size, body_bytes = len(payload), len(body)
         self.unconfirmed += 1
         if lane != _CONTROL:
             topic.credit_messages -= 1
@@ -390,6 +393,11 @@ class Outgoing:
         topic.credit_messages -= batch.count
         topic.credit_bytes -= len(payload)
         self.unconfirmed += batch.count
+        if topic.line is not None:
+            size = len(payload)
+            header = pack_header(_PUBLISH, _BATCH, _DEFAULT, 0, topic.number, 0, 0, batch.count, 0, size, 0, 0, 0)
+            if self._on_line(topic, header, b"", payload, False):
+                return
         self.session.put(
             Frame(Kind.PUBLISH, Flag.BATCH, Lane.DEFAULT, number=topic.number, count=batch.count, payload=payload)
         )
@@ -415,6 +423,7 @@ class Outgoing:
         assert session is not None
         if topic.batch is not None:
             self.send_batch(topic)
+        topic.line = None
         self.unconfirmed += 1
         opening.stream = session.next_stream()
         stream = self._streams[opening.stream] = topic.stream = StreamSource(self, topic, opening, payload)

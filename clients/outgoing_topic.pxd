@@ -1,6 +1,7 @@
 """The types with which outgoing_topic.py is compiled."""
 
 from broker.protocol.batches cimport Batch
+from clients.line_out cimport LineOut
 from clients.signals cimport Signal
 
 
@@ -11,5 +12,6 @@ cdef class OutgoingTopic:
     cdef public Signal credit, stream_over
     cdef public object stream, refused, denied, max_message_bytes
     cdef public Batch batch
+    cdef public LineOut line
     cdef public int lane
     cdef public bint special

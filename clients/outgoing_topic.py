@@ -13,7 +13,8 @@ from broker.protocol.frames import Lane
 from clients.signals import Signal
 
 if TYPE_CHECKING:
-    from clients.outgoing import StreamSource
+    from clients.line_out import LineOut
+    from clients.streaming import StreamSource
 
 LANES: Final[Mapping[str, int]] = {lane.name.lower(): int(lane) for lane in Lane}
 NEVER: Final = 1 << 60
@@ -32,6 +33,7 @@ class OutgoingTopic:
         burst_messages: messages in close succession that open a batch.
         batch_bytes: a batch leaves when it holds so much.
         batch_window_ns: a batch leaves after this time.
+        line: on which messages go to their readers, if there is one.
         lane: of messages that name none.
         max_message_bytes: the longest payload; None is any.
         refused: why the broker has refused a message, until somebody was told.
@@ -40,8 +42,8 @@ class OutgoingTopic:
 
     __slots__ = (
         "batch", "batch_bytes", "batch_window_ns", "burst_messages", "credit", "credit_bytes", "credit_messages",
-        "denied", "lane", "last_ns", "max_message_bytes", "name", "number", "rapid", "refused", "special", "stream",
-        "stream_over",
+        "denied", "lane", "last_ns", "line", "max_message_bytes", "name", "number", "rapid", "refused", "special",
+        "stream", "stream_over",
     )  # fmt: skip
 
     def __init__(self, name: str, number: int) -> None:
@@ -53,6 +55,7 @@ class OutgoingTopic:
         self.stream: StreamSource | None = None
         self.stream_over = Signal(ready=True)
         self.batch: Batch | None = None
+        self.line: LineOut | None = None
         self.last_ns = 0
         self.rapid = 0
         self.refused: BrokerError | None = None

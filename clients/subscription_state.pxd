@@ -11,11 +11,14 @@ cdef class SubscriptionState(Signal):
     cdef public Py_ssize_t pending, readers
     cdef public object closed, number, on_message, seen, what, wishes
     cdef public dict drops_untold
+    cdef public long long held_bytes
     cdef public long long _owed_bytes, _owed_messages, began_ns
     cdef long long _bytes_threshold, _threshold
     cdef long long _dropped_before, _dropped_here, _dropped_there, _gaps_told
     cdef dict _gaps_ahead, _gaps_evicted, _gaps_skipped, _recent
     cdef tuple _lanes
+
+    cpdef bint has_room(self) except -1
 
     @cython.locals(message=Message, size=Py_ssize_t)
     cpdef take_plain(self)

@@ -32,6 +32,7 @@ class SubscriptionState(Signal):
         what: what a reader waits for, in words.
         is_latest: whether it asks for each message.
         is_special: whether there is more to taking a message than credit.
+        held_bytes: what has come on lines, less what was taken since.
         evicts: whether messages that wait here make room for newer ones.
         pending: messages that wait in this process.
         dropped: messages that were dropped by the overflow policy, here or in the broker.
@@ -46,8 +47,8 @@ class SubscriptionState(Signal):
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead", "_gaps_evicted",
         "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent", "_threshold", "asked",
-        "began_ns", "closed", "credit_due", "drops_untold", "evicts", "is_latest", "is_special", "number",
-        "on_message", "pending", "readers", "seen", "what", "wishes",
+        "began_ns", "closed", "credit_due", "drops_untold", "evicts", "held_bytes", "is_latest", "is_special",
+        "number", "on_message", "pending", "readers", "seen", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe) -> None:
@@ -62,6 +63,7 @@ class SubscriptionState(Signal):
         self._lanes: tuple[deque[Message], ...] = tuple(deque() for _ in range(LANES))
         self._recent: dict[str, dict[int, Message]] = {}
         self.pending = 0
+        self.held_bytes = 0
         self._owed_messages = 0
         self._owed_bytes = 0
         self._dropped_here = self._dropped_there = self._dropped_before = self._gaps_told = 0
@@ -175,6 +177,7 @@ class SubscriptionState(Signal):
         self.pending -= 1
         self._forget(message)
         self._drop(message.topic, 1)
+        self.held_bytes -= message.size_bytes
         self._gaps_evicted[message.topic] = self._gaps_evicted.get(message.topic, 0) + 1 + message.gap
         self.taken(message)
         self.credit_due = True
@@ -189,6 +192,18 @@ class SubscriptionState(Signal):
             recent.pop(message.sequence, None)
             if not recent:
                 del self._recent[message.topic]
+
+    def has_room(self) -> bool:
+        """Whether it takes another message from a line: what was taken from there and the socket, and not credited, is
+        within the queue's bounds."""
+        if self.closed is not None:
+            return True
+        if not self.pending or self.held_bytes < 0:
+            self.held_bytes = 0
+        wishes = self.wishes
+        return self.held_bytes < wishes.queue_bytes and (
+            self.evicts or self.pending + self._owed_messages < wishes.queue_messages
+        )
 
     def take_plain(self) -> Message | None:
         """The next message, if it is small, and taking it leaves nothing else to do: no credit is due, nothing is told.
@@ -207,6 +222,7 @@ class SubscriptionState(Signal):
                 self.pending -= 1
                 self._owed_messages += 1
                 self._owed_bytes += size
+                self.held_bytes -= size
                 return message
         return None
 
@@ -227,6 +243,7 @@ class SubscriptionState(Signal):
             message.gap += self._gaps_evicted.pop(message.topic, 0)
         self._owed_messages += 1
         self._owed_bytes += message.size_bytes
+        self.held_bytes -= message.size_bytes
         if self._owed_messages >= self._threshold or self._owed_bytes >= self._bytes_threshold:
             self.credit_due = True
         return message

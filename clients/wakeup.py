@@ -6,12 +6,16 @@ import os
 import select
 from contextlib import suppress
 
+from broker.transport.descriptors import identity_of
+
 
 class Wakeup:
     """A descriptor that is readable once somebody has called `set`. Any thread may call anything but `close`."""
 
     def __init__(self) -> None:
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.identity = identity_of(self.descriptor)
+        """What other processes know it by; 0 where that cannot be."""
         self._poller = select.poll()
         self._poller.register(self.descriptor, select.POLLIN)
 

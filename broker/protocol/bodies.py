@@ -26,6 +26,8 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     """Whether messages may come in shared memory."""
     local: bool = False
     """Whether the client is on the broker's host and would rather be told of a nearer way to it."""
+    lines: int = 0
+    """The version of lines (section 20) that the client can write; 0 for none."""
 
     def __repr__(self) -> str:
         return (
@@ -120,6 +122,24 @@ class Settle(msgspec.Struct, omit_defaults=True):
     """They are not done, and are to be delivered again."""
     delay_ns: int = 0
     """Of refused ones: not before so long."""
+
+
+class Line(msgspec.Struct):
+    """LINE: where the readers of a line are, and by which eventfds they are woken."""
+
+    places: list[int]
+    bells: list[int]
+
+
+class Attach(msgspec.Struct):
+    """ATTACH: a line to be read."""
+
+    ring: int
+    """The identity of its memory."""
+    place: int
+    """The identity of the reader's place."""
+    subscriptions: list[int]
+    """For which it is read."""
 
 
 class Subscribed(msgspec.Struct, omit_defaults=True):

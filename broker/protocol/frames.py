@@ -81,6 +81,10 @@ class Kind(IntEnum):
     GIVE_UP = 37
     TOOK_PART = 38
     REGROUP = 39
+    LINE = 40
+    DRAIN = 41
+    ATTACH = 42
+    BELL = 43
     OPERATIONS = 44
     MEASURED = 45
 

@@ -32,12 +32,23 @@ RELEASED_AT_ONCE_MAX: Final = 8192
 """Loans that one RELEASE names; with its numbers it is less than a body may be."""
 
 
+class HasDescriptor(Protocol):
+    """What keeps a descriptor open until it has left."""
+
+    descriptor: int
+
+
 class Memory(Protocol):
     """What an arena lies in."""
 
     descriptor: int
     size_bytes: int
     identity: int
+
+    @property
+    def address(self) -> int:
+        """Of its first byte in this process."""
+        ...
 
     def view(self, offset: int, size_bytes: int, holder: object) -> memoryview:
         """Some of the bytes, which keep `holder` alive."""
@@ -56,21 +67,37 @@ class Memory(Protocol):
         ...
 
 
+class CommonMemory(Memory, Protocol):
+    """Memory that the broker has made and passes on."""
+
+    def handle(self, *, read_only: bool = False) -> HasDescriptor:
+        """Another descriptor of it, which is closed with the last reference; see Passage.give.
+
+        Raises:
+            LimitExceeded: there is none to be had.
+        """
+        ...
+
+
 class Passage(Protocol):
     """How memory passes from one end of a session to the other."""
 
     enabled: bool
 
-    def give(self, memory: Memory) -> None:
-        """Lets memory leave with the next write."""
+    def give(self, memory: HasDescriptor) -> None:
+        """Lets what is behind a descriptor leave with the next write."""
         ...
 
-    def adopt(self, identity: int, size_bytes: int, *, common: bool = False) -> Memory:
-        """Memory that has arrived, to read, or to write to as well if it is common.
+    def adopt(self, identity: int, size_bytes: int, *, common: bool = False, read_only: bool = False) -> Memory:
+        """Memory that has arrived, to read, or to write to as well if it is common and not to be read only.
 
         Raises:
             InvalidValue, LimitExceeded: there is none, or it cannot be used.
         """
+        ...
+
+    def take(self, identity: int) -> HasDescriptor | None:
+        """A descriptor that has arrived and is no memory; None when there is none. What is returned closes it."""
         ...
 
 

@@ -59,6 +59,10 @@ from broker.topics.policy import Declaration, check_declaration
 
 log = logging.getLogger(__name__)
 
+_DEPENDS: Final = frozenset(
+    map(int, (Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH))
+)
+"""What depends on what was published, so that lines are drained before."""
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
 
@@ -216,6 +220,8 @@ class BrokerState:
         if refusal is not None and frame.kind in NEW_WORK:
             self._answer_error(record, frame.target, failure_of(refusal))
             return
+        if tenant.router.lines and frame.kind in _DEPENDS:
+            tenant.lines.drain()
         handler(record, frame, now_ns)
 
     def disconnect(self, session_id: SessionId, now_ns: int, *, reads_on: bool = False) -> None:
@@ -290,9 +296,16 @@ class BrokerState:
     def drain(self, reason: str) -> None:
         """The broker is about to end: every session gets what waits for it and then a CLOSE."""
         self.draining = True
+        for tenant in self.tenants.values():
+            tenant.lines.settle()
         for record in self.sessions.values():
             record.session.close(Code.SHUTDOWN, reason)
             self._flush(record)
+
+    def drain_lines(self) -> None:
+        """Takes in what was written to lines: somebody is about to look."""
+        for tenant in self.tenants.values():
+            tenant.lines.drain()
 
     def take_ready(self) -> list[SessionRecord]:
         """The instructions for the server: sessions that have something to send or are over, each once.
@@ -340,7 +353,7 @@ class BrokerState:
             self._flush(record)
             return
         record.name = hello.name or f"client-{record.id}"
-        record.host, record.process = hello.host, hello.process
+        record.host, record.process, record.lines = hello.host, hello.process, hello.lines
         self.sessions_opened += 1
         settings = self.settings
         record.session.welcome(
@@ -394,6 +407,8 @@ class BrokerState:
         subscription = record.subscriptions.get(frame.number)
         # Credit for a subscription that was just ended is on its way when the end arrives: nothing to do.
         if subscription is not None:
+            # What it has read on lines is charged first; it may be that for which it gives credit.
+            record.tenant.lines.take_in()
             subscription.grant(frame.count, frame.total_bytes)
 
     def _settle(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

@@ -27,6 +27,8 @@ cdef class Subscription:
 
     @cython.locals(source=LaneSource, session=Session, queue=Queue)
     cpdef offer(self, Message message)
+    @cython.locals(queue=Queue)
+    cpdef passed(self, Message message)
     cpdef tell_dropped(self)
     cpdef grant(self, long long messages, long long size_bytes)
     cpdef refund(self, long long messages, long long size_bytes)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from broker.buffers import Buffer
 from broker.ids import SubscriptionNumber
-from broker.limits import CHUNK_BYTES, FRAME_PAYLOAD_BYTES_MAX, STREAM_LAG_BYTES_MAX, TOPICS_PER_SESSION_MAX
+from broker.limits import CHUNK_BYTES, FRAME_PAYLOAD_BYTES_MAX, STREAM_LAG_BYTES_MAX
 from broker.protocol.batches import ENTRY_BYTES
-from broker.protocol.bodies import Failure, Topic, encode_body
+from broker.protocol.bodies import Failure, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode, pack_header, payload_bytes
+from broker.state.announcing import announce
 from broker.state.sharing import Loan
 from broker.topics.messages import Assignment, Chunk, Message, Stream
 from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, Overflow, Queue, ignore_loss
@@ -139,6 +140,18 @@ class Subscription:
                 stream.watchers.append(self)
         if self.queue.dropped != self.notice.told:
             self.tell_dropped()
+
+    def passed(self, message: Message) -> None:
+        """A message has gone to the subscriber on a line: it counts as sent."""
+        queue = self.queue
+        queue.credit_messages -= message.count
+        queue.credit_bytes -= _charge(message)
+        self.delivered += message.count
+
+    def take_back(self, message: Message) -> None:
+        """A message that had gone on a line was not read there, and is about to be offered."""
+        self.delivered -= message.count
+        self.queue.grant(message.count, _charge(message))
 
     def _lose(self, topic: str, count: int) -> None:
         self.lost(self, topic, count)
@@ -376,7 +389,7 @@ class LaneSource:
         size = 0
         publication = session.announced.get((message.topic, message.sender))
         if publication is None:
-            publication, size = _announce(session, message, buffers)
+            publication, size = announce(session, message, buffers)
         if queue.gaps:
             size += _tell_gap(subscription, message, publication, buffers)
         flags, count, stream_number = message.flags & _KEPT_FLAGS, message.count, 0
@@ -462,6 +475,12 @@ class LaneSource:
         return encode(Frame(Kind.STREAM_ABORT, lane=self.lane, stream=self._stream_number, body=body), buffers)
 
 
+def _charge(message: Message) -> int:
+    """What a small message or a batch takes of its reader's credit, in bytes."""
+    size_bytes = message.size_bytes
+    return size_bytes - ENTRY_BYTES * message.count if message.flags & _BATCH else size_bytes
+
+
 def _lent(session: SessionRecord, stream: Stream) -> bytes | None:
     """Where a message lies in memory that the session can read; None when it has to get the bytes."""
     if session.shares is None or not isinstance(stream.loan, Loan):
@@ -478,14 +497,3 @@ def _tell_gap(subscription: Subscription, message: Message, publication: int, bu
     return encode(
         Frame(Kind.GAP, lane=message.lane, number=publication, target=subscription.number, sequence=lost), buffers
     )
-
-
-def _announce(session: SessionRecord, message: Message, buffers: list[Buffer]) -> tuple[int, int]:
-    """Gives a number to a topic and its publisher on this session, ahead of their first message."""
-    if len(session.announced) >= TOPICS_PER_SESSION_MAX:
-        # Numbers are used again from the start; the receiver takes the newest meaning.
-        session.announced.clear()
-    number = len(session.announced) + 1
-    session.announced[message.topic, message.sender] = number
-    body = encode_body(Topic(message.topic, message.sender))
-    return number, encode(Frame(Kind.TOPIC, lane=message.lane, number=number, body=body), buffers)

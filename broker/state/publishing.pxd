@@ -15,7 +15,7 @@ cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED, _CON
 cdef class Publishing:
     cdef public Router router
     cdef public Requests requests
-    cdef public object pressure, flush, authority, flow, traced
+    cdef public object pressure, flush, authority, flow, consider_line, traced
     cdef public long long shared_bytes
     cdef public long long window_messages, window_bytes
     cdef public bint pushing_back

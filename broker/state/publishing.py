@@ -16,7 +16,7 @@ from broker.limits import (
     TOPICS_PER_SESSION_MAX,
 )
 from broker.protocol.batches import ENTRY_BYTES, Batch, Entry, split_batch
-from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
+from broker.protocol.bodies import Failure, Topic, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, payload_bytes
 from broker.protocol.sharing import charge
@@ -26,13 +26,13 @@ from broker.state.authority import Authority
 from broker.state.delivery import Subscription
 from broker.state.flow import Flow
 from broker.state.pressure import Pressure
+from broker.state.publish_policies import for_publishers
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
 from broker.state.topics import INBOX, NOTHING_KEPT, Publisher, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.messages import Chunk, Message, Stream
 from broker.topics.names import check_topic
-from broker.topics.policy import TopicPolicy
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ class Publishing:
         self._half_messages = window_messages - window_messages // 2
         self._half_bytes = window_bytes - window_bytes // 2
         self.flush = flush
+        self.consider_line: Callable[[Publisher], None] = lambda publisher: None
+        """Called when a publisher has sent so many messages one by one that a line may pay."""
         self.traced: Callable[[TopicRecord, Message], None] | None = None
         """Routes a traced message, if somebody follows such."""
 
@@ -89,6 +91,8 @@ class Publishing:
         if old is None and len(session.publishers) >= TOPICS_PER_SESSION_MAX:
             raise ProtocolError(f"topics_per_session_max: over the limit of {TOPICS_PER_SESSION_MAX}", Code.LIMIT)
         if old is not None:
+            if old.topic.line is not None:
+                old.topic.line.settle()
             session.streams = {stream: other for stream, other in session.streams.items() if other is not old}
             self._abort(old, f"the publisher {session.name!r} has named its topic anew")
             self._forget(old)
@@ -98,6 +102,9 @@ class Publishing:
             record = self.router.topic(name) if may_publish or may_request else TopicRecord(name, NOTHING_KEPT)
         except LimitExceeded as error:
             raise ProtocolError(str(error), Code.LIMIT) from error
+        if record.line is not None:
+            # It has one publisher.
+            record.line.settle()
         publisher = Publisher(record, frame.number, session)
         publisher.restricted = not (may_publish and may_request)
         record.publishers += 1
@@ -106,7 +113,7 @@ class Publishing:
 
     def tell_policy(self, session: SessionRecord, publisher: Publisher) -> None:
         """Tells a publisher of its topic's policy, unless it has been told."""
-        policy = _for_publishers(publisher.topic.policy)
+        policy = for_publishers(publisher.topic.policy)
         if policy != publisher.told:
             publisher.told = policy
             publisher.refusal_told = False
@@ -120,6 +127,9 @@ class Publishing:
         if publisher is None:
             raise ProtocolError(f"PUBLISH to topic number {frame.number}, which no TOPIC has named")
         flags, payload, topic = frame.flags, frame.payload, publisher.topic
+        if topic.line is not None and not topic.line.draining:
+            # What its publisher has written there before comes first; from here on it uses the socket.
+            topic.line.settle()
         count = frame.count if flags & _BATCH else 1
         if flags & _BATCH and not 0 < count <= min(BATCH_MESSAGES_MAX, len(payload) // ENTRY_BYTES):
             raise ProtocolError(f"batch of {count} messages in {len(payload)} bytes; the limit is {BATCH_MESSAGES_MAX}")
@@ -182,6 +192,10 @@ class Publishing:
                 self.traced(topic, message)
                 return
         self.router.route(topic, message)
+        if not flags and frame.lane == _DEFAULT and topic.line is None and session.lines:
+            publisher.until_line -= 1
+            if not publisher.until_line:
+                self.consider_line(publisher)
 
     def _refuse(self, session: SessionRecord, publisher: Publisher, frame: Frame, count: int) -> bool:
         """Refuses what is longer than the topic's policy allows, and all there is no memory for; says whether nothing
@@ -474,17 +488,6 @@ def _may(rights: Rights, topic: str) -> tuple[bool, bool]:
         may_reply = responds is None or bool(responds.allow)
         return may_reply, may_reply
     return rights.may(Verb.PUBLISH, topic), rights.may(Verb.REQUEST, topic)
-
-
-def _for_publishers(policy: TopicPolicy) -> PublishPolicy:
-    """What publishers have to know of a policy: where it differs from what they take for granted."""
-    plain = TopicPolicy()
-    return PublishPolicy(
-        policy.batch_bytes if policy.batch_bytes != plain.batch_bytes else None,
-        policy.batch_window_us if policy.batch_window_us != plain.batch_window_us else None,
-        policy.lane if policy.lane != plain.lane else None,
-        policy.max_message_bytes,
-    )
 
 
 def _batch_of(entries: Iterable[Entry]) -> bytes:

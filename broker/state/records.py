@@ -10,6 +10,7 @@ from broker.security.identity import ANYBODY, Identity
 from broker.security.permissions import EVERYTHING, Rights
 
 if TYPE_CHECKING:
+    from broker.protocol.sharing import HasDescriptor
     from broker.state.delivery import Subscription
     from broker.state.replay import Seen
     from broker.state.sharing import Shares
@@ -31,18 +32,24 @@ class SessionRecord:
         subscriptions: by its own numbers; 0 is its inbox.
         leaving: subscriptions that have ended in the middle of a large message, of which the end is not sent yet.
         resuming: what a subscription has received that is about to come back: its number, and sequences by topic.
+        bell: the eventfd, with `bell_identity`, that wakes the client when there is something on a line; None when it
+            reads none.
+        lines: the version of lines that it can write, 0 for none.
         shares: what shared memory it has lent and reads; None when it shares none.
         groups: names of the collective groups in which it is a member or waits to be one.
     """
 
     __slots__ = (
         "announced",
+        "bell",
+        "bell_identity",
         "groups",
         "host",
         "id",
         "identity",
         "inbox",
         "leaving",
+        "lines",
         "name",
         "opened_ns",
         "peer",
@@ -83,6 +90,9 @@ class SessionRecord:
         self.leaving: list[Subscription] = []
         self.resuming: tuple[int, dict[str, Seen]] = (0, {})
         self.shares: Shares | None = None
+        self.bell: HasDescriptor | None = None
+        self.bell_identity = 0
+        self.lines = 0
         self.groups: set[str] = set()
         self.announced: dict[tuple[str, str], int] = {}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from broker.state.delivery import Subscription
-from broker.state.topics import Router, TopicRecord, offer, opened
+from broker.state.singles import opened
+from broker.state.topics import Router, TopicRecord, offer
 from broker.topics.messages import Message
 
 Seen = tuple[int, int, int]

@@ -34,10 +34,12 @@ def revoke(record: SessionRecord, authority: Authority, flush: Callable[[Session
         authority: knows the permissions.
         flush: called with a session that has something to send.
     """
-    tenant, before = record.tenant, record.rights
-    record.rights = authority.rights(record)
-    if record.rights is before:
+    tenant, rights = record.tenant, authority.rights(record)
+    if rights is record.rights:
         return
+    # What is on lines was published, and read, by what held before.
+    tenant.lines.end_all()
+    record.rights = rights
     try:
         if tenant.name != record.identity.tenant:
             authority.authorize(record, Verb.ADMIN, f"tenants/{tenant.name}")

@@ -12,6 +12,7 @@ from broker.security.audit import Audit, unrecorded
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.state.boards import BoardMaker
+from broker.state.lines import LineMemory
 from broker.topics.policy import Declaration
 
 
@@ -29,6 +30,8 @@ class Settings:
         permissions: who may do what.
         quotas: of tenants by name; `*` is of all others.
         audit: where it is recorded who connected, was refused, was denied and changed what.
+        line_memory: makes memory of so many bytes for a line; raises InvalidValue or LimitExceeded where there is none.
+            None when there are no lines.
         report_ms: how often clients tell of the times that messages take to reach them, in milliseconds; 0 is never.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
@@ -55,3 +58,4 @@ class Settings:
     audit: Audit = unrecorded
     report_ms: int = 0
     boards: BoardMaker | None = None
+    line_memory: LineMemory | None = None

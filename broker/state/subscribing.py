@@ -20,7 +20,8 @@ from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.state.replay import replay, resume
 from broker.state.revoking import restrict
-from broker.state.topics import INBOX, Router, opened
+from broker.state.singles import opened
+from broker.state.topics import INBOX, Router
 from broker.topics.names import check_filter
 from broker.topics.queues import Overflow, Queue
 
@@ -178,6 +179,7 @@ class Subscribing:
         self._flush(record)
 
     def _end(self, record: SessionRecord, subscription: Subscription) -> None:
+        self._router.settle(subscription.filter)
         subscription.end()
         record.leaving = [each for each in (*record.leaving, subscription) if each.is_under_way]
         self._router.remove(subscription)

@@ -11,6 +11,7 @@ and everything that it asks for goes to that one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from broker.errors import LimitExceeded
 from broker.ids import SessionId
@@ -24,14 +25,16 @@ from broker.state.delivery import Subscription
 from broker.state.flow import Flow
 from broker.state.following import Following
 from broker.state.groups import Groups
+from broker.state.lines import Lines
 from broker.state.observing import Observing
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
 from broker.state.settings import Settings
+from broker.state.singles import opened
 from broker.state.subscribing import Subscribing
-from broker.state.topics import Router
+from broker.state.topics import Router, offer
 from broker.state.totals import Totals
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message
@@ -96,6 +99,10 @@ class Tenant:
         )  # fmt: skip
         self.following = Following(self.router, self.publishing, self.sessions)
         self.groups = Groups(flush, self.announce, settings.boards, authority, numbers, observing)
+        self.lines = Lines(
+            self.publishing, settings.line_memory if settings.shared_memory else None, settings.arena_descriptor_max,
+            flush, partial(offer, split=opened),
+        )  # fmt: skip
         self._topics_max = self.router.topics_max
         self.bound(quotas)
         self.handlers: dict[int, Handler] = {
@@ -106,12 +113,18 @@ class Tenant:
             Kind.UNSUBSCRIBE: self.subscribing.unsubscribe,
             Kind.DROPPED: lambda session, frame, _: self.pressure.dropped(session, frame),
             Kind.CANCEL: self.requests.cancel,
+            Kind.LINE: self.lines.declined,
+            Kind.DRAIN: self.lines.look,
+            Kind.ATTACH: self.lines.left,
+            Kind.BELL: self.lines.bell,
             **self.groups.handlers,
         }
 
     def bound(self, quotas: Quotas) -> None:
         """From now on the tenant has these quotas."""
         self.quotas = quotas
+        # What goes over them is counted by what comes through sockets.
+        self.lines.end_all()
         self.router.topics_max = min(self._topics_max, quotas.topics_max or self._topics_max)
         if self.flow.follow(quotas):
             self.publishing.unblock(self.flow)
@@ -149,6 +162,7 @@ class Tenant:
     def disconnect(self, record: SessionRecord) -> None:
         """A session is over; everybody who depends on it is told. Its groups come after its shared memory."""
         self.sessions.pop(record.id, None)
+        self.lines.disconnect(record)
         subscriptions = record.subscriptions.values()
         for subscription in (*subscriptions, *record.leaving):
             subscription.forget()
@@ -164,6 +178,7 @@ class Tenant:
 
     def tick(self, now_ns: int) -> None:
         """Time passes: deadlines, leases, announcements, quotas."""
+        self.lines.drain()
         self.groups.tick(now_ns)
         self.router.works.tick(now_ns)
         self.pressure.tick(now_ns)
@@ -188,6 +203,7 @@ class Tenant:
 
     def totals(self) -> Totals:
         """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""
+        self.lines.drain()
         totals = Totals()
         totals.add(self.router.ended)
         for topic in self.router.topics.values():

@@ -12,7 +12,7 @@ from broker.topics.ring cimport Ring
 cdef class TopicRecord:
     cdef public str name
     cdef public Ring ring
-    cdef public object marks, policy, works
+    cdef public object marks, policy, works, line
     cdef public bint special
     cdef public Routes routes
     cdef public tuple held_back, arriving
@@ -24,7 +24,7 @@ cdef class Publisher:
     cdef public unsigned int number, acknowledge
     cdef public SessionRecord session
     cdef public str sender
-    cdef public long long used_messages, used_bytes
+    cdef public long long used_messages, used_bytes, until_line, line_after
     cdef public bint held_back, refusal_told, restricted
     cdef public Message message
     cdef public unsigned long long request
@@ -33,7 +33,7 @@ cdef class Publisher:
 
 cdef class Router:
     cdef public object policies, ended, works, on_moved
-    cdef public dict topics
+    cdef public dict topics, lines
     cdef public long long retained_bytes
     cdef public Py_ssize_t topics_max
     cdef public object moment

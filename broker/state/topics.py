@@ -7,14 +7,14 @@ from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from broker.errors import LimitExceeded, ProtocolError
-from broker.limits import RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
-from broker.protocol.batches import split_batch
+from broker.errors import LimitExceeded
+from broker.limits import LINE_AFTER_MESSAGES, RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
 from broker.protocol.bodies import PublishPolicy
 from broker.protocol.frames import Flag
 from broker.state.dead_letters import dead_letter
 from broker.state.delivery import Subscription
 from broker.state.routes import Routes
+from broker.state.singles import opened, singles
 from broker.state.totals import Totals
 from broker.state.works import Work, Works
 from broker.topics.declarations import Policies
@@ -29,6 +29,7 @@ from broker.topics.work import Job
 
 if TYPE_CHECKING:
     from broker.state.records import SessionRecord
+    from broker.state.topic_line import TopicLine
 
 INBOX: Final = "$inbox/"
 NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
@@ -47,13 +48,14 @@ class TopicRecord:
         refused: messages that were longer than the policy allows, ever.
         held_back: publishers without credit because a subscription is over its limit.
         marks: which of its messages was the first after a subscription began.
+        line: on which its publisher writes to its readers itself, if it has one.
         works: its queue groups with acknowledgement, by name; they stay when their members go.
         arriving: large messages that become jobs when they are complete; they are held until then.
     """
 
     __slots__ = (
-        "arriving", "held_back", "marks", "name", "policy", "published", "published_bytes", "publishers", "refused",
-        "ring", "routes", "special", "works",
+        "arriving", "held_back", "line", "marks", "name", "policy", "published", "published_bytes", "publishers",
+        "refused", "ring", "routes", "special", "works",
     )  # fmt: skip
 
     def __init__(self, name: str, policy: TopicPolicy) -> None:
@@ -63,6 +65,7 @@ class TopicRecord:
         self.policy = policy
         self.special = _is_special(policy)
         self.routes: Routes | None = None
+        self.line: TopicLine | None = None
         # Tuples, because an empty one takes no memory, and these are empty in nearly all topics.
         self.held_back: tuple[Publisher, ...] = ()
         self.publishers = 0
@@ -105,14 +108,16 @@ class Publisher:
         message: the large message that is arriving, if one is.
         acknowledge: the reference of the DONE that is due when it is complete, 0 for none.
         request: the request to which it is the last reply, 0 for none.
+        until_line: messages until it is looked whether the topic can have a line.
+        line_after: how many they are the next time.
         told: what of the topic's policy it has been told.
         refusal_told: whether it has been told, since then, that a message was refused.
         restricted: whether it may not publish to the topic, or may not request.
     """
 
     __slots__ = (
-        "acknowledge", "held_back", "message", "number", "refusal_told", "request", "restricted", "sender", "session",
-        "told", "topic", "used_bytes", "used_messages",
+        "acknowledge", "held_back", "line_after", "message", "number", "refusal_told", "request", "restricted",
+        "sender", "session", "told", "topic", "until_line", "used_bytes", "used_messages",
     )  # fmt: skip
 
     def __init__(self, topic: TopicRecord, number: int, session: SessionRecord) -> None:
@@ -129,6 +134,7 @@ class Publisher:
         self.request = 0
         self.told: PublishPolicy | None = _NOTHING_TOLD
         self.refusal_told = False
+        self.until_line = self.line_after = LINE_AFTER_MESSAGES
         self.restricted = False
 
 
@@ -142,6 +148,7 @@ class Router:
         moment: how many subscriptions have begun, and one; see topics/marks.py.
         ended: what topics, subscriptions and sessions had counted that are gone.
         works: the queue groups of acknowledged topics.
+        lines: those that are in use, by their numbers.
         on_moved: told of a request that waited for a subscription that has ended, and which one it waits for now.
     """
 
@@ -160,6 +167,7 @@ class Router:
         self._first_sequence = 1
         self.works = Works(clock=clock, bury=self._bury, unblock=unblock)
         self.on_moved: Callable[[Message, Subscription, Subscription | None], None] = lambda message, old, new: None
+        self.lines: dict[int, TopicLine] = {}
         self._trie: Trie[Subscription] = Trie()
         self._inboxes: dict[str, Subscription] = {}
         self._newest_routes = Routes(0)
@@ -187,6 +195,8 @@ class Router:
         policy = self.policies.of_topic(record.name)
         if policy == record.policy:
             return False
+        if record.line is not None:
+            record.line.settle()
         self.retained_bytes += record.follow(policy)
         if record.works or policy.acknowledge:
             # Jobs that wait hear of it now, not with the next message.
@@ -208,6 +218,12 @@ class Router:
             return [record for name, record in self.topics.items() if matches(topic_filter, name)]
         record = self.topics.get(topic_filter)
         return [record] if record is not None else []
+
+    def settle(self, topic_filter: str) -> None:
+        """Who reads the topics that a filter matches is about to change: their lines end."""
+        for line in list(self.lines.values()) if self.lines else ():
+            if matches(topic_filter, line.topic.name):
+                line.settle()
 
     def _forget_idle(self, topics: int) -> None:
         """Makes room by forgetting the oldest topics to which nobody publishes any more, with what they retain, and
@@ -243,6 +259,7 @@ class Router:
 
     def add(self, subscription: Subscription) -> None:
         """Starts routing to a subscription."""
+        self.settle(subscription.filter)
         if subscription.filter.startswith(INBOX):
             self._inboxes[subscription.filter] = subscription
         else:
@@ -285,10 +302,10 @@ class Router:
 
     def _begin(self, topic: TopicRecord, work: Work, replay: int | str | None) -> None:
         kept = topic.ring.last() if replay == "latest" else topic.ring.since(replay if isinstance(replay, int) else 0)
-        singles = [single for message in kept for single in opened(message)]
+        jobs = [single for message in kept for single in opened(message)]
         if replay == "latest":
-            singles = singles[-1:]
-        for message in singles:
+            jobs = jobs[-1:]
+        for message in jobs:
             if isinstance(replay, int) and message.sequence < replay:
                 continue
             if message.stream is not None and not message.stream.complete:
@@ -325,6 +342,8 @@ class Router:
         except LimitExceeded:
             # Clients have used up all topics; that the job died is counted all the same.
             return
+        if record.line is not None:
+            record.line.settle()
         self.route(record, dead_letter(message, record.name, record.ring.next_sequence, job))
 
     def remove(self, *subscriptions: Subscription) -> None:
@@ -403,6 +422,11 @@ class Router:
         self.retained_bytes += topic.ring.append(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
             self.let_go(RETAINED_BYTES_MAX * 9 // 10)
+        if topic.line is not None:
+            # It comes from there, where its readers read it themselves.
+            topic.line.passed(message)
+            message.release()
+            return
         routes = topic.routes
         if routes is None or routes.version != self._trie.version:
             routes = self._find_routes(topic)
@@ -421,7 +445,7 @@ class Router:
         if message.stream is not None and not message.stream.complete:
             self._await(topic, message)
             return
-        for single in _singles(message):
+        for single in singles(message):
             for work in works:
                 self.works.add(work, single)
 
@@ -450,9 +474,9 @@ def _least_loaded(group: Sequence[Subscription]) -> Subscription:
 def _route_batch(routes: Routes, message: Message) -> None:
     """Passes a batch on unopened to those who want all of it, and message by message to the others."""
     for subscription in routes.everyone:
-        offer(subscription, message, _singles)
+        offer(subscription, message, singles)
     for group in routes.queue_groups:
-        for single in _singles(message):
+        for single in singles(message):
             _least_loaded(group).offer(single)
 
 
@@ -465,29 +489,3 @@ def offer(subscription: Subscription, message: Message, split: Callable[[Message
     else:
         for single in split(message):
             subscription.offer(single)
-
-
-def opened(message: Message) -> list[Message]:
-    """The messages of a batch that was accepted before; empty when it is malformed, which is not the asker's fault."""
-    try:
-        return _singles(message)
-    except ProtocolError:
-        return []
-
-
-def _singles(message: Message) -> list[Message]:
-    """The messages of a batch, opened once for all who need them one by one."""
-    if not message.flags & Flag.BATCH:
-        return [message]
-    if message.singles is None:
-        flags = message.flags & ~Flag.BATCH
-        message.singles = [
-            Message(
-                message.topic, message.sender, message.sequence + offset, 1, message.lane, flags,
-                content, time_ns, body, payload, len(body) + len(payload),
-            )
-            for offset, (content, time_ns, body, payload) in enumerate(
-                split_batch(bytes(message.payload), message.count)
-            )
-        ]  # fmt: skip
-    return message.singles

@@ -118,6 +118,8 @@ class Watermark:
 
     def follow(self, tenant: Tenant) -> None:
         """A tenant is there, or another level: it gives credit, and takes messages, or does not."""
+        # What is on lines has been read already, and cannot be refused; from here on there are none.
+        tenant.lines.end_all()
         tenant.publishing.pushing_back = self.level >= Level.PUSH_BACK
         tenant.publishing.refusal = self.refusal()
 

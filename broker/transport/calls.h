@@ -7,10 +7,12 @@
 #endif
 #include <errno.h>
 #include <poll.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
+#include <unistd.h>
 
 #define TENSORBUS_RIGHTS_MAX 16
 
@@ -60,6 +62,14 @@ static inline int wait_once(int first, int events, int second, int timeout_ms)
     if (ready < 0)
         return -1;
     return (both[0].revents != 0) | (both[1].revents != 0) << 1;
+}
+
+/* Makes an eventfd readable, if it is one and has room, which it has unless it is readable anyway. */
+static inline void ring_once(int descriptor)
+{
+    uint64_t one = 1;
+    ssize_t written = write(descriptor, &one, sizeof one);
+    (void)written;
 }
 
 static inline void set_errno(int number)

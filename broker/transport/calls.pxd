@@ -16,6 +16,7 @@ cdef extern from "broker/transport/calls.h" nogil:
     Py_ssize_t receive_once(int sock, iovec *parts, int count, int *descriptors, int *came)
     Py_ssize_t send_once(int sock, iovec *parts, int count)
     int wait_once(int first, int events, int second, int timeout_ms)
+    void ring_once(int descriptor)
     void set_errno(int number)
     double monotonic_s()
 
@@ -30,6 +31,7 @@ cdef enum:
 
 cpdef Py_ssize_t read_once(sock, buffers, list descriptors=*) except -2
 cpdef Py_ssize_t write_once(sock, buffers) except -2
+cpdef ring(int descriptor)
 cpdef tuple wait_for_either(int first, int events, int second, timeout_s)
 
 

@@ -8,9 +8,11 @@ the standard library's.
 from __future__ import annotations
 
 import array
+import os
 import select
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from broker.buffers import Buffer
@@ -81,6 +83,15 @@ def write_once(sock: socket.socket, buffers: Sequence[Buffer]) -> int:
         return sock.sendmsg(buffers, (), _NO_SIGNAL)
     except BlockingIOError:
         return NOTHING
+
+
+def ring(descriptor: int) -> None:
+    """Makes an eventfd readable. One that nobody reads any more, or that is full, does not matter."""
+    if cython.compiled:
+        ring_once(descriptor)  # type: ignore[name-defined]  # noqa: F821
+        return
+    with suppress(OSError):
+        os.eventfd_write(descriptor, 1)
 
 
 def wait_for_either(first: int, events: int, second: int, timeout_s: float | None) -> tuple[bool, bool]:

@@ -10,17 +10,40 @@ from __future__ import annotations
 import array
 import errno
 import os
+import re
 import socket
+import stat
 import struct
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Protocol
 
 from broker.buffers import Buffer
 from broker.limits import DESCRIPTORS_WAITING_MAX, IOV_BUFFERS_MAX
 from broker.transport.calls import DESCRIPTORS_AT_ONCE_MAX
-from broker.transport.shared_memory import SharedMemory
+from broker.transport.shared_memory import Handle, SharedMemory
 from broker.transport.sockets import SocketConnection
+
+_ANONYMOUS: Final = 1 << 62
+"""Added to the numbers of eventfds, so that none is taken for a file's."""
+
+
+def identity_of(descriptor: int) -> int:
+    """What an open file is called in frames: a number that is the same in all processes of the host.
+
+    It is the file's number. Eventfds all have the same one, and a number of their own that the system tells (proc(5),
+    /proc/pid/fdinfo); 0 where it does not.
+    """
+    status = os.fstat(descriptor)
+    if stat.S_IFMT(status.st_mode):
+        return status.st_ino
+    try:
+        told = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    found = re.search(r"^eventfd-id:\s*(\d+)$", told, re.MULTILINE)
+    return _ANONYMOUS + int(found[1]) if found else 0
 
 
 class HasDescriptor(Protocol):
@@ -50,13 +73,19 @@ class Passage:
         """Lets a memory's descriptor leave with the next write."""
         self._leaving.append(memory)
 
-    def adopt(self, identity: int, size_bytes: int, *, common: bool = False) -> SharedMemory:
+    def adopt(self, identity: int, size_bytes: int, *, common: bool = False, read_only: bool = False) -> SharedMemory:
         """Maps memory whose descriptor has arrived; see SharedMemory.
 
         Raises:
             InvalidValue, LimitExceeded: it has not arrived, or cannot be mapped; see SharedMemory.
         """
-        return SharedMemory.adopt(self._arrived.pop(identity, -1), size_bytes, common=common)
+        descriptor = self._arrived.pop(identity, -1)
+        return SharedMemory.adopt(descriptor, size_bytes, common=common, read_only=read_only)
+
+    def take(self, identity: int) -> Handle | None:
+        """A descriptor that has arrived and is no memory, such as an eventfd; None when there is none."""
+        descriptor = self._arrived.pop(identity, -1)
+        return Handle(descriptor) if descriptor >= 0 else None
 
     def leaving(self) -> list[HasDescriptor]:
         """What the next write takes along."""
@@ -74,7 +103,7 @@ class Passage:
     def arrived(self, descriptors: Sequence[int]) -> None:
         """Takes descriptors over; those that nobody fetches, beyond a bound, are closed."""
         for descriptor in descriptors:
-            identity = os.fstat(descriptor).st_ino
+            identity = identity_of(descriptor)
             if identity in self._arrived or len(self._arrived) >= DESCRIPTORS_WAITING_MAX:
                 os.close(descriptor)
             else:

@@ -67,6 +67,19 @@ _madvise: Final = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
+class Handle:
+    """A descriptor of its own, which is closed with the last reference to this."""
+
+    __slots__ = ("__weakref__", "descriptor")
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        _close(descriptor)
+
+
 class _Held(npt.NDArray[np.uint8]):
     """Bytes of a mapping that keep an object alive."""
 
@@ -126,8 +139,9 @@ class SharedMemory:
         return memory
 
     @classmethod
-    def adopt(cls, descriptor: int, size_bytes: int, *, common: bool = False) -> SharedMemory:
-        """Maps what another process has made, read-only if it is not common; the descriptor is closed if that fails.
+    def adopt(cls, descriptor: int, size_bytes: int, *, common: bool = False, read_only: bool = False) -> SharedMemory:
+        """Maps what another process has made, read-only if it is not common or is to be; the descriptor is closed if
+        that fails.
 
         Raises:
             InvalidValue: it is not of this length, or not sealed so that it stays so.
@@ -140,7 +154,8 @@ class SharedMemory:
             needed = _COMMON_SEALS if common else _SEALS
             if seals & needed != needed:
                 raise InvalidValue("shared memory with seals", seals, f"needs {needed}, or it could shrink or change")
-            return cls(descriptor, size_bytes, mmap.PROT_READ | (mmap.PROT_WRITE if common else 0))
+            writable = common and not read_only
+            return cls(descriptor, size_bytes, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
         except OSError as error:
             _close(descriptor)
             raise LimitExceeded("shared memory", size_bytes, 0, f"cannot be mapped: {error.strerror}") from error
@@ -195,6 +210,19 @@ class SharedMemory:
     def address(self) -> int:
         """Of its first byte in this process."""
         return self._address or 0
+
+    def handle(self, *, read_only: bool = False) -> Handle:
+        """Another descriptor of the file, to be passed on; whoever gets it for reading only cannot map it to write.
+
+        Raises:
+            LimitExceeded: the system has no descriptor for it.
+        """
+        try:
+            if read_only:
+                return Handle(os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC))
+            return Handle(os.dup(self.descriptor))
+        except OSError as error:
+            raise LimitExceeded("descriptors", self.descriptor, 0, f"none to be had: {error.strerror}") from error
 
     def close_descriptor(self) -> None:
         """Nobody is to be given the file any more; the mapping stays."""

@@ -17,6 +17,7 @@ from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.batches import Batch
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
+from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.hangups import Hangups
@@ -24,6 +25,7 @@ from clients.core import Core, Reconnected
 from clients.link import Link, dial, read
 from clients.outgoing_topic import OutgoingTopic
 from clients.signals import Signal
+from clients.wakeup import Wakeup
 from clients.ways import SharedOperation
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class AsyncDriver:
         self._closing = False
         self._ticking: asyncio.TimerHandle | None = None
         self._submitted: list[SharedOperation] = []
+        self._bell: Wakeup | None = None
 
     async def connect(self) -> None:
         """Connects.
@@ -78,8 +81,35 @@ class AsyncDriver:
         if shm.AVAILABLE:
             self.core.completions = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._loop.add_reader(self.core.completions, self._completed)
+        self._listen()
         self._adopt(link)
         self._tick()
+
+    def _listen(self) -> None:
+        """Has a bell for what comes on lines, where there can be one."""
+        if not AVAILABLE:
+            return
+        bell = Wakeup()
+        if not bell.identity:
+            bell.close()
+            return
+        self.core.bell = self._bell = bell
+        self._loop.add_reader(bell.descriptor, self._rung)
+
+    def _rung(self) -> None:
+        """Something has come on a line."""
+        if self._bell is not None:
+            self._bell.clear()
+        self._read_lines()
+
+    def _read_lines(self) -> None:
+        """Reads what has come on lines, until nothing more comes without a bell."""
+        lines = self.core.lines
+        if lines.count:
+            lines.read(time.monotonic_ns())
+            while not lines.sleeps():
+                lines.read(time.monotonic_ns())
+            self.flush()
 
     async def _dial(self, timeout_s: float) -> Link:
         """Dials on a thread. When it is cancelled, what the thread still opens is closed again."""
@@ -100,6 +130,8 @@ class AsyncDriver:
         """
         self.core.before_waiting()
         self.flush()
+        if not signal.ready:
+            self._read_lines()
         if signal.ready:
             return
         future: asyncio.Future[None] = self._loop.create_future()
@@ -222,6 +254,7 @@ class AsyncDriver:
         if self._writing and link.connection.sends_when_readable:
             self._writing = False
         self.flush()
+        self._read_lines()
         self._check_session(session)
         return size
 
@@ -245,6 +278,7 @@ class AsyncDriver:
             self.read_arrived()
         now_ns = time.monotonic_ns()
         self.core.tick(now_ns)
+        self._read_lines()
         self.flush()
         if self._link is not None:
             self._check_session(self._link.session)
@@ -296,6 +330,10 @@ class AsyncDriver:
             self._loop.remove_reader(self.core.completions)
             os.close(self.core.completions)
             self.core.completions = -1
+        if self._bell is not None:
+            self._loop.remove_reader(self._bell.descriptor)
+            self._bell.close()
+            self._bell = None
         if link is not None:
             link.connection.close()
         if self._ticking is not None:

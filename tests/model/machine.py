@@ -17,8 +17,8 @@ from broker.protocol.bodies import Subscribe, Topic, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state import Settings
 from clients.messages import Message
-from clients.outgoing import StreamSource
 from clients.signals import Pending, Signal
+from clients.streaming import StreamSource
 from clients.subscription_state import SubscriptionState
 from tests.model.checks import check_bounds, check_credit, check_rings
 from tests.model.choices import (

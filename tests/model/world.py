@@ -20,9 +20,10 @@ from broker.protocol.session import Phase, Received, Session
 from broker.state import Settings
 from clients.core import Core, Outbound, try_publish
 from clients.messages import Answer, Delivery, Message
-from clients.outgoing import BATCH_OPENED, BATCHED, SENT, StreamSource
+from clients.outgoing import BATCH_OPENED, BATCHED, SENT
 from clients.outgoing_topic import LANES
 from clients.signals import Pending, Signal
+from clients.streaming import StreamSource
 from clients.subscription_state import SubscriptionState
 from tests.state.harness import CountingState, transfer
 

@@ -83,6 +83,7 @@ class Peer:
         passage: Passage | None = None,
         identity: Identity = ANYBODY,
         tenant: str = "",
+        hello: Hello | None = None,
     ) -> None:
         self.talk = talk
         self.frames: list[Frame] = []
@@ -90,7 +91,7 @@ class Peer:
         self._reading = True
         self.record: SessionRecord = talk.state.connect(f"test:{name}", talk.now_ns, passage, identity)
         self.session = Session(
-            hello=Hello(name, tenant=tenant, shared=passage is not None),
+            hello=hello or Hello(name, tenant=tenant, shared=passage is not None),
             now_ns=talk.now_ns,
             allocate=lambda frame, size_bytes: memoryview(bytearray(size_bytes)),
             heartbeat_interval_s=5.0,
@@ -298,10 +299,15 @@ class Talk:
         self.peers: list[Peer] = []
 
     def peer(
-        self, name: str = "peer", passage: Passage | None = None, identity: Identity = ANYBODY, tenant: str = ""
+        self,
+        name: str = "peer",
+        passage: Passage | None = None,
+        identity: Identity = ANYBODY,
+        tenant: str = "",
+        hello: Hello | None = None,
     ) -> Peer:
         """A client that has said hello; with a passage it shares memory."""
-        peer = Peer(self, name, passage, identity, tenant)
+        peer = Peer(self, name, passage, identity, tenant, hello)
         self.peers.append(peer)
         self.settle()
         return peer

@@ -79,6 +79,8 @@ def settle(daemon: Daemon, bus: clients.Client) -> None:
 
 def test_killed_publishers_leave_nothing_torn_and_nothing_behind(daemon: Daemon) -> None:
     with clients.connect(daemon.url, name="reader") as bus, clients.connect(daemon.url, name="other") as other:
+        # From its first subscription on the broker has the eventfd by which the reader is woken.
+        bus.subscribe("first").close()
         settle(daemon, other)
         before = descriptors(daemon, other)
         reader = Reader(bus)
@@ -96,6 +98,7 @@ def test_killed_publishers_leave_nothing_torn_and_nothing_behind(daemon: Daemon)
 
 def test_killed_readers_leave_nothing_behind_and_their_publisher_goes_on(daemon: Daemon) -> None:
     with clients.connect(daemon.url, name="reader") as bus, clients.connect(daemon.url, name="publisher") as publisher:
+        bus.subscribe("first").close()
         settle(daemon, publisher)
         before = descriptors(daemon, publisher)
         reader = Reader(bus)

@@ -1,0 +1,288 @@
+"""Lines: topics whose publisher writes its messages where their readers read them (docs/wire.md section 20).
+
+    publisher              broker                         readers
+    PUBLISH ... (socket)   counts them, looks whether all
+              <-- LINE --  who read the topic can read it
+    DRAIN  ------------->  begins; counts as a reader
+                                             -- ATTACH --> map it
+    an entry ------------- in shared memory -----------> a message
+                           drains: keeps, counts, credits
+
+The broker reads what was written later than the readers, but before anything that depends on it, so that it cannot be
+told from what had come by the socket: the topic's ring, its sequences, everybody's credit and all counters are as ever.
+A message that was drained counts as sent to its readers, as one does that waits in a socket.
+
+A line is for one publisher and a fixed set of readers. Whatever changes that (a second publisher, another subscription,
+a policy, a reader without credit, a message that comes by the socket, the end of a session) ends it: `settle` closes
+it, drains it to its final head, takes each reader's right to read, and offers to each, as to any subscription, what it
+had not read. All of that is one step of the broker's, which waits for nobody. Later the topic may get another line.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from broker.errors import InvalidValue, LimitExceeded, ProtocolError
+from broker.limits import (
+    LINE_AFTER_MESSAGES,
+    LINE_AFTER_MESSAGES_MAX,
+    LINE_AGAIN_MESSAGES,
+    LINE_DATA_BYTES,
+    LINE_QUEUE_MESSAGES_MIN,
+    LINE_READERS_MAX,
+    LINES_MAX,
+    LINES_PER_SESSION_MAX,
+)
+from broker.protocol.bodies import Line, encode_body
+from broker.protocol.frames import Frame, Kind, Lane
+from broker.protocol.line import AVAILABLE, DATA_OFFSET, PLACE_BYTES, VERSION, format_ring
+from broker.protocol.session import Phase
+from broker.protocol.sharing import CommonMemory
+from broker.security.roles import Verb
+from broker.state.delivery import Subscription
+from broker.state.publishing import Publishing
+from broker.state.records import SessionRecord
+from broker.state.topic_line import LineReader, TopicLine
+from broker.topics.messages import Message
+from broker.topics.queues import Overflow
+
+if TYPE_CHECKING:
+    from broker.state.topics import Publisher
+
+log = logging.getLogger(__name__)
+
+LineMemory = Callable[[int], CommonMemory]
+INBOX: Final = "$inbox/"
+_READ_BY_THEMSELVES: Final = (Overflow.BLOCK, Overflow.DROP_OLDEST)
+
+
+class Lines:
+    """All lines of a broker.
+
+    Attributes:
+        publishing: takes what was written.
+        offer: gives a subscription a message that it has not read.
+    """
+
+    def __init__(
+        self,
+        publishing: Publishing,
+        memory: LineMemory | None,
+        descriptor_max: int,
+        flush: Callable[[SessionRecord], None],
+        offer: Callable[[Subscription, Message], None],
+    ) -> None:
+        """Args:
+        publishing: takes what was written.
+        memory: makes memory; None when there are no lines.
+        descriptor_max: the highest number that a bell may have, so that others are left.
+        flush: called with a session that has something to send.
+        offer: gives a subscription a message that it has not read.
+        """
+        self.publishing = publishing
+        self.offer = offer
+        self._router = publishing.router
+        self._memory = memory if AVAILABLE else None
+        self._descriptor_max = descriptor_max
+        self._flush = flush
+        self._live = self._router.lines
+        # Those that their publishers know and have not begun.
+        self._offered: dict[int, TopicLine] = {}
+        self._last_number = 0
+        publishing.consider_line = self.consider
+
+    # What clients say.
+
+    def bell(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """BELL: how the client is woken."""
+        passage = record.session.passage
+        if record.shares is None or passage is None:
+            raise ProtocolError("BELL in a session that shares no memory")
+        bell = passage.take(frame.sequence)
+        if bell is not None and bell.descriptor <= self._descriptor_max and self._memory is not None:
+            record.bell, record.bell_identity = bell, frame.sequence
+
+    def look(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """DRAIN: something is on a line. With a count the line begins: that comes behind what the publisher has sent
+        before, and may itself be overtaken by a DRAIN in the control lane.
+        """
+        line = self._live.get(frame.stream)
+        if line is not None and line.publisher.session is record:
+            line.drain()
+            return
+        line = self._offered.get(frame.stream)
+        if line is None or line.publisher.session is not record or not frame.count:
+            # It has ended, which the publisher does not know yet, or has yet to begin.
+            return
+        del self._offered[line.number]
+        if line.begin():
+            self._live[line.number] = line
+            line.drain()
+        else:
+            self._after(line.publisher, lasted=False)
+
+    def declined(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """LINE from a publisher: it does not use the line, or not any more."""
+        line = self._offered.get(frame.stream) or self._live.get(frame.stream)
+        if line is None or line.publisher.session is not record:
+            return
+        if self._offered.pop(line.number, None) is not None:
+            line.drop()
+            self._after(line.publisher, lasted=False)
+        else:
+            line.settle()
+
+    def left(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """ATTACH from a reader: it does not read the line."""
+        line = self._live.get(frame.target)
+        if line is not None and any(reader.session is record for reader in line.readers):
+            line.settle()
+
+    # What happens.
+
+    def drain(self) -> None:
+        """Takes in all that was written: something depends on it."""
+        for line in list(self._live.values()):
+            line.drain()
+
+    def take_in(self) -> None:
+        """As `drain`; readers have credit on its way."""
+        for line in list(self._live.values()) if self._live else ():
+            line.take_in()
+
+    def end_all(self) -> None:
+        """What all lines depend on is about to change."""
+        for line in list(self._live.values()):
+            line.settle()
+
+    def settle(self) -> None:
+        """The broker is about to end."""
+        self.end_all()
+        self._memory = None
+
+    def disconnect(self, record: SessionRecord) -> None:
+        """A session is about to be forgotten: its lines end, those that it reads and those that it writes."""
+        for line in list(self._live.values()):
+            if line.publisher.session is record or any(reader.session is record for reader in line.readers):
+                line.settle()
+        for line in list(self._offered.values()):
+            if line.publisher.session is record:
+                del self._offered[line.number]
+                line.drop()
+        record.bell = None
+
+    def consider(self, publisher: Publisher) -> None:
+        """Offers a publisher a line for its topic, if all who read that can read a line."""
+        publisher.until_line = max(publisher.line_after, LINE_AGAIN_MESSAGES)
+        if self._memory is None or publisher.session.lines != VERSION or publisher.session.shares is None:
+            publisher.until_line = LINE_AFTER_MESSAGES_MAX
+            return
+        readers = self.readers_of(publisher)
+        if readers is None:
+            return
+        lines = [*self._live.values(), *self._offered.values()]
+        own = [line for line in lines if line.publisher.session is publisher.session]
+        full = len(lines) >= LINES_MAX or len(own) >= LINES_PER_SESSION_MAX
+        if not full and all(line.publisher is not publisher for line in own):
+            self._offer_line(publisher, readers, self._memory)
+
+    def readers_of(self, publisher: Publisher) -> list[tuple[SessionRecord, list[Subscription]]] | None:
+        """The sessions that read a publisher's topic, if they and the topic can do without the broker; else None."""
+        topic = publisher.topic
+        if (
+            self.publishing.pushing_back
+            or self.publishing.flow.is_bounded
+            or (publisher.restricted and not publisher.session.rights.may(Verb.PUBLISH, topic.name))
+            or topic.publishers != 1
+            or publisher.session.publishers.get(publisher.number) is not publisher
+            or topic.special
+            or topic.policy.acknowledge
+            or topic.arriving
+            or publisher.message is not None
+            or publisher.held_back
+            or topic.name.startswith(INBOX)
+        ):
+            return None
+        routes = self._router.routes(topic)
+        if not routes.everyone or routes.queue_groups or routes.works or routes.responds:
+            return None
+        readers: dict[SessionRecord, list[Subscription]] = {}
+        for subscription in routes.everyone:
+            if not _reads_by_itself(subscription):
+                return None
+            readers.setdefault(subscription.session, []).append(subscription)
+        return list(readers.items()) if len(readers) <= LINE_READERS_MAX else None
+
+    def _offer_line(
+        self, publisher: Publisher, readers: list[tuple[SessionRecord, list[Subscription]]], memory: LineMemory
+    ) -> None:
+        passage = publisher.session.session.passage
+        assert passage is not None
+        self._last_number = self._last_number % 0xFFFFFFFF + 1
+        try:
+            ring = memory(DATA_OFFSET + LINE_DATA_BYTES)
+            format_ring(ring.address, ring.size_bytes)
+            whole = [
+                LineReader(session, list(subscriptions), memory(PLACE_BYTES)) for session, subscriptions in readers
+            ]
+            line = TopicLine(self, self._last_number, publisher, ring, whole)
+            handles = [ring.handle(), *(reader.place.handle() for reader in whole)]
+        except (InvalidValue, LimitExceeded) as error:
+            log.warning("line.refused topic=%r cause=%s", publisher.topic.name, error)
+            publisher.until_line = LINE_AFTER_MESSAGES_MAX
+            return
+        self._offered[line.number] = line
+        bells = [reader.session.bell for reader in whole]
+        for handle in (*handles, *bells):
+            assert handle is not None
+            passage.give(handle)
+        body = Line([reader.place.identity for reader in whole], [reader.session.bell_identity for reader in whole])
+        frame = Frame(
+            Kind.LINE, lane=Lane.CONTROL, number=publisher.number, stream=line.number, count=VERSION,
+            total_bytes=ring.size_bytes, sequence=ring.identity, body=encode_body(body),
+        )  # fmt: skip
+        self.send(publisher.session, frame)
+
+    # For lines.
+
+    def ended(self, line: TopicLine, *, lasted: bool) -> None:
+        """A line is not in use any more."""
+        self._live.pop(line.number, None)
+        self._after(line.publisher, lasted=lasted)
+
+    def _after(self, publisher: Publisher, *, lasted: bool) -> None:
+        longer = min(publisher.line_after * 4, LINE_AFTER_MESSAGES_MAX)
+        publisher.until_line = publisher.line_after = LINE_AFTER_MESSAGES if lasted else longer
+
+    def send(self, record: SessionRecord, frame: Frame) -> None:
+        """Sends a frame to a session, if that is open."""
+        if record.session.phase is Phase.OPEN:
+            record.session.put(frame)
+            self._flush(record)
+
+    def fail(self, record: SessionRecord, error: ProtocolError) -> None:
+        """A publisher does not keep to the rules."""
+        record.session.fail(error)
+        self._flush(record)
+
+    def __repr__(self) -> str:
+        return f"<Lines live={len(self._live)} offered={len(self._offered)}>"
+
+
+def _reads_by_itself(subscription: Subscription) -> bool:
+    """Whether a subscription can read a line: nothing is decided about a message in its queue at the moment in which
+    the message comes."""
+    queue, session = subscription.queue, subscription.session
+    return (
+        session.bell is not None
+        and session.shares is not None
+        and session.session.phase is Phase.OPEN
+        and queue.overflow in _READ_BY_THEMSELVES
+        and queue.max_lag is None
+        and queue.messages_max >= LINE_QUEUE_MESSAGES_MIN
+        and queue.bytes_max >= LINE_DATA_BYTES
+        and not subscription.queue_group
+        and not subscription.responder
+    )

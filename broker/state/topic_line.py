@@ -1,0 +1,241 @@
+"""One line, from its beginning to its end; see broker/state/lines.py."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from broker.errors import LimitExceeded, ProtocolError
+from broker.limits import LINE_LASTING_MESSAGES
+from broker.protocol.bodies import Attach, encode_body
+from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.protocol.line import Drain, check_entry
+from broker.protocol.session import Phase
+from broker.protocol.sharing import CommonMemory
+from broker.state.announcing import announced
+from broker.state.delivery import Subscription
+from broker.state.records import SessionRecord
+from broker.topics.messages import Message
+
+if TYPE_CHECKING:
+    from broker.state.lines import Lines
+    from broker.state.topics import Publisher
+
+log = logging.getLogger(__name__)
+
+_PUBLISH, _DEFAULT = int(Kind.PUBLISH), int(Lane.DEFAULT)
+_ALLOWED_FLAGS: Final = Flag.BATCH | Flag.ACKNOWLEDGE
+
+
+class LineReader:
+    """A session that reads a line.
+
+    Attributes:
+        session: which.
+        subscriptions: for which it reads.
+        place: memory in which it says how far it is.
+    """
+
+    __slots__ = ("place", "session", "subscriptions")
+
+    def __init__(self, session: SessionRecord, subscriptions: list[Subscription], place: CommonMemory) -> None:
+        self.session = session
+        self.subscriptions = subscriptions
+        self.place = place
+
+
+class TopicLine:
+    """A line of a topic.
+
+    Attributes:
+        number: by which frames name it.
+        topic: whose messages it carries.
+        publisher: who writes.
+        readers: who read, in the order of their places.
+        draining: whether what is published comes from it.
+    """
+
+    def __init__(
+        self, lines: Lines, number: int, publisher: Publisher, ring: CommonMemory, readers: list[LineReader]
+    ) -> None:
+        self.number = number
+        self.topic = publisher.topic
+        self.publisher = publisher
+        self.readers = readers
+        self.ring = ring
+        self.draining = False
+        self._lines = lines
+        self._messages = 0
+        self._fault: ProtocolError | None = None
+        # What was drained and some reader has not read yet, each with the position behind it.
+        self._unread: deque[tuple[int, Message]] = deque()
+        self._end = Drain(ring, ring.address, ring.size_bytes)
+        for reader in readers:
+            self._end.add(reader.place, reader.place.address)
+
+    def drain(self) -> None:
+        """Takes in what was written since the last time. The line ends if a reader has left it or has no credit."""
+        if self.take_in() and (self._reader_left() or self._is_out_of_credit()):
+            self.settle()
+
+    def take_in(self) -> bool:
+        """Takes in what was written since the last time; says whether the line goes on."""
+        if self.draining or self.topic.line is not self:
+            return False
+        self._take_all()
+        if self._fault is not None:
+            self.settle()
+        return self._fault is None
+
+    def _take_all(self) -> None:
+        """Publishes what the line holds, up to what its publisher may not have written."""
+        end, publisher = self._end, self.publisher
+        session, publish = publisher.session, self._lines.publishing.publish
+        before = end.position
+        self.draining = True
+        try:
+            while self._fault is None:
+                frame = Frame.__new__(Frame)
+                if not end.take(frame):
+                    break
+                check_entry(frame)
+                if (
+                    frame.kind != _PUBLISH
+                    or frame.number != publisher.number
+                    or frame.lane != _DEFAULT
+                    or frame.flags & ~_ALLOWED_FLAGS
+                    or frame.sequence
+                ):
+                    raise ProtocolError(f"{frame!r} with flags {frame.flags} in lane {frame.lane} on a line")
+                publish(session, frame)
+        except ProtocolError as error:
+            self._fault = error
+        finally:
+            self.draining = False
+            if end.position != before:
+                end.drained()
+
+    def passed(self, message: Message) -> None:
+        """A message was drained, which the readers have from the line."""
+        self._messages += message.count
+        self._unread.append((self._end.position, message))
+        for reader in self.readers:
+            for subscription in reader.subscriptions:
+                subscription.passed(message)
+
+    def _reader_left(self) -> bool:
+        """Forgets what all have read; says whether a reader does not want to read any more."""
+        positions = [self._end.taken(place) for place in range(len(self.readers))]
+        least, unread = min(positions), self._unread
+        while unread and unread[0][0] <= least:
+            unread.popleft()
+        return least < 0
+
+    def _is_out_of_credit(self) -> bool:
+        for reader in self.readers:
+            for subscription in reader.subscriptions:
+                queue = subscription.queue
+                if queue.credit_messages <= 0 or queue.credit_bytes <= 0:
+                    return True
+        return False
+
+    def begin(self) -> bool:
+        """The publisher writes from here on, its next message first. Lets the readers read, if they still can; else the
+        line ends, with what is on it; says whether it goes on."""
+        topic, lines = self.topic, self._lines
+        readers = lines.readers_of(self.publisher)
+        same = [(reader.session, reader.subscriptions) for reader in self.readers]
+        behind = any(not _is_caught_up(each) for reader in self.readers for each in reader.subscriptions)
+        if topic.line is not None or readers != same or behind:
+            self.refuse()
+            return False
+        try:
+            handles = [(self.ring.handle(read_only=True), reader.place.handle()) for reader in self.readers]
+        except LimitExceeded as error:
+            log.warning("line.refused topic=%r cause=%s", topic.name, error)
+            self.refuse()
+            return False
+        topic.line = self
+        for reader, (ring, place) in zip(self.readers, handles, strict=True):
+            passage = reader.session.session.passage
+            assert passage is not None
+            passage.give(ring)
+            passage.give(place)
+            body = Attach(
+                self.ring.identity, reader.place.identity, [int(each.number) for each in reader.subscriptions]
+            )
+            frame = Frame(
+                Kind.ATTACH, number=announced(reader.session, topic.name, self.publisher.sender), target=self.number,
+                total_bytes=self.ring.size_bytes, sequence=topic.ring.next_sequence, body=encode_body(body),
+            )  # fmt: skip
+            # In the lane of the messages that were sent before, and so behind them.
+            lines.send(reader.session, frame)
+        self._close_descriptors()
+        return True
+
+    def refuse(self) -> None:
+        """Ends a line that nobody reads yet. What its publisher has written goes the broker's way."""
+        self._end.close()
+        self._close_descriptors()
+        if self.topic.line is not None:
+            self.topic.line.settle()
+        self._take_all()
+        self._blame()
+
+    def drop(self) -> None:
+        """Ends a line on which its publisher has said nothing that counts."""
+        self._end.close()
+        self._close_descriptors()
+
+    def settle(self) -> None:
+        """Ends the line: all that was published on it is taken in, and what a reader has not read is offered to it."""
+        topic = self.topic
+        if topic.line is not self or self.draining:
+            return
+        self._end.close()
+        self._take_all()
+        topic.line = None
+        self._lines.ended(self, lasted=self._messages >= LINE_LASTING_MESSAGES)
+        for place, reader in enumerate(self.readers):
+            position = self._end.eject(place)
+            if reader.session.session.phase is Phase.OPEN:
+                self._take_over(reader, [message for behind, message in self._unread if behind > position])
+                self._lines.send(reader.session, Frame(Kind.ATTACH, Flag.LAST, target=self.number))
+        self._unread.clear()
+        self._lines.send(self.publisher.session, Frame(Kind.LINE, Flag.LAST, Lane.CONTROL, stream=self.number))
+        self._blame()
+
+    def _take_over(self, reader: LineReader, messages: list[Message]) -> None:
+        for subscription in reader.subscriptions:
+            for message in messages:
+                subscription.take_back(message)
+        for message in messages:
+            for subscription in reader.subscriptions:
+                self._lines.offer(subscription, message)
+
+    def _blame(self) -> None:
+        """Ends the session of a publisher that has written what it may not."""
+        if self._fault is not None:
+            self._lines.fail(self.publisher.session, self._fault)
+
+    def _close_descriptors(self) -> None:
+        """Nobody is told of it any more."""
+        self.ring.close_descriptor()
+        for reader in self.readers:
+            reader.place.close_descriptor()
+
+    def __repr__(self) -> str:
+        return f"<TopicLine {self.number} of {self.topic.name!r} to {len(self.readers)} readers>"
+
+
+def _is_caught_up(subscription: Subscription) -> bool:
+    """Whether nothing waits for a subscription that a message on a line could overtake, and it has room."""
+    queue = subscription.queue
+    return (
+        not queue.waiting_messages
+        and not queue.gaps
+        and not subscription.is_under_way
+        and queue.credit_messages > queue.messages_max // 2
+        and queue.credit_bytes > queue.bytes_max // 2
+    )

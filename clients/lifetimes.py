@@ -1,0 +1,41 @@
+"""What becomes of a process's synchronous clients when it ends, and in a child that it forks."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import Final, Protocol
+
+EXIT_TIMEOUT_S: Final = 1.0
+
+
+class HasEnd(Protocol):
+    """What is open until somebody closes it."""
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of the parent's connection without a word on it."""
+        ...
+
+    def close(self, reason: str, timeout_s: float) -> None:
+        """Closes in order: what is queued still leaves."""
+        ...
+
+
+open_drivers: Final[set[HasEnd]] = set()
+
+
+def _abandon_all() -> None:
+    """A forked child shares its parent's connections, and none of its threads: the clients are not the child's."""
+    for driver in list(open_drivers):
+        driver.abandon()
+    open_drivers.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+
+
+@atexit.register
+def _close_all() -> None:
+    """A program that ends without closing its clients loses nothing that it has published."""
+    for driver in list(open_drivers):
+        driver.close("the program ended", EXIT_TIMEOUT_S)

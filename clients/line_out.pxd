@@ -1,0 +1,20 @@
+"""The types with which line_out.py is compiled."""
+
+import cython
+
+from broker.protocol.line cimport Writer
+from broker.transport.calls cimport ring
+
+
+cdef class LineOut:
+    cdef public unsigned int number
+    cdef Writer _writer
+    cdef list _bells
+    cdef long long _told
+
+    @cython.locals(sleepers=int)
+    cpdef bint write(self, bytes header, bytes body, bytes payload) except -1
+    @cython.locals(undrained_bytes=cython.longlong)
+    cpdef bint tells(self, bint soon, bint low) except -1
+    @cython.locals(reader=int)
+    cdef _wake(self, int sleepers)
