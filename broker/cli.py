@@ -20,7 +20,7 @@ from broker.cli_options import url as _url
 from broker.cli_options import with_context
 from broker.cli_recordings import diff, record, replay
 from broker.cli_security import certs, tokens
-from broker.config import TOPICS, Config, admin_address, describe, environment, load
+from broker.config import PERMISSIONS, TENANTS, TOPICS, Config, admin_address, describe, environment, load
 from broker.errors import BrokerError, ConnectError
 from broker.masking import masked
 
@@ -89,7 +89,7 @@ def main() -> None:
 def _with_settings(command: C) -> C:
     """Gives a command one flag for each setting, explained in the words of Config."""
     explained = dict(re.findall(r"^ {8}(\w+): (.+)$", Config.__doc__ or "", re.MULTILINE))
-    for entry in reversed([entry for entry in fields(Config) if entry.name != TOPICS]):
+    for entry in reversed([entry for entry in fields(Config) if entry.name not in (TOPICS, PERMISSIONS, TENANTS)]):
         flag = f"--{entry.name.replace('_', '-')}"
         many = entry.name in ("listen", "users")
         text = explained.get(entry.name, "") + (" May be given several times." if many else "")

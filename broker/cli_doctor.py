@@ -117,13 +117,22 @@ def path_finding(found: Way, broker_shares: bool, listeners: list[str]) -> Findi
 
 def collectives_finding(found: Way) -> Finding:
     """By which schedule ranks here reduce."""
-    if not found.same_host or found.scheme == "inproc":
+    if found.scheme == "inproc":
         return Finding("collectives", State.INFO, "through the broker (star)")
+    if found.scheme == "tls":
+        words = "through the broker (star); links are in the clear, and made only where a schedule asks for them"
+        return Finding("collectives", State.INFO, words)
+    if not found.same_host:
+        words = (
+            "over links where all ranks reach one another (ring, halving, hierarchical), else through the broker (star)"
+        )
+        return Finding("collectives", State.INFO, words)
     if not shm.AVAILABLE:
         fix = "python setup.py build_ext --inplace"
         return Finding("collectives", State.WARNING, "through the broker (star): the engine is not compiled here", fix)
     if not found.shared_memory:
-        return Finding("collectives", State.WARNING, "through the broker (star): there is no shared memory (see path)")
+        words = "over links, or through the broker (star): there is no shared memory (see path)"
+        return Finding("collectives", State.WARNING, words)
     return Finding("collectives", State.OK, "in shared memory (shm), if all ranks of a group are on this host")
 
 

@@ -32,9 +32,12 @@ from broker.topics.policy import Declaration
 VARIABLE_PREFIX: Final = "TENSORBUS_"
 FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
 FOREIGN_VARIABLES: Final = frozenset(
-    {FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN", "TENSORBUS_TLS", "TENSORBUS_CONTEXT"}
-)
-"""Variables with the prefix that are not settings: the file's name, and what the clients and the command line read."""
+    {
+        FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN", "TENSORBUS_TLS", "TENSORBUS_CONTEXT", "TENSORBUS_KERNELS",
+        "TENSORBUS_LINK_ADDRESS",
+    }
+)  # fmt: skip
+"""Variables with the prefix that are not settings: the file's name, and what clients, kernels and the command line read."""
 
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
 OFF: Final = "off"
@@ -70,9 +73,8 @@ def environment() -> Mapping[str, str]:
 
 def adopt(variables: Mapping[str, str]) -> None:
     """Puts a context into this process's environment; with a broker that is named there goes all that belongs to it."""
-    if os.environ.get("TENSORBUS_URL"):
-        for name in ("TENSORBUS_TOKEN", "TENSORBUS_ADMIN"):
-            os.environ.pop(name, None)
+    for name in ("TENSORBUS_TOKEN", "TENSORBUS_ADMIN"):
+        os.environ.pop(name, None)
     os.environ.update(variables)
 
 

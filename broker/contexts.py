@@ -36,7 +36,7 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
 
     Attributes:
         url: its address, or several with commas between.
-        admin: host:port of its HTTP interface; empty for the default.
+        admin: host:port of its HTTP interface; empty for none.
         token: proves who one is; empty for none.
     """
 
@@ -46,7 +46,7 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
 
     def variables(self) -> dict[str, str]:
         """What it is in the environment."""
-        named = {"TENSORBUS_URL": self.url, "TENSORBUS_ADMIN": self.admin, "TENSORBUS_TOKEN": self.token}
+        named = {"TENSORBUS_URL": self.url, "TENSORBUS_ADMIN": self.admin or "off", "TENSORBUS_TOKEN": self.token}
         return {name: value for name, value in named.items() if value}
 
 

@@ -249,7 +249,7 @@ ARENA_SPARSE: Final = 4
 what topics retain and queues hold of them: so they cost at most four times what they are long."""
 SHARED_CHARGE_SHIFT: Final = 6
 """A shared message takes a 64th of its bytes of its topic's credit, at most a frame's: they wait in nobody's socket,
-but they do wait. With the window of 1 MiB a publisher is at most 64 MiB ahead."""
+but they do wait. With the window of 2 MiB a publisher is at most 128 MiB ahead."""
 SHARED_AHEAD_BYTES: Final = 8 * MIB
 """Blocks in use, and at least two, from which on a publisher waits a moment for one to come back before it takes
 another: memory that goes round stays in the processor's cache, which is several times faster."""

@@ -25,6 +25,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -87,7 +88,9 @@ class Fork:
     def send_signal(self, number: signal.Signals) -> None:
         """Sends it a signal, if it has not ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            # It may end, and be waited for by its template, before the next line.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Sends it SIGTERM."""

@@ -1,4 +1,4 @@
-"""The import arrows of DESIGN: each layer with what it may import, checked against the source.
+"""The import arrows of ARCHITECTURE.md: each layer with what it may import, checked against the source.
 
 The source is read, not run, so that an import under TYPE_CHECKING or inside a function counts like any other.
 """

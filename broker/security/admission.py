@@ -15,7 +15,7 @@ from broker.security.identity import Identity
 from broker.security.tokens import Tokens
 
 ADMIN: Final = "admin"
-"""The role of whoever runs the broker; rules.py says what it may do."""
+"""The role of whoever runs the broker; roles.py says what it may do."""
 _FORM: Final = "expected USER=ROLE, USER=ROLE+ROLE or USER=ROLE@TENANT"
 
 

@@ -104,14 +104,14 @@ _READ: Final = ("#", "$sys/groups/#", "$sys/pressure")
 READY_MADE: Final[Mapping[str, Role]] = MappingProxyType(
     {
         "trainer": _allowing(
-            publish=_OWN, subscribe=_READ, request=_ALL, respond=_OWN, join=_ALL,
+            publish=(*_OWN, "digests/#"), subscribe=_READ, request=_ALL, respond=_OWN, join=_ALL,
         ),
         "parameter-server": _allowing(
             publish=(*_OWN, "parameters/#"), subscribe=_READ, request=_ALL, respond=(*_OWN, "parameters/#"),
             join=_ALL, declare=("parameters/#",),
         ),
         "monitor": _allowing(
-            publish=_OWN, subscribe=("#", "$sys/#"), admin=("server", "sessions", "topics", "groups"),
+            publish=(*_OWN, "tensorbus/doctor/#"), subscribe=("#", "$sys/#"), admin=("server", "sessions", "topics", "groups"),
         ),
         ADMIN: _allowing(
             publish=_ALL, subscribe=_ALL_THERE_IS, request=_ALL, respond=_ALL, join=_ALL,

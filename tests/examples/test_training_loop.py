@@ -301,7 +301,7 @@ def test_the_exit_status_says_whether_the_accuracy_was_reached(
     }
     (tmp_path / "history.json").write_text(json.dumps({"reports": [report]}))
     summary = launch.Summary(Job(), accuracy, 0.1, 550, 2.0, identical=True, lost_ranks=())
-    monkeypatch.setattr(launch, "run", lambda jobs, out, plain, say: [summary] * len(jobs))
+    monkeypatch.setattr(launch, "run", lambda jobs, out, plain, say, admin: [summary] * len(jobs))
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     result = CliRunner().invoke(command.main, ["--out", str(tmp_path)])
     assert result.exit_code == status, result.output

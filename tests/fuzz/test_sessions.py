@@ -24,7 +24,9 @@ OF_THE_BROKER = {
     Kind.DELIVER, Kind.DONE, Kind.ERROR, Kind.JOINED, Kind.RESULT, Kind.FAILED, Kind.CHANGED, Kind.GAP, Kind.POLICY,
     Kind.TOOK_PART,
 }  # fmt: skip
-ONLY_BESIDE_DESCRIPTORS = {Kind.ARENA, Kind.MAPPED, Kind.RELEASE}
+ONLY_BESIDE_DESCRIPTORS = {
+    Kind.ARENA, Kind.MAPPED, Kind.RELEASE, Kind.LINE, Kind.DRAIN, Kind.ATTACH, Kind.BELL,
+}  # fmt: skip
 RARELY = {Kind.PING, Kind.PONG, Kind.REGROUP, Kind.OPERATIONS, Kind.MEASURED}
 
 

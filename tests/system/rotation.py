@@ -22,7 +22,7 @@ from broker.transport import registry
 from broker.transport.addresses import Address, parse
 from tests.daemon import PATIENCE_S, Daemon
 
-TOPIC = "numbers"
+TOPIC = "numbers/trainer-0"
 
 
 class Load:
@@ -89,7 +89,7 @@ def rotate(count: int) -> dict[str, int]:
         folder = Path(directory)
         authority = Authority.create(folder)
         for name, hosts in ((BROKER, LOCAL_HOSTS), ("trainer-0", ()), ("monitor-0", ()), ("monitor-1", ())):
-            authority.issue(name, hosts=hosts)
+            authority.issue(name, hosts=hosts, roles=() if hosts else (name.rpartition("-")[0],))
         flags = ("--certificates", str(folder / BROKER))
         with Daemon(*flags, listen=("tls://127.0.0.1:0",), admin="off") as daemon:
             load = Load(daemon.url, folder)
