@@ -448,7 +448,8 @@ class BrokerState:
         try:
             query = decode_body(frame.body, Query)
             self.authority.authorize_question(record, query.topic, query.view)
-            answer = answer_to(record.tenant.router, self.viewer, query, self._seen_by(record), now_ns)
+            router, rights = record.tenant.router, record.rights
+            answer = answer_to(router, self.viewer, query, self._seen_by(record), rights, now_ns)
         except (InvalidValue, PermissionDenied) as error:
             self._answer_error(record, frame.target, failure_of(error))
             return

@@ -11,7 +11,7 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind
 from broker.protocol.pressure import Pressure, Query, View
 from broker.security.identity import Identity
-from broker.security.permissions import Permissions
+from broker.security.permissions import Permissions, Rights
 from broker.security.quotas import Quotas
 from broker.state.tenants import Tenant
 from tests.state.harness import Peer, Talk
@@ -336,7 +336,7 @@ def test_those_of_no_tenant_are_told_of_those_they_may_go_into() -> None:
     talk = Talk(permissions=rules)
     asked: list[list[str]] = []
 
-    def viewer(query: Query, seen: Sequence[Tenant], now_ns: int) -> View:
+    def viewer(query: Query, seen: Sequence[Tenant], rights: Rights, now_ns: int) -> View:
         asked.append([tenant.name for tenant in seen])
         return View([])
 
