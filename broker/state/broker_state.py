@@ -428,6 +428,7 @@ class BrokerState:
             if wishes.dead_letter is not None:
                 # Or messages could be had there that one may not subscribe to.
                 self.authority.authorize(record, Verb.PUBLISH, wishes.dead_letter)
+                self.authority.authorize_reading_all(record, wishes.filter)
             declaration = Declaration(wishes.filter, settings, f"declared by {record.name}")
             replaced = tenant.router.policies.declare(declaration)
         except (InvalidValue, LimitExceeded, PermissionDenied) as error:
