@@ -361,14 +361,15 @@ class Router:
     def _hand_over(self, subscription: Subscription) -> None:
         for message in subscription.queue.drain():
             requeues = subscription.queue_group and not message.flags & Flag.TRACKED
-            member = self._requeue(message, subscription.queue_group) if requeues else None
+            member = self.requeue(message, subscription.queue_group) if requeues else None
             if message.flags & Flag.REQUEST:
                 self.on_moved(message, subscription, member)
             message.release()
         self.works.resign(subscription)
         self.ended.add_subscription(subscription)
 
-    def _requeue(self, message: Message, queue_group: str) -> Subscription | None:
+    def requeue(self, message: Message, queue_group: str) -> Subscription | None:
+        """Offers a message to a queue group's idlest member that may have it; returns which one, if there is any."""
         for group in self.routes(self.topic(message.topic)).queue_groups:
             if group[0].queue_group == queue_group:
                 member = _least_loaded(group)
