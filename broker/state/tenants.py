@@ -15,7 +15,8 @@ from functools import partial
 
 from broker.errors import LimitExceeded
 from broker.ids import SessionId
-from broker.protocol.batches import Batch
+from broker.limits import FRAME_PAYLOAD_BYTES_MAX
+from broker.protocol.batches import ENTRY_BYTES, Batch
 from broker.protocol.bodies import Failure
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.values import encode_value
@@ -34,7 +35,7 @@ from broker.state.requests import Requests
 from broker.state.settings import Settings
 from broker.state.singles import opened
 from broker.state.subscribing import Subscribing
-from broker.state.topics import Router, offer
+from broker.state.topics import Router, TopicRecord, offer
 from broker.state.totals import Totals
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message
@@ -215,7 +216,8 @@ class Tenant:
         return totals
 
     def announce(self, topic: str, *values: object, lane: Lane = Lane.DEFAULT) -> None:
-        """Publishes what the broker itself has to say, below `$sys/`; several values travel as one batch."""
+        """Publishes what the broker itself has to say, below `$sys/`; several values travel as one batch, or as more
+        where they do not fit one frame."""
         try:
             record = self.router.topic(topic)
         except LimitExceeded:
@@ -226,9 +228,22 @@ class Tenant:
         for value in values:
             content, _, encoded = encode_value(value)
             assert isinstance(encoded, bytes), "the broker announces plain values"
-            single = encoded
-            batch.add(content, time_ns, b"", single)
-        flags, payload = (Flag.BATCH, batch.close()) if batch.count > 1 else (0, single)
+            if batch and size_bytes + ENTRY_BYTES + len(encoded) > FRAME_PAYLOAD_BYTES_MAX:
+                self._route(record, batch, lane)
+                batch, size_bytes = [], 0
+            batch.append((content, encoded))
+            size_bytes += ENTRY_BYTES + len(encoded)
+        self._route(record, batch, lane)
+
+    def _route(self, record: TopicRecord, entries: list[tuple[int, bytes]], lane: Lane) -> None:
+        sequence, time_ns = record.ring.next_sequence, self._clock() + self._wall_offset_ns
+        content, payload = entries[-1]
+        flags = 0
+        if len(entries) > 1:
+            batch, flags = Batch(0), Flag.BATCH
+            for content, encoded in entries:
+                batch.add(content, time_ns, b"", encoded)
+            payload = batch.close()
         message = Message(
             topic, "broker", sequence, batch.count, lane, flags, content, time_ns, b"", payload, len(payload)
         )

@@ -35,6 +35,8 @@ INBOX: Final = "$inbox/"
 NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
 _NO_WORKS: Final[Mapping[str, Work]] = MappingProxyType({})
 _NOTHING_TOLD: Final = PublishPolicy()
+_NEVER_FORGOTTEN: Final = ("$sys/sessions", "$sys/pressure")
+"""Of the broker's own topics; there is one for each group that ever was as well."""
 
 
 class TopicRecord:
@@ -232,7 +234,7 @@ class Router:
             name
             for name, record in self.topics.items()
             if name not in self._inboxes
-            and not name.startswith("$sys/")
+            and name not in _NEVER_FORGOTTEN
             and not record.has_jobs
             and (not record.publishers or name.startswith(INBOX))
         )
