@@ -132,13 +132,14 @@ class Tenant:
 
     # Sessions.
 
-    def check_session(self, *, joins: bool) -> None:
-        """Refuses one session more than the tenant may have; `joins` says whether it is not counted yet.
+    def check_session(self) -> None:
+        """Refuses one session more than the tenant may have, of those that have said hello.
 
         Raises:
             LimitExceeded: it would be.
         """
-        _check("tenant_sessions_max", len(self.sessions) + joins, self.quotas.sessions_max, self.name)
+        if self.quotas.sessions_max is not None:
+            _check("tenant_sessions_max", len(self._greeted()) + 1, self.quotas.sessions_max, self.name)
 
     def check_subscriptions(self) -> None:
         """Refuses one subscription more than the tenant may have.
@@ -148,8 +149,11 @@ class Tenant:
         """
         if self.quotas.subscriptions_max is not None:
             # Each session has one for its inbox, which is not counted.
-            count = sum(len(record.subscriptions) - 1 for record in self.sessions.values())
+            count = sum(len(record.subscriptions) - 1 for record in self._greeted())
             _check("tenant_subscriptions_max", count + 1, self.quotas.subscriptions_max, self.name)
+
+    def _greeted(self) -> list[SessionRecord]:
+        return [record for record in self.sessions.values() if record.name]
 
     def join(self, record: SessionRecord) -> None:
         """A session belongs to it from now on."""
@@ -159,6 +163,7 @@ class Tenant:
     def leave(self, record: SessionRecord) -> None:
         """A session that has said nothing but hello belongs to another tenant."""
         self.sessions.pop(record.id, None)
+        self.flow.left(record)
 
     def disconnect(self, record: SessionRecord) -> None:
         """A session is over; everybody who depends on it is told. Its groups come after its shared memory."""
@@ -191,7 +196,7 @@ class Tenant:
         waiting = 0
         if most is not None:
             # Here and not with each message: finding what is oldest takes the longer, the more topics there are.
-            waiting = sum(each.queue.waiting_bytes for each in self._subscriptions())
+            waiting = sum(each.queue.waiting_bytes for each in self._subscriptions()) + router.works.held_bytes
             if router.retained_bytes > max(0, most - waiting):
                 router.let_go(max(0, most - waiting) * 9 // 10)
         if self.flow.look(self.sessions.values(), self.publishing.shared_bytes, waiting, now_ns):
@@ -223,8 +228,8 @@ class Tenant:
         except LimitExceeded:
             # Clients have used up all topics. They hear of it when they publish; this event is lost.
             return
-        sequence, time_ns = record.ring.next_sequence, self._clock() + self._wall_offset_ns
-        batch, single = Batch(0), b""
+        batch: list[tuple[int, bytes]] = []
+        size_bytes = 0
         for value in values:
             content, _, encoded = encode_value(value)
             assert isinstance(encoded, bytes), "the broker announces plain values"
@@ -245,7 +250,7 @@ class Tenant:
                 batch.add(content, time_ns, b"", encoded)
             payload = batch.close()
         message = Message(
-            topic, "broker", sequence, batch.count, lane, flags, content, time_ns, b"", payload, len(payload)
+            record.name, "broker", sequence, len(entries), lane, flags, content, time_ns, b"", payload, len(payload)
         )
         self.router.route(record, message)
 
