@@ -27,7 +27,7 @@ from aiohttp import web
 from broker import admin_views as views
 from broker.admin_events import Events
 from broker.admin_groups import group_views
-from broker.admin_guard import Guard
+from broker.admin_guard import VISITOR, Guard
 from broker.admin_hosts import names_of, only
 from broker.admin_tap import Taps
 from broker.dashboard import HEADERS, read_files
@@ -151,7 +151,7 @@ class Admin:
             return _json({"error": str(error)}, status=400)
 
     async def _show_groups(self, request: web.Request) -> web.Response:
-        return _json({"groups": group_views(self._server, time.monotonic_ns())})
+        return _json({"groups": group_views(self._server, time.monotonic_ns(), request[VISITOR].may_read)})
 
     def __repr__(self) -> str:
         addresses = [] if self._runner is None else self._runner.addresses

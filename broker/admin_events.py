@@ -18,8 +18,10 @@ from typing import Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from msgspec import structs
 
-from broker.admin_groups import GroupView, group_view, groups_of
+from broker.admin_groups import GroupView, group_view, groups_of, shown_to
+from broker.admin_guard import VISITOR, Visitor
 from broker.admin_streams import Streams
 from broker.admin_views import server_view, session_view, topic_view, topics_of
 from broker.cli_top_data import Look, Refresh, Session, SessionRow, Topic, refresh
@@ -74,6 +76,7 @@ class Events:
         self._streams = Streams("pages", PAGES_MAX)
         self._looking: asyncio.Task[None] | None = None
         self._newest = b""
+        self._event: Event | None = None
         self._fresh = asyncio.Event()
 
     def stop(self) -> None:
@@ -84,13 +87,13 @@ class Events:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Answers a request with events until its page is closed, or the broker ends."""
         try:
-            return await self._streams.serve(request, self._tell)
+            return await self._streams.serve(request, lambda response: self._tell(response, request[VISITOR]))
         finally:
             if not self._streams.open and self._looking is not None:
                 self._looking.cancel()
-                self._looking, self._newest = None, b""
+                self._looking, self._newest, self._event = None, b"", None
 
-    async def _tell(self, response: web.StreamResponse) -> None:
+    async def _tell(self, response: web.StreamResponse, visitor: Visitor) -> None:
         """The newest event, and then each one that comes; a page that reads slowly misses some."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_on())
@@ -100,8 +103,14 @@ class Events:
             if self._newest is told:
                 await fresh.wait()
                 continue
-            told = self._newest
-            await self._streams.send(response, told)
+            if visitor.problem:
+                return
+            told, event = self._newest, self._event
+            if event is None or visitor.reads_everything:
+                await self._streams.send(response, told)
+                continue
+            groups = [shown_to(visitor.may_read, group) for group in event.groups]
+            await self._streams.send(response, msgspec.json.encode(structs.replace(event, groups=groups)))
 
     async def _look_on(self) -> None:
         before: Look | None = None
@@ -114,7 +123,7 @@ class Events:
                     taken_s += time.thread_time() - started_s
                     await asyncio.sleep(0)
                     started_s = time.thread_time()
-                before, self._newest = look.now, msgspec.json.encode(look.event)
+                before, self._newest, self._event = look.now, msgspec.json.encode(look.event), look.event
                 taken_s += time.thread_time() - started_s
                 self._wake()
                 await self._streams.pause(max(INTERVAL_S, taken_s / SHARE))

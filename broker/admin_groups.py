@@ -6,10 +6,11 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from broker.admin_last import LastMessage, last_message
 from broker.admin_views import seconds
@@ -20,6 +21,8 @@ from broker.ids import SessionId
 from broker.server import Server
 from broker.state.tenants import Tenant
 
+MayRead = Callable[[str, str], bool]
+"""Whether somebody may subscribe, of a tenant, to a topic."""
 RECENT_SHOWN: Final = 32
 """Operations of each group that are shown; its recorder may have more."""
 ARRIVALS_SHOWN: Final = 4096
@@ -37,7 +40,7 @@ class MemberView(msgspec.Struct, frozen=True):
         process: the client's process number, as it says.
         silent_s: since its last bytes came, in seconds; heartbeats count.
         waiting_s: of a session that waits to be a member, since it asked, in seconds; else 0.
-        last_message: what it has published last, if it is known.
+        last_message: what it has published last, if it is known and whoever asks may subscribe to its topic.
     """
 
     rank: int | None
@@ -195,9 +198,23 @@ def groups_of(server: Server, tenants: Iterable[Tenant] | None = None) -> list[t
     return [(tenant, group) for tenant in tenants for group in tenant.groups.by_number.values()]
 
 
-def group_views(server: Server, now_ns: int) -> list[GroupView]:
-    """All collective groups."""
-    return [group_view(server, tenant, group, now_ns) for tenant, group in groups_of(server)]
+def group_views(server: Server, now_ns: int, may_read: MayRead) -> list[GroupView]:
+    """All collective groups, as somebody may see them."""
+    return [shown_to(may_read, group_view(server, tenant, group, now_ns)) for tenant, group in groups_of(server)]
+
+
+def shown_to(may_read: MayRead, group: GroupView) -> GroupView:
+    """A group without the last messages that somebody may not read."""
+    return structs.replace(
+        group,
+        members=[_readable(may_read, group.tenant, member) for member in group.members],
+        newcomers=[_readable(may_read, group.tenant, member) for member in group.newcomers],
+    )
+
+
+def _readable(may_read: MayRead, tenant: str, member: MemberView) -> MemberView:
+    last = member.last_message
+    return member if last is None or may_read(tenant, last.topic) else structs.replace(member, last_message=None)
 
 
 def group_view(server: Server, tenant: Tenant, group: Group, now_ns: int) -> GroupView:

@@ -3,6 +3,9 @@
 On loopback everybody may. Beyond it a request needs an identity: a certificate at the TLS handshake, or a token, as
 `Authorization: Bearer TOKEN`, or as the password of Basic, which is what a browser can ask for. `/healthz` and
 `/readyz` tell nobody anything and are for everybody.
+
+What was published is for those who may subscribe to it, also on loopback: the tap, and the last messages of members of
+groups. Streams ask again with each event, so that what is revoked ends them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from aiohttp import web
 
 from broker.errors import ListenError, PermissionDenied
 from broker.security.audit import AuditEvent, AuditKind
-from broker.security.identity import Identity
+from broker.security.identity import ANYBODY, Identity
+from broker.security.permissions import Rights
 from broker.security.roles import Verb
 from broker.server import Server
 from broker.transport.addresses import Address
@@ -86,19 +90,34 @@ class Guard:
         except PermissionDenied as error:
             self._record(request, str(error))
             return _refusal(401, str(error), {"WWW-Authenticate": _CHALLENGE})
-        # On this host's own address everybody may look.
-        problem = self._problem(identity, request.path) if self._asks else ""
+        problem = self._problem(identity, request.path)
         if problem:
-            self._record(request, problem)
-            return _refusal(403, problem, {})
+            return self.refuse(request, problem)
+        request[VISITOR] = Visitor(self, request)
         return await handler(request)
+
+    def rights(self, identity: Identity) -> Rights:
+        """What somebody may do at the moment."""
+        return self._server.state.authority.permissions.of(identity)
+
+    def visit(self, request: web.Request) -> tuple[Identity, str]:
+        """Who asks, and why they may not see any more what they ask for, in words."""
+        try:
+            identity = self._identity(request)
+        except PermissionDenied as error:
+            return ANYBODY, str(error)
+        return identity, self._problem(identity, request.path)
 
     def _problem(self, identity: Identity, path: str) -> str:
         """Why somebody may not see what is at a path, in words. It is about all tenants, so it is for those of none."""
-        rights, view = self._server.state.authority.permissions.of(identity), _VIEWS.get(path, "sessions")
+        if not self._asks:
+            # On this host's own address everybody may look.
+            return ""
+        rights = self.rights(identity)
         if identity.tenant:
             return f"{path}: it shows all tenants, and {rights.who} belongs to {identity.tenant!r}; ask as a client"
-        return "" if rights.may(Verb.ADMIN, view) else rights.refusal(Verb.ADMIN, view)
+        views = _VIEWS.get(path, ("sessions",))
+        return next((rights.refusal(Verb.ADMIN, view) for view in views if not rights.may(Verb.ADMIN, view)), "")
 
     def _identity(self, request: web.Request) -> Identity:
         """Who asks.
@@ -110,6 +129,11 @@ class Guard:
         certificate = Certificate.of(parsed) if parsed else None
         return self._server.admission.visitor(certificate, _token_of(request), strangers=not self._asks)
 
+    def refuse(self, request: web.Request, problem: str) -> web.Response:
+        """The answer to somebody who may not, which is recorded."""
+        self._record(request, problem)
+        return _refusal(403, problem, {})
+
     def _record(self, request: web.Request, cause: str) -> None:
         peer, path = f"{self.scheme}://{request.remote}", request.path
         log.warning("http.refused peer=%s path=%r cause=%s", peer, path, cause)
@@ -118,8 +142,54 @@ class Guard:
         )
 
 
+class Visitor:
+    """Whoever has sent a request, for as long as its answer goes on."""
+
+    def __init__(self, guard: Guard, request: web.Request) -> None:
+        self._guard = guard
+        self._request = request
+
+    @property
+    def problem(self) -> str:
+        """Why they may not see any more what they have asked for, in words."""
+        return self._guard.visit(self._request)[1]
+
+    @property
+    def reads_everything(self) -> bool:
+        """Whether there is nothing that they may not read."""
+        identity, problem = self._guard.visit(self._request)
+        return not (problem or identity.tenant or self._guard.rights(identity).limited)
+
+    def may_read(self, tenant: str, topic: str) -> bool:
+        """Whether they may subscribe to a topic of a tenant."""
+        return not self.unreadable(tenant, topic)
+
+    def unreadable(self, tenant: str, topic: str) -> str:
+        """Why they may not read a topic of a tenant, in words."""
+        identity, problem = self._guard.visit(self._request)
+        if problem:
+            return problem
+        rights = self._guard.rights(identity)
+        if identity.tenant and identity.tenant != tenant:
+            return f"tenant {tenant!r}: {rights.who} belongs to tenant {identity.tenant!r}"
+        verb, target = Verb.SUBSCRIBE, topic
+        if tenant and not identity.tenant and not rights.may(Verb.ADMIN, f"tenants/{tenant}"):
+            verb, target = Verb.ADMIN, f"tenants/{tenant}"
+        elif rights.may(Verb.SUBSCRIBE, topic):
+            return ""
+        words = rights.refusal(verb, target)
+        return words if identity.name else f"{words}; show a token that may (Authorization: Bearer TOKEN)"
+
+    def refuse(self, problem: str) -> web.Response:
+        """The answer that they may not, which is recorded."""
+        return self._guard.refuse(self._request, problem)
+
+
+VISITOR: Final = "visitor"
+"""Where a request that was let through has its Visitor."""
 _VIEWS: Final = {
-    "/metrics": "server", "/api/v1/server": "server", "/api/v1/topics": "topics", "/api/v1/groups": "groups",
+    "/metrics": ("server",), "/api/v1/server": ("server",), "/api/v1/topics": ("topics",),
+    "/api/v1/groups": ("groups",), "/api/v1/events": ("server", "sessions", "topics", "groups"),
 }  # fmt: skip
 """What one has to be allowed to see; elsewhere it is the sessions, with all else."""
 

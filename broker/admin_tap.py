@@ -7,7 +7,8 @@ one as that comes by, a large one piece by piece; then it wants none until the i
     |        .        .        |        .        .            | looked at   . passed by
     '-------- INTERVAL_S ------'
 
-So a tap costs a sample per interval (admin_samples.py) and nothing else, and holds nobody up. It ends with its viewer.
+So a tap costs a sample per interval (admin_samples.py) and nothing else, and holds nobody up. It ends with its viewer,
+or when its viewer may not subscribe to the topic any more.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import msgspec
 from aiohttp import web
 from msgspec import structs
 
+from broker.admin_guard import VISITOR, Visitor
 from broker.admin_samples import Sampler, TensorSample, shortened, text_of
 from broker.admin_streams import Streams
 from broker.errors import BrokerError, InvalidValue
@@ -214,9 +216,12 @@ class Taps:
                 raise InvalidValue("tenant", request.query["tenant"], "nobody of it is here")
         except InvalidValue as error:
             return web.json_response({"error": str(error)}, status=400)
-        return await self._streams.serve(request, lambda response: self._watch(response, tenant, topic))
+        visitor: Visitor = request[VISITOR]
+        if problem := visitor.unreadable(tenant.name, topic):
+            return visitor.refuse(problem)
+        return await self._streams.serve(request, lambda response: self._watch(response, visitor, tenant, topic))
 
-    async def _watch(self, response: web.StreamResponse, tenant: Tenant, topic: str) -> None:
+    async def _watch(self, response: web.StreamResponse, visitor: Visitor, tenant: Tenant, topic: str) -> None:
         state, router = self._server.state, tenant.router
         tap = Tap(spectator(tenant), topic)
         router.add(tap)
@@ -224,7 +229,7 @@ class Taps:
             known = router.topics.get(topic)
             if known is not None:
                 tap.look_back(known.ring.last())
-            while not self._streams.stopping.is_set():
+            while not self._streams.stopping.is_set() and visitor.may_read(tenant.name, topic):
                 known = router.topics.get(topic)
                 seen = tap.take(time.monotonic_ns() + state.settings.wall_offset_ns)
                 told = Told(topic, known is not None, 0 if known is None else known.published, seen)

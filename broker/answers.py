@@ -16,6 +16,8 @@ import msgspec
 from broker.errors import InvalidValue
 from broker.limits import KIB
 from broker.protocol.pressure import Query, View
+from broker.security.permissions import Rights
+from broker.security.roles import Verb
 from broker.server import Server
 from broker.state.tenants import Tenant
 
@@ -38,15 +40,15 @@ def show_to_clients(server: Server) -> None:
     server.state.viewer = partial(answer, server)
 
 
-def answer(server: Server, query: Query, tenants: Sequence[Tenant], now_ns: int) -> View:
-    """A piece of a view, of some tenants.
+def answer(server: Server, query: Query, tenants: Sequence[Tenant], rights: Rights, now_ns: int) -> View:
+    """A piece of a view, of some tenants, for somebody with some rights.
 
     Raises:
         InvalidValue: there is no such view, or a filter that cannot be.
     """
     items: list[msgspec.Raw] = []
     size_bytes = 0
-    for item in _items(server, query, tenants, now_ns):
+    for item in _items(server, query, tenants, rights, now_ns):
         if size_bytes > ANSWER_BYTES:
             return View(items, more=True)
         encoded = _encoded(item)
@@ -55,7 +57,9 @@ def answer(server: Server, query: Query, tenants: Sequence[Tenant], now_ns: int)
     return View(items)
 
 
-def _items(server: Server, query: Query, tenants: Sequence[Tenant], now_ns: int) -> Iterable[msgspec.Struct]:
+def _items(
+    server: Server, query: Query, tenants: Sequence[Tenant], rights: Rights, now_ns: int
+) -> Iterable[msgspec.Struct]:
     """The things of a view from `query.after` on; each is made when it is taken."""
     # Only those who are asked need what these import.
     from broker import admin_groups, admin_views
@@ -72,7 +76,8 @@ def _items(server: Server, query: Query, tenants: Sequence[Tenant], now_ns: int)
         return (admin_views.topic_view(tenant, topic, explained=False) for tenant, topic in topics)
     if query.view == "groups":
         groups = islice(admin_groups.groups_of(server, tenants), after, None)
-        return (admin_groups.group_view(server, tenant, group, now_ns) for tenant, group in groups)
+        views = (admin_groups.group_view(server, tenant, group, now_ns) for tenant, group in groups)
+        return (admin_groups.shown_to(lambda _, topic: rights.may(Verb.SUBSCRIBE, topic), view) for view in views)
     raise InvalidValue("view", query.view[:16], "there are server, sessions, topics and groups")
 
 

@@ -87,8 +87,9 @@ CONTROL_QUEUE_BYTES_MAX: Final = 8 * MIB
 QUEUED_BYTES_MAX: Final = 512 * MIB
 """Results of collectives that wait for such a peer: OPERATIONS_AHEAD times ROUNDS_AHEAD of the longest chunks."""
 TOPICS_MAX: Final = 131_072
-"""At 1 KiB each: 100,000 of clients, and the inboxes and topics of the broker itself, which count too."""
+"""Of each tenant. At 1 KiB each: 100,000 of clients, and inboxes and the broker's own topics, which count too."""
 GROUPS_MAX: Final = 1024
+"""Of each tenant, at the same time."""
 WORLD_SIZE_MAX: Final = 1024
 
 # Queues and windows.
@@ -109,7 +110,7 @@ QUEUE_BYTES_MIN: Final = 64 * KIB
 QUEUE_BYTES_MAX: Final = 4096 * MIB
 """What one subscription may ask the broker to hold for it."""
 RETAINED_BYTES_MAX: Final = 1024 * MIB
-"""What all topics together keep for replay; beyond it the oldest topics let go."""
+"""What all topics of a tenant together keep for replay; beyond it the oldest topics let go."""
 STREAM_LAG_BYTES_MAX: Final = 64 * MIB
 """How far a subscription that drops may lag behind a message that is under way before it gives that message up."""
 RING_MESSAGES: Final = 1024
@@ -279,7 +280,7 @@ LINE_READERS_MAX: Final = 8
 LINES_PER_SESSION_MAX: Final = 16
 """Lines that one session writes; each is a mapping in the broker, and one at the publisher and each reader."""
 LINES_MAX: Final = 128
-"""Lines of a broker: it looks at all of them before whatever depends on what was published."""
+"""Lines of each tenant: the broker looks at all of them before whatever depends on what was published."""
 LINE_AFTER_MESSAGES: Final = 8
 """Small messages, each in a frame of its own, after which a topic may get a line."""
 LINE_AGAIN_MESSAGES: Final = 64
@@ -338,7 +339,7 @@ operation."""
 
 # Boards (docs/wire.md section 14).
 BOARDS_MAX: Final = 256
-"""Groups that have a board at the same time: the broker has a descriptor and a mapping for each."""
+"""Groups of a tenant that have a board at the same time: the broker has a descriptor and a mapping for each."""
 
 # Links between members (docs/wire.md section 15).
 LINKED_RANKS_MAX: Final = 64

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import clients
 from broker.security.tokens import add_token, new_token, revoke_token
 from broker.transport.tls.contexts import dialler_context
-from tests.daemon import Daemon, run
+from clients.views import view
+from tests.daemon import PATIENCE_S, Daemon, run
 
 
 def ask(
@@ -163,3 +168,110 @@ def test_a_member_of_a_tenant_is_not_shown_what_is_about_all_tenants(tmp_path: P
         status, body, _ = ask(daemon, "/api/v1/sessions", bearer(text))
         assert status == 403
         assert "belongs to 'blue'" in json.loads(body)["error"]
+
+
+PERMISSIONS = """
+[permissions.roles.looker]
+allow = { admin = ["sessions"] }
+[permissions.roles.overseer]
+allow = { admin = ["server", "sessions", "topics", "groups"], subscribe = ["open/#"] }
+deny = { subscribe = ["open/secret"] }
+"""
+
+
+def known(tmp_path: Path, *roles: str) -> str:
+    """A new token of somebody with some roles."""
+    text, token = new_token("-".join(roles), list(roles), "", datetime.now(UTC), None)
+    add_token(tmp_path / "tokens", token)
+    return text
+
+
+def guarded(tmp_path: Path, admin: str = "0.0.0.0:0") -> Daemon:
+    config = tmp_path / "config.toml"
+    config.write_text(PERMISSIONS)
+    return Daemon("--tokens", str(tmp_path / "tokens"), "--config", str(config), admin=admin)
+
+
+def test_the_tap_is_for_those_who_may_subscribe_and_events_for_those_who_may_see_all(tmp_path: Path) -> None:
+    looker, overseer = known(tmp_path, "looker"), known(tmp_path, "overseer")
+    with guarded(tmp_path) as daemon:
+        for path, text, words in (
+            ("/api/v1/tap?topic=open/a", looker, "subscribe 'open/a': not allowed"),
+            ("/api/v1/tap?topic=other", overseer, "it may subscribe open/#"),
+            ("/api/v1/tap?topic=open/secret", overseer, "but not open/secret"),
+            ("/api/v1/events", looker, "admin 'server': not allowed"),
+        ):
+            status, body, _ = ask(daemon, path, bearer(text))
+            assert (status, words in json.loads(body)["error"]) == (403, True), body
+        assert ask(daemon, "/api/v1/sessions", bearer(looker))[0] == 200
+        for path in ("/api/v1/tap?topic=open/a", "/api/v1/events"):
+            with streamed(daemon, path, overseer) as response:
+                assert response.status == 200
+                assert response.readline().startswith(b"data: ")
+
+
+@contextmanager
+def streamed(daemon: Daemon, path: str, token: str) -> Iterator[HTTPResponse]:
+    connection = HTTPConnection("127.0.0.1", int(daemon.admin_url.rpartition(":")[2]), timeout=PATIENCE_S)
+    try:
+        connection.request("GET", path, headers=bearer(token))
+        with connection.getresponse() as response:
+            yield response
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", ["/api/v1/tap?topic=open/a", "/api/v1/events"])
+def test_a_stream_ends_when_its_token_is_revoked(tmp_path: Path, path: str) -> None:
+    text = known(tmp_path, "overseer")
+    with guarded(tmp_path) as daemon, streamed(daemon, path, text) as response:
+        assert response.readline().startswith(b"data: ")
+        revoke_token(tmp_path / "tokens", text.split("_")[1])
+        assert daemon.process is not None
+        daemon.process.signal(signal.SIGHUP)
+        # Without an end the read runs into the connection's limit and raises.
+        while response.readline():
+            pass
+
+
+def test_on_loopback_with_permissions_a_stranger_sees_everything_but_what_was_published(tmp_path: Path) -> None:
+    overseer = known(tmp_path, "overseer")
+    with guarded(tmp_path, "127.0.0.1:0") as daemon:
+        status, body, _ = ask(daemon, "/api/v1/tap?topic=open/a")
+        assert status == 403
+        assert "show a token that may" in json.loads(body)["error"]
+        for path in ("/api/v1/server", "/api/v1/sessions", "/api/v1/topics", "/api/v1/groups"):
+            assert ask(daemon, path)[0] == 200
+        with streamed(daemon, "/api/v1/tap?topic=open/a", overseer) as response:
+            assert response.status == 200
+
+
+def test_the_last_messages_of_members_are_for_those_who_may_subscribe(tmp_path: Path) -> None:
+    overseer, admin = known(tmp_path, "overseer"), known(tmp_path, "admin")
+    with guarded(tmp_path) as daemon, clients.connect(daemon.url, token=admin) as bus:
+        bus.group("dp", world_size=1)
+        for topic, read in (("open/a", True), ("open/secret", False)):
+            bus.publish(topic, topic)
+            bus.flush()
+            for path in ("/api/v1/groups", "/api/v1/events"):
+                assert last_topics(daemon, path, admin) == [topic]
+                assert last_topics(daemon, path, overseer) == ([topic] if read else [])
+            for text, names in ((admin, [topic]), (overseer, [topic] if read else [])):
+                with clients.connect(daemon.url, token=text) as other:
+                    assert named(view(other, "groups")) == names
+
+
+def last_topics(daemon: Daemon, path: str, token: str) -> list[str]:
+    with streamed(daemon, path, token) as response:
+        if path.endswith("events"):
+            # What was looked at before, what was being looked at, and what is there now.
+            lines = [line for _ in range(6) if (line := response.readline()).startswith(b"data: ")]
+            assert len(lines) == 3
+            return named(json.loads(lines[-1].removeprefix(b"data: "))["groups"])
+        return named(json.loads(response.read())["groups"])
+
+
+def named(groups: list[dict[str, Any]]) -> list[str]:
+    """The topics of the last messages that are told."""
+    (group,) = groups
+    return [last["topic"] for member in group["members"] if (last := member["last_message"])]

@@ -20,6 +20,7 @@ from broker.protocol.bodies import decode_body, encode_body
 from broker.protocol.frames import Flag, Kind
 from broker.protocol.pressure import Query, View
 from broker.protocol.values import encode_value
+from broker.security.permissions import EVERYTHING
 from broker.state.records import SessionRecord
 from broker.topics.messages import Message
 from broker.topics.policy import TopicPolicy
@@ -78,8 +79,8 @@ async def ask_for(driver: Driver, query: Query) -> View:
 
 def test_passing_over_more_than_there_is_leaves_nothing(bus: clients.Client) -> None:
     server = cast("answers.Server", SimpleNamespace(state=SimpleNamespace(tenants={})))
-    assert answers.answer(server, Query(view="sessions", after=5), [], 0) == View([])
-    assert answers.answer(server, Query(view="sessions", after=-5), [], 0) == View([])
+    assert answers.answer(server, Query(view="sessions", after=5), [], EVERYTHING, 0) == View([])
+    assert answers.answer(server, Query(view="sessions", after=-5), [], EVERYTHING, 0) == View([])
     for after in (-(2**63), 2**64 - 1):
         query = Query(view="topics", after=after)
         assert bus._driver.run(ask_for(bus._driver, query)).more is False

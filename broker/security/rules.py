@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from broker.limits import RULE_STEPS_MAX
+from broker.limits import RULE_STEPS_MAX, TOPIC_BYTES_MAX
 from broker.topics.names import ALL_LEVELS, ONE_LEVEL, covers, is_reserved, levels, matches
 
 _ANY_OTHER: Final = ""
@@ -47,12 +47,18 @@ class Rules:
 
     def allows(self, topic: str) -> bool:
         """Whether one topic is allowed."""
+        if len(topic) > TOPIC_BYTES_MAX:
+            # It is none; what is remembered has a bound in bytes as well.
+            return self._allows(topic)
         known = self._known.get(topic)
         if known is None:
             if len(self._known) >= _REMEMBERED_MAX:
                 self._known.clear()
-            known = self._known[topic] = _any_matches(self.allow, topic) and not _any_matches(self.deny, topic)
+            known = self._known[topic] = self._allows(topic)
         return known
+
+    def _allows(self, topic: str) -> bool:
+        return _any_matches(self.allow, topic) and not _any_matches(self.deny, topic)
 
     def allows_all(self, topic_filter: str) -> bool:
         """Whether every topic that a filter matches is allowed."""

@@ -4,7 +4,7 @@ TOPIC, PUBLISH   publish or request, once for each topic that a session names; n
 SUBSCRIBE        subscribe, or respond; and join, if it is in a queue group
 delivery         as for the subscription, once for each topic and subscription
 JOIN             join
-DECLARE          declare, and publish to the dead-letter topic
+DECLARE          declare; with a dead-letter topic also publish there, and subscribe to all that the filter matches
 QUERY            admin; of one topic any right to it
 """
 
@@ -13,17 +13,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from broker.errors import PermissionDenied
+from broker.errors import InvalidValue, PermissionDenied
 from broker.ids import SessionId
-from broker.limits import DENIALS_LOGGED_MAX
+from broker.limits import DENIALS_LOGGED_MAX, NAME_BYTES_MAX, TOPIC_BYTES_MAX
 from broker.security.audit import Audit, AuditEvent, AuditKind, unrecorded
 from broker.security.permissions import Permissions, Rights
 from broker.security.roles import Verb
 from broker.state.records import SessionRecord
+from broker.topics.names import check_topic
 
 log = logging.getLogger(__name__)
 
 Authorize = Callable[[SessionRecord, Verb, str], None]
+_SHOWN_CHARACTERS = 64
+"""Of a target that is too long to be one."""
 _ON_TOPICS = (Verb.PUBLISH, Verb.REQUEST, Verb.SUBSCRIBE, Verb.RESPOND)
 
 
@@ -53,12 +56,24 @@ class Authority:
         if rights.limited and not rights.may(verb, target):
             self.deny(record, verb, target)
 
+    def authorize_reading_all(self, record: SessionRecord, topic_filter: str) -> None:
+        """Refuses whoever may not subscribe to each topic that a checked filter matches.
+
+        Raises:
+            PermissionDenied: there may be one that is denied.
+        """
+        rules = record.rights.rules(Verb.SUBSCRIBE)
+        if rules is not None and not rules.allows_all(topic_filter):
+            self.deny(record, Verb.SUBSCRIBE, topic_filter)
+
     def deny(self, record: SessionRecord, verb: Verb, target: str) -> None:
         """Records a denial.
 
         Raises:
             PermissionDenied: always.
         """
+        if len(target) > TOPIC_BYTES_MAX:
+            target = target[:_SHOWN_CHARACTERS] + "..."
         self._record(record, verb, target)
         raise PermissionDenied(record.rights.refusal(verb, target))
 
@@ -85,10 +100,14 @@ class Authority:
         """Refuses a question to which a session may not have the answer.
 
         Raises:
+            InvalidValue: it is no topic, or too long to be a view.
             PermissionDenied: it may not.
         """
         rights = record.rights
+        if len(view) > NAME_BYTES_MAX:
+            raise InvalidValue("view", view[:16], f"has {len(view)} characters; the limit is {NAME_BYTES_MAX}")
         if topic is not None:
+            check_topic(topic, reserved=True)
             if any(rights.may(verb, topic) for verb in _ON_TOPICS):
                 return
             view = "topics"

@@ -395,7 +395,7 @@ class BrokerState:
                 raise PermissionDenied(f"tenant {name!r}: {record.rights.who} belongs to tenant {identity.tenant!r}")
             self.authority.authorize(record, Verb.ADMIN, f"tenants/{name}")
         tenant = self._tenant(name)
-        tenant.check_session(joins=tenant is not self.own)
+        tenant.check_session()
         if tenant is not self.own:
             self.own.leave(record)
             tenant.join(record)
@@ -426,8 +426,9 @@ class BrokerState:
             settings = check_declaration(wishes.filter, wishes.settings())
             self.authority.authorize(record, Verb.DECLARE, wishes.filter)
             if wishes.dead_letter is not None:
-                # Or messages could be had there that one may not subscribe to.
+                # Or messages could be had there that one may not subscribe to, or given to those who may not.
                 self.authority.authorize(record, Verb.PUBLISH, wishes.dead_letter)
+                self.authority.authorize_reading_all(record, wishes.filter)
             declaration = Declaration(wishes.filter, settings, f"declared by {record.name}")
             replaced = tenant.router.policies.declare(declaration)
         except (InvalidValue, LimitExceeded, PermissionDenied) as error:
@@ -448,7 +449,8 @@ class BrokerState:
         try:
             query = decode_body(frame.body, Query)
             self.authority.authorize_question(record, query.topic, query.view)
-            answer = answer_to(record.tenant.router, self.viewer, query, self._seen_by(record), now_ns)
+            router, rights = record.tenant.router, record.rights
+            answer = answer_to(router, self.viewer, query, self._seen_by(record), rights, now_ns)
         except (InvalidValue, PermissionDenied) as error:
             self._answer_error(record, frame.target, failure_of(error))
             return

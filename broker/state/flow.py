@@ -69,6 +69,10 @@ class Flow:
         """A session is over; what it has sent since the last look still counts."""
         self._unaccounted += record.session.received_bytes - self._received.pop(record.id, 0)
 
+    def left(self, record: SessionRecord) -> None:
+        """A session belongs to another tenant, which counts what it sends."""
+        self._received.pop(record.id, None)
+
     def granted(self, size_bytes: int) -> None:
         """A publisher got credit again for what it has sent."""
         if self.quotas.bytes_per_second_max is not None:
@@ -82,7 +86,7 @@ class Flow:
         Args:
             sessions: of the tenant.
             shared_bytes: that have come in shared memory, ever.
-            held_bytes: that wait for subscribers at the moment.
+            held_bytes: that wait for subscribers, or as jobs that are not done, at the moment.
             now_ns: the monotonic time.
 
         Returns:

@@ -114,6 +114,10 @@ class Groups:
     def join(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """JOIN: a session wants to be a member."""
         wish = decode_body(frame.body, Join)
+        if not wish.group or len(wish.group.encode()) > NAME_BYTES_MAX:
+            problem = Failure(Code.INVALID, f"a group's name has 1 to {NAME_BYTES_MAX} bytes")
+            self._refuse(session, frame.target, problem)
+            return
         if self._authority is not None:
             try:
                 self._authority.authorize(session, Verb.JOIN, wish.group)
@@ -141,8 +145,6 @@ class Groups:
             self._references[key] = waiting
 
     def _create(self, wish: Join, now_ns: int) -> Group | str:
-        if not wish.group or len(wish.group.encode()) > NAME_BYTES_MAX:
-            return f"a group's name has 1 to {NAME_BYTES_MAX} bytes"
         if len(self.by_number) >= GROUPS_MAX:
             return f"groups_max: over the limit of {GROUPS_MAX}"
         try:

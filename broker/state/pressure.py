@@ -18,16 +18,17 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
-from broker.errors import ProtocolError
+from broker.errors import InvalidValue, ProtocolError
 from broker.limits import DROPPED_TOPICS_MAX, PRESSURE_ANNOUNCEMENTS_MAX, PRESSURE_INTERVAL_NS, PRESSURE_WAITING_MAX
 from broker.protocol.bodies import decode_body
+from broker.protocol.codes import Code
 from broker.protocol.frames import Frame
 from broker.protocol.pressure import Dropped, SubscriptionPressure
 from broker.state.delivery import Subscription
 from broker.state.records import SessionRecord
 from broker.state.topics import Router, TopicRecord
 from broker.state.works import Work
-from broker.topics.names import matches
+from broker.topics.names import check_topic, matches
 from broker.topics.queues import Overflow
 
 SYSTEM: Final = "$sys/"
@@ -88,6 +89,7 @@ class Pressure:
         if subscription is None:
             return
         for topic, count in body.topics.items():
+            _check_dropped(topic)
             if count < 1 or not frame.number or not matches(subscription.filter, topic):
                 raise ProtocolError(f"DROPPED of {count} messages of a topic for subscription {frame.number}")
             # Nobody can drop what was not sent, and what somebody says of others' topics must have a bound.
@@ -157,6 +159,13 @@ class Pressure:
 
     def __repr__(self) -> str:
         return f"<Pressure lost={len(self._lost)} touched={len(self._touched)} blocked={len(self._blocked)}>"
+
+
+def _check_dropped(topic: str) -> None:
+    try:
+        check_topic(topic, reserved=True)
+    except InvalidValue as error:
+        raise ProtocolError(f"DROPPED of what is no topic: {error}", Code.INVALID) from error
 
 
 def holds_back(topic: TopicRecord, blocker: Blocker) -> bool:

@@ -8,18 +8,20 @@ from heapq import nlargest
 from broker.errors import InvalidValue, PermissionDenied, ProtocolError
 from broker.limits import PRESSURE_SUBSCRIPTIONS_MAX
 from broker.protocol.pressure import Pressure, Query, View
+from broker.security.permissions import Rights
 from broker.state.pressure import Blocker, holds_back, pressure_on
 from broker.state.tenants import Tenant
 from broker.state.topics import INBOX, NOTHING_KEPT, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.names import check_topic
 
-Viewer = Callable[[Query, Sequence[Tenant], int], View]
-"""Shows what the broker knows of some tenants; it raises InvalidValue for what cannot be shown."""
+Viewer = Callable[[Query, Sequence[Tenant], Rights, int], View]
+"""Shows what the broker knows of some tenants to somebody with some rights; it raises InvalidValue for what cannot be
+shown."""
 
 
 def answer_to(
-    router: Router, viewer: Viewer | None, query: Query, seen: Sequence[Tenant], now_ns: int
+    router: Router, viewer: Viewer | None, query: Query, seen: Sequence[Tenant], rights: Rights, now_ns: int
 ) -> Pressure | View:
     """The answer to a question of somebody who sees some tenants.
 
@@ -34,7 +36,7 @@ def answer_to(
         return pressure_of(router, query.topic)
     if viewer is None:
         raise InvalidValue("view", query.view[:16], "this broker shows nothing")
-    return viewer(query, seen, now_ns)
+    return viewer(query, seen, rights, now_ns)
 
 
 def pressure_of(router: Router, name: str) -> Pressure:

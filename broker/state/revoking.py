@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from broker.errors import PermissionDenied
+from broker.errors import PermissionDenied, ProtocolError
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag
 from broker.security.roles import Verb
@@ -46,7 +46,8 @@ def revoke(record: SessionRecord, authority: Authority, flush: Callable[[Session
         for group in record.groups:
             authority.authorize(record, Verb.JOIN, group)
     except PermissionDenied as error:
-        record.session.close(Code.DENIED, str(error))
+        # At once: nothing that waits, or comes, leaves after this.
+        record.session.fail(ProtocolError(str(error), Code.DENIED))
         flush(record)
         return
     if record.shares is not None:
@@ -58,7 +59,8 @@ def revoke(record: SessionRecord, authority: Authority, flush: Callable[[Session
 def restrict(router: Router, subscription: Subscription, rules: Rules | None) -> None:
     """A subscription may have other topics than before, of those that its filter matches.
 
-    As a member of a queue group it gives back its jobs, and gets those again that it may still have.
+    As a member of a queue group it gives back its jobs, and gets those again that it may still have; what else waits
+    for it that it may not have goes to another member that may.
     """
     queue = subscription.queue
     waiting = queue.drain()
@@ -71,9 +73,12 @@ def restrict(router: Router, subscription: Subscription, rules: Rules | None) ->
             if rules is None or rules.allows(message.topic):
                 queue.offer(message)
             else:
-                queue.lose(message, message.count)
+                group = subscription.queue_group
+                member = router.requeue(message, group) if group else None
+                if member is None:
+                    queue.lose(message, message.count)
                 if message.flags & Flag.REQUEST:
-                    router.on_moved(message, subscription, None)
+                    router.on_moved(message, subscription, member)
         message.release()
     for source in subscription.sources.values():
         if source.message is not None and rules is not None and not rules.allows(source.message.topic):

@@ -15,7 +15,8 @@ from functools import partial
 
 from broker.errors import LimitExceeded
 from broker.ids import SessionId
-from broker.protocol.batches import Batch
+from broker.limits import FRAME_PAYLOAD_BYTES_MAX
+from broker.protocol.batches import ENTRY_BYTES, Batch
 from broker.protocol.bodies import Failure
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.values import encode_value
@@ -34,7 +35,7 @@ from broker.state.requests import Requests
 from broker.state.settings import Settings
 from broker.state.singles import opened
 from broker.state.subscribing import Subscribing
-from broker.state.topics import Router, offer
+from broker.state.topics import Router, TopicRecord, offer
 from broker.state.totals import Totals
 from broker.topics.declarations import Policies
 from broker.topics.messages import Message
@@ -131,13 +132,14 @@ class Tenant:
 
     # Sessions.
 
-    def check_session(self, *, joins: bool) -> None:
-        """Refuses one session more than the tenant may have; `joins` says whether it is not counted yet.
+    def check_session(self) -> None:
+        """Refuses one session more than the tenant may have, of those that have said hello.
 
         Raises:
             LimitExceeded: it would be.
         """
-        _check("tenant_sessions_max", len(self.sessions) + joins, self.quotas.sessions_max, self.name)
+        if self.quotas.sessions_max is not None:
+            _check("tenant_sessions_max", len(self._greeted()) + 1, self.quotas.sessions_max, self.name)
 
     def check_subscriptions(self) -> None:
         """Refuses one subscription more than the tenant may have.
@@ -147,8 +149,11 @@ class Tenant:
         """
         if self.quotas.subscriptions_max is not None:
             # Each session has one for its inbox, which is not counted.
-            count = sum(len(record.subscriptions) - 1 for record in self.sessions.values())
+            count = sum(len(record.subscriptions) - 1 for record in self._greeted())
             _check("tenant_subscriptions_max", count + 1, self.quotas.subscriptions_max, self.name)
+
+    def _greeted(self) -> list[SessionRecord]:
+        return [record for record in self.sessions.values() if record.name]
 
     def join(self, record: SessionRecord) -> None:
         """A session belongs to it from now on."""
@@ -158,6 +163,7 @@ class Tenant:
     def leave(self, record: SessionRecord) -> None:
         """A session that has said nothing but hello belongs to another tenant."""
         self.sessions.pop(record.id, None)
+        self.flow.left(record)
 
     def disconnect(self, record: SessionRecord) -> None:
         """A session is over; everybody who depends on it is told. Its groups come after its shared memory."""
@@ -190,7 +196,7 @@ class Tenant:
         waiting = 0
         if most is not None:
             # Here and not with each message: finding what is oldest takes the longer, the more topics there are.
-            waiting = sum(each.queue.waiting_bytes for each in self._subscriptions())
+            waiting = sum(each.queue.waiting_bytes for each in self._subscriptions()) + router.works.held_bytes
             if router.retained_bytes > max(0, most - waiting):
                 router.let_go(max(0, most - waiting) * 9 // 10)
         if self.flow.look(self.sessions.values(), self.publishing.shared_bytes, waiting, now_ns):
@@ -215,22 +221,36 @@ class Tenant:
         return totals
 
     def announce(self, topic: str, *values: object, lane: Lane = Lane.DEFAULT) -> None:
-        """Publishes what the broker itself has to say, below `$sys/`; several values travel as one batch."""
+        """Publishes what the broker itself has to say, below `$sys/`; several values travel as one batch, or as more
+        where they do not fit one frame."""
         try:
             record = self.router.topic(topic)
         except LimitExceeded:
             # Clients have used up all topics. They hear of it when they publish; this event is lost.
             return
-        sequence, time_ns = record.ring.next_sequence, self._clock() + self._wall_offset_ns
-        batch, single = Batch(0), b""
+        batch: list[tuple[int, bytes]] = []
+        size_bytes = 0
         for value in values:
             content, _, encoded = encode_value(value)
             assert isinstance(encoded, bytes), "the broker announces plain values"
-            single = encoded
-            batch.add(content, time_ns, b"", single)
-        flags, payload = (Flag.BATCH, batch.close()) if batch.count > 1 else (0, single)
+            if batch and size_bytes + ENTRY_BYTES + len(encoded) > FRAME_PAYLOAD_BYTES_MAX:
+                self._route(record, batch, lane)
+                batch, size_bytes = [], 0
+            batch.append((content, encoded))
+            size_bytes += ENTRY_BYTES + len(encoded)
+        self._route(record, batch, lane)
+
+    def _route(self, record: TopicRecord, entries: list[tuple[int, bytes]], lane: Lane) -> None:
+        sequence, time_ns = record.ring.next_sequence, self._clock() + self._wall_offset_ns
+        content, payload = entries[-1]
+        flags = 0
+        if len(entries) > 1:
+            batch, flags = Batch(0), Flag.BATCH
+            for content, encoded in entries:
+                batch.add(content, time_ns, b"", encoded)
+            payload = batch.close()
         message = Message(
-            topic, "broker", sequence, batch.count, lane, flags, content, time_ns, b"", payload, len(payload)
+            record.name, "broker", sequence, len(entries), lane, flags, content, time_ns, b"", payload, len(payload)
         )
         self.router.route(record, message)
 

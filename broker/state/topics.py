@@ -35,6 +35,8 @@ INBOX: Final = "$inbox/"
 NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
 _NO_WORKS: Final[Mapping[str, Work]] = MappingProxyType({})
 _NOTHING_TOLD: Final = PublishPolicy()
+_NEVER_FORGOTTEN: Final = ("$sys/sessions", "$sys/pressure")
+"""Of the broker's own topics; there is one for each group that ever was as well."""
 
 
 class TopicRecord:
@@ -232,7 +234,7 @@ class Router:
             name
             for name, record in self.topics.items()
             if name not in self._inboxes
-            and not name.startswith("$sys/")
+            and name not in _NEVER_FORGOTTEN
             and not record.has_jobs
             and (not record.publishers or name.startswith(INBOX))
         )
@@ -361,14 +363,15 @@ class Router:
     def _hand_over(self, subscription: Subscription) -> None:
         for message in subscription.queue.drain():
             requeues = subscription.queue_group and not message.flags & Flag.TRACKED
-            member = self._requeue(message, subscription.queue_group) if requeues else None
+            member = self.requeue(message, subscription.queue_group) if requeues else None
             if message.flags & Flag.REQUEST:
                 self.on_moved(message, subscription, member)
             message.release()
         self.works.resign(subscription)
         self.ended.add_subscription(subscription)
 
-    def _requeue(self, message: Message, queue_group: str) -> Subscription | None:
+    def requeue(self, message: Message, queue_group: str) -> Subscription | None:
+        """Offers a message to a queue group's idlest member that may have it; returns which one, if there is any."""
         for group in self.routes(self.topic(message.topic)).queue_groups:
             if group[0].queue_group == queue_group:
                 member = _least_loaded(group)

@@ -263,6 +263,11 @@ class Works:
                 crew.works.pop(work, None)
                 crew.hungry.pop(work, None)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of all jobs that are not done, in each of their queue groups."""
+        return sum(work.queue.held_bytes for work in self._works.values())
+
     def add(self, work: Work, message: Message) -> None:
         """One message has become a job."""
         work.queue.add(message)

@@ -249,7 +249,7 @@ def test_a_connection_that_says_nothing_is_closed_after_the_hello_timeout() -> N
 def test_a_fault_of_the_brokers_own_ends_the_session_that_has_shown_it_and_no_other(
     tcp_broker: ServingThread, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(query: object, seen_by: object, now_ns: int) -> None:
+    def fail(query: object, seen_by: object, rights: object, now_ns: int) -> None:
         raise RuntimeError("a fault that nobody knew of")
 
     tcp_broker.server.state.viewer = fail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from broker.errors import PermissionDenied
 from broker.limits import CHUNK_BYTES
 from broker.protocol.bodies import Declare, Failure, Join, Settle, Subscribe, decode_body
 from broker.protocol.codes import Code
@@ -13,6 +14,7 @@ from broker.security.audit import AuditEvent, AuditKind
 from broker.security.identity import Identity
 from broker.security.permissions import Permissions
 from broker.security.roles import READY_MADE, Role, Verb
+from broker.security.rules import Rules
 from tests.state.harness import Peer, Talk
 from tests.state.sharers import Sharer
 
@@ -201,7 +203,7 @@ def test_a_policy_is_refused_where_it_reaches_further_than_allowed() -> None:
 
 
 def test_dead_letters_go_only_where_the_declarer_may_publish() -> None:
-    _, some, _ = world({"declare": ("mine",), "publish": ("box",)})
+    _, some, _ = world({"declare": ("mine",), "publish": ("box",), "subscribe": ("mine",)})
     some.put(Kind.DECLARE, body=Declare("mine", acknowledge=True, dead_letter="elsewhere"), target=1)
     some.put(Kind.DECLARE, body=Declare("mine", acknowledge=True, dead_letter="box"), target=2)
     assert len(denials(some, 1)) == 1
@@ -308,3 +310,46 @@ def test_denials_are_recorded_with_who_and_what() -> None:
     talk.peer("calls itself so", identity=identity).publish("other", b"x")
     (event,) = [event for event in events if event.kind is AuditKind.DENIED]
     assert (event.identity, event.name, event.action, event.target) == (identity, "calls itself so", "publish", "other")
+
+
+def test_a_dead_letter_topic_is_for_those_who_may_read_all_that_can_die_there() -> None:
+    allow = {"declare": ("jobs/#",), "publish": ("open",), "subscribe": ("jobs/#",)}
+    _, some, _ = world(allow, {"subscribe": ("jobs/secret",)})
+    some.put(Kind.DECLARE, body=Declare("jobs/#", acknowledge=True, dead_letter="open"), target=1)
+    some.put(Kind.DECLARE, body=Declare("jobs/secret", acknowledge=True, dead_letter="open"), target=2)
+    some.put(Kind.DECLARE, body=Declare("jobs/a", acknowledge=True, dead_letter="open"), target=3)
+    some.put(Kind.DECLARE, body=Declare("jobs/#", acknowledge=True), target=4)
+    assert ["subscribe" in failure.reason for failure in denials(some)] == [True, True]
+    assert [frame.target for frame in some.all_of(Kind.DONE)] == [3, 4]
+
+
+def test_what_is_too_long_to_be_a_name_is_neither_remembered_nor_told_whole() -> None:
+    events: list[AuditEvent] = []
+    talk = Talk(permissions=permissions(some=role({"subscribe": ("mine",)})), audit=events.append)
+    some = talk.peer("somebody", identity=Identity("somebody", ("some",)))
+    long = "x" * 200_000
+    for reference, query in enumerate((Query(topic=long), Query(view=long)), start=1):
+        some.put(Kind.QUERY, body=query, target=reference)
+    some.put(Kind.JOIN, body=Join(long, 1), target=3)
+    failures = some.failures()
+    assert [failure.code for failure in failures] == [Code.INVALID] * 3
+    assert all(len(failure.reason) < 1000 for failure in failures)
+    assert sum(len(event.target) for event in events) < 1000
+    assert some.is_open
+
+
+def test_rules_remember_no_target_that_is_too_long() -> None:
+    rules = Rules(("#",), ("secret",))
+    assert rules.allows("x" * 100_000)
+    assert rules.allows("short")
+    assert list(rules._known) == ["short"]
+
+
+def test_a_denial_of_something_long_is_cut_short() -> None:
+    events: list[AuditEvent] = []
+    talk = Talk(permissions=permissions(some=role({})), audit=events.append)
+    some = talk.peer("somebody", identity=Identity("somebody", ("some",)))
+    with pytest.raises(PermissionDenied) as denied:
+        talk.state.authority.authorize(some.record, Verb.JOIN, "x" * 100_000)
+    assert len(str(denied.value)) < 300
+    assert len(events[-1].target) < 100

@@ -223,3 +223,16 @@ def test_what_happens_in_groups_is_announced() -> None:
     events = [msgpack.unpackb(payload) for payload in watcher.payloads()]
     assert [(event["event"], event["rank"]) for event in events] == [("joined", 0), ("joined", 1), ("lost", 1)]
     assert talk.now_ns == SECOND_NS
+
+
+def test_groups_that_are_gone_use_up_no_topics() -> None:
+    talk = Talk()
+    talk.state.router.topics_max = 20
+    peer = talk.peer("a")
+    for number in range(50):
+        peer.put(Kind.JOIN, body=Join(f"g{number}", 1), target=5)
+        peer.put(Kind.LEAVE, number=peer.all_of(Kind.JOINED)[-1].number, target=6)
+    assert len(talk.state.router.topics) <= 20
+    peer.publish("mine", b"x")
+    assert peer.is_open
+    assert {"mine", "$sys/sessions"} <= talk.state.router.topics.keys()

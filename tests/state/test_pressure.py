@@ -551,7 +551,7 @@ def test_what_is_no_topic_is_refused(topic: str) -> None:
 
 def test_inboxes_are_nobody_elses_business() -> None:
     _, _, publisher, reader = scene()
-    for topic in (f"$inbox/{reader.record.id}", "$inbox/"):
+    for topic in (f"$inbox/{reader.record.id}", "$inbox/0"):
         assert refusal(ask(publisher, topic)).code == Code.DENIED
 
 
@@ -592,3 +592,25 @@ def test_a_client_that_asks_and_does_not_read_ends() -> None:
             break
     assert not publisher.is_open
     assert reader.is_open
+
+
+@pytest.mark.parametrize("topic", ["a/" + "x" * 600, "a/\n", "a//b", "a/+"])
+def test_a_client_cannot_have_dropped_messages_of_what_is_no_topic(topic: str) -> None:
+    _, watcher, publisher, reader = scene()
+    number = reader.subscribe("a/#", "drop_oldest")
+    publisher.publish("a/b", b"x")
+    reader.put(Kind.DROPPED, body=Dropped({topic: 1}), number=number)
+    assert not reader.is_open
+    assert watcher.told() == []
+
+
+def test_announcements_that_do_not_fit_one_frame_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.state.tenants.FRAME_PAYLOAD_BYTES_MAX", 1000)
+    talk, watcher, _, _ = scene()
+    talk.state.own.announce(TOPIC, *({"number": number, "text": "x" * 100} for number in range(50)))
+    talk.settle()
+    frames = watcher.frames()
+    assert [told["number"] for told in values_of(frames)] == list(range(50))
+    assert len(frames) > 5
+    assert max(len(frame.payload) for frame in frames) <= 1000
+    assert [frame.sequence for frame in frames][:2] == [1, 1 + frames[0].count]

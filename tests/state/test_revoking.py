@@ -213,3 +213,33 @@ def test_without_rules_nothing_is_asked_and_with_the_first_ones_it_is() -> None:
     assert list(ended(some)) == [1]
     talk.state.replace_permissions(Permissions())
     some.subscribe("a")
+
+
+def test_whoever_may_not_be_in_a_group_any_more_gets_nothing_that_waits_or_comes() -> None:
+    world = World({"join": ("dp",), "subscribe": ("a",)})
+    for peer in (world.some, world.ada):
+        peer.put(Kind.JOIN, body=Join("dp", 2), target=5)
+    number = world.some.subscribe("a")
+    world.some.reading = False
+    world.ada.publish("a", b"waits")
+    world.talk.state.replace_permissions(permissions(some=role({})))
+    world.ada.publish("a", b"comes")
+    world.some.reading = True
+    world.talk.settle()
+    assert world.some.delivered(number) == []
+    assert not world.some.is_open
+    failure = world.some.session.failure
+    assert isinstance(failure, ConnectionClosed)
+    assert failure.code == Code.DENIED
+
+
+def test_what_waits_for_a_member_that_may_not_have_it_goes_to_another_one() -> None:
+    world = World({"subscribe": ("+",), "join": ("g",)})
+    number = world.some.subscribe("+", queue_group="g", queue_messages=1)
+    for payload in (b"1", b"2"):
+        world.ada.publish("work", payload)
+    theirs = world.ada.subscribe("+", queue_group="g")
+    world.change({"subscribe": ("+",), "join": ("g",)}, {"subscribe": ("work",)})
+    assert world.some.payloads(number) == [b"1"]
+    assert world.ada.payloads(theirs) == [b"2"]
+    assert world.some.record.subscriptions[number].dropped == 0

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from broker.protocol.bodies import Declare, Join, Refusal, Subscribe, decode_body
+from broker.protocol.bodies import Declare, Join, Refusal, Settle, Subscribe, decode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind
 from broker.protocol.pressure import Pressure, Query, View
 from broker.security.identity import Identity
-from broker.security.permissions import Permissions
+from broker.security.permissions import Permissions, Rights
 from broker.security.quotas import Quotas
 from broker.state.tenants import Tenant
 from tests.state.harness import Peer, Talk
@@ -336,7 +336,7 @@ def test_those_of_no_tenant_are_told_of_those_they_may_go_into() -> None:
     talk = Talk(permissions=rules)
     asked: list[list[str]] = []
 
-    def viewer(query: Query, seen: Sequence[Tenant], now_ns: int) -> View:
+    def viewer(query: Query, seen: Sequence[Tenant], rights: Rights, now_ns: int) -> View:
         asked.append([tenant.name for tenant in seen])
         return View([])
 
@@ -374,3 +374,40 @@ def test_groups_of_all_tenants_have_numbers_of_their_own() -> None:
         peer.put(Kind.JOIN, body=Join("dp", 1), target=5)
     assert blue.all_of(Kind.JOINED)[0].number != red.all_of(Kind.JOINED)[0].number
     assert blue.record.tenant.groups.observing is red.record.tenant.groups.observing is talk.state.groups.observing
+
+
+def test_sessions_that_have_not_said_hello_are_nobodys() -> None:
+    talk = Talk(quotas={"": Quotas(sessions_max=2, subscriptions_max=1)})
+    for _ in range(5):
+        talk.state.connect("stranger", talk.now_ns)
+    one, two, three = (talk.peer("a") for _ in range(3))
+    assert [refusal(peer) is None for peer in (one, two, three)] == [True, True, False]
+    one.subscribe("a")
+    two.put(Kind.SUBSCRIBE, body=Subscribe("b"), number=9, target=5)
+    (told,) = two.failures()
+    assert (told.limit, told.value, told.maximum) == ("tenant_subscriptions_max", 2, 1)
+
+
+def test_a_session_that_goes_into_another_tenant_is_forgotten_by_the_one_it_leaves() -> None:
+    talk = Talk(quotas={"": Quotas(bytes_per_second_max=1000)})
+    record = talk.state.connect("a", talk.now_ns, None, identity("blue"))
+    talk.tick(0.1)
+    assert record.id in talk.state.own.flow._received
+    talk.state._enter(record, "blue")
+    assert talk.state.own.flow._received == {}
+
+
+def test_jobs_that_are_not_done_count_as_held() -> None:
+    talk = bounded(held_bytes_max=10_000)
+    peer = talk.peer("a", identity=identity("blue"))
+    peer.put(Kind.DECLARE, body=Declare("jobs", acknowledge=True), target=9)
+    worker = talk.peer("w", identity=identity("blue"))
+    number = worker.subscribe("jobs", queue_group="g")
+    for _ in range(100):
+        peer.publish("jobs", bytes(200))
+    talk.tick(0.1)
+    assert peer.record.tenant.flow.is_over
+    for frame in worker.delivered(number):
+        worker.put(Kind.SETTLE, body=Settle([frame.stream]), number=number)
+    talk.tick(0.1)
+    assert not peer.record.tenant.flow.is_over
