@@ -163,3 +163,10 @@ def test_a_member_of_a_tenant_is_not_shown_what_is_about_all_tenants(tmp_path: P
         status, body, _ = ask(daemon, "/api/v1/sessions", bearer(text))
         assert status == 403
         assert "belongs to 'blue'" in json.loads(body)["error"]
+
+
+def test_beyond_loopback_tokens_in_the_clear_are_warned_of(tmp_path: Path, token: tuple[str, str]) -> None:
+    flags = ("--tokens", str(tmp_path / "tokens"))
+    for admin, warns in (("0.0.0.0:0", True), ("127.0.0.1:0", False)):
+        with Daemon(*flags, admin=admin) as daemon:
+            assert ("http.in_the_clear" in daemon.errors) == warns
