@@ -237,7 +237,7 @@ def _member(server: Server, number: SessionId, rank: int | None, since_ns: int |
     waiting_s = 0.0 if since_ns is None else seconds(now_ns - since_ns)
     if record is None:
         return MemberView(rank, number, "", "", 0, 0.0, waiting_s, None)
-    silent_s = seconds(now_ns - record.session.last_received_ns)
+    silent_s = seconds(max(0, now_ns - record.session.last_received_ns))
     wall_ns = now_ns + server.state.settings.wall_offset_ns
     return MemberView(
         rank, number, record.name, record.host, record.process, silent_s, waiting_s, last_message(record, wall_ns)

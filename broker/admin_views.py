@@ -287,7 +287,7 @@ def session_view(record: SessionRecord, now_ns: int) -> SessionView:
         peer=record.peer,
         phase=session.phase.value,
         open_s=seconds(now_ns - record.opened_ns),
-        silent_s=seconds(now_ns - session.last_received_ns),
+        silent_s=seconds(max(0, now_ns - session.last_received_ns)),
         received_bytes=session.received_bytes,
         sent_bytes=session.sent_bytes,
         subscriptions=[_subscription_view(subscription) for n, subscription in record.subscriptions.items() if n],

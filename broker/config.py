@@ -37,7 +37,7 @@ FOREIGN_VARIABLES: Final = frozenset(
         "TENSORBUS_LINK_ADDRESS",
     }
 )  # fmt: skip
-"""Variables with the prefix that are not settings: the file's name, and what clients, kernels and the command line read."""
+"""Variables with the prefix that are not settings: the file's name, and what clients and the command line read."""
 
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
 OFF: Final = "off"

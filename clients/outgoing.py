@@ -260,7 +260,7 @@ class Outgoing:
             return
         line = self.lines.accept(session, frame)
         if line is not None:
-            # Behind all that was published on the topic so far. A batch that is open leaves by the line, when it is due.
+            # Behind all that was published so far. A batch that is open leaves by the line, when it is due.
             session.put(Frame(Kind.DRAIN, number=topic.number, stream=line.number, count=1))
             topic.line = line
 

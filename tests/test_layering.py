@@ -43,7 +43,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "broker.protocol": (*OPEN, "broker.protocol"),
     "broker.topics": (*OPEN, "broker.topics"),
     "broker.collectives": (*OPEN, "broker.collectives"),
-    "broker.collectives.buckets": (*OPEN, "broker.collectives", "broker.protocol.tensors"),
     "broker.security": (*OPEN, "broker.security", "broker.topics.names"),
     "broker.state": (*OPEN, *PURE, "broker.security"),
     "broker.transport": (*OPEN, "broker.transport"),
@@ -268,7 +267,6 @@ def test_allowed_imports_pass(tmp_path: Path) -> None:
         {
             "broker/__init__.py": "from broker.server import Server",
             "broker/protocol/frames.py": "from broker.limits import KIB\nimport struct",
-            "broker/collectives/buckets.py": "from broker.protocol.tensors import TensorMeta",
             "broker/state/__init__.py": "from broker.topics.trie import Trie\nfrom . import queues",
             "broker/state/queues.py": "from broker.protocol import frames",
             "broker/transport/__init__.py": "",

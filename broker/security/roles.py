@@ -111,7 +111,8 @@ READY_MADE: Final[Mapping[str, Role]] = MappingProxyType(
             join=_ALL, declare=("parameters/#",),
         ),
         "monitor": _allowing(
-            publish=(*_OWN, "tensorbus/doctor/#"), subscribe=("#", "$sys/#"), admin=("server", "sessions", "topics", "groups"),
+            publish=(*_OWN, "tensorbus/doctor/#"), subscribe=("#", "$sys/#"),
+            admin=("server", "sessions", "topics", "groups"),
         ),
         ADMIN: _allowing(
             publish=_ALL, subscribe=_ALL_THERE_IS, request=_ALL, respond=_ALL, join=_ALL,

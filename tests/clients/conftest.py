@@ -19,6 +19,17 @@ from tests.collectives import link_engine
 _names = itertools.count()
 
 
+NOT_OVER_TLS = {
+    "test_channels", "test_collective_kinds", "test_lent_arrays", "test_local_sgd", "test_partial", "test_state_sync",
+}  # fmt: skip
+"""What clients say to each other there is as in test_groups, which goes over TLS too, or is about one host."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what another test shows already."""
+    items[:] = [item for item in items if not (item.path.stem in NOT_OVER_TLS and "tls" in item.name)]
+
+
 class Connect(Protocol):
     """Makes a client of the kind under test."""
 
