@@ -65,6 +65,11 @@ class Guard:
                 "Name certificates (--certificates DIR) or tokens (--tokens FILE); where you trust the whole network, "
                 "say --insecure; --admin off does without",
             )  # fmt: skip
+        if not local and self.context is None and config.tokens:
+            log.warning(
+                "http.in_the_clear address=http://%s:%d advice=%r", address.host, address.port,
+                "whoever reads along learns the tokens; name certificates (--certificates DIR), and it is https",
+            )  # fmt: skip
 
     @property
     def scheme(self) -> str:

@@ -208,6 +208,11 @@ TLS_OPENING_MAX: Final = 256
 descriptors, and has hello_timeout_s."""
 TLS_EARLY_BYTES_MAX: Final = 128 * KIB
 """What is kept of what is sent before the handshake is over: a greeting, which is all that anybody sends by then."""
+TLS_SILENT_BYTES_MAX: Final = 32 * KIB
+"""What a connection may send without saying anything, as changes of keys, which cost some 20 us each. A record counts
+when it is whole, and is at most 16.3 KiB long."""
+TLS_ANSWERS_BYTES_MAX: Final = 64 * KIB
+"""What waits of TLS's own answers, as to changes of keys, for a peer that does not read."""
 TLS_CLOSE_S: Final = 0.1
 """How long a close waits for room for what is encrypted already, in the rare case that the kernel had none."""
 

@@ -412,7 +412,16 @@ class Server:
         self._run()
 
     def _tick(self) -> None:
-        now_ns = time.monotonic_ns()
+        try:
+            self._look_around(time.monotonic_ns())
+        except Exception:
+            # A fault of the broker's own costs this tick, and not all that come after it.
+            log.exception("server.fault")
+        finally:
+            self._ticking = self._loop.call_later(TICK_S, self._tick)
+
+    def _look_around(self, now_ns: int) -> None:
+        """What is due now and then, whether somebody says something or not."""
         for link in self._hangups.find():
             self._read_to_the_end(link)
         self._look_for_ends()
@@ -427,7 +436,6 @@ class Server:
                 if now_ns - link.closing_since_ns > CLOSE_TIMEOUT_S * 1e9:
                     self._close(link, abort=True)
         self._run()
-        self._ticking = self._loop.call_later(TICK_S, self._tick)
 
     def __repr__(self) -> str:
         return f"<Server listeners={[str(listener.address) for listener in self.listeners]} {self.state!r}>"

@@ -166,7 +166,8 @@ class Writer:
         self.payload_bytes = 0
         self._broken = False
         try:
-            self._file: BinaryIO = open(path, "r+b" if append else "xb")  # noqa: SIM115 - it lives as long as the writer
+            # It lives as long as the writer.
+            self._file: BinaryIO = open(path, "r+b" if append else "xb", opener=_open_for_owner)  # noqa: SIM115
         except FileExistsError as error:
             raise InvalidValue("recording", str(path), "is there already; --append goes on with it") from error
         except OSError as error:
@@ -376,6 +377,11 @@ class Reader:
 
     def __repr__(self) -> str:
         return f"<Reader {self.good_bytes} of {self.size_bytes} bytes {self.problem!r}>"
+
+
+def _open_for_owner(path: str, flags: int) -> int:
+    """Others must not read what they may not subscribe to, whatever the umask is."""
+    return os.open(path, flags, 0o600)
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:

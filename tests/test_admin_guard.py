@@ -275,3 +275,10 @@ def named(groups: list[dict[str, Any]]) -> list[str]:
     """The topics of the last messages that are told."""
     (group,) = groups
     return [last["topic"] for member in group["members"] if (last := member["last_message"])]
+
+
+def test_beyond_loopback_tokens_in_the_clear_are_warned_of(tmp_path: Path, token: tuple[str, str]) -> None:
+    flags = ("--tokens", str(tmp_path / "tokens"))
+    for admin, warns in (("0.0.0.0:0", True), ("127.0.0.1:0", False)):
+        with Daemon(*flags, admin=admin) as daemon:
+            assert ("http.in_the_clear" in daemon.errors) == warns

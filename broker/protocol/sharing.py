@@ -97,7 +97,7 @@ class Passage(Protocol):
         ...
 
     def take(self, identity: int) -> HasDescriptor | None:
-        """A descriptor that has arrived and is no memory; None when there is none. What is returned closes it."""
+        """An eventfd that has arrived; None when there is none. What is returned closes it."""
         ...
 
 

@@ -77,7 +77,7 @@ class Lines:
         """Args:
         publishing: takes what was written.
         memory: makes memory; None when there are no lines.
-        descriptor_max: the highest number that a bell may have, so that others are left.
+        descriptor_max: the highest number that the descriptor of a bell or a line may have, so that others are left.
         flush: called with a session that has something to send.
         offer: gives a subscription a message that it has not read.
         """
@@ -229,8 +229,13 @@ class Lines:
             ]
             line = TopicLine(self, self._last_number, publisher, ring, whole)
             handles = [ring.handle(), *(reader.place.handle() for reader in whole)]
+            highest = max(handle.descriptor for handle in handles)
+            if highest > self._descriptor_max:
+                words = "the others are for connections: raise RLIMIT_NOFILE (ulimit -n)"
+                raise LimitExceeded("descriptors", highest, self._descriptor_max, words)
         except (InvalidValue, LimitExceeded) as error:
-            log.warning("line.refused topic=%r cause=%s", publisher.topic.name, error)
+            # In words: the error would keep its frame, and with it what was made, as long as somebody keeps the record.
+            log.warning("line.refused topic=%r cause=%s", publisher.topic.name, str(error))
             publisher.until_line = LINE_AFTER_MESSAGES_MAX
             return
         self._offered[line.number] = line

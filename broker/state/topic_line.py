@@ -10,7 +10,7 @@ from broker.errors import LimitExceeded, ProtocolError
 from broker.limits import LINE_LASTING_MESSAGES
 from broker.protocol.bodies import Attach, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.line import Drain, check_entry
+from broker.protocol.line import DATA_OFFSET, Drain, check_entry
 from broker.protocol.session import Phase
 from broker.protocol.sharing import CommonMemory
 from broker.state.announcing import announced
@@ -67,6 +67,8 @@ class TopicLine:
         self.draining = False
         self._lines = lines
         self._messages = 0
+        # No more than that fits before what was drained is said to be.
+        self._data_bytes = ring.size_bytes - DATA_OFFSET
         self._fault: ProtocolError | None = None
         # What was drained and some reader has not read yet, each with the position behind it.
         self._unread: deque[tuple[int, Message]] = deque()
@@ -99,6 +101,9 @@ class TopicLine:
                 frame = Frame.__new__(Frame)
                 if not end.take(frame):
                     break
+                if end.position - before > self._data_bytes:
+                    # Else one that writes on and on would keep the broker here.
+                    raise ProtocolError(f"more than {self._data_bytes} bytes on a line since it was last drained")
                 check_entry(frame)
                 if (
                     frame.kind != _PUBLISH

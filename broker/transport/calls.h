@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdint.h>
 #include <string.h>
@@ -64,10 +65,14 @@ static inline int wait_once(int first, int events, int second, int timeout_ms)
     return (both[0].revents != 0) | (both[1].revents != 0) << 1;
 }
 
-/* Makes an eventfd readable, if it is one and has room, which it has unless it is readable anyway. */
+/* Makes an eventfd readable. One that could make a write wait is not written to: its owner, who shares its flags, has
+   taken O_NONBLOCK from it, and looks for itself. */
 static inline void ring_once(int descriptor)
 {
     uint64_t one = 1;
+    int flags = fcntl(descriptor, F_GETFL);
+    if (flags < 0 || !(flags & O_NONBLOCK))
+        return;
     ssize_t written = write(descriptor, &one, sizeof one);
     (void)written;
 }

@@ -117,6 +117,13 @@ cdef inline tuple _wait_for_either(int first, int events, int second, double tim
         left_s = max(0.0, end_s - monotonic_s())
 
 
+cdef inline _ring(int descriptor):
+    # Between its look at the flags and its write the owner of an eventfd may change both: it then holds up this thread
+    # alone, for which no other one waits.
+    with nogil:
+        ring_once(descriptor)
+
+
 cdef inline _raise(int failed):
     set_errno(failed)
     PyErr_SetFromErrno(OSError)

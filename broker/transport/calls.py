@@ -86,12 +86,13 @@ def write_once(sock: socket.socket, buffers: Sequence[Buffer]) -> int:
 
 
 def ring(descriptor: int) -> None:
-    """Makes an eventfd readable. One that nobody reads any more, or that is full, does not matter."""
+    """Makes an eventfd readable, if a write to it cannot block. One that is full or read by nobody does not matter."""
     if cython.compiled:
-        ring_once(descriptor)  # type: ignore[name-defined]  # noqa: F821
+        _ring(descriptor)  # type: ignore[name-defined]  # noqa: F821
         return
     with suppress(OSError):
-        os.eventfd_write(descriptor, 1)
+        if not os.get_blocking(descriptor):
+            os.eventfd_write(descriptor, 1)
 
 
 def wait_for_either(first: int, events: int, second: int, timeout_s: float | None) -> tuple[bool, bool]:

@@ -27,6 +27,8 @@ from broker.transport.sockets import SocketConnection
 
 _ANONYMOUS: Final = 1 << 62
 """Added to the numbers of eventfds, so that none is taken for a file's."""
+_EVENTFD: Final = "anon_inode:[eventfd]"
+"""What the system calls one (proc(5), /proc/pid/fd); the paths of files begin with a slash."""
 
 
 def identity_of(descriptor: int) -> int:
@@ -38,12 +40,23 @@ def identity_of(descriptor: int) -> int:
     status = os.fstat(descriptor)
     if stat.S_IFMT(status.st_mode):
         return status.st_ino
+    if not is_eventfd(descriptor):
+        # What the system tells of others, as of an epoll, may be as long as their maker likes.
+        return 0
     try:
         told = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
     except OSError:
         return 0
     found = re.search(r"^eventfd-id:\s*(\d+)$", told, re.MULTILINE)
     return _ANONYMOUS + int(found[1]) if found else 0
+
+
+def is_eventfd(descriptor: int) -> bool:
+    """Whether an open file is an eventfd, of which alone it is known what a write of 8 bytes does."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") == _EVENTFD
+    except OSError:
+        return False
 
 
 class HasDescriptor(Protocol):
@@ -83,9 +96,12 @@ class Passage:
         return SharedMemory.adopt(descriptor, size_bytes, common=common, read_only=read_only)
 
     def take(self, identity: int) -> Handle | None:
-        """A descriptor that has arrived and is no memory, such as an eventfd; None when there is none."""
+        """An eventfd that has arrived; None when there is none, and when what has arrived is something else."""
         descriptor = self._arrived.pop(identity, -1)
-        return Handle(descriptor) if descriptor >= 0 else None
+        if descriptor < 0:
+            return None
+        handle = Handle(descriptor)
+        return handle if is_eventfd(descriptor) else None
 
     def leaving(self) -> list[HasDescriptor]:
         """What the next write takes along."""

@@ -26,6 +26,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
@@ -127,6 +128,8 @@ class SharedMemory:
         descriptor = -1
         try:
             descriptor = _anonymous_file()
+            # Who is given it for reading only must not open it again for writing through /proc: no other user may.
+            os.fchmod(descriptor, stat.S_IRUSR)
             os.ftruncate(descriptor, size_bytes)
             memory = cls(descriptor, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -276,3 +278,13 @@ def test_the_longest_head_fits(tmp_path: Path) -> None:
     (first,), _ = read(tmp_path / "a.rec")
     assert first.head.headers == headers
     assert HEAD_BYTES_MAX > 32 * 1024 * 6, "headers of 32 KiB, each letter escaped"
+
+
+def test_others_cannot_read_a_recording(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with Writer(tmp_path / "a.rec", START):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.rec").stat().st_mode) == 0o600

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+
 import pytest
 
 from broker.limits import LINES_PER_SESSION_MAX
@@ -77,3 +80,17 @@ def test_a_session_has_a_bounded_number_of_lines(talk: Talk, publisher: Liner) -
         for _ in range(8):
             publisher.peer.publish(f"t/{number}", b"x")
     assert len(publisher.offers()) == LINES_PER_SESSION_MAX
+
+
+def test_lines_leave_descriptors_for_connections(caplog: pytest.LogCaptureFixture) -> None:
+    talk = Talk(line_memory=line_memory, arena_descriptor_max=2)
+    publisher, reader = Liner(talk, "publisher"), Liner(talk, "reader")
+    reader.peer.subscribe("a", queue_messages=1000)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        publisher.peer.publish("a", b"x")
+    assert not publisher.offers()
+    assert "the others are for connections" in caplog.text
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

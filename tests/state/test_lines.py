@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from broker.limits import LINE_AFTER_MESSAGES
+from broker.limits import LINE_AFTER_MESSAGES, LINE_DATA_BYTES
 from broker.protocol.bodies import Declare, Topic
 from broker.protocol.codes import Code
-from broker.protocol.frames import Flag, Kind, Lane
+from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import AVAILABLE, CLOSED, NO_ROOM
 from broker.security.identity import Identity
 from broker.security.quotas import Quotas
+from broker.state.records import SessionRecord
 from tests.state.harness import Talk
 from tests.state.liners import Liner, line_memory
 from tests.state.test_authority import permissions, role
@@ -458,3 +461,38 @@ def test_a_tenant_whose_bytes_are_counted_has_no_lines(talk: Talk, publisher: Li
     for _ in range(100):
         publisher.peer.publish("a", b"x")
     assert len(publisher.offers()) == 1
+
+
+def test_one_that_writes_on_while_the_broker_drains_loses_its_session(
+    talk: Talk, publisher: Liner, reader: Liner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.go_on_line("a")
+    line = next(iter(talk.state.router.lines.values()))
+    drained: list[int] = []
+
+    def publish_and_write_on(session: SessionRecord, frame: Frame) -> None:
+        # As a publisher that gives itself room, and takes care that the broker never comes to the end.
+        drained.append(len(frame.payload))
+        assert len(drained) < 100
+        line._end.drained()
+        reader.read()
+        assert publisher.write("a", bytes(40_000)) >= 0
+
+    monkeypatch.setattr(line._lines, "publishing", SimpleNamespace(publish=publish_and_write_on))
+    assert publisher.write("a", bytes(40_000)) >= 0
+    talk.tick(0.1)
+    assert sum(drained) <= LINE_DATA_BYTES
+    assert publisher.write("a", b"x") == CLOSED
+    assert not lines(talk)
+    assert not publisher.peer.is_open
+    assert "since it was last drained" in str(publisher.peer.record.session.failure)
+    assert reader.peer.is_open
+
+
+def test_a_line_that_was_written_full_is_drained_at_once(talk: Talk, publisher: Liner, reader: Liner) -> None:
+    publisher.go_on_line("a")
+    for _ in range(3):
+        while publisher.write("a", bytes(1000)) >= 0:
+            reader.read()
+        publisher.drain("a")
+    assert publisher.peer.is_open

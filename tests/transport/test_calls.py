@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from types import ModuleType
 
 import pytest
@@ -147,3 +148,48 @@ def test_a_signal_ends_a_wait_when_its_handler_raises(module: ModuleType, pair: 
         timer.join()
         signal.signal(signal.SIGUSR1, previous)
         os.close(wake)
+
+
+@pytest.fixture
+def patience() -> Iterator[None]:
+    """Ends a call that would block for ever."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError("it blocks")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_bell_that_is_rung_is_readable_and_a_full_one_stays_so(module: ModuleType, patience: None) -> None:
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        module.ring(bell)
+        assert os.eventfd_read(bell) == 1
+        os.eventfd_write(bell, 2**64 - 2)
+        module.ring(bell)
+        assert os.eventfd_read(bell) == 2**64 - 2
+    finally:
+        os.close(bell)
+    module.ring(bell)
+
+
+def test_a_bell_that_could_block_is_not_rung(module: ModuleType, patience: None) -> None:
+    bell, (ear, mouth) = os.eventfd(0), os.pipe()
+    try:
+        module.ring(bell)
+        os.eventfd_write(bell, 2**64 - 2)
+        module.ring(bell)
+        assert os.eventfd_read(bell) == 2**64 - 2
+        os.set_blocking(mouth, False)
+        with suppress(BlockingIOError):
+            while os.write(mouth, bytes(4096)):
+                pass
+        os.set_blocking(mouth, True)
+        module.ring(mouth)
+    finally:
+        for descriptor in (bell, ear, mouth):
+            os.close(descriptor)

@@ -6,14 +6,16 @@ import array
 import gc
 import os
 import resource
+import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded
 from broker.limits import DESCRIPTORS_WAITING_MAX
-from broker.transport.descriptors import LocalConnection
+from broker.transport.descriptors import LocalConnection, identity_of
 from broker.transport.hangups import Hangups
 from broker.transport.shared_memory import SharedMemory
 
@@ -211,3 +213,39 @@ def test_an_end_that_has_ended_sending_is_told_when_the_other_one_closes() -> No
         receiver.close()
         assert hangups.find() == ["sender"]
         sender.end_sending()
+
+
+def test_what_the_system_tells_of_files_that_are_no_eventfds_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_text
+    asked: list[str] = []
+
+    def noting(path: Path, *args: str, **named: str) -> str:
+        asked.append(str(path))
+        return read(path, *args, **named)
+
+    monkeypatch.setattr(Path, "read_text", noting)
+    bell = os.eventfd(0)
+    with select.epoll() as poll:
+        poll.register(bell)
+        assert identity_of(poll.fileno()) == 0
+        assert not asked
+        assert identity_of(bell) > 1 << 62
+        assert len(asked) == 1
+    os.close(bell)
+
+
+def test_as_a_bell_only_an_eventfd_is_taken_and_others_are_closed(
+    ends: tuple[LocalConnection, LocalConnection],
+) -> None:
+    receiver, before = ends[1], files()
+    pipe, bell = os.pipe(), os.eventfd(0)
+    poll = select.epoll()
+    memory = SharedMemory.create(SIZE)
+    given = [*pipe, os.dup(memory.descriptor), bell]
+    identities = [identity_of(each) for each in given]
+    receiver.passage.arrived([*given, os.dup(poll.fileno())])
+    assert [receiver.passage.take(each) is not None for each in identities] == [False, False, False, True]
+    assert receiver.passage.take(0) is None
+    poll.close()
+    del memory
+    assert files() == before

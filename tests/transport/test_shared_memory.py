@@ -8,6 +8,8 @@ import gc
 import mmap
 import os
 import resource
+import stat
+import subprocess
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -224,3 +226,25 @@ def test_a_system_may_insist_on_files_that_cannot_be_executed_or_know_none(
     monkeypatch.setattr(os, "memfd_create", refusing)
     memory = SharedMemory.create(SIZE)
     assert adopted(memory).identity == memory.identity
+
+
+@pytest.mark.parametrize("common", [False, True])
+def test_nobody_else_may_open_its_file_again_for_writing(common: bool) -> None:
+    memory = SharedMemory.create(SIZE, common=common)
+    assert stat.S_IMODE(os.fstat(memory.descriptor).st_mode) == stat.S_IRUSR
+    handle = memory.handle(read_only=True)
+    assert fcntl.fcntl(handle.descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes the right to become another user")
+def test_another_user_does_not_open_what_it_has_for_reading_again_for_writing() -> None:
+    handle = SharedMemory.create(SIZE, common=True).handle(read_only=True)
+    number = handle.descriptor
+    script = f"head -c 1 <&{number} | wc -c; : >>/proc/self/fd/{number}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", script], user=65534, group=65534, extra_groups=(), pass_fds=(number,), capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.strip() == "1"
+    assert done.returncode != 0
+    assert "Permission denied" in done.stderr

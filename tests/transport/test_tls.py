@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import select
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -379,3 +381,77 @@ def test_the_options_of_its_addresses_are_checked() -> None:
         parse("tls://h:1?certificates=a")
     with pytest.raises(InvalidValue, match="known ones are certificates"):
         parse("tls://h:1?curve=/a")
+
+
+CHANGE_KEYS = b"\x18\x00\x00\x01\x01"
+"""KeyUpdate, update_requested (RFC 8446, section 4.6.3)."""
+
+
+def derive(secret: bytes, label: str, length: int) -> bytes:
+    """HKDF-Expand-Label (RFC 8446, section 7.1) with SHA-384, without a context, of one block at most."""
+    named = b"tls13 " + label.encode()
+    info = length.to_bytes(2, "big") + bytes((len(named),)) + named + b"\0"
+    return hmac.digest(secret, info + b"\1", "sha384")[:length]
+
+
+def key_changes(secret: bytes, count: int) -> bytes:
+    """Records that change the sender's keys, and ask for the same, in turn."""
+    aead = pytest.importorskip("cryptography.hazmat.primitives.ciphers.aead", reason="records are made with it")
+    records, header = [], b"\x17\x03\x03" + (len(CHANGE_KEYS) + 1 + 16).to_bytes(2, "big")
+    for _ in range(count):
+        key, nonce = derive(secret, "key", 32), derive(secret, "iv", 12)
+        records.append(header + aead.AESGCM(key).encrypt(nonce, CHANGE_KEYS + b"\x16", header))
+        secret = derive(secret, "traffic upd", 48)
+    return b"".join(records)
+
+
+def shake_hands_by_hand(sock: socket.socket, accepted: Connection, certificates: Path, log: Path) -> bytes:
+    """Opens a connection with keys that are known; returns the secret of what the dialler sends."""
+    context = dialler_context(str(certificates / "trainer-0"))
+    context.keylog_filename = str(log)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    end = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    room = [memoryview(bytearray(64))]
+    while accepted.opening:
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+        sock.sendall(outgoing.read())
+        wait_readable(accepted)
+        accepted.receive_into(room)
+        if accepted.opening:
+            incoming.write(sock.recv(65536))
+    cipher = end.cipher()
+    assert cipher is not None
+    assert cipher[0] == "TLS_AES_256_GCM_SHA384"
+    line = next(line for line in log.read_text().splitlines() if line.startswith("CLIENT_TRAFFIC_SECRET_0"))
+    return bytes.fromhex(line.split()[2])
+
+
+def test_who_does_nothing_but_change_keys_is_cut_off_after_a_few_at_a_time(
+    listener: Listener, certificates: Path, tmp_path: Path
+) -> None:
+    with socket.create_connection(("127.0.0.1", listener.address.port)) as sock, accept(listener) as accepted:
+        secret = shake_hands_by_hand(sock, accepted, certificates, tmp_path / "log")
+        few = key_changes(secret, 2000)
+        sock.sendall(few)
+        room = [memoryview(bytearray(256 * KIB))]
+        wait_readable(accepted)
+        assert accepted.receive_into(room) == 0
+        cause = ""
+        while not cause and is_ready(accepted.fileno(), select.POLLIN, 0.1):
+            try:
+                assert accepted.receive_into(room) == 0
+            except ConnectionClosed as error:
+                cause = error.reason
+        assert "without saying anything" in cause
+
+
+def test_who_changes_keys_now_and_then_is_served(listener: Listener, certificates: Path, tmp_path: Path) -> None:
+    with socket.create_connection(("127.0.0.1", listener.address.port)) as sock, accept(listener) as accepted:
+        secret = shake_hands_by_hand(sock, accepted, certificates, tmp_path / "log")
+        sock.sendall(key_changes(secret, 10))
+        room = [memoryview(bytearray(64))]
+        wait_readable(accepted)
+        assert accepted.receive_into(room) == 0
+        send_all(accepted, [b"still there"])
+        assert sock.recv(65536)

@@ -27,7 +27,7 @@ from typing import Final
 
 from broker.buffers import Buffer
 from broker.errors import ConnectionClosed
-from broker.limits import IOV_BUFFERS_MAX, TLS_CLOSE_S, TLS_EARLY_BYTES_MAX
+from broker.limits import IOV_BUFFERS_MAX, TLS_ANSWERS_BYTES_MAX, TLS_CLOSE_S, TLS_EARLY_BYTES_MAX, TLS_SILENT_BYTES_MAX
 from broker.transport.proofs import Certificate
 from broker.transport.sockets import SocketConnection, in_plain_words
 from broker.transport.tls.contexts import closed_by
@@ -38,11 +38,15 @@ _TAKEN_BYTES: Final = RECORD_BYTES + 512
 """What is read at least, so that a record of any length becomes whole."""
 _TAKEN_BYTES_MAX: Final = 112 * 1024
 """What is read at most: as much as the C library's malloc gives without asking the kernel for new pages."""
+_HELLO_BYTES: Final = 64 * 1024
+"""As long as a hello can be, about."""
 _BATCH_BYTES: Final = 4 * RECORD_BYTES
 """What is encrypted before it is sent."""
 _CLOSED_HERE: Final = "it was closed on this side"
 _PEER_CLOSED: Final = "the peer closed the connection"
 _PEER_GONE: Final = "the peer closed the connection without a word: it was killed, or something between has cut it off"
+_SAYS_NOTHING: Final = "the peer has sent {} bytes of TLS without saying anything, of which {} are the most"
+_ANSWERS_UNREAD: Final = "the peer does not read what TLS answers it: {} bytes wait, of which {} are the most"
 _ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
 """Fatal, protocol_version (RFC 8446, section 6)."""
 _NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
@@ -93,8 +97,8 @@ class TlsConnection(SocketConnection):
     """A connection over TLS, which owns its socket."""
 
     __slots__ = (
-        "_cut", "_dialled", "_early", "_end", "_incoming", "_left", "_lock", "_lost", "_opening", "_outgoing", "_over",
-        "_readiness", "_rest", "_room", "_ssl", "_wanting",
+        "_cut", "_dialled", "_early", "_end", "_heard_bytes", "_incoming", "_left", "_lock", "_lost", "_opening",
+        "_outgoing", "_over", "_readiness", "_rest", "_room", "_silent_bytes", "_ssl", "_wanting",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +138,10 @@ class TlsConnection(SocketConnection):
         self._room = select.poll()
         self._room.register(sock, select.POLLOUT)
         self._left = self._wanting = False
+        self._heard_bytes = 0
+        """Of what the peer has to say."""
+        self._silent_bytes = 0
+        """Taken in since it has last said something."""
         self._cut: ConnectionClosed | None = None
         """Why nothing more arrives; what has may still be to be decrypted."""
         self._end: ConnectionClosed | None = None
@@ -188,6 +196,7 @@ class TlsConnection(SocketConnection):
             self._fail(closed_by(error, dialled=self._dialled, opening=True))
             return
         self._opening = False
+        self._silent_bytes = 0
         self._over(self)
         early, self._early = self._early, bytearray()
         for record in _records([memoryview(early)]):
@@ -232,16 +241,25 @@ class TlsConnection(SocketConnection):
             if self._opening or self._end is not None:
                 return 0
         received_bytes = self._decrypt(rooms)
+        if received_bytes:
+            self._heard_bytes += received_bytes
+            self._silent_bytes = 0
         if self._outgoing.pending:
             # OpenSSL has something of its own to say, as when keys are changed.
             self._flush()
+        if self._silent_bytes > TLS_SILENT_BYTES_MAX:
+            self._fail(ConnectionClosed(_SAYS_NOTHING.format(self._silent_bytes, TLS_SILENT_BYTES_MAX)))
+        elif self._outgoing.pending > TLS_ANSWERS_BYTES_MAX:
+            self._fail(ConnectionClosed(_ANSWERS_UNREAD.format(self._outgoing.pending, TLS_ANSWERS_BYTES_MAX)))
         if not self._left:
             self._end = self._end or self._cut
         return received_bytes
 
     def _take_in(self, room_bytes: int) -> None:
         """Gives OpenSSL what has arrived, not much more than there is room for."""
-        wanted = min(max(room_bytes - self._incoming.pending, _TAKEN_BYTES), _TAKEN_BYTES_MAX)
+        # Who has said less than a hello may be anybody, and OpenSSL does all that is in it at once.
+        most = _TAKEN_BYTES if self._heard_bytes < _HELLO_BYTES else _TAKEN_BYTES_MAX
+        wanted = min(max(room_bytes - self._incoming.pending, _TAKEN_BYTES), most)
         try:
             data = self._socket.recv(wanted)
         except BlockingIOError:
@@ -252,6 +270,7 @@ class TlsConnection(SocketConnection):
             return
         if data:
             self._incoming.write(data)
+            self._silent_bytes += len(data)
         else:
             self._cut = ConnectionClosed(_PEER_GONE)
 
