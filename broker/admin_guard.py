@@ -67,7 +67,7 @@ class Guard:
             )  # fmt: skip
         if not local and self.context is None and config.tokens:
             log.warning(
-                "http.in_the_clear address=http://%s:%d advice=%r", address.host, address.port,
+                "http.in_the_clear host=%s port=%d advice=%r", address.host, address.port,
                 "whoever reads along learns the tokens; name certificates (--certificates DIR), and it is https",
             )  # fmt: skip
 

@@ -50,6 +50,12 @@ class Watched:
             time.sleep(0.001)
         raise AssertionError(f"operation {number} has not begun: {standings}")
 
+    def wait_until_said(self, positions: set[int], number: int) -> None:
+        """Returns when these positions have told the others that they have come to an operation."""
+        end_s = time.monotonic() + PATIENCE_S
+        while any(self.reader.standings()[position].arrived < number for position in positions):
+            assert time.monotonic() < end_s, f"operation {number} has not been reached: {self.reader.standings()}"
+
     def wait_for(self, arrived: int) -> None:
         """Returns when so many ranks have come to the one operation in progress."""
         end_s = time.monotonic() + PATIENCE_S
@@ -127,7 +133,10 @@ def test_who_has_come_and_who_has_not_is_seen_while_they_wait() -> None:
     assert (operation.sequence, operation.schedule, operation.claim) == (1, "shm", "all_reduce sum float32 (10,)")
     assert list(operation.arrived_ns) == [9, 4]
     assert operation.missing_ranks == (7,)
-    moved_ns = operation.moved_ns
+    # A rank writes that it comes into its log before it says so to the others, which counts as moving too.
+    watched.wait_until_said({0, 2}, 1)
+    watched.look()
+    moved_ns = watched.watch.operations()[0].moved_ns
     watched.look()
     assert watched.watch.operations()[0].moved_ns == moved_ns
     engines[1].submit(tasks[1])
@@ -167,7 +176,10 @@ def test_those_who_try_again_after_a_failure_wait_for_the_same_rank() -> None:
     on_thread = threading.Thread(target=on_threads, args=(3, work, watched.memory))
     on_thread.start()
     end_s = time.monotonic() + PATIENCE_S
-    while not any(each.sequence == 4 for each in watched.watch.operations()) and time.monotonic() < end_s:
+    while (
+        not any(each.sequence == 4 and len(each.arrived_ns) == 2 for each in watched.watch.operations())
+        and time.monotonic() < end_s
+    ):
         watched.look()
     (operation,) = watched.watch.operations()
     assert (operation.sequence, operation.missing_ranks) == (4, (4,))
