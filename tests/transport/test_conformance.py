@@ -242,7 +242,15 @@ def test_close_delivers_what_was_accepted_although_unread_bytes_had_arrived(tran
     assert error.reason == "the peer closed the connection"
 
 
+@pytest.fixture
+def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By them alone ZeroMQ notices that a peer is gone which it goes on sending to."""
+    monkeypatch.setattr("broker.transport.zeromq.sockets.HEARTBEAT_INTERVAL_S", 0.5)
+    monkeypatch.setattr("broker.transport.zeromq.sockets.HEARTBEAT_TIMEOUT_S", 3.0)
+
+
 @pytest.mark.parametrize("end", [methodcaller("close"), methodcaller("abort")], ids=["close", "abort"])
+@pytest.mark.usefixtures("quick_heartbeats")
 def test_sending_to_a_peer_that_is_gone_raises_and_sends_no_signal(
     transport_pair: TransportPair, end: Callable[[Connection], None]
 ) -> None:
