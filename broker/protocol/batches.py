@@ -13,6 +13,7 @@ The broker passes it on without opening it and gives its messages the sequences 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 from broker.errors import ProtocolError
@@ -56,6 +57,14 @@ def split_batch(payload: bytes, count: int) -> list[Entry]:
     if offset != end or len(entries) != count:
         raise ProtocolError(f"batch of {count} messages in {end} bytes is truncated or lies about its lengths")
     return entries
+
+
+def join_batch(entries: Iterable[Entry]) -> bytes:
+    """The payload of a batch of these messages; the reverse of split_batch."""
+    batch = Batch(0)
+    for entry in entries:
+        batch.add(*entry)
+    return batch.close()
 
 
 class Batch:

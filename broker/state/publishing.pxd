@@ -27,6 +27,10 @@ cdef class Publishing:
         total_bytes=cython.longlong, taken_bytes=cython.longlong, body=bytes,
     )
     cpdef publish(self, SessionRecord session, Frame frame)
+    @cython.locals(topic=TopicRecord)
+    cdef bint _follow_flags(
+        self, SessionRecord session, Publisher publisher, Frame frame, Message message, int flags
+    ) except -1
     @cython.locals(publisher=Publisher, message=Message, arrived=cython.longlong, expected=cython.longlong)
     cpdef chunk(self, SessionRecord session, Frame frame)
     cdef _half_used(self, SessionRecord session, Publisher publisher)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from broker.errors import InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
@@ -15,7 +15,7 @@ from broker.limits import (
     STREAMS_PER_SESSION_MAX,
     TOPICS_PER_SESSION_MAX,
 )
-from broker.protocol.batches import ENTRY_BYTES, Batch, Entry, split_batch
+from broker.protocol.batches import ENTRY_BYTES, join_batch, split_batch
 from broker.protocol.bodies import Failure, Topic, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, payload_bytes
@@ -169,33 +169,41 @@ class Publishing:
             publisher.used_bytes += len(body) + taken_bytes
             if publisher.used_messages >= self._half_messages or publisher.used_bytes >= self._half_bytes:
                 self._half_used(session, publisher)
-        if flags:
-            routed = not flags & _REQUEST or self.router.routes(topic).responds
-            acknowledge = flags & _ACKNOWLEDGE and not flags & _REQUEST
-            if stream is not None and not stream.complete:
-                publisher.message = message
-                publisher.acknowledge = frame.target if acknowledge else 0
-                publisher.request = frame.sequence if flags & _LAST else 0
-            elif acknowledge:
-                self._acknowledge(session, frame.target, message.sequence + count - 1)
-            elif flags & _LAST:
-                self.requests.replied(session, topic.name, frame.sequence)
-            if flags & _REQUEST and routed:
-                self.requests.ask(session, frame, message, self.router.responders(topic))
-            elif not routed:
-                self._refuse_request(session, frame, topic.name)
-                # It has no place among the topic's messages.
-                message.sequence = 0
-                message.release()
-                return
-            if flags & _TRACED and self.traced is not None:
-                self.traced(topic, message)
-                return
+        if flags and not self._follow_flags(session, publisher, frame, message, flags):
+            return
         self.router.route(topic, message)
         if not flags and frame.lane == _DEFAULT and topic.line is None and session.lines:
             publisher.until_line -= 1
             if not publisher.until_line:
                 self.consider_line(publisher)
+
+    def _follow_flags(
+        self, session: SessionRecord, publisher: Publisher, frame: Frame, message: Message, flags: int
+    ) -> bool:
+        """Sees to acknowledgements, requests, replies and traces; says whether the message is still to be routed."""
+        topic, stream = publisher.topic, message.stream
+        routed = not flags & _REQUEST or self.router.routes(topic).responds
+        acknowledge = flags & _ACKNOWLEDGE and not flags & _REQUEST
+        if stream is not None and not stream.complete:
+            publisher.message = message
+            publisher.acknowledge = frame.target if acknowledge else 0
+            publisher.request = frame.sequence if flags & _LAST else 0
+        elif acknowledge:
+            self._acknowledge(session, frame.target, message.sequence + message.count - 1)
+        elif flags & _LAST:
+            self.requests.replied(session, topic.name, frame.sequence)
+        if flags & _REQUEST and routed:
+            self.requests.ask(session, frame, message, self.router.responders(topic))
+        elif not routed:
+            self._refuse_request(session, frame, topic.name)
+            # It has no place among the topic's messages.
+            message.sequence = 0
+            message.release()
+            return False
+        if flags & _TRACED and self.traced is not None:
+            self.traced(topic, message)
+            return False
+        return True
 
     def _refuse(self, session: SessionRecord, publisher: Publisher, frame: Frame, count: int) -> bool:
         """Refuses what is longer than the topic's policy allows, and all there is no memory for; says whether nothing
@@ -220,7 +228,7 @@ class Publishing:
                 return False
             if fitting:
                 used_bytes = len(frame.payload)
-                frame.payload, frame.count = _batch_of(fitting), len(fitting)
+                frame.payload, frame.count = join_batch(fitting), len(fitting)
                 used_bytes -= len(frame.payload)
         elif chunked:
             self._swallow(session, publisher, frame)
@@ -488,10 +496,3 @@ def _may(rights: Rights, topic: str) -> tuple[bool, bool]:
         may_reply = responds is None or bool(responds.allow)
         return may_reply, may_reply
     return rights.may(Verb.PUBLISH, topic), rights.may(Verb.REQUEST, topic)
-
-
-def _batch_of(entries: Iterable[Entry]) -> bytes:
-    batch = Batch(0)
-    for content, time_ns, body, payload in entries:
-        batch.add(content, time_ns, body, payload)
-    return batch.close()
