@@ -14,10 +14,10 @@ from typing import IO, Final, TypeVar
 import click
 
 from broker.cli_context import context
+from broker.cli_options import OVERFLOWS, with_context
 from broker.cli_options import as_json as _as_json
 from broker.cli_options import at_broker as _at_broker
 from broker.cli_options import url as _url
-from broker.cli_options import with_context
 from broker.cli_recordings import diff, record, replay
 from broker.cli_security import certs, tokens
 from broker.config import PERMISSIONS, TENANTS, TOPICS, Config, admin_address, describe, environment, load
@@ -27,7 +27,6 @@ from broker.masking import masked
 C = TypeVar("C", bound=Callable[..., None])
 
 LANES: Final = ("control", "default", "bulk")
-OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 SHELLS: Final = ("bash", "zsh", "fish")
 BENCH_PARTS: Final = ("latency", "ping-pong", "request", "throughput", "tensors")
 _SECTIONS: Final[Mapping[str, Sequence[str]]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 
 from broker.cli_connect import printable, table
 from broker.security.authority import BROKER, LOCAL_HOSTS, Authority, Issued
+from broker.security.roles import role_of
 
 
 def init(folder: Path, hosts: Sequence[str], ranks: int, names: Sequence[str], tenant: str, days: float) -> None:
@@ -58,11 +58,6 @@ def show(folder: Path, *, as_json: bool) -> None:
     rows += [(one.name, "+".join(one.roles), one.tenant, _state(one), one.expires, one.serial) for one in issued]
     for line in table(rows):
         click.echo(printable(line))
-
-
-def role_of(name: str) -> str:
-    """What somebody is by the name, without a number at its end: `trainer-3` is a `trainer`."""
-    return re.sub(r"-\d+$", "", name)
 
 
 def _state(one: Issued) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import click
 
@@ -67,5 +67,7 @@ def at_broker(command: C) -> C:
     """Gives a command the broker's address, as an argument or a flag."""
     return click.argument("address", metavar="[URL]", required=False)(url(command))
 
+
+OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")

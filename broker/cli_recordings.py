@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from broker.cli_options import as_json, url
+from broker.cli_options import OVERFLOWS, as_json, url
 from broker.limits import KIB, MIB
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _count = click.option("--count", type=click.IntRange(min=1), metavar="N", help="
 @click.option("--replay", metavar="latest|all|SEQUENCE", help="Begin with what the topics have retained.")
 @click.option(
     "--overflow",
-    type=click.Choice(["block", "drop_oldest", "drop_newest", "latest"]),
+    type=click.Choice(OVERFLOWS),
     help="What happens when this program does not keep up; default: what is declared for FILTER, else block, which "
     "slows the publishers down.",
 )

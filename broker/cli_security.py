@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import click
 
+from broker.cli_options import as_json
 from broker.limits import WORLD_SIZE_MAX
 
 C = TypeVar("C", bound=Callable[..., None])
@@ -21,7 +22,6 @@ _hosts = click.option(
 _roles = click.option(
     "--role", "roles", multiple=True, metavar="ROLE", help="What they are; default: NAME without the number at its end."
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 _file = click.option(
     "--file", type=click.Path(path_type=Path, dir_okay=False), default=Path("tokens.json"), show_default=True,
     metavar="FILE", help="The broker's file of tokens.",
@@ -97,7 +97,7 @@ def revoke(folder: Path, wanted: tuple[str, ...]) -> None:
 
 @certs.command("list")
 @_folder
-@_as_json
+@as_json
 def show_certificates(folder: Path, *, as_json: bool) -> None:
     """Show what was signed."""
     from broker import cli_certs
@@ -138,7 +138,7 @@ def revoke_tokens(numbers: tuple[str, ...], *, file: Path) -> None:
 
 @tokens.command("list")
 @_file
-@_as_json
+@as_json
 def show_tokens(*, file: Path, as_json: bool) -> None:
     """Show the tokens of a file, without their secrets."""
     from broker import cli_tokens

@@ -15,6 +15,7 @@ import msgspec
 
 from broker.cli_connect import printable, table
 from broker.errors import InvalidValue
+from broker.security.roles import role_of
 from broker.security.tokens import Token, add_token, new_token, read_tokens, revoke_token
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -29,7 +30,7 @@ def create(file: Path, name: str, roles: Sequence[str], tenant: str, lasts: str 
     """
     now = datetime.now(UTC)
     expires = None if lasts is None else now + duration(lasts)
-    text, token = new_token(name, tuple(roles) or (re.sub(r"-\d+$", "", name),), tenant, now, expires)
+    text, token = new_token(name, tuple(roles) or (role_of(name),), tenant, now, expires)
     add_token(file, token)
     click.echo(text)
     until = token.expires or "it is revoked"

@@ -52,8 +52,11 @@ def connect(
     """
     kind = Client
     if environment.tracing() if tracing is None else tracing:
+        from clients.processing import tracer
         from clients.traced import TracedClient
 
+        # Without OpenTelemetry this says so, before anything is dialled.
+        tracer()
         kind = TracedClient
     return kind(
         url or environment.broker_url(),

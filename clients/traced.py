@@ -12,7 +12,6 @@ from broker.conventions import PUBLISH, REQUEST, Attributes
 from broker.limits import COLLECTIVE_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.telemetry import INTERNAL
 from clients.client import Client
-from clients.core import Reconnected
 from clients.exchanges import Request
 from clients.groups import Group
 from clients.handlers import Handler
@@ -21,40 +20,12 @@ from clients.options import PUBLISH_TIMEOUT_S
 from clients.partial import AUTO
 from clients.processing import carried, processed, publishing, tracer
 from clients.replies import Replies
-from clients.securing import Folder
 from clients.subscriptions import Subscription
 
 
 class TracedClient(Client):
     """As Client; publish, request and all_reduce make spans, and handlers and responders run in those of their
     messages."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        name: str,
-        token: str,
-        tls: Folder | None,
-        tenant: str,
-        connect_timeout_s: float,
-        reconnect_timeout_s: float,
-        on_reconnect: Callable[[Reconnected], None] | None,
-        shared_memory: bool,
-    ) -> None:
-        """See `connect`."""
-        tracer()
-        super().__init__(
-            url,
-            name=name,
-            token=token,
-            tls=tls,
-            tenant=tenant,
-            connect_timeout_s=connect_timeout_s,
-            reconnect_timeout_s=reconnect_timeout_s,
-            on_reconnect=on_reconnect,
-            shared_memory=shared_memory,
-        )
 
     def publish(
         self,

@@ -10,6 +10,7 @@ allows nothing and denies as if it were `+`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -121,3 +122,8 @@ READY_MADE: Final[Mapping[str, Role]] = MappingProxyType(
     }
 )  # fmt: skip
 """Whoever reads may read all of its tenant; what they may say is narrow."""
+
+
+def role_of(name: str) -> str:
+    """What somebody is by the name, without a number at its end: `trainer-3` is a `trainer`."""
+    return re.sub(r"-\d+$", "", name)

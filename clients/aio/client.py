@@ -77,7 +77,10 @@ async def connect(
     kind = Client
     if environment.tracing() if tracing is None else tracing:
         from clients.aio.traced import TracedClient
+        from clients.processing import tracer
 
+        # Without OpenTelemetry this says so, before anything is dialled.
+        tracer()
         kind = TracedClient
     client = kind(core, driver)
     await driver.connect()

@@ -7,23 +7,16 @@ from collections.abc import Callable, Mapping
 from broker.conventions import PUBLISH, REQUEST
 from broker.limits import QUEUE_BYTES, QUEUE_MESSAGES
 from clients.aio.client import Client, Handler
-from clients.aio.driver import AsyncDriver
 from clients.aio.replies import Replies
 from clients.aio.subscriptions import Subscription
-from clients.core import Core
 from clients.exchanges import Request
 from clients.messages import Message
 from clients.options import PUBLISH_TIMEOUT_S
-from clients.processing import carried, processed, publishing, tracer
+from clients.processing import carried, processed, publishing
 
 
 class TracedClient(Client):
     """As Client; `clients.traced.TracedClient` says what has a span."""
-
-    def __init__(self, core: Core, driver: AsyncDriver) -> None:
-        """See `connect`."""
-        tracer()
-        super().__init__(core, driver)
 
     async def publish(
         self,
