@@ -62,6 +62,7 @@ class TracedClient(Client):
         queue_group: str | None = None,
         replay: str | int | None = None,
         max_lag: int | None = None,
+        device: str | None = None,
         handler: Handler | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
@@ -74,6 +75,7 @@ class TracedClient(Client):
             queue_group=queue_group,
             replay=replay,
             max_lag=max_lag,
+            device=device,
             handler=processed(handler) if callable(handler) else handler,
             timeout_s=timeout_s,
         )
@@ -84,11 +86,12 @@ class TracedClient(Client):
         function: Callable[[Request], object],
         *,
         queue_group: str | None = None,
+        device: str | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
         """As Client.respond; the function runs in a span."""
         wrapped = processed(function) if callable(function) else function
-        return super().respond(topic_filter, wrapped, queue_group=queue_group, timeout_s=timeout_s)
+        return super().respond(topic_filter, wrapped, queue_group=queue_group, device=device, timeout_s=timeout_s)
 
     def request(
         self,
@@ -99,11 +102,12 @@ class TracedClient(Client):
         retries: int = 0,
         headers: Mapping[str, str] | None = None,
         lane: str = "default",
+        device: str | None = None,
     ) -> Message:
         """As Client.request, in a span that lasts until the reply."""
         with publishing(REQUEST, topic, self.name):
             return super().request(
-                topic, value, timeout_s=timeout_s, retries=retries, headers=carried(headers), lane=lane
+                topic, value, timeout_s=timeout_s, retries=retries, headers=carried(headers), lane=lane, device=device
             )
 
     def request_many(
