@@ -76,6 +76,8 @@ class BrokerState:
         self.now_ns = 0
         self.local_path = ""
         """Of the Unix-domain socket to which clients of this host are sent, if there is one."""
+        self.addresses: list[str] = []
+        """Where the broker listens, for clients that choose."""
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
@@ -372,6 +374,7 @@ class BrokerState:
                 life=settings.life,
                 shared=self.sharing.begin(record, wanted=hello.shared),
                 report_ms=settings.report_ms,
+                offers=self.addresses if hello.choose else [],
             )
         )
         if record.shares is not None:
