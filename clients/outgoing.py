@@ -294,12 +294,7 @@ class Outgoing:
         assert session is not None
         size, body_bytes = len(payload), len(body)
         line = topic.line
-        if (
-            line is not None
-            and lane == _DEFAULT
-            and not priority
-            and (not flags & ~_ACKNOWLEDGE or flags == line.asks)
-        ):
+        if line is not None and lane == _DEFAULT and not priority and (not flags & ~_ACKNOWLEDGE or flags == line.asks):
             if topic.batch is not None:
                 self.send_batch(topic)
             topic.credit_messages -= 1

@@ -38,6 +38,11 @@ def begin(bus: clients.Client, topic: str) -> None:
         bus.flush(PATIENCE_S)
 
 
+def ask_on_and_on(bus: clients.Client) -> None:
+    while True:
+        assert bus.request("quick", timeout_s=10 * PATIENCE_S).value == "quick"
+
+
 @pytest.mark.parametrize("moment", range(5))
 def test_a_killed_responder_is_told_of_at_once_whatever_it_was_doing(daemon: Daemon, moment: int) -> None:
     with clients.connect(daemon.url) as bus:
@@ -46,8 +51,7 @@ def test_a_killed_responder_is_told_of_at_once_whatever_it_was_doing(daemon: Dae
             killer = threading.Timer(0.01 * moment, process.kill)
             killer.start()
             with pytest.raises((clients.ResponderLost, clients.NoResponders)):
-                while True:
-                    assert bus.request("quick", timeout_s=10 * PATIENCE_S).value == "quick"
+                ask_on_and_on(bus)
             killer.join()
         with responder(daemon, "quick"):
             begin(bus, "quick")
@@ -55,7 +59,11 @@ def test_a_killed_responder_is_told_of_at_once_whatever_it_was_doing(daemon: Dae
 
 
 def test_a_stopped_responder_holds_up_its_requester_for_the_time_it_gave_and_nobody_else(daemon: Daemon) -> None:
-    with clients.connect(daemon.url) as bus, clients.connect(daemon.url) as other, responder(daemon, "quick") as process:
+    with (
+        clients.connect(daemon.url) as bus,
+        clients.connect(daemon.url) as other,
+        responder(daemon, "quick") as process,
+    ):
         begin(bus, "quick")
         process.signal(signal.SIGSTOP)
         with pytest.raises(clients.TimeoutError):
