@@ -159,7 +159,7 @@ def _gauges(state: BrokerState) -> Iterator[Metric]:
     yield _gauge("memory_used_bytes", "Of the broker's own, at the last look.", state.watermark.used_bytes)
     yield _gauge("memory_limit_bytes", "What it may use at most, at the last look.", state.watermark.limit_bytes)
     yield _gauge("memory_level", "0, 1 pushes back, 2 refuses, 3 lets go.", int(state.watermark.level))
-    yield _gauge("half_open_connections", "Connections that have yet to say hello.", len(state.admission.half_open))
+    yield _gauge("half_open_connections", "Connections that have yet to say hello.", len(state.arrivals.half_open))
     jobs = [work.queue for topic in topics for work in topic.works.values()]
     yield _gauge("jobs_waiting", "Jobs that wait for a worker.", sum(queue.waiting + queue.delayed for queue in jobs))
     yield _gauge("jobs_leased", "Jobs that workers have and did not settle.", sum(queue.leased for queue in jobs))

@@ -316,10 +316,11 @@ class Core:
         for reference in [reference for reference, waiting in self._pendings.items() if waiting is pending]:
             del self._pendings[reference]
 
-    def ask(self, kind: Kind, what: str, *, number: int = 0, body: bytes = b"") -> Pending:
+    def ask(self, kind: Kind, what: str, *, number: int = 0, sequence: int = 0, body: bytes = b"") -> Pending:
         """Sends a frame that the broker answers."""
         pending = Pending(what)
-        self.send(Frame(kind, lane=Lane.CONTROL, number=number, target=self.pending(pending), body=body))
+        target = self.pending(pending)
+        self.send(Frame(kind, lane=Lane.CONTROL, number=number, target=target, sequence=sequence, body=body))
         return pending
 
     def send(self, frame: Frame) -> None:

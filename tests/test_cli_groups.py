@@ -129,7 +129,7 @@ def test_groups_shows_members_and_first_of_all_the_straggler(tmp_path: Path, sch
         last = group["recent"][-1]
         assert (last["claim"], last["schedule"], last["bytes"]) == ("all_reduce sum float32 (1000,)", schedule, 4000)
         assert sorted(last["behind_s"]) == ["0", "1", "2"]
-        assert group["members"][0]["last_message"]["text"] == "{'step': 19}"
+        assert group["members"][0]["last_message"]["text"] == '{"step":19}'
         _, table, _ = run("groups", daemon.url)
         head, row = table.splitlines()
         assert head.split() == ["GROUP", "GENERATION", "RANKS", "SCHEDULE", "IN", "PROGRESS", "STRAGGLERS", "LAST"]

@@ -30,6 +30,7 @@ from broker.limits import (
     LINE_AFTER_MESSAGES_MAX,
     LINE_AGAIN_MESSAGES,
     LINE_DATA_BYTES,
+    LINE_OFFER_S,
     LINE_QUEUE_MESSAGES_MIN,
     LINE_READERS_MAX,
     LINES_MAX,
@@ -143,6 +144,15 @@ class Lines:
             line.settle()
 
     # What happens.
+
+    def tick(self, now_ns: int) -> None:
+        """Time passes: takes in what was written, and takes back offers that nobody has taken."""
+        self.drain()
+        for line in list(self._offered.values()) if self._offered else ():
+            line.offered_ns = line.offered_ns or now_ns
+            if now_ns - line.offered_ns > LINE_OFFER_S * 1e9 and line.withdraw():
+                del self._offered[line.number]
+                self._after(line.publisher, lasted=False)
 
     def drain(self) -> None:
         """Takes in all that was written: something depends on it."""

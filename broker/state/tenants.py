@@ -184,7 +184,7 @@ class Tenant:
 
     def tick(self, now_ns: int) -> None:
         """Time passes: deadlines, leases, announcements, quotas."""
-        self.lines.drain()
+        self.lines.tick(now_ns)
         self.groups.tick(now_ns)
         self.router.works.tick(now_ns)
         self.pressure.tick(now_ns)
