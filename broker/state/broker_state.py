@@ -61,8 +61,14 @@ from broker.topics.policy import Declaration, check_declaration
 log = logging.getLogger(__name__)
 
 _DEPENDS: Final = frozenset(
-    map(int, (Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH))
-)
+    map(
+        int,
+        (
+            Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH,
+            Kind.CANCEL,
+        ),
+    )
+)  # fmt: skip
 """What depends on what was published, so that lines are drained before."""
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
