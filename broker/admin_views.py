@@ -18,6 +18,7 @@ import msgspec
 from broker.measuring.modules import compiled_modules
 from broker.metrics import public_topics, sessions_open, subscriptions_open, version
 from broker.server import Server
+from broker.state.census import Census
 from broker.state.delivery import Subscription
 from broker.state.pressure import Blocker
 from broker.state.queries import blockers
@@ -238,13 +239,13 @@ class TopicView(msgspec.Struct, frozen=True):
 
 def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = None) -> ServerView:
     """The broker at this moment; what it counts is of some tenants, or of all."""
-    state = server.state
+    state, census = server.state, Census()
     if tenants is None or len(tenants) == len(state.tenants):
-        tenants, totals = list(state.tenants.values()), state.totals()
+        tenants, totals = list(state.tenants.values()), state.totals(census)
     else:
         totals = Totals()
         for tenant in tenants:
-            totals.add(tenant.totals())
+            totals.add(tenant.totals(census))
     return ServerView(
         name=server.config.name,
         version=version(),
@@ -258,7 +259,7 @@ def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = 
         draining=state.draining,
         sessions=sessions_open(tenants),
         subscriptions=subscriptions_open(tenants),
-        topics=len(public_topics(tenants)),
+        topics=census.topics,
         groups=sum(len(tenant.groups.by_number) for tenant in tenants),
         published_messages=totals.published_messages,
         published_bytes=totals.published_bytes,

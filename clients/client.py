@@ -47,6 +47,8 @@ class Client:
     not call a client, because they can interrupt a call that holds its lock: set a flag there.
     """
 
+    _groups: type[Group] = Group
+
     def __init__(
         self,
         url: str,
@@ -443,7 +445,7 @@ class Client:
         size, wanted = group_place(name, world_size, rank)
         compressed = Compression(compression)
         place = self._driver.run(joining.join(self._driver, name, size, wanted, timeout_s, schedule))
-        return Group(self._driver, place, compressed)
+        return self._groups(self._driver, place, compressed)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed.

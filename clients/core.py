@@ -317,10 +317,11 @@ class Core:
         for reference in [reference for reference, waiting in self._pendings.items() if waiting is pending]:
             del self._pendings[reference]
 
-    def ask(self, kind: Kind, what: str, *, number: int = 0, body: bytes = b"") -> Pending:
+    def ask(self, kind: Kind, what: str, *, number: int = 0, sequence: int = 0, body: bytes = b"") -> Pending:
         """Sends a frame that the broker answers."""
         pending = Pending(what)
-        self.send(Frame(kind, lane=Lane.CONTROL, number=number, target=self.pending(pending), body=body))
+        target = self.pending(pending)
+        self.send(Frame(kind, lane=Lane.CONTROL, number=number, target=target, sequence=sequence, body=body))
         return pending
 
     def send(self, frame: Frame) -> None:
@@ -361,15 +362,16 @@ class Core:
         return subscription, pending
 
     def _send_subscribe(self, subscription: SubscriptionState, reference: int, *, again: bool) -> None:
-        if not self._bell_told:
-            self._bell_told = True
-            self._tell_bell()
+        self._tell_bell()
         for frame in subscription.seen.frames(subscription.number, reference, again=again):
             self.send(frame)
 
     def _tell_bell(self) -> None:
-        """Whoever subscribes can read lines, if it can be woken."""
+        """Whoever subscribes or waits for replies can read lines, if it can be woken."""
         bell, session = self.bell, self.session
+        if self._bell_told:
+            return
+        self._bell_told = True
         if bell is None or session is None or session.passage is None or not session.passage.enabled:
             return
         session.passage.give(bell)
@@ -396,6 +398,8 @@ class Core:
 
     def address(self, message: Outbound, pending: PendingRequest) -> None:
         """Says on a request where its replies go, and to what."""
+        if not self._bell_told:
+            self._tell_bell()
         message.flags = _REQUEST | (_ACKNOWLEDGE if pending.many else 0) | message.flags & _TRACED
         message.reply_to, message.request = self.inbox(), pending.number
         message.reference = pending.number & 0xFFFFFFFF

@@ -129,6 +129,10 @@ class Incoming:
             log.warning("subscription.ended filter=%r reason=%s", subscription.wishes.filter, failure.reason)
             subscription.close(error_for(failure, subscription.wishes.filter))
 
+    def subscription(self, number: int) -> SubscriptionState | None:
+        """The one of a number, or the inbox; None when it has ended."""
+        return self.subscriptions.get(number) if number else self._inbox
+
     def deliver(self, frame: Frame) -> None:
         """DELIVER: a message, a batch, or the start of a large message."""
         subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
@@ -162,7 +166,7 @@ class Incoming:
                 self._reply,
             )  # fmt: skip
             self.latencies.arrived(frame.lane, frame.time_ns, subscription.began_ns)
-            subscription.append(message)
+            self._hand_out(subscription, message)
         if subscription.credit_due and subscription.evicts:
             self.give_credit(subscription)
 

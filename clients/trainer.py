@@ -39,6 +39,7 @@ from broker.errors import (
     CollectiveError,
     ConnectionClosed,
     GenerationChangedError,
+    GroupFinishedError,
     NoResponders,
     ProtocolError,
     RankTimeoutError,
@@ -225,6 +226,15 @@ class Trainer:
             except ConnectionClosed:
                 self._rejoin()
 
+    def finish(self) -> None:
+        """Says that the training is over, after the last step, which all ranks have made.
+
+        Whoever joins from now on, or has come since, gets GroupFinishedError in place of waiting for ranks that have
+        ended. Nothing happens if the connection is lost.
+        """
+        with suppress(ConnectionClosed, TimeoutError):
+            self._group.finish(generation=self.generation, timeout_s=self._timeout_s)
+
     def pull(self, *, device: str | None = None) -> Pulled:
         """Gets the parameters from the parameter server, and the step that this rank is to push next.
 
@@ -338,7 +348,7 @@ class Trainer:
                     self.group, world_size=self.world_size, rank=self.rank, timeout_s=self._timeout_s
                 )
                 break
-            except RankTimeoutError:
+            except (GroupFinishedError, RankTimeoutError):
                 raise
             except CollectiveError:
                 # The broker may not have noticed yet that the old connection, which holds the rank, is gone.

@@ -228,7 +228,7 @@ class Membership(msgspec.Struct, omit_defaults=True):
 
 
 class CollectiveFailure(msgspec.Struct, omit_defaults=True):
-    """FAILED: why an operation failed: one of `claims`, `missing_ranks`, `text`, `gave_up` and `missed` is set."""
+    """FAILED: why an operation or a join failed: one of the fields is set, `timeout_s` beside `missing_ranks`."""
 
     claims: dict[int, str] | None = None
     missing_ranks: list[int] | None = None
@@ -237,6 +237,8 @@ class CollectiveFailure(msgspec.Struct, omit_defaults=True):
     gave_up: int | None = None
     missed: int | None = None
     """On a late rank only: its operation is forgotten, and so many have closed after it."""
+    finished: bool = False
+    """For a join: the members have finished."""
 
 
 class TookPart(msgspec.Struct, omit_defaults=True):

@@ -19,6 +19,7 @@ from broker.collectives.effects import (
     Dissolved,
     Effect,
     Failed,
+    Finished,
     GivenUp,
     Joined,
     Lagging,
@@ -100,6 +101,7 @@ class Groups:
             Kind.OPERATIONS: self.operations,
             Kind.REGROUP: self.regroup,
             Kind.GIVE_UP: self.give_up,
+            Kind.FINISHED: self.finished,
         }
 
     @property
@@ -177,6 +179,14 @@ class Groups:
         group = self._member_of(session, frame)
         if frame.target == group.generation and session.id in group.sessions:
             self._carry_out(group, group.renew())
+
+    def finished(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """FINISHED: the members have done what the group is for, or go on after all."""
+        group = self._member_of(session, frame)
+        effects = group.finish(session.id, frame.sequence)
+        session.session.put(Frame(Kind.DONE, target=frame.target))
+        self._flush(session)
+        self._carry_out(group, effects)
 
     def links_told(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """LINKS: a member has its links to the others, or has not."""
@@ -324,7 +334,7 @@ class Groups:
         self._flush(session)
 
     def _notice(
-        self, group: Group, session: SessionRecord, effect: Joined | Refused | Failed | Changed | TookPart
+        self, group: Group, session: SessionRecord, effect: Joined | Refused | Failed | Changed | Finished | TookPart
     ) -> None:
         number = group.number
         if isinstance(effect, Joined):
@@ -340,6 +350,9 @@ class Groups:
             if effect.kind is RefusalKind.TIMEOUT:
                 failure = CollectiveFailure(missing_ranks=list(effect.missing_ranks), timeout_s=effect.timeout_s)
                 session.session.put(Frame(Kind.FAILED, target=reference, body=encode_body(failure)))
+            elif effect.kind is RefusalKind.FINISHED:
+                failure = CollectiveFailure(finished=True)
+                session.session.put(Frame(Kind.FAILED, target=reference, body=encode_body(failure)))
             else:
                 self._refuse(session, reference, Failure(Code.COLLECTIVE, effect.text))
         elif isinstance(effect, Failed):
@@ -349,6 +362,8 @@ class Groups:
                     time_ns=effect.channel, body=encode_body(_told(effect)),
                 )
             )  # fmt: skip
+        elif isinstance(effect, Finished):
+            session.session.put(Frame(Kind.FINISHED, number=number))
         elif isinstance(effect, TookPart):
             took_part = bodies.TookPart(list(effect.ranks), list(effect.carried))
             session.session.put(

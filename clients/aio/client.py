@@ -91,6 +91,8 @@ async def connect(
 class Client:
     """A connection to a broker, for one event loop. `clients.Client` documents arguments and errors."""
 
+    _groups: type[Group] = Group
+
     def __init__(self, core: Core, driver: AsyncDriver) -> None:
         """See `connect`."""
         self._core = core
@@ -267,7 +269,7 @@ class Client:
         size, wanted = group_place(name, world_size, rank)
         compressed = Compression(compression)
         place = await joining.join(self._driver, name, size, wanted, timeout_s, schedule)
-        return Group(self._driver, place, compressed)
+        return self._groups(self._driver, place, compressed)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""
