@@ -69,6 +69,11 @@ def duration_text(duration_s: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left_s} s"
 
 
+def of_tenant(name: str, tenant: str) -> str:
+    """The name of something that is a tenant's: `losses of vision`; as it is for none."""
+    return f"{name} of {tenant}" if tenant else name
+
+
 def table(rows: list[tuple[str, ...]]) -> list[str]:
     """Rows as lines with aligned columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
+from broker.devices import Device
 from broker.errors import BrokerError, ConnectionClosed
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import (
@@ -350,11 +351,11 @@ class Core:
 
     # Subscriptions.
 
-    def subscribe(self, wishes: Subscribe) -> tuple[SubscriptionState, Pending]:
-        """Asks for a subscription."""
+    def subscribe(self, wishes: Subscribe, device: Device | None = None) -> tuple[SubscriptionState, Pending]:
+        """Asks for a subscription, whose arrays are to be on a device."""
         encode_body(wishes)
         self._last_subscription += 1
-        subscription = SubscriptionState(self._last_subscription, wishes)
+        subscription = SubscriptionState(self._last_subscription, wishes, device)
         pending = Pending(wishes.filter, None if wishes.overflow is not None else subscription.decided)
         self.incoming.subscriptions[subscription.number] = subscription
         self._send_subscribe(subscription, self.pending(pending), again=False)

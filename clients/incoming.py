@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from broker.devices import host_memory
 from broker.errors import ProtocolError
 from broker.limits import MIB
 from broker.protocol.batches import ENTRY_BYTES
@@ -175,7 +176,8 @@ class Incoming:
             self._assemblies[frame.stream] = _Assembly(None, frame, None)
             return
         try:
-            memory = self.pool.acquire(frame.total_bytes).data
+            pinned = subscription.device is not None
+            memory = host_memory(frame.total_bytes).data if pinned else self.pool.acquire(frame.total_bytes).data
         except (MemoryError, ValueError, OverflowError):
             # What a publisher announces, this machine need not have. The chunks come all the same, and go nowhere.
             log.error("message.too_large stream=%d bytes=%d", frame.stream, frame.total_bytes)

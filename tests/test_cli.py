@@ -221,7 +221,8 @@ def test_a_wrong_command_line_is_status_2_with_the_usage(arguments: list[str]) -
 
 LARGE = {
     "numpy", "aiohttp", "msgspec", "msgpack", "uvloop", "rich", "zmq", "ssl", "asyncio", "cryptography",
-    "multiprocessing", "prometheus_client", "opentelemetry", "clients", "broker.server", "broker.protocol", "broker.state",
+    "multiprocessing", "prometheus_client", "opentelemetry", "clients", "broker.server",
+    "broker.protocol", "broker.state",
 }  # fmt: skip
 """What no help needs: together it would take longer to import than all that a person has the patience for."""
 

@@ -198,8 +198,8 @@ class TopicLine:
         self._close_descriptors()
 
     def withdraw(self) -> bool:
-        """Ends a line that its publisher has not begun in time; says whether it is over, as nothing is on it. What is on
-        it belongs behind what the publisher has sent before, and comes with its DRAIN."""
+        """Ends a line that its publisher has not begun in time; says whether it is over, as nothing is on it. What is
+        on it belongs behind what the publisher has sent before, and comes with its DRAIN."""
         if self._end.close():
             return False
         self._close_descriptors()
