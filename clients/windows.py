@@ -7,7 +7,8 @@ and maps them, so that every rank can write to every array. If one of them canno
     rank 1   x | - - - -| mapped|         its share of the result to every y
 
 After a failure a rank that was stopped may go on to write to the others' y. So whoever sees a failure exchanges its y
-for memory of its own, under the array, which stays where it is (detach); it is an ordinary array from then on.
+for memory of its own, under the array, which stays where it is (detach); it is an ordinary array from then on. Of
+several operations at once that write to one array, all but the first go the ordinary way.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class Windows:
         if not self._rooms or not isinstance(source, np.ndarray) or not isinstance(target, np.ndarray):
             return
         places = self._find(source), self._find(target)
-        if places[0] is not None and places[1] is not None:
+        # One at a time writes to an array: were it to fail, the array could not be taken from those behind it.
+        if places[0] is not None and places[1] is not None and not places[1].window.busy:
             task.share(places[0].window, places[1].window)
 
     def _find(self, array: Array) -> Room | None:

@@ -71,6 +71,7 @@ cdef extern from "broker/collectives/turns.h" nogil:
         uint64_t sequence
         uint64_t positions
         uint64_t failed_timeout_ns
+        uint64_t ended_ns
         const tb_record *record
 
     ctypedef struct tb_turns:
@@ -108,6 +109,7 @@ cdef class Window:
     cdef int _position
     cdef unsigned char **_bases
     cdef object _holder
+    cdef tb_task *_writer
 
 
 # The engine's thread may use what a Task or an engine refers to until that is deallocated.

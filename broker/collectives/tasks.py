@@ -183,6 +183,11 @@ class Window:
         for each, address in enumerate(addresses[:POSITIONS_MAX]):
             self._bases[each] = cython.cast("unsigned char *", cython.cast(uintptr_t, address))
 
+    @property
+    def busy(self) -> bool:
+        """Whether a task has its target in it that is not COMMITTED: others may have to be kept from writing to it."""
+        return self._writer != cython.NULL and self._writer.status != 1  # type: ignore[no-any-return]
+
     def __dealloc__(self) -> None:
         free(self._bases)
 
@@ -263,7 +268,7 @@ class Task:
 
         Args:
             source: in which the source lies, an array of an all_reduce.
-            target: in which the target lies, which does not overlap the source.
+            target: in which the target lies, which does not overlap the source; not busy.
 
         Raises:
             InvalidValue: one does not.
@@ -271,6 +276,7 @@ class Task:
         self._place(source, cython.address(self._task.shared_source), self._task.source, self._task.bytes)
         self._place(target, cython.address(self._task.shared_target), self._task.target, self._task.target_bytes)
         self._source_window, self._target_window = source, target
+        target._writer = cython.address(self._task)
         return 0
 
     def _place(self, window: Window, shared: object, array: object, array_bytes: int) -> int:
@@ -293,6 +299,8 @@ class Task:
         return pieces
 
     def __dealloc__(self) -> None:
+        if self._target_window is not None and self._target_window._writer == cython.address(self._task):
+            self._target_window._writer = cython.NULL
         if self._has_source:
             PyBuffer_Release(cython.address(self._source))
         if self._has_target:
@@ -322,6 +330,11 @@ class Task:
     def target_holder(self) -> object:
         """What keeps the memory of all positions in which the target lies; None if it does not lie in such memory."""
         return None if self._target_window is None else self._target_window._holder
+
+    @property
+    def ended_ns(self) -> int:
+        """Of one that was submitted, once its status is not PENDING: when it was done, on the monotonic clock."""
+        return self._task.ended_ns  # type: ignore[no-any-return]
 
     @property
     def claim(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
@@ -51,11 +52,23 @@ class Work:
         self._grace_s = grace_s
         self._finished = False
         self._value: object = None
+        self._ended_ns = 0
+        signal.callbacks.append(self._end)
+        if signal.ready:
+            signal.set()
+
+    def _end(self) -> None:
+        self._ended_ns = time.monotonic_ns()
 
     @property
     def done(self) -> bool:
         """Whether `wait` will return or raise at once."""
         return self._signal.ready
+
+    @property
+    def ended_ns(self) -> int:
+        """When it was done or had failed, in nanoseconds of the monotonic clock; 0 before that."""
+        return self._ended_ns
 
     async def wait(self, timeout_s: float | None = None) -> object:
         """Waits for the result, which is then in the array; see `clients.Work.wait`. Cancelling leaves it under way."""
@@ -92,6 +105,10 @@ class SharedWork(Work):
     def done(self) -> bool:
         return self._shared.task.status != shm.Outcome.PENDING
 
+    @property
+    def ended_ns(self) -> int:
+        return self._shared.task.ended_ns if self.done else 0
+
     async def wait(self, timeout_s: float | None = None) -> object:
         operation, driver = self._shared, self._driver
         if not self._finished:
@@ -125,6 +142,10 @@ class ManyWork(Work):
     @property
     def done(self) -> bool:
         return all(work.done for work in self._works)
+
+    @property
+    def ended_ns(self) -> int:
+        return max((work.ended_ns for work in self._works), default=0) if self.done else 0
 
     async def wait(self, timeout_s: float | None = None) -> object:
         deadline = Deadline(timeout_s)
