@@ -131,7 +131,11 @@ class Collective(ABC):
 
     @abstractmethod
     def all_reduce(self, array: Array) -> Callable[[], object]:
-        """What sums this array over the ranks, in place, each time that it is called."""
+        """What sums this array over the ranks, in place or into `result`, each time that it is called."""
+
+    def result(self, array: Array) -> Array:
+        """Where the sum of an array is then."""
+        return array
 
 
 class Bus(ABC):

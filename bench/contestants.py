@@ -17,7 +17,7 @@ from bench.peers.redis import Redis
 from bench.peers.zenoh import Zenoh
 from bench.peers.zeromq import Zeromq
 from bench.relay import Relay
-from bench.tensorbus import QUEUE_BYTES, Tensorbus, TensorbusOverZeromq
+from bench.tensorbus import QUEUE_BYTES, Tensorbus, TensorbusOverZeromq, TensorbusShared
 
 ALL: Final[tuple[Contestant, ...]] = (
     Relay(),
@@ -32,7 +32,7 @@ ALL: Final[tuple[Contestant, ...]] = (
     Zenoh(shared=True),
     Iceoryx2(),
 )
-COLLECTIVE: Final[tuple[Contestant, ...]] = (Limit(), Tensorbus(), Gloo(), Openmpi())
+COLLECTIVE: Final[tuple[Contestant, ...]] = (Limit(), Tensorbus(), TensorbusShared(), Gloo(), Openmpi())
 """Who has collectives; the first is the reference there."""
 NAMED: Final[tuple[Contestant, ...]] = tuple({one.name: one for one in (*COLLECTIVE, *ALL)}.values())
 """All but variants of the bounded kind."""

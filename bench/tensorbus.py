@@ -24,6 +24,7 @@ from bench.contestant import (
     Subscriber,
     Tensor,
     WorkQueue,
+    numpy_dtype,
 )
 from bench.counting import Countdown
 from bench.tasks import Task
@@ -142,6 +143,20 @@ class TensorbusCollective(Collective):
         return partial(self._group.all_reduce, array)
 
 
+class SharedCollective(TensorbusCollective):
+    """As TensorbusCollective, with arrays in memory that the ranks share, which are reduced out of place."""
+
+    def empty(self, count: int, dtype: str) -> Array:
+        self._array, self._result = (self._group.empty(count, numpy_dtype(dtype)) for _ in range(2))
+        return self._array
+
+    def result(self, array: Array) -> Array:
+        return self._result
+
+    def all_reduce(self, array: Array) -> Callable[[], object]:
+        return partial(self._group.all_reduce, array, out=self._result)
+
+
 class TensorbusBus(Bus):
     """One synchronous client.
 
@@ -204,6 +219,25 @@ class Tensorbus(Contestant):
 
     def connect(self, address: str, *, threads: bool = False) -> TensorbusBus:
         return TensorbusBus(address, self._overflow)
+
+
+class SharedBus(TensorbusBus):
+    """One run with arrays that the ranks share."""
+
+    def collective(self, task: Task) -> Collective:
+        return SharedCollective(self.client, task)
+
+
+class TensorbusShared(Tensorbus):
+    """tensorbus, whose ranks ask it for the memory of their arrays."""
+
+    transports = ("unix",)
+
+    def __init__(self) -> None:
+        super().__init__("shared")
+
+    def connect(self, address: str, *, threads: bool = False) -> SharedBus:
+        return SharedBus(address, "")
 
 
 class TensorbusOverZeromq(Tensorbus):

@@ -14,6 +14,7 @@ from broker.collectives.claims import Claim
 from broker.errors import InvalidValue, LimitExceeded
 from broker.protocol.bodies import Membership
 from broker.protocol.sharing import Memory, Passage
+from clients import windows
 from clients.ways import Engine, Plan, Task, Way
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Board(Way):
         positions, position = len(self.ranks), self.ranks.index(rank)
         engine = shm.Engine(memory.descriptor, memory.size_bytes, positions, position, descriptor)
         self.engine = cast("Engine", engine)
+        self.windows = windows.Windows()
 
     def make_plan(self, claim: Claim, words: bytes, root: int, *, impossible: bool) -> Plan:
         """See Way."""
@@ -51,6 +53,14 @@ class Board(Way):
     ) -> Task:
         """See Way."""
         return shm.Task(cast("shm.Plan", plan), source, target, timeout_ns, scratch, priority)
+
+    def share(self, task: Task, source: object, target: object) -> None:
+        """See Way."""
+        self.windows.share(cast("shm.Task", task), source, target)
+
+    def failed(self, task: Task) -> None:
+        """See Way."""
+        windows.failed(cast("shm.Task", task))
 
     def lost(self, place: Place) -> None:
         """See Way. It was the broker who has ended the board."""

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
 from broker.limits import COLLECTIVE_TIMEOUT_S
-from clients import joining, state_sync
+from clients import joining, state_sync, windows
+from clients.collective import Prepared
 from clients.points import Points
 from clients.state_sync import Synced
+
+T = TypeVar("T")
 
 
 class Meetings(Points):
@@ -31,7 +40,35 @@ class Meetings(Points):
                 nothing was changed here, and the other ranks have the state.
             CollectiveError: as for all_reduce, or no rank has a state; nothing was changed anywhere.
         """
-        calls = state_sync.sync_state(self._place.member, state, step, timeout_s)
+        return self._call_each(state_sync.sync_state(self._place.member, state, step, timeout_s), timeout_s)
+
+    def empty(
+        self,
+        shape: int | Sequence[int],
+        dtype: npt.DTypeLike = "float32",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+    ) -> npt.NDArray[np.generic]:
+        """An uninitialised array in memory that the ranks share, if they are all on one host; else an ordinary one.
+
+        To be called by all ranks. `all_reduce(x, out=y)` of two such arrays moves the fewest bytes, if all ranks call
+        it with the arrays that the same calls of `empty` gave them. When it fails, x is as it was, and y may hold
+        anything. After a failure y is an ordinary array on all ranks, as both are when the members have changed: call
+        `empty` again for new ones. In every other call such an array is like any other.
+
+        Args:
+            shape: lengths of the axes, the same on all ranks.
+            dtype: a numpy dtype, the same on all ranks.
+            timeout_s: how long the ranks may take to arrive, in seconds.
+
+        Raises:
+            InvalidValue: no tensor has such a shape or dtype.
+            CollectiveError: as for all_reduce.
+        """
+        return self._call_each(windows.empty(self._place, shape, dtype, timeout_s), timeout_s)
+
+    def _call_each(self, calls: Generator[Prepared, object, T], timeout_s: float) -> T:
+        """Carries out what is yielded, one after the other, and gives what comes of all."""
         try:
             prepared = next(calls)
             while True:

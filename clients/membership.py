@@ -39,6 +39,7 @@ from clients.entrance import Entrance
 from clients.links import Links
 from clients.signals import Pending, Signal
 from clients.ways import Schedule, Way
+from clients.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +217,11 @@ class Place:
         self.report()
 
     # Operations.
+
+    @property
+    def windows(self) -> Windows | None:
+        """The arrays that the members share, if they have a board."""
+        return self.way.windows if isinstance(self.way, Board) else None
 
     @property
     def used_schedule(self) -> str:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from broker.collectives import ring, shm
-from broker.collectives.claims import Claim, member_problem
+from broker.collectives.claims import Claim, CollectiveKind, member_problem
 from broker.errors import (
     BrokerError,
     CollectiveAbortedError,
@@ -173,9 +173,19 @@ class Way(ABC):
     ) -> Task:
         """See shm.Task."""
 
+    def share(self, task: Task, source: object, target: object) -> None:  # noqa: B027
+        """Lets a task go the shortest way if its arrays lie where that is possible."""
+
+    def failed(self, task: Task) -> None:  # noqa: B027
+        """A task has failed, and its program is about to get its arrays back."""
+
     def run(self, task: Task) -> int:
         """Carries a task out, and returns its outcome."""
-        return self.engine.run(task)
+        try:
+            return self.engine.run(task)
+        except BaseException:
+            self.failed(task)
+            raise
 
     def submit(self, task: Task) -> None:
         """Has a task carried out by the engine's own thread."""
@@ -277,6 +287,8 @@ class SharedOperation:
         sent = _array(source, plan)
         taken = sent if source is target else _array(target, plan)
         task = way.task(plan, sent, taken, claim.timeout_ns, scratch=scratch, priority=priority)
+        if claim.kind is CollectiveKind.ALL_REDUCE and source is not target:
+            way.share(task, sent, taken)
         return cls(way, claim, task, result)
 
     @classmethod
@@ -334,6 +346,7 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
         status = await way.settle(driver, task)
     if status == _DONE:
         return operation.result
+    way.failed(task)
     # A client that is closed does not wait for the engine.
     if status in (ring.Outcome.OVER, ring.Outcome.PENDING, ring.Outcome.UNDECIDED):
         raise await _over(driver, place, way)

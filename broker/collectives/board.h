@@ -2,7 +2,7 @@
 
    The broker makes one for a generation whose members all share memory with it, and passes it to them. It writes the
    header, and later `state`. To tell people who is late it reads counters, logs, verdicts and records (board_log.c), and
-   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 3:
+   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 4:
 
      0          +------------------------------------------------------------------------+
                 | magic u64 | version u32 | positions u32 | bytes u64                    |
@@ -15,6 +15,8 @@
                 |   written by it alone                                                   |
                 |   bell u32, sleepers u32: the futex on which others wait for it         |
                 |   past_caches u32: of position 0, how all are to write to their stages  |
+                |   places         of operations with s % 2: where in memory that all map its  |
+                |                   arrays lie; 0 is elsewhere (engine_direct.c)         |
                 |   row 0, row 1   claim (512) and small payload (4096) of operations     |
                 |                  with s % 2                                            |
                 |   record 0 .. 3  failures that it was the first to see, with all claims |
@@ -31,7 +33,7 @@
    says. A counter holds s << 24 | chunks, so that it only grows, also over operations that failed half-way; `arrived`
    and `left` hold s alone. Who writes where, and when:
 
-     row s % 2      from the moment in which all have left s - 2
+     row, places    from the moment in which all have left s - 2
      stage          from the moment in which all have left s - 1, and a chunk's place again when all have collected
                     what was in it
      verdict        once for each s, by compare-and-swap: COMMITTED by whoever sees that all there is to know is on the
@@ -46,7 +48,7 @@
 #include "turns.h"
 
 enum {
-    TB_VERSION = 3,
+    TB_VERSION = 4,
     TB_VERDICTS = 64,
     TB_ROWS = 2,
     TB_RECORDS = 4,
@@ -94,6 +96,7 @@ typedef struct {
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t bell;
     _Atomic uint32_t sleepers;
     _Atomic uint32_t past_caches; /* Of position 0: whether all write to their stages past the caches. */
+    uint64_t places[TB_ROWS][2]; /* Of the source and the target. */
     tb_row rows[TB_ROWS];
     tb_record records[TB_RECORDS];
     tb_log log;

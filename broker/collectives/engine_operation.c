@@ -5,6 +5,7 @@
      small     commit; reduce or copy out of everybody's row
      large     stage chunk k | reduce chunk k - 1 | collect chunk k - 2, each when the others are so far; commit when
                all is reduced
+     direct    in place of that, where all arrays lie in memory that all map: reduce the own part; commit when all have
      end       `left`; after a failure the array is as it was
 
    An array that fits into the stages is collected after the commit, and needs no copy to go back to. */
@@ -303,6 +304,8 @@ static int begin(tb_operation *operation)
     operation->own->calls[operation->sequence % TB_ROWS] = task->call;
     claim->bytes = task->claim_bytes;
     memcpy(claim->data, task->claim, task->claim_bytes);
+    operation->own->places[operation->sequence % TB_ROWS][0] = task->shared_source.place;
+    operation->own->places[operation->sequence % TB_ROWS][1] = task->shared_target.place;
     if (task->bytes <= TB_INLINE_BYTES)
         tb_write_row(operation);
     tb_publish(operation->own, TB_ARRIVED, operation->sequence);
@@ -413,6 +416,30 @@ static int move_chunks(tb_operation *operation)
     return ended;
 }
 
+static int move_direct(tb_operation *operation)
+{
+    tb_publish(operation->own, TB_STAGED, mark(operation, operation->chunks));
+    for (size_t piece = 0; tb_reduce_direct(operation, piece); piece++)
+        if (has_changed(operation) || tb_now_ns() >= operation->pulse_ns) {
+            int ended = look(operation, TB_ARRIVED, operation->sequence);
+            if (ended)
+                return ended;
+        }
+    tb_publish(operation->own, TB_REDUCED, mark(operation, operation->chunks));
+    int ended = wait_for_all(operation, TB_REDUCED, mark(operation, operation->chunks));
+    return ended ? ended : commit(operation);
+}
+
+static int move_array(tb_operation *operation)
+{
+    if (operation->task->shared_source.place) {
+        int ended = gather(operation);
+        if (ended || tb_is_direct(operation))
+            return ended ? ended : move_direct(operation);
+    }
+    return move_chunks(operation);
+}
+
 int tb_carry_out(void *of, tb_task *task)
 {
     tb_engine *engine = of;
@@ -437,7 +464,7 @@ int tb_carry_out(void *of, tb_task *task)
     if (!ended)
         ended = begin(&operation);
     if (!ended)
-        ended = small ? move_rows(&operation) : move_chunks(&operation);
+        ended = small ? move_rows(&operation) : move_array(&operation);
     if (!small)
         tb_log_end(operation.own, operation.sequence);
     tb_publish(operation.own, TB_LEFT, operation.sequence);

@@ -48,6 +48,12 @@ static inline int tb_reduces_in_place(const tb_operation *operation)
            task->target_bytes && !task->targets;
 }
 
+/* Whether the arrays of all positions lie at the same place of memory that all map; once all have come (engine_direct.c). */
+int tb_is_direct(const tb_operation *operation);
+
+/* Reduces a piece of the own part of such arrays, and writes it to everybody's target; 0 if there is none any more. */
+int tb_reduce_direct(tb_operation *operation, size_t piece);
+
 /* The whole of an operation whose arrays lie in the rows. */
 void tb_write_row(tb_operation *operation);
 void tb_finish_rows(tb_operation *operation);

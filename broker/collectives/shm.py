@@ -20,6 +20,7 @@ from broker.collectives.tasks import (
     Plan,
     Task,
     Turns,
+    Window,
     reducible,
 )
 from broker.errors import InvalidValue, LimitExceeded
@@ -40,6 +41,7 @@ __all__ = [
     "Pieces",
     "Plan",
     "Task",
+    "Window",
     "board_bytes",
     "end_board",
     "format_board",
@@ -48,7 +50,7 @@ __all__ = [
 
 AVAILABLE: Final = bool(cython.compiled)
 """Whether this module can do anything: it has to be compiled."""
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the board's layout."""
 
 

@@ -8,7 +8,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 
@@ -38,6 +38,11 @@ cdef extern from "broker/collectives/turns.h" nogil:
         size_t start
         size_t bytes
 
+    ctypedef struct tb_shared:
+        uint64_t place
+        unsigned char *const *bases
+        size_t offset
+
     ctypedef struct tb_task:
         int kind
         int schedule
@@ -53,6 +58,8 @@ cdef extern from "broker/collectives/turns.h" nogil:
         const tb_piece *targets
         int source_count
         int target_count
+        tb_shared shared_source
+        tb_shared shared_target
         size_t target_bytes
         int scratch
         int priority
@@ -94,6 +101,17 @@ cdef class Pieces:
     cdef int _hold(self, object arrays, int flags) except -1
 
 
+@cython.no_gc_clear
+cdef class Window:
+    cdef readonly Py_ssize_t size_bytes
+    cdef uint64_t _number
+    cdef int _positions
+    cdef int _position
+    cdef unsigned char **_bases
+    cdef object _holder
+    cdef tb_task *_writer
+
+
 # The engine's thread may use what a Task or an engine refers to until that is deallocated.
 @cython.no_gc_clear
 cdef class Task:
@@ -105,6 +123,11 @@ cdef class Task:
     cdef bint _has_target
     cdef Pieces _sources
     cdef Pieces _targets
+    cdef Window _source_window
+    cdef Window _target_window
+    @cython.locals(inside=size_t)
+    cdef int _place(self, Window window, tb_shared *shared, const void *array, size_t array_bytes) except -1
+    cpdef int share(self, Window source, Window target) except -1
     @cython.locals(pieces=Pieces)
     cdef Pieces _adopt(self, object arrays, Py_ssize_t expected, bint writable)
     cpdef claims(self)

@@ -25,6 +25,9 @@ POSITIONS_MAX: Final = 64
 CLAIM_BYTES_MAX: Final = 508
 ARRAY_BYTES_MAX: Final = 1 << 40
 """So many chunks can be counted."""
+PLACE_BITS: Final = 40
+"""An offset below ARRAY_BYTES_MAX, in the word that names a place in memory."""
+WINDOW_NUMBER_MAX: Final = (1 << 23) - 1
 SLICE_NS: Final = 50_000_000
 """How long Python's signals may have to wait."""
 SCHEDULES: Final = ("auto", "ring", "halving", "hierarchical")
@@ -153,6 +156,42 @@ class Pieces:
         free(self._pieces)
 
 
+class Window:
+    """Memory of one length on each position of a board, which all positions map."""
+
+    def __init__(self, number: int, addresses: list[int], position: int, size_bytes: int, holder: object) -> None:
+        """Args:
+            number: from 1 to WINDOW_NUMBER_MAX, the same on all positions, and no other window's of the board.
+            addresses: where the memory of each position begins here.
+            position: this process's own.
+            size_bytes: of each, at most ARRAY_BYTES_MAX.
+            holder: keeps the mappings.
+
+        Raises:
+            InvalidValue: the number or the length is out of bounds.
+        """
+        if not 0 < number <= WINDOW_NUMBER_MAX or not 0 <= size_bytes <= ARRAY_BYTES_MAX:
+            raise InvalidValue("window", number, f"must be from 1 to {WINDOW_NUMBER_MAX}; it has {size_bytes} bytes")
+        self._number = number
+        self._positions = len(addresses)
+        self._position = position
+        self.size_bytes = size_bytes
+        self._holder = holder
+        self._bases = cython.cast("unsigned char **", calloc(POSITIONS_MAX, cython.sizeof(uintptr_t)))
+        if self._bases == cython.NULL:
+            raise MemoryError
+        for each, address in enumerate(addresses[:POSITIONS_MAX]):
+            self._bases[each] = cython.cast("unsigned char *", cython.cast(uintptr_t, address))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task has its target in it that is not COMMITTED: others may have to be kept from writing to it."""
+        return self._writer != cython.NULL and self._writer.status != 1  # type: ignore[no-any-return]
+
+    def __dealloc__(self) -> None:
+        free(self._bases)
+
+
 class Task:
     """An operation with its arrays, which must not be touched while it is PENDING or UNDECIDED.
 
@@ -221,6 +260,35 @@ class Task:
             if self._source.len != self._plan.array_bytes:
                 raise InvalidValue("source of bytes", self._source.len, "is not what the claim says")
 
+    def share(self, source: Window, target: Window) -> int:
+        """Says that the arrays lie in memory that all positions map.
+
+        If all say so of the same places, each array is read once and written once; after a failure the target may hold
+        anything then, and others may still write to it.
+
+        Args:
+            source: in which the source lies, an array of an all_reduce.
+            target: in which the target lies, which does not overlap the source; not busy.
+
+        Raises:
+            InvalidValue: one does not.
+        """
+        self._place(source, cython.address(self._task.shared_source), self._task.source, self._task.bytes)
+        self._place(target, cython.address(self._task.shared_target), self._task.target, self._task.target_bytes)
+        self._source_window, self._target_window = source, target
+        target._writer = cython.address(self._task)
+        return 0
+
+    def _place(self, window: Window, shared: object, array: object, array_bytes: int) -> int:
+        base = cython.cast(uintptr_t, window._bases[window._position])
+        inside = cython.cast(uintptr_t, array) - base
+        if self._plan._task.kind != 0 or inside + array_bytes > cython.cast("size_t", window.size_bytes):
+            raise InvalidValue("array of bytes", array_bytes, "does not lie in the memory that it is said to lie in")
+        shared.bases = window._bases
+        shared.offset = inside
+        shared.place = window._number << PLACE_BITS | inside
+        return 0
+
     def _adopt(self, arrays: object, expected: int, writable: bool) -> Pieces:  # noqa: FBT001
         if self._plan._task.kind == 3:
             raise InvalidValue("arrays", len(arrays), "a reduce_scatter takes one array")  # type: ignore[arg-type]
@@ -231,6 +299,8 @@ class Task:
         return pieces
 
     def __dealloc__(self) -> None:
+        if self._target_window is not None and self._target_window._writer == cython.address(self._task):
+            self._target_window._writer = cython.NULL
         if self._has_source:
             PyBuffer_Release(cython.address(self._source))
         if self._has_target:
@@ -255,6 +325,11 @@ class Task:
     def timeout_ns(self) -> int:
         """The time that was over."""
         return self._task.failed_timeout_ns  # type: ignore[no-any-return]
+
+    @property
+    def target_holder(self) -> object:
+        """What keeps the memory of all positions in which the target lies; None if it does not lie in such memory."""
+        return None if self._target_window is None else self._target_window._holder
 
     @property
     def ended_ns(self) -> int:

@@ -67,6 +67,13 @@ typedef struct {
     size_t start, bytes;
 } tb_piece;
 
+/* Where an array lies in memory that all positions map. */
+typedef struct {
+    uint64_t place;             /* Which memory, and where in it, the same on all positions; 0: in none. */
+    unsigned char *const *bases; /* Where each position's memory begins here. */
+    size_t offset;
+} tb_shared;
+
 /* An operation. Whoever makes one keeps it, and all that it points to, until its status is neither PENDING nor
    UNDECIDED. */
 typedef struct tb_task {
@@ -85,6 +92,7 @@ typedef struct tb_task {
                              reduce_scatter and scatter this position's part. */
     const tb_piece *sources, *targets; /* In place of `source` or `target`: arrays that count as one. Not over links. */
     int source_count, target_count;
+    tb_shared shared_source, shared_target; /* Of an all_reduce on a board, out of place. */
     size_t target_bytes;
     int scratch;          /* The target is nobody's yet: after a failure it may hold anything. */
     int priority;         /* The highest goes first, of those that have been submitted everywhere. Not over links. */

@@ -180,7 +180,7 @@ class SharedMemory:
         part.holder = holder
         return part.data
 
-    def keep(self, parts: Iterable[tuple[int, int]]) -> None:
+    def keep(self, parts: Iterable[tuple[int, int]], *, writable: bool = False) -> None:
         """Lets go of the file, of which some parts become memory of this process, and the others zeros.
 
         Views stay where they are. Who reads a part at this moment, on whatever thread, finds the same bytes before and
@@ -188,6 +188,7 @@ class SharedMemory:
 
         Args:
             parts: offsets and lengths in bytes.
+            writable: whether the memory can be written to from then on.
 
         Raises:
             LimitExceeded: there is no memory for them; everything is as it was.
@@ -197,7 +198,8 @@ class SharedMemory:
         if copy != _FAILED and self._address is not None:
             for offset, length in parts:
                 ctypes.memmove(copy + offset, self._address + offset, length)
-            _mprotect(copy, size_bytes, mmap.PROT_READ)
+            if not writable:
+                _mprotect(copy, size_bytes, mmap.PROT_READ)
             if _mremap(copy, size_bytes, size_bytes, _MOVE_TO, self._address) != _FAILED:
                 return
         error = ctypes.get_errno()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.errors import BrokerError, InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import channels, collective, collective_lists, joining, partial, state_sync, ways
+from clients import channels, collective, collective_lists, joining, partial, state_sync, ways, windows
 from clients.aio.driver import AsyncDriver
 from clients.checks import check_priority
 from clients.collective import GRACE_S, Prepared
@@ -24,6 +27,8 @@ from clients.partial import AUTO, Terms
 from clients.signals import Signal
 from clients.state_sync import Synced
 from clients.ways import SharedOperation
+
+T = TypeVar("T")
 
 
 class Work:
@@ -385,7 +390,16 @@ class Group:
 
     async def sync_state(self, state: object, step: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Synced:
         """Gives every rank the state of the one with the highest step; of several, of the lowest rank."""
-        calls = state_sync.sync_state(self._place.member, state, step, timeout_s)
+        return await self._call_each(state_sync.sync_state(self._place.member, state, step, timeout_s), timeout_s)
+
+    async def empty(
+        self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32", *, timeout_s: float = COLLECTIVE_TIMEOUT_S
+    ) -> npt.NDArray[np.generic]:
+        """An uninitialised array in memory that the ranks share, if all are on one host; see clients.Group.empty."""
+        return await self._call_each(windows.empty(self._place, shape, dtype, timeout_s), timeout_s)
+
+    async def _call_each(self, calls: Generator[Prepared, object, T], timeout_s: float) -> T:
+        """Carries out what is yielded, one after the other, and gives what comes of all."""
         try:
             prepared = next(calls)
             while True:

@@ -199,6 +199,16 @@ def test_impossible_intervals_are_refused(url: str, options: dict[str, int], pro
         clients.LocalSGD(bus.group("outer", world_size=1), parameters_of(), **options)
 
 
+def test_whoever_comes_after_the_last_outer_step_is_told_so(url: str) -> None:
+    ranks = [Rank(url, rank, 2) for rank in range(2)]
+    all_together(*(lambda rank=rank: rank.train(2) for rank in ranks))
+    ranks[1].bus.close()
+    newcomer = Rank(url, 1, 2)
+    with pytest.raises(clients.GroupFinishedError):
+        newcomer.train(2)
+    assert newcomer.numbers == []
+
+
 def test_compression_is_passed_on(url: str) -> None:
     asked: list[object] = []
 

@@ -108,6 +108,16 @@ def test_a_late_rank_gets_the_state_of_the_others_and_all_go_on() -> None:
                 assert reduced[0].tolist() == [1.5, 1.5, 1.5]
 
 
+def test_whoever_comes_after_the_training_is_told_so_and_does_not_train_alone() -> None:
+    url = embedded_url()
+    with group_of(url, 2) as members:
+        bus_of(members[1]).close()
+        reduce(members[0])()
+        members[0].finish()
+        with clients.connect(url) as bus, pytest.raises(clients.GroupFinishedError):
+            clients.Trainer(bus, world_size=2, timeout_s=10.0)
+
+
 def test_a_rank_that_was_lost_and_replaced_unseen_is_not_mistaken_for_a_loss() -> None:
     url = embedded_url()
     with group_of(url, 2) as members:

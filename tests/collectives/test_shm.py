@@ -104,6 +104,48 @@ def begin_all(processes: list[Process], **wishes: object) -> None:
         process.begin(**wishes)
 
 
+def _window(number: int, arrays: list[np.ndarray], position: int) -> shm.Window:
+    """Of arrays that all positions see, as threads of one process do."""
+    addresses = [array.ctypes.data for array in arrays]
+    return shm.Window(number, addresses, position, arrays[0].nbytes, arrays)
+
+
+@pytest.mark.parametrize("elements", [2048, LONG])
+def test_of_common_memory_each_position_reduces_its_part_to_where_all_want_it(elements: int) -> None:
+    sources = [np.full(elements, position + 1, np.float32) for position in range(2)]
+    targets = [np.zeros(elements, np.float32) for _ in range(2)]
+    elsewhere = np.zeros(elements, np.float32)
+
+    def work(engine: shm.Engine, position: int) -> int:
+        # Position 1 takes another array for the target of position 0, so that it shows who has written what.
+        seen = [elsewhere, targets[1]] if position == 1 else targets
+        target = _window(2, seen, position)
+        task = shm.Task(all_reduce(elements, 2), sources[position], targets[position], 20 * SECOND_NS)
+        task.share(_window(1, sources, position), target)
+        assert target.busy
+        status = engine.run(task)
+        assert target.busy == (status != Outcome.COMMITTED)
+        return status
+
+    assert on_threads(2, work) == [Outcome.COMMITTED] * 2
+    half = elements // 2
+    assert (targets[1] == 3).all()
+    assert (targets[0][:half] == 3).all()
+    assert (targets[0][half:] == 0).all()
+    assert (elsewhere[:half] == 0).all()
+    assert (elsewhere[half:] == 3).all()
+    assert [np.unique(source).tolist() for source in sources] == [[1.0], [2.0]]
+
+
+def test_what_does_not_lie_in_a_window_is_refused() -> None:
+    array, target = np.zeros(8192, np.float32), np.zeros(8192, np.float32)
+    task = shm.Task(all_reduce(8192, 1), array, target, SECOND_NS)
+    with pytest.raises(InvalidValue, match="does not lie in the memory"):
+        task.share(_window(1, [array], 0), _window(2, [array], 0))
+    with pytest.raises(InvalidValue, match="window"):
+        shm.Window(0, [array.ctypes.data], 0, array.nbytes, array)
+
+
 @pytest.mark.parametrize("elements", [1, 500_000, LONG])
 def test_processes_reduce_many_times(ranks: tuple[SharedMemory, list[Process]], elements: int) -> None:
     begin_all(ranks[1], elements=elements, timeout_s=20, count=5)

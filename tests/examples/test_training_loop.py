@@ -237,14 +237,16 @@ def test_survivors_name_a_killed_trainer_within_a_second_and_finish(tmp_path: Pa
     assert not any(runs(pid) for pid in pids.values())
 
 
-@pytest.mark.parametrize("mode", ["all-reduce", "quorum", "diloco"])
+@pytest.mark.parametrize("mode", ["all-reduce", "ps-sync", "ps-async", "quorum", "diloco"])
 def test_a_trainer_is_killed_another_one_takes_its_place_and_all_end_alike(tmp_path: Path, mode: str) -> None:
     with running_command(tmp_path, "--mode", mode, "--trainers", "2", "--elastic") as (process, pids, _):
         read_started(process, pids, f"{mode}.trainer-1")
         said = process.read_rest().decode()
         assert process.wait() == 0, f"{said}\n{process.errors}"
     assert f"{mode}.trainer-1 was killed; the others go on" in said
-    accuracy = re.search(r"2 \(lost 1, \+1\).* (\d+\.\d+)%.*identical", said)
+    # Asynchronous trainers pull different versions at their ends.
+    alike = "" if mode == "ps-async" else ".*identical"
+    accuracy = re.search(rf"2 \(lost 1, \+1\).* (\d+\.\d+)%{alike}", said)
     assert accuracy is not None, said
     assert float(accuracy[1]) / 100 >= TARGET_ACCURACY
     assert not any(runs(pid) for pid in pids.values())

@@ -15,7 +15,7 @@ from broker.state.boards import BoardMaker
 from tests.state.harness import SECOND_NS, Peer, Talk
 from tests.state.sharers import FakeMemory, FakePassage
 
-VERSION = 3
+VERSION = 4
 
 
 class FakeReader:

@@ -37,9 +37,11 @@ BYTES_MAX = 3 << 20
 DTYPES = ("float32", "int64", "float16", "uint8")
 KINDS = (
     "all_reduce", "all_reduce", "all_reduce", "broadcast", "all_gather", "reduce_scatter", "barrier", "burst",
-    "reduce", "gather", "scatter", "all_to_all",
+    "reduce", "gather", "scatter", "all_to_all", "shared", "shared",
 )  # fmt: skip
 TIMEOUT_S = 25.0
+LEFT = 77
+"""What is written to an array after a failure, into which a rank that was stopped in the middle may still write."""
 RETRY_S = 0.02
 PATTERN = np.arange(BYTES_MAX, dtype=np.int64) % 7
 """Small numbers: their sums are exact in every dtype."""
@@ -99,6 +101,10 @@ def carry_out(group: clients.Group, step: Step) -> Iterator[None]:
         if step.kind == "burst":
             yield from burst(group, step, own)
             return
+        if step.kind == "shared":
+            shared(group, step, own)
+            yield
+            return
         if step.kind == "all_reduce":
             due = step.reduced()
             group.all_reduce(array, step.op, timeout_s=TIMEOUT_S)
@@ -143,6 +149,29 @@ def scatter(group: clients.Group, step: Step, array: Array) -> None:
         expect(step, "after a failure, the part", part, np.zeros_like(part))
         raise
     expect(step, "the part", part, step.contribution(step.root)[step.share(group.rank)])
+
+
+left: list[Array] = []
+
+
+def shared(group: clients.Group, step: Step, own: Array) -> None:
+    """Of arrays in memory that the ranks share, several times, out of place."""
+    for array in left:
+        expect(step, "what was left after a failure", array, np.full_like(array, LEFT))
+    left.clear()
+    array = group.empty(step.count, step.dtype, timeout_s=TIMEOUT_S)
+    result = group.empty(step.count, step.dtype, timeout_s=TIMEOUT_S)
+    array[:] = own
+    for _ in range(step.works):
+        result[:] = 0
+        try:
+            group.all_reduce(array, step.op, out=result, timeout_s=TIMEOUT_S)
+        except clients.BrokerError:
+            expect(step, "after a failure, the array", array, own)
+            result[:] = LEFT
+            left.append(result)
+            raise
+        expect(step, "the result", result, step.reduced())
 
 
 def burst(group: clients.Group, step: Step, own: Array) -> Iterator[None]:
