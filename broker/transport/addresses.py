@@ -153,8 +153,8 @@ _CURVE: Final = ("curve", "key")
 """Files with keys: see broker/transport/zeromq/curve.py."""
 _TLS: Final = ("certificates",)
 """A folder: see broker/transport/tls/contexts.py."""
-_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc")
-"""The schemes that have a transport; the others' addresses are understood already."""
+_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc", "ucx")
+"""The schemes, as they are told to who writes another."""
 
 _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
     "tcp": _parse_host_port,

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from broker.transport import Connection, Listener, embedding, listen
-
 from tests.ucxx import need_ucxx
 
 from .driving import PATIENCE_S, accept, connect, open_both

@@ -292,7 +292,7 @@ class Carrier:
             self._reset()
 
     def _watch(self, descriptor: int, events: int) -> None:
-        if self._watched.get(descriptor) == events:
+        if self._watched.get(descriptor, 0) == events:
             return
         self._watched[descriptor] = events
         if events:

@@ -40,6 +40,11 @@ class Carriers:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the process, if there is one."""
+        return None if self._process is None else self._process.pid
+
     def start(self, timeout_s: float = UCX_START_TIMEOUT_S) -> None:
         """Makes sure that the process is there.
 

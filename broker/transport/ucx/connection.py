@@ -37,7 +37,8 @@ class UcxConnection(Connection):
 
     __slots__ = (
         "_arrived", "_blocked", "_closed", "_door", "_end", "_free", "_greeted", "_into", "_link", "_local_address",
-        "_lock", "_lost", "_may_send", "_out", "_peer_address", "_read", "_read_told", "_readiness", "_wishes", "_written",
+        "_lock", "_lost", "_may_send", "_out", "_peer_address", "_read", "_read_told", "_readiness", "_wishes",
+        "_written",
     )  # fmt: skip
 
     def __init__(self, link: socket.socket, local_address: str, peer_address: str, *, greets: bool) -> None:
