@@ -10,7 +10,7 @@ goes on by itself, as a kernel does, while its owner computes, and after it has 
 
     connection.py  the owner's end, a Connection
     transport.py   dialling and listening, which happens on the link
-    carriers.py    the process from which carriers are forked
+    carriers.py    the process from which carriers are forked, and forking.py, what it does
     records.py     what owner and carrier tell each other
     carrier.py     a carrier
     link.py        what carriers tell each other over the link

@@ -11,17 +11,14 @@ that waits, no more.
 
 from __future__ import annotations
 
-import gc
-import os
-import resource
 import select
-import signal
 import socket
 from collections import deque
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from broker.limits import UCX_LINGER_S, UCX_PIECE_BYTES, UCX_RING_BYTES
+from broker.transport.ucx.library import Channel, ChannelFailed, Request, check
 from broker.transport.ucx.link import LINGER_ZERO, NOTE, Kind, Malformed, Notes, hello
 from broker.transport.ucx.records import (
     FROM_CARRIER,
@@ -33,10 +30,6 @@ from broker.transport.ucx.records import (
     map_rings,
 )
 
-if TYPE_CHECKING:
-    from broker.transport.ucx.library import Channel, Request
-
-READY: Final = b"ready"
 _READ_BYTES: Final = 65_536
 _PEER_CLOSED: Final = "the peer closed the connection"
 _PEER_GONE: Final = "the peer ended without closing the connection"
@@ -82,17 +75,16 @@ class Carrier:
         """Carries until both ends have ended."""
         try:
             while True:
-                self._turn()
+                # While UCX has something, the others can wait: it comes to rest when a window is used up.
                 if self._channel is None or self._channel.arm():
                     self._wait()
+                self._turn()
         except Over:
             # The last word: it may wait for an owner that is busy.
             self._door.settimeout(_LAST_WORD_S)
             self._tell()
 
     def _turn(self) -> None:
-        self._hear_owner()
-        self._hear_peer()
         if self._channel is None and self._given < self._written:
             self._set_up()
         if self._channel is not None:
@@ -109,8 +101,9 @@ class Carrier:
                 record = self._door.recv(FROM_OWNER.size)
             except BlockingIOError:
                 return
-            except ConnectionError:
-                record = b""
+            except ConnectionResetError:
+                # It ended without having read everything, which is told once, and before its last records.
+                continue
             if not record:
                 self._owner_gone = self._ends = True
                 return
@@ -197,8 +190,6 @@ class Carrier:
     # UCX.
 
     def _set_up(self) -> None:
-        from broker.transport.ucx.library import Channel, ChannelFailed
-
         # What the interpreter has allocated while it started is never garbage; the address of the link says how far.
         loopback = ip_address(self._link.getsockname()[0].partition("%")[0]).is_loopback
         try:
@@ -208,8 +199,6 @@ class Carrier:
         self._unsent += hello(channel.tag, channel.address)
 
     def _open(self, channel: Channel, address: bytes, tag: int) -> None:
-        from broker.transport.ucx.library import ChannelFailed
-
         try:
             channel.open(address, tag)
         except ChannelFailed as error:
@@ -217,8 +206,6 @@ class Carrier:
 
     def _move(self, channel: Channel) -> None:
         """Moves on what UCX can."""
-        from broker.transport.ucx.library import ChannelFailed, check
-
         channel.progress()
         try:
             self._receive(channel)
@@ -282,14 +269,19 @@ class Carrier:
     # Waiting.
 
     def _wait(self) -> None:
-        """Waits until there is something to do."""
+        """Waits until there is something to do, and hears who says what."""
         owed = not self._owner_gone and (self._arrived > self._arrived_told or self._state is not self._state_told)
         self._watch(self._link.fileno(), select.POLLIN | (select.POLLOUT if self._unsent else 0))
         self._watch(self._door.fileno(), 0 if self._owner_gone else select.POLLIN | (select.POLLOUT if owed else 0))
         if self._channel is not None:
             self._watch(self._channel.fileno(), select.POLLIN)
-        if not self._poll.poll(UCX_LINGER_S * 1000 if self._owner_gone else None):
+        ready = [descriptor for descriptor, _ in self._poll.poll(UCX_LINGER_S * 1000 if self._owner_gone else None)]
+        if not ready:
             self._reset()
+        if self._door.fileno() in ready:
+            self._hear_owner()
+        if self._link.fileno() in ready:
+            self._hear_peer()
 
     def _watch(self, descriptor: int, events: int) -> None:
         if self._watched.get(descriptor, 0) == events:
@@ -299,47 +291,3 @@ class Carrier:
             self._poll.register(descriptor, events)
         else:
             self._poll.unregister(descriptor)
-
-
-def fork_carriers(control: socket.socket) -> None:
-    """Makes a carrier of each set of descriptors that comes, until the owners' process closes its end."""
-    # Who ends all processes of a terminal or of a service ends the owner; carriers go by that.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        from broker.transport.ucx import library
-    except (ImportError, OSError, RuntimeError) as error:
-        control.send(f"UCXX cannot be loaded: {error}".encode()[:REASON_BYTES_MAX])
-        return
-    assert library
-    gc.collect()
-    gc.freeze()
-    control.send(READY)
-    while True:
-        data, descriptors, _, _ = socket.recv_fds(control, 1, 3)
-        if not data:
-            return
-        link, door, memory = descriptors
-        try:
-            child = os.fork()
-        except OSError:
-            # The owner sees its end: the door is closed.
-            child = -1
-        if child == 0:
-            control.close()
-            _carry(link, door, memory)
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _carry(link: int, door: int, memory: int) -> None:
-    """Is a carrier, and nothing else, until the process ends."""
-    status = 1
-    try:
-        Carrier(socket.socket(fileno=link), socket.socket(fileno=door), memory).run()
-        status = 0
-    finally:
-        # No word to the parent's buffers and exit handlers; UCX has nothing that outlives a process.
-        os._exit(status)

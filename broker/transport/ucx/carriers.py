@@ -18,11 +18,10 @@ from contextlib import suppress
 from typing import Final
 
 from broker.limits import UCX_START_TIMEOUT_S
-from broker.transport.ucx.carrier import READY
-from broker.transport.ucx.records import REASON_BYTES_MAX
+from broker.transport.ucx.records import READY, REASON_BYTES_MAX
 
 _PROGRAM: Final = (
-    "import sys; sys.path[:] = sys.argv[2:]; import socket; from broker.transport.ucx.carrier import fork_carriers; "
+    "import sys; sys.path[:] = sys.argv[2:]; import socket; from broker.transport.ucx.forking import fork_carriers; "
     "fork_carriers(socket.socket(fileno=int(sys.argv[1])))"
 )
 _MOMENT_S: Final = 0.001

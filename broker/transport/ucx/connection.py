@@ -198,8 +198,9 @@ class UcxConnection(Connection):
                 record = self._door.recv(FROM_CARRIER.size + REASON_BYTES_MAX)
             except BlockingIOError:
                 return
-            except ConnectionError:
-                record = b""
+            except ConnectionResetError:
+                # It ended without having read everything, which is told once, and before its last words.
+                continue
             if not record:
                 self._lose(_CARRIER_GONE)
                 return

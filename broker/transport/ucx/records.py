@@ -23,6 +23,8 @@ FROM_CARRIER: Final = Struct("<QQB")
 STEP_BYTES: Final = UCX_RING_BYTES // 4
 """What was read is told in steps of this: of the ring, at least half can always be written to."""
 REASON_BYTES_MAX: Final = 500
+READY: Final = b"ready"
+"""What the process says from which carriers are forked, when it can."""
 
 
 class Wish(IntFlag):
