@@ -191,7 +191,15 @@ while not heard:
     heard += notes.split(plain.recv(65536))
 _, tag, address = heard[0]
 channel.open(address, tag)
-sends = [channel.send(memoryview(bytearray(size))) for size in eval(sys.argv[2])]
+if "wait" in sys.argv:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    print("opened", flush=True)
+    signal.sigwait({signal.SIGUSR1})
+# UCX reads the memory when it wants to.
+messages = [bytearray(size) for size in eval(sys.argv[2])]
+sends = [channel.send(memoryview(message)) for message in messages]
+channel.progress()
+print("sent", flush=True)
 plain.setblocking(False)
 while True:
     channel.progress()
@@ -228,6 +236,33 @@ def receive_until_closed_late(connection: Connection) -> tuple[bytes, Connection
             connection.receive_into([])
     except ConnectionClosed:
         return receive_until_closed(connection)
+
+
+@NEEDS_UCXX
+def test_a_peer_that_dies_while_ucx_reads_its_memory_ends_one_connection(listener: Listener) -> None:
+    """`process_vm_readv returned -1: No such process`, and abort(3), is what UCX does then."""
+    with connect(listener.address, PATIENCE_S) as dialled, accept(listener) as other:
+        send_all(dialled, [b"before"])
+        assert receive_exactly(other, 6) == b"before"
+        others = set(carrier_ids())
+        with process(LYING, str(listener.address), "[1_000_000]", "wait") as peer, accept(listener) as accepted:
+            while accepted.opening:
+                wait_readable(accepted)
+                accepted.receive_into([])
+            send_all(accepted, [b"to be sent"])
+            assert peer.stdout is not None
+            assert peer.stdout.readline() == "opened\n"
+            (reading,) = set(carrier_ids()) - others
+            os.kill(reading, signal.SIGSTOP)
+            peer.send_signal(signal.SIGUSR1)
+            assert peer.stdout.readline() == "sent\n"
+            peer.kill()
+            peer.wait()
+            os.kill(reading, signal.SIGCONT)
+            assert receive_until_closed(accepted)[0] == b""
+        send_all(dialled, [b"after"])
+        assert receive_exactly(other, 5) == b"after"
+    still_works(listener)
 
 
 # Peers that stop or vanish.
