@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -28,7 +29,7 @@ from broker.server import Server
 from broker.transport.addresses import Address
 from broker.transport.proofs import Certificate
 from broker.transport.tcp import is_loopback
-from broker.transport.tls.contexts import listener_context, refresh
+from broker.transport.tls.contexts import listener_context, refuse_unrevoked
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ class Guard:
         self._server = server
         local = is_loopback(address)
         self.context = None if local or not config.certificates else listener_context(config.certificates)
+        self._current = self.context
+        if self.context is not None:
+            self.context.sni_callback = self._take_current
         self._asks = not local and not config.insecure
         server.admission.also(f"certificates of {self.scheme}://{address.host}:{address.port}", self.reload)
         if self._asks and self.context is None and not config.tokens:
@@ -82,8 +86,20 @@ class Guard:
         Raises:
             InvalidValue: they cannot be used, and all stays as it was.
         """
-        if self.context is not None:
-            refresh(self.context, self._server.config.certificates)
+        if self.context is None or self._current is None:
+            return
+        folder = self._server.config.certificates
+        context = listener_context(folder)
+        refuse_unrevoked(self._current, context, folder)
+        self._current = context
+        # The one thing that is taken from the context before it is asked for.
+        self.context.verify_flags |= context.verify_flags
+
+    def _take_current(self, handshake: ssl.SSLObject, host: str | None, context: ssl.SSLContext) -> None:
+        """OpenSSL asks at each handshake which host it is for. The listener keeps its first context; what counts for
+        this connection, whom it trusts too, comes from the one that was read last."""
+        assert self._current is not None
+        handshake.context = self._current
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -294,6 +294,8 @@ LINE_READERS_MAX: Final = 8
 """Sessions that read a line: the publisher looks at a word of each for every message."""
 LINES_PER_SESSION_MAX: Final = 16
 """Lines that one session writes; each is a mapping in the broker, and one at the publisher and each reader."""
+LINE_OFFER_S: Final = 10.0
+"""How long an offered line waits for its publisher, which begins it as soon as it reads what the broker says."""
 LINES_MAX: Final = 128
 """Lines of each tenant: the broker looks at all of them before whatever depends on what was published."""
 LINE_AFTER_MESSAGES: Final = 8

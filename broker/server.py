@@ -12,6 +12,7 @@ import logging
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -27,8 +28,8 @@ from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.server_admission import Admission
 from broker.server_boards import board_maker
-from broker.server_guard import Guard
 from broker.server_lines import line_memory
+from broker.server_scarcity import Scarcity
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
 from broker.state.settings import Settings
@@ -105,7 +106,7 @@ class Server:
                 line_memory=line_memory(enabled=config.shared_memory),
             )
         )
-        self._guard = Guard(self.state, config.memory_max_bytes)
+        self._scarcity = Scarcity(self.state, config.memory_max_bytes)
         self.listeners: list[Listener] = []
         self.started_ns = time.monotonic_ns()
         self.turns = Histogram()
@@ -145,9 +146,11 @@ class Server:
             listener.stays_watched()
         paths = (listener.address.path for listener in self.listeners if listener.address.scheme == "unix")
         self.state.local_path = next(paths, "")
+        # Options name files of this host.
+        self.state.addresses = [str(replace(listener.address, options=())) for listener in self.listeners]
         # The process of an embedded broker is the application's, and so is its memory.
         if any(listener.address.scheme != "inproc" for listener in self.listeners):
-            self._guard.watch_memory()
+            self._scarcity.watch_memory()
         self._tick()
 
     def retire(self) -> bool:
@@ -181,7 +184,7 @@ class Server:
             self._let_go(link)
         if self._ticking is not None:
             self._ticking.cancel()
-        self._guard.close()
+        self._scarcity.close()
         self.admission.close()
 
     def reload(self) -> None:
@@ -221,7 +224,7 @@ class Server:
             self._accept_paused = False
             now_ns = time.monotonic_ns()
             record = self.state.connect(connection.peer_address, now_ns, connection.passage)
-            self._guard.accepted(record, connection.fileno(), now_ns)
+            self._scarcity.accepted(record, connection.fileno(), now_ns)
             link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
             link.deliver = partial(self._greeted, link, listener)
             self.idle.clear()
@@ -357,7 +360,7 @@ class Server:
             log.log(level, words, record.id, record.name, record.peer, cause)
             self.admission.closed(record)
             return
-        self._guard.never_opened(record, now_ns, denied=denied)
+        self._scarcity.never_opened(record, now_ns, denied=denied)
         if denied and not record.session.received_bytes:
             # Whoever has said hello was refused there; this one did not come so far.
             self.admission.refused(record, "", str(cause))
@@ -427,7 +430,7 @@ class Server:
         self._look_for_ends()
         if self.admission.changed(now_ns):
             self.reload()
-        self._guard.tick(now_ns, self._shed)
+        self._scarcity.tick(now_ns, self._shed)
         self.state.tick(now_ns)
         self._run()
         for link in list(self._links.values()):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import signal
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -29,14 +31,15 @@ def ask(
     *,
     method: str = "GET",
     context: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
 ) -> tuple[int, str, Mapping[str, str]]:
     scheme, _, place = daemon.admin_url.partition("://")
     port = int(place.rpartition(":")[2])
     assert scheme == ("http" if context is None else "https")
     connection = (
-        HTTPConnection("127.0.0.1", port, timeout=10.0)
+        HTTPConnection(host, port, timeout=10.0)
         if context is None
-        else HTTPSConnection("127.0.0.1", port, timeout=10.0, context=context)
+        else HTTPSConnection(host, port, timeout=10.0, context=context)
     )
     try:
         connection.request(method, path, headers=dict(headers or {}))
@@ -44,6 +47,16 @@ def ask(
         return response.status, response.read().decode(errors="replace"), dict(response.getheaders())
     finally:
         connection.close()
+
+
+def reload(daemon: Daemon, told: str) -> None:
+    """Has the daemon read everything again, and waits until its log tells of it."""
+    assert daemon.process is not None
+    daemon.process.signal(signal.SIGHUP)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while told not in daemon.errors:
+        assert time.monotonic() < deadline_s, daemon.errors
+        time.sleep(0.01)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -105,6 +118,41 @@ def test_with_certificates_it_speaks_tls_and_a_certificate_is_enough(
         stranger = dialler_context(str(anybody))
         assert ask(daemon, context=stranger)[0] == 401
         assert ask(daemon, headers=bearer(token[0]), context=stranger)[0] == 200
+
+
+@pytest.mark.usefixtures("certificates")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["without a name", "with a name"])
+def test_an_authority_that_was_replaced_is_not_trusted_after_a_reload(tmp_path: Path, host: str) -> None:
+    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+
+    for name in ("old", "new"):
+        authority = Authority.create(tmp_path / name)
+        authority.issue(BROKER, hosts=LOCAL_HOSTS)
+        authority.issue("monitor-0", ["monitor"])
+        authority.issue("monitor-1", ["monitor"])
+    served = tmp_path / "served"
+    shutil.copytree(tmp_path / "old" / BROKER, served)
+    (served / "ca.crl").unlink()
+    old, new = (str(tmp_path / name / "monitor-0") for name in ("old", "new"))
+    with Daemon("--certificates", str(served), admin="0.0.0.0:0") as daemon:
+        assert ask(daemon, context=dialler_context(old), host=host)[0] == 200
+        with pytest.raises(OSError, match=r"(?i)verify failed"):
+            ask(daemon, context=dialler_context(new), host=host)
+        # Its own certificate is of the new authority, and so is whom it trusts; a list of revocations comes with it.
+        revoked = authority.revoke("monitor-1")
+        shutil.copytree(tmp_path / "new" / BROKER, served, dirs_exist_ok=True)
+        reload(daemon, "credentials.reloaded what='certificates of https")
+        assert ask(daemon, context=dialler_context(new), host=host)[0] == 200
+        # Who still has a certificate of the old one, and trusts the new one: a thief of the old key.
+        for stolen in (Path(old), tmp_path / "new" / revoked[0].name):
+            shutil.copy(Path(new) / "ca.crt", stolen / "ca.crt")
+            with pytest.raises(OSError, match=r"(?i)alert|reset|closed"):
+                ask(daemon, context=dialler_context(str(stolen)), host=host)
+        assert ask(daemon, context=dialler_context(new), host=host)[0] == 200
+        (served / "ca.crl").unlink()
+        reload(daemon, "ca.crl is gone")
+        with pytest.raises(OSError, match=r"(?i)alert|reset|closed"):
+            ask(daemon, context=dialler_context(str(tmp_path / "new" / "monitor-1")), host=host)
 
 
 def test_a_revoked_token_is_not_let_in_any_more(tmp_path: Path, token: tuple[str, str]) -> None:

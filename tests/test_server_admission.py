@@ -129,7 +129,7 @@ def test_tokens_in_the_clear_are_warned_of(tmp_path: Path, caplog: pytest.LogCap
         ServingThread(f"tcp://{BEYOND}", tokens=str(tmp_path / "tokens")) as serving,
         clients.connect(dialled(serving), name="a", token=token, shared_memory=False),
     ):
-        assert identity(serving, "a").name == "trainer-0"
+        assert identity(serving, "trainer-0/a").name == "trainer-0"
     assert "listen at tls:// instead" in caplog.text
 
 
@@ -138,23 +138,56 @@ def test_tokens_in_the_clear_are_warned_of(tmp_path: Path, caplog: pytest.LogCap
 
 def test_a_certificate_says_who_somebody_is(certificates: Path) -> None:
     with secure(certificates) as serving, clients.connect(dialled(serving), name="a", tls=certificates / "trainer-0"):
-        found = identity(serving, "a")
+        found = identity(serving, "trainer-0/a")
         assert (found.name, found.roles, found.proof) == ("trainer-0", ("trainer",), "certificate")
         assert int(found.credential, 16)
 
 
 def test_without_a_certificate_or_a_token_nobody_gets_in(certificates: Path, tmp_path: Path) -> None:
-    anybody = tmp_path / "anybody"
-    anybody.mkdir()
-    shutil.copy(certificates / "ca.crt", anybody)
+    anybody = authority_of(certificates, tmp_path)
     token, _ = token_in(tmp_path / "tokens", "monitor-0")
     with secure(certificates, tokens=str(tmp_path / "tokens")) as serving:
         with pytest.raises(clients.PermissionDenied, match=r"show a certificate .* or a token"):
             clients.connect(dialled(serving), tls=anybody)
         with clients.connect(dialled(serving), name="a", tls=anybody, token=token):
-            assert identity(serving, "a").name == "monitor-0"
+            assert identity(serving, "monitor-0/a").proof == "token"
         with clients.connect(dialled(serving), name="b", tls=certificates / "trainer-0", token=token):
-            assert identity(serving, "b").name == "monitor-0"
+            assert identity(serving, "monitor-0/b").proof == "token"
+
+
+@pytest.mark.parametrize("proof", ["certificate", "token"])
+@pytest.mark.parametrize(
+    ("said", "called"),
+    [
+        ("trainer-1", "trainer-0/trainer-1"),
+        ("trainer-0", "trainer-0"),
+        ("trainer-0/loader", "trainer-0/loader"),
+        ("trainer-01", "trainer-0/trainer-01"),
+        ("", "trainer-0"),
+    ],
+)
+def test_nobody_sends_in_a_name_that_they_have_not_proven(
+    certificates: Path, tmp_path: Path, proof: str, said: str, called: str
+) -> None:
+    token, _ = token_in(tmp_path / "tokens", "trainer-0")
+    monitor, _ = token_in(tmp_path / "tokens", "monitor-0")
+    tls = certificates / "trainer-0" if proof == "certificate" else authority_of(certificates, tmp_path)
+    with (
+        secure(certificates, tokens=str(tmp_path / "tokens")) as serving,
+        clients.connect(dialled(serving), tls=tls, token=monitor) as reader,
+        reader.subscribe("gradients/#") as subscription,
+        clients.connect(dialled(serving), name=said, tls=tls, token=token if proof == "token" else "") as bus,
+    ):
+        reader.flush()
+        bus.publish("gradients/trainer-0", 1)
+        assert subscription.next(PATIENCE_S).sender == called
+
+
+def authority_of(certificates: Path, folder: Path) -> Path:
+    """A folder with the authority and nothing else: of somebody who shows no certificate."""
+    (folder / "anybody").mkdir()
+    shutil.copy(certificates / "ca.crt", folder / "anybody")
+    return folder / "anybody"
 
 
 def test_a_token_that_is_wrong_expired_or_revoked_is_refused_with_what_to_do(
@@ -201,7 +234,7 @@ def test_other_users_of_this_host_come_to_a_unix_socket_only_by_configuration() 
 def connected_as(serving: ServingThread) -> str:
     try:
         with clients.connect(serving.url, name="other"):
-            found = identity(serving, "other")
+            found = identity(serving, "4242/other")
             return f"{found.name} {found.roles}"
     except clients.PermissionDenied as error:
         return str(error)
@@ -387,8 +420,8 @@ def test_the_audit_log_tells_who_connected_who_was_refused_and_what_was_reloaded
     events = [json.loads(line) for line in audit.read_text().splitlines()]
     kinds = [(event["event"], event["client"], event["identity"], event["action"]) for event in events]
     assert kinds[:3] == [
-        ("connected", "a", "trainer-0", ""),
-        ("disconnected", "a", "trainer-0", ""),
+        ("connected", "trainer-0/a", "trainer-0", ""),
+        ("disconnected", "trainer-0/a", "trainer-0", ""),
         ("refused", "b", "", ""),
     ]
     assert events[0]["credential"] == number

@@ -11,11 +11,9 @@ from typing import Final
 
 from broker.errors import ConfigError, LimitExceeded, PermissionDenied
 from broker.limits import USERS_MAX
-from broker.security.identity import Identity
+from broker.security.identity import ADMIN, Identity
 from broker.security.tokens import Tokens
 
-ADMIN: Final = "admin"
-"""The role of whoever runs the broker; roles.py says what it may do."""
 _FORM: Final = "expected USER=ROLE, USER=ROLE+ROLE or USER=ROLE@TENANT"
 
 

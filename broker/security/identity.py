@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+ADMIN: Final = "admin"
+"""The role that may do everything, unless another role denies something."""
 Proof = Literal["none", "unix", "token", "certificate"]
 
 
@@ -25,6 +27,23 @@ class Identity:
     tenant: str = ""
     proof: Proof = "none"
     credential: str = ""
+
+    def called(self, name: str) -> str:
+        """What others are told that a session is called: no client can pass for somebody that it has not proven to be.
+
+        Whoever has proven a name is called by it, or by it, a slash and what the client calls itself: `trainer-3` that
+        calls itself `loader` is `trainer-3/loader`. Who proves nothing is called as it likes, and so is an admin, who
+        may do everything.
+
+        Args:
+            name: what the client calls itself; may be empty.
+
+        Returns:
+            The name; empty if nothing was proven nor said.
+        """
+        if not self.name or ADMIN in self.roles or name.startswith(f"{self.name}/"):
+            return name
+        return self.name if name in ("", self.name) else f"{self.name}/{name}"
 
 
 ANYBODY: Final = Identity("")

@@ -16,8 +16,8 @@ from typing import Final
 
 from broker.errors import LimitExceeded
 from broker.limits import RULES_MAX
-from broker.security.identity import Identity
-from broker.security.roles import ADMIN, READY_MADE, Role, Verb, filled_in
+from broker.security.identity import ADMIN, Identity
+from broker.security.roles import READY_MADE, Role, Verb, filled_in
 from broker.security.rules import NOTHING, Rules
 from broker.topics.names import ALL_LEVELS
 

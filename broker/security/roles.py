@@ -18,11 +18,10 @@ from types import MappingProxyType
 from typing import Final
 
 from broker.errors import InvalidValue
+from broker.security.identity import ADMIN
 from broker.topics.names import ONE_LEVEL, SEPARATOR, check_filter, is_filter, is_reserved, levels
 
 NAME: Final = "{name}"
-ADMIN: Final = "admin"
-"""The role that may do everything, unless another role denies something."""
 
 
 class Verb(StrEnum):

@@ -114,11 +114,13 @@ def new_token(
     """A token that nobody else has: the text, which is nowhere kept, and what the broker is to know of it.
 
     Raises:
-        InvalidValue: the name, a role or the tenant is empty, too long, or has a control character.
+        InvalidValue: the name, a role or the tenant is empty, too long or has a control character, or the name a slash.
     """
     for what, value in (("name", name), *(("role", role) for role in roles), ("tenant", tenant or "none")):
         if not value or not value.isprintable() or len(value.encode()) > NAME_BYTES_MAX:
             raise InvalidValue(what, value, f"must be a text of 1 to {NAME_BYTES_MAX} bytes without control characters")
+    if "/" in name:
+        raise InvalidValue("name", name, "has a slash, behind which a client calls itself as it likes; use '-'")
     number, secret = secrets.token_hex(_NUMBER_BYTES), secrets.token_urlsafe(_SECRET_BYTES)
     until = "" if expires is None else expires.isoformat(timespec="seconds")
     token = Token(number, name, _hash(secret), now.isoformat(timespec="seconds"), list(roles), tenant, until)

@@ -42,8 +42,9 @@ from broker.security.identity import ANYBODY, Identity
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas, quotas_of
 from broker.security.roles import Verb
-from broker.state.admission import Admission
+from broker.state.arrivals import Arrivals
 from broker.state.authority import Authority
+from broker.state.census import Census
 from broker.state.measured import Latencies
 from broker.state.observing import Observing
 from broker.state.queries import Viewer, answer_to
@@ -60,8 +61,14 @@ from broker.topics.policy import Declaration, check_declaration
 log = logging.getLogger(__name__)
 
 _DEPENDS: Final = frozenset(
-    map(int, (Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH))
-)
+    map(
+        int,
+        (
+            Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH,
+            Kind.CANCEL,
+        ),
+    )
+)  # fmt: skip
 """What depends on what was published, so that lines are drained before."""
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
@@ -75,6 +82,8 @@ class BrokerState:
         self.now_ns = 0
         self.local_path = ""
         """Of the Unix-domain socket to which clients of this host are sent, if there is one."""
+        self.addresses: list[str] = []
+        """Where the broker listens, for clients that choose."""
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
@@ -85,7 +94,7 @@ class BrokerState:
         """Is told when `end_due` has to be called, for a deadline that cannot wait for the next tick."""
         self.on_tenant: Callable[[Tenant], None] = lambda tenant: None
         """Is told of each tenant that comes into being."""
-        self.admission = Admission(
+        self.arrivals = Arrivals(
             sessions_max=settings.sessions_max,
             half_open_max=settings.half_open_max,
             connections_per_address_max=settings.connections_per_address_max,
@@ -177,7 +186,7 @@ class BrokerState:
         )
         record = self.sessions[session_id] = SessionRecord(session_id, session, peer, now_ns, self.own, identity)
         self.own.join(record)
-        self.admission.arrive(record)
+        self.arrivals.arrive(record)
         return record
 
     def receive(self, record: SessionRecord, received: Received, now_ns: int) -> None:
@@ -234,7 +243,7 @@ class BrokerState:
         record = self.sessions.pop(session_id, None)
         if record is None:
             return
-        self.admission.leave(record)
+        self.arrivals.leave(record)
         record.session.lost(ConnectionClosed("disconnected"))
         self.ready.pop(session_id, None)
         self.authority.forget(session_id)
@@ -316,12 +325,15 @@ class BrokerState:
         ready, self.ready = list(self.ready.values()), {}
         return ready
 
-    def totals(self) -> Totals:
-        """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""
+    def totals(self, census: Census | None = None) -> Totals:
+        """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone.
+
+        What the topics of all tenants hold is added to a census.
+        """
         totals = Totals()
         totals.add(self.ended)
         for tenant in self.tenants.values():
-            totals.add(tenant.totals())
+            totals.add(tenant.totals(census))
         return totals
 
     def announce(self, topic: str, *values: object) -> None:
@@ -342,7 +354,7 @@ class BrokerState:
             record.session.refuse(Code.MOVED, words, path=self.local_path, life=self.settings.life)
             self._flush(record)
             return
-        problem = self.admission.open(record) or self.watermark.refusal()
+        problem = self.arrivals.open(record) or self.watermark.refusal()
         record.rights = self.authority.rights(record)
         try:
             if problem is not None:
@@ -352,7 +364,7 @@ class BrokerState:
             record.session.refuse(Code(failure_of(error).code), str(error))
             self._flush(record)
             return
-        record.name = hello.name or f"client-{record.id}"
+        record.name = record.identity.called(hello.name) or f"client-{record.id}"
         record.host, record.process, record.lines = hello.host, hello.process, hello.lines
         self.sessions_opened += 1
         settings = self.settings
@@ -368,6 +380,7 @@ class BrokerState:
                 life=settings.life,
                 shared=self.sharing.begin(record, wanted=hello.shared),
                 report_ms=settings.report_ms,
+                offers=self.addresses if hello.choose else [],
             )
         )
         if record.shares is not None:

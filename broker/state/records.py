@@ -26,7 +26,7 @@ class SessionRecord:
         rights: what it may do.
         tenant: whose topics and groups it sees.
         inbox: the topic of the replies to it.
-        name: what the client calls itself; empty until its hello.
+        name: what others are told that the client is called (Identity.called); empty until its hello.
         publishers: the topics to which it publishes, by its own numbers.
         streams: its large messages that are arriving, by its own numbers.
         subscriptions: by its own numbers; 0 is its inbox.

@@ -54,17 +54,21 @@ class TopicLine:
         publisher: who writes.
         readers: who read, in the order of their places.
         draining: whether what is published comes from it.
+        asks: the flag that its messages may have because they are followed: of requests, or of last replies; or 0.
+        offered_ns: when the broker has first seen that its publisher has not begun it yet; 0 for not yet.
     """
 
     def __init__(
-        self, lines: Lines, number: int, publisher: Publisher, ring: CommonMemory, readers: list[LineReader]
+        self, lines: Lines, number: int, publisher: Publisher, ring: CommonMemory, readers: list[LineReader], asks: int
     ) -> None:
         self.number = number
+        self.asks = asks
         self.topic = publisher.topic
         self.publisher = publisher
         self.readers = readers
         self.ring = ring
         self.draining = False
+        self.offered_ns = 0
         self._lines = lines
         self._messages = 0
         # No more than that fits before what was drained is said to be.
@@ -109,8 +113,8 @@ class TopicLine:
                     frame.kind != _PUBLISH
                     or frame.number != publisher.number
                     or frame.lane != _DEFAULT
-                    or frame.flags & ~_ALLOWED_FLAGS
-                    or frame.sequence
+                    or (frame.flags & ~_ALLOWED_FLAGS and frame.flags != self.asks)
+                    or (frame.sequence and not self.asks)
                 ):
                     raise ProtocolError(f"{frame!r} with flags {frame.flags} in lane {frame.lane} on a line")
                 publish(session, frame)
@@ -152,7 +156,7 @@ class TopicLine:
         readers = lines.readers_of(self.publisher)
         same = [(reader.session, reader.subscriptions) for reader in self.readers]
         behind = any(not _is_caught_up(each) for reader in self.readers for each in reader.subscriptions)
-        if topic.line is not None or readers != same or behind:
+        if self._end.closed or topic.line is not None or readers != same or behind:
             self.refuse()
             return False
         try:
@@ -192,6 +196,15 @@ class TopicLine:
         """Ends a line on which its publisher has said nothing that counts."""
         self._end.close()
         self._close_descriptors()
+
+    def withdraw(self) -> bool:
+        """Ends a line that its publisher has not begun in time; says whether it is over, as nothing is on it. What is
+        on it belongs behind what the publisher has sent before, and comes with its DRAIN."""
+        if self._end.close():
+            return False
+        self._close_descriptors()
+        self._lines.send(self.publisher.session, Frame(Kind.LINE, Flag.LAST, Lane.CONTROL, stream=self.number))
+        return True
 
     def settle(self) -> None:
         """Ends the line: all that was published on it is taken in, and what a reader has not read is offered to it."""

@@ -153,10 +153,11 @@ _CURVE: Final = ("curve", "key")
 """Files with keys: see broker/transport/zeromq/curve.py."""
 _TLS: Final = ("certificates",)
 """A folder: see broker/transport/tls/contexts.py."""
-_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc", "ucx")
-"""The schemes, as they are told to who writes another."""
+_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc", "ucx", "auto")
+"""The schemes, as they are told to who writes another; by the last one a client chooses."""
 
 _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
+    "auto": _parse_host_port,
     "tcp": _parse_host_port,
     "tls": _with_options(_parse_host_port, _TLS),
     "unix": _parse_path,

@@ -135,3 +135,8 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
         read_tokens(file)
     with pytest.raises(InvalidValue, match="cannot be read"):
         read_tokens(tmp_path / "missing")
+
+
+def test_a_token_is_for_nobody_whose_name_has_a_slash() -> None:
+    with pytest.raises(InvalidValue, match="has a slash"):
+        new_token("trainer-3/loader", ["x"], "", NOW, None)

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from broker.limits import LINES_PER_SESSION_MAX
-from broker.protocol.line import AVAILABLE
+from broker.limits import LINE_OFFER_S, LINES_MAX, LINES_PER_SESSION_MAX
+from broker.protocol.line import AVAILABLE, CLOSED
 from broker.topics.policy import Declaration
 from tests.state.harness import Talk
 from tests.state.liners import Liner, line_memory
@@ -94,3 +94,55 @@ def test_lines_leave_descriptors_for_connections(caplog: pytest.LogCaptureFixtur
     assert "the others are for connections" in caplog.text
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_offer_that_nobody_takes_is_taken_back(talk: Talk, publisher: Liner, reader: Liner) -> None:
+    for _ in range(8):
+        publisher.peer.publish("a", b"x")
+    publisher.accept()
+    talk.tick(0.1)
+    talk.tick(LINE_OFFER_S / 2)
+    assert publisher.line in talk.state.own.lines._offered
+    talk.tick(LINE_OFFER_S / 2 + 0.1)
+    assert not talk.state.own.lines._offered
+    assert publisher.write("a", b"y") == CLOSED
+    # What it says too late is about nothing, and the next message comes by the socket.
+    publisher.start("a")
+    publisher.peer.publish("a", b"z")
+    assert reader.peer.payloads() == [b"x"] * 8 + [b"z"]
+    assert publisher.peer.is_open
+
+
+def test_what_is_on_an_offer_that_was_taken_back_comes_where_it_belongs(
+    talk: Talk, publisher: Liner, reader: Liner
+) -> None:
+    for _ in range(8):
+        publisher.peer.publish("a", b"x")
+    publisher.accept()
+    publisher.write("a", b"on the line")
+    talk.tick(0.1)
+    talk.tick(LINE_OFFER_S + 0.1)
+    assert publisher.write("a", b"too late") == CLOSED
+    publisher.peer.publish("a", b"sent before the line began")
+    publisher.start("a")
+    assert reader.peer.payloads()[8:] == [b"sent before the line began", b"on the line"]
+    assert not talk.state.own.lines._offered
+    assert publisher.peer.is_open
+
+
+def test_offers_that_nobody_takes_use_no_ones_lines_up(talk: Talk, reader: Liner) -> None:
+    reader.peer.subscribe("#", queue_messages=1000)
+    idle = [Liner(talk, f"idle-{number}") for number in range(LINES_MAX // LINES_PER_SESSION_MAX)]
+    for place, each in enumerate(idle):
+        for number in range(LINES_PER_SESSION_MAX):
+            for _ in range(8):
+                each.peer.publish(f"t/{place}/{number}", b"x")
+    honest = Liner(talk, "honest")
+    for _ in range(8):
+        honest.peer.publish("h", b"x")
+    assert not honest.offers()
+    talk.tick(0.1)
+    talk.tick(LINE_OFFER_S + 0.1)
+    for _ in range(64):
+        honest.peer.publish("h", b"x")
+    assert honest.offers()

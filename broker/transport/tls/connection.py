@@ -1,10 +1,13 @@
 """A connection with TLS between the socket and the buffers.
 
-OpenSSL does not touch the socket: what arrives is given to it in one piece, and what it has encrypted is taken from it
+OpenSSL does not touch the socket: what arrives is given to it, and what it has encrypted is taken from it
 and sent, so that a system call moves many records, and a wait is always for the socket and never within OpenSSL.
 
-    receive_into   socket --recv--> incoming --SSL_read--> the caller's buffers
+    receive_into   socket --recv--> arrived --> incoming --SSL_read--> the caller's buffers
     send           the caller's buffers --SSL_write--> outgoing --> rest --send--> socket
+
+OpenSSL is given what has arrived two records at a time, and no more in a call once that has brought little: what
+is no data it deals with at once, and a read may be full of changes of keys, which take long.
 
 Nothing is encrypted while the socket has no room, so `rest`, what is encrypted and not with the kernel, is nearly
 always empty. The descriptor is an epoll, because three things have to be told by it: bytes have arrived; there is room
@@ -38,6 +41,8 @@ _TAKEN_BYTES: Final = RECORD_BYTES + 512
 """What is read at least, so that a record of any length becomes whole."""
 _TAKEN_BYTES_MAX: Final = 112 * 1024
 """What is read at most: as much as the C library's malloc gives without asking the kernel for new pages."""
+_GIVEN_BYTES: Final = 2 * RECORD_BYTES + 512
+"""What OpenSSL is given at a time: more than one record, or each of them would meet the end of what was given."""
 _HELLO_BYTES: Final = 64 * 1024
 """As long as a hello can be, about."""
 _BATCH_BYTES: Final = 4 * RECORD_BYTES
@@ -97,8 +102,8 @@ class TlsConnection(SocketConnection):
     """A connection over TLS, which owns its socket."""
 
     __slots__ = (
-        "_cut", "_dialled", "_early", "_end", "_heard_bytes", "_incoming", "_left", "_lock", "_lost", "_opening",
-        "_outgoing", "_over", "_readiness", "_rest", "_room", "_silent_bytes", "_ssl", "_wanting",
+        "_arrived", "_cut", "_dialled", "_early", "_end", "_heard_bytes", "_incoming", "_left", "_lock", "_lost",
+        "_opening", "_outgoing", "_over", "_readiness", "_rest", "_room", "_silent_bytes", "_ssl", "_wanting",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +133,8 @@ class TlsConnection(SocketConnection):
         self._ssl = context.wrap_bio(
             self._incoming, self._outgoing, server_side=not self._dialled, server_hostname=host
         )
+        self._arrived = memoryview(b"")
+        """What OpenSSL has yet to be given."""
         self._readiness = _Readiness(sock)
         # OpenSSL's state is one for both directions, and two threads may send and receive at once.
         self._lock = threading.Lock()
@@ -235,12 +242,13 @@ class TlsConnection(SocketConnection):
         if self._rest:
             self._flush()
         if not self._left:
-            self._take_in(sum(len(room) for room in rooms))
+            self._receive(sum(len(room) for room in rooms))
+        given_bytes = self._give()
         if self._opening:
             self._shake_hands()
             if self._opening or self._end is not None:
                 return 0
-        received_bytes = self._decrypt(rooms)
+        received_bytes = self._decrypt(rooms, given_bytes)
         if received_bytes:
             self._heard_bytes += received_bytes
             self._silent_bytes = 0
@@ -255,9 +263,9 @@ class TlsConnection(SocketConnection):
             self._end = self._end or self._cut
         return received_bytes
 
-    def _take_in(self, room_bytes: int) -> None:
-        """Gives OpenSSL what has arrived, not much more than there is room for."""
-        # Who has said less than a hello may be anybody, and OpenSSL does all that is in it at once.
+    def _receive(self, room_bytes: int) -> None:
+        """Takes what has arrived from the kernel, not much more than there is room for."""
+        # Who has said less than a hello may be anybody.
         most = _TAKEN_BYTES if self._heard_bytes < _HELLO_BYTES else _TAKEN_BYTES_MAX
         wanted = min(max(room_bytes - self._incoming.pending, _TAKEN_BYTES), most)
         try:
@@ -269,27 +277,37 @@ class TlsConnection(SocketConnection):
             self._lost = self._lost or self._cut
             return
         if data:
-            self._incoming.write(data)
-            self._silent_bytes += len(data)
+            self._arrived = memoryview(data)
         else:
             self._cut = ConnectionClosed(_PEER_GONE)
 
-    def _decrypt(self, rooms: list[memoryview]) -> int:
+    def _give(self) -> int:
+        """Gives OpenSSL the next part of what has arrived; returns how many bytes."""
+        given = self._arrived[: 0 if self._incoming.pending else _GIVEN_BYTES]
+        if given:
+            self._incoming.write(given)
+            self._arrived = self._arrived[_GIVEN_BYTES:]
+            self._silent_bytes += len(given)
+        return len(given)
+
+    def _decrypt(self, rooms: list[memoryview], given_bytes: int) -> int:
         """Fills the buffers in turn, and takes note of what is left."""
-        received_bytes, waits = 0, True
+        received_bytes, due_bytes, waits = 0, given_bytes // 2, True
         for room in rooms:
             while waits and room:
                 count = self._read_record(room)
-                waits = count > 0 and self._has_more
                 received_bytes += count
                 room = room[count:]
+                if not count or not (self._ssl.pending() or self._incoming.pending):
+                    waits = len(self._arrived) > 0 and received_bytes >= due_bytes and self._end is None
+                    due_bytes = received_bytes + (self._give() if waits else 0) // 2
         self._left = self._has_more and self._end is None
         self._readiness.left(self._left)
         return received_bytes
 
     @property
     def _has_more(self) -> bool:
-        return self._ssl.pending() > 0 or self._incoming.pending > 0
+        return self._ssl.pending() > 0 or self._incoming.pending > 0 or len(self._arrived) > 0
 
     def _read_record(self, room: memoryview) -> int:
         """Decrypts into a buffer; returns 0 when no record is whole, or none comes any more."""

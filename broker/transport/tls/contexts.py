@@ -17,6 +17,7 @@ CERTIFICATE: Final = "tls.crt"
 KEY: Final = "tls.key"
 REVOKED: Final = "ca.crl"
 FILES: Final = (AUTHORITY, CERTIFICATE, KEY, REVOKED)
+_REVOCATIONS: Final = ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
 DENIED: Final = 7
 """The code of docs/wire.md section 7 for whoever is not let in."""
 
@@ -52,14 +53,14 @@ def listener_context(folder: str) -> ssl.SSLContext:
     return context
 
 
-def refresh(context: ssl.SSLContext, folder: str) -> None:
-    """Has a listener's context, which others keep, say what the files say now; whom it trusted, it still trusts.
+def refuse_unrevoked(before: ssl.SSLContext, after: ssl.SSLContext, folder: str) -> None:
+    """Refuses to go on without a list of revocations where there was one: who was revoked would be let in again.
 
     Raises:
-        InvalidValue: they cannot be used, and the context stays as it was.
+        InvalidValue: the list is gone.
     """
-    listener_context(folder)
-    _load(context, folder, own=True)
+    if before.verify_flags & _REVOCATIONS and not after.verify_flags & _REVOCATIONS:
+        raise InvalidValue("certificates", folder, f"{REVOKED} is gone, and with it who was revoked; put it back")
 
 
 def dialler_context(folder: str) -> ssl.SSLContext:
@@ -99,7 +100,7 @@ def _load(context: ssl.SSLContext, folder: str, *, own: bool) -> None:
             context.load_verify_locations(directory / REVOKED)
         except (OSError, ValueError) as error:
             raise _unusable(folder, REVOKED, error) from error
-        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        context.verify_flags |= _REVOCATIONS
 
 
 def _unusable(folder: str, name: str, error: OSError | ValueError) -> InvalidValue:

@@ -14,7 +14,7 @@ from broker.transport.base import Connection, Listener, Transport
 from broker.transport.sockets import SocketListener, connect_error, listen_error
 from broker.transport.tcp import address_text, dialled_socket, listening_socket, look_up_own, prepared
 from broker.transport.tls.connection import TlsConnection
-from broker.transport.tls.contexts import FILES, REVOKED, dialler_context, listener_context
+from broker.transport.tls.contexts import FILES, dialler_context, listener_context, refuse_unrevoked
 
 CERTIFICATES = "certificates"
 """The option of an address that names the folder."""
@@ -78,12 +78,9 @@ class TlsListener(SocketListener):
         return [Path(_folder(self.address)) / name for name in FILES]
 
     def reload(self) -> None:
-        context = listener_context(_folder(self.address))
-        if self._context.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF and not (
-            context.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-        ):
-            folder = _folder(self.address)
-            raise InvalidValue(CERTIFICATES, folder, f"{REVOKED} is gone, and with it who was revoked; put it back")
+        folder = _folder(self.address)
+        context = listener_context(folder)
+        refuse_unrevoked(self._context, context, folder)
         self._context = context
 
     def _connection(self, sock: socket.socket, peer: object) -> Connection:

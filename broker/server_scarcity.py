@@ -27,8 +27,8 @@ def connection_descriptors_max() -> int:
     return int(limit - min(DESCRIPTORS_RESERVED, limit // 8))
 
 
-class Guard:
-    """Looks after one server's state."""
+class Scarcity:
+    """Looks after what is scarce in one server."""
 
     def __init__(self, state: BrokerState, memory_max_bytes: int) -> None:
         """Args:
@@ -59,7 +59,7 @@ class Guard:
         if now_ns - self._scarce_ns > STRANGERS_LOGGED_S * 1e9:
             self._scarce_ns = now_ns
             log.error("server.descriptors_scarce peer=%s cause=%s", record.peer, limit)
-        self._state.admission.refuse(record, limit)
+        self._state.arrivals.refuse(record, limit)
 
     def never_opened(self, record: SessionRecord, now_ns: int, *, denied: bool = False) -> None:
         """A connection is over that has not said a hello that was accepted; the log has a bounded number of these.
@@ -132,4 +132,4 @@ class Guard:
             self._gauge = None
 
     def __repr__(self) -> str:
-        return f"<Guard descriptors_max={connection_descriptors_max()} {self._state.watermark!r}>"
+        return f"<Scarcity descriptors_max={connection_descriptors_max()} {self._state.watermark!r}>"

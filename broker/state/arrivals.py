@@ -16,7 +16,7 @@ from broker.protocol.session import Phase
 from broker.state.records import SessionRecord
 
 
-class Admission:
+class Arrivals:
     """Connections that have not said hello, sessions that have, and how many each address has.
 
     Attributes:
@@ -92,7 +92,7 @@ class Admission:
             self._flush(record)
 
     def __repr__(self) -> str:
-        return f"<Admission half_open={len(self.half_open)} opened={len(self.opened)}>"
+        return f"<Arrivals half_open={len(self.half_open)} opened={len(self.opened)}>"
 
 
 def address_of(peer: str) -> str:

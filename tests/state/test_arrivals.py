@@ -7,7 +7,7 @@ import pytest
 from broker.protocol.codes import Code
 from broker.protocol.session import Phase
 from broker.state import BrokerState, Settings
-from broker.state.admission import address_of
+from broker.state.arrivals import address_of
 from broker.state.records import SessionRecord
 from tests.state.harness import SECOND_NS, Talk
 
@@ -22,7 +22,7 @@ def test_the_oldest_of_too_many_silent_connections_goes_and_who_says_hello_gets_
     strangers = silent(talk, 5)
     assert [record.session.phase for record in strangers] == [Phase.CLOSING] * 2 + [Phase.AWAIT_HELLO] * 3
     assert "half_open_max" in str(strangers[0].session.failure)
-    assert talk.state.admission.pushed_out == 2
+    assert talk.state.arrivals.pushed_out == 2
     peer = talk.peer()
     assert peer.is_open
     silent(talk, 100)
@@ -48,7 +48,7 @@ def test_a_stranger_has_its_time_and_no_more() -> None:
     assert record.session.phase is Phase.CLOSING
     assert "no complete hello within 3 s" in str(record.session.failure)
     talk.state.disconnect(record.id, talk.now_ns)
-    assert not talk.state.admission.half_open
+    assert not talk.state.arrivals.half_open
 
 
 def test_one_address_has_a_bounded_number_of_connections() -> None:
