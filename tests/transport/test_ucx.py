@@ -422,6 +422,29 @@ signal.pause()
             assert receive_until_closed(second)[0] == b""
 
 
+LINGERS = """
+import socket
+from broker.transport.ucx import carrier
+from broker.transport.ucx.records import FROM_OWNER
+carrier.UCX_LINGER_S = 0.01
+link, peer = socket.socketpair()
+door, owner = socket.socketpair(type=socket.SOCK_SEQPACKET)
+memory = os.memfd_create("rings")
+os.ftruncate(memory, 2 * carrier.UCX_RING_BYTES)
+owner.send(FROM_OWNER.pack(0, 0, 0))
+owner.close()
+carrier.Carrier(link, door, memory).run()
+print(peer.recv(100).hex())
+"""
+
+
+@NEEDS_UCXX
+def test_a_carrier_without_owner_does_not_wait_for_ever_for_a_peer_that_says_nothing() -> None:
+    with process(LINGERS) as running:
+        assert running.stdout is not None
+        assert running.stdout.read().strip() == NOTE.pack(Kind.END, 0).hex()
+
+
 # The library.
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections import deque
 from ipaddress import ip_address
 from typing import Final, NoReturn
@@ -70,6 +71,8 @@ class Carrier:
         self._state, self._state_told, self._reason = State.OPEN, State.OPEN, ""
         self._ends = self._end_sent = self._owner_gone = self._peer_done = False
         self._peer_end: int | None = None
+        self._left_before = 0
+        self._linger_until_s: float | None = None
 
     def run(self) -> None:
         """Carries until both ends have ended."""
@@ -275,13 +278,22 @@ class Carrier:
         self._watch(self._door.fileno(), 0 if self._owner_gone else select.POLLIN | (select.POLLOUT if owed else 0))
         if self._channel is not None:
             self._watch(self._channel.fileno(), select.POLLIN)
-        ready = [descriptor for descriptor, _ in self._poll.poll(UCX_LINGER_S * 1000 if self._owner_gone else None)]
-        if not ready:
-            self._reset()
+        ready = [descriptor for descriptor, _ in self._poll.poll(self._patience_ms())]
         if self._door.fileno() in ready:
             self._hear_owner()
         if self._link.fileno() in ready:
             self._hear_peer()
+
+    def _patience_ms(self) -> float | None:
+        """How long to wait: with nobody left who would give the peer up, not for one that takes nothing."""
+        if not self._owner_gone:
+            return None
+        now_s = time.monotonic()
+        if self._linger_until_s is None or self._left > self._left_before:
+            self._left_before, self._linger_until_s = self._left, now_s + UCX_LINGER_S
+        if now_s >= self._linger_until_s:
+            self._reset()
+        return (self._linger_until_s - now_s) * 1000
 
     def _watch(self, descriptor: int, events: int) -> None:
         if self._watched.get(descriptor, 0) == events:
