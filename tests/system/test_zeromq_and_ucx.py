@@ -16,7 +16,7 @@ from tests.system.nursery import TOPIC, large
 from tests.ucxx import NEEDS_UCXX
 
 PATIENCE_S = 50.0
-KILLS = {"zmq+tcp": 40, "ucx": 6}
+KILLS = {"zmq+tcp": 40, "ucx": 3}
 """Each client over UCX loads UCXX in a process of its own, and dies with it."""
 HELD = 24
 MESSAGE_BYTES = 1 << 20
