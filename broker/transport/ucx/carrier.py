@@ -125,10 +125,8 @@ class Carrier:
         reason = self._reason.encode()[:REASON_BYTES_MAX]
         try:
             self._door.send(FROM_CARRIER.pack(self._arrived, free, self._state) + reason)
-        except (BlockingIOError, TimeoutError):
-            return
-        except ConnectionError:
-            self._owner_gone = self._ends = True
+        except (BlockingIOError, TimeoutError, ConnectionError):
+            # An owner that is gone may have left something to be heard.
             return
         self._arrived_told, self._free_told, self._state_told = self._arrived, free, self._state
 
