@@ -20,7 +20,7 @@ REPEATS = 5
 CASE_NAMES = ",".join(case.name for case in cases.ALL)
 SYSTEMS = ",".join(contestants.SYSTEMS)
 TRANSPORTS = "tcp,unix"
-MORE = {"transports": ["tls"]}
+MORE = {"transports": ["tls", "ucx"]}
 """What may be chosen besides the default, by option."""
 
 
@@ -37,7 +37,11 @@ def _chosen(context: click.Context, parameter: click.Parameter, value: str) -> l
 @click.command()
 @click.option("--only", default=CASE_NAMES, callback=_chosen, show_default=True, help="Benchmarks to run.")
 @click.option(
-    "--transports", default=TRANSPORTS, callback=_chosen, show_default=True, help="Transports to measure; tls too."
+    "--transports",
+    default=TRANSPORTS,
+    callback=_chosen,
+    show_default=True,
+    help="Transports to measure; tls and ucx too.",
 )
 @click.option(
     "--contestants", "names", default=SYSTEMS, callback=_chosen, show_default=True, help="Systems to measure."

@@ -14,6 +14,7 @@ from bench.peers.nats import Nats
 from bench.peers.openmpi import Openmpi
 from bench.peers.rabbitmq import Rabbitmq
 from bench.peers.redis import Redis
+from bench.peers.ucxx import Ucxx
 from bench.peers.zenoh import Zenoh
 from bench.peers.zeromq import Zeromq
 from bench.relay import Relay
@@ -32,11 +33,13 @@ ALL: Final[tuple[Contestant, ...]] = (
     Zenoh(shared=True),
     Iceoryx2(),
 )
+WITH_UCX: Final[tuple[Contestant, ...]] = (*ALL, Ucxx(), Ucxx(handled=False))
+"""Everybody, and bare UCXX, which takes part where tensorbus speaks UCX too."""
 COLLECTIVE: Final[tuple[Contestant, ...]] = (Limit(), Tensorbus(), TensorbusShared(), Gloo(), Openmpi())
 """Who has collectives; the first is the reference there."""
-NAMED: Final[tuple[Contestant, ...]] = tuple({one.name: one for one in (*COLLECTIVE, *ALL)}.values())
+NAMED: Final[tuple[Contestant, ...]] = tuple({one.name: one for one in (*COLLECTIVE, *WITH_UCX)}.values())
 """All but variants of the bounded kind."""
-SYSTEMS: Final = tuple(dict.fromkeys(one.system for one in (*ALL, *COLLECTIVE)))
+SYSTEMS: Final = tuple(dict.fromkeys(one.system for one in (*WITH_UCX, *COLLECTIVE)))
 
 BOUNDED_MESSAGE_BYTES: Final = 4096
 """Of the benchmark in which the bounded variants take part, as some systems bound messages and others bytes."""
@@ -53,7 +56,7 @@ BOUNDED: Final[tuple[Contestant, ...]] = (
 """Variants that hold about the same for a subscriber that does not read."""
 BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:5], Nats(pieces=True), *ALL[5:])
 """Everybody, and NATS in both ways to pass long messages on."""
-EVERY: Final = {one.name: one for one in (*COLLECTIVE, *ALL, *BOUNDED, *BESIDE_BULK)}
+EVERY: Final = {one.name: one for one in (*COLLECTIVE, *WITH_UCX, *BOUNDED, *BESIDE_BULK)}
 
 
 def taking_part(able: Sequence[str], systems: Sequence[str]) -> list[Contestant]:

@@ -206,7 +206,7 @@ class TensorbusBus(Bus):
 class Tensorbus(Contestant):
     """tensorbus itself; a variant has an overflow policy for the subscriptions of `handle`."""
 
-    transports = ("tcp", "tls", "unix")
+    transports = ("tcp", "tls", "unix", "ucx")
 
     def __init__(self, overflow: str = "") -> None:
         self.name = f"tensorbus/{overflow}" if overflow else "tensorbus"

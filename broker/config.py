@@ -117,6 +117,7 @@ class Config:
         tokens: a file of tokens by which clients may prove who they are (tensorbus tokens).
         users: other users of this host that are let in at unix sockets, each USER=ROLE[+ROLE][@TENANT].
         insecure: let anybody in who reaches an address, also beyond this host, and warn of it.
+        insecure_fabric: listen at ucx:// beyond this host, where nothing on the way is encrypted or checked.
         audit: a file to which is appended who connected, was refused, was denied and changed what, as JSON.
         topics: policies of topics, by filter.
         permissions: who may do what.
@@ -150,6 +151,7 @@ class Config:
     tokens: str = ""
     users: tuple[str, ...] = ()
     insecure: bool = False
+    insecure_fabric: bool = False
     audit: str = ""
     topics: tuple[Declaration, ...] = ()
     permissions: Permissions = field(default_factory=Permissions)

@@ -235,6 +235,16 @@ ZEROMQ_SOCKETS_MAX: Final = 65_535
 ZEROMQ_LINGER_S: Final = 2.0
 """How long a closed connection goes on delivering, and so the most that the end of a process waits for it."""
 
+# UCX (docs/wire.md section 21).
+UCX_RING_BYTES: Final = 4 * MIB
+"""What one end may have sent that the other has not read, and so the memory that an end has for each direction."""
+UCX_PIECE_BYTES: Final = 512 * KIB
+"""Of one message of UCX at most: the next hop begins when the first of them is there."""
+UCX_START_TIMEOUT_S: Final = 30.0
+"""How long the first process of the carriers may take to load UCXX, which is some hundred megabytes."""
+UCX_LINGER_S: Final = 60.0
+"""How long a carrier whose owner has closed waits for a peer that takes nothing."""
+
 # Shared memory (docs/wire.md section 13).
 SHARED_PAGE_BYTES: Final = 4096
 """Arenas and the blocks in them are multiples of this, the processor's page."""

@@ -92,6 +92,12 @@ class Admission:
         return found
 
     def _check(self, address: Address) -> None:
+        if address.scheme == "ucx" and not self._config.insecure_fabric:
+            raise ListenError(
+                str(address), "UCX encrypts nothing, and ports of its own take whatever reaches them: anybody on that "
+                "network could read along, or end connections. Listen at tls://, or at ucx:// on loopback; where the "
+                "whole fabric is yours, say --insecure-fabric",
+            )  # fmt: skip
         if address.scheme != "tls":
             if self._tokens is None and not self._config.insecure:
                 raise ListenError(

@@ -66,6 +66,17 @@ def test_beyond_loopback_nobody_listens_to_strangers(address: str) -> None:
     assert all(advice in errors for advice in ("tensorbus certs init", "--tokens FILE", "--insecure"))
 
 
+def test_ucx_beyond_loopback_wants_a_word_of_its_own(tmp_path: Path) -> None:
+    for more in ((), ("--insecure",)):
+        status, output, errors = run("serve", "--listen", "ucx://0.0.0.0:0", "--admin", "off", *more)
+        assert (status, output) == (1, "")
+        assert "--insecure-fabric" in errors
+    # With it, identity is asked for as anywhere else.
+    status, _, errors = run("serve", "--listen", "ucx://0.0.0.0:0", "--admin", "off", "--insecure-fabric")
+    assert status == 1
+    assert "strangers could get in there" in errors
+
+
 @pytest.mark.parametrize(
     ("address", "local"),
     [

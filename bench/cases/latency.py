@@ -7,6 +7,7 @@ from functools import partial
 
 from bench.case import Case, Column, Point, size_text
 from bench.contestant import Bus, Payload
+from bench.contestants import WITH_UCX
 from bench.processes import Team
 from bench.tasks import Part, Result, Task
 from broker.measuring import payloads
@@ -91,4 +92,5 @@ CASE = Case(
     ),
     points=points,
     roles={"latency.publish": publish, "latency.receive": receive},
+    contestants=tuple(contestant.name for contestant in WITH_UCX),
 )

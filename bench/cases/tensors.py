@@ -13,6 +13,7 @@ from functools import partial
 
 from bench.case import Case, Column, Point, size_text
 from bench.contestant import Bus
+from bench.contestants import WITH_UCX
 from bench.processes import Team
 from bench.tasks import Part, Result, Task
 from broker.measuring import payloads
@@ -125,4 +126,5 @@ CASE = Case(
         "tensors.publish_in_place": publish_in_place,
         "tensors.receive": receive,
     },
+    contestants=tuple(contestant.name for contestant in WITH_UCX),
 )

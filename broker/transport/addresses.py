@@ -153,9 +153,8 @@ _CURVE: Final = ("curve", "key")
 """Files with keys: see broker/transport/zeromq/curve.py."""
 _TLS: Final = ("certificates",)
 """A folder: see broker/transport/tls/contexts.py."""
-_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc", "auto")
-"""The schemes that have a transport, and the one by which a client chooses among these; the others' addresses are
-understood already."""
+_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc", "ucx", "auto")
+"""The schemes, as they are told to who writes another; by the last one a client chooses."""
 
 _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
     "auto": _parse_host_port,

@@ -25,6 +25,7 @@ from examples.training_loop.step import Result, optimizer_of
 from examples.training_loop.trainer import train
 from tests.clients.ranks import PATIENCE_S, all_together, embedded_url
 from tests.daemon import Daemon, Process
+from tests.ucxx import NEEDS_UCXX
 
 TARGET_ACCURACY = 0.95
 NAMED_WITHIN_S = 1.0
@@ -85,6 +86,14 @@ def test_losses_are_the_same_over_zeromq() -> None:
     with Daemon(listen=["zmq+tcp://127.0.0.1:0"], admin="off") as daemon:
         over_zeromq = train_together(job, daemon.url)
     assert [result.losses for result in over_zeromq] == [result.losses for result in train_together(job)]
+
+
+@NEEDS_UCXX
+def test_losses_are_the_same_over_ucx() -> None:
+    job = Job(trainers=2, epochs=1)
+    with Daemon(listen=["ucx://127.0.0.1:0"], admin="off") as daemon:
+        over_ucx = train_together(job, daemon.url)
+    assert [result.losses for result in over_ucx] == [result.losses for result in train_together(job)]
 
 
 def test_unequal_shards_make_the_same_losses() -> None:

@@ -50,6 +50,10 @@ def large(number: int) -> np.ndarray:
 
 def kind_of(url: str) -> type[Connection]:
     """The class whose `send` and `receive_into` move the bytes of connections to an address."""
+    if url.startswith("ucx:"):
+        from broker.transport.ucx.connection import UcxConnection
+
+        return UcxConnection
     if not url.startswith("zmq+"):
         return SocketConnection
     from broker.transport.zeromq.stream import Stream

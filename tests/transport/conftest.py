@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from broker.transport import Connection, Listener, embedding, listen
+from tests.ucxx import need_ucxx
 
 from .driving import PATIENCE_S, accept, connect, open_both
 
-SCHEMES = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc")
+SCHEMES = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc", "ucx")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ def listen_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An address of each transport at which a test may listen."""
     if request.param == "tls":
         return f"tls://127.0.0.1:0?certificates={request.getfixturevalue('certificates')}/broker"
+    if request.param == "ucx":
+        need_ucxx()
     addresses = {
         "tcp": "tcp://127.0.0.1:0",
         "unix": f"unix://{tmp_path}/bus.sock",
         "inproc": "inproc://conformance",
         "zmq+tcp": "zmq+tcp://127.0.0.1:0",
         "zmq+ipc": f"zmq+ipc://{tmp_path}/zmq.sock",
+        "ucx": "ucx://127.0.0.1:0",
     }
     return addresses[request.param]
 

@@ -1,4 +1,4 @@
-"""The descriptor under the connections of the ZeroMQ transport."""
+"""The descriptor under the connections of ZeroMQ and UCX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.transport.zeromq.readiness import Readiness
+from broker.transport.readiness import Readiness
 
 from .driving import is_ready
 

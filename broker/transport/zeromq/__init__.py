@@ -5,7 +5,7 @@ transport/base.py wants a stream of bytes with readiness, so three things stand 
 
     messages.py    what a message says: bytes of the stream and their position, how far the other end may send, the end
     stream.py      a Connection over such messages: what has come and was not taken, what may be sent, when it is over
-    readiness.py   a descriptor that is readable while there is something to do, made of ZeroMQ's and one of our own
+    ../readiness.py   a descriptor that is readable while there is something to do, made of ZeroMQ's and one of our own
 
 `hub.py` has a ROUTER and the streams of all its peers, `dealer.py` the dialled end, `sockets.py` how either is set up,
 and `curve.py` the keys. The module is imported when an address asks for it, and pyzmq with it.

@@ -17,11 +17,11 @@ import zmq
 from broker.buffers import Buffer
 from broker.errors import ConnectError
 from broker.transport.addresses import Address
+from broker.transport.readiness import Readiness
 from broker.transport.sockets import connect_error
 from broker.transport.zeromq.closing import close_when_read
 from broker.transport.zeromq.curve import secure_dialler
 from broker.transport.zeromq.messages import OPEN, Malformed, read_header
-from broker.transport.zeromq.readiness import Readiness
 from broker.transport.zeromq.sockets import end_of, endpoint_of, events_of, identity_of, make_socket
 from broker.transport.zeromq.stream import PeerGone, Stream, put_parts
 

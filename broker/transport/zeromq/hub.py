@@ -24,9 +24,9 @@ from broker.errors import ConnectionClosed
 from broker.limits import LISTEN_BACKLOG, ZEROMQ_PUMP_MESSAGES_MAX, ZEROMQ_STRANGERS_MAX
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener
+from broker.transport.readiness import Readiness
 from broker.transport.zeromq.dealer import end_monitor, read_event
 from broker.transport.zeromq.messages import HEADER, VERSION, Kind, Malformed, read_header, reset
-from broker.transport.zeromq.readiness import Readiness
 from broker.transport.zeromq.sockets import end_of, has_input
 from broker.transport.zeromq.stream import PeerGone, Stream, put_parts
 

@@ -20,8 +20,8 @@ from broker.limits import (
     ZEROMQ_WINDOW_BYTES,
 )
 from broker.transport.base import Connection
+from broker.transport.readiness import Readiness
 from broker.transport.zeromq.messages import HEADER, HEADER_BYTES, Kind, Malformed, reason_of, reset
-from broker.transport.zeromq.readiness import Readiness
 
 _DATA, _GRANT, _END, _RESET = int(Kind.DATA), int(Kind.GRANT), int(Kind.END), int(Kind.RESET)
 _GRANT_STEP_BYTES: Final = ZEROMQ_WINDOW_BYTES // 2

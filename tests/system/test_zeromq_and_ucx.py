@@ -1,4 +1,4 @@
-"""The daemon and its clients over ZeroMQ, in processes of their own that are killed, stopped and started again."""
+"""The daemon and its clients over ZeroMQ and UCX, in processes of their own that are killed, stopped, started again."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import pytest
 import clients
 from tests.daemon import Daemon, Process
 from tests.system.nursery import TOPIC, large
+from tests.ucxx import NEEDS_UCXX
 
 PATIENCE_S = 50.0
-KILLS = 40
+KILLS = {"zmq+tcp": 40, "ucx": 3}
+"""Each client over UCX loads UCXX in a process of its own, and dies with it."""
 HELD = 24
 MESSAGE_BYTES = 1 << 20
 
 
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(listen=["zmq+tcp://127.0.0.1:0"]) as serving:
+@pytest.fixture(params=["zmq+tcp", pytest.param("ucx", marks=NEEDS_UCXX)])
+def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    with Daemon(listen=[f"{request.param}://127.0.0.1:0"]) as serving:
         yield serving
 
 
@@ -43,6 +45,7 @@ def threads(daemon: Daemon) -> int:
 def test_clients_that_are_killed_in_the_middle_of_messages_leave_nothing_and_tear_nothing(
     daemon: Daemon, role: str
 ) -> None:
+    kills = KILLS[daemon.url.partition("://")[0]]
     with clients.connect(daemon.url, name="watching") as bus, clients.connect(daemon.url, name="other") as other:
         subscription = bus.subscribe(TOPIC, overflow="drop_oldest")
         bus.flush(PATIENCE_S)
@@ -58,8 +61,8 @@ def test_clients_that_are_killed_in_the_middle_of_messages_leave_nothing_and_tea
         feeding = threading.Thread(target=feed) if role == "read" else None
         if feeding is not None:
             feeding.start()
-        with Process(daemon.url, role, str(KILLS), "7", module="tests.system.nursery") as nursery:
-            assert nursery.read_line(PATIENCE_S) == f"killed {KILLS}", nursery.errors
+        with Process(daemon.url, role, str(kills), "7", module="tests.system.nursery") as nursery:
+            assert nursery.read_line(PATIENCE_S) == f"killed {kills}", nursery.errors
             assert nursery.errors == ""
         stop.set()
         if feeding is not None:

@@ -1,7 +1,8 @@
-"""A descriptor that is readable while something is to be done: an event of ours, or a descriptor of ZeroMQ's.
+"""A descriptor that is readable while something is to be done: an event of ours, or another descriptor.
 
-ZeroMQ's own (ZMQ_FD) tells of changes, not of states: it stops being readable when somebody asks for the socket's
-events, whatever is left to be read. What is left is told by the event. An epoll holds both, and is what others wait on.
+UCX's carriers tell over a socket, which is empty once it was read. ZeroMQ's descriptor (ZMQ_FD) tells of changes, not
+of states: it stops being readable when somebody asks for the socket's events, whatever is left to be read. What is left
+is told by the event. An epoll holds both, and is what others wait on.
 """
 
 from __future__ import annotations
