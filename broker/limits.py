@@ -216,6 +216,15 @@ TLS_ANSWERS_BYTES_MAX: Final = 64 * KIB
 TLS_CLOSE_S: Final = 0.1
 """How long a close waits for room for what is encrypted already, in the rare case that the kernel had none."""
 
+# HTTP.
+HTTP_CONNECTIONS_MAX: Final = 128
+"""Connections to the HTTP interface: scrapers, and a dashboard takes some six. Each takes a descriptor; they get an
+eighth of these at most."""
+HTTP_RESERVED: Final = 8
+"""And where connections have none left but those in reserve, of which sessions need the most."""
+HTTP_ASK_S: Final = 10.0
+"""How long a connection may take until its first request is whole, with the handshake of TLS."""
+
 # ZeroMQ (docs/wire.md section 16).
 ZEROMQ_WINDOW_BYTES: Final = 4 * MIB
 """What one end may have under way to the other, in libzmq's queues and in the sockets: what a peer that does not read
