@@ -213,6 +213,7 @@ class Contestant(ABC):
         message_bytes_max: the longest message that it passes; None for any.
         publishers_max: how many may publish to one topic; None for any.
         dtypes: which its collectives can sum.
+        imports: modules of its client that take a while to import, and start nothing: workers are forked with them.
     """
 
     name: str
@@ -221,6 +222,7 @@ class Contestant(ABC):
     message_bytes_max: int | None = None
     publishers_max: int | None = None
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    imports: tuple[str, ...] = ()
 
     @property
     def system(self) -> str:

@@ -17,7 +17,7 @@ from bench.peers.redis import Redis
 from bench.peers.zenoh import Zenoh
 from bench.peers.zeromq import Zeromq
 from bench.relay import Relay
-from bench.tensorbus import QUEUE_BYTES, Tensorbus, TensorbusOverZeromq, Watched
+from bench.tensorbus import QUEUE_BYTES, Tensorbus, TensorbusOverZeromq
 
 ALL: Final[tuple[Contestant, ...]] = (
     Relay(),
@@ -53,9 +53,7 @@ BOUNDED: Final[tuple[Contestant, ...]] = (
 """Variants that hold about the same for a subscriber that does not read."""
 BESIDE_BULK: Final[tuple[Contestant, ...]] = (*ALL[:5], Nats(pieces=True), *ALL[5:])
 """Everybody, and NATS in both ways to pass long messages on."""
-WATCHED: Final[tuple[Contestant, ...]] = (Watched(watched=False), Watched(watched=True))
-"""What it costs to watch a broker."""
-EVERY: Final = {one.name: one for one in (*COLLECTIVE, *ALL, *BOUNDED, *BESIDE_BULK, *WATCHED)}
+EVERY: Final = {one.name: one for one in (*COLLECTIVE, *ALL, *BOUNDED, *BESIDE_BULK)}
 
 
 def taking_part(able: Sequence[str], systems: Sequence[str]) -> list[Contestant]:

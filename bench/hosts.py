@@ -1,15 +1,19 @@
-"""All-reduce between hosts, beside what others do over the same wires.
+"""All-reduce between hosts, beside what others do over the same wires, and what the wires carry.
 
-    python -m bench.hosts --hosts 2,4 --rates 1gbit,10gbit --bytes 67108864
+    python -m bench.hosts                                       2 and 4 hosts, 1 and 10 Gbit/s, 64 MiB
+    python -m bench.hosts --hosts 4 --rates 10gbit --bytes 8,65536 --repeats 300 --schedules auto
     python -m bench.hosts --hosts 2 --per-host 2 --schedules hierarchical,ring
 
 Hosts are network namespaces of this machine with one rank each, or several, which lie on the hosts in turn; cables of a
 given rate over a bridge (network.py), and the broker on the first one. Sum of float32 in place, after a barrier each;
-the times are rank 0's, from its call to its return, and the words those of nccl-tests:
+the times are rank 0's, from its call to its return. The contestants take turns, `--rounds` times, each time in new
+processes; the words are those of nccl-tests:
 
     algbw   bytes of the array, by the median time
     busbw   algbw times 2 (n - 1) / n: what has to leave each of n ranks, whatever the algorithm
     wire    busbw as a part of the cable's rate
+    limit   the bare wire's median, as a part of this one (host_ranks.py): 1 is as fast as nothing but bytes
+    cpu     processor time of rank 0's process for each all-reduce
     sent    what host 0's eth0 has sent for each all-reduce, as a part of the array; heads are in it
 
 All namespaces share this machine's processors, so what is far below 1 may be theirs and not the algorithm's.
@@ -26,107 +30,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
+from bench import host_ranks
+from bench.host_ranks import Told
 from bench.network import Network, Unavailable
 
 RATES: Final = {"1gbit": 125e6, "10gbit": 1250e6}
 """Bytes in a second."""
 PATIENCE_S: Final = 300.0
-WARM: Final = 2
-
-
-def rank_of_tensorbus(url: str, rank: int, ranks: int, size_bytes: int, repeats: int, schedule: str) -> None:
-    """One rank; rank 0 prints the schedule that is used and its times."""
-    import clients
-
-    with clients.connect(url, name=f"rank-{rank}") as bus:
-        group = bus.group("hosts", world_size=ranks, rank=rank, schedule=schedule)
-        group.barrier()
-        before_bytes = sent_bytes()
-        times_s = time_all(group.barrier, group.all_reduce, rank, ranks, size_bytes, repeats)
-        group.barrier()
-        if not rank:
-            print(told(group.schedule, times_s, before_bytes), flush=True)
-        group.barrier()
-        group.leave()
-
-
-def sent_bytes() -> int:
-    """What eth0 of this process's host has sent."""
-    lines = Path("/proc/self/net/dev").read_text(encoding="utf-8").splitlines()
-    counters = next(line.partition(":")[2] for line in lines if line.strip().startswith("eth0:"))
-    return int(counters.split()[8])
-
-
-def told(schedule: str, times_s: list[float], before_bytes: int) -> str:
-    """What rank 0 prints."""
-    each = (sent_bytes() - before_bytes) / (len(times_s) + WARM)
-    return json.dumps({"schedule": schedule, "times_s": times_s, "sent_bytes": each})
-
-
-def rank_of_gloo(address: str, rank: int, ranks: int, size_bytes: int, repeats: int) -> None:
-    """One rank of torch.distributed over Gloo; rank 0 prints its times."""
-    import torch
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"tcp://{address}:29400", rank=rank, world_size=ranks)
-
-    def reduce(array: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
-        dist.all_reduce(torch.from_numpy(array))
-
-    dist.barrier()
-    before_bytes = sent_bytes()
-    times_s = time_all(dist.barrier, reduce, rank, ranks, size_bytes, repeats)
-    dist.barrier()
-    if not rank:
-        print(told("gloo", times_s, before_bytes), flush=True)
-    dist.destroy_process_group()
-
-
-def rank_of_mpi(size_bytes: int, repeats: int) -> None:
-    """One rank of OpenMPI; rank 0 prints its times."""
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
-
-    def reduce(array: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
-        world.Allreduce(MPI.IN_PLACE, array)
-
-    world.Barrier()
-    before_bytes = sent_bytes()
-    times_s = time_all(world.Barrier, reduce, world.rank, world.size, size_bytes, repeats)
-    world.Barrier()
-    if not world.rank:
-        print(told("mpi", times_s, before_bytes), flush=True)
-
-
-def time_all(
-    barrier: Callable[[], object],
-    reduce: Callable[[np.ndarray[tuple[int], np.dtype[np.float32]]], object],
-    rank: int,
-    ranks: int,
-    size_bytes: int,
-    repeats: int,
-) -> list[float]:
-    """The times of all repeats but the first ones, in seconds."""
-    array, times_s = np.empty(size_bytes // 4, np.float32), []
-    for _ in range(repeats + WARM):
-        array.fill(rank + 1)
-        barrier()
-        called_ns = time.monotonic_ns()
-        reduce(array)
-        times_s.append((time.monotonic_ns() - called_ns) / 1e9)
-        if not (array == ranks * (ranks + 1) / 2).all():
-            raise RuntimeError(f"all-reduce of {size_bytes} bytes gave {array}")
-    return times_s[WARM:]
+MODULE: Final = (sys.executable, "-m", "bench.hosts")
 
 
 @contextmanager
@@ -148,21 +65,6 @@ def started(commands: list[list[str]], **variables: str) -> Iterator[list[subpro
                 stream.close()
 
 
-@dataclass(frozen=True)
-class Told:
-    """What rank 0 has printed.
-
-    Attributes:
-        schedule: that was used.
-        times_s: of each all-reduce.
-        sent_bytes: by its host, for each all-reduce.
-    """
-
-    schedule: str
-    times_s: list[float]
-    sent_bytes: float
-
-
 def run_tensorbus(network: Network, size_bytes: int, repeats: int, schedule: str, per_host: int = 1) -> Told:
     """Measures tensorbus."""
     address = network.address(0)
@@ -180,9 +82,15 @@ def run_gloo(network: Network, size_bytes: int, repeats: int, per_host: int = 1)
     return _ranks(network, words, per_host)
 
 
+def run_wire(network: Network, size_bytes: int, repeats: int) -> Told:
+    """Measures what the cables carry."""
+    addresses = ",".join(network.address(host) for host in range(network.hosts))
+    return _ranks(network, ["--wire", addresses, "--bytes", str(size_bytes), "--repeats", str(repeats)], 1)
+
+
 def _ranks(network: Network, words: list[str], per_host: int) -> Told:
     ranks = network.hosts * per_host
-    module = [sys.executable, "-m", "bench.hosts", *words, "--ranks", str(ranks)]
+    module = [*MODULE, *words, "--ranks", str(ranks)]
     commands = [network.command(rank % network.hosts, *module, "--rank", str(rank)) for rank in range(ranks)]
     with started(commands, GLOO_SOCKET_IFNAME="eth0") as processes:
         text, errors = processes[0].communicate(timeout=PATIENCE_S)
@@ -191,25 +99,27 @@ def _ranks(network: Network, words: list[str], per_host: int) -> Told:
         return Told(**json.loads(text))
 
 
-def run_mpi(network: Network, size_bytes: int, repeats: int, folder: Path) -> Told:
+def run_mpi(network: Network, size_bytes: int, repeats: int) -> Told:
     """Measures OpenMPI over TCP. Its daemons reach the other namespaces by a command in the place of ssh."""
-    agent = folder / "agent"
-    cases = "".join(f"{network.address(host)}) name={network.namespace(host)};; " for host in range(network.hosts))
-    run_there = 'exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"'
-    agent.write_text(f"#!/bin/sh\nhost=$1; shift\ncase $host in {cases} esac\n{run_there}\n", encoding="utf-8")
-    agent.chmod(0o755)
-    hosts = ",".join(network.address(host) for host in range(network.hosts))
-    options = {
-        "plm_rsh_agent": str(agent), "btl": "tcp,self", "btl_tcp_if_include": "10.77.0.0/24",
-        "oob_tcp_if_include": "10.77.0.0/24", "pml": "ob1", "mpi_yield_when_idle": "1",
-    }  # fmt: skip
-    words = [word for name, value in options.items() for word in ("--mca", name, value)]
-    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(network.hosts), "-H", hosts, *words]
-    module = [sys.executable, "-m", "bench.hosts", "--mpi", "--bytes", str(size_bytes), "--repeats", str(repeats)]
-    done = subprocess.run(
-        network.command(0, *command, "-x", "PYTHONPATH", *module),
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=_environment(),
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        agent = Path(folder) / "agent"
+        names = ((network.address(host), network.namespace(host)) for host in range(network.hosts))
+        cases = "".join(f"{address}) name={name};; " for address, name in names)
+        run_there = 'exec ip netns exec $name unshare --uts sh -c "hostname $name; $*"'
+        agent.write_text(f"#!/bin/sh\nhost=$1; shift\ncase $host in {cases} esac\n{run_there}\n", encoding="utf-8")
+        agent.chmod(0o755)
+        hosts = ",".join(network.address(host) for host in range(network.hosts))
+        options = {
+            "plm_rsh_agent": str(agent), "btl": "tcp,self", "btl_tcp_if_include": "10.77.0.0/24",
+            "oob_tcp_if_include": "10.77.0.0/24", "pml": "ob1", "mpi_yield_when_idle": "1",
+        }  # fmt: skip
+        words = [word for name, value in options.items() for word in ("--mca", name, value)]
+        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(network.hosts), "-H", hosts, *words]
+        module = [*MODULE, "--mpi", "--bytes", str(size_bytes), "--repeats", str(repeats)]
+        done = subprocess.run(
+            network.command(0, *command, "-x", "PYTHONPATH", *module),
+            capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=_environment(),
+        )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"mpirun ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     return Told(**json.loads(done.stdout))
@@ -233,65 +143,98 @@ def missing() -> dict[str, str]:
     return absent
 
 
-def row(name: str, hosts: int, per_host: int, rate: str, size_bytes: int, found: Told) -> str:
-    """One line of figures."""
+def row(name: str, hosts: int, per_host: int, rate: str, size_bytes: int, found: Told, limit_s: float = 0.0) -> str:
+    """One line of figures; `limit_s` is what the bare wire has taken."""
     median_s, ranks = statistics.median(found.times_s), hosts * per_host
     algbw = size_bytes / median_s
     busbw = algbw * 2 * (ranks - 1) / ranks
+    limit = f"{limit_s / median_s:5.2f}" if limit_s else "    -"
     return (
         f"{name:<24} {hosts:>2} hosts  {ranks:>2} ranks  {rate:>6}  {size_bytes:>10} bytes"
-        f"  median {median_s * 1e3:9.2f} ms  best {min(found.times_s) * 1e3:9.2f} ms  algbw {algbw / 1e9:6.3f} GB/s"
-        f"  busbw {busbw / 1e9:6.3f} GB/s  wire {busbw / RATES[rate]:5.2f}  sent {found.sent_bytes / size_bytes:5.2f}"
+        f"  median {median_s * 1e3:9.3f} ms  best {min(found.times_s) * 1e3:9.3f} ms  algbw {algbw / 1e9:6.3f} GB/s"
+        f"  busbw {busbw / 1e9:6.3f} GB/s  wire {busbw / RATES[rate]:5.2f}  limit {limit}"
+        f"  cpu {found.processor_s * 1e3:8.3f} ms  sent {found.sent_bytes / size_bytes:5.2f}"
     )
 
 
-def measure(hosts: int, per_host: int, rate: str, size_bytes: int, repeats: int, schedules: list[str]) -> None:
-    """Prints a line for each system."""
+def joined(rounds: list[Told]) -> Told:
+    """What several rounds have found, as one."""
+    times_s = [each for found in rounds for each in found.times_s]
+    processor_s = statistics.median(found.processor_s for found in rounds)
+    return replace(rounds[-1], times_s=times_s, processor_s=processor_s)
+
+
+def measure(
+    hosts: int, per_host: int, rate: str, size_bytes: int, repeats: int, schedules: list[str], rounds: int = 1
+) -> None:
+    """Prints a line for each system; they take turns."""
+    runs: dict[str, Callable[[Network], Told]] = {}
+    for schedule in schedules:
+        runs[f"tensorbus {schedule}"] = lambda network, schedule=schedule: run_tensorbus(  # type: ignore[misc]
+            network, size_bytes, repeats, schedule, per_host
+        )
     absent = missing()
-    with Network(hosts, rate) as network, tempfile.TemporaryDirectory() as folder:
-        for schedule in schedules:
-            found = run_tensorbus(network, size_bytes, repeats, schedule, per_host)
-            name = f"tensorbus {schedule}" + (f" ({found.schedule})" if found.schedule != schedule else "")
-            print(row(name, hosts, per_host, rate, size_bytes, found), flush=True)
-        if "gloo" not in absent:
-            found = run_gloo(network, size_bytes, repeats, per_host)
-            print(row("gloo (torch)", hosts, per_host, rate, size_bytes, found), flush=True)
-        if "openmpi" not in absent and per_host == 1:
-            found = run_mpi(network, size_bytes, repeats, Path(folder))
-            print(row("openmpi", hosts, per_host, rate, size_bytes, found), flush=True)
+    if "gloo" not in absent:
+        runs["gloo (torch)"] = lambda network: run_gloo(network, size_bytes, repeats, per_host)
+    if "openmpi" not in absent and per_host == 1:
+        runs["openmpi"] = lambda network: run_mpi(network, size_bytes, repeats)
+    if per_host == 1:
+        runs["the bare wire"] = lambda network: run_wire(network, size_bytes, repeats)
+    found: dict[str, list[Told]] = {name: [] for name in runs}
+    with Network(hosts, rate) as network:
+        for _ in range(rounds):
+            for name, run in runs.items():
+                found[name].append(run(network))
+    limit_s = statistics.median(joined(found["the bare wire"]).times_s) if "the bare wire" in found else 0.0
+    for name, told in found.items():
+        used = told[-1].schedule
+        title = name if not name.startswith("tensorbus") or name.endswith(used) else f"{name} ({used})"
+        print(row(title, hosts, per_host, rate, size_bytes, joined(told), limit_s), flush=True)
+
+
+def be_a_rank(asked: argparse.Namespace) -> bool:
+    """Whether this process is one rank of something; then it has been that."""
+    size_bytes, place = int(asked.bytes) if asked.bytes.isdigit() else 0, (asked.rank, asked.ranks)
+    if asked.url:
+        host_ranks.of_tensorbus(asked.url, place, size_bytes, asked.repeats, asked.schedules)
+    elif asked.mpi:
+        host_ranks.of_mpi(size_bytes, asked.repeats)
+    elif asked.gloo:
+        host_ranks.of_gloo(asked.gloo, place, size_bytes, asked.repeats)
+    elif asked.wire:
+        host_ranks.of_wire(asked.wire.split(","), place, size_bytes, asked.repeats)
+    else:
+        return False
+    return True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", default="2,4")
-    parser.add_argument("--per-host", type=int, default=1, help="ranks on each host; OpenMPI is for one")
+    parser.add_argument("--per-host", type=int, default=1, help="ranks on each host; OpenMPI and the wire are for one")
     parser.add_argument("--rates", default="1gbit,10gbit")
     parser.add_argument("--bytes", default=str(64 << 20))
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5, help="all-reduces of each contestant in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant")
     parser.add_argument("--schedules", default="ring,star")
-    for name in ("--url", "--gloo"):
+    for name in ("--url", "--gloo", "--wire"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--mpi", action="store_true", help=argparse.SUPPRESS)
     for name in ("--rank", "--ranks"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.url:
-        rank_of_tensorbus(asked.url, asked.rank, asked.ranks, int(asked.bytes), asked.repeats, asked.schedules)
-    elif asked.mpi:
-        rank_of_mpi(int(asked.bytes), asked.repeats)
-    elif asked.gloo:
-        rank_of_gloo(asked.gloo, asked.rank, asked.ranks, int(asked.bytes), asked.repeats)
-    else:
-        for name, reason in missing().items():
-            print(f"{name} is missing: {reason}")
-        try:
-            for hosts in asked.hosts.split(","):
-                for rate in asked.rates.split(","):
-                    for size in asked.bytes.split(","):
-                        schedules = asked.schedules.split(",")
-                        measure(int(hosts), asked.per_host, rate, int(size), asked.repeats, schedules)
-        except Unavailable as problem:
-            sys.exit(str(problem))
+    if be_a_rank(asked):
+        return
+    for name, reason in missing().items():
+        print(f"{name} is missing: {reason}")
+    try:
+        for hosts in asked.hosts.split(","):
+            for rate in asked.rates.split(","):
+                for size in asked.bytes.split(","):
+                    schedules = asked.schedules.split(",")
+                    measure(int(hosts), asked.per_host, rate, int(size), asked.repeats, schedules, asked.rounds)
+    except Unavailable as problem:
+        sys.exit(str(problem))
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ They need root and `ip`. They are removed at the end, and with them their cables
 
 from __future__ import annotations
 
-import itertools
 import os
+import secrets
 import shutil
 import subprocess
 from types import TracebackType
 from typing import Final, Self
 
 _COMMAND_S: Final = 20.0
-_names = itertools.count()
 
 
 class Unavailable(Exception):
@@ -46,7 +45,8 @@ class Network:
         """
         self.hosts = hosts
         self.rate = rate
-        self._name = f"tensorbus-{os.getpid()}-{next(_names)}"
+        # Not the process's number: containers share namespaces' names and not those numbers.
+        self._name = f"tensorbus-{secrets.token_hex(4)}"
         self._made: list[str] = []
 
     def address(self, host: int) -> str:

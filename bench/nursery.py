@@ -137,6 +137,7 @@ def main(requests: socket.socket) -> None:
         elif isinstance(request, Usage):
             answer = round(own_s() * 1e6)
         else:
+            worker.prepare(request.task)
             answer = os.fork()
             if not answer:
                 requests.close()

@@ -206,20 +206,6 @@ class Tensorbus(Contestant):
         return TensorbusBus(address, self._overflow)
 
 
-class Watched(Tensorbus):
-    """tensorbus with its metrics scraped and a dashboard open, or with nothing measured."""
-
-    def __init__(self, *, watched: bool) -> None:
-        super().__init__()
-        self.name = "tensorbus/watched" if watched else "tensorbus/unwatched"
-        self._watched = watched
-
-    def broker_command(self, address: str, directory: Path) -> list[str]:
-        if self._watched:
-            return [sys.executable, "-m", "bench.watched", address]
-        return [*super().broker_command(address, directory), "--latency-metrics", "false"]
-
-
 class TensorbusOverZeromq(Tensorbus):
     """tensorbus with ZeroMQ between it and its clients."""
 

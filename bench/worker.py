@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import msgspec
@@ -9,6 +10,13 @@ import msgspec
 from bench import contestants
 from bench.cases import ROLES
 from bench.tasks import Task
+
+
+def prepare(task: Task) -> None:
+    """Imports what a worker with this task needs, and what is worth to be done once for all that are like it."""
+    if contestant := contestants.EVERY.get(task.contestant):
+        for module in contestant.imports:
+            importlib.import_module(module)
 
 
 def main(task: Task) -> None:

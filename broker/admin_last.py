@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from broker import admin_samples
 from broker.errors import ProtocolError
 from broker.protocol.batches import split_batch
 from broker.protocol.frames import Content, Flag
@@ -16,7 +17,7 @@ TOPICS_SEEN: Final = 16
 """Topics of a session that are looked at, those that it began to publish to last."""
 TEXT_MAX: Final = 100
 """Characters that are shown of a value."""
-_DECODED_BYTES_MAX: Final = 4096
+_SHOWN_BYTES_MAX: Final = 4096
 """Longer values are told by their length."""
 _BATCH_BYTES_MAX: Final = 8192
 """Longer batches are not opened."""
@@ -48,10 +49,10 @@ def last_message(record: SessionRecord, wall_ns: int) -> LastMessage | None:
                 newest = message
     if newest is None:
         return None
-    return LastMessage(newest.topic, text_of(newest), round(max(0, wall_ns - newest.time_ns) / 1e9, 6))
+    return LastMessage(newest.topic, line_of(newest), round(max(0, wall_ns - newest.time_ns) / 1e9, 6))
 
 
-def text_of(message: Message) -> str:
+def line_of(message: Message) -> str:
     """A message's value in one short line."""
     content, payload = message.content, message.payload
     if message.flags & Flag.BATCH:
@@ -61,14 +62,8 @@ def text_of(message: Message) -> str:
             content, _, _, payload = split_batch(bytes(payload), message.count)[-1]
         except (ProtocolError, IndexError):
             return _UNREADABLE
-    if message.stream is not None or len(payload) > _DECODED_BYTES_MAX or content >= Content.TENSOR:
+    if message.stream is not None or len(payload) > _SHOWN_BYTES_MAX:
         return f"{_LARGE.get(content, 'a message')} of {max(len(payload), message.size_bytes)} bytes"
-    if content == Content.BYTES:
-        text = bytes(payload).decode(errors="replace")
-    else:
-        try:
-            text = str(msgspec.msgpack.decode(payload))
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            return _UNREADABLE
-    line = "".join(letter if letter.isprintable() else " " for letter in text[:_DECODED_BYTES_MAX])
+    text = admin_samples.text_of(content, payload)
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
     return line if len(line) <= TEXT_MAX else line[: TEXT_MAX - 3] + "..."

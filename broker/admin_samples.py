@@ -171,7 +171,7 @@ def text_of(content: int, payload: Buffer) -> str:
         return f"{'arrays' if content == Content.STRUCTURE else 'a value'} of {len(payload)} bytes"
     try:
         value = _shown(decode_value(content, None, payload), 8)
-        return shortened(msgspec.json.encode(value).decode())
+        return value if isinstance(value, str) else shortened(msgspec.json.encode(value).decode())
     except (BrokerError, ValueError, TypeError, RecursionError) as error:
         return shortened(f"a value that cannot be read: {error}")
 

@@ -18,6 +18,7 @@ import msgspec
 from broker.measuring.modules import compiled_modules
 from broker.metrics import public_topics, sessions_open, subscriptions_open, version
 from broker.server import Server
+from broker.state.census import Census
 from broker.state.delivery import Subscription
 from broker.state.pressure import Blocker
 from broker.state.queries import blockers
@@ -136,6 +137,7 @@ class SessionView(msgspec.Struct, frozen=True):
         publishes: topics to which it has published, sorted.
         groups: collective groups in which it is a member or waits to be one, sorted.
         tenant: to which it belongs; empty for none.
+        shared_memory: whether large messages go and come in shared memory.
     """
 
     id: int
@@ -154,6 +156,7 @@ class SessionView(msgspec.Struct, frozen=True):
     publishes: list[str]
     groups: list[str]
     tenant: str = ""
+    shared_memory: bool = False
 
 
 class QueueGroupView(msgspec.Struct, frozen=True):
@@ -236,13 +239,13 @@ class TopicView(msgspec.Struct, frozen=True):
 
 def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = None) -> ServerView:
     """The broker at this moment; what it counts is of some tenants, or of all."""
-    state = server.state
+    state, census = server.state, Census()
     if tenants is None or len(tenants) == len(state.tenants):
-        tenants, totals = list(state.tenants.values()), state.totals()
+        tenants, totals = list(state.tenants.values()), state.totals(census)
     else:
         totals = Totals()
         for tenant in tenants:
-            totals.add(tenant.totals())
+            totals.add(tenant.totals(census))
     return ServerView(
         name=server.config.name,
         version=version(),
@@ -256,7 +259,7 @@ def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = 
         draining=state.draining,
         sessions=sessions_open(tenants),
         subscriptions=subscriptions_open(tenants),
-        topics=len(public_topics(tenants)),
+        topics=census.topics,
         groups=sum(len(tenant.groups.by_number) for tenant in tenants),
         published_messages=totals.published_messages,
         published_bytes=totals.published_bytes,
@@ -296,6 +299,7 @@ def session_view(record: SessionRecord, now_ns: int) -> SessionView:
         publishes=sorted({publisher.topic.name for publisher in record.publishers.values()}),
         groups=sorted(record.groups),
         tenant=record.tenant.name,
+        shared_memory=record.shares is not None,
     )
 
 

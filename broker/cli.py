@@ -14,7 +14,7 @@ from typing import IO, Final, TypeVar
 import click
 
 from broker.cli_context import context
-from broker.cli_options import OVERFLOWS, with_context
+from broker.cli_options import OVERFLOWS, echo_json, with_context
 from broker.cli_options import as_json as _as_json
 from broker.cli_options import at_broker as _at_broker
 from broker.cli_options import url as _url
@@ -105,8 +105,9 @@ def _with_settings(command: C) -> C:
 @main.command()
 @click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
 @click.option("--show-config", is_flag=True, help="Print each setting, its value and where it is from; then exit.")
+@_as_json
 @_with_settings
-def serve(file: Path | None, *, show_config: bool, **settings: object) -> None:
+def serve(file: Path | None, *, show_config: bool, as_json: bool, **settings: object) -> None:
     """Run the broker until Ctrl-C or SIGTERM.
 
     A setting is taken from its flag, else from its variable (TENSORBUS_ and its name in capitals), else from the file,
@@ -114,14 +115,22 @@ def serve(file: Path | None, *, show_config: bool, **settings: object) -> None:
     """
     loaded = load(settings, environment(), file)
     if show_config:
-        rows = [("SETTING", "VALUE", "FROM"), *describe(loaded)]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        for name, value, origin in rows:
-            click.echo(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
+        _show_config(describe(loaded), as_json=as_json)
         return
     from broker.cli_serve import run
 
-    run(loaded.config, lambda: load(settings, environment(), file).config)
+    run(loaded.config, lambda: load(settings, environment(), file).config, as_json=as_json)
+
+
+def _show_config(described: Sequence[tuple[str, str, str]], *, as_json: bool) -> None:
+    if as_json:
+        for name, value, origin in described:
+            echo_json({"setting": name, "value": value, "from": origin})
+        return
+    rows = [("SETTING", "VALUE", "FROM"), *described]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, origin in rows:
+        click.echo(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
 
 
 @main.command()
@@ -319,7 +328,7 @@ def doctor(address: str | None, url: str | None, *, as_json: bool) -> None:
     metavar="SECONDS",
     help="About how long to measure each point.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@_as_json
 @click.option("--broker", "--url", "url", metavar="URL", help="Default: $TENSORBUS_URL, else this host's.")
 @with_context
 def bench(*, parts: tuple[str, ...], duration_s: float, as_json: bool, url: str | None) -> None:
@@ -335,7 +344,8 @@ def bench(*, parts: tuple[str, ...], duration_s: float, as_json: bool, url: str 
 
 @main.command()
 @click.argument("shell", type=click.Choice(SHELLS))
-def completion(shell: str) -> None:
+@_as_json
+def completion(shell: str, *, as_json: bool) -> None:
     """Print what makes SHELL complete commands, flags and contexts.
 
     For bash: eval "$(tensorbus completion bash)", as a line of ~/.bashrc; zsh likewise; for fish: tensorbus completion
@@ -345,7 +355,11 @@ def completion(shell: str) -> None:
 
     made = get_completion_class(shell)
     assert made is not None, "click has all three"
-    click.echo(made(main, {}, "tensorbus", "_TENSORBUS_COMPLETE").source())
+    script = made(main, {}, "tensorbus", "_TENSORBUS_COMPLETE").source()
+    if as_json:
+        echo_json({"shell": shell, "script": script})
+    else:
+        click.echo(script)
 
 
 for command in (certs, tokens, context, record, replay, diff):

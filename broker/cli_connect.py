@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TypeVar
 
 import msgspec
@@ -37,6 +38,13 @@ def ask(bus: clients.Client, what: str, kind: type[T], items_max: int = ITEMS_MA
         raise ProtocolError(f"the broker, of another version, tells something else of its {what}: {error}") from error
 
 
+def discard_output() -> None:
+    """Lets the interpreter flush, at its end, what nobody reads."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def ranks_text(ranks: list[int]) -> str:
     """Ranks in few words: `0-3, 7`."""
     parts: list[list[int]] = []
@@ -59,6 +67,11 @@ def duration_text(duration_s: float) -> str:
     minutes, left_s = divmod(int(duration_s), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left_s} s"
+
+
+def of_tenant(name: str, tenant: str) -> str:
+    """The name of something that is a tenant's: `losses of vision`; as it is for none."""
+    return f"{name} of {tenant}" if tenant else name
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

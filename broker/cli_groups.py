@@ -7,7 +7,7 @@ from typing import Final
 import click
 import msgspec
 
-from broker.cli_connect import ask, connect, duration_text, printable, ranks_text, table
+from broker.cli_connect import ask, connect, duration_text, of_tenant, printable, ranks_text, table
 
 FAILURE_TOLD_S: Final = 600.0
 """Failures that are older are told by `groups` alone."""
@@ -74,6 +74,7 @@ class _Group(msgspec.Struct):
     last_outcome: str
     last_failure: _Recorded | None
     recent: list[_Recorded]
+    tenant: str = ""
 
 
 class _Stuck(msgspec.Struct, omit_defaults=True):
@@ -91,6 +92,7 @@ class _Stuck(msgspec.Struct, omit_defaults=True):
         sequence: of the operation.
         schedule: of the operation.
         claim: what its ranks ask for.
+        tenant: whose group it is; empty for none.
     """
 
     group: str
@@ -104,6 +106,7 @@ class _Stuck(msgspec.Struct, omit_defaults=True):
     sequence: int = 0
     schedule: str = ""
     claim: str = ""
+    tenant: str = ""
 
 
 def show_stuck(url: str | None, after_s: float, *, as_json: bool) -> bool:
@@ -129,7 +132,7 @@ def show_stuck(url: str | None, after_s: float, *, as_json: bool) -> bool:
     for group in groups:
         failure = group.last_failure
         if failure is not None and failure.ago_s < FAILURE_TOLD_S:
-            click.echo(_failed(failure))
+            click.echo(_failed(failure, group.tenant))
     if not found:
         click.echo(f"nothing is stuck in {len(groups)} group{'s' * (len(groups) != 1)}")
     return bool(found)
@@ -142,7 +145,7 @@ def _stuck_of(group: _Group) -> list[_Stuck]:
             group.name, group.generation, "operation", operation.waiting_s, operation.unmoved_s,
             operation.arrived_ranks, operation.missing_ranks,
             [members[rank] for rank in operation.missing_ranks if rank in members],
-            operation.sequence, operation.schedule, operation.claim,
+            operation.sequence, operation.schedule, operation.claim, group.tenant,
         )
         for operation in group.operations
     ]  # fmt: skip
@@ -153,8 +156,16 @@ def _stuck_of(group: _Group) -> list[_Stuck]:
         unmoved_s = min(member.waiting_s for member in group.newcomers)
         found.append(
             _Stuck(
-                group.name, group.generation, "members", waiting_s, unmoved_s, sorted(arrived), group.missing_ranks, []
-            )
+                group.name,
+                group.generation,
+                "members",
+                waiting_s,
+                unmoved_s,
+                sorted(arrived),
+                group.missing_ranks,
+                [],
+                tenant=group.tenant,
+            )  # fmt: skip
         )
     return found
 
@@ -162,11 +173,11 @@ def _stuck_of(group: _Group) -> list[_Stuck]:
 def _paragraph(stuck: _Stuck) -> list[str]:
     waits = f"has waited {duration_text(stuck.waiting_s)} for {_who(stuck.missing_ranks)}"
     if stuck.waits_for == "members":
-        head = f"group {stuck.group} has not formed: it {waits}"
+        head = f"group {of_tenant(stuck.group, stuck.tenant)} has not formed: it {waits}"
         return [head, f"  there    {_who(stuck.arrived_ranks)}"]
     return [
-        f"group {stuck.group}, generation {stuck.generation}: operation {stuck.sequence}, {stuck.claim} "
-        f"({stuck.schedule}), {waits}",
+        f"group {of_tenant(stuck.group, stuck.tenant)}, generation {stuck.generation}: operation {stuck.sequence}, "
+        f"{stuck.claim} ({stuck.schedule}), {waits}",
         f"  came     {_who(stuck.arrived_ranks)}",
         *(f"  missing  {_about(member)}" for member in stuck.missing),
     ]
@@ -204,11 +215,12 @@ def show_groups(url: str | None, *, as_json: bool) -> None:
     click.echo("\n".join(printable(line) for line in table([head, *(_row(group) for group, _ in groups)])))
     for group, _ in groups:
         if group.last_failure is not None:
-            click.echo(_failed(group.last_failure))
+            click.echo(_failed(group.last_failure, group.tenant))
 
 
-def _failed(failure: _Recorded) -> str:
-    return printable(f"failed {duration_text(failure.ago_s)} ago: {failure.failure}")
+def _failed(failure: _Recorded, tenant: str) -> str:
+    whose = f" (tenant {tenant})" if tenant else ""
+    return printable(f"failed {duration_text(failure.ago_s)} ago{whose}: {failure.failure}")
 
 
 def group_row(group: dict[str, object]) -> tuple[str, ...]:
@@ -223,7 +235,7 @@ def _row(group: _Group) -> tuple[str, ...]:
     if group.newcomers:
         ranks += f", {len(group.newcomers)} waiting"
     return (
-        group.name,
+        of_tenant(group.name, group.tenant),
         str(group.generation),
         ranks,
         group.schedule,

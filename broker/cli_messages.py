@@ -12,6 +12,7 @@ import click
 
 import clients
 from broker import cli_values
+from broker.cli_connect import discard_output
 from broker.errors import InvalidValue
 
 
@@ -84,7 +85,7 @@ def subscribe(
     except KeyboardInterrupt:
         return
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
 
 
 def _tell_dropped(dropped: int) -> None:
@@ -105,13 +106,6 @@ def _print_messages(subscription: clients.Subscription, form: Form, count: int |
             output.write(f"{cli_values.message_as_text(message)}\n".encode())
         output.flush()
         printed += 1
-
-
-def _discard_output() -> None:
-    """Lets the interpreter flush, at its end, what nobody reads."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def ask(url: str | None, topic: str, values: Iterable[object], *, as_json: bool, timeout_s: float) -> None:

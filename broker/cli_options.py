@@ -1,12 +1,13 @@
 """Options that several commands share: which broker, and in which form to print.
 
 A context (broker/contexts.py) becomes the environment of the process: what reads TENSORBUS_URL, TENSORBUS_TOKEN and
-TENSORBUS_ADMIN finds the context's.
+TENSORBUS_ADMIN finds the context's; so does what reads TENSORBUS_TLS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Final, TypeVar
 
@@ -66,6 +67,11 @@ def url(command: C) -> C:
 def at_broker(command: C) -> C:
     """Gives a command the broker's address, as an argument or a flag."""
     return click.argument("address", metavar="[URL]", required=False)(url(command))
+
+
+def echo_json(told: Mapping[str, object]) -> None:
+    """Prints an object in one line of JSON."""
+    click.echo(json.dumps(told, ensure_ascii=False, separators=(",", ":")))
 
 
 OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")

@@ -243,10 +243,7 @@ def _wait_until(at_s: float) -> None:
 
 
 def _line(recorded: Recorded) -> str:
-    try:
-        return f"{recorded.head.topic} {cli_values.as_text(check_readable(recorded))}"
-    except (BrokerError, RecursionError) as error:
-        return f"{recorded.head.topic} <unreadable: {error}>"
+    return cli_values.line_of(recorded.head.topic, lambda: check_readable(recorded))
 
 
 def _described(recorded: Recorded) -> str:
@@ -262,10 +259,7 @@ def _described(recorded: Recorded) -> str:
         "gap": head.gap,
         "headers": head.headers,
     }
-    try:
-        return cli_values.as_json({**described, "value": check_readable(recorded)})
-    except (BrokerError, RecursionError) as error:
-        return cli_values.as_json({**described, "error": str(error)})
+    return cli_values.object_of(described, lambda: {"value": check_readable(recorded)})
 
 
 def summary(told: Told, verb: str) -> str:

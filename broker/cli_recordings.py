@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from broker.cli_options import OVERFLOWS, as_json, url
-from broker.limits import KIB, MIB
+from broker.config import size_of
 
 if TYPE_CHECKING:
     from broker.cli_record import Told
 
-_SIZE: Final = re.compile(r"(\d+) ?(B|KiB|MiB|GiB|)")
-_UNIT_BYTES: Final = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 1024 * MIB}
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 _FASTEST: Final = "max"
 
 
 def _size(text: str) -> int:
     """Bytes, as 1000000 or 64MiB."""
-    found = _SIZE.fullmatch(text)
-    if found is None or not int(found[1]):
+    size = int(text) if text.isdecimal() else size_of(text)
+    if not isinstance(size, int) or not size:
         raise click.BadParameter(f"{text!r} is no size above 0, such as 1000000 or 64MiB")
-    return int(found[1]) * _UNIT_BYTES[found[2]]
+    return size
 
 
 def _speed(text: str) -> float:

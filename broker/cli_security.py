@@ -56,14 +56,24 @@ def certs() -> None:
 @click.option("--name", "names", multiple=True, metavar="NAME", help="One for NAME too; may be given several times.")
 @_tenant
 @_days
-def init(folder: Path, *, hosts: tuple[str, ...], ranks: int, names: tuple[str, ...], tenant: str, days: float) -> None:
+@as_json
+def init(
+    folder: Path,
+    *,
+    hosts: tuple[str, ...],
+    ranks: int,
+    names: tuple[str, ...],
+    tenant: str,
+    days: float,
+    as_json: bool,
+) -> None:
     """Make an authority in DIR, the broker's certificate, and one for each rank.
 
     The broker can be dialled at the given hosts, and at this one's loopback.
     """
     from broker import cli_certs
 
-    cli_certs.init(folder, hosts, ranks, names, tenant, days)
+    cli_certs.init(folder, hosts, ranks, names, tenant, days, as_json=as_json)
 
 
 @certs.command()
@@ -73,8 +83,16 @@ def init(folder: Path, *, hosts: tuple[str, ...], ranks: int, names: tuple[str, 
 @_tenant
 @_hosts
 @_days
+@as_json
 def issue(
-    folder: Path, names: tuple[str, ...], *, roles: tuple[str, ...], tenant: str, hosts: tuple[str, ...], days: float
+    folder: Path,
+    names: tuple[str, ...],
+    *,
+    roles: tuple[str, ...],
+    tenant: str,
+    hosts: tuple[str, ...],
+    days: float,
+    as_json: bool,
 ) -> None:
     """Sign a certificate for each NAME, in the place of an older one.
 
@@ -82,17 +100,18 @@ def issue(
     """
     from broker import cli_certs
 
-    cli_certs.issue(folder, names, roles, tenant, hosts, days)
+    cli_certs.issue(folder, names, roles, tenant, hosts, days, as_json=as_json)
 
 
 @certs.command()
 @_folder
 @click.argument("wanted", metavar="NAME|SERIAL...", nargs=-1, required=True)
-def revoke(folder: Path, wanted: tuple[str, ...]) -> None:
+@as_json
+def revoke(folder: Path, wanted: tuple[str, ...], *, as_json: bool) -> None:
     """Take back a certificate, or all of a name."""
     from broker import cli_certs
 
-    cli_certs.revoke(folder, wanted)
+    cli_certs.revoke(folder, wanted, as_json=as_json)
 
 
 @certs.command("list")
@@ -119,21 +138,23 @@ def tokens() -> None:
 @_tenant
 @click.option("--expires", "lasts", metavar="TIME", help="How long it counts, such as 12h or 30d; default: for ever.")
 @_file
-def create(name: str, *, roles: tuple[str, ...], tenant: str, lasts: str | None, file: Path) -> None:
+@as_json
+def create(name: str, *, roles: tuple[str, ...], tenant: str, lasts: str | None, file: Path, as_json: bool) -> None:
     """Print a new token for NAME: the one time that it can be seen."""
     from broker import cli_tokens
 
-    cli_tokens.create(file, name, roles, tenant, lasts)
+    cli_tokens.create(file, name, roles, tenant, lasts, as_json=as_json)
 
 
 @tokens.command("revoke")
 @click.argument("numbers", metavar="ID...", nargs=-1, required=True)
 @_file
-def revoke_tokens(numbers: tuple[str, ...], *, file: Path) -> None:
+@as_json
+def revoke_tokens(numbers: tuple[str, ...], *, file: Path, as_json: bool) -> None:
     """Take tokens back."""
     from broker import cli_tokens
 
-    cli_tokens.revoke(file, numbers)
+    cli_tokens.revoke(file, numbers, as_json=as_json)
 
 
 @tokens.command("list")

@@ -7,7 +7,7 @@ import gc
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -16,6 +16,7 @@ import uvloop
 
 from broker import logs
 from broker.answers import show_to_clients
+from broker.cli_options import echo_json
 from broker.cli_reload import take_over
 from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
@@ -29,12 +30,13 @@ GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
 
 
-def run(config: Config, read_again: Callable[[], Config]) -> None:
+def run(config: Config, read_again: Callable[[], Config], *, as_json: bool = False) -> None:
     """Serves until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
 
     Args:
         config: the settings.
         read_again: gives them as they are when SIGHUP comes.
+        as_json: tells where it listens in lines of JSON.
 
     Raises:
         InvalidValue: an address is malformed or of an unknown scheme.
@@ -48,7 +50,7 @@ def run(config: Config, read_again: Callable[[], Config]) -> None:
     _raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, handler, read_again))
+            runner.run(_serve(config, handler, read_again, echo_json if as_json else _echo_words))
     finally:
         handler.tell_left_out(at_the_end=True)
 
@@ -73,7 +75,17 @@ def _settle_memory() -> None:
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
-async def _serve(config: Config, handler: logs.EventHandler, read_again: Callable[[], Config]) -> None:
+def _echo_words(told: Mapping[str, object]) -> None:
+    for word, address in told.items():
+        click.echo(f"{word} on {address}")
+
+
+async def _serve(
+    config: Config,
+    handler: logs.EventHandler,
+    read_again: Callable[[], Config],
+    echo: Callable[[Mapping[str, object]], None],
+) -> None:
     stopping = _catch_signals()
     _tell_left_out(asyncio.get_running_loop(), handler)
     server = Server(config)
@@ -84,16 +96,16 @@ async def _serve(config: Config, handler: logs.EventHandler, read_again: Callabl
     admin = None
     server.start(config.listen)
     try:
-        lines = [f"listening on {_dialled(listener.address, config)}" for listener in server.listeners]
+        lines = [{"listening": str(_dialled(listener.address, config))} for listener in server.listeners]
         if config.admin != ADMIN_OFF:
             # Importing aiohttp takes as long as all the rest of the start.
             from broker.admin import Admin
 
             admin = Admin(server)
-            lines.append(f"admin on {await admin.start(config.admin)}")
+            lines.append({"admin": await admin.start(config.admin)})
         _settle_memory()
         for line in lines:
-            click.echo(line)
+            echo(line)
         await stopping.wait()
     finally:
         await server.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import click
 import msgspec
 
 from broker.cli_connect import printable, table
+from broker.cli_options import echo_json
 from broker.errors import InvalidValue
 from broker.security.roles import role_of
 from broker.security.tokens import Token, add_token, new_token, read_tokens, revoke_token
@@ -22,7 +22,7 @@ _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw])")
 
 
-def create(file: Path, name: str, roles: Sequence[str], tenant: str, lasts: str | None) -> None:
+def create(file: Path, name: str, roles: Sequence[str], tenant: str, lasts: str | None, *, as_json: bool) -> None:
     """Makes a token, prints it, and adds its hash to the file.
 
     Raises:
@@ -32,6 +32,9 @@ def create(file: Path, name: str, roles: Sequence[str], tenant: str, lasts: str 
     expires = None if lasts is None else now + duration(lasts)
     text, token = new_token(name, tuple(roles) or (role_of(name),), tenant, now, expires)
     add_token(file, token)
+    if as_json:
+        echo_json({"token": text, **_shown(token)})
+        return
     click.echo(text)
     until = token.expires or "it is revoked"
     click.echo(
@@ -53,7 +56,7 @@ def duration(text: str) -> timedelta:
     return timedelta(seconds=int(found[1]) * _UNITS_S[found[2]])
 
 
-def revoke(file: Path, numbers: Sequence[str]) -> None:
+def revoke(file: Path, numbers: Sequence[str], *, as_json: bool) -> None:
     """Takes tokens back.
 
     Raises:
@@ -61,7 +64,10 @@ def revoke(file: Path, numbers: Sequence[str]) -> None:
     """
     for number in numbers:
         token = revoke_token(file, number)
-        click.echo(f"revoked {token.id} of {token.name}")
+        if as_json:
+            echo_json(_shown(token))
+        else:
+            click.echo(f"revoked {token.id} of {token.name}")
 
 
 def show(file: Path, *, as_json: bool) -> None:
@@ -69,9 +75,7 @@ def show(file: Path, *, as_json: bool) -> None:
     tokens = read_tokens(file).all
     if as_json:
         for token in tokens:
-            shown = msgspec.structs.asdict(token)
-            del shown["hash"]
-            click.echo(json.dumps(shown | {"state": _state(token)}))
+            echo_json(_shown(token))
         return
     rows: list[tuple[str, ...]] = [("ID", "NAME", "ROLES", "TENANT", "STATE", "EXPIRES", "CREATED")]
     rows += [
@@ -80,6 +84,13 @@ def show(file: Path, *, as_json: bool) -> None:
     ]
     for line in table(rows):
         click.echo(printable(line))
+
+
+def _shown(token: Token) -> dict[str, object]:
+    """A token without what it could be used by."""
+    described = msgspec.structs.asdict(token)
+    del described["hash"]
+    return {**described, "state": _state(token)}
 
 
 def _state(token: Token) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 import clients
-from broker.cli_connect import ask, connect
+from broker.cli_connect import ask, connect, discard_output
 from broker.cli_top_data import Look, Refresh, Server, Session, Topic, refresh
 from broker.cli_top_view import as_json, picture
 from broker.errors import BrokerError
@@ -114,7 +114,7 @@ def run(url: str | None, interval_s: float, *, as_lines: bool, once: bool) -> No
                     _print(looker.look(), as_lines=as_lines)
                     time.sleep(interval_s)
             except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_output()
         else:
             _live(looker, interval_s)
 

@@ -49,6 +49,7 @@ class Session(msgspec.Struct):
     waiting_messages: int
     dropped_messages: int
     subscriptions: list[Subscription]
+    tenant: str = ""
 
 
 class Topic(msgspec.Struct):
@@ -98,6 +99,7 @@ class SessionRow(msgspec.Struct):
     dropped_per_s: float
     silent_s: float
     blocks: list[str]
+    tenant: str = ""
 
 
 class TopicRow(msgspec.Struct):
@@ -214,6 +216,7 @@ def _session_rows(before: Mapping[int, Session], now: Look, interval_s: float) -
                 ),
                 silent_s=session.silent_s,
                 blocks=sorted({topic for each in session.subscriptions for topic in each.blocks_topics}),
+                tenant=session.tenant,
             )
         )
     rows.sort(key=lambda row: (-row.received_bytes_per_s - row.sent_bytes_per_s, row.session))

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker.cli_connect import duration_text, printable
+from broker.cli_connect import duration_text, of_tenant, printable
 from broker.cli_groups import group_row
 from broker.cli_top_data import Refresh
 
@@ -89,7 +89,7 @@ def _topics(told: Refresh, width: int, rows: int) -> Table:
         _pick(
             keep,
             (
-                f"{topic.name} of {topic.tenant}" if topic.tenant else topic.name,
+                of_tenant(topic.name, topic.tenant),
                 rate_text(topic.messages_per_s),
                 rate_text(topic.bytes_per_s),
                 str(topic.subscriptions),
@@ -112,7 +112,7 @@ def _sessions(told: Refresh, width: int, rows: int) -> Table:
         _pick(
             keep,
             (
-                session.name or f"({session.session})",
+                of_tenant(session.name or f"({session.session})", session.tenant),
                 f"{session.process}@{session.host}",
                 rate_text(session.received_bytes_per_s),
                 rate_text(session.sent_bytes_per_s),

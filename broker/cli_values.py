@@ -6,6 +6,7 @@ JSON has no bytes, no tensors and no NaN: they become {"base64": ...}, {"dtype",
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -40,10 +41,7 @@ def as_text(value: object) -> str:
 
 def message_as_text(message: Message) -> str:
     """A message's topic and value in one line; a value that cannot be read does not end the reading of others."""
-    try:
-        return f"{message.topic} {as_text(message.value)}"
-    except (BrokerError, RecursionError) as error:
-        return f"{message.topic} <unreadable: {error}>"
+    return line_of(message.topic, lambda: message.value)
 
 
 def message_as_json(message: Message) -> str:
@@ -55,8 +53,21 @@ def message_as_json(message: Message) -> str:
         "published_ns": message.published_ns,
         "lane": message.lane,
     }
+    return object_of(described, lambda: {"headers": dict(message.headers), "value": message.value})
+
+
+def line_of(topic: str, read: Callable[[], object]) -> str:
+    """A topic and the value that is read, in one line; or why it cannot be read."""
     try:
-        return as_json({**described, "headers": dict(message.headers), "value": message.value})
+        return f"{topic} {as_text(read())}"
+    except (BrokerError, RecursionError) as error:
+        return f"{topic} <unreadable: {error}>"
+
+
+def object_of(described: Mapping[str, object], read: Callable[[], Mapping[str, object]]) -> str:
+    """What is known of a message and what is read of it, in one line of JSON; or an `error` in place of the latter."""
+    try:
+        return as_json({**described, **read()})
     except (BrokerError, RecursionError) as error:
         return as_json({**described, "error": str(error)})
 

@@ -34,7 +34,7 @@ FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
 FOREIGN_VARIABLES: Final = frozenset(
     {
         FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN", "TENSORBUS_TLS", "TENSORBUS_CONTEXT", "TENSORBUS_KERNELS",
-        "TENSORBUS_LINK_ADDRESS",
+        "TENSORBUS_LINK_ADDRESS", "TENSORBUS_LINK_CONGESTION",
     }
 )  # fmt: skip
 """Variables with the prefix that are not settings: the file's name, and what clients and the command line read."""
@@ -73,7 +73,7 @@ def environment() -> Mapping[str, str]:
 
 def adopt(variables: Mapping[str, str]) -> None:
     """Puts a context into this process's environment; with a broker that is named there goes all that belongs to it."""
-    for name in ("TENSORBUS_TOKEN", "TENSORBUS_ADMIN"):
+    for name in ("TENSORBUS_TOKEN", "TENSORBUS_ADMIN", "TENSORBUS_TLS"):
         os.environ.pop(name, None)
     os.environ.update(variables)
 
@@ -330,7 +330,7 @@ def _accept_boolean(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _size_of(value: object) -> object:
+def size_of(value: object) -> object:
     """Bytes, where a value is a text such as "4MiB"."""
     if isinstance(value, str) and (size := _SIZE.fullmatch(value)):
         return int(size[1]) * _UNIT_BYTES[size[2]]
@@ -338,7 +338,7 @@ def _size_of(value: object) -> object:
 
 
 def _accept_size(value: object) -> int | None:
-    return _accept_integer(_size_of(value))
+    return _accept_integer(size_of(value))
 
 
 def _accept_users(value: object) -> tuple[str, ...] | None:
@@ -380,9 +380,9 @@ _NAMES_KIND: Final = _Kind(
 )
 _ADMIN_KIND: Final = _Kind(f'host:port, or "{ADMIN_OFF}"', str, _accept_admin)
 _TABLES: Final[dict[str, Callable[[object, str], object]]] = {
-    TOPICS: lambda value, origin: read_topics(value, origin, _size_of),
+    TOPICS: lambda value, origin: read_topics(value, origin, size_of),
     PERMISSIONS: read_permissions,
-    TENANTS: lambda value, origin: read_tenants(value, origin, _size_of),
+    TENANTS: lambda value, origin: read_tenants(value, origin, size_of),
 }
 """Settings that are tables of a file."""
 _TYPES: Final[dict[str, object]] = typing.get_type_hints(Config)

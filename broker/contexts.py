@@ -6,6 +6,10 @@
     url = "tcp://bus.example:4870"
     admin = "bus.example:4871"
     token = "..."
+    tls = "/home/me/.config/tensorbus/contexts/prod-x7k2"
+
+The folder at `tls` is what $TENSORBUS_TLS names, made of links to the files that `context add` was given: a certificate
+that is renewed where it lies is renewed here, and the key is in one place.
 
 A context is taken whole or not at all, so that no broker is told the token of another one: a broker that is named in
 any other way, by --url, an argument or TENSORBUS_URL, has nothing of it.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import tempfile
 import tomllib
@@ -27,6 +32,7 @@ import msgspec
 from broker.errors import ConfigError, InvalidValue
 
 VARIABLE: Final = "TENSORBUS_CONTEXT"
+_FOLDERS: Final = "contexts"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -38,15 +44,22 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
         url: its address, or several with commas between.
         admin: host:port of its HTTP interface; empty for none.
         token: proves who one is; empty for none.
+        tls: the folder with the certificates; empty for none.
     """
 
     url: str
     admin: str = ""
     token: str = ""
+    tls: str = ""
 
     def variables(self) -> dict[str, str]:
         """What it is in the environment."""
-        named = {"TENSORBUS_URL": self.url, "TENSORBUS_ADMIN": self.admin or "off", "TENSORBUS_TOKEN": self.token}
+        named = {
+            "TENSORBUS_URL": self.url,
+            "TENSORBUS_ADMIN": self.admin or "off",
+            "TENSORBUS_TOKEN": self.token,
+            "TENSORBUS_TLS": self.tls,
+        }
         return {name: value for name, value in named.items() if value}
 
 
@@ -132,6 +145,34 @@ def write(file: Path, contexts: Contexts) -> None:
         raise ConfigError("contexts", str(file), f"cannot be written: {error.strerror}") from error
 
 
+def link(file: Path, name: str, files: Mapping[str, Path]) -> str:
+    """Makes a folder of certificates for a context, which nobody else can look into.
+
+    Args:
+        file: where contexts are kept; the folder is made near it.
+        name: of the context.
+        files: what each file of the folder is called, and where it lies.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        parent = file.parent / _FOLDERS
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{name}-"))
+        for called, at in files.items():
+            (folder / called).symlink_to(at.absolute())
+    except OSError as error:
+        raise ConfigError("contexts", str(file), f"cannot be written: {error.strerror}") from error
+    return str(folder)
+
+
+def unlink(file: Path, context: Context) -> None:
+    """Removes the folder that `link` has made for a context; a folder from elsewhere is not touched."""
+    if context.tls and Path(context.tls).parent == file.parent / _FOLDERS:
+        shutil.rmtree(context.tls, ignore_errors=True)
+
+
 def _quoted(text: str) -> str:
     """Text as TOML; JSON's strings are TOML's, for text that `check` lets through."""
     return msgspec.json.encode(text).decode()
@@ -145,7 +186,7 @@ def check(name: str, context: Context) -> None:
     """
     if not _NAME.fullmatch(name):
         raise InvalidValue("context", name, "is no name: up to 64 letters, digits, - and _")
-    for value in (context.url, context.admin):
+    for value in (context.url, context.admin, context.tls):
         if not value.isprintable():
             raise InvalidValue("context", value, "has a control character")
     if not context.token.isprintable():

@@ -260,6 +260,13 @@ class GenerationChangedError(CollectiveError):
         super().__init__(group, f"generation {generation}: {lost}now ranks {self.ranks}")
 
 
+class GroupFinishedError(CollectiveError):
+    """The other members have finished what the group was for, and this rank has come too late to take part."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(group, "its members have finished; there is nothing left to do for whoever comes now")
+
+
 class StateMismatchError(CollectiveError):
     """The state of another rank does not fit into the arrays of this one, which are as they were.
 

@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+from typing import Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -25,8 +26,15 @@ from broker.metrics_latencies import latencies
 from broker.metrics_queues import queues
 from broker.server import Server
 from broker.state import BrokerState
+from broker.state.census import Census
 from broker.state.tenants import Tenant
 from broker.state.topics import TopicRecord
+from broker.state.totals import Totals
+
+LONG_S: Final = 0.02
+"""A scrape that takes more of the broker's processor time than this is not made again at once."""
+SHARE: Final = 0.02
+"""Of the broker's time that scrapes may take, if they take long."""
 
 
 def version() -> str:
@@ -48,26 +56,28 @@ def subscriptions_open(tenants: Iterable[Tenant]) -> int:
     return sum(1 for record in records for number in record.subscriptions if number)
 
 
-def public_topics(tenants: Iterable[Tenant]) -> list[tuple[Tenant, TopicRecord]]:
-    """The topics of clients with their tenants, without the broker's own and the inboxes."""
-    return [(tenant, topic) for tenant in tenants for topic in _topics(tenant) if not topic.name.startswith("$")]
-
-
-def _topics(tenant: Tenant) -> list[TopicRecord]:
-    return list(tenant.router.topics.values())
+def public_topics(tenants: Iterable[Tenant]) -> Iterator[tuple[Tenant, TopicRecord]]:
+    """The topics of clients with their tenants, without the broker's own and the inboxes: those of this moment."""
+    now = [(tenant, list(tenant.router.topics.values())) for tenant in tenants]
+    return ((tenant, topic) for tenant, topics in now for topic in topics if not topic.name.startswith("$"))
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own. The server's thread may call."""
+    """The metrics of one server, in a registry of their own. The server's thread may call.
+
+    Between two messages that it routes, a broker may be kept by one scrape, and not by many: one that has taken long,
+    of very many topics, is told again for a while.
+    """
 
     def __init__(self, server: Server) -> None:
+        self._told: dict[str, tuple[float, bytes]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(_BrokerCollector(server))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """The metrics of this moment.
+        """The metrics of this moment; or what was told before, for 50 times as long as that has taken, if it was long.
 
         Args:
             accept: the scraper's Accept header, which chooses between Prometheus text and OpenMetrics.
@@ -76,7 +86,16 @@ class Metrics:
             The text and its content type.
         """
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        fresh_until_s, text = self._told.get(content_type, (0.0, b""))
+        if time.monotonic() < fresh_until_s:
+            return text, content_type
+        # Processor time: on a busy machine the clock counts what others take.
+        started_s = time.thread_time()
+        text = encode(self._registry)
+        taken_s = time.thread_time() - started_s
+        if taken_s > LONG_S:
+            self._told[content_type] = time.monotonic() + taken_s / SHARE, text
+        return text, content_type
 
 
 class _BrokerCollector(Collector):
@@ -92,8 +111,10 @@ class _BrokerCollector(Collector):
         yield _gauge("uptime_seconds", "Time since the broker started.", uptime_ns / 1e9)
         build = {"version": version(), "python": platform.python_version()}
         yield InfoMetricFamily("tensorbus_build", "What runs here.", build)
-        yield from _counters(server.state)
-        yield from _gauges(server.state)
+        census = Census()
+        totals = server.state.totals(census)
+        yield from _counters(server.state, totals)
+        yield from _gauges(server.state, census)
         yield from queues(server.state)
         yield from collectives(server.state, time.monotonic_ns())
         yield from latencies(server)
@@ -101,8 +122,7 @@ class _BrokerCollector(Collector):
             yield _by_topic(server.state)
 
 
-def _counters(state: BrokerState) -> Iterator[Metric]:
-    totals = state.totals()
+def _counters(state: BrokerState, totals: Totals) -> Iterator[Metric]:
     yield _counter("sessions_opened", "Sessions that said hello.", state.sessions_opened)
     yield _counter("messages_published", "Messages that clients published.", totals.published_messages)
     yield _counter("published_bytes", "Payload and headers of the messages published.", totals.published_bytes)
@@ -140,27 +160,25 @@ def _counters(state: BrokerState) -> Iterator[Metric]:
     )
 
 
-def _gauges(state: BrokerState) -> Iterator[Metric]:
+def _gauges(state: BrokerState, census: Census) -> Iterator[Metric]:
     tenants = state.tenants.values()
     groups = [group for tenant in tenants for group in tenant.groups.by_number.values()]
-    topics = [topic for tenant in tenants for topic in _topics(tenant)]
-    rings = [topic.ring for topic in topics]
     yield _gauge("sessions", "Sessions that are open.", sessions_open(tenants))
-    yield _gauge("topics", "Topics of clients.", len(public_topics(tenants)))
+    yield _gauge("topics", "Topics of clients.", census.topics)
     yield _gauge("subscriptions", "Subscriptions of clients.", subscriptions_open(tenants))
     yield _gauge("groups", "Collective groups.", len(groups))
     yield _gauge("group_members", "Members of all collective groups.", sum(len(group.ranks) for group in groups))
-    yield _gauge("retained_bytes", "What topics keep for replay.", sum(ring.held_bytes for ring in rings))
+    yield _gauge("retained_bytes", "What topics keep for replay.", census.retained_bytes)
     yield _gauge(
         "publishers_held_back",
         "Publishers that wait for a slow subscriber, on each of their topics.",
-        sum(len(topic.held_back) for topic in topics),
+        census.held_back,
     )
     yield _gauge("memory_used_bytes", "Of the broker's own, at the last look.", state.watermark.used_bytes)
     yield _gauge("memory_limit_bytes", "What it may use at most, at the last look.", state.watermark.limit_bytes)
     yield _gauge("memory_level", "0, 1 pushes back, 2 refuses, 3 lets go.", int(state.watermark.level))
     yield _gauge("half_open_connections", "Connections that have yet to say hello.", len(state.arrivals.half_open))
-    jobs = [work.queue for topic in topics for work in topic.works.values()]
+    jobs = [work.queue for work in census.works]
     yield _gauge("jobs_waiting", "Jobs that wait for a worker.", sum(queue.waiting + queue.delayed for queue in jobs))
     yield _gauge("jobs_leased", "Jobs that workers have and did not settle.", sum(queue.leased for queue in jobs))
 

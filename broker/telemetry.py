@@ -25,6 +25,33 @@ PRODUCER, CONSUMER, CLIENT, INTERNAL = "PRODUCER", "CONSUMER", "CLIENT", "INTERN
 _INSTALL: Final = "needs OpenTelemetry: pip install 'tensorbus[otel]'"
 
 
+class Operation:
+    """The span of something that may go on when the call that began it has returned."""
+
+    def __init__(self, tracer: Tracer, span: Span) -> None:
+        """Made by `Tracer.operation`."""
+        self._tracer = tracer
+        self._span = span
+        self.kept = False
+
+    def keep(self) -> Operation:
+        """Has the span go on until `end`."""
+        self.kept = True
+        return self
+
+    def end(self, ended_ns: int | None = None, reason: str = "") -> None:
+        """Ends the span, the first time that it is called.
+
+        Args:
+            ended_ns: when that was, on the wall clock; None is now.
+            reason: why it has failed, if it has.
+        """
+        if self._span.is_recording():
+            if reason:
+                self._tracer.fail(self._span, reason)
+            self._span.end(ended_ns)
+
+
 class Tracer:
     """Makes spans. Any thread may call."""
 
@@ -70,6 +97,18 @@ class Tracer:
             yield
         finally:
             span.end()
+
+    @contextmanager
+    def operation(self, name: str, attributes: Attributes) -> Iterator[Operation]:
+        """An INTERNAL span, a child of the current one, that ends with its context unless that keeps it."""
+        span = self._tracer.start_span(name, None, self._trace.SpanKind.INTERNAL, attributes)
+        operation = Operation(self, span)
+        try:
+            with self._trace.use_span(span, end_on_exit=False):
+                yield operation
+        finally:
+            if not operation.kept:
+                operation.end()
 
     def inject(self, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
         """Headers with the context of the current span; the same ones when there is none."""

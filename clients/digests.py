@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from broker.errors import InvalidValue
 from broker.protocol.tensors import Array, as_array, describe, flat_bytes
@@ -27,13 +27,60 @@ TOPIC: Final = "digests"
 DIGEST_BYTES: Final = 16
 
 
-class Digests:
-    """One rank's digests. Threads may not share it.
+class Member(Protocol):
+    """A group of either kind of client, as one rank has it."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def generation(self) -> int: ...
+
+    name: str
+
+
+class Rounds:
+    """What a rank's digests of both kinds of client have in common: the rounds, and what is told of one.
 
     Attributes:
         topic: where they are published: `digests/<group>/<rank>`.
         round: of the next note, from 0 upwards; every rank makes the same notes in the same order.
     """
+
+    def __init__(self, group: Member, every: int) -> None:
+        """Raises:
+        InvalidValue: `every` is below 1.
+        """
+        if every < 1:
+            raise InvalidValue("every", every, "is below 1")
+        self.topic = f"{TOPIC}/{group.name}/{group.rank}"
+        self.round = 0
+        self._group = group
+        self._every = every
+
+    def _begin(self) -> int | None:
+        """Counts a round; returns its number if it is looked at."""
+        number, self.round = self.round, self.round + 1
+        return None if number % self._every else number
+
+    def _told(self, number: int, label: str, digest: str) -> dict[str, object]:
+        """What is published of a round."""
+        group = self._group
+        return {
+            "group": group.name,
+            "generation": group.generation,
+            "round": number,
+            "rank": group.rank,
+            "label": label,
+            "digest": digest,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Digests {self.topic} round={self.round}>"
+
+
+class Digests(Rounds):
+    """One rank's digests. Threads may not share it; see Rounds for its attributes."""
 
     def __init__(self, bus: Client, group: Group, *, every: int = 1) -> None:
         """Args:
@@ -44,13 +91,8 @@ class Digests:
         Raises:
             InvalidValue: `every` is below 1.
         """
-        if every < 1:
-            raise InvalidValue("every", every, "is below 1")
-        self.topic = f"{TOPIC}/{group.name}/{group.rank}"
-        self.round = 0
+        super().__init__(group, every)
         self._bus = bus
-        self._group = group
-        self._every = every
 
     def note(self, value: object, label: str = "") -> str:
         """Publishes a digest of what this rank holds now, and counts a round.
@@ -66,26 +108,12 @@ class Digests:
             InvalidValue: something in it is no array.
             ConnectionClosed: the client is closed.
         """
-        number, self.round = self.round, self.round + 1
-        if number % self._every:
+        number = self._begin()
+        if number is None:
             return ""
         digest = digest_of_arrays(value)
-        group = self._group
-        self._bus.publish(
-            self.topic,
-            {
-                "group": group.name,
-                "generation": group.generation,
-                "round": number,
-                "rank": group.rank,
-                "label": label,
-                "digest": digest,
-            },
-        )
+        self._bus.publish(self.topic, self._told(number, label, digest))
         return digest
-
-    def __repr__(self) -> str:
-        return f"<Digests {self.topic} round={self.round}>"
 
 
 def digest_of_arrays(value: object) -> str:

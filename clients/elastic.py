@@ -17,6 +17,7 @@ the ranks that are present then. So no step is ever half applied, and all ranks 
      '-----------------------------------------------'
 
 The wait at the end is for newcomers: whoever comes while the others make their last steps gets their state, and ends.
+Whoever comes after it gets GroupFinishedError: the others do not answer any more.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -31,9 +33,11 @@ from broker.errors import (
     CollectiveError,
     ConnectionClosed,
     GenerationChangedError,
+    GroupFinishedError,
     InvalidValue,
     RankBehindError,
     RankTimeoutError,
+    TimeoutError,
 )
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from clients.checks import whole_number
@@ -87,6 +91,7 @@ class Elastic:
         self._on_change = on_change
         self._timeout_s = timeout_s
         self._behind = True
+        self._finished = False
 
     def steps(self, count: int) -> Iterator[Step]:
         """The steps that are left until `count` of them are made; each has to be run in a `with` block.
@@ -95,13 +100,17 @@ class Elastic:
             RankTimeoutError: `missing_ranks` did not come after a change, or at the end.
             ConnectionClosed: the connection was lost, and there is no `rejoin`.
             StateMismatchError: the state of another rank does not fit.
+            GroupFinishedError: the others have made all steps before this rank could join them; its state is its own.
         """
         count, number = whole_number("count", count), 0
+        if self._finished:
+            self.group.reopen(timeout_s=self._timeout_s)
+            self._finished = False
         while True:
             if self._behind:
                 number = self._sync(number)
             if number >= count:
-                if self._attempt(self.group.barrier):
+                if self._end():
                     return
                 continue
             step = Step(self, number)
@@ -121,6 +130,21 @@ class Elastic:
             self._behind = False
             if self._attempt(meet):
                 return number
+
+    def _end(self) -> bool:
+        """Whether all have come to the end."""
+        generation = self.group.generation
+        try:
+            if not self._attempt(self.group.barrier):
+                return False
+        except GroupFinishedError:
+            # This rank had lost its connection when the others left the barrier.
+            return True
+        self._finished = True
+        # Without the broker nobody can join.
+        with suppress(ConnectionClosed, TimeoutError):
+            self.group.finish(generation=generation, timeout_s=self._timeout_s)
+        return True
 
     def _attempt(self, call: Callable[[], None]) -> bool:
         """Whether a call has succeeded; a change of the members makes everybody synchronise."""
@@ -157,7 +181,7 @@ class Elastic:
             try:
                 self.group = rejoin()
                 break
-            except RankTimeoutError:
+            except (GroupFinishedError, RankTimeoutError):
                 raise
             except CollectiveError:
                 if time.monotonic() > deadline_s:

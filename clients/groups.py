@@ -10,20 +10,19 @@ from broker.collectives import shm
 from broker.errors import InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import collective, collective_lists, joining, state_sync, ways
+from clients import collective, collective_lists, ways
 from clients.compression import Compression
 from clients.driver import Driver
+from clients.meetings import Meetings
 from clients.membership import Place
 from clients.partial import AUTO, Partial, Terms
-from clients.points import Points
-from clients.state_sync import Synced
 from clients.ways import SharedOperation
 from clients.work import Work
 
 T = TypeVar("T")
 
 
-class Group(Points):
+class Group(Meetings):
     """One rank's membership of a group.
 
     Every call must be made by all ranks in the same order. A call either succeeds on all ranks or fails on all ranks,
@@ -417,51 +416,6 @@ class Group(Points):
     def barrier(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Waits until all present ranks have called it."""
         self._call(collective.barrier(timeout_s), timeout_s)
-
-    def sync_state(self, state: object, step: int = 0, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Synced:
-        """Gives every rank the state of the one with the highest step; of several, of the lowest rank.
-
-        For the beginning, and after GenerationChangedError: newcomers and ranks that are behind get what they lack. It
-        takes memory for the state twice more while it runs.
-
-        Args:
-            state: dicts and lists, nested, of arrays, numbers and texts; None for a rank that has none. Where another
-                rank's state is taken, arrays are filled in place, dicts and lists entry by entry.
-            step: how many steps the state has behind it, from 0.
-            timeout_s: how long the ranks may take to arrive, in seconds.
-
-        Returns:
-            The step from which all go on, the state, and the rank whose it is; see Synced.
-
-        Raises:
-            StateMismatchError: an array of this rank has no counterpart of its dtype and shape, or is read-only;
-                nothing was changed here, and the other ranks have the state.
-            CollectiveError: as for all_reduce, or no rank has a state; nothing was changed anywhere.
-        """
-        calls = state_sync.sync_state(self._place.member, state, step, timeout_s)
-        try:
-            prepared = next(calls)
-            while True:
-                prepared = calls.send(self._call(prepared, timeout_s))
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-
-    def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
-        """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError.
-
-        For a rank that cannot go on where the others are, as after RankBehindError; then all call sync_state. This rank
-        gets the error in its next call, the others in the one that it does not make with them.
-
-        Args:
-            timeout_s: how long to wait for the next generation, in seconds.
-        """
-        with self._driver.lock:
-            begun = self._place.regroup()
-            self._driver.block(begun, timeout_s, f"another generation of group {self.name!r}")
-
-    def leave(self) -> None:
-        """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
-        self._driver.run(joining.leave(self._driver, self._place, 5.0))
 
     def __enter__(self) -> Self:
         return self

@@ -76,3 +76,15 @@ async def leave(driver: Driver, place: Place, timeout_s: float | None) -> None:
     core.places.by_number.pop(place.number, None)
     core.places.tidy()
     await answer(driver, pending, Deadline(timeout_s))
+
+
+async def finish(driver: Driver, place: Place, generation: int, timeout_s: float | None) -> None:
+    """Tells the broker that the members of a generation have finished, or with 0 that they go on; it has heard it then.
+
+    Raises:
+        BrokerError: the place is lost.
+    """
+    if place.closed is not None:
+        raise place.closed.again()
+    pending = driver.core.ask(Kind.FINISHED, f"finish group {place.name!r}", number=place.number, sequence=generation)
+    await answer(driver, pending, Deadline(timeout_s))

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
 
-from broker.errors import GenerationChangedError, InvalidValue
+from broker.errors import ConnectionClosed, GenerationChangedError, InvalidValue, TimeoutError
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from clients.checks import whole_number
 from clients.groups import Group
@@ -93,6 +94,7 @@ class LocalSGD:
         self._timeout_s = timeout_s
         self._inner = 0
         self._has_met = False
+        self._finished = False
         # While an outer step is under way: the outer gradient, and the parameters of which it was made.
         self._gradient: FloatArray | None = None
         self._sent: FloatArray | None = None
@@ -107,19 +109,29 @@ class LocalSGD:
     def steps(self, outer_steps: int) -> Iterator[int]:
         """Inner steps to make, by their number, until so many outer steps are made.
 
-        At the end all ranks wait for one another, so that a newcomer of that moment has the same parameters.
+        At the end all ranks wait for one another, so that a newcomer of that moment has the same parameters. Whoever
+        comes later gets GroupFinishedError as it joins or meets the others.
         """
+        if self._finished:
+            self.group.reopen(timeout_s=self._timeout_s)
+            self._finished = False
         while True:
             while self.outer_steps < outer_steps:
                 begun = self.outer_steps + (self._gradient is not None)
                 yield begun * self._every + self._inner
                 self.step()
+            generation = self.group.generation
             try:
                 self.group.barrier(timeout_s=self._timeout_s)
-                return
             except GenerationChangedError as change:
                 self._tell(change)
                 self._meet()
+                continue
+            # Without the broker nobody can join.
+            with suppress(ConnectionClosed, TimeoutError):
+                self.group.finish(generation=generation, timeout_s=self._timeout_s)
+            self._finished = True
+            return
 
     def step(self) -> bool:
         """To be called after each inner step; says whether an outer step has been applied.

@@ -18,6 +18,7 @@ from broker.errors import (
     CollectiveError,
     CollectiveMismatchError,
     ConnectionClosed,
+    GroupFinishedError,
     InvalidValue,
     LimitExceeded,
     ProtocolError,
@@ -385,6 +386,12 @@ class Place:
         self._over((*pending, *points))
         self.attach()
 
+    def finished(self) -> None:
+        """FINISHED: the others had finished when this client became a member, so it leaves."""
+        self.farewell()
+        self._session.put(Frame(Kind.LEAVE, lane=Lane.CONTROL, number=self.number))
+        self.close(GroupFinishedError(self.name))
+
     def close(self, error: BrokerError) -> None:
         """The place is lost, with the connection or by leaving."""
         if self.closed is None:
@@ -469,4 +476,6 @@ def failure_error(group: str, frame: Frame) -> CollectiveError:
         return RankTimeoutError(group, frame.sequence, body.missing_ranks, body.timeout_s)
     if body.missed is not None:
         return RankBehindError(group, frame.sequence, body.missed)
+    if body.finished:
+        return GroupFinishedError(group)
     return CollectiveError(group, body.text)

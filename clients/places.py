@@ -99,6 +99,10 @@ class Places:
             place.links_decided(frame)
         elif frame.kind == Kind.COMMITTED:
             place.judged(frame)
+        elif frame.kind == Kind.FINISHED:
+            del self.by_number[frame.number]
+            place.finished()
+            self.tidy()
         else:
             raise ProtocolError(f"a {kind_name(frame.kind)} frame for a group")
 

@@ -42,15 +42,25 @@ class Work:
         self._grace_s = grace_s
         self._finished = False
         self._value: object = None
+        self._ended_ns = 0
         driver.expect_results(more=True)
-        signal.callbacks.append(lambda: driver.expect_results(more=False))
+        signal.callbacks.append(self._end)
         if signal.ready:
             signal.set()
+
+    def _end(self) -> None:
+        self._ended_ns = time.monotonic_ns()
+        self._driver.expect_results(more=False)
 
     @property
     def done(self) -> bool:
         """Whether `wait` will return or raise at once."""
         return self._signal.ready
+
+    @property
+    def ended_ns(self) -> int:
+        """When it was done or had failed, in nanoseconds of the monotonic clock; 0 before that."""
+        return self._ended_ns
 
     def wait(self, timeout_s: float | None = None) -> object:
         """Waits for the result, which is then in the array.
@@ -123,6 +133,10 @@ class SharedWork(Work):
     def done(self) -> bool:
         return self._shared.task.status != shm.Outcome.PENDING
 
+    @property
+    def ended_ns(self) -> int:
+        return self._shared.task.ended_ns if self.done else 0
+
     def wait(self, timeout_s: float | None = None) -> object:
         operation, driver = self._shared, self._driver
         limit_s = self._grace_s if timeout_s is None else time_limit("timeout_s", timeout_s)
@@ -159,6 +173,10 @@ class ManyWork(Work):
     @property
     def done(self) -> bool:
         return all(work.done for work in self._works)
+
+    @property
+    def ended_ns(self) -> int:
+        return max((work.ended_ns for work in self._works), default=0) if self.done else 0
 
     def wait(self, timeout_s: float | None = None) -> object:
         deadline = None if timeout_s is None else time.monotonic() + time_limit("timeout_s", timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import socket
@@ -11,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
+import click
 import pytest
 
 import clients
 from broker.cli import main
 
-from .daemon import PATIENCE_S, ROOT, Daemon, run
+from .daemon import PATIENCE_S, ROOT, Daemon, Process, run
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +183,15 @@ def test_show_config_tells_where_each_value_is_from(tmp_path: Path) -> None:
     assert rows["name"] == ["variable", "TENSORBUS_NAME"]
     assert rows["ring_bytes"] == ["8MiB", str(file)]
     assert rows["metrics_topic_labels"] == ["false", "default"]
+    output = run("serve", "--show-config", "--json", environment={"TENSORBUS_ADMIN": "off"})[1]
+    described = [json.loads(line) for line in output.splitlines()]
+    assert {"setting": "admin", "value": "off", "from": "TENSORBUS_ADMIN"} in described
+
+
+def test_where_it_listens_is_told_as_json() -> None:
+    with Process("serve", "--json", "--listen", "tcp://127.0.0.1:0", "--admin", "127.0.0.1:0") as broker:
+        assert json.loads(broker.read_line())["listening"].startswith("tcp://127.0.0.1:")
+        assert json.loads(broker.read_line())["admin"].startswith("http://127.0.0.1:")
 
 
 def test_an_event_is_one_line_of_the_log_at_its_level() -> None:
@@ -208,12 +219,40 @@ def test_a_wrong_command_line_is_status_2_with_the_usage(arguments: list[str]) -
     assert "Usage: tensorbus" in errors
 
 
-def test_help_is_there_before_anything_large_is_imported() -> None:
-    program = "import sys; sys.argv = ['tensorbus', '--help']; from broker.cli import main; main(standalone_mode=False)"
-    program += "; print('large:', *({'numpy', 'aiohttp', 'uvloop', 'rich', 'zmq', 'clients'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Usage: tensorbus" in done.stdout
+LARGE = {
+    "numpy", "aiohttp", "msgspec", "msgpack", "uvloop", "rich", "zmq", "ssl", "asyncio", "cryptography",
+    "multiprocessing", "prometheus_client", "opentelemetry", "clients", "broker.server",
+    "broker.protocol", "broker.state",
+}  # fmt: skip
+"""What no help needs: together it would take longer to import than all that a person has the patience for."""
+
+
+def commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+    """Every command and subcommand, by its names."""
+    yield names
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from commands(each, *names, name)
+
+
+def test_no_help_imports_anything_large() -> None:
+    program = "import sys; from broker.cli import main\n"
+    program += "for names in sys.argv[1:]: main([*names.split(), '--help'], standalone_mode=False)\n"
+    program += f"print('large:', *({LARGE!r} & sys.modules.keys()))"
+    asked = [" ".join(names) for names in commands(main)]
+    done = subprocess.run([sys.executable, "-c", program, *asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("Usage: ") == len(asked) > 25
     assert done.stdout.endswith("\nlarge:\n")
+
+
+def test_every_command_that_prints_can_print_json() -> None:
+    for names in commands(main):
+        command: click.Command = main
+        for name in names:
+            assert isinstance(command, click.Group)
+            command = command.commands[name]
+        if not isinstance(command, click.Group):
+            assert "--json" in {flag for parameter in command.params for flag in parameter.opts}, names
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -221,6 +260,8 @@ def test_a_shell_is_told_how_to_complete(shell: str) -> None:
     status, output, _ = run("completion", shell)
     assert status == 0
     assert "_TENSORBUS_COMPLETE" in output
+    described = json.loads(run("completion", shell, "--json")[1])
+    assert (described["shell"], described["script"]) == (shell, output.removesuffix("\n"))
 
 
 def test_commands_and_contexts_are_completed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import clients
 from broker.cli_connect import duration_text, printable, ranks_text
+from broker.cli_groups import _failed, _Member, _paragraph, _Recorded, _Stuck
 from broker.collectives import ring, shm
 from tests.clients.ranks import running
 
@@ -129,7 +130,7 @@ def test_groups_shows_members_and_first_of_all_the_straggler(tmp_path: Path, sch
         last = group["recent"][-1]
         assert (last["claim"], last["schedule"], last["bytes"]) == ("all_reduce sum float32 (1000,)", schedule, 4000)
         assert sorted(last["behind_s"]) == ["0", "1", "2"]
-        assert group["members"][0]["last_message"]["text"] == "{'step': 19}"
+        assert group["members"][0]["last_message"]["text"] == '{"step":19}'
         _, table, _ = run("groups", daemon.url)
         head, row = table.splitlines()
         assert head.split() == ["GROUP", "GENERATION", "RANKS", "SCHEDULE", "IN", "PROGRESS", "STRAGGLERS", "LAST"]
@@ -200,3 +201,16 @@ def test_ranks_and_durations_in_few_words() -> None:
 
 def test_names_of_strangers_play_no_tricks_on_a_terminal() -> None:
     assert printable("trainer\x1b[2J\n0") == "trainer?[2J?0"
+
+
+def test_what_is_stuck_or_has_failed_is_told_with_its_tenant() -> None:
+    missing = _Member(1, 7, "rank-1", "here", 12, 0.5, 0.0, None)
+    stuck = _Stuck(
+        "dp", 2, "operation", 1.0, 1.0, [0], [1], [missing], 3, "star", "all_reduce sum float32 (4,)", "vision"
+    )
+    assert _paragraph(stuck)[0].startswith("group dp of vision, generation 2: operation 3, all_reduce ")
+    stuck.waits_for = "members"
+    assert _paragraph(stuck)[0] == "group dp of vision has not formed: it has waited 1.00 s for rank 1"
+    failure = _Recorded(1, "all_reduce", "mismatch", "ranks 0-1 differ", 2.0)
+    assert _failed(failure, "vision") == "failed 2.00 s ago (tenant vision): ranks 0-1 differ"
+    assert _failed(failure, "") == "failed 2.00 s ago: ranks 0-1 differ"

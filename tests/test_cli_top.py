@@ -202,3 +202,12 @@ def read_until(descriptor: int, wanted: bytes) -> bytes:
         if select.select([descriptor], [], [], 0.1)[0]:
             data += os.read(descriptor, 65_536)
     return data
+
+
+def test_what_belongs_to_a_tenant_is_shown_with_it() -> None:
+    told = crowd()
+    told.topics[0].tenant = told.sessions[0].tenant = "vision"
+    told.groups = [{**GROUP, "tenant": "vision"}]
+    text = "\n".join(printed(told, 200))
+    for name in (told.topics[0].name, told.sessions[0].name, "dp"):
+        assert f"{name} of vision" in text

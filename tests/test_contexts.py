@@ -24,6 +24,17 @@ def daemon() -> Iterator[Daemon]:
         yield daemon
 
 
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an authority, with a broker's certificate and one of `monitor`."""
+    pytest.importorskip("cryptography", reason="certificates are made with it")
+    folder = tmp_path_factory.mktemp("authority") / "pki"
+    status, output, errors = run("certs", "init", str(folder), "--name", "monitor", "--json")
+    assert (status, errors) == (0, "")
+    assert [json.loads(line)["name"] for line in output.splitlines()] == ["broker", "monitor"]
+    return folder
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
     return {"XDG_CONFIG_HOME": str(tmp_path)}
@@ -97,9 +108,9 @@ def test_contexts_are_listed_without_their_tokens_used_and_removed(home: dict[st
     output = run("context", "list", environment=home)[1]
     assert "secret" not in output
     assert [line.split() for line in output.splitlines()] == [
-        ["NAME", "URL", "ADMIN", "TOKEN"],
-        ["lab", "tcp://lab:1", "-", "-"],
-        ["*", "prod", "tcp://prod:1", "-", "yes"],
+        ["NAME", "URL", "ADMIN", "TOKEN", "TLS"],
+        ["lab", "tcp://lab:1", "-", "-", "-"],
+        ["*", "prod", "tcp://prod:1", "-", "yes", "-"],
     ]
     described = [json.loads(line) for line in run("context", "list", "--json", environment=home)[1].splitlines()]
     assert [(each["name"], each["token"], each["current"]) for each in described] == [
@@ -111,3 +122,71 @@ def test_contexts_are_listed_without_their_tokens_used_and_removed(home: dict[st
     assert run("context", "use", "prod", environment=home)[0] == 1
     assert run("context", "use", "--none", environment=home)[0] == 0
     assert read(file_of(home)) == Contexts("", {"lab": Context("tcp://lab:1")})
+
+
+def test_what_is_changed_is_told_as_json_without_its_token(home: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+
+    def told(*arguments: str) -> object:
+        status, output, errors = run("context", *arguments, "--json", environment=home)
+        assert (status, errors) == (0, "")
+        assert "secret" not in output
+        return json.loads(output)
+
+    made = {"name": "lab", "url": "tcp://lab:1", "admin": "", "token": True, "tls": "", "current": False}
+    assert told("add", "lab", "tcp://lab:1", "--token-file", str(tmp_path / "token")) == made
+    assert told("use", "lab") == {"current": "lab"}
+    assert told("use", "--none") == {"current": ""}
+    assert told("remove", "lab") == {"removed": "lab"}
+
+
+def test_a_context_has_the_certificates_with_which_its_broker_is_reached(
+    home: dict[str, str], tmp_path: Path, authority: Path
+) -> None:
+    mine = authority / "monitor"
+    files = ("--ca", str(mine / "ca.crt"), "--cert", str(mine / "tls.crt"), "--key", str(mine / "tls.key"))
+    with Daemon("--certificates", str(authority / "broker"), listen=("tls://127.0.0.1:0",)) as daemon:
+        assert run("context", "add", "files", daemon.url, *files, environment=home) == (0, "", "")
+        assert run("context", "add", "folder", daemon.url, "--tls", str(mine), environment=home) == (0, "", "")
+        assert run("context", "add", "nothing", daemon.url, environment=home) == (0, "", "")
+        for name, status in (("files", 0), ("folder", 0), ("nothing", 3)):
+            done = run("stuck", "--context", name, environment=home)
+            assert done[0] == status, done
+    kept = read(file_of(home)).contexts
+    linked = Path(kept["files"].tls)
+    assert linked.parent.parent == file_of(home).parent
+    assert stat.S_IMODE(linked.stat().st_mode) == 0o700
+    assert (linked / "tls.key").readlink() == mine / "tls.key"
+    assert run("context", "add", "files", "tcp://plain:1", "--replace", environment=home)[0] == 0
+    assert run("context", "remove", "folder", environment=home)[0] == 0
+    assert not linked.exists()
+    assert (mine / "tls.key").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "status", "problem"),
+    [
+        ("tcp://a:1", ["--ca", "monitor/ca.crt"], 1, "is not at tls://, so it has no use for certificates"),
+        ("tls://a:1", ["--cert", "monitor/tls.crt"], 2, "--cert and --key belong together, and need --ca"),
+        ("tls://a:1", ["--cert", "monitor/tls.crt", "--key", "monitor/tls.key"], 2, "and need --ca"),
+        ("tls://a:1", ["--tls", "monitor", "--ca", "monitor/ca.crt"], 2, "they exclude each other"),
+        ("tls://a:1", ["--ca", "monitor/none.crt"], 2, "does not exist"),
+        ("tls://a:1", ["--ca", "monitor/tls.key"], 1, "ca.crt cannot be used"),
+        (
+            "tls://a:1",
+            ["--ca", "ca.crt", "--cert", "monitor/tls.crt", "--key", "broker/tls.key"],
+            1,
+            "tls.key is not the key of tls.crt",
+        ),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_refused_at_once_and_nothing_is_kept(
+    home: dict[str, str], authority: Path, url: str, options: list[str], status: int, problem: str
+) -> None:
+    at = [each if each.startswith("--") else str(authority / each) for each in options]
+    done = run("context", "add", "prod", url, *at, environment=home)
+    assert done[0] == status
+    assert problem in " ".join(done[2].split())
+    assert not file_of(home).exists()
+    folders = file_of(home).parent / "contexts"
+    assert not folders.exists() or not any(folders.iterdir())

@@ -266,13 +266,16 @@ def test_a_job_that_is_delivered_again_has_another_delivery(url: str, spans: Spa
         bus.declare("jobs")
 
 
-def test_an_all_reduce_has_one_child_for_each_rank(url: str, spans: Spans) -> None:
+@pytest.mark.parametrize("async_op", [False, True])
+def test_an_all_reduce_has_one_child_for_each_rank(url: str, spans: Spans, *, async_op: bool) -> None:
     def reduce(rank: int) -> None:
         with (
             clients.connect(url, name=f"rank-{rank}", tracing=True) as bus,
             bus.group("dp", world_size=3, rank=rank, schedule="star") as group,
         ):
-            group.all_reduce(np.ones(1000, np.float32))
+            reduced = group.all_reduce(np.ones(1000, np.float32), async_op=async_op)
+            if async_op:
+                reduced.wait(PATIENCE_S)
             group.barrier()
 
     all_together(*(lambda rank=rank: reduce(rank) for rank in range(3)))

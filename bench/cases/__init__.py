@@ -17,7 +17,6 @@ from bench.cases import (
     slow_subscriber,
     tensors,
     throughput,
-    watching,
 )
 from bench.tasks import Role
 
@@ -33,6 +32,5 @@ ALL: Final[tuple[Case, ...]] = (
     queue_groups.CASE,
     scaling.CASE,
     memory.CASE,
-    watching.CASE,
 )
 ROLES: Final[dict[str, Role]] = {name: role for case in ALL for name, role in case.roles.items()}

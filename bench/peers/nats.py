@@ -363,6 +363,7 @@ class Nats(Contestant):
 
     transports = ("tcp",)
     is_peer = True
+    imports = ("nats", "uvloop")
 
     def __init__(self, pending_bytes_max: int | None = None, *, pieces: bool = False) -> None:
         self.name = "nats/bounded" if pending_bytes_max else "nats/pieces" if pieces else "nats"

@@ -185,6 +185,7 @@ class Redis(Contestant):
     """
 
     is_peer = True
+    imports = ("redis",)
     message_bytes_max = PAYLOAD_BYTES_MAX
 
     def __init__(self, pending_bytes_max: int | None = None) -> None:

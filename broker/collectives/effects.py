@@ -12,6 +12,7 @@ from broker.errors import (
     CollectiveAbortedError,
     CollectiveError,
     CollectiveMismatchError,
+    GroupFinishedError,
     RankBehindError,
     RankTimeoutError,
 )
@@ -27,6 +28,7 @@ class RefusalKind(StrEnum):
     RANK_TAKEN = "rank_taken"
     FULL = "full"
     TIMEOUT = "timeout"
+    FINISHED = "finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Refused:
         """What the session's program is to catch."""
         if self.kind is RefusalKind.TIMEOUT:
             return RankTimeoutError(group, 0, self.missing_ranks, self.timeout_s)
+        if self.kind is RefusalKind.FINISHED:
+            return GroupFinishedError(group)
         return CollectiveError(group, self.text)
 
 
@@ -155,6 +159,13 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """The session has become a member after the others had finished: it is to leave."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
 class TookPart:
     """Who is in the result of a quorum operation; its Results follow at once.
 
@@ -194,4 +205,4 @@ class Dissolved:
     group: GroupNumber
 
 
-Effect = Joined | Refused | Result | Failed | Changed | TookPart | Lagging | Wake | Dissolved
+Effect = Joined | Refused | Result | Failed | Changed | Finished | TookPart | Lagging | Wake | Dissolved

@@ -27,6 +27,7 @@ from broker.collectives.effects import (
     Effect,
     Failed,
     Failure,
+    Finished,
     GivenUp,
     Joined,
     Mismatch,
@@ -48,10 +49,17 @@ _OUTCOMES = {Mismatch: Outcome.MISMATCH, Missing: Outcome.MISSING, GivenUp: Outc
 
 @dataclass(slots=True)
 class _Seat:
-    """A member's place; `next_sequence` is the first operation that it has not started, `quorum` the last such one."""
+    """A member's place.
+
+    Attributes:
+        since: the first generation of which it is a member.
+        next_sequence: the first operation that it has not started.
+        quorum: the last one with a quorum that it has.
+    """
 
     session: SessionId
     rank: Rank
+    since: Generation
     next_sequence: int = 1
     quorum: QuorumOperation | None = None
 
@@ -85,6 +93,7 @@ class Group:
         self.world_size = world_size
         self.created_ns = now_ns
         self.generation = Generation(0)
+        self._finished = Generation(0)
         self._seats: dict[SessionId, _Seat] = {}
         self._sessions: dict[Rank, SessionId] = {}
         self._newcomers: dict[SessionId, _Newcomer] = {}
@@ -147,6 +156,20 @@ class Group:
     def lost(self, session: SessionId) -> list[Effect]:
         """A session has died; one that is no member changes nothing."""
         return self._remove(session)
+
+    def finish(self, session: SessionId, generation: int) -> list[Effect]:
+        """A member has finished, and so has all of its generation, what the group is for; 0 takes that back.
+
+        Until then nobody is let in any more, and whoever has come after that generation is told.
+        """
+        if session not in self._seats or generation > self.generation:
+            return []
+        self._finished = Generation(generation)
+        if not generation:
+            return []
+        waiting, self._newcomers = [*self._newcomers], {}
+        late = [seat.session for seat in self._seats.values() if seat.since > generation]
+        return [*(_finished(each) for each in waiting), *(Finished(each) for each in late)]
 
     def renew(self) -> list[Effect]:
         """Begins another generation of the same members, because this one cannot go on as it has begun."""
@@ -275,6 +298,8 @@ class Group:
     def _refusal(self, session: SessionId, rank: int | None, world_size: int) -> Refused | None:
         if session in self._seats or session in self._newcomers:
             return Refused(session, RefusalKind.ALREADY_MEMBER, "this session has joined already")
+        if self._finished:
+            return _finished(session)
         if world_size != self.world_size:
             text = f"world_size {world_size} differs from the {self.world_size} of those who joined before"
             return Refused(session, RefusalKind.WORLD_SIZE, text)
@@ -315,7 +340,8 @@ class Group:
         old = [*self._sessions.values()]
         placed = self._placements()
         self._newcomers.clear()
-        self._seats.update({session: _Seat(session, rank) for rank, session in placed.items()})
+        since = Generation(self.generation + 1)
+        self._seats.update({session: _Seat(session, rank, since) for rank, session in placed.items()})
         self._begin_generation()
         effects: list[Effect] = [Changed(session, self.generation, (), self.ranks) for session in old]
         effects += [Joined(session, rank, self.generation, self.ranks) for rank, session in sorted(placed.items())]
@@ -448,3 +474,7 @@ class Group:
                 self.generation, operation.sequence, STAR, operation.claim, operation.arrived_ns, now_ns, outcome, words
             )
         )
+
+
+def _finished(session: SessionId) -> Refused:
+    return Refused(session, RefusalKind.FINISHED, "the members have finished")

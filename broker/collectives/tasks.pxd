@@ -64,6 +64,7 @@ cdef extern from "broker/collectives/turns.h" nogil:
         uint64_t sequence
         uint64_t positions
         uint64_t failed_timeout_ns
+        uint64_t ended_ns
         const tb_record *record
 
     ctypedef struct tb_turns:

@@ -257,6 +257,11 @@ class Task:
         return self._task.failed_timeout_ns  # type: ignore[no-any-return]
 
     @property
+    def ended_ns(self) -> int:
+        """Of one that was submitted, once its status is not PENDING: when it was done, on the monotonic clock."""
+        return self._task.ended_ns  # type: ignore[no-any-return]
+
+    @property
     def claim(self) -> bytes:
         """What this position has asked for."""
         return self._plan.claim

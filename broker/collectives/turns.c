@@ -43,6 +43,7 @@ int tb_turns_begin(tb_turns *turns, int told)
 
 static void finish(tb_turns *turns, tb_task *task, int status)
 {
+    task->ended_ns = tb_now_ns();
     atomic_store_explicit(&task->status, status, memory_order_release);
     pthread_cond_broadcast(&turns->done);
     if (turns->descriptor >= 0) {

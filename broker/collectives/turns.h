@@ -101,6 +101,7 @@ typedef struct tb_task {
     uint64_t deadline_ns;
     uint64_t positions;         /* MISSING: who. MISMATCH: whose claims are in `record`. INTERRUPTED: who. */
     uint64_t failed_timeout_ns; /* MISSING: whose deadline it was. */
+    uint64_t ended_ns;          /* Of one that was submitted: when it was done, on CLOCK_MONOTONIC. */
     const tb_record *record;    /* MISMATCH; it stays a while. */
     int doubt;                  /* UNDECIDED: what it is if nobody has applied the result. */
 

@@ -2,7 +2,7 @@
 
 import { draw, fill, get, make, sync, write } from "./elements.js";
 import { timeline } from "./timeline.js";
-import { WAITS_S, ranks, time } from "./words.js";
+import { WAITS_S, named, ranks, time } from "./words.js";
 
 const MEMBERS_SHOWN = 16;
 const COLUMNS = [["rank", ""], ["client", ""], ["process", "second"], ["heard", "number"], ["usually behind", "number"],
@@ -25,7 +25,7 @@ function create(group) {
 
 function update(box, group) {
   const [title, chart, about, legend, wide] = box.children, [name, state] = title.querySelectorAll("span");
-  write(name, group.name);
+  write(name, named(group));
   const there = group.generation ? `generation ${group.generation}, ${group.ranks.length} of ${group.world_size} ranks, ` +
     group.schedule : `forming, ${group.newcomers.length} of ${group.world_size} ranks`;
   const gone = group.missing_ranks.length ? `, without ${ranks(group.missing_ranks)}` : "";

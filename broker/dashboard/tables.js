@@ -1,7 +1,7 @@
 // Topics and sessions, by name: rows that changed places all the time could not be read.
 
 import { fill, get, make, sync, write } from "./elements.js";
-import { rate, time } from "./words.js";
+import { named, rate, time } from "./words.js";
 
 const TOPICS = [["topic", ""], ["messages/s", "number"], ["bytes/s", "number"], ["readers", "number"], ["held back by", "text"]];
 const SESSIONS = [["session", ""], ["in B/s", "number"], ["out B/s", "number"], ["queued", "number"], ["dropped", "number"],
@@ -17,7 +17,7 @@ export function tables(event, watch) {
     key: `${topic.tenant} ${topic.name}`,
     name: topic.name,
     tenant: topic.tenant,
-    cells: [topic.tenant ? `${topic.name} of ${topic.tenant}` : topic.name, rate(topic.messages_per_s), rate(topic.bytes_per_s), topic.subscriptions,
+    cells: [named(topic), rate(topic.messages_per_s), rate(topic.bytes_per_s), topic.subscriptions,
       topic.held_back_by.length ? [topic.held_back_by.join(", "), "bad"] : "-"],
   })), row => {
     const button = make("button");
@@ -28,7 +28,7 @@ export function tables(event, watch) {
   write(get("sessions-count"), some(now.sessions.length, now.sessions_open));
   fill(get("sessions"), SESSIONS, byName(now.sessions).map(each => ({
     key: each.session,
-    cells: [each.name || `(${each.session})`, rate(each.received_bytes_per_s), rate(each.sent_bytes_per_s),
+    cells: [named({ name: each.name || `(${each.session})`, tenant: each.tenant }), rate(each.received_bytes_per_s), rate(each.sent_bytes_per_s),
       [each.waiting_messages, each.blocks.length ? "bad" : ""], [each.dropped_messages, each.dropped_per_s > 0 ? "bad" : ""],
       time(each.silent_s), `${each.process} on ${each.host}`],
   })));

@@ -26,6 +26,9 @@ export function figure(number) {
   return String(Number(number.toPrecision(5)));
 }
 
+// The name of a topic, a group or a session, with its tenant's.
+export const named = thing => thing.tenant ? `${thing.name} of ${thing.tenant}` : thing.name;
+
 // Ranks in few words: 0-3, 7
 export function ranks(numbers) {
   const parts = [];

@@ -28,6 +28,8 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     """Whether the client is on the broker's host and would rather be told of a nearer way to it."""
     lines: int = 0
     """The version of lines (section 20) that the client can write; 0 for none."""
+    choose: bool = False
+    """Whether the client would like to know where else the broker listens."""
 
     def __repr__(self) -> str:
         return (
@@ -51,6 +53,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     """Whether messages may be sent in shared memory, and come in it."""
     report_ms: int = 0
     """How often the client may tell of the times that messages take to reach it; 0 is never."""
+    offers: list[str] = []
+    """Where the broker listens, for a client that has asked for it."""
 
 
 class Refusal(msgspec.Struct, tag="refusal", omit_defaults=True):
@@ -224,7 +228,7 @@ class Membership(msgspec.Struct, omit_defaults=True):
 
 
 class CollectiveFailure(msgspec.Struct, omit_defaults=True):
-    """FAILED: why an operation failed: one of `claims`, `missing_ranks`, `text`, `gave_up` and `missed` is set."""
+    """FAILED: why an operation or a join failed: one of the fields is set, `timeout_s` beside `missing_ranks`."""
 
     claims: dict[int, str] | None = None
     missing_ranks: list[int] | None = None
@@ -233,6 +237,8 @@ class CollectiveFailure(msgspec.Struct, omit_defaults=True):
     gave_up: int | None = None
     missed: int | None = None
     """On a late rank only: its operation is forgotten, and so many have closed after it."""
+    finished: bool = False
+    """For a join: the members have finished."""
 
 
 class TookPart(msgspec.Struct, omit_defaults=True):

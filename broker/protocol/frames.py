@@ -87,6 +87,7 @@ class Kind(IntEnum):
     BELL = 43
     OPERATIONS = 44
     MEASURED = 45
+    FINISHED = 52
 
 
 class Flag:

@@ -44,6 +44,7 @@ from broker.security.quotas import Quotas, quotas_of
 from broker.security.roles import Verb
 from broker.state.arrivals import Arrivals
 from broker.state.authority import Authority
+from broker.state.census import Census
 from broker.state.measured import Latencies
 from broker.state.observing import Observing
 from broker.state.queries import Viewer, answer_to
@@ -60,8 +61,14 @@ from broker.topics.policy import Declaration, check_declaration
 log = logging.getLogger(__name__)
 
 _DEPENDS: Final = frozenset(
-    map(int, (Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH))
-)
+    map(
+        int,
+        (
+            Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH,
+            Kind.CANCEL,
+        ),
+    )
+)  # fmt: skip
 """What depends on what was published, so that lines are drained before."""
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
@@ -75,6 +82,8 @@ class BrokerState:
         self.now_ns = 0
         self.local_path = ""
         """Of the Unix-domain socket to which clients of this host are sent, if there is one."""
+        self.addresses: list[str] = []
+        """Where the broker listens, for clients that choose."""
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
@@ -316,12 +325,15 @@ class BrokerState:
         ready, self.ready = list(self.ready.values()), {}
         return ready
 
-    def totals(self) -> Totals:
-        """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""
+    def totals(self, census: Census | None = None) -> Totals:
+        """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone.
+
+        What the topics of all tenants hold is added to a census.
+        """
         totals = Totals()
         totals.add(self.ended)
         for tenant in self.tenants.values():
-            totals.add(tenant.totals())
+            totals.add(tenant.totals(census))
         return totals
 
     def announce(self, topic: str, *values: object) -> None:
@@ -368,6 +380,7 @@ class BrokerState:
                 life=settings.life,
                 shared=self.sharing.begin(record, wanted=hello.shared),
                 report_ms=settings.report_ms,
+                offers=self.addresses if hello.choose else [],
             )
         )
         if record.shares is not None:

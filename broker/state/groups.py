@@ -19,6 +19,7 @@ from broker.collectives.effects import (
     Dissolved,
     Effect,
     Failed,
+    Finished,
     GivenUp,
     Joined,
     Lagging,
@@ -100,6 +101,7 @@ class Groups:
             Kind.OPERATIONS: self.operations,
             Kind.REGROUP: self.regroup,
             Kind.GIVE_UP: self.give_up,
+            Kind.FINISHED: self.finished,
         }
 
     @property
@@ -178,6 +180,14 @@ class Groups:
         if frame.target == group.generation and session.id in group.sessions:
             self._carry_out(group, group.renew())
 
+    def finished(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
+        """FINISHED: the members have done what the group is for, or go on after all."""
+        group = self._member_of(session, frame)
+        effects = group.finish(session.id, frame.sequence)
+        session.session.put(Frame(Kind.DONE, target=frame.target))
+        self._flush(session)
+        self._carry_out(group, effects)
+
     def links_told(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """LINKS: a member has its links to the others, or has not."""
         self._links.told(self._member_of(session, frame), session.id, frame)
@@ -241,6 +251,13 @@ class Groups:
         self._boards.look(group, now_ns)
         self._watches.look(group, now_ns)
         self.observing.look(group)
+
+    def problem(self, group: Group) -> str:
+        """Why the members of a group reduce by no quicker way; nothing when they share a board."""
+        unshared = self._boards.problem(group)
+        unlinked = self._links.problem(group) if unshared else ""
+        found = [f"no board: {unshared}" if unshared else "", f"no links: {unlinked}" if unlinked else ""]
+        return "; ".join(filter(None, found))
 
     def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
         """The state of a group at this moment, for people."""
@@ -317,7 +334,7 @@ class Groups:
         self._flush(session)
 
     def _notice(
-        self, group: Group, session: SessionRecord, effect: Joined | Refused | Failed | Changed | TookPart
+        self, group: Group, session: SessionRecord, effect: Joined | Refused | Failed | Changed | Finished | TookPart
     ) -> None:
         number = group.number
         if isinstance(effect, Joined):
@@ -333,6 +350,9 @@ class Groups:
             if effect.kind is RefusalKind.TIMEOUT:
                 failure = CollectiveFailure(missing_ranks=list(effect.missing_ranks), timeout_s=effect.timeout_s)
                 session.session.put(Frame(Kind.FAILED, target=reference, body=encode_body(failure)))
+            elif effect.kind is RefusalKind.FINISHED:
+                failure = CollectiveFailure(finished=True)
+                session.session.put(Frame(Kind.FAILED, target=reference, body=encode_body(failure)))
             else:
                 self._refuse(session, reference, Failure(Code.COLLECTIVE, effect.text))
         elif isinstance(effect, Failed):
@@ -342,6 +362,8 @@ class Groups:
                     time_ns=effect.channel, body=encode_body(_told(effect)),
                 )
             )  # fmt: skip
+        elif isinstance(effect, Finished):
+            session.session.put(Frame(Kind.FINISHED, number=number))
         elif isinstance(effect, TookPart):
             took_part = bodies.TookPart(list(effect.ranks), list(effect.carried))
             session.session.put(

@@ -22,6 +22,7 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.values import encode_value
 from broker.security.quotas import Quotas
 from broker.state.authority import Authority
+from broker.state.census import Census
 from broker.state.delivery import Subscription
 from broker.state.flow import Flow
 from broker.state.following import Following
@@ -207,13 +208,20 @@ class Tenant:
 
     # What it knows.
 
-    def totals(self) -> Totals:
-        """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone."""
+    def totals(self, census: Census | None = None) -> Totals:
+        """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone.
+
+        What its topics hold is added to a census.
+        """
         self.lines.drain()
         totals = Totals()
         totals.add(self.router.ended)
-        for topic in self.router.topics.values():
-            totals.add_topic(topic)
+        counted = Census()
+        counted.count(self.router.topics, totals)
+        for work in counted.works:
+            totals.add_work(work)
+        if census is not None:
+            census.add(counted)
         for record in self.sessions.values():
             totals.add_session(record.session)
             for subscription in record.subscriptions.values():

@@ -1,9 +1,10 @@
 """The asynchronous client: `await clients.aio.connect(...)` gives the names of `clients.Client` as coroutines."""
 
 from clients.aio.client import Client, connect
+from clients.aio.digests import Digests
 from clients.aio.gradients import GradientBuckets
 from clients.aio.groups import Group, Work
 from clients.aio.replies import Replies
 from clients.aio.subscriptions import Subscription
 
-__all__ = ["Client", "GradientBuckets", "Group", "Replies", "Subscription", "Work", "connect"]
+__all__ = ["Client", "Digests", "GradientBuckets", "Group", "Replies", "Subscription", "Work", "connect"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -46,11 +47,23 @@ class Work:
         self._grace_s = grace_s
         self._finished = False
         self._value: object = None
+        self._ended_ns = 0
+        signal.callbacks.append(self._end)
+        if signal.ready:
+            signal.set()
+
+    def _end(self) -> None:
+        self._ended_ns = time.monotonic_ns()
 
     @property
     def done(self) -> bool:
         """Whether `wait` will return or raise at once."""
         return self._signal.ready
+
+    @property
+    def ended_ns(self) -> int:
+        """When it was done or had failed, in nanoseconds of the monotonic clock; 0 before that."""
+        return self._ended_ns
 
     async def wait(self, timeout_s: float | None = None) -> object:
         """Waits for the result, which is then in the array; see `clients.Work.wait`. Cancelling leaves it under way."""
@@ -87,6 +100,10 @@ class SharedWork(Work):
     def done(self) -> bool:
         return self._shared.task.status != shm.Outcome.PENDING
 
+    @property
+    def ended_ns(self) -> int:
+        return self._shared.task.ended_ns if self.done else 0
+
     async def wait(self, timeout_s: float | None = None) -> object:
         operation, driver = self._shared, self._driver
         if not self._finished:
@@ -120,6 +137,10 @@ class ManyWork(Work):
     @property
     def done(self) -> bool:
         return all(work.done for work in self._works)
+
+    @property
+    def ended_ns(self) -> int:
+        return max((work.ended_ns for work in self._works), default=0) if self.done else 0
 
     async def wait(self, timeout_s: float | None = None) -> object:
         deadline = Deadline(timeout_s)
@@ -377,6 +398,15 @@ class Group:
         begun = self._place.regroup()
         self._driver.flush()
         await self._driver.wait(begun, timeout_s, f"another generation of group {self.name!r}")
+
+    async def finish(self, *, generation: int | None = None, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
+        """Says that the members have done what the group is for: nobody is let in from now on."""
+        generation = self._place.member.generation if generation is None else generation
+        await joining.finish(self._driver, self._place, generation, timeout_s)
+
+    async def reopen(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
+        """Takes `finish` back: ranks can join again."""
+        await joining.finish(self._driver, self._place, 0, timeout_s)
 
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""

@@ -66,6 +66,7 @@ def all_reduce_loop(trainer: clients.Trainer, model: Model, job: Job, result: Re
         # Summed like the rest, so all ranks see it in the same step.
         if totals[STOP]:
             break
+    trainer.finish()
 
 
 def parameter_server_loop(trainer: clients.Trainer, model: Model, job: Job, result: Result) -> None:

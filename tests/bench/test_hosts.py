@@ -10,10 +10,11 @@ from broker.collectives import ring
 
 
 def test_a_row_has_the_words_of_nccl_tests() -> None:
-    line = hosts.row("some", 4, 1, "1gbit", 100_000_000, hosts.Told("ring", [1.0, 0.5, 2.0], 150_000_000.0))
+    line = hosts.row("some", 4, 1, "1gbit", 100_000_000, hosts.Told("ring", [1.0, 0.5, 2.0], 150_000_000.0, 0.25), 0.5)
     assert "algbw  0.100 GB/s  busbw  0.150 GB/s  wire  1.20" in line
-    assert "median   1000.00 ms  best    500.00 ms" in line
+    assert "median  1000.000 ms  best   500.000 ms" in line
     assert " 4 hosts   4 ranks " in line
+    assert "limit  0.50  cpu  250.000 ms" in line
     assert line.endswith("sent  1.50")
 
 

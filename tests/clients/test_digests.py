@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
 import clients
+from clients import aio
 from clients.digests import digest_of_arrays
 from tests.clients.ranks import PATIENCE_S, all_together, embedded_url
 
@@ -71,3 +74,32 @@ def test_every_is_above_0() -> None:
         group = bus.group("alone", world_size=1, rank=0)
         with pytest.raises(clients.InvalidValue, match="every 0: is below 1"):
             clients.Digests(bus, group, every=0)
+
+
+def test_ranks_of_both_kinds_of_client_say_the_same() -> None:
+    url = embedded_url()
+
+    def synchronous() -> list[str]:
+        with clients.connect(url) as bus:
+            group = bus.group("mixed", world_size=2, rank=0, timeout_s=PATIENCE_S)
+            digests = clients.Digests(bus, group, every=2)
+            return [digests.note(group.all_reduce(np.full(5, float(step))), "sum") for step in range(3)]
+
+    async def asynchronous() -> list[str]:
+        async with await aio.connect(url) as bus:
+            group = await bus.group("mixed", world_size=2, rank=1, timeout_s=PATIENCE_S)
+            digests = aio.Digests(bus, group, every=2)
+            found = [await digests.note(await group.all_reduce(np.full(5, float(step))), "sum") for step in range(3)]
+            assert (digests.topic, digests.round) == ("digests/mixed/1", 3)
+            with pytest.raises(clients.InvalidValue, match="every 0: is below 1"):
+                aio.Digests(bus, group, every=0)
+            return found
+
+    with clients.connect(url) as bus, bus.subscribe("digests/mixed/#") as subscription:
+        one, other = all_together(synchronous, lambda: asyncio.run(asynchronous()))
+        notes = sorted((subscription.next(PATIENCE_S).value for _ in range(4)), key=lambda note: note["rank"])
+    assert one == other
+    assert [bool(digest) for digest in one] == [True, False, True]
+    assert [(note["rank"], note["round"], note["digest"]) for note in notes] == [
+        (0, 0, one[0]), (0, 2, one[2]), (1, 0, one[0]), (1, 2, one[2]),
+    ]  # fmt: skip

@@ -57,6 +57,16 @@ def url() -> str:
     return embedded_url()
 
 
+def let_in(elastic: clients.Elastic, ranks: list[int]) -> None:
+    """Waits in a step until the members are these: it is not over before a newcomer is among them."""
+    while elastic.group.ranks != tuple(ranks):
+        try:
+            elastic.group.barrier(timeout_s=PATIENCE_S)
+        except clients.GenerationChangedError as change:
+            if change.ranks == ranks:
+                raise
+
+
 def check(rank: Rank, count: int) -> None:
     assert rank.total.tolist() == [count] * 3
     assert rank.state["made"] == list(range(count))
@@ -100,17 +110,18 @@ def test_a_newcomer_gets_the_state_at_a_step_boundary(url: str) -> None:
 
     def invite(number: int, elastic: clients.Elastic) -> None:
         if number == 4 and not waiting:
-            waiting.append(start(lambda: newcomer.train(400)))
+            waiting.append(start(lambda: newcomer.train(40)))
+            let_in(elastic, [0, 1])
 
     with running() as start:
-        leaving = start(lambda: first.train(400, leave))
-        result = start(lambda: veteran.train(400, invite)).result(PATIENCE_S)
+        leaving = start(lambda: first.train(40, leave))
+        result = start(lambda: veteran.train(40, invite)).result(PATIENCE_S)
         with pytest.raises(clients.ConnectionClosed):
             leaving.result(PATIENCE_S)
-        check(result, 400)
-        check(waiting[0].result(PATIENCE_S), 400)
-    assert newcomer.numbers[0] >= 4
-    assert set(newcomer.counts.values()) <= {2}
+        check(result, 40)
+        check(waiting[0].result(PATIENCE_S), 40)
+    assert newcomer.numbers[0] == 4
+    assert set(newcomer.counts.values()) == {2}
     assert newcomer.total.tobytes() == veteran.total.tobytes()
 
 
@@ -127,18 +138,63 @@ def test_whoever_comes_while_the_others_finish_gets_their_state_and_ends(url: st
         if number != 2 or waiting:
             return
         waiting.append(start(lambda: newcomer.train(3)))
-        # The last step is not over before the newcomer has been let in.
-        while elastic.group.ranks != (0, 1):
-            try:
-                elastic.group.barrier(timeout_s=PATIENCE_S)
-            except clients.GenerationChangedError as change:
-                if change.ranks == [0, 1]:
-                    raise
+        let_in(elastic, [0, 1])
 
     with running() as start:
         start(lambda: first.train(3, leave))
         start(lambda: veteran.train(3, invite)).result(PATIENCE_S)
         check(waiting[0].result(PATIENCE_S), 3)
+
+
+def test_whoever_comes_after_the_last_step_is_told_so_and_does_not_wait_for_the_others(url: str) -> None:
+    veteran, first, newcomer = Rank(url, 0, 2), Rank(url, 1, 2), Rank(url, 1, 2)
+
+    def leave(number: int, elastic: clients.Elastic) -> None:
+        if number == 1:
+            first.bus.close()
+
+    with running() as start:
+        start(lambda: first.train(3, leave))
+        check(start(lambda: veteran.train(3)).result(PATIENCE_S), 3)
+    # The veteran is a member still, though it does not call any more.
+    with pytest.raises(clients.GroupFinishedError, match="have finished"):
+        newcomer.train(3)
+    assert newcomer.numbers == []
+
+
+def test_a_second_loop_lets_newcomers_in_again(url: str) -> None:
+    rank, newcomer = Rank(url, 0, 1), Rank(url, 0, 1)
+    elastic = clients.Elastic(rank._join(), rank.state, timeout_s=PATIENCE_S)
+    for step in elastic.steps(2):
+        with step:
+            rank.numbers.append(step.number)
+    with pytest.raises(clients.GroupFinishedError):
+        newcomer.train(2)
+    for step in elastic.steps(3):
+        with step, pytest.raises(clients.CollectiveError, match="held by another session"):
+            newcomer.train(2)
+
+
+def test_a_rank_that_has_joined_since_the_last_step_is_told_so(url: str) -> None:
+    veteran, first, newcomer = (connect_rank(url, name) for name in ("veteran", "first", "newcomer"))
+    group, _ = all_together(
+        *(
+            lambda bus=bus, rank=rank: bus.group("dp", world_size=2, rank=rank, timeout_s=PATIENCE_S)
+            for rank, bus in enumerate((veteran, first))
+        )
+    )
+    first.close()
+    with pytest.raises(clients.GenerationChangedError):
+        group.barrier(timeout_s=PATIENCE_S)
+    generation = group.generation
+    late = newcomer.group("dp", world_size=2, rank=1, timeout_s=PATIENCE_S)
+    with running() as start:
+        waiting = start(lambda: late.barrier(timeout_s=PATIENCE_S))
+        group.finish(generation=generation)
+        with pytest.raises(clients.GroupFinishedError):
+            waiting.result(PATIENCE_S)
+    with pytest.raises(clients.GroupFinishedError):
+        late.barrier(timeout_s=PATIENCE_S)
 
 
 def test_an_error_of_the_program_undoes_the_step_and_goes_on_to_the_caller(url: str) -> None:

@@ -6,10 +6,21 @@ import pytest
 
 from broker import limits
 from broker.collectives.claims import Claim
-from broker.collectives.effects import Changed, Dissolved, Effect, Failed, Joined, Missing, RefusalKind, Refused, Result
+from broker.collectives.effects import (
+    Changed,
+    Dissolved,
+    Effect,
+    Failed,
+    Finished,
+    Joined,
+    Missing,
+    RefusalKind,
+    Refused,
+    Result,
+)
 from broker.collectives.group import Group
 from broker.collectives.operation import OperationState
-from broker.errors import CollectiveError, InvalidValue, ProtocolError, RankTimeoutError
+from broker.errors import CollectiveError, GroupFinishedError, InvalidValue, ProtocolError, RankTimeoutError
 from broker.ids import GroupNumber, SessionId
 from tests.collectives.harness import SECOND_NS, claim
 
@@ -218,6 +229,44 @@ def test_a_newcomer_that_waits_too_long_is_told_who_holds_the_operation_up() -> 
     assert isinstance(refused, Refused)
     assert (refused.kind, refused.missing_ranks) == (RefusalKind.TIMEOUT, (2,))
     assert desk.group.ranks == (0, 2)
+
+
+def test_whoever_comes_after_the_members_have_finished_is_refused() -> None:
+    desk = Desk(2).formed()
+    desk.lost(11)
+    assert desk.group.finish(SessionId(10), 2) == []
+    refused = refusal(desk.join(12, 1))
+    assert (refused.session, refused.kind) == (12, RefusalKind.FINISHED)
+    assert isinstance(refused.error("dp"), GroupFinishedError)
+    assert desk.group.finish(SessionId(10), 0) == []
+    assert desk.join(12, 1) == [Changed(10, 3, (), (0, 1)), Joined(12, 1, 3, (0, 1))]
+
+
+def test_whoever_waits_as_the_members_finish_is_refused_and_whoever_has_come_since_is_told() -> None:
+    desk = Desk(3).formed()
+    desk.lost(11)
+    desk.lost(12)
+    desk.join(13, 1)
+    assert desk.group.generation == 4
+    desk.begin(10, 1, generation=4)
+    assert desk.join(14, 2) == []
+    refused, told = desk.group.finish(SessionId(10), 3)
+    assert (refused.session, refused.kind) == (14, RefusalKind.FINISHED)
+    assert told == Finished(13)
+    assert desk.group.ranks == (0, 1)
+
+
+def test_only_a_member_can_finish_and_only_a_generation_that_has_begun() -> None:
+    desk = Desk(2).formed()
+    desk.lost(11)
+    assert desk.group.finish(SessionId(11), 2) == desk.group.finish(SessionId(10), 9) == []
+    assert isinstance(desk.join(12, 1)[-1], Joined)
+
+
+def test_a_group_that_has_finished_is_forgotten_when_all_have_left() -> None:
+    desk = Desk(1).formed()
+    desk.group.finish(SessionId(10), 1)
+    assert desk.group.leave(SessionId(10)) == [Dissolved(9)]
 
 
 def test_newcomers_form_anew_when_all_members_are_gone() -> None:

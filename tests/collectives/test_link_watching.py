@@ -7,6 +7,7 @@ import random
 import msgspec
 import pytest
 
+from broker.admin_events import INTERVAL_S
 from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
 from broker.collectives.link_watching import FAILURE_NS, LINK_QUIET_NS, LINK_SILENT_NS, LinkWatch, Standing, Word
 from broker.collectives.operation import OperationState
@@ -14,7 +15,7 @@ from broker.collectives.recorder import Outcome, Recorded, Recorder
 from broker.collectives.snapshots import OperationSnapshot
 from broker.errors import RankTimeoutError
 from broker.ids import Rank
-from broker.limits import LINK_CLOCK_NS, LINK_WORDS_MAX
+from broker.limits import LINK_CLOCK_NS, LINK_REPORT_S, LINK_WORDS_MAX
 
 MS = 1_000_000
 SECOND_NS = 1_000 * MS
@@ -230,6 +231,20 @@ def test_a_rank_that_stands_still_in_the_middle_is_found_along_the_chain() -> No
     assert operation.state is OperationState.RUNNING
     assert operation.missing_ranks == (3,)
     assert sorted(operation.arrived_ns) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 2, 3])
+def test_a_rank_that_is_stopped_is_named_soon_enough_for_a_page_to_show_it_within_a_second(stopped: int) -> None:
+    desk, stopped_ms, every_ms = Desk((0, 1, 2, 3)), 1000, int(LINK_REPORT_S * 1000)
+    # At the worst it has told the last of itself just before, and a page looks just after the others have told.
+    until_ms = stopped_ms + 1000 - int(INTERVAL_S * 1000) - every_ms
+    for at_ms in range(stopped_ms, until_ms + 1, every_ms):
+        for rank in desk.ranks:
+            if rank != stopped or at_ms == stopped_ms:
+                left = (rank - 1) % 4
+                desk.tell(rank, at_ms, word(7, at_ms - 850), phase=1, waits_for=(left,), received=100 * rank)
+    operation = desk.in_progress(until_ms + 1)
+    assert operation.missing_ranks == (stopped,)
 
 
 def test_a_rank_in_an_earlier_operation_holds_the_later_one_up_and_is_held_up_itself() -> None:

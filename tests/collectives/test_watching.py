@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 import signal
+import statistics
 import threading
 import time
 
@@ -106,6 +107,29 @@ def test_operations_that_are_done_are_recorded_with_claim_and_arrivals(elements:
         else:
             assert operation.finished_ns == 0
     assert watched.watch.operations() == ()
+
+
+@pytest.mark.parametrize("elements", [10, 100_000], ids=["small", "large"])
+def test_a_straggler_is_as_late_as_it_says_itself(elements: int) -> None:
+    watched, steps = Watched(), 20
+    came_ns: list[dict[int, int]] = [{} for _ in range(steps)]
+
+    def work(engine: shm.Engine, position: int) -> None:
+        for step in range(steps):
+            if position == 1:
+                watched.wait_for_others(1, step + 1)
+                # What it does while the others wait.
+                threading.Event().wait(0.05)
+                watched.look()
+            came_ns[step][position] = time.monotonic_ns()
+            run(engine, elements)
+
+    on_threads(3, work, watched.memory)
+    watched.look()
+    (straggler,) = watched.recorder.stragglers()
+    assert (straggler.rank, straggler.late_operations, straggler.operations) == (7, steps, steps)
+    own = [came[1] - min(came[0], came[2]) for came in came_ns]
+    assert straggler.lateness_ns == pytest.approx(statistics.median(own), rel=0.1)
 
 
 def test_of_more_operations_than_the_log_has_the_last_are_recorded() -> None:

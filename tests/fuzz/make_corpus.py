@@ -89,6 +89,11 @@ WRITTEN: dict[str, Sequence[bytes | str]] = {
         b"\x00", b"\x01" + bytes(16),
         b"\x02\x01\x00\x01\x00\x02\x00\x00\x00" + bytes(8) + b"\x80ab" + bytes(16),
     ),
+    "frame": (
+        *(_frame(kind, b"") for kind in Kind),
+        _frame(Kind.MEASURED, encode_body(MEASURED)),
+        _frame(Kind.OPERATIONS, encode_body(OPERATIONS), number=1, target=1),
+    ),
     "body": tuple(
         bytes([len(parsers._BODIES) - number]) + encode_body(body) for number, body in ((2, MEASURED), (1, OPERATIONS))
     ),

@@ -18,6 +18,7 @@ from tests.fuzz.sessions import fuzz
 CONVERSATIONS = 150
 NOT_SAID = {
     Kind.RESUME, Kind.DROPPED, Kind.STREAM_ABORT, Kind.BOARD, Kind.LINKS, Kind.COMMITTED, Kind.GIVE_UP, Kind.OPERATIONS,
+    Kind.FINISHED,
 }  # fmt: skip
 """What only clients in trouble say, and ranks on several hosts."""
 OF_THE_BROKER = {

@@ -94,7 +94,7 @@ def test_the_header_has_52_bytes_and_the_numbers_of_the_wire_are_fixed() -> None
         "RESUME": 23, "GAP": 24, "DECLARE": 25, "POLICY": 26, "SETTLE": 27, "CANCEL": 28, "QUERY": 29,
         "ARENA": 30, "MAPPED": 31, "RELEASE": 32, "BOARD": 33, "LINKS": 34, "COMMITTED": 35,
         "GIVE_UP": 37, "TOOK_PART": 38, "REGROUP": 39, "LINE": 40, "DRAIN": 41, "ATTACH": 42, "BELL": 43,
-        "OPERATIONS": 44, "MEASURED": 45,
+        "OPERATIONS": 44, "MEASURED": 45, "FINISHED": 52,
     }  # fmt: skip
     flags = (
         Flag.ACKNOWLEDGE, Flag.REQUEST, Flag.BATCH, Flag.CHUNKED, Flag.LAST, Flag.TOPIC_CREDIT, Flag.TRACKED,

@@ -66,6 +66,7 @@ def test_frames_of_the_wrong_direction_close_the_session(talk: Talk, kind: Kind)
         (Frame(Kind.CONTRIBUTE, number=8), "group number 8"),
         (Frame(Kind.LEAVE, number=9), "group number 9"),
         (Frame(Kind.GIVE_UP, number=10), "group number 10"),
+        (Frame(Kind.FINISHED, number=11), "group number 11"),
     ],
 )
 def test_numbers_that_were_never_given_close_the_session(talk: Talk, frame: Frame, words: str) -> None:
