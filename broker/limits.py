@@ -197,6 +197,8 @@ TOKENS_MAX: Final = 65_536
 """Of one file, which is read as a whole when it changes."""
 USERS_MAX: Final = 1024
 """Users of this host that the configuration lets in by name."""
+AUDIT_TEXT_MAX: Final = 2048
+"""Characters of a text in it: the name in a hello may have 64 KiB, and whoever says it need not be let in."""
 AUDIT_EVENTS_PER_S_MAX: Final = 1000
 """Lines of the audit log in a second; of more, it says how many there were. Nobody fills a disk by being refused."""
 REFUSAL_LOG_INTERVAL_S: Final = 10.0
