@@ -170,8 +170,7 @@ class Admin:
         return _json({"groups": group_views(self._server, time.monotonic_ns(), request[VISITOR].may_read)})
 
     def __repr__(self) -> str:
-        addresses = [] if self._runner is None else self._runner.addresses
-        return f"<Admin addresses={addresses}>"
+        return f"<Admin {self._listener!r}>"
 
 
 def _json(value: object, status: int = 200) -> web.Response:
