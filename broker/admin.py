@@ -29,6 +29,7 @@ from broker.admin_events import Events
 from broker.admin_groups import group_views
 from broker.admin_guard import VISITOR, Guard
 from broker.admin_hosts import names_of, only
+from broker.admin_listener import HttpListener
 from broker.admin_tap import Taps
 from broker.dashboard import HEADERS, read_files
 from broker.errors import InvalidValue, ListenError
@@ -37,6 +38,7 @@ from broker.server import Server
 from broker.topics.names import ALL_LEVELS
 from broker.transport.addresses import Address
 from broker.transport.sockets import in_plain_words
+from broker.transport.tcp import listening_socket, look_up_own
 
 SHUTDOWN_TIMEOUT_S: Final = 1.0
 """How long the end waits for answers that are under way."""
@@ -55,6 +57,7 @@ class Admin:
         self._taps = Taps(server)
         self._files = read_files()
         self._runner: web.AppRunner | None = None
+        self._listener: HttpListener | None = None
         self._names: frozenset[str] = frozenset()
 
     async def start(self, address: str) -> str:
@@ -79,7 +82,9 @@ class Admin:
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, bare, int(port), ssl_context=guard.context).start()
+            sock = listening_socket(*look_up_own(Address("tcp", host=bare, port=int(port))))
+            assert runner.server is not None
+            self._listener = HttpListener(sock, runner.server, guard.context)
         except OSError as error:
             await runner.cleanup()
             advice = "--admin HOST:PORT chooses another address, --admin off does without"
@@ -88,17 +93,19 @@ class Admin:
             await runner.cleanup()
             raise
         self._runner = runner
-        return f"{guard.scheme}://{host}:{runner.addresses[0][1]}"
+        return f"{guard.scheme}://{host}:{self._listener.port}"
 
     async def stop(self) -> None:
         """Stops listening and ends what is under way; a second call does nothing."""
         runner, self._runner = self._runner, None
+        if self._listener is not None:
+            self._listener.close()
         if runner is not None:
             await runner.cleanup()
 
     def _application(self, guard: Guard) -> web.Application:
         names = self._names | frozenset(name.lower() for name in self._server.config.admin_names)
-        application = web.Application(middlewares=[_errors_as_json, only(names), guard.check])
+        application = web.Application(middlewares=[self._note, _errors_as_json, only(names), guard.check])
         application.on_shutdown.append(self._end_streams)
         handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             **dict.fromkeys(self._files, self._file),
@@ -115,6 +122,15 @@ class Admin:
         for path, handler in handlers.items():
             application.router.add_get(path, handler, allow_head=False)
         return application
+
+    @web.middleware
+    async def _note(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Whoever has asked for something is a connection that may stay."""
+        if self._listener is not None:
+            self._listener.asked(request)
+        return await handler(request)
 
     async def _end_streams(self, application: web.Application) -> None:
         self._events.stop()
@@ -154,8 +170,7 @@ class Admin:
         return _json({"groups": group_views(self._server, time.monotonic_ns(), request[VISITOR].may_read)})
 
     def __repr__(self) -> str:
-        addresses = [] if self._runner is None else self._runner.addresses
-        return f"<Admin addresses={addresses}>"
+        return f"<Admin {self._listener!r}>"
 
 
 def _json(value: object, status: int = 200) -> web.Response:

@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Final, cast
 
 import click
+import msgspec
 import numpy as np
 
 import clients
+from broker.cli_bench_pipe import Pipe
 from broker.errors import BrokerError
 from broker.measuring import payloads
 from broker.measuring.pacing import send_paced
@@ -92,15 +93,15 @@ class Task:
     duration_s: float
 
 
-Far = Callable[[clients.Client, Task, Connection], object]
-Near = Callable[[clients.Client, Task, Connection], Figures]
+Far = Callable[[clients.Client, Task, Pipe], object]
+Near = Callable[[clients.Client, Task, Pipe], Figures]
 
 
 def _value(message: clients.Message) -> bytes:
     return cast(bytes, message.value)
 
 
-def _receive_times(bus: clients.Client, task: Task, pipe: Connection) -> list[int]:
+def _receive_times(bus: clients.Client, task: Task, pipe: Pipe) -> list[int]:
     """When each message was there."""
     cycle, times_ns = payloads.cycle(task.point.size_bytes), []
     with bus.subscribe(task.topic) as subscription:
@@ -112,7 +113,7 @@ def _receive_times(bus: clients.Client, task: Task, pipe: Connection) -> list[in
     return times_ns
 
 
-def _latency(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
+def _latency(bus: clients.Client, task: Task, pipe: Pipe) -> Figures:
     cycle, count = payloads.cycle(task.point.size_bytes), task.warm_up + task.count
     began_ns = send_paced(partial(bus.publish, task.topic), cycle, count, task.point.rate_hz, DELAY_S)
     arrived_ns = cast(list[int], _answer(pipe, task))
@@ -120,7 +121,7 @@ def _latency(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
     return percentiles(spans_ns[task.warm_up :], "us", 1e-3)
 
 
-def _send_back(bus: clients.Client, task: Task, pipe: Connection) -> None:
+def _send_back(bus: clients.Client, task: Task, pipe: Pipe) -> None:
     with bus.subscribe(task.topic) as subscription:
         pipe.send("ready")
         for _ in range(task.warm_up + task.count):
@@ -128,7 +129,7 @@ def _send_back(bus: clients.Client, task: Task, pipe: Connection) -> None:
         bus.flush(PATIENCE_S)
 
 
-def _ping_pong(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
+def _ping_pong(bus: clients.Client, task: Task, pipe: Pipe) -> Figures:
     with bus.subscribe(f"{task.topic}/back") as subscription:
 
         def exchange(payload: bytes) -> bytes:
@@ -138,15 +139,15 @@ def _ping_pong(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
         return _round_trips(exchange, task)
 
 
-def _respond(bus: clients.Client, task: Task, pipe: Connection) -> None:
+def _respond(bus: clients.Client, task: Task, pipe: Pipe) -> None:
     bus.respond(task.topic, lambda message: message.value)
     pipe.send("ready")
     # Until this process is ended, or its parent is gone.
     with contextlib.suppress(EOFError):
-        pipe.recv()
+        pipe.receive()
 
 
-def _request(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
+def _request(bus: clients.Client, task: Task, pipe: Pipe) -> Figures:
     return _round_trips(lambda payload: _value(bus.request(task.topic, payload, timeout_s=PATIENCE_S)), task)
 
 
@@ -162,7 +163,7 @@ def _round_trips(exchange: Callable[[bytes], bytes], task: Task) -> Figures:
     return percentiles(times_ns[task.warm_up :], "us", 1e-3)
 
 
-def _receive_all(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
+def _receive_all(bus: clients.Client, task: Task, pipe: Pipe) -> Figures:
     """Receives until the end comes."""
     cycle, end = payloads.cycle(task.point.size_bytes), payloads.end(task.point.size_bytes)
     length, index, began = len(cycle), 0, 0.0
@@ -181,7 +182,7 @@ def _receive_all(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
     return {"messages_per_s": rate_hz, "mb_per_s": rate_hz * task.point.size_bytes / 1e6, "count": index}
 
 
-def _throughput(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
+def _throughput(bus: clients.Client, task: Task, pipe: Pipe) -> Figures:
     cycle, sent, deadline = payloads.cycle(task.point.size_bytes), 0, time.monotonic() + task.duration_s
     while sent < 2 * task.warm_up or time.monotonic() < deadline:
         for payload in cycle:
@@ -195,7 +196,7 @@ def _throughput(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
     return figures
 
 
-def _sum(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
+def _sum(bus: clients.Client, task: Task, pipe: Pipe) -> Figures:
     """Sums arrays, then one that it has, which is as fast as it could be."""
     size_bytes, began = task.point.size_bytes, time.monotonic()
     with bus.subscribe(task.topic) as subscription:
@@ -215,7 +216,7 @@ def _sum(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
     return {"gb_per_s": gb_per_s, "bare_sum_gb_per_s": bare_gb_per_s, "count": task.count}
 
 
-def _tensors(bus: clients.Client, task: Task, pipe: Connection) -> Figures:
+def _tensors(bus: clients.Client, task: Task, pipe: Pipe) -> Figures:
     ordinary = payloads.tensor(task.point.size_bytes)
     for index in range(task.warm_up + task.count):
         tensor = ordinary
@@ -261,49 +262,29 @@ def _task(url: str | None, point: Point, duration_s: float) -> Task:
     return Task(url, f"bench/{uuid.uuid4()}", point, warm_up, count, duration_s)
 
 
-def _answer(pipe: Connection, task: Task) -> object:
+def _answer(pipe: Pipe, task: Task) -> object:
     """What the other process says next.
 
     Raises:
         BrokerError: it says what went wrong, has ended, or says nothing.
     """
-    try:
-        if not pipe.poll(task.duration_s + PATIENCE_S):
-            raise BrokerError(f"the other process has said nothing for {task.duration_s + PATIENCE_S:.0f} s")
-        answer = pipe.recv()
-    except EOFError as error:
-        raise BrokerError("the other process has ended") from error
-    if isinstance(answer, BrokerError):
-        raise answer
-    return answer
-
-
-def _other(task: Task, pipe: Connection) -> None:
-    """The other process."""
-    # Ctrl-C is for the parent, which ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with clients.connect(task.url, name=f"tensorbus-bench-far-{os.getpid()}", reconnect_timeout_s=0.0) as bus:
-            pipe.send(PARTS[task.point.part][1](bus, task, pipe))
-    except (BrokerError, payloads.WrongPayload) as error:
-        pipe.send(BrokerError(str(error)))
+    return pipe.receive(task.duration_s + PATIENCE_S)
 
 
 @contextlib.contextmanager
-def _beside(task: Task) -> Iterator[Connection]:
+def _beside(task: Task) -> Iterator[Pipe]:
     """The other process, ready, as long as the context lasts."""
-    # Not a fork: the client of this process has threads.
-    context = multiprocessing.get_context("spawn")
-    pipe, its_end = context.Pipe()
-    process = context.Process(target=_other, args=(task, its_end), daemon=True)
-    process.start()
-    its_end.close()
+    pipe, its_end = Pipe.pair()
+    command = [sys.executable, "-m", "broker.cli_bench_far", str(its_end.fileno())]
+    with its_end:
+        process = subprocess.Popen(command, pass_fds=[its_end.fileno()])
     try:
+        pipe.send(msgspec.to_builtins(task))
         _answer(pipe, task)
         yield pipe
     finally:
         process.terminate()
-        process.join()
+        process.wait()
         pipe.close()
 
 

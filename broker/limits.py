@@ -197,6 +197,8 @@ TOKENS_MAX: Final = 65_536
 """Of one file, which is read as a whole when it changes."""
 USERS_MAX: Final = 1024
 """Users of this host that the configuration lets in by name."""
+AUDIT_TEXT_MAX: Final = 2048
+"""Characters of a text in it: the name in a hello may have 64 KiB, and whoever says it need not be let in."""
 AUDIT_EVENTS_PER_S_MAX: Final = 1000
 """Lines of the audit log in a second; of more, it says how many there were. Nobody fills a disk by being refused."""
 REFUSAL_LOG_INTERVAL_S: Final = 10.0
@@ -215,6 +217,15 @@ TLS_ANSWERS_BYTES_MAX: Final = 64 * KIB
 """What waits of TLS's own answers, as to changes of keys, for a peer that does not read."""
 TLS_CLOSE_S: Final = 0.1
 """How long a close waits for room for what is encrypted already, in the rare case that the kernel had none."""
+
+# HTTP.
+HTTP_CONNECTIONS_MAX: Final = 128
+"""Connections to the HTTP interface: scrapers, and a dashboard takes some six. Each takes a descriptor; they get an
+eighth of these at most."""
+HTTP_RESERVED: Final = 8
+"""And where connections have none left but those in reserve, of which sessions need the most."""
+HTTP_ASK_S: Final = 10.0
+"""How long a connection may take until its first request is whole, with the handshake of TLS."""
 
 # ZeroMQ (docs/wire.md section 16).
 ZEROMQ_WINDOW_BYTES: Final = 4 * MIB

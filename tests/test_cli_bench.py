@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
 import clients
 from broker import cli, cli_bench
+from broker.cli_bench_pipe import Pipe
 from broker.errors import BrokerError
 
 from .daemon import Daemon, run
@@ -61,7 +61,8 @@ def test_without_a_broker_it_is_one_line(tmp_path: Path) -> None:
 def test_what_goes_wrong_at_the_other_process_is_an_error_here(daemon: Daemon) -> None:
     point = cli_bench.Point("latency", 64, 1000.0)
     task = cli_bench.Task(daemon.url, "bench/wrong", point, 0, 1, 0.1)
-    ours, theirs = Pipe()
+    ours, their_end = Pipe.pair()
+    theirs = Pipe(their_end)
     with clients.connect(daemon.url) as bus:
         bus.publish("bench/wrong", b"somebody else's")
         bus.flush()

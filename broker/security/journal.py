@@ -17,7 +17,7 @@ from typing import BinaryIO
 import msgspec
 
 from broker.errors import ConfigError
-from broker.limits import AUDIT_EVENTS_PER_S_MAX
+from broker.limits import AUDIT_EVENTS_PER_S_MAX, AUDIT_TEXT_MAX
 from broker.masking import masked
 from broker.security.audit import AuditEvent
 
@@ -84,11 +84,11 @@ class AuditLog:
                 "proof": identity.proof,
                 "credential": identity.credential,
                 "tenant": identity.tenant,
-                "client": event.name,
+                "client": _short(event.name),
                 "peer": event.peer,
                 "action": event.action,
-                "target": event.target,
-                "detail": event.detail,
+                "target": _short(event.target),
+                "detail": _short(event.detail),
             }
         )
 
@@ -108,6 +108,12 @@ class AuditLog:
 
     def __repr__(self) -> str:
         return f"<AuditLog {self._path}>"
+
+
+def _short(text: str) -> str:
+    """A text as far as it is written: strangers say some of them."""
+    # Masked first: of a token that is cut through the rest might not look like one.
+    return text if len(text) <= AUDIT_TEXT_MAX else f"{masked(text)[:AUDIT_TEXT_MAX]}..."
 
 
 def _iso(now_s: float) -> str:

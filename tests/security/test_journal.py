@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker.errors import ConfigError
-from broker.limits import AUDIT_EVENTS_PER_S_MAX
+from broker.limits import AUDIT_EVENTS_PER_S_MAX, AUDIT_TEXT_MAX
 from broker.security.audit import AuditEvent, AuditKind
 from broker.security.identity import Identity
 from broker.security.journal import AuditLog
@@ -63,6 +63,17 @@ def test_what_clients_call_themselves_makes_no_lines_and_shows_no_token(tmp_path
     (line,) = lines(file)
     assert line["client"] == hostile
     assert line["detail"] == "tb_01_***"
+
+
+def test_what_a_stranger_says_at_length_is_cut_and_shows_no_part_of_a_token(tmp_path: Path) -> None:
+    file, secret = tmp_path / "audit.jsonl", "Zz9" * 14
+    start = "n" * (AUDIT_TEXT_MAX - 20)
+    with closing(AuditLog(str(file))) as log:
+        log.record(AuditEvent(AuditKind.REFUSED, name=f"{start} tb_7f3a91c2aa55_{secret}{'x' * 60_000}"))
+    (event,) = lines(file)
+    assert len(str(event["client"])) <= AUDIT_TEXT_MAX + 3
+    assert "Zz9" not in file.read_text()
+    assert str(event["client"]).startswith(start)
 
 
 def test_a_flood_is_counted_and_not_written(tmp_path: Path) -> None:
