@@ -7,6 +7,7 @@ file names are linked with the module, if their names begin with the header's: w
 from __future__ import annotations
 
 import copy
+import os
 import re
 from pathlib import Path
 
@@ -20,8 +21,17 @@ HOT = [path.with_suffix(".py") for folder in ("broker", "clients") for path in s
 FLAGS = ["-g0", "-ffp-contract=off"]
 
 
+AT_ONCE = os.cpu_count() or 1
+"""How many modules are translated, and how many compiled, at a time."""
+
+
 class BuildApart(build_ext):
     """Builds each module in a folder of its own: two may link the same C file, and be built at once."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Not as an option of setup(): an editable install forgets those.
+        self.parallel = self.parallel or AT_ONCE
 
     def build_extension(self, ext: Extension) -> None:
         apart = copy.copy(self)
@@ -72,12 +82,14 @@ def extensions() -> list[Extension]:
             )
         )
     # The types of the .pxd files count, not the annotations, which are meant for people and mypy.
-    made = cythonize(modules, compiler_directives={"language_level": 3, "annotation_typing": False}, quiet=True)
+    directives = {"language_level": 3, "annotation_typing": False}
+    made = cythonize(modules, nthreads=AT_ONCE, compiler_directives=directives, quiet=True)
     for module in made:
         # Where it cannot be compiled, the rest is installed all the same. Said here, as cythonize forgets it.
         module.optional = True
     return made
 
 
-# As many at once as there are processors.
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildApart}, options={"build_ext": {"parallel": True}})
+# A process that translates may import this file, and has nothing to set up.
+if __name__ == "__main__":
+    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildApart})

@@ -1,7 +1,8 @@
 """One rank of each system that hosts.py measures; rank 0 prints what it has found, as Told.
 
-The wire is what the cables carry with nothing around it: each rank sends to the next one what a ring has to send, 2 (n -
-1) / n of the array, and receives as much from the one before, in a thread for each direction. Nothing is added up.
+The wire is what the cables carry with nothing around it: each rank sends to the next one what a ring has to send, which
+is 2 (n - 1) / n of the array, and receives as much from the one before, in a thread for each direction. Nothing is
+added up.
 """
 
 from __future__ import annotations

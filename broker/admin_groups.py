@@ -168,6 +168,7 @@ class GroupView(msgspec.Struct, frozen=True):
         last_failure: the last one that failed, other than by a change of members; null when none has.
         recent: the last operations, at most 32, oldest first.
         tenant: whose group it is; numbers are a tenant's own.
+        problem: why its operations go no quicker way than by `schedule`; empty for `shm`, the quickest.
     """
 
     name: str
@@ -190,6 +191,7 @@ class GroupView(msgspec.Struct, frozen=True):
     last_failure: RecordedView | None
     recent: list[RecordedView]
     tenant: str = ""
+    problem: str = ""
 
 
 def groups_of(server: Server, tenants: Iterable[Tenant] | None = None) -> list[tuple[Tenant, Group]]:
@@ -246,6 +248,7 @@ def group_view(server: Server, tenant: Tenant, group: Group, now_ns: int) -> Gro
         last_failure=None if failure is None else _recorded(failure, now_ns),
         recent=[_recorded(operation, now_ns) for operation in recent],
         tenant=tenant.name,
+        problem=tenant.groups.problem(group),
     )
 
 

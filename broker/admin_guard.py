@@ -96,8 +96,8 @@ class Guard:
         self.context.verify_flags |= context.verify_flags
 
     def _take_current(self, handshake: ssl.SSLObject, host: str | None, context: ssl.SSLContext) -> None:
-        """At each handshake OpenSSL asks which host it is for. The listener keeps its first context; what counts for this
-        connection, whom it trusts too, comes from the one that was read last."""
+        """OpenSSL asks at each handshake which host it is for. The listener keeps its first context; what counts for
+        this connection, whom it trusts too, comes from the one that was read last."""
         assert self._current is not None
         handshake.context = self._current
 

@@ -137,6 +137,7 @@ class SessionView(msgspec.Struct, frozen=True):
         publishes: topics to which it has published, sorted.
         groups: collective groups in which it is a member or waits to be one, sorted.
         tenant: to which it belongs; empty for none.
+        shared_memory: whether large messages go and come in shared memory.
     """
 
     id: int
@@ -155,6 +156,7 @@ class SessionView(msgspec.Struct, frozen=True):
     publishes: list[str]
     groups: list[str]
     tenant: str = ""
+    shared_memory: bool = False
 
 
 class QueueGroupView(msgspec.Struct, frozen=True):
@@ -297,6 +299,7 @@ def session_view(record: SessionRecord, now_ns: int) -> SessionView:
         publishes=sorted({publisher.topic.name for publisher in record.publishers.values()}),
         groups=sorted(record.groups),
         tenant=record.tenant.name,
+        shared_memory=record.shares is not None,
     )
 
 

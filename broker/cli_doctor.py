@@ -10,6 +10,7 @@ import msgspec
 
 import clients
 from broker.cli_connect import ask, connect, duration_text, printable
+from broker.cli_doctor_choice import address_findings, device_findings, group_findings, session_findings
 from broker.cli_doctor_measure import bandwidth, clock_offset, copy_bandwidth, loopback_bandwidth, ping
 from broker.cli_doctor_system import Finding, State, kernel_settings, versions
 from broker.collectives import shm
@@ -76,7 +77,11 @@ def _of_broker(bus: clients.Client, url: str) -> Iterator[Finding]:
             "broker's modules", State.WARNING, "none is compiled: each message costs several times as much", fix
         )
     yield path_finding(found, server.shared_memory, server.listeners)
+    yield from address_findings(bus, found, server.listeners, url)
+    yield from session_findings(bus)
+    yield from group_findings(bus)
     yield collectives_finding(found)
+    yield from device_findings()
     yield copies_finding(found)
     yield Finding(
         "limits",

@@ -25,6 +25,18 @@ def latencies(server: Server) -> Iterator[Metric]:
         "Messages received before they were published, by their publishers' clocks: the hosts' clocks differ.",
         measured.early,
     )
+    copied = measured.copied
+    for what, text, count, size_bytes in (
+        ("to_host", "from devices to host memory", copied.to_host, copied.to_host_bytes),
+        ("to_device", "from host memory to devices", copied.to_device, copied.to_device_bytes),
+    ):
+        yield counter(f"device_copies_{what}", f"Copies {text}, in clients.", count)
+        yield counter(f"device_copied_bytes_{what}", f"Bytes copied {text}, in clients.", size_bytes)
+    yield counter(
+        "device_copies_pageable",
+        "Staging buffers for arrays of devices that could not be pinned, in clients: copies through them are slower.",
+        copied.pageable,
+    )
     yield histogram(
         "turn",
         "From when a connection has something to read until the broker has passed it on; one of 16 such turns.",

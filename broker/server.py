@@ -12,6 +12,7 @@ import logging
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -145,6 +146,8 @@ class Server:
             listener.stays_watched()
         paths = (listener.address.path for listener in self.listeners if listener.address.scheme == "unix")
         self.state.local_path = next(paths, "")
+        # Options name files of this host.
+        self.state.addresses = [str(replace(listener.address, options=())) for listener in self.listeners]
         # The process of an embedded broker is the application's, and so is its memory.
         if any(listener.address.scheme != "inproc" for listener in self.listeners):
             self._scarcity.watch_memory()

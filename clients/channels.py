@@ -18,6 +18,7 @@ from clients.checks import whole_number
 from clients.collective import Place as Target
 from clients.collective import Prepared, claim_of, nanoseconds
 from clients.flats import array_of, bytes_of, flat_of, writable_array_of
+from clients.staging import WRITTEN, staged
 
 
 class Channels:
@@ -111,6 +112,7 @@ def check_point(member: Member, rank: object, tag: object, what: str) -> tuple[i
     return peer, number
 
 
+@staged()
 def send(member: Member, value: object, to_rank: object, tag: object, timeout_s: float) -> tuple[int, int, Prepared]:
     """The channel, the other rank, and the operation of a send."""
     peer, number = check_point(member, to_rank, tag, "to_rank")
@@ -120,6 +122,7 @@ def send(member: Member, value: object, to_rank: object, tag: object, timeout_s:
     return channel_number(member.rank, peer, number), peer, prepared
 
 
+@staged(lambda *_: WRITTEN)
 def receive(
     member: Member, value: object, from_rank: object, tag: object, timeout_s: float
 ) -> tuple[int, int, Prepared]:

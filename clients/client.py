@@ -10,6 +10,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from broker.devices import Device, read_device
 from broker.limits import COLLECTIVE_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
@@ -249,6 +250,7 @@ class Client:
         queue_group: str | None = None,
         replay: str | int | None = None,
         max_lag: int | None = None,
+        device: str | None = None,
         handler: Handler | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
@@ -270,13 +272,14 @@ class Client:
             max_lag: never hands over a message that is more than so many sequences behind the newest of its topic that
                 has come when it is taken; with 0, it is the newest or nothing. What is too old is dropped as with
                 `drop_oldest`, which it implies, and counts in `message.gap`.
+            device: arrays are copied there when a message's value is read: `cuda:0`, or `cuda` for the current one.
             handler: called with each message on the client's own thread; then the subscription is not to be read. A
                 job is acknowledged when the handler returns, unless it has settled it or returns clients.DEFERRED, and
                 refused when it raises.
             timeout_s: how long the broker may take to acknowledge, in seconds.
 
         Raises:
-            InvalidValue: a filter or an option that cannot be used.
+            InvalidValue: a filter or an option that cannot be used; a device that is not here, or cupy is missing.
             LimitExceeded: too many subscriptions.
             TimeoutError: no acknowledgement in time.
         """
@@ -285,10 +288,12 @@ class Client:
         wishes = subscribe_wishes(
             topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay, max_lag=max_lag
         )
-        return self._subscribe(wishes, handler, timeout_s)
+        return self._subscribe(wishes, handler, timeout_s, read_device(device))
 
-    def _subscribe(self, wishes: Subscribe, handler: Handler | None, timeout_s: float) -> Subscription:
-        state = self._driver.run(operations.subscribe(self._driver, wishes, timeout_s))
+    def _subscribe(
+        self, wishes: Subscribe, handler: Handler | None, timeout_s: float, device: Device | None
+    ) -> Subscription:
+        state = self._driver.run(operations.subscribe(self._driver, wishes, timeout_s, device))
         if handler is not None:
             self._handlers.add(state, handler)
         return Subscription(self._driver, state)
@@ -299,6 +304,7 @@ class Client:
         function: Callable[[Request], object],
         *,
         queue_group: str | None = None,
+        device: str | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
         """Answers requests.
@@ -313,16 +319,18 @@ class Client:
                 repeated within 60 s, and among the last 4,096, runs the function no second time: it gets the replies
                 that it got, or will get, if they are not longer than 64 KiB together.
             queue_group: each request goes to one of the group's responders.
+            device: where arrays of requests are to be; see subscribe.
             timeout_s: how long the broker may take to acknowledge, in seconds.
 
         Returns:
             The subscription; closing it ends the responding.
         """
         check_callable("function", function)
+        place = read_device(device)
         wishes = subscribe_wishes(topic_filter, "block", QUEUE_MESSAGES, QUEUE_BYTES, queue_group, None, responder=True)
         with self._driver.lock:
             exchanges = self._core.responders.add(self._callbacks)
-        return self._subscribe(wishes, Responder(self._handlers, exchanges, function), timeout_s)
+        return self._subscribe(wishes, Responder(self._handlers, exchanges, function), timeout_s, place)
 
     def request(
         self,
@@ -333,6 +341,7 @@ class Client:
         retries: int = 0,
         headers: Mapping[str, str] | None = None,
         lane: str = "default",
+        device: str | None = None,
     ) -> Message:
         """Asks and waits for the first reply.
 
@@ -345,6 +354,7 @@ class Client:
                 request runs its function no second time: see `respond`.
             headers: short texts that travel with it.
             lane: see publish; the reply takes the same.
+            device: where arrays of the reply are to be; see subscribe.
 
         Raises:
             NoResponders: nobody responds at the topic; at once, in the first try.
@@ -352,10 +362,14 @@ class Client:
             ResponderLost: nobody is left of those that were asked, in the last try.
             TimeoutError: no reply came in any of the tries; the responder is told to stop.
         """
+        place = None if device is None else read_device(device)
         if not self._handlers.run_this_thread:
-            return direct.request(self._driver, topic, value, timeout_s, retries, headers, lane)
-        with self._handlers.aside():
-            return direct.request(self._driver, topic, value, timeout_s, retries, headers, lane)
+            reply = direct.request(self._driver, topic, value, timeout_s, retries, headers, lane)
+        else:
+            with self._handlers.aside():
+                reply = direct.request(self._driver, topic, value, timeout_s, retries, headers, lane)
+        reply._device = place
+        return reply
 
     def request_many(
         self,

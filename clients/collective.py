@@ -24,6 +24,7 @@ from clients.flats import (
     same_memory,
     writable_array_of,
 )
+from clients.staging import broadcast_use, staged
 
 GRACE_S: Final = 5.0
 """The broker names the missing ranks at the deadline; a client that has not heard even that by then raises itself."""
@@ -188,6 +189,7 @@ def in_place(value: object, out: object, what: str) -> tuple[Array, Array, Place
     return array, flat_of(array), place
 
 
+@staged()
 def all_reduce(member: Member, value: object, op: str, timeout_s: float, out: object = None) -> Prepared:
     """Reduces the arrays of all ranks; every rank's array, or `out`, becomes the result."""
     array, flat, place = in_place(value, out, "array for all_reduce")
@@ -197,6 +199,7 @@ def all_reduce(member: Member, value: object, op: str, timeout_s: float, out: ob
     return Prepared(claim, data, target, place.complete, place.scratch)
 
 
+@staged()
 def reduce(member: Member, value: object, root: int, op: str, timeout_s: float, out: object = None) -> Prepared:
     """Reduces the arrays of all ranks; only the root's array, or its `out`, becomes the result."""
     root = whole_number("root", root)
@@ -212,6 +215,7 @@ def reduce(member: Member, value: object, root: int, op: str, timeout_s: float, 
     return Prepared(claim, data, target, place.complete, place.scratch)
 
 
+@staged(broadcast_use)
 def broadcast(member: Member, value: object, root: int, timeout_s: float, out: object = None) -> Prepared:
     """Copies the root's array into every rank's array, or `out`."""
     root = whole_number("root", root)
@@ -269,6 +273,7 @@ def _into_list(
     return [bytes_of(place.flat) for place in places], complete, all(place.scratch for place in places)
 
 
+@staged()
 def all_gather(member: Member, value: object, timeout_s: float, out: object = None) -> Prepared:
     """The arrays of all present ranks, in the order of their ranks."""
     if out is not None:
@@ -278,6 +283,7 @@ def all_gather(member: Member, value: object, timeout_s: float, out: object = No
     return _gathered(claim, flat, len(member.ranks), out, "all_gather")
 
 
+@staged()
 def gather(member: Member, value: object, root: int, timeout_s: float, out: object = None) -> Prepared:
     """The arrays of all present ranks, for the root."""
     root = whole_number("root", root)
@@ -290,6 +296,7 @@ def gather(member: Member, value: object, root: int, timeout_s: float, out: obje
     return _gathered(claim, flat, len(member.ranks), out, "gather")
 
 
+@staged()
 def reduce_scatter(member: Member, value: object, op: str, timeout_s: float, out: object = None) -> Prepared:
     """This rank's share, along the first axis, of the reduced array."""
     flat = flat_of(array_of(value, "array for reduce_scatter"))
@@ -334,6 +341,7 @@ def _equal_parts(values: Sequence[object], member: Member, what: str) -> list[Ar
     return flats
 
 
+@staged()
 def scatter(member: Member, values: object, root: int, timeout_s: float, out: object = None) -> Prepared:
     """One of the root's arrays for each rank."""
     root, count = whole_number("root", root), len(member.ranks)
@@ -357,6 +365,7 @@ def scatter(member: Member, values: object, root: int, timeout_s: float, out: ob
     return _into_one(claim, data, like, shape, out, "scatter")
 
 
+@staged()
 def all_to_all(member: Member, values: object, timeout_s: float, out: object = None) -> Prepared:
     """One part from each rank to each rank."""
     count = len(member.ranks)

@@ -20,6 +20,7 @@ from broker.protocol.tensors import Array
 from clients.checks import whole_number
 from clients.collective import Prepared, claim_of, typed
 from clients.flats import ArrayList, bytes_of, check_apart, flat_of, room_for, same_memory
+from clients.staging import broadcast_use, staged
 
 _BYTES = np.empty(0, np.uint8)
 
@@ -65,6 +66,7 @@ def _wanted(value: object, out: object, what: str) -> tuple[ArrayList, ArrayList
     return arrays, places
 
 
+@staged()
 def all_reduce(member: Member, value: object, op: str, timeout_s: float, out: object = None) -> PreparedList:
     """Reduces each array of the list."""
     arrays, places = _wanted(value, out, "arrays for all_reduce")
@@ -121,6 +123,7 @@ def _reducing(claim: Claim, chosen: list[tuple[Array, Array]], *, apart: bool) -
     return Prepared(claim, data, target, complete, scratch=not lying)
 
 
+@staged(broadcast_use)
 def broadcast(member: Member, value: object, root: int, timeout_s: float, out: object = None) -> PreparedList:
     """Copies each array of the root's list."""
     root, what = whole_number("root", root), "arrays for broadcast"
@@ -152,6 +155,7 @@ def broadcast(member: Member, value: object, root: int, timeout_s: float, out: o
     return PreparedList([operation], lambda results: results[0])
 
 
+@staged()
 def all_gather(member: Member, value: object, timeout_s: float) -> PreparedList:
     """For each rank the list of its arrays."""
     arrays = ArrayList(value, "arrays for all_gather", writable=False)

@@ -27,6 +27,7 @@ from broker.collectives.member import Member
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import FEEDBACK_NAMES_MAX
 from clients.collective import Prepared, in_place, nanoseconds
+from clients.staging import staged
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -216,6 +217,7 @@ class Compression:
         if feedback is not None or (name is not None and codec(name) is not None):
             raise InvalidValue("compression", name or self._name, "does not go with a quorum")
 
+    @staged()
     def all_reduce(
         self,
         member: Member,

@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
+from broker.devices import Device
 from broker.errors import BrokerError, ConnectionClosed
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import (
@@ -350,26 +351,27 @@ class Core:
 
     # Subscriptions.
 
-    def subscribe(self, wishes: Subscribe) -> tuple[SubscriptionState, Pending]:
-        """Asks for a subscription."""
+    def subscribe(self, wishes: Subscribe, device: Device | None = None) -> tuple[SubscriptionState, Pending]:
+        """Asks for a subscription, whose arrays are to be on a device."""
         encode_body(wishes)
         self._last_subscription += 1
-        subscription = SubscriptionState(self._last_subscription, wishes)
+        subscription = SubscriptionState(self._last_subscription, wishes, device)
         pending = Pending(wishes.filter, None if wishes.overflow is not None else subscription.decided)
         self.incoming.subscriptions[subscription.number] = subscription
         self._send_subscribe(subscription, self.pending(pending), again=False)
         return subscription, pending
 
     def _send_subscribe(self, subscription: SubscriptionState, reference: int, *, again: bool) -> None:
-        if not self._bell_told:
-            self._bell_told = True
-            self._tell_bell()
+        self._tell_bell()
         for frame in subscription.seen.frames(subscription.number, reference, again=again):
             self.send(frame)
 
     def _tell_bell(self) -> None:
-        """Whoever subscribes can read lines, if it can be woken."""
+        """Whoever subscribes or waits for replies can read lines, if it can be woken."""
         bell, session = self.bell, self.session
+        if self._bell_told:
+            return
+        self._bell_told = True
         if bell is None or session is None or session.passage is None or not session.passage.enabled:
             return
         session.passage.give(bell)
@@ -396,6 +398,8 @@ class Core:
 
     def address(self, message: Outbound, pending: PendingRequest) -> None:
         """Says on a request where its replies go, and to what."""
+        if not self._bell_told:
+            self._tell_bell()
         message.flags = _REQUEST | (_ACKNOWLEDGE if pending.many else 0) | message.flags & _TRACED
         message.reply_to, message.request = self.inbox(), pending.number
         message.reference = pending.number & 0xFFFFFFFF

@@ -41,6 +41,8 @@ from broker.protocol.links import (
     is_greeting,
     read_greeting,
 )
+from clients import environment
+from clients.link_pace import set_congestion
 from clients.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class Meeting:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINK_USER_TIMEOUT_MS)
+        set_congestion(sock, environment.link_congestion())
         self.links[rank, lane] = sock
         if len(self.links) == len(self.peers) * LINK_LANES:
             self.end()

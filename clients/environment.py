@@ -42,6 +42,11 @@ def link_address() -> str:
     return os.environ.get("TENSORBUS_LINK_ADDRESS", "")
 
 
+def link_congestion() -> str:
+    """$TENSORBUS_LINK_CONGESTION, or nothing: the congestion control of links, in the kernel's words."""
+    return os.environ.get("TENSORBUS_LINK_CONGESTION", "")
+
+
 def rank() -> int | None:
     """$RANK, as torchrun and others set it."""
     return _number("RANK")

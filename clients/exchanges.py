@@ -152,7 +152,7 @@ class Request(Message):
             message._publication, message.sequence, message.published_ns, message._lane, message._content,
             message._body, message._payload, message._reply,
         )  # fmt: skip
-        self._decoded = message._decoded
+        self._decoded, self._device = message._decoded, message._device
         self.exchange: Exchange | None = None
 
     @property

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from broker.devices import host_memory
 from broker.errors import ProtocolError
 from broker.limits import MIB
 from broker.protocol.batches import ENTRY_BYTES
@@ -128,6 +129,10 @@ class Incoming:
             log.warning("subscription.ended filter=%r reason=%s", subscription.wishes.filter, failure.reason)
             subscription.close(error_for(failure, subscription.wishes.filter))
 
+    def subscription(self, number: int) -> SubscriptionState | None:
+        """The one of a number, or the inbox; None when it has ended."""
+        return self.subscriptions.get(number) if number else self._inbox
+
     def deliver(self, frame: Frame) -> None:
         """DELIVER: a message, a batch, or the start of a large message."""
         subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
@@ -161,7 +166,7 @@ class Incoming:
                 self._reply,
             )  # fmt: skip
             self.latencies.arrived(frame.lane, frame.time_ns, subscription.began_ns)
-            subscription.append(message)
+            self._hand_out(subscription, message)
         if subscription.credit_due and subscription.evicts:
             self.give_credit(subscription)
 
@@ -171,7 +176,8 @@ class Incoming:
             self._assemblies[frame.stream] = _Assembly(None, frame, None)
             return
         try:
-            memory = self.pool.acquire(frame.total_bytes).data
+            pinned = subscription.device is not None
+            memory = host_memory(frame.total_bytes).data if pinned else self.pool.acquire(frame.total_bytes).data
         except (MemoryError, ValueError, OverflowError):
             # What a publisher announces, this machine need not have. The chunks come all the same, and go nowhere.
             log.error("message.too_large stream=%d bytes=%d", frame.stream, frame.total_bytes)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from broker.devices import untold_copies
 from broker.histograms import Histogram
 from broker.limits import BATCH_SAMPLES, LATENCY_NS_MAX
 from broker.protocol.bodies import encode_body
@@ -111,10 +112,14 @@ class Latencies:
 
     def tell(self, session: Session) -> None:
         """Tells the broker what was measured, if anything was."""
-        if not self.interval_ns or not any(histogram.total for histogram in self._histograms):
+        if not self.interval_ns:
+            return
+        copied = untold_copies()
+        if not any(copied) and not any(histogram.total for histogram in self._histograms):
             return
         taken = [histogram.take() for histogram in self._histograms]
         early, self._early = self._early, 0
         counts = [counts if any(counts) else [] for counts, _ in taken]
-        body = encode_body(Measured(counts, [sum_ns // 1000 for _, sum_ns in taken], early))
+        told = list(copied) if any(copied) else []
+        body = encode_body(Measured(counts, [sum_ns // 1000 for _, sum_ns in taken], early, told))
         session.put(Frame(Kind.MEASURED, lane=Lane.BULK, body=body))

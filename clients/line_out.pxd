@@ -8,6 +8,7 @@ from broker.transport.calls cimport ring
 
 cdef class LineOut:
     cdef public unsigned int number
+    cdef public int asks
     cdef Writer _writer
     cdef list _bells
     cdef long long _told

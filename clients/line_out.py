@@ -30,10 +30,12 @@ class LineOut:
 
     Attributes:
         number: by which the broker knows it.
+        asks: the flag of requests or of last replies, if such can travel on it; else 0.
     """
 
-    def __init__(self, number: int, writer: Writer, bells: list[HasDescriptor]) -> None:
+    def __init__(self, number: int, writer: Writer, bells: list[HasDescriptor], asks: int) -> None:
         self.number = number
+        self.asks = asks
         self._writer = writer
         self._bells = bells
         # The broker has been told of what is before it, and may not have looked yet.
@@ -80,19 +82,19 @@ class LinesOut:
     def __init__(self) -> None:
         self._bells: WeakValueDictionary[int, HasDescriptor] = WeakValueDictionary()
 
-    def accept(self, session: Session, frame: Frame) -> LineOut | None:
-        """LINE: the broker offers one. None when it cannot be used, of which the broker is told."""
+    def accept(self, session: Session, frame: Frame, topic: str) -> LineOut | None:
+        """LINE: the broker offers one for a topic. None when it cannot be used, of which the broker is told."""
         line, passage = None, session.passage
         if passage is not None and frame.count == VERSION:
             try:
-                line = self._line(passage, frame, decode_body(frame.body, Line))
+                line = self._line(passage, frame, decode_body(frame.body, Line), topic)
             except (InvalidValue, LimitExceeded) as error:
                 log.warning("line.refused cause=%s", error)
         if line is None:
             decline(session, frame.stream)
         return line
 
-    def _line(self, passage: Passage, frame: Frame, told: Line) -> LineOut | None:
+    def _line(self, passage: Passage, frame: Frame, told: Line, topic: str) -> LineOut | None:
         if not 0 < len(told.places) <= READERS_MAX or len(told.bells) != len(told.places):
             raise InvalidValue("readers of a line", len(told.places), f"must be from 1 to {READERS_MAX}")
         ring_memory = passage.adopt(frame.sequence, frame.total_bytes, common=True)
@@ -104,7 +106,8 @@ class LinesOut:
             writer.add(place, place.address)
         bells = [self._bell(passage, identity) for identity in told.bells]
         found = [bell for bell in bells if bell is not None]
-        return LineOut(frame.stream, writer, found) if len(found) == len(bells) else None
+        asks = (Flag.LAST if topic.startswith("$inbox/") else Flag.REQUEST) if frame.flags & Flag.REQUEST else 0
+        return LineOut(frame.stream, writer, found, asks) if len(found) == len(bells) else None
 
     def _bell(self, passage: Passage, identity: int) -> HasDescriptor | None:
         arrived, known = passage.take(identity), self._bells.get(identity)

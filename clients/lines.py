@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _TAKEN = TAKEN
 _PUBLISH, _DEFAULT = int(Kind.PUBLISH), int(Lane.DEFAULT)
 _BATCH = int(Flag.BATCH)
-_ALLOWED = int(Flag.BATCH | Flag.ACKNOWLEDGE)
+_ALLOWED = int(Flag.BATCH | Flag.ACKNOWLEDGE | Flag.REQUEST | Flag.LAST)
 _BATCH_MESSAGES_MAX = BATCH_MESSAGES_MAX
 _ENTRIES_AT_ONCE = 1024
 """Of one line, before others that want the client's lock get it."""
@@ -88,8 +88,8 @@ class Lines:
             return
         body, passage = decode_body(frame.body, Attach), session.passage
         publication = self.incoming.publication(frame)
-        known = self.incoming.subscriptions
-        subscriptions = [known[number] for number in body.subscriptions if number in known]
+        found = [self.incoming.subscription(number) for number in body.subscriptions]
+        subscriptions = [subscription for subscription in found if subscription is not None]
         try:
             if passage is None:
                 raise InvalidValue("line", frame.target, "comes in a session that shares no memory")

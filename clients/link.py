@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -23,6 +24,8 @@ from broker.protocol.session import Allocate, Deliver, Phase, Received, Session
 from broker.transport import registry
 from broker.transport.addresses import Address
 from broker.transport.base import Connection
+from clients import choosing
+from clients.choosing import AUTO, FIRST, Candidate
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ class Link:
     """What came together with the Welcome."""
     local_host: str = ""
     """This end's own address on the network on which the broker was dialled."""
+    candidates: Sequence[Candidate] = ()
+    """Of a client that chose: the broker's addresses, and why it took none that is better."""
 
 
 def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
@@ -77,7 +82,8 @@ def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, alloca
     for position, address in enumerate(addresses):
         share_s = max(0.05, (deadline - time.monotonic()) / (len(addresses) - position))
         try:
-            return _open(address, greeting, share_s, allocate)
+            opens = _open_best if address.scheme == AUTO else _open
+            return opens(address, greeting, share_s, allocate)
         except ConnectError as error:
             reasons.append(error.reason if len(addresses) == 1 else f"{address}: {error.reason}")
     raise ConnectError(", ".join(str(address) for address in addresses), "; ".join(reasons))
@@ -134,6 +140,54 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
     assert isinstance(welcome, Welcome)
     frames = [item for item in early if isinstance(item, Frame)]
     return Link(connection, session, welcome, frames, local_host)
+
+
+def _open_best(address: Address, greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
+    """Opens a session at the best of the addresses that a broker offers to who dials it at `auto://`.
+
+    Only the first one has to work: a better one that does not is left alone, with the reason.
+    """
+    deadline = time.monotonic() + timeout_s
+    greeting = msgspec.structs.replace(greeting, choose=True)
+    first = replace(address, scheme=FIRST)
+    link = _open(first, greeting, timeout_s, allocate)
+    reasons: dict[Address, str] = {}
+    for candidate in candidates_of(link, link.welcome.offers, address.host):
+        if not candidate.better or candidate.hindrance:
+            continue
+        try:
+            found = _open(candidate.address, greeting, max(0.05, (deadline - time.monotonic()) / 2), allocate)
+        except (ConnectError, PermissionDenied) as error:
+            reasons[candidate.address] = error.reason if isinstance(error, ConnectError) else f"refused: {error}"
+            continue
+        if found.welcome.life == link.welcome.life:
+            _leave(link)
+            link = replace(found, local_host=link.local_host or found.local_host)
+            break
+        found.connection.close()
+        reasons[candidate.address] = "another broker is there"
+    told = candidates_of(link, link.welcome.offers, address.host)
+    told = [replace(each, hindrance=reasons.get(each.address, each.hindrance)) for each in told]
+    for each in told:
+        if each.better:
+            log.info("link.not_better broker=%s better=%s cause=%s", address, each.address, each.hindrance)
+    return replace(link, candidates=tuple(told))
+
+
+def candidates_of(link: Link, offered: Sequence[str], host: str) -> list[Candidate]:
+    """The addresses of the broker at the other end of a link, as this end sees them; see choosing."""
+    connection = link.connection
+    scheme = connection.peer_address.partition("://")[0]
+    same_host = scheme in ("unix", "inproc", "zmq+ipc") or connection.same_host or choosing.is_loopback(host)
+    return choosing.candidates(offered, scheme, host=host, same_host=same_host, load=registry.transport_for)
+
+
+def _leave(link: Link) -> None:
+    """Ends a session for a better one."""
+    link.session.close(Code.NORMAL, "the client has found a better address of this broker")
+    with contextlib.suppress(ConnectionClosed):
+        link.session.flush(link.connection.send)
+    link.connection.close()
 
 
 def _open_nearer(address: Address, refusal: Refusal, greeting: Hello, deadline: float, allocate: Allocate) -> Link:

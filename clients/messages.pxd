@@ -4,7 +4,7 @@ import cython
 
 
 cdef class Message:
-    cdef public object _publication, _payload, _reply, _decoded, _value, _delivery
+    cdef public object _publication, _payload, _reply, _decoded, _value, _delivery, _device
     cdef public bytes _body
     cdef public long long sequence, gap, published_ns
     cdef public int _lane, _content

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
+from broker import devices
 from broker.buffers import Buffer
+from broker.devices import Device
 from broker.errors import InvalidValue, ProtocolError
 from broker.limits import REFUSAL_DELAY_S_MAX
 from broker.protocol.batches import ENTRY_BYTES, split_batch
@@ -100,7 +102,8 @@ class Message:
     """One message of a topic.
 
     `value` is decoded when it is first asked for. An array's memory is the message's own and may be written to, but for
-    one that came in shared memory, which all its readers read: that is read-only.
+    one that came in shared memory, which all its readers read: that is read-only. Where the subscription names a
+    device, arrays are copied there when `value` is first asked for, on the current stream of the thread that asks.
 
     Attributes:
         sequence: in its topic, from 1 upwards.
@@ -110,8 +113,8 @@ class Message:
     """
 
     __slots__ = (
-        "_body", "_content", "_decoded", "_delivery", "_lane", "_payload", "_publication", "_reply", "_value", "gap",
-        "published_ns", "sequence",
+        "_body", "_content", "_decoded", "_delivery", "_device", "_lane", "_payload", "_publication", "_reply",
+        "_value", "gap", "published_ns", "sequence",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +154,7 @@ class Message:
         self._decoded: MessageBody | None = None
         self._value: object = _UNREAD
         self._delivery: Delivery | None = None
+        self._device: Device | None = None
         self.gap = 0
 
     @property
@@ -174,13 +178,30 @@ class Message:
 
         Raises:
             ProtocolError: the publisher sent something that cannot be read.
+            InvalidValue: an array that the subscription's device cannot hold; see `value_on`.
         """
         if self._value is _UNREAD:
             if self._content == _BYTES and type(self._payload) is bytes:
                 return self._payload
-            tensor = self.body.tensor if self._body else None
-            self._value = decode_value(self._content, tensor, self._payload)
+            self._value = self._read(self._device)
         return self._value
+
+    def value_on(self, device: str) -> object:
+        """The value with its arrays on a device, whatever the subscription has asked for; read anew with each call.
+
+        Args:
+            device: `cuda:0`, or `cuda` for the current device, or `cpu` for host memory.
+
+        Raises:
+            ProtocolError: the publisher sent something that cannot be read.
+            InvalidValue: there is no such device here, or it cannot hold an array; the message is as it was.
+        """
+        return self._read(devices.read_device(device))
+
+    def _read(self, device: Device | None) -> object:
+        tensor = self.body.tensor if self._body else None
+        value = decode_value(self._content, tensor, self._payload)
+        return value if device is None else devices.to_device(value, device)
 
     @property
     def headers(self) -> Mapping[str, str]:

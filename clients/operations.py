@@ -10,6 +10,7 @@ import logging
 import time
 from typing import Protocol
 
+from broker.devices import Device
 from broker.errors import ConnectionClosed, TimeoutError
 from broker.limits import SHARED_PATIENCE_S
 from broker.protocol.bodies import Declare, Settle, Subscribe, encode_body
@@ -239,11 +240,13 @@ async def declare(driver: Driver, wishes: Declare, timeout_s: float | None) -> N
     await answer(driver, driver.core.declare(wishes), deadline)
 
 
-async def subscribe(driver: Driver, wishes: Subscribe, timeout_s: float | None) -> SubscriptionState:
-    """Subscribes; when this returns, the broker has acknowledged."""
+async def subscribe(
+    driver: Driver, wishes: Subscribe, timeout_s: float | None, device: Device | None = None
+) -> SubscriptionState:
+    """Subscribes; when this returns, the broker has acknowledged. Arrays are to be on the device, if one is given."""
     deadline = Deadline(timeout_s)
     await online(driver, deadline)
-    subscription, pending = driver.core.subscribe(wishes)
+    subscription, pending = driver.core.subscribe(wishes, device)
     try:
         await answer(driver, pending, deadline)
     except BaseException:

@@ -37,7 +37,7 @@ cdef class Outgoing:
     ) except -1
     @cython.locals(session=Session)
     cpdef publish_small(self, OutgoingTopic topic, Frame frame, charged_bytes=*)
-    @cython.locals(session=Session, size=Py_ssize_t, body_bytes=Py_ssize_t, header=bytes)
+    @cython.locals(session=Session, size=Py_ssize_t, body_bytes=Py_ssize_t, header=bytes, line=LineOut)
     cpdef publish_one(
         self, OutgoingTopic topic, int flags, int lane, int content, unsigned int reference, int priority,
         unsigned long long request, long long wall_ns, bytes body, bytes payload

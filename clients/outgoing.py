@@ -258,7 +258,7 @@ class Outgoing:
         if topic.stream is not None or topic.special:
             decline(session, frame.stream)
             return
-        line = self.lines.accept(session, frame)
+        line = self.lines.accept(session, frame, topic.name)
         if line is not None:
             # Behind all that was published so far. A batch that is open leaves by the line, when it is due.
             session.put(Frame(Kind.DRAIN, number=topic.number, stream=line.number, count=1))
@@ -293,15 +293,17 @@ class Outgoing:
         session = self.session
         assert session is not None
         size, body_bytes = len(payload), len(body)
-        if topic.line is not None and lane == _DEFAULT and not priority and not flags & ~_ACKNOWLEDGE:
+        line = topic.line
+        if line is not None and lane == _DEFAULT and not priority and (not flags & ~_ACKNOWLEDGE or flags == line.asks):
             if topic.batch is not None:
                 self.send_batch(topic)
             topic.credit_messages -= 1
             topic.credit_bytes -= body_bytes + size
             header = pack_header(
-                _PUBLISH, flags, lane, content, topic.number, reference, 0, 0, body_bytes, size, 0, 0, wall_ns
-            )
-            if self._on_line(topic, header, body, payload, flags != 0):
+                _PUBLISH, flags, lane, content, topic.number, reference, 0, 0, body_bytes, size, 0,
+                request if line.asks else 0, wall_ns,
+            )  # fmt: skip
+            if self._on_line(topic, header, body, payload, flags & _ACKNOWLEDGE != 0):
                 self.unconfirmed += 1
                 self.last_sent = topic
                 return SENT

@@ -9,7 +9,7 @@ from clients.signals cimport Signal
 cdef class SubscriptionState(Signal):
     cdef public bint asked, credit_due, evicts, is_latest, is_special
     cdef public Py_ssize_t pending, readers
-    cdef public object closed, number, on_message, seen, what, wishes
+    cdef public object closed, device, number, on_message, seen, what, wishes
     cdef public dict drops_untold
     cdef public long long held_bytes
     cdef public long long _owed_bytes, _owed_messages, began_ns

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from broker.devices import Device
 from broker.errors import BrokerError
 from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.bodies import Subscribe, Subscribed, decode_body
@@ -29,6 +30,7 @@ class SubscriptionState(Signal):
 
     Attributes:
         wishes: as the broker was asked.
+        device: where arrays are to be when they are read; None is host memory.
         what: what a reader waits for, in words.
         is_latest: whether it asks for each message.
         is_special: whether there is more to taking a message than credit.
@@ -47,14 +49,15 @@ class SubscriptionState(Signal):
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead", "_gaps_evicted",
         "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent", "_threshold", "asked",
-        "began_ns", "closed", "credit_due", "drops_untold", "evicts", "held_bytes", "is_latest", "is_special",
+        "began_ns", "closed", "credit_due", "device", "drops_untold", "evicts", "held_bytes", "is_latest", "is_special",
         "number", "on_message", "pending", "readers", "seen", "what", "wishes",
     )  # fmt: skip
 
-    def __init__(self, number: int, wishes: Subscribe) -> None:
+    def __init__(self, number: int, wishes: Subscribe, device: Device | None = None) -> None:
         super().__init__()
         self.number = number
         self.wishes = wishes
+        self.device = device
         self.seen = Seen(wishes)
         self.what = f"a message on {wishes.filter!r}"
         self.closed: BrokerError | None = None
@@ -85,7 +88,7 @@ class SubscriptionState(Signal):
     def _follow(self, overflow: str) -> None:
         self.evicts = overflow == "drop_oldest"
         self.is_latest = overflow == "latest"
-        self.is_special = self.is_latest or self.wishes.max_lag is not None
+        self.is_special = self.is_latest or self.wishes.max_lag is not None or self.device is not None
         bound = 1 if self.is_latest else self.wishes.queue_messages
         # A small queue is credited message by message, so that the broker's count of unread messages is exact.
         self._threshold = 1 if bound <= 16 else bound // 4
@@ -246,6 +249,8 @@ class SubscriptionState(Signal):
         self.held_bytes -= message.size_bytes
         if self._owed_messages >= self._threshold or self._owed_bytes >= self._bytes_threshold:
             self.credit_due = True
+        if self.device is not None:
+            message._device = self.device
         return message
 
     def taken(self, message: Message) -> None:

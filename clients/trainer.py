@@ -34,6 +34,7 @@ from typing import Final, Self, cast
 
 import numpy as np
 
+from broker.devices import read_device, to_device
 from broker.errors import (
     CollectiveError,
     ConnectionClosed,
@@ -234,17 +235,24 @@ class Trainer:
         with suppress(ConnectionClosed, TimeoutError):
             self._group.finish(generation=self.generation, timeout_s=self._timeout_s)
 
-    def pull(self) -> Pulled:
+    def pull(self, *, device: str | None = None) -> Pulled:
         """Gets the parameters from the parameter server, and the step that this rank is to push next.
 
+        Args:
+            device: where the parameters are to be, as `cuda:0`: parts of one cupy array then, copied there once.
+
         Raises:
+            InvalidValue: there is no such device here, or cupy is missing.
             TimeoutError: no reply in time.
             ConnectionClosed: the client is closed, or no broker was found in time.
         """
+        place = read_device(device)
         layout = self._server_layout()
         reply = self._ask("pull", None, {"rank": str(self.rank)})
         flat = layout.pack(cast(FloatArray, reply.value))
-        if not flat.flags.writeable:
+        if place is not None:
+            flat = cast(FloatArray, to_device(flat, place))
+        elif not flat.flags.writeable:
             # It lies in shared memory, which is the server's.
             flat = flat.copy()
         return Pulled(layout.views(flat), int(reply.headers["version"]), int(reply.headers["step"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -11,7 +12,9 @@ from broker.errors import ConnectionClosed, ProtocolError
 from broker.protocol.bodies import decode_body, encode_body
 from broker.protocol.frames import Kind
 from broker.protocol.pressure import Query, View
+from clients.choosing import Candidate
 from clients.client import Client
+from clients.link import candidates_of
 from clients.operations import Deadline, Driver, answer, online
 
 VIEWS: Final = ("server", "sessions", "topics", "groups")
@@ -55,6 +58,7 @@ class Way:
         shared_memory: whether large messages go and come in shared memory.
         heartbeat_timeout_s: after so many seconds of silence the connection counts as lost.
         publish_window_bytes: of one topic that may be sent ahead of the broker's credit.
+        candidates: of a client that dialled `auto://`, the broker's addresses, and why it took none that is better.
     """
 
     scheme: str
@@ -63,6 +67,7 @@ class Way:
     shared_memory: bool
     heartbeat_timeout_s: float
     publish_window_bytes: int
+    candidates: tuple[Candidate, ...] = ()
 
 
 def way(bus: Client) -> Way:
@@ -83,7 +88,26 @@ def way(bus: Client) -> Way:
         bus._core.arenas.enabled,
         welcome.heartbeat_timeout_ms / 1000,
         welcome.publish_window_bytes,
+        tuple(link.candidates),
     )
+
+
+def candidates(bus: Client, offered: Sequence[str]) -> list[Candidate]:
+    """A broker's addresses as a client sees them from where it is; those that are better were not tried.
+
+    Args:
+        bus: connected to it.
+        offered: where the broker listens, by its view of itself.
+
+    Raises:
+        ConnectionClosed: there is no connection at the moment.
+    """
+    found = way(bus)
+    link = bus._driver._link
+    assert link is not None
+    _, _, place = found.peer.partition("://")
+    host = place.rpartition(":")[0].strip("[]") if found.scheme in ("tcp", "tls", "zmq+tcp", "ucx") else ""
+    return candidates_of(link, offered, host)
 
 
 async def _view(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     modules = compiled_modules()
     return f"tensorbus: {sum(library is not None for library in modules.values())} of {len(modules)} modules compiled"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What was collected stays to the end. To look through all of it takes a quarter of a second, and some tests collect
+    # garbage several times.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import clients
 from broker.cli_doctor import collectives_finding, copies_finding, path_finding
+from broker.cli_doctor_choice import address_finding, session_words
 from broker.cli_doctor_measure import copy_bandwidth, loopback_bandwidth
 from broker.cli_doctor_system import Finding, State, kernel_settings, versions
 from broker.collectives import shm
+from broker.transport.addresses import parse
+from clients.choosing import Candidate
 from clients.views import Way
 
 from .daemon import Daemon, run
@@ -141,3 +146,81 @@ def test_what_a_machine_can_do_is_more_than_nothing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("broker.cli_doctor_measure.TIME_S", 0.02)
     assert copy_bandwidth() > 0
     assert loopback_bandwidth() > 0
+
+
+# Which way each pair has got.
+
+
+def candidate(scheme: str, *, taken: bool = False, better: bool = False, hindrance: str = "") -> Candidate:
+    return Candidate(parse(f"{scheme}://h:1"), taken, better, hindrance)
+
+
+@pytest.mark.parametrize(
+    ("seen", "hindrance", "taken", "ordered", "state", "words"),
+    [
+        (candidate("tcp", taken=True), "", "tcp", True, State.OK, "in use"),
+        (
+            candidate("ucx", better=True),
+            "",
+            "tcp",
+            True,
+            State.WARNING,
+            "works from here; tcp was asked for by its name",
+        ),
+        (
+            candidate("ucx", better=True),
+            "missing package: x",
+            "tcp",
+            True,
+            State.INFO,
+            "not to be had: missing package",
+        ),
+        (candidate("zmq+tcp"), "", "tcp", True, State.INFO, "not better than tcp"),
+        (candidate("tls"), "", "tcp", False, State.INFO, "only who asks for tls gets it"),
+    ],
+)
+def test_each_address_of_the_broker_with_why_it_is_not_in_use(
+    seen: Candidate, hindrance: str, taken: str, ordered: bool, state: State, words: str
+) -> None:
+    finding = address_finding(seen, hindrance, taken, ordered=ordered)
+    assert finding.state is state
+    assert words in finding.text
+
+
+@pytest.mark.parametrize(
+    ("peer", "shared", "words"),
+    [
+        ("unix:pid=17", True, "unix, with shared memory"),
+        ("unix:pid=17", False, "no shared memory"),
+        ("tcp://127.0.0.1:5", False, "tcp on one host; not unix"),
+        ("tcp://10.0.0.7:5", False, "other host"),
+        ("tls://10.0.0.7:5", False, "who encrypts is not moved"),
+        ("zmq+tcp://peer", False, "ZeroMQ was asked for"),
+        ("inproc://x", False, "in the broker's process"),
+    ],
+)
+def test_how_each_client_reaches_the_broker_and_why_not_better(peer: str, shared: bool, words: str) -> None:
+    assert words in session_words(peer, shared=shared)
+
+
+def test_a_better_address_than_the_one_that_was_asked_for_is_shown_and_so_is_every_pair(tmp_path: Path) -> None:
+    with (
+        Daemon(listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus", "zmq+tcp://127.0.0.1:0")) as daemon,
+        clients.connect(daemon.url, name="trainer-0") as near,
+        clients.connect(daemon.url, name="trainer-1", shared_memory=False) as far,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for joined in [pool.submit(bus.group, "dp", world_size=2) for bus in (near, far)]:
+            joined.result(60.0)
+        (zmq,) = [text for text in daemon.urls if text.startswith("zmq")]
+        status, output, _ = run("doctor", zmq)
+        assert status == 0
+        lines = output.splitlines()
+        assert any(line.startswith(f"! address unix://{tmp_path}/bus") and "works from here" in line for line in lines)
+        assert any("'trainer-0'" in line and "unix, with shared memory" in line for line in lines)
+        assert any("'trainer-1'" in line and "not unix with shared memory" in line for line in lines)
+        (group,) = [line for line in lines if "group" in line and "'dp', 2 ranks" in line]
+        assert "not better: no board: no memory shared with the broker" in group
+        status, found = doctor(daemon.url.replace("tcp://", "auto://"))
+        assert found[f"address unix://{tmp_path}/bus"]["text"] == "in use"
+        assert "devices" in found

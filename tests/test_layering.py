@@ -19,6 +19,7 @@ NOT_INSTALLED = ("bench", "tests")
 OPEN = (
     "broker.buffers",
     "broker.conventions",
+    "broker.devices",
     "broker.errors",
     "broker.histograms",
     "broker.ids",

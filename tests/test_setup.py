@@ -57,6 +57,26 @@ def test_a_module_is_linked_with_the_c_files_of_the_header_that_its_types_name(t
     assert done.stdout.split() == ["8", "10", ".so"]
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="with one processor nothing is compiled at once")
+def test_an_editable_install_compiles_modules_at_once(tree: Path) -> None:
+    # Each of two compilers waits for the other, and then both fail.
+    os.mkfifo(tree / "meeting")
+    compiler = tree / "compiler"
+    compiler.write_text(
+        f"#!/bin/sh\ncd {tree}\n"
+        "if mkdir first; then timeout 40 sh -c 'echo > meeting'; else timeout 40 cat meeting && touch met; fi\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    subprocess.run(
+        [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_editable('.')"],
+        cwd=tree,
+        env={**os.environ, "CC": str(compiler)},
+        capture_output=True,
+        check=True,
+    )
+    assert (tree / "met").exists()
+
+
 def test_without_a_compiler_nothing_is_compiled_and_nothing_fails(tree: Path) -> None:
     build(tree, CC="/bin/false")
     assert not list((tree / "broker").glob("*.so"))

@@ -187,6 +187,8 @@ typedef struct tb_ring {
     tb_undo undo, spare;
     unsigned char *junk;
     tb_record *records;
+    uint64_t spin_ns; /* How long to look without sleeping, of short operations. */
+    int calm;         /* Waits to come that only sleep, because a program wants the processor. */
     tb_exchange exchange;
     tb_link_log log;
 } tb_ring;

@@ -5,13 +5,23 @@
 #include "ring_engine_operation.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { ROUNDS = 8, EVENTS = 64, JUNK_BYTES = TB_PIECE_BYTES, ABORTS_KEPT = 16 };
+enum {
+    ROUNDS = 8,
+    EVENTS = 64,
+    JUNK_BYTES = TB_PIECE_BYTES,
+    ABORTS_KEPT = 16,
+    SPIN_STEP_NS = 10000,
+    SPIN_MAX_NS = 100000,
+    COMPUTING_NS = 500000, /* A yield to another engine takes less. */
+    CALM_WAITS = 200,
+};
 
 static const unsigned char ZEROS[64 << 10];
 
@@ -271,7 +281,7 @@ int tb_receive(tb_exchange *x, tb_lane *lane)
     return moved;
 }
 
-void tb_watch(tb_ring *ring, uint64_t timeout_ns)
+int tb_watch(tb_ring *ring, uint64_t timeout_ns)
 {
     struct epoll_event events[EVENTS];
     int count = epoll_wait(ring->epoll, events, EVENTS, (timeout_ns + 999999) / 1000000);
@@ -288,4 +298,37 @@ void tb_watch(tb_ring *ring, uint64_t timeout_ns)
         lane->hung |= !!(events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
         lane->writable |= !!(events[i].events & EPOLLOUT);
     }
+    return count > 0;
+}
+
+/* Looks again and again while that costs less than to sleep and be woken; says whether something came. The processor is
+   offered to others each time; when a program took it for long, the next waits only sleep: who wakes goes before it. */
+static int spins(tb_ring *ring, uint64_t now)
+{
+    for (uint64_t end = now + ring->spin_ns, before = now; now < end; before = now) {
+        sched_yield();
+        if (tb_watch(ring, 0))
+            return 1;
+        now = tb_now_ns();
+        if (now - before > COMPUTING_NS) {
+            ring->calm = CALM_WAITS;
+            return 0;
+        }
+    }
+    return 0;
+}
+
+void tb_wait(tb_ring *ring, uint64_t now, uint64_t timeout_ns)
+{
+    if (!ring->calm && spins(ring, now)) {
+        ring->spin_ns = least(ring->spin_ns + SPIN_STEP_NS, SPIN_MAX_NS);
+        return;
+    }
+    tb_watch(ring, timeout_ns);
+    if (ring->calm)
+        ring->calm--;
+    else if (tb_now_ns() - now < SPIN_MAX_NS)
+        ring->spin_ns = least(ring->spin_ns + SPIN_STEP_NS, SPIN_MAX_NS);
+    else
+        ring->spin_ns /= 2;
 }

@@ -12,6 +12,7 @@
 
 enum {
     SLICE_NS = 50000000, /* Python looks at its signals at least as often as twice this. */
+    SHORT_BYTES = 256 << 10,
 };
 
 /* What is known of the others. */
@@ -360,7 +361,12 @@ static int carry_on(tb_exchange *x)
         int pauses = !moved || now >= x->pulse_ns || atomic_load_explicit(&x->task->cancelled, memory_order_relaxed);
         if ((ended = advance(x)) || (pauses && (ended = look(x, now))))
             return ended;
-        if (!moved && !x->stirred)
+        if (moved || x->stirred)
+            continue;
+        /* Of long arrays the processors have enough to do. */
+        if (x->task->bytes <= SHORT_BYTES)
+            tb_wait(x->ring, now, patience(x, now));
+        else
             tb_watch(x->ring, patience(x, now));
     }
 }

@@ -95,8 +95,11 @@ int tb_send_leftover(void *ring);
 /* Ends all links, behind what was sent; their descriptors stay. */
 void tb_shut(tb_ring *ring);
 
-/* Waits until lanes can be moved, or the engine ends. */
-void tb_watch(tb_ring *ring, uint64_t timeout_ns);
+/* Waits until lanes can be moved, or the engine ends; says whether that is so. */
+int tb_watch(tb_ring *ring, uint64_t timeout_ns);
+
+/* The same, in the way that costs least when it is not for long. `now` is the time. */
+void tb_wait(tb_ring *ring, uint64_t now, uint64_t timeout_ns);
 
 /* The log (ring_engine_log.c). */
 

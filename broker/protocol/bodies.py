@@ -28,6 +28,8 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     """Whether the client is on the broker's host and would rather be told of a nearer way to it."""
     lines: int = 0
     """The version of lines (section 20) that the client can write; 0 for none."""
+    choose: bool = False
+    """Whether the client would like to know where else the broker listens."""
 
     def __repr__(self) -> str:
         return (
@@ -51,6 +53,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     """Whether messages may be sent in shared memory, and come in it."""
     report_ms: int = 0
     """How often the client may tell of the times that messages take to reach it; 0 is never."""
+    offers: list[str] = []
+    """Where the broker listens, for a client that has asked for it."""
 
 
 class Refusal(msgspec.Struct, tag="refusal", omit_defaults=True):

@@ -39,7 +39,7 @@
 #include <string.h>
 
 enum {
-    TB_DIRECT_VERSION = 1,
+    TB_DIRECT_VERSION = 2,
     TB_DIRECT_DATA = 4096,     /* Where the data begins. */
     TB_DIRECT_HEADER = 52,     /* Bytes of a frame's header. */
     TB_DIRECT_FRONT = 8,       /* What is in front of it. */

@@ -20,7 +20,7 @@ except ModuleNotFoundError:
 
 AVAILABLE = bool(cython.compiled)
 """Whether there can be lines."""
-VERSION = 1
+VERSION = 2
 DATA_OFFSET = 4096
 """What a ring has in front of its data, in bytes."""
 PLACE_BYTES = 4096

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from broker.devices import Copies
 from broker.errors import ProtocolError
 from broker.histograms import BUCKETS
 from broker.limits import REPORTED_MAX
@@ -18,11 +19,14 @@ class Measured(msgspec.Struct, omit_defaults=True):
             were none.
         sums_us: of each lane, all their times together, in microseconds.
         early: messages that had come before they were published, by their publishers' clocks. They count as 0 too.
+        copied: between host and devices, of the client's process: copies to the host, their bytes, copies to devices,
+            their bytes, and staging buffers that could not be pinned. Empty where there were none.
     """
 
     counts: list[list[int]]
     sums_us: list[int]
     early: int = 0
+    copied: list[int] = []
 
     def check(self) -> None:
         """Refuses what cannot be.
@@ -33,7 +37,8 @@ class Measured(msgspec.Struct, omit_defaults=True):
         shaped = len(self.counts) == len(self.sums_us) == LANES and all(
             len(counts) in (0, BUCKETS) for counts in self.counts
         )
-        numbers = [self.early, *self.sums_us, *(count for counts in self.counts for count in counts)]
+        shaped = shaped and len(self.copied) in (0, len(Copies._fields))
+        numbers = [self.early, *self.copied, *self.sums_us, *(count for counts in self.counts for count in counts)]
         if not shaped or not all(0 <= number <= REPORTED_MAX for number in numbers):
             raise ProtocolError(
                 f"MEASURED: {LANES} lanes of {BUCKETS} counts or none, from 0 to {REPORTED_MAX} each, were expected"

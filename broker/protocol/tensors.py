@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from broker import devices
 from broker.buffers import Buffer
 from broker.errors import InvalidValue, ProtocolError
 
@@ -156,8 +157,8 @@ def as_array(value: object) -> Array | None:
     """A numpy array over the memory of anything that is an array, without a copy where that is possible.
 
     Takes numpy arrays and scalars, torch tensors (also bfloat16, and ones that require a gradient), objects with
-    `__dlpack__`, `__array_interface__`, `__cuda_array_interface__` (copied to the host) or the buffer protocol. `bytes`
-    and `bytearray` are not arrays here.
+    `__dlpack__`, `__array_interface__`, `__cuda_array_interface__` or the buffer protocol; what is on a device is
+    copied to the host (broker/devices.py). `bytes` and `bytearray` are not arrays here.
 
     Returns:
         The array, or None when the value is none of these.
@@ -181,8 +182,8 @@ def as_array(value: object) -> Array | None:
         return None
     if type(value).__module__.partition(".")[0] == "torch":
         return _from_torch(value)
-    if hasattr(value, "__cuda_array_interface__"):
-        return _from_device(value)
+    if devices.is_device_array(value):
+        return devices.to_host(value)
     if hasattr(value, "__dlpack__"):
         return cast(Array, np.from_dlpack(value))
     if hasattr(value, "__array_interface__"):
@@ -199,20 +200,15 @@ def _from_torch(value: object) -> Array | None:
     if not isinstance(value, torch.Tensor):
         return None
     try:
-        tensor = value.detach().cpu().resolve_conj().resolve_neg()
-        if tensor.dtype == torch.bfloat16:
-            return cast(Array, tensor.contiguous().view(torch.int16).numpy().view(_bfloat16()))
-        return cast(Array, tensor.numpy())
+        tensor = value.detach().resolve_conj().resolve_neg()
+        wide = tensor.dtype != torch.bfloat16
+        if tensor.is_cuda and not devices.problem():
+            host = devices.to_host(tensor)
+            return host if wide else host.view(_bfloat16())
+        if tensor.is_cuda:
+            devices.copied_otherwise(tensor.nbytes, devices.problem())
+        tensor = tensor.cpu()
+        return cast(Array, tensor.numpy() if wide else tensor.contiguous().view(torch.int16).numpy().view(_bfloat16()))
     except (RuntimeError, TypeError) as error:
         # Sparse, quantized, without data, or of a dtype that numpy does not have.
         raise InvalidValue("tensor of", f"{value.dtype} on {value.device}", f"cannot be sent: {error}") from error
-
-
-def _from_device(value: object) -> Array:
-    try:
-        import cupy
-    except ImportError as error:
-        raise InvalidValue(
-            "array on a device", type(value).__name__, "reading it needs cupy: pip install cupy-cuda12x"
-        ) from error
-    return cast(Array, cupy.asnumpy(cupy.asarray(value)))

@@ -114,7 +114,7 @@ def new_token(
     """A token that nobody else has: the text, which is nowhere kept, and what the broker is to know of it.
 
     Raises:
-        InvalidValue: the name, a role or the tenant is empty, too long, or has a control character; or the name a slash.
+        InvalidValue: the name, a role or the tenant is empty, too long or has a control character, or the name a slash.
     """
     for what, value in (("name", name), *(("role", role) for role in roles), ("tenant", tenant or "none")):
         if not value or not value.isprintable() or len(value.encode()) > NAME_BYTES_MAX:

@@ -128,6 +128,18 @@ class Boards:
         """Whether a group's generation has a board."""
         return number in self._boards
 
+    def problem(self, group: Group) -> str:
+        """Why a group's generation has no board; nothing when it has one."""
+        if group.number in self._boards:
+            return ""
+        if self._maker is None:
+            return "the broker shares no memory"
+        members = zip(group.ranks, group.sessions, strict=True)
+        unable = [str(rank) for rank, session in members if (group.number, session) not in self._able]
+        if unable:
+            return f"no memory shared with the broker, or another schedule asked for: rank {', '.join(unable)}"
+        return "a board could not be made" if group.generation else "it has not formed"
+
     def give(self, group: Group, session: SessionRecord, told: Membership) -> Membership:
         """What a member is told of a generation, with its board if there is one."""
         board = self._boards.get(group.number)

@@ -12,7 +12,7 @@ cdef int _PUBLISH, _CHUNK
 
 
 cdef class BrokerState:
-    cdef public object arrivals, watermark, settings, local_path, sessions_opened, requests, pressure, subscribing, sharing, following, groups, pool, viewer
+    cdef public object arrivals, watermark, settings, local_path, addresses, sessions_opened, requests, pressure, subscribing, sharing, following, groups, pool, viewer
     cdef public object authority, own, ended, wake, quotas, latencies, on_tenant, _group_numbers, _observing
     cdef public long long now_ns
     cdef public dict sessions, ready, tenants

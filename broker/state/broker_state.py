@@ -61,8 +61,14 @@ from broker.topics.policy import Declaration, check_declaration
 log = logging.getLogger(__name__)
 
 _DEPENDS: Final = frozenset(
-    map(int, (Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH))
-)
+    map(
+        int,
+        (
+            Kind.SUBSCRIBE, Kind.RESUME, Kind.UNSUBSCRIBE, Kind.DROPPED, Kind.QUERY, Kind.DECLARE, Kind.FLUSH,
+            Kind.CANCEL,
+        ),
+    )
+)  # fmt: skip
 """What depends on what was published, so that lines are drained before."""
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
@@ -76,6 +82,8 @@ class BrokerState:
         self.now_ns = 0
         self.local_path = ""
         """Of the Unix-domain socket to which clients of this host are sent, if there is one."""
+        self.addresses: list[str] = []
+        """Where the broker listens, for clients that choose."""
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
@@ -372,6 +380,7 @@ class BrokerState:
                 life=settings.life,
                 shared=self.sharing.begin(record, wanted=hello.shared),
                 report_ms=settings.report_ms,
+                offers=self.addresses if hello.choose else [],
             )
         )
         if record.shares is not None:

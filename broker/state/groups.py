@@ -252,6 +252,13 @@ class Groups:
         self._watches.look(group, now_ns)
         self.observing.look(group)
 
+    def problem(self, group: Group) -> str:
+        """Why the members of a group reduce by no quicker way; nothing when they share a board."""
+        unshared = self._boards.problem(group)
+        unlinked = self._links.problem(group) if unshared else ""
+        found = [f"no board: {unshared}" if unshared else "", f"no links: {unlinked}" if unlinked else ""]
+        return "; ".join(filter(None, found))
+
     def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
         """The state of a group at this moment, for people."""
         return self._watches.shown(group, self._boards.snapshot(group, now_ns), now_ns)

@@ -37,7 +37,7 @@ from broker.limits import (
     LINES_PER_SESSION_MAX,
 )
 from broker.protocol.bodies import Line, encode_body
-from broker.protocol.frames import Frame, Kind, Lane
+from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import AVAILABLE, DATA_OFFSET, PLACE_BYTES, VERSION, format_ring
 from broker.protocol.session import Phase
 from broker.protocol.sharing import CommonMemory
@@ -45,6 +45,7 @@ from broker.security.roles import Verb
 from broker.state.delivery import Subscription
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
+from broker.state.routes import Routes
 from broker.state.topic_line import LineReader, TopicLine
 from broker.topics.messages import Message
 from broker.topics.queues import Overflow
@@ -93,6 +94,7 @@ class Lines:
         self._offered: dict[int, TopicLine] = {}
         self._last_number = 0
         publishing.consider_line = self.consider
+        publishing.requests.catch_up = self._take_in_requests
 
     # What clients say.
 
@@ -157,6 +159,12 @@ class Lines:
         for line in list(self._live.values()):
             line.drain()
 
+    def _take_in_requests(self, inbox: str) -> None:
+        """Takes in what a session has asked: the reply to it stands on another line, or came by the socket."""
+        for line in list(self._live.values()):
+            if line.asks == Flag.REQUEST and line.publisher.session.inbox == inbox:
+                line.take_in()
+
     def take_in(self) -> None:
         """As `drain`; readers have credit on its way."""
         for line in list(self._live.values()) if self._live else ():
@@ -212,14 +220,15 @@ class Lines:
             or topic.arriving
             or publisher.message is not None
             or publisher.held_back
-            or topic.name.startswith(INBOX)
         ):
             return None
         routes = self._router.routes(topic)
-        if not routes.everyone or routes.queue_groups or routes.works or routes.responds:
+        subscriptions = _all_who_read(routes)
+        if not subscriptions or (routes.responds and publisher.restricted):
+            # Whoever may publish there need not be allowed to ask, and the responder would have read it.
             return None
         readers: dict[SessionRecord, list[Subscription]] = {}
-        for subscription in routes.everyone:
+        for subscription in subscriptions:
             if not _reads_by_itself(subscription):
                 return None
             readers.setdefault(subscription.session, []).append(subscription)
@@ -237,7 +246,8 @@ class Lines:
             whole = [
                 LineReader(session, list(subscriptions), memory(PLACE_BYTES)) for session, subscriptions in readers
             ]
-            line = TopicLine(self, self._last_number, publisher, ring, whole)
+            asks = _asks(publisher, readers)
+            line = TopicLine(self, self._last_number, publisher, ring, whole, asks)
             handles = [ring.handle(), *(reader.place.handle() for reader in whole)]
             highest = max(handle.descriptor for handle in handles)
             if highest > self._descriptor_max:
@@ -255,7 +265,8 @@ class Lines:
             passage.give(handle)
         body = Line([reader.place.identity for reader in whole], [reader.session.bell_identity for reader in whole])
         frame = Frame(
-            Kind.LINE, lane=Lane.CONTROL, number=publisher.number, stream=line.number, count=VERSION,
+            Kind.LINE, Flag.REQUEST if asks else 0, Lane.CONTROL,
+            number=publisher.number, stream=line.number, count=VERSION,
             total_bytes=ring.size_bytes, sequence=ring.identity, body=encode_body(body),
         )  # fmt: skip
         self.send(publisher.session, frame)
@@ -298,6 +309,26 @@ def _reads_by_itself(subscription: Subscription) -> bool:
         and queue.max_lag is None
         and queue.messages_max >= LINE_QUEUE_MESSAGES_MIN
         and queue.bytes_max >= LINE_DATA_BYTES
-        and not subscription.queue_group
-        and not subscription.responder
+        and session.lines == VERSION
     )
+
+
+def _all_who_read(routes: Routes) -> list[Subscription]:
+    """All to which each message of a topic goes; nobody, if some get a part of them, or if several respond."""
+    found = list(routes.everyone)
+    for group in routes.queue_groups:
+        if len(group) != 1 or not group[0].responder:
+            return []
+        # Alone in its group, it gets every one.
+        found.append(group[0])
+    responders = sum(subscription.responder for subscription in found)
+    return found if not routes.works and responders <= 1 else []
+
+
+def _asks(publisher: Publisher, readers: list[tuple[SessionRecord, list[Subscription]]]) -> int:
+    """The flag that messages of a line may have besides those of all: requests where somebody responds, replies in an
+    inbox."""
+    if publisher.topic.name.startswith(INBOX):
+        return Flag.LAST
+    responds = any(subscription.responder for _, subscriptions in readers for subscription in subscriptions)
+    return Flag.REQUEST if responds else 0

@@ -213,6 +213,20 @@ class Links:
             ]
         return told
 
+    def problem(self, group: Group) -> str:
+        """Why the members of a group's generation are not linked; nothing when they are."""
+        if self.linked(group.number) is not None:
+            return ""
+        links = self._groups.get(group.number)
+        if links is None:
+            return "no member can be linked: on no network to the broker, over tls, or without compiled modules"
+        if links.part is not None and links.part.phase is _Phase.MEETING:
+            return "they are about to be"
+        alone = "it has one member" if len(group.sessions) < 2 else ""
+        return (
+            links.unlinked or alone or (links.part.trouble if links.part is not None else "") or "linking them failed"
+        )
+
     def linked(self, number: GroupNumber) -> Linked | None:
         """The present generation of a group, if its operations go over links."""
         links = self._groups.get(number)

@@ -9,7 +9,7 @@ from broker.state.topics cimport Publisher, Router, TopicRecord
 from broker.topics.messages cimport Message
 
 
-cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED, _CONTROL, _DEFAULT
+cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED, _CONTROL, _DEFAULT, _ONE_BY_ONE
 
 
 cdef class Publishing:

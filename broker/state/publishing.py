@@ -41,8 +41,9 @@ _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED = (
     for flag in (Flag.BATCH, Flag.CHUNKED, Flag.REQUEST, Flag.ACKNOWLEDGE, Flag.LAST, Flag.SHARED, Flag.TRACED)
 )
 
-
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
+_ONE_BY_ONE = _REQUEST | _LAST
+"""A message, a request or a last reply, that came alone."""
 _LANES: Final = {lane.name.lower(): int(lane) for lane in Lane}
 
 
@@ -172,7 +173,7 @@ class Publishing:
         if flags and not self._follow_flags(session, publisher, frame, message, flags):
             return
         self.router.route(topic, message)
-        if not flags and frame.lane == _DEFAULT and topic.line is None and session.lines:
+        if not flags & ~_ONE_BY_ONE and frame.lane == _DEFAULT and topic.line is None and session.lines:
             publisher.until_line -= 1
             if not publisher.until_line:
                 self.consider_line(publisher)

@@ -22,6 +22,7 @@ cdef class Request:
 
 cdef class Requests:
     cdef object _flush
+    cdef public object catch_up
     cdef dict _by_inbox, _by_responder
 
     @cython.locals(number='unsigned long long', requests=dict, request=Request, subscription=Subscription)

@@ -61,6 +61,8 @@ class Requests:
 
     def __init__(self, flush: Callable[[SessionRecord], None]) -> None:
         self._flush = flush
+        self.catch_up: Callable[[str], None] = lambda inbox: None
+        """Takes in what the session of an inbox has asked on lines: a reply to it has come first."""
         self._by_inbox: dict[str, dict[int, Request]] = {}
         self._by_responder: dict[SessionId, dict[_Key, Request]] = {}
 
@@ -118,6 +120,9 @@ class Requests:
     def replied(self, session: SessionRecord, inbox: str, number: int) -> None:
         """A session has said its last reply to a request."""
         request = self._by_inbox.get(inbox, _NOTHING).get(number)
+        if request is None:
+            self.catch_up(inbox)
+            request = self._by_inbox.get(inbox, _NOTHING).get(number)
         if request is None:
             return
         for subscription in request.asked:

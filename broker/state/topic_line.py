@@ -54,13 +54,15 @@ class TopicLine:
         publisher: who writes.
         readers: who read, in the order of their places.
         draining: whether what is published comes from it.
+        asks: the flag that its messages may have because they are followed: of requests, or of last replies; or 0.
         offered_ns: when the broker has first seen that its publisher has not begun it yet; 0 for not yet.
     """
 
     def __init__(
-        self, lines: Lines, number: int, publisher: Publisher, ring: CommonMemory, readers: list[LineReader]
+        self, lines: Lines, number: int, publisher: Publisher, ring: CommonMemory, readers: list[LineReader], asks: int
     ) -> None:
         self.number = number
+        self.asks = asks
         self.topic = publisher.topic
         self.publisher = publisher
         self.readers = readers
@@ -111,8 +113,8 @@ class TopicLine:
                     frame.kind != _PUBLISH
                     or frame.number != publisher.number
                     or frame.lane != _DEFAULT
-                    or frame.flags & ~_ALLOWED_FLAGS
-                    or frame.sequence
+                    or (frame.flags & ~_ALLOWED_FLAGS and frame.flags != self.asks)
+                    or (frame.sequence and not self.asks)
                 ):
                     raise ProtocolError(f"{frame!r} with flags {frame.flags} in lane {frame.lane} on a line")
                 publish(session, frame)
@@ -196,8 +198,8 @@ class TopicLine:
         self._close_descriptors()
 
     def withdraw(self) -> bool:
-        """Ends a line that its publisher has not begun in time; says whether it is over, as nothing is on it. What is on
-        it belongs behind what the publisher has sent before, and comes with its DRAIN."""
+        """Ends a line that its publisher has not begun in time; says whether it is over, as nothing is on it. What is
+        on it belongs behind what the publisher has sent before, and comes with its DRAIN."""
         if self._end.close():
             return False
         self._close_descriptors()

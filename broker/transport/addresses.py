@@ -153,10 +153,12 @@ _CURVE: Final = ("curve", "key")
 """Files with keys: see broker/transport/zeromq/curve.py."""
 _TLS: Final = ("certificates",)
 """A folder: see broker/transport/tls/contexts.py."""
-_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc")
-"""The schemes that have a transport; the others' addresses are understood already."""
+_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc", "auto")
+"""The schemes that have a transport, and the one by which a client chooses among these; the others' addresses are
+understood already."""
 
 _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
+    "auto": _parse_host_port,
     "tcp": _parse_host_port,
     "tls": _with_options(_parse_host_port, _TLS),
     "unix": _parse_path,

@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from broker.devices import Device, read_device
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.pressure import Pressure
@@ -170,6 +171,7 @@ class Client:
         queue_group: str | None = None,
         replay: str | int | None = None,
         max_lag: int | None = None,
+        device: str | None = None,
         handler: Handler | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
@@ -179,10 +181,12 @@ class Client:
         wishes = subscribe_wishes(
             topic_filter, overflow, queue_messages, queue_bytes, queue_group, replay, max_lag=max_lag
         )
-        return await self._subscribe(wishes, handler, timeout_s)
+        return await self._subscribe(wishes, handler, timeout_s, read_device(device))
 
-    async def _subscribe(self, wishes: Subscribe, handler: Handler | None, timeout_s: float) -> Subscription:
-        state = await operations.subscribe(self._driver, wishes, timeout_s)
+    async def _subscribe(
+        self, wishes: Subscribe, handler: Handler | None, timeout_s: float, device: Device | None
+    ) -> Subscription:
+        state = await operations.subscribe(self._driver, wishes, timeout_s, device)
         subscription = Subscription(self._driver, state)
         if handler is not None:
             self._driver.start(asyncio.get_running_loop().create_task(_handle(subscription, handler)))
@@ -194,6 +198,7 @@ class Client:
         function: Callable[[Request], object],
         *,
         queue_group: str | None = None,
+        device: str | None = None,
         timeout_s: float = 5.0,
     ) -> Subscription:
         """Answers requests with what a function or coroutine function returns, or an asynchronous generator yields.
@@ -202,9 +207,10 @@ class Client:
         up; plain functions run at once. clients.DEFERRED answers later.
         """
         check_callable("function", function)
+        place = read_device(device)
         wishes = subscribe_wishes(topic_filter, "block", QUEUE_MESSAGES, QUEUE_BYTES, queue_group, None, responder=True)
         exchanges = self._core.responders.add(asyncio.get_running_loop().call_soon)
-        return await self._subscribe(wishes, Responder(self._driver, exchanges, function), timeout_s)
+        return await self._subscribe(wishes, Responder(self._driver, exchanges, function), timeout_s, place)
 
     async def request(
         self,
@@ -215,10 +221,14 @@ class Client:
         retries: int = 0,
         headers: Mapping[str, str] | None = None,
         lane: str = "default",
+        device: str | None = None,
     ) -> Message:
         """Asks and waits for the first reply."""
+        place = read_device(device)
         message = request_message(topic, value, headers, lane, retries)
-        return await requesting.request(self._driver, message, timeout_s, retries)
+        reply = await requesting.request(self._driver, message, timeout_s, retries)
+        reply._device = place
+        return reply
 
     def request_many(
         self,

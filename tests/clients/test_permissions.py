@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,16 @@ def permissions(**allow: tuple[str, ...]) -> Permissions:
     return Permissions(configured=True, roles={**READY_MADE, "everybody": role}, everybody=("everybody",))
 
 
-@pytest.fixture(params=["inproc", "tcp", "unix", "zmq+tcp"])
+def somebody(folder: Path) -> Path:
+    """The certificate of somebody who has no role that is known."""
+    from broker.security.authority import Authority
+
+    return Authority(folder).issue("somebody", ("nothing",))[0]
+
+
+@pytest.fixture(params=["inproc", "tcp", "tls", "unix", "zmq+tcp", "zmq+ipc"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingThread]:
+    folder = f"{request.getfixturevalue('certificates')}/broker" if request.param == "tls" else ""
     # Whoever runs the broker may do everything at its own socket; the tests are to be somebody else there.
     monkeypatch.setattr(
         "broker.security.admission.identity_of_user", lambda users, number: Identity("somebody", proof="unix")
@@ -40,10 +49,14 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     address = {
         "inproc": f"inproc://permissions-{next(_names)}",
         "tcp": "tcp://127.0.0.1:0",
+        "tls": f"tls://127.0.0.1:0?certificates={folder}",
         "unix": f"unix://{tmp_path}/broker.sock",
+        "zmq+ipc": f"zmq+ipc://{tmp_path}/zeromq.sock",
         "zmq+tcp": "zmq+tcp://127.0.0.1:0",
     }[request.param]
     with ServingThread(address, permissions=permissions(subscribe=("heard",), publish=("said",))) as serving:
+        if folder:
+            serving.url = serving.url.replace(folder, str(somebody(request.getfixturevalue("certificates"))))
         yield serving
 
 
@@ -77,6 +90,32 @@ def connect(request: pytest.FixtureRequest, broker: ServingThread) -> Iterator[C
 @pytest.fixture
 def bus(connect: Connect) -> clients.Client:
     return connect("somebody")
+
+
+REFUSED: dict[Verb, Callable[[clients.Client], object]] = {
+    Verb.PUBLISH: lambda bus: bus.publish("other", 1, ack="accepted"),
+    Verb.SUBSCRIBE: lambda bus: bus.subscribe("other"),
+    Verb.REQUEST: lambda bus: bus.request("other", 1, timeout_s=PATIENCE_S),
+    Verb.RESPOND: lambda bus: bus.respond("other", lambda message: None),
+    Verb.JOIN: lambda bus: bus.group("other", world_size=1, rank=0, timeout_s=PATIENCE_S),
+    Verb.DECLARE: lambda bus: bus.declare("other", retain=True),
+    Verb.ADMIN: lambda bus: view(bus, "topics"),
+}
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_each_verb_is_refused_where_all_others_are_allowed(broker: ServingThread, allow: Allow, verb: Verb) -> None:
+    from broker.answers import show_to_clients
+
+    broker.call(show_to_clients, broker.server)
+    allow(**{other.value: ("#",) for other in Verb if other is not verb})
+    with clients.connect(broker.url) as bus:
+        with pytest.raises(clients.PermissionDenied, match=verb.value):
+            REFUSED[verb](bus)
+        allow(**{other.value: ("#",) for other in Verb})
+        if verb is not Verb.REQUEST:
+            # To that nobody responds.
+            REFUSED[verb](bus)
 
 
 def test_publish_is_refused(bus: clients.Client) -> None:
@@ -249,11 +288,16 @@ def test_views_show_a_tenant_its_own_and_those_of_none_all(broker: ServingThread
     with clients.connect(broker.url, name="blue", tenant="blue") as blue, clients.connect(broker.url, name="x") as own:
         blue.publish("a", 1, ack="accepted")
         own.publish("b", 1, ack="accepted")
-        assert [each["name"] for each in view(blue, "sessions")] == ["blue"]
+        assert [said(each) for each in view(blue, "sessions")] == ["blue"]
         assert [each["name"] for each in view(blue, "topics")] == ["a"]
         assert view(blue, "server")[0]["published_messages"] == 1
         assert {(each["name"], each["tenant"]) for each in view(own, "topics")} == {("a", "blue"), ("b", "")}
-        assert {(each["name"], each["tenant"]) for each in view(own, "sessions")} == {("blue", "blue"), ("x", "")}
+        assert {(said(each), each["tenant"]) for each in view(own, "sessions")} == {("blue", "blue"), ("x", "")}
+
+
+def said(session: dict[str, Any]) -> str:
+    """What a session calls itself, without the name that it may have proven."""
+    return str(session["name"]).rpartition("/")[2]
 
 
 def test_a_tenant_that_may_not_be_entered_is_refused(broker: ServingThread) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -62,6 +63,16 @@ def strangers() -> Iterator[Stranger]:
     each = Stranger(3)
     yield each
     each.close()
+
+
+def test_who_waits_for_long_sleeps() -> None:
+    links = mesh(2)
+    with contextlib.closing(Engine(links[0], 0)) as engine:
+        array = np.ones(2, np.float32)
+        before_s = time.thread_time()
+        assert engine.run(Task(all_reduce(2, 2), array, array, SECOND_NS // 2)) == Outcome.MISSING
+        assert time.thread_time() - before_s < 0.25
+    close_all([links[1]])
 
 
 # What is computed.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import FrameType
-from typing import Final
+from typing import ClassVar, Final
 
 from tests.fuzz.mutations import mutated
 from tests.fuzz.parsers import PARSERS, Parser
@@ -49,16 +49,49 @@ class Report:
         inputs: how many it was given.
         seconds: of the processor's time, mutating included.
         memory_bytes: what the worst input that was measured has taken.
-        memory_ratio: bytes for each byte of input, of the worst one that took more than any may.
+        memory_ratio: bytes for each byte of input, of the worst one that took more than any may (what is free).
+        slowest_s: what the slowest input has taken of the processor.
         faults: each with the input and what was wrong.
+        hangs: how many of the faults were inputs that did not come back.
     """
+
+    HEAD: ClassVar[str] = (
+        "| Parser | Inputs | Crashes | Hangs | Slowest, ms | Most memory, KiB "
+        "| Of it not free, times the input | Processor, s |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    """Of the table that `row` is a line of."""
 
     parser: str
     inputs: int = 0
     seconds: float = 0.0
     memory_bytes: int = 0
     memory_ratio: float = 0.0
+    slowest_s: float = 0.0
     faults: list[tuple[bytes, str]] = field(default_factory=list)
+    hangs: int = 0
+
+    @classmethod
+    def of(cls, parts: Sequence[Report]) -> Report:
+        """What became of several runs of one parser together."""
+        return cls(
+            parts[0].parser,
+            sum(part.inputs for part in parts),
+            sum(part.seconds for part in parts),
+            max(part.memory_bytes for part in parts),
+            max(part.memory_ratio for part in parts),
+            max(part.slowest_s for part in parts),
+            [fault for part in parts for fault in part.faults],
+            sum(part.hangs for part in parts),
+        )
+
+    @property
+    def row(self) -> str:
+        """A line of a table in Markdown."""
+        return (
+            f"| {self.parser} | {self.inputs:,} | {len(self.faults) - self.hangs} | {self.hangs} | "
+            f"{self.slowest_s * 1e3:.1f} | {self.memory_bytes // 1024} | {self.memory_ratio:.0f} | {self.seconds:.0f} |"
+        )
 
     def __str__(self) -> str:
         rate = self.inputs / self.seconds if self.seconds else 0.0
@@ -94,8 +127,11 @@ def run(parser: str, inputs: int, *, seed: int, faults_max: int = 1) -> Report:
                     if ratio > MEMORY_RATIO_MAX:
                         raise MemoryError(f"{taken_bytes} bytes of memory for {len(data)} of input")
                 else:
+                    started_s = time.process_time()
                     harness(data)
+                    report.slowest_s = max(report.slowest_s, time.process_time() - started_s)
             except Exception as error:
+                report.hangs += isinstance(error, Hang)
                 report.faults.append((data, f"{type(error).__name__}: {error}"))
                 if len(report.faults) >= faults_max:
                     break
@@ -133,6 +169,11 @@ def _no_hang() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def shares_of(inputs: int, jobs: int) -> list[int]:
+    """How many of the inputs each of so many processes gets."""
+    return [inputs // jobs + (number < inputs % jobs) for number in range(jobs)]
 
 
 def names(wanted: Iterable[str]) -> list[str]:

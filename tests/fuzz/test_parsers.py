@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz import running
 from tests.fuzz.parsers import PARSERS
-from tests.fuzz.running import MEMORY_BYTES_FREE, MEMORY_RATIO_MAX, corpus, run
+from tests.fuzz.running import MEMORY_BYTES_FREE, MEMORY_RATIO_MAX, Report, corpus, run, shares_of
 
 INPUTS = 2000
 INPUTS_OF_A_BROKER = 200
@@ -23,6 +23,18 @@ def test_a_parser_takes_whatever_comes(parser: str) -> None:
     report = run(parser, inputs, seed=7, faults_max=5)
     assert report.faults == []
     assert report.inputs == inputs + len(corpus(parser))
+
+
+def test_what_several_processes_have_found_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad(data: bytes) -> None:
+        if len(data) > 3:
+            raise IndexError("off by one")
+
+    monkeypatch.setattr(running, "PARSERS", {"frame": bad})
+    found = Report.of([run("frame", share, seed=share, faults_max=3) for share in shares_of(5, 2)])
+    assert shares_of(5, 2) == [3, 2]
+    assert found.row.startswith(f"| frame | {found.inputs} | 6 | 0 |")
+    assert Report.HEAD.splitlines()[1].count("|") == found.row.count("|")
 
 
 def test_a_parser_that_raises_what_it_must_not_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ def test_a_report_of_all_lanes_with_counts_or_none_is_taken() -> None:
         Measured([NONE, NONE, [REPORTED_MAX + 1] * BUCKETS], [0, 0, 0]),
         Measured([NONE, NONE, NONE], [0, 0, -1]),
         Measured([NONE, NONE, NONE], [0, 0, 0], -1),
+        Measured([NONE, NONE, NONE], [0, 0, 0], 0, [1, 2]),
+        Measured([NONE, NONE, NONE], [0, 0, 0], 0, [0, 0, 0, 0, -1]),
     ],
 )
 def test_a_report_that_cannot_be_is_refused(report: Measured) -> None:

@@ -106,13 +106,15 @@ class Liner:
         """Asks the broker to look."""
         self.peer.put(Kind.DRAIN, number=self.peer.topic(topic), stream=self.line, lane=Lane.CONTROL)
 
-    def write(self, topic: str, payload: bytes, flags: int = 0, lane: int = Lane.DEFAULT, **fields: int) -> int:
+    def write(
+        self, topic: str, payload: bytes, flags: int = 0, lane: int = Lane.DEFAULT, body: bytes = b"", **fields: int
+    ) -> int:
         """Writes a message to the line."""
         number = fields.get("number", self.peer.topic(topic))
         kind, target = fields.get("kind", int(Kind.PUBLISH)), fields.get("target", 0)
         count, sequence = fields.get("count", 0), fields.get("sequence", 0)
-        header = pack_header(kind, flags, lane, 1, number, target, 0, count, 0, len(payload), 0, sequence, 7)
-        return self.writer.write(header, b"", payload)
+        header = pack_header(kind, flags, lane, 1, number, target, 0, count, len(body), len(payload), 0, sequence, 7)
+        return self.writer.write(header, body, payload)
 
     def go_on_line(self, topic: str, messages: int = 8) -> None:
         """Publishes until a line is offered, and begins it."""

@@ -10,7 +10,7 @@ from broker.limits import LINE_AFTER_MESSAGES, LINE_DATA_BYTES
 from broker.protocol.bodies import Declare, Topic
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.line import AVAILABLE, CLOSED, NO_ROOM
+from broker.protocol.line import AVAILABLE, CLOSED, NO_ROOM, VERSION
 from broker.security.identity import Identity
 from broker.security.quotas import Quotas
 from broker.state.records import SessionRecord
@@ -54,7 +54,8 @@ def test_the_eighth_message_in_a_frame_of_its_own_brings_an_offer(talk: Talk, pu
     assert not publisher.offers()
     publisher.peer.publish("a", b"7")
     (offer,) = publisher.offers()
-    assert (offer.lane, offer.number, offer.count) == (Lane.CONTROL, publisher.peer.topic("a"), 1)
+    assert (offer.lane, offer.number, offer.count) == (Lane.CONTROL, publisher.peer.topic("a"), VERSION)
+    assert not offer.flags
     assert not reader.attached()
     publisher.accept()
     publisher.start("a")

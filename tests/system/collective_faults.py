@@ -1,6 +1,8 @@
 """Faults without end for collective groups: ranks and the broker are killed, stopped, cut off and slowed down.
 
-    python -m tests.system.collective_faults --count 1000 --schedule shm|star|links|hierarchical --seed 1
+    python -m tests.system.collective_faults --count 1000 --schedules ring,halving,hierarchical --seed 1
+
+Of schedules, `links` is auto between ranks that share no memory; the others are a group's.
 
 A broker and two to four ranks (faulty_rank.py) are real processes, and the ranks carry out one collective after the
 other. After a random moment something happens to one of them, and again as soon as the group is whole once more, or
@@ -13,7 +15,8 @@ before. What must hold, whatever happens:
                   two ranks breaks, all are told and nobody is lost
     no leaks      broker and survivors have the descriptors and the mapped memory that they had in the beginning
 
-It ends with status 1 when something did not. The times that it prints are of interest on a quiet machine alone.
+It prints a table (fault_table.py), and ends with status 1 when something did not hold. Its times are of interest on a
+quiet machine alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ import socket
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -35,6 +37,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.daemon import Daemon, Process
+from tests.system.fault_table import Broken, Table
 
 PATIENCE_S = 40.0
 HEARTBEATS = ("--heartbeat-interval-s", "0.3", "--heartbeat-timeout-s", "1.5")
@@ -57,11 +60,8 @@ KINDS = {
 """What happens, and how often."""
 LINK_KINDS = {**KINDS, "cut a link": 30}
 """The same of ranks that are linked with one another."""
+SCHEDULES = ("shm", "star", "links", "ring", "halving", "hierarchical")
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-class Broken(AssertionError):
-    """Something did not hold."""
 
 
 class Rank:
@@ -91,11 +91,11 @@ class Rank:
                 line = self.process.read_line(PATIENCE_S).split(" ")
             except (TimeoutError, EOFError) as error:
                 raise Broken(
-                    f"rank {self.number} does not come to {word!r}: {error}; it said {self.said[-8:]}"
+                    "hang", f"rank {self.number} does not come to {word!r}: {error}; it said {self.said[-8:]}"
                 ) from error
             self.said.append(line)
             if line[0] == "wrong":
-                raise Broken(f"rank {self.number}: {' '.join(line)}; before that it said {self.said[-8:]}")
+                raise Broken("wrong", f"rank {self.number}: {' '.join(line)}; before that it said {self.said[-8:]}")
             if line[0] == word and (not after_ns or int(line[-1]) > after_ns):
                 return line
 
@@ -157,9 +157,7 @@ class Arena:
     """A broker and its ranks; leaving the context ends them all.
 
     Attributes:
-        done: faults, by kind.
-        told_ms: from a fault to the last survivor's typed error, by kind.
-        whole_ms: from a fault to the first operation with all ranks, by kind.
+        found: the faults that were made, and what came of them.
     """
 
     def __init__(self, schedule: str, seed: int, directory: Path) -> None:
@@ -172,9 +170,7 @@ class Arena:
         listen = [f"unix://{directory}/broker.sock"] if schedule == "shm" else ["tcp://127.0.0.1:0"]
         self.daemon = Daemon(*HEARTBEATS, listen=listen, admin="off")
         self.ranks: list[Rank] = []
-        self.done: Counter[str] = Counter()
-        self.told_ms: dict[str, list[float]] = {}
-        self.whole_ms: dict[str, list[float]] = {}
+        self.found = Table()
         self._held: tuple[int, int] | None = None
 
     def __enter__(self) -> Self:
@@ -203,8 +199,15 @@ class Arena:
 
     def strike(self) -> None:
         """Waits for a random moment, does something to somebody, and sees to it that all is well again."""
-        kinds = LINK_KINDS if self._schedule in ("links", "hierarchical") else KINDS
+        kinds = KINDS if self._schedule in ("shm", "star") else LINK_KINDS
         kind = self._random.choices(list(kinds), list(kinds.values()))[0]
+        try:
+            self._strike(kind)
+        except Broken as error:
+            error.kind = kind
+            raise
+
+    def _strike(self, kind: str) -> None:
         victim = self._random.choice(self.ranks)
         time.sleep(self._random.uniform(0.0, MOMENT_MAX_S))
         for rank in self.ranks:
@@ -220,7 +223,7 @@ class Arena:
             self._whole(began_ns, kind)
             self._compare(self.ranks if kind == "cut a link" else survivors)
         self._tidy(kind)
-        self.done[kind] += 1
+        self.found.done[kind] += 1
 
     def _do(self, kind: str, victim: Rank) -> str:
         """Returns what was done."""
@@ -262,13 +265,13 @@ class Arena:
             while str(lost) not in (line := rank.until("over", began_ns))[4].split(","):
                 pass
             times_ns.append(int(line[-1]))
-        self.told_ms.setdefault(kind, []).append((max(times_ns) - began_ns) / 1e6)
+        self.found.told_ms.setdefault(kind, []).append((max(times_ns) - began_ns) / 1e6)
 
     def _whole(self, began_ns: int, kind: str = "") -> None:
         """Every rank has carried an operation out with all others."""
         times_ns = [int(rank.until("whole", began_ns)[-1]) for rank in self.ranks]
         if kind:
-            self.whole_ms.setdefault(kind, []).append((max(times_ns) - began_ns) / 1e6)
+            self.found.whole_ms.setdefault(kind, []).append((max(times_ns) - began_ns) / 1e6)
 
     def _moves(self, ranks: Iterable[Rank]) -> None:
         """Every rank finishes operations."""
@@ -276,7 +279,7 @@ class Arena:
             before, end_s = self._operations(rank), time.monotonic() + PATIENCE_S
             while self._operations(rank) == before:
                 if time.monotonic() > end_s:
-                    raise Broken(f"rank {rank.number} does not go on; it said {rank.said[-8:]}")
+                    raise Broken("hang", f"rank {rank.number} does not go on; it said {rank.said[-8:]}")
                 time.sleep(0.001)
 
     def _operations(self, rank: Rank) -> int:
@@ -289,7 +292,7 @@ class Arena:
             ends.setdefault(line[1], set()).add(line[2])
         for generation, done in ends.items():
             if len(done) > 1:
-                raise Broken(f"of generation {generation} survivors have done {sorted(done)} operations")
+                raise Broken("wrong", f"of generation {generation} survivors have done {sorted(done)} operations")
 
     def _tidy(self, kind: str) -> None:
         """Nobody holds more than in the beginning."""
@@ -306,7 +309,7 @@ class Arena:
             end_s = time.monotonic() + PATIENCE_S
             while any(found > most for found, most in zip(held(pid), due, strict=True)):
                 if time.monotonic() > end_s:
-                    raise Broken(f"{who} holds {held(pid)} descriptors and mappings, in the beginning {due}")
+                    raise Broken("leak", f"{who} holds {held(pid)} descriptors and mappings, in the beginning {due}")
                 time.sleep(0.01)
 
     def _weigh(self) -> None:
@@ -316,16 +319,8 @@ class Arena:
             rank.held = held(rank.process.pid)
 
 
-def distribution(times_ms: list[float]) -> str:
-    """A line of percentiles."""
-    ordered = sorted(times_ms)
-    places = (0.5, 0.9, 0.99, 1.0)
-    shown = (ordered[min(len(ordered) - 1, int(len(ordered) * place))] for place in places)
-    return "  ".join(f"{name} {value:8.1f}" for name, value in zip(("p50", "p90", "p99", "max"), shown, strict=True))
-
-
-def run(schedule: str, seed: int, count: int, tell: Callable[[Arena], None] = lambda arena: None) -> Arena:
-    """So many faults, on one broker and its ranks.
+def run(schedule: str, seed: int, count: int, found: Table) -> None:
+    """So many faults, on one broker and its ranks; what was found is added, also when something did not hold.
 
     Raises:
         Broken: something did not hold.
@@ -334,42 +329,44 @@ def run(schedule: str, seed: int, count: int, tell: Callable[[Arena], None] = la
         try:
             for _ in range(count):
                 arena.strike()
-                tell(arena)
         except Broken as error:
-            raise Broken(
-                f"seed {seed}, after {dict(arena.done)}: {error}\nbroker:\n{arena.daemon.errors[-2000:]}"
-            ) from error
-    return arena
+            arena.found.problems[error.kind, error.problem] += 1
+            told = f"{schedule}, seed {seed}, after {dict(arena.found.done)}: {error}"
+            words = f"{told}\nbroker:\n{arena.daemon.errors[-2000:]}"
+            raise Broken(error.problem, words, error.kind) from error
+        finally:
+            found.add(arena.found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000, help="how many faults")
-    parser.add_argument("--schedule", default="shm", choices=("shm", "star", "links", "hierarchical"))
+    parser.add_argument("--count", type=int, default=1000, help="how many faults, of all schedules together")
+    parser.add_argument("--schedules", default="ring,halving,hierarchical,links", help="they take turns")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--each", type=int, default=50, help="faults until broker and ranks are made anew")
+    parser.add_argument("--each", type=int, default=25, help="faults until broker and ranks are made anew")
+    parser.add_argument("--for-s", type=float, default=float("inf"), help="begin nothing more after so many seconds")
     wishes = parser.parse_args()
-    done: Counter[str] = Counter()
-    told: dict[str, list[float]] = {}
-    whole: dict[str, list[float]] = {}
-    failures = 0
-    for seed in range(wishes.seed, wishes.seed + -(-wishes.count // wishes.each)):
+    names, end_s = wishes.schedules.split(","), time.monotonic() + wishes.for_s
+    unknown = [name for name in names if name not in SCHEDULES]
+    if unknown:
+        parser.error(f"no schedule is called {unknown[0]!r}; there are {', '.join(SCHEDULES)}")
+    tables = {name: Table() for name in names}
+    for turn in range(-(-wishes.count // wishes.each)):
+        if time.monotonic() > end_s:
+            break
+        name = names[turn % len(names)]
         try:
-            arena = run(wishes.schedule, seed, min(wishes.each, wishes.count - done.total()))
+            run(name, wishes.seed + turn, min(wishes.each, wishes.count - turn * wishes.each), tables[name])
         except Broken as error:
-            failures += 1
-            print(f"BROKEN {error}", flush=True)
-            continue
-        done += arena.done
-        for all_of, ours in ((told, arena.told_ms), (whole, arena.whole_ms)):
-            for kind, times in ours.items():
-                all_of.setdefault(kind, []).extend(times)
-        print(f"{done.total()} faults, {failures} runs broken", flush=True)
-    print(f"{wishes.schedule}: {dict(done)}")
-    for title, table in (("to the last survivor's error, ms", told), ("to a whole group again, ms", whole)):
-        for kind, times in table.items():
-            print(f"{title}: {kind:18} {distribution(times)}")
-    sys.exit(bool(failures))
+            print(f"BROKEN ({error.problem}, {error.kind}) {error}", flush=True)
+        done = sum(table.done.total() for table in tables.values())
+        print(f"{name}, seed {wishes.seed + turn}: {done} faults by now", flush=True)
+    whole = Table()
+    for name, table in tables.items():
+        whole.add(table)
+        print(f"\n{name}", *table.lines(), sep="\n")
+    print("\nall schedules", *whole.lines(), sep="\n")
+    sys.exit(bool(whole.problems))
 
 
 if __name__ == "__main__":

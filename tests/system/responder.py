@@ -42,6 +42,12 @@ def main(url: str, name: str, what: str) -> None:
         if what == "ask":
             say("asking")
             bus.request("silent", timeout_s=60.0)
+        elif what == "hammer":
+            while not ("a" in bus._core.outgoing.topics and bus._core.outgoing.topics["a"].line is not None):
+                bus.request("a", "loop", timeout_s=60.0)
+                bus.flush()
+            say("line")
+            bus.request("a", "silent", timeout_s=60.0)
         elif what == "gather":
             for reply in bus.request_many("count", timeout_s=None):
                 say(str(reply.value))

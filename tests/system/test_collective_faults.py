@@ -6,6 +6,7 @@ import pytest
 
 from broker.collectives import ring, shm
 from tests.system import collective_faults
+from tests.system.fault_table import Table
 
 FAULTS = 12
 
@@ -15,5 +16,19 @@ FAULTS = 12
 def test_whatever_happens_to_a_rank_or_the_broker_the_group_is_right_and_whole_again(schedule: str) -> None:
     if schedule != "star" and not (shm.AVAILABLE and ring.AVAILABLE):
         pytest.skip("the engines are not compiled")
-    arena = collective_faults.run(schedule, seed=7, count=FAULTS)
-    assert arena.done.total() == FAULTS
+    found = Table()
+    collective_faults.run(schedule, 7, FAULTS, found)
+    assert found.done.total() == FAULTS
+
+
+def test_a_table_counts_what_was_well_and_what_was_not() -> None:
+    found, other = Table(), Table()
+    found.done["kill"] = 2
+    found.told_ms["kill"] = [10.0, 30.0]
+    other.done["kill"], other.problems["cut", "leak"] = 1, 1
+    other.told_ms["kill"], other.whole_ms["kill"] = [20.0], [500.0]
+    found.add(other)
+    _, kill, cut, everything = (line.split() for line in found.lines())
+    assert kill == ["kill", "3", "0", "0", "0", "20", "30", "30", "500", "500", "500"]
+    assert cut == ["cut", "1", "0", "0", "1", *["-"] * 6]
+    assert everything[:5] == ["all", "4", "0", "0", "1"]

@@ -196,3 +196,39 @@ def test_a_daemon_stays_below_its_limit_of_memory_and_says_why_it_takes_no_more(
         while events.next(PATIENCE_S).value.get("level") != "normal":
             pass
         check_works(bus, watcher)
+
+
+@pytest.mark.timeout(120)
+def test_quotas_of_tenants_that_add_up_to_more_than_there_is_stay_below_it(tmp_path: Path) -> None:
+    names = ("blue", "green", "red")
+    config = tmp_path / "tensorbus.toml"
+    config.write_text('[tenants."*"]\nheld_bytes_max = "128MiB"\n', encoding="utf-8")
+    with Daemon(admin="off") as daemon:
+        limit_bytes = own_bytes(daemon) + 160 * MIB
+    with (
+        Daemon("--config", str(config), "--memory-max-bytes", str(limit_bytes), admin="off") as daemon,
+        ExitStack() as stack,
+    ):
+        buses = [stack.enter_context(clients.connect(daemon.url, tenant=name, shared_memory=False)) for name in names]
+        watchers = [
+            stack.enter_context(clients.connect(daemon.url, tenant=name, shared_memory=False)) for name in names
+        ]
+        events = [watcher.subscribe("$sys/pressure") for watcher in watchers]
+        most_bytes, held_bytes = 0, 0
+        # Each may keep 128 MiB, and is sent 120: 360 of all, where there are 160.
+        for number in range(120):
+            for bus in buses:
+                with suppress(clients.LimitExceeded):
+                    bus.publish(f"kept/{number}", bytes(MIB))
+                    bus.flush(PATIENCE_S)
+                    held_bytes += MIB
+                most_bytes = max(most_bytes, own_bytes(daemon))
+        assert held_bytes > 160 * MIB, "the quotas alone would not have been enough"
+        assert most_bytes < limit_bytes
+        assert daemon.running
+        for bus, watcher, heard in zip(buses, watchers, events, strict=True):
+            # All tenants are told, and go on when what is kept has made room.
+            assert heard.next(PATIENCE_S).value["level"] == "push_back"
+            while heard.next(PATIENCE_S).value.get("level") != "normal":
+                pass
+            check_works(bus, watcher)

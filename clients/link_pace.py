@@ -1,0 +1,34 @@
+"""How fast the kernel lets bytes go over a link: its congestion control (docs/decisions/0030-the-pace-of-links.md)."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+UNFIT: Final = "bbr"
+"""It takes what a receiver reads who computes in between for what the wire carries, and then sends no faster."""
+INSTEAD: Final = "cubic"
+_NAME_BYTES: Final = 16
+
+
+def set_congestion(sock: socket.socket, wanted: str) -> None:
+    """Chooses a link's congestion control.
+
+    Args:
+        sock: the link; one that is not TCP stays as it is.
+        wanted: the kernel's name of one. Empty leaves the kernel's choice, unless that is bbr: then it is cubic.
+
+    What the kernel does not have, or does not let this process have, is said in the log, and its own choice stays.
+    """
+    try:
+        present = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _NAME_BYTES).split(b"\0")[0].decode()
+        name = wanted or (INSTEAD if present == UNFIT else present)
+        if name != present:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    except (OSError, UnicodeDecodeError) as error:
+        log.log(
+            logging.WARNING if wanted else logging.DEBUG, "link.congestion wanted=%s cause=%s", wanted or INSTEAD, error
+        )
