@@ -2,8 +2,8 @@
 
     python -m bench.watching                  # three minutes; says whether the cost is at most 3 %
 
-A publisher and a subscriber, in processes of their own, move small messages through a broker, over sockets. Now and then
-it is watched for a second, and then for a second it is not, in an order that turns around:
+A publisher and a subscriber, in processes of their own, move small messages through a broker, over sockets. Now and
+then it is watched for a second, and then for a second it is not, in an order that turns around:
 
     |watched| alone | alone |watched|watched| alone | ...        each two make a pair
 
