@@ -20,7 +20,7 @@ COMPILED := setup.py $(TYPED) $(TYPED:.pxd=.py) $(WRITTEN)
 
 BRING_BACK := for library in $$(find broker clients -name '*.so.away'); do mv $$library $${library%.away}; done
 
-.PHONY: demo test test-plain check fuzz bench clean
+.PHONY: demo test test-plain test-gpu check fuzz bench clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) -m examples.training_loop
@@ -43,6 +43,10 @@ check: $(VENV)/dev.stamp
 # Each parser with its corpus and 200,000 mutations of it; a whole broker with a tenth of that.
 fuzz: $(VENV)/dev.stamp
 	$(RUN) -m tests.fuzz --inputs 200000
+
+# What takes a GPU, and figures of it; without one it says so and is done.
+test-gpu: $(VENV)/dev.stamp $(VENV)/gpu.stamp
+	$(RUN) -m tests.gpu
 
 bench: $(VENV)/bench.stamp
 	$(RUN) -m bench --json out/bench/figures.json --plots out/bench

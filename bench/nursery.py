@@ -14,6 +14,7 @@ When the parent is gone the socket ends, the nursery ends, and the kernel ends i
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -138,6 +139,8 @@ def main(requests: socket.socket) -> None:
             answer = round(own_s() * 1e6)
         else:
             worker.prepare(request.task)
+            # The collector would write to every object, and so copy the memory that workers share.
+            gc.freeze()
             answer = os.fork()
             if not answer:
                 requests.close()

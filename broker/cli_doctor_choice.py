@@ -16,7 +16,7 @@ import clients
 from broker import devices
 from broker.cli_connect import ask, connect
 from broker.cli_doctor_system import Finding, State
-from broker.errors import BrokerError
+from broker.errors import BrokerError, PermissionDenied
 from clients.choosing import AUTO, Candidate, is_ranked
 from clients.views import Way, candidates
 
@@ -84,7 +84,11 @@ def address_finding(candidate: Candidate, hindrance: str, taken: str, *, ordered
 
 def session_findings(bus: clients.Client) -> Iterator[Finding]:
     """How each client reaches the broker."""
-    sessions = [session for session, _ in ask(bus, "sessions", _Session) if session.name != bus.name]
+    try:
+        sessions = [session for session, _ in ask(bus, "sessions", _Session) if session.name != bus.name]
+    except PermissionDenied as error:
+        yield Finding("client", State.INFO, f"not to be seen: {error}")
+        return
     for session in sessions[:SESSIONS_SHOWN]:
         who = f"{session.name!r} ({session.host}, process {session.process})"
         yield Finding("client", State.INFO, f"{who}: {session_words(session.peer, shared=session.shared_memory)}")
@@ -125,7 +129,11 @@ def _is_loopback(place: str) -> bool:
 
 def group_findings(bus: clients.Client) -> Iterator[Finding]:
     """How the ranks of each group reach one another."""
-    groups = [group for group, _ in ask(bus, "groups", _Group)]
+    try:
+        groups = [group for group, _ in ask(bus, "groups", _Group)]
+    except PermissionDenied as error:
+        yield Finding("group", State.INFO, f"not to be seen: {error}")
+        return
     for group in groups[:GROUPS_SHOWN]:
         words = f"{group.name!r}, {len(group.ranks)} ranks: {group.schedule}"
         quickest = group.schedule in _QUICKEST or not group.problem

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from broker.collectives import costs, ring
-from broker.collectives.claims import Claim, CollectiveKind
+from broker.collectives.claims import INT8_BLOCKS, Claim, CollectiveKind
 from broker.errors import BrokerError, TimeoutError
 from broker.limits import LINK_VERDICT_S
 from broker.protocol.bodies import Membership
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _PENDING, _COMMITTED = int(ring.Outcome.PENDING), int(ring.Outcome.COMMITTED)
 _UNDECIDED = int(ring.Outcome.UNDECIDED)
+_ROUNDED: Final = ("float16", "bfloat16", INT8_BLOCKS)
+"""Each addition loses something: `ring` adds these all at once, and halving does not."""
 
 
 class Links(Way):
@@ -76,6 +78,8 @@ class Links(Way):
         schedule = self.schedule
         if schedule == AUTO:
             schedule = costs.choose(size_bytes, len(self.ranks), self._hosts)
+            if schedule == "halving" and claim.dtype in _ROUNDED:
+                schedule = "ring"
         return ring.Plan(
             claim.kind, words, len(self.ranks),
             op=claim.op, dtype=claim.dtype, array_bytes=claim.nbytes, root=root, impossible=impossible,

@@ -418,7 +418,8 @@ def test_the_daemon_exports_its_spans_by_otlp(collector: Collector) -> None:
 
 def test_a_daemon_whose_collector_is_not_there_serves_and_ends_all_the_same() -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    # For a second it tries again, not for ten.
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
     with Daemon("--tracing", "true", environment=environment) as daemon:
         with clients.connect(daemon.url) as bus, bus.subscribe("a") as subscription:
             bus.publish("a", 1, headers={"traceparent": f"00-{1 << 99:032x}-{1 << 44:016x}-01"})

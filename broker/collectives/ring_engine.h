@@ -168,6 +168,8 @@ typedef struct {
 
     tb_step steps[TB_STEPS_MAX];
     int count, in_order, applied;
+    int at_once;   /* So many first steps bring what is added all at once. */
+    size_t summed; /* Pieces of that. */
     size_t piece_bytes, spare_bytes;
     unsigned char *base;      /* Where the array becomes the result. */
     const unsigned char *own; /* The array that is contributed. */

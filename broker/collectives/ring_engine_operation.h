@@ -30,6 +30,14 @@ static inline int tb_shares_out(const tb_task *task)
 /* The part of an array that is a position's, counted around: where it lies in what all of them make up. */
 tb_stretch tb_part_of(const tb_exchange *x, int part);
 
+/* Whether a piece has come; of a step in which nobody sends, it has. */
+int tb_has_arrived(const tb_exchange *x, int step, size_t piece);
+
+/* Sums that are rounded once (ring_engine_at_once.c): whether the operation's is one, its plan, and the adding of what has come. */
+int tb_adds_at_once(const tb_task *task);
+void tb_plan_at_once(tb_exchange *x);
+void tb_add_at_once(tb_exchange *x);
+
 /* The part of a stretch that is cut into so many. */
 tb_stretch tb_cut(tb_stretch whole, size_t parts, size_t part);
 

@@ -16,9 +16,9 @@
    one gives its array to the odd one at the beginning, and gets the sum at the end. Steps are taken in order: what comes
    too early waits in memory of its own.
 
-   float16 and bfloat16 are added in float32 and rounded, to nearest, ties to even, at each step at which they are added: n - 1
-   times on a ring of n positions, where the engine of a board rounds once. A mean is divided at the last of them, before
-   that one is rounded. So a sum on its way may be too large for a float16, and is infinite then. */
+   float16, bfloat16 and blocks of int8 do not go around a ring (ring_engine_at_once.c). By halving, and by hosts, they are added in
+   float32 and rounded at each step at which they are added. A mean is divided at the last of them, before that one is rounded. So
+   a sum on its way may be too large for a float16, and is infinite then. */
 #define _GNU_SOURCE
 #include "ring_engine_operation.h"
 
@@ -231,7 +231,7 @@ int tb_plan_steps(tb_exchange *x)
     x->spare_bytes = 0;
     x->piece_bytes = TB_PIECE_BYTES;
     int halves = task->schedule == TB_HALVING ||
-                 (task->schedule == TB_AUTO && task->bytes <= HALVING_BYTES && ring->positions > 2);
+                 (task->schedule == TB_AUTO && task->bytes <= HALVING_BYTES && ring->positions > 2 && !tb_adds_at_once(task));
     if (x->small || task->impossible)
         ;
     else if (task->kind == TB_BROADCAST)
@@ -240,7 +240,11 @@ int tb_plan_steps(tb_exchange *x)
         tb_plan_kind(x);
     else if (task->kind == TB_ALL_REDUCE && halves)
         plan_halving(x);
-    else if (task->kind != TB_ALL_REDUCE || task->schedule != TB_HIERARCHICAL || !tb_plan_hosts(x))
+    else if (task->kind == TB_ALL_REDUCE && task->schedule == TB_HIERARCHICAL && tb_plan_hosts(x))
+        ;
+    else if (tb_adds_at_once(task))
+        tb_plan_at_once(x);
+    else
         plan_ring(x);
     mark_kept(x);
     for (tb_lane *lane = ring->lanes; lane < ring->lanes + ring->lane_count; lane++) {
@@ -261,7 +265,7 @@ int tb_plan_steps(tb_exchange *x)
 
 /* Pieces. */
 
-static int has_arrived(const tb_exchange *x, int step, size_t piece)
+int tb_has_arrived(const tb_exchange *x, int step, size_t piece)
 {
     int from = x->steps[step].from;
     if (from < 0)
@@ -273,7 +277,9 @@ static int has_arrived(const tb_exchange *x, int step, size_t piece)
 
 static int has_come(const tb_exchange *x, int step, size_t piece)
 {
-    return x->steps[step].awaits >= 0 ? x->steps[step].added > piece : has_arrived(x, step, piece);
+    if (step < x->at_once)
+        return x->summed > piece;
+    return x->steps[step].awaits >= 0 ? x->steps[step].added > piece : tb_has_arrived(x, step, piece);
 }
 
 static int have_all_come(const tb_exchange *x, int step)
@@ -316,7 +322,7 @@ static void apply_awaiting(tb_exchange *x)
         tb_step *step = &x->steps[number];
         const unsigned char *waiting = x->ring->spare.memory + step->spare_at;
         while (step->awaits >= 0 && step->added < pieces(x, step->receive_bytes) &&
-               has_arrived(x, number, step->added) && has_come(x, step->awaits, step->added)) {
+               tb_has_arrived(x, number, step->added) && has_come(x, step->awaits, step->added)) {
             size_t at = step->added * x->piece_bytes, bytes = piece_bytes(x, step->receive_bytes, step->added);
             reduce(x, step, waiting + at, step->receive_at + at, bytes);
             step->added++;
@@ -325,7 +331,10 @@ static void apply_awaiting(tb_exchange *x)
 }
 
 /* Whether what comes in a step waits in memory of its own. */
-static int waits(const tb_exchange *x, const tb_step *step) { return x->in_order || step->awaits >= 0; }
+static int waits(const tb_exchange *x, const tb_step *step)
+{
+    return x->in_order || step->awaits >= 0 || step < x->steps + x->at_once;
+}
 
 static int may_be_sent(const tb_exchange *x, const tb_step *step, size_t piece)
 {
@@ -392,6 +401,7 @@ void tb_piece_came(tb_exchange *x, tb_lane *lane)
     next_in(x, lane);
     apply_in_order(x);
     apply_awaiting(x);
+    tb_add_at_once(x);
     x->stirred = 1;
 }
 

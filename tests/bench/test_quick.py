@@ -14,10 +14,12 @@ from bench.nursery import Nursery
 from bench.processes import Team
 from bench.report import as_json, table
 from bench.runner import is_asked, obstacle
+from tests.conftest import compiled_modules
 
 SYSTEMS = [contestant.system for contestant in contestants.ALL]
 ALIKE = ("tensorbus/drop_newest", "tensorbus/latest")
 """Variants that differ from another one in a word."""
+IS_COMPILED = any(compiled_modules().values())
 RARE = "p99.9_us"
 """A figure of more samples than a quick run has."""
 
@@ -34,6 +36,8 @@ def test_a_contestant_is_measured_at_each_point_of_its_benchmarks(nursery: Nurse
     contestant = contestants.by_name(name)
     if how := contestant.missing():
         pytest.skip(how)
+    if contestant.is_peer and not IS_COMPILED:
+        pytest.skip("a peer runs nothing that could be compiled, so it is measured where that was done")
     # One broker for all, which is most of what a step costs.
     with Team(nursery, contestant, contestant.transports[0]) as team:
         for case in cases_of(name):

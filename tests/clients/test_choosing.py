@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,3 +235,17 @@ def test_after_a_lost_connection_it_chooses_again(tmp_path: Path) -> None:
                 bus._driver._lose(clients.ConnectionClosed("the test has cut it"))
             bus.flush(PATIENCE_S)
             assert way(bus).scheme == "unix"
+
+
+def test_a_better_address_where_nobody_answers_costs_half_of_the_time_and_not_the_connection(tmp_path: Path) -> None:
+    with (
+        ServingThread("tcp://127.0.0.1:0") as broker,
+        socket.socket(socket.AF_UNIX) as silent,
+    ):
+        silent.bind(f"{tmp_path}/silent")
+        silent.listen()
+        broker.call(setattr, broker.server.state, "addresses", [broker.url, f"unix://{tmp_path}/silent"])
+        with clients.connect(auto(broker), connect_timeout_s=2.0) as bus:
+            assert way(bus).scheme == "tcp"
+            assert "no tensorbus broker answered" in way(bus).candidates[0].hindrance
+            assert bus.publish("a", b"there", ack="accepted") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import ml_dtypes
@@ -58,9 +59,12 @@ def swapped(array: np.ndarray) -> np.ndarray:
 LAYOUTS = [contiguous, fortran, transposed, sliced, backwards, swapped]
 
 
+@cache
 def input_of(rank: int, rows: int) -> np.ndarray:
     """Whole numbers, of which sums are exact in any order: over links they are not added in that of the ranks."""
-    return np.random.default_rng(rank).integers(-99, 99, (rows, 5)).astype(np.float32)
+    numbers = np.random.default_rng(rank).integers(-99, 99, (rows, 5)).astype(np.float32)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def expect(found: object, expected: np.ndarray) -> None:

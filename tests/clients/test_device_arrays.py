@@ -163,6 +163,19 @@ def test_small_messages_in_a_batch_are_read_on_the_device(
             assert value["array"].peek().tolist() == [number, number]
 
 
+def test_the_broker_counts_what_its_clients_have_copied(cupy: ModuleType, broker: ServingThread) -> None:
+    with (
+        clients.connect(broker.url) as writer,
+        clients.connect(broker.url) as reader,
+        reader.subscribe("a", device="cuda:0") as subscription,
+    ):
+        for _ in range(3):
+            writer.publish("a", cupy.array(np.ones(2)))
+            assert subscription.next(PATIENCE_S).value.peek().tolist() == [1.0, 1.0]
+    broker.wait_until_idle()
+    assert broker.call(lambda: broker.server.state.latencies.copied) == Copies(3, 48, 3, 48)
+
+
 # Collectives.
 
 RANKS = 2

@@ -187,3 +187,53 @@ def test_lines_that_end_and_begin_again_lose_no_request_and_ask_none_twice(
         over.set()
         disturbing.join()
     assert got == asked == list(range(1000))
+
+
+def test_several_requesters_ask_by_their_sockets_and_have_their_replies_on_lines(
+    broker: ServingThread, other: clients.Client
+) -> None:
+    other.respond("a", lambda message: message.value)
+    got: dict[int, list[object]] = {}
+    lines: list[bool] = []
+    together = threading.Barrier(4)
+
+    def ask(number: int) -> None:
+        with clients.connect(broker.url, name=f"asker-{number}") as bus:
+            bus.request("a", number, timeout_s=PATIENCE_S)
+            together.wait(PATIENCE_S)
+            got[number] = [bus.request("a", [number, each], timeout_s=PATIENCE_S).value for each in range(200)]
+            lines.append(has_line(bus))
+            together.wait(PATIENCE_S)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == {number: [[number, each] for each in range(200)] for number in range(4)}
+    assert lines == [False] * 4
+    broker.call(broker.server.state.drain_lines)
+    assert not broker.call(lambda: broker.server.state.requests.busy)
+
+
+def test_a_client_that_asks_itself_reads_the_lines_that_it_writes(bus: clients.Client) -> None:
+    bus.respond("a", lambda message: message.value)
+    begin(bus)
+    assert has_line(bus)
+    assert [bus.request("a", number, timeout_s=PATIENCE_S).value for number in range(500)] == list(range(500))
+
+
+def test_requests_from_many_threads_of_one_client_share_its_lines(bus: clients.Client, other: clients.Client) -> None:
+    other.respond("a", lambda message: message.value)
+    begin(bus)
+    got: dict[int, list[object]] = {}
+
+    def ask(number: int) -> None:
+        got[number] = [bus.request("a", [number, each], timeout_s=PATIENCE_S).value for each in range(200)]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == {number: [[number, each] for each in range(200)] for number in range(4)}

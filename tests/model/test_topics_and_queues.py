@@ -53,7 +53,7 @@ def hardly_seen(seen: dict[str, int]) -> list[str]:
     return [what for what in everything if seen.get(what, 0) <= STEPS_PER_ID // 500]
 
 
-@pytest.mark.timeout(100_000 if IS_LONG else 60)
+@pytest.mark.timeout(100_000 if IS_LONG else 240)
 @pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("part", range(IDS))
 def test_every_subscription_gets_what_is_promised(part: int) -> None:

@@ -309,7 +309,9 @@ def test_denials_are_recorded_with_who_and_what() -> None:
     identity = Identity("somebody", ("some",), proof="token")
     talk.peer("calls itself so", identity=identity).publish("other", b"x")
     (event,) = [event for event in events if event.kind is AuditKind.DENIED]
-    assert (event.identity, event.name, event.action, event.target) == (identity, "calls itself so", "publish", "other")
+    assert (event.identity, event.name, event.action, event.target) == (
+        identity, "somebody/calls itself so", "publish", "other",
+    )  # fmt: skip
 
 
 def test_a_dead_letter_topic_is_for_those_who_may_read_all_that_can_die_there() -> None:

@@ -50,15 +50,16 @@ def test_topics_with_a_policy_of_their_own_get_none(settings: dict[str, object])
     assert not publisher.offers()
 
 
-@pytest.mark.parametrize("who", ["nobody", "a plain one too", "a responder", "a group", "one without room"])
+@pytest.mark.parametrize("who", ["nobody", "a plain one too", "two responders", "a group", "one without room"])
 def test_topics_whose_readers_cannot_all_read_get_none(talk: Talk, publisher: Liner, who: str) -> None:
     reader = Liner(talk, "reader")
     if who != "nobody":
         reader.peer.subscribe("a", queue_messages=12 if who == "one without room" else 1000)
     if who == "a plain one too":
         talk.peer("plain").subscribe("#")
-    elif who == "a responder":
+    elif who == "two responders":
         reader.peer.subscribe("a", responder=True)
+        reader.peer.subscribe("a", responder=True, queue_group="g")
     elif who == "a group":
         reader.peer.subscribe("a", queue_group="g")
     for _ in range(20):

@@ -10,7 +10,7 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
 from broker.state.watermark import Level
 from tests.state.harness import Peer, Talk
-from tests.state.test_pressure import Watcher
+from tests.state.pressing import Watcher
 
 LIMIT = 1000
 

@@ -272,6 +272,9 @@ class Arena:
         times_ns = [int(rank.until("whole", began_ns)[-1]) for rank in self.ranks]
         if kind:
             self.found.whole_ms.setdefault(kind, []).append((max(times_ns) - began_ns) / 1e6)
+            started_ns = [int(line[-1]) for rank in self.ranks for line in rank.said if line[0] == "started"]
+            if started_ns:
+                self.found.since_ms.setdefault(kind, []).append((max(times_ns) - max(started_ns)) / 1e6)
 
     def _moves(self, ranks: Iterable[Rank]) -> None:
         """Every rank finishes operations."""

@@ -7,6 +7,7 @@ that they are on two hosts in turn. Which operation comes next follows from the 
 operations in it, so all ranks take the same one. It prints a line for each thing that matters; times are of
 CLOCK_MONOTONIC, in nanoseconds:
 
+    started AT                                its program runs
     joined GENERATION                         it has a place
     whole GENERATION AT                       the first operation with all ranks is done
     over GENERATION DONE ERROR LOST AT        an operation has failed, after so many that were done in that generation
@@ -205,6 +206,7 @@ def go_on(group: clients.Group, seed: str, counter: memoryview) -> None:
 
 
 def main(url: str, rank: int, world_size: int, schedule: str, seed: str, progress: str) -> None:
+    say("started", time.monotonic_ns())
     with open(progress, "r+b") as file:
         memory = mmap.mmap(file.fileno(), 0)
     counter = memoryview(memory).cast("Q")[rank : rank + 1]

@@ -26,9 +26,9 @@ def test_a_table_counts_what_was_well_and_what_was_not() -> None:
     found.done["kill"] = 2
     found.told_ms["kill"] = [10.0, 30.0]
     other.done["kill"], other.problems["cut", "leak"] = 1, 1
-    other.told_ms["kill"], other.whole_ms["kill"] = [20.0], [500.0]
+    other.told_ms["kill"], other.whole_ms["kill"], other.since_ms["kill"] = [20.0], [500.0], [40.0]
     found.add(other)
     _, kill, cut, everything = (line.split() for line in found.lines())
-    assert kill == ["kill", "3", "0", "0", "0", "20", "30", "30", "500", "500", "500"]
-    assert cut == ["cut", "1", "0", "0", "1", *["-"] * 6]
+    assert kill == ["kill", "3", "0", "0", "0", "20", "30", "30", *["500"] * 3, *["40"] * 3]
+    assert cut == ["cut", "1", "0", "0", "1", *["-"] * 9]
     assert everything[:5] == ["all", "4", "0", "0", "1"]

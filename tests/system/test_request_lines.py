@@ -95,14 +95,24 @@ def test_a_killed_requester_is_forgotten_and_the_responder_goes_on(daemon: Daemo
 
 def test_a_killed_broker_fails_a_request_on_a_line_and_the_next_one_finds_the_next_broker(tmp_path: Path) -> None:
     listen = [f"unix://{tmp_path}/again.sock"]
+    back = threading.Event()
     with Daemon(listen=listen, admin="off") as daemon:
-        bus, other = clients.connect(daemon.url), clients.connect(daemon.url)
-        other.respond("a", lambda message: clients.DEFERRED if message.value == "silent" else 1)
+        bus = clients.connect(daemon.url)
+        other = clients.connect(daemon.url, on_reconnect=lambda _: back.set())
+        killer = threading.Thread(target=daemon.kill)
+
+        def answer(message: clients.Message) -> object:
+            if message.value != "kill":
+                return 1
+            killer.start()
+            return clients.DEFERRED
+
+        other.respond("a", answer)
         begin(bus, "a")
-        killer = threading.Timer(0.2, daemon.kill)
-        killer.start()
         with pytest.raises(clients.ConnectionClosed):
-            bus.request("a", "silent", timeout_s=PATIENCE_S)
+            bus.request("a", "kill", timeout_s=PATIENCE_S)
         killer.join()
     with bus, other, Daemon(listen=listen, admin="off"):
+        assert back.wait(PATIENCE_S)
+        other.flush(PATIENCE_S)
         assert bus.request("a", timeout_s=PATIENCE_S, retries=3).value == 1
