@@ -119,7 +119,7 @@ def test_with_four_trainers_numbers_change_the_timeline_draws_and_a_stopped_rank
         ]
         processes[2].signal(signal.SIGSTOP)
         try:
-            wait_for_text(page, "#troubles", "waits for rank 2", f"rank 2 is trainer-2, process {processes[2].pid}")
+            wait_for_text(page, "#troubles", "waits for rank 2", f"Rank 2 is trainer-2, process {processes[2].pid}")
             page.wait_for_selector(".timeline .waited")
             assert page.locator(".timeline .there").count() == RANKS - 1
             page.wait_for_selector("#troubles li.bad")

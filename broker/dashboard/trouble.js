@@ -8,13 +8,13 @@ const SHOWN = 12, NAMED = 4;
 
 function waited(group, operation) {
   const about = group.members.filter(member => operation.missing_ranks.includes(member.rank)).slice(0, NAMED)
-    .map(member => `rank ${member.rank} is ${where(member)}, last heard of ${time(member.silent_s)} ago` +
+    .map(member => `Rank ${member.rank} is ${where(member)}, last heard of ${time(member.silent_s)} ago` +
       (member.last_message ? `, last message: ${member.last_message.topic} ${member.last_message.text}` : ""));
   return {
     key: `waits ${named(group)} ${operation.schedule} ${operation.sequence}`,
     kind: operation.unmoved_s < STUCK_S ? "warn" : "bad",
     text: `${named(group)}: ${operation.claim || "an operation"} has not moved for ${time(operation.unmoved_s)}, and waits ` +
-      `for ${ranks(operation.missing_ranks)}. ${about.join("; ")}`,
+      `for ${ranks(operation.missing_ranks)}. ${about.join(". ")}`,
   };
 }
 

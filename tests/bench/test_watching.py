@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from bench.watching import cost, processor_ns
+from bench.watching import Slice, cost, costs_of, processor_ns
 
 
 def test_the_interval_holds_the_true_cost_and_is_the_narrower_the_more_pairs_there_are() -> None:
@@ -32,3 +32,10 @@ def test_processor_time_of_a_process_grows_as_it_works() -> None:
     before_ns = processor_ns(os.getpid())
     sum(range(1_000_000))
     assert processor_ns(os.getpid()) > before_ns
+
+
+def test_few_messages_tell_the_share_of_a_processor_and_many_the_ratio() -> None:
+    paced = [(Slice(1000, 5000, 0.02 + noise), Slice(1000, 4000, 0.01 + noise)) for noise in (0.0, 0.5, 0.1)]
+    full = [(Slice(90, 220, 1.0), Slice(99, 200, 1.0))] * 3
+    shares = [round(each.share, 6) for each in costs_of(paced, full).values()]
+    assert shares == [0.01, 0.1, 0.1]
