@@ -136,13 +136,13 @@ class _Counter:
             told, self._told = self._told, self._total
             return Copies(*map(operator.sub, self._told, told))
 
-    def warn(self, what: str, cause: object) -> None:
-        """Warns once of each thing."""
+    def warn_not_pinned(self, what: str, cause: object) -> None:
+        """Warns that copies are slower than they could be, once of each thing."""
         with self._lock:
             known = what in self._warned
             self._warned.add(what)
         if not known:
-            log.warning("%s cause=%s", what, cause)
+            log.warning("device.not_pinned what=%r cause=%s", what, cause)
 
 
 _counter: Final = _Counter()
@@ -309,7 +309,7 @@ def host_memory(size_bytes: int) -> Bytes:
     try:
         memory = _cupy("pinned host memory").cuda.alloc_pinned_memory(size_bytes)
     except _FAILURES as error:
-        _counter.warn("device.not_pinned: host memory cannot be pinned, so copies from devices are slower;", error)
+        _counter.warn_not_pinned("host memory cannot be pinned, so copies from devices are slower", error)
         _counter.add(Copies(pageable=1))
         return np.empty(size_bytes, np.uint8)
     return np.frombuffer(memory, np.uint8, size_bytes)
@@ -339,7 +339,7 @@ def to_host(value: object) -> Array:
 
 def copied_otherwise(size_bytes: int, why: str) -> None:
     """Another library has copied a device array to the host, to memory that is not pinned."""
-    _counter.warn("device.not_pinned: a device array is copied to memory that is not pinned;", why)
+    _counter.warn_not_pinned("a device array is copied to memory that is not pinned", why)
     _counter.add(Copies(to_host=1, to_host_bytes=size_bytes, pageable=1))
 
 

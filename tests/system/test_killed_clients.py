@@ -37,6 +37,8 @@ def pid_of(daemon: Daemon) -> int:
 
 
 def descriptors(daemon: Daemon, bus: clients.Client) -> int:
+    # From the first question over HTTP on, the event loop keeps a descriptor of its own.
+    ask(daemon, "sessions")
     for _ in range(3):
         # The daemon closes its side of a question over HTTP in one of the next rounds of its loop.
         bus.flush(PATIENCE_S)

@@ -21,8 +21,7 @@ import pytest
 from broker.errors import ConnectionClosed, InvalidValue
 from broker.limits import MIB, UCX_RING_BYTES
 from broker.transport import Connection, Listener, connect, listen
-from broker.transport.ucx.link import ADDRESS_BYTES_MAX, LENGTH, MAGIC, NOTE, Kind, Malformed, Notes, hello
-from tests.ucxx import NEEDS_UCXX
+from tests.ucxx import MISSING, WITHOUT_UCXX
 
 from .driving import (
     PATIENCE_S,
@@ -35,6 +34,11 @@ from .driving import (
     send_for_ever,
     wait_readable,
 )
+
+if WITHOUT_UCXX:
+    pytest.skip(MISSING, allow_module_level=True)
+
+from broker.transport.ucx.link import ADDRESS_BYTES_MAX, LENGTH, MAGIC, NOTE, Kind, Malformed, Notes, hello
 
 PRELUDE = """
 import os, signal, sys, time
@@ -96,7 +100,6 @@ def liar(listener: Listener, *said: bytes) -> Iterator[tuple[socket.socket, Conn
             yield plain, accepted
 
 
-@NEEDS_UCXX
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", b"\0" * 8, b"TBUSUCX9" + bytes(40)])
 def test_for_a_stranger_no_process_is_made(listener: Listener, said: bytes) -> None:
     before = len(carrier_ids())
@@ -110,7 +113,6 @@ def test_for_a_stranger_no_process_is_made(listener: Listener, said: bytes) -> N
     still_works(listener)
 
 
-@NEEDS_UCXX
 def test_a_silent_stranger_costs_no_process_and_nobody_waits_for_it(listener: Listener) -> None:
     with liar(listener, MAGIC[:3]) as (_, accepted):
         before = len(carrier_ids())
@@ -129,7 +131,6 @@ LIES = {
 }
 
 
-@NEEDS_UCXX
 @pytest.mark.parametrize(("said", "reason"), LIES.values(), ids=LIES)
 def test_a_lie_over_the_link_ends_the_connection_and_no_other(listener: Listener, said: bytes, reason: str) -> None:
     with liar(listener, MAGIC, said) as (_, accepted):
@@ -145,7 +146,6 @@ def heard_address(plain: socket.socket) -> bytes:
     return next(address for kind, _, address in heard if kind is Kind.HELLO)
 
 
-@NEEDS_UCXX
 def test_an_address_over_which_ucx_ends_its_process_ends_one_connection(listener: Listener) -> None:
     """`Assertion addr_version failed`, and abort(3), is what UCX answers a wrong first byte with."""
     with connect(listener.address, PATIENCE_S) as dialled, accept(listener) as other:
@@ -163,7 +163,6 @@ def test_an_address_over_which_ucx_ends_its_process_ends_one_connection(listener
     still_works(listener)
 
 
-@NEEDS_UCXX
 @pytest.mark.parametrize("seed", range(8))
 def test_rubbish_for_an_address_ends_no_more_than_its_connection(listener: Listener, seed: int) -> None:
     rubbish = bytes((byte * 31 + seed * 97) % 256 for byte in range(40 * (seed + 1)))
@@ -213,7 +212,6 @@ while True:
 """
 
 
-@NEEDS_UCXX
 @pytest.mark.parametrize("sizes", ["[10_000_000]", "[1_000_000] * 9", "[3_000_000, 3_000_000]"])
 def test_a_peer_that_sends_more_than_it_was_granted_is_cut_off(listener: Listener, sizes: str) -> None:
     with process(LYING, str(listener.address), sizes), accept(listener) as accepted:
@@ -238,7 +236,6 @@ def receive_until_closed_late(connection: Connection) -> tuple[bytes, Connection
         return receive_until_closed(connection)
 
 
-@NEEDS_UCXX
 def test_a_peer_that_dies_while_ucx_reads_its_memory_ends_one_connection(listener: Listener) -> None:
     """`process_vm_readv returned -1: No such process`, and abort(3), is what UCX does then."""
     with connect(listener.address, PATIENCE_S) as dialled, accept(listener) as other:
@@ -276,7 +273,6 @@ while True:
 """
 
 
-@NEEDS_UCXX
 def test_a_process_that_is_killed_while_it_sends_ends_its_stream(listener: Listener) -> None:
     with process(SENDS, str(listener.address)) as peer, accept(listener) as accepted:
         assert receive_exactly(accepted, 5) == b"alive"
@@ -291,7 +287,6 @@ def test_a_process_that_is_killed_while_it_sends_ends_its_stream(listener: Liste
         still_works(listener)
 
 
-@NEEDS_UCXX
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_carrier_that_is_killed_in_mid_transfer_ends_its_connection_at_both_ends(
     listener: Listener, victim: int
@@ -313,7 +308,6 @@ def test_a_carrier_that_is_killed_in_mid_transfer_ends_its_connection_at_both_en
     assert settles_at_carriers(len(before))
 
 
-@NEEDS_UCXX
 def test_a_stopped_peer_holds_a_window_and_goes_on_when_it_is_continued(listener: Listener) -> None:
     program = """
 connection = connect(sys.argv[1], 10.0)
@@ -331,7 +325,6 @@ print(len(receive_until_closed(connection)[0]), flush=True)
         assert int(peer.stdout.readline()) == len(filled)
 
 
-@NEEDS_UCXX
 def test_a_stopped_carrier_keeps_nobody_waiting_inside_a_call(listener: Listener) -> None:
     before = set(carrier_ids())
     with connect(listener.address, PATIENCE_S) as dialled:
@@ -350,7 +343,6 @@ def test_a_stopped_carrier_keeps_nobody_waiting_inside_a_call(listener: Listener
     assert settles_at_carriers(len(before))
 
 
-@NEEDS_UCXX
 def test_when_the_process_that_makes_carriers_is_killed_another_one_does(listener: Listener) -> None:
     from broker.transport.ucx.carriers import carriers
 
@@ -372,7 +364,6 @@ def test_when_the_process_that_makes_carriers_is_killed_another_one_does(listene
 # Ends.
 
 
-@NEEDS_UCXX
 @pytest.mark.parametrize("end", ["connection.close()", "", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_a_process_ends_at_once_and_what_it_sent_before_arrives(listener: Listener, end: str) -> None:
     program = f"connection = connect(sys.argv[1], 10.0)\nassert connection.send([bytes(999_999)]) == 999_999\n{end}"
@@ -382,7 +373,6 @@ def test_a_process_ends_at_once_and_what_it_sent_before_arrives(listener: Listen
             assert len(receive_until_closed(accepted)[0]) == 999_999
 
 
-@NEEDS_UCXX
 def test_closed_connections_leave_no_process_and_no_memory(listener: Listener) -> None:
     still_works(listener)
     assert settles_at_carriers(0)
@@ -393,7 +383,6 @@ def test_closed_connections_leave_no_process_and_no_memory(listener: Listener) -
     assert sorted(os.listdir("/dev/shm")) == shared
 
 
-@NEEDS_UCXX
 def test_a_forked_child_that_disowns_it_does_not_keep_it_open(listener: Listener) -> None:
     """The child lives on when its parent is killed, and the peer sees the parent's end all the same."""
     program = """
@@ -438,7 +427,6 @@ print(peer.recv(100).hex())
 """
 
 
-@NEEDS_UCXX
 def test_a_carrier_without_owner_does_not_wait_for_ever_for_a_peer_that_says_nothing() -> None:
     with process(LINGERS) as running:
         assert running.stdout is not None
@@ -468,7 +456,6 @@ def test_without_ucxx_everything_is_imported_and_an_address_says_what_to_install
     assert "pip install 'tensorbus[ucx]'" in said
 
 
-@NEEDS_UCXX
 def test_neither_a_broker_nor_a_client_loads_ucxx(listener: Listener) -> None:
     still_works(listener)
     assert "ucxx" not in sys.modules
