@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Final
+from weakref import WeakSet
 
 import zmq
 
@@ -43,7 +44,7 @@ _EVENTS: Final = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _CLOSED |
 class DealerStream(Stream):
     """A connection that was dialled."""
 
-    __slots__ = ("_link", "_socket")
+    __slots__ = ("__weakref__", "_link", "_socket")
 
     def __init__(
         self, socket: zmq.Socket[bytes], readiness: Readiness, local_address: str, peer_address: str, link: int
@@ -61,6 +62,7 @@ class DealerStream(Stream):
         # ZeroMQ's descriptor tells of what comes after the first look, and not before.
         self._pump()
         self._tell()
+        _open.add(self)
 
     def _put(self, parts: Sequence[Buffer]) -> None:
         try:
@@ -108,6 +110,20 @@ class DealerStream(Stream):
         if identity and identity_of(descriptor) == identity:
             os.close(descriptor)
         self._readiness.close()
+
+
+_open: Final[WeakSet[DealerStream]] = WeakSet()
+"""The connections that this process has dialled and may not have closed."""
+
+# They are the parent's.
+os.register_at_fork(after_in_child=_open.clear)
+
+
+def close_all() -> None:
+    """At the process's end: says at each connection that it is over, so that a link is not closed over what nobody has
+    read, and what was sent is not lost with it."""
+    for stream in list(_open):
+        stream.close()
 
 
 def dial(address: Address, target: Address, timeout_s: float) -> DealerStream:

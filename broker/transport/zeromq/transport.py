@@ -17,7 +17,7 @@ from broker.transport.tcp import listening_socket, look_up, look_up_own
 from broker.transport.unix import SocketFile, claimed_socket
 from broker.transport.zeromq import sockets
 from broker.transport.zeromq.curve import secure_listener
-from broker.transport.zeromq.dealer import dial
+from broker.transport.zeromq.dealer import close_all, dial
 from broker.transport.zeromq.hub import Hub, RouterListener
 
 _ATTEMPT_S_MIN: Final = 0.05
@@ -74,6 +74,7 @@ class ZeroMqTransport(Transport):
             raise
 
     def finish(self) -> None:
+        close_all()
         sockets.finish()
 
 
