@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 import clients
-from clients import compression
+from clients.collectives import compression
 from examples.training_loop.data import Batches
 from examples.training_loop.model import DigitsModel
 

@@ -62,7 +62,8 @@ def _items(
 ) -> Iterable[msgspec.Struct]:
     """The things of a view from `query.after` on; each is made when it is taken."""
     # Only those who are asked need what these import.
-    from broker import admin_groups, admin_views
+    from broker.admin import groups as admin_groups
+    from broker.admin import views as admin_views
 
     after = min(max(0, query.after), _AFTER_MAX)
     if query.view == "server":

@@ -28,25 +28,25 @@ from broker.errors import (
     TimeoutError,
 )
 from broker.protocol.pressure import Pressure, SubscriptionPressure
+from clients.asking.exchanges import Request
+from clients.asking.replies import Replies
 from clients.client import Client
-from clients.connecting import connect
-from clients.core import Reconnected
+from clients.collectives.partial import Partial
+from clients.collectives.state_sync import Synced
+from clients.connection.connecting import connect
+from clients.connection.core import Reconnected
 from clients.digests import Digests
-from clients.elastic import Elastic, Step
-from clients.exchanges import Request
-from clients.gradients import GradientBuckets
 from clients.groups import Group
-from clients.local_sgd import DiLoCo, LocalSGD
-from clients.messages import DEFERRED, Message
-from clients.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
-from clients.optimizers import SGD, Adam, Optimizer
-from clients.parameter_server import ParameterServer
-from clients.partial import Partial
 from clients.processing import processing
-from clients.replies import Replies
-from clients.state_sync import Synced
+from clients.reading.messages import DEFERRED, Message
 from clients.subscriptions import Subscription
-from clients.trainer import Pulled, Trainer
+from clients.training.elastic import Elastic, Step
+from clients.training.gradients import GradientBuckets
+from clients.training.local_sgd import DiLoCo, LocalSGD
+from clients.training.monitor import GroupStatus, Monitor, Snapshot, TrainerStatus
+from clients.training.optimizers import SGD, Adam, Optimizer
+from clients.training.parameter_server import ParameterServer
+from clients.training.trainer import Pulled, Trainer
 from clients.work import Work
 
 __all__ = [

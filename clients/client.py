@@ -16,23 +16,32 @@ from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
-from clients import direct, joining, link, operations, requesting
-from clients.checks import check_callable, check_connect
-from clients.compression import Compression
-from clients.core import Core, Reconnected
-from clients.driver import Driver
-from clients.exchanges import Request
-from clients.filling import UNBROKEN, add
+from clients.asking import direct, requesting
+from clients.asking.exchanges import Request
+from clients.asking.replies import Replies
+from clients.asking.responding import Callbacks, Responder
+from clients.collectives import joining
+from clients.collectives.compression import Compression
+from clients.connection import link, operations
+from clients.connection.checks import check_callable, check_connect
+from clients.connection.core import Core, Reconnected
+from clients.connection.driver import Driver
+from clients.connection.options import (
+    PUBLISH_TIMEOUT_S,
+    declaration,
+    group_place,
+    outbound,
+    request_message,
+    subscribe_wishes,
+)
+from clients.connection.pressure import pressure as ask_pressure
+from clients.connection.securing import Folder, secured
 from clients.groups import Group
-from clients.handlers import Handler, Handlers
-from clients.messages import Answer, Delivery, Message, Sent
-from clients.options import PUBLISH_TIMEOUT_S, declaration, group_place, outbound, request_message, subscribe_wishes
-from clients.outgoing_topic import LANES
-from clients.pressure import pressure as ask_pressure
-from clients.replies import Replies
-from clients.responding import Callbacks, Responder
-from clients.securing import Folder, secured
-from clients.sharing import empty_shared, publish_shared
+from clients.publishing.filling import UNBROKEN, add
+from clients.publishing.outgoing_topic import LANES
+from clients.publishing.sharing import empty_shared, publish_shared
+from clients.reading.handlers import Handler, Handlers
+from clients.reading.messages import Answer, Delivery, Message, Sent
 from clients.subscriptions import Subscription
 
 _SENT, _BYTES = Sent(), int(Content.BYTES)

@@ -10,13 +10,13 @@ from broker.collectives import shm
 from broker.errors import InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import collective, collective_lists, ways
-from clients.compression import Compression
-from clients.driver import Driver
-from clients.meetings import Meetings
-from clients.membership import Place
-from clients.partial import AUTO, Partial, Terms
-from clients.ways import SharedOperation
+from clients.collectives import collective, collective_lists, ways
+from clients.collectives.compression import Compression
+from clients.collectives.meetings import Meetings
+from clients.collectives.membership import Place
+from clients.collectives.partial import AUTO, Partial, Terms
+from clients.collectives.ways import SharedOperation
+from clients.connection.driver import Driver
 from clients.work import Work
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from broker import conventions
 from broker.conventions import PROCESS, Attributes, of_message
 from broker.errors import ProtocolError
 from broker.telemetry import CLIENT, CONSUMER, PRODUCER, Tracer
-from clients.messages import Message
+from clients.reading.messages import Message
 
 M = TypeVar("M", bound=Message)
 

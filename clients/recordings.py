@@ -38,7 +38,7 @@ from broker.buffers import Buffer
 from broker.errors import InvalidValue, ProtocolError
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import decode_value
-from clients.messages import Message
+from clients.reading.messages import Message
 
 T = TypeVar("T")
 

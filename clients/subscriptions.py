@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Self
 
 from broker.errors import ConnectionClosed
-from clients import operations
-from clients.driver import Driver
-from clients.filling import UNBROKEN
-from clients.messages import Message
-from clients.subscription_state import SubscriptionState
+from clients.connection import operations
+from clients.connection.driver import Driver
+from clients.publishing.filling import UNBROKEN
+from clients.reading.messages import Message
+from clients.reading.subscription_state import SubscriptionState
 
 
 class Subscription:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.errors import BrokerError, TimeoutError
-from clients import ways
-from clients.checks import time_limit
-from clients.collective import Prepared
-from clients.driver import Driver
-from clients.membership import Place
-from clients.signals import Signal
-from clients.ways import SharedOperation
+from clients.collectives import ways
+from clients.collectives.collective import Prepared
+from clients.collectives.membership import Place
+from clients.collectives.ways import SharedOperation
+from clients.connection.checks import time_limit
+from clients.connection.driver import Driver
+from clients.connection.signals import Signal
 
 
 class Work:

@@ -32,7 +32,7 @@ from pathlib import Path
 from tests import auditing
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTED = ("clients", "broker.admin", "broker.cli", "broker.cli_messages", "broker.cli_serve", "broker.cli_topics")
+IMPORTED = ("clients", "broker.admin", "broker.cli", "broker.cli.messages", "broker.cli.serve", "broker.cli.topics")
 """What the template has imported; the transports on top."""
 REQUEST_BYTES_MAX = 1 << 17
 NUMBER = struct.Struct("<i")

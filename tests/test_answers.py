@@ -11,8 +11,8 @@ import pytest
 
 import clients
 from broker import answers
-from broker.admin_groups import GroupView, MemberView, OperationView, RecordedView
-from broker.admin_last import TEXT_MAX, LastMessage, last_message, line_of
+from broker.admin.groups import GroupView, MemberView, OperationView, RecordedView
+from broker.admin.last import TEXT_MAX, LastMessage, last_message, line_of
 from broker.errors import InvalidValue, ProtocolError
 from broker.limits import FRAME_BODY_BYTES_MAX
 from broker.protocol.batches import Batch
@@ -25,11 +25,11 @@ from broker.state.records import SessionRecord
 from broker.topics.messages import Message
 from broker.topics.policy import TopicPolicy
 from broker.topics.ring import Ring
-from clients import operations
-from clients.operations import Driver
-from clients.views import view
+from clients.connection import operations
+from clients.connection.operations import Driver
+from clients.connection.views import view
+from tests.admin.test_http import ask_json
 from tests.clients.ranks import embedded_url
-from tests.test_admin import ask_json
 
 from .daemon import PATIENCE_S, Daemon
 
@@ -194,6 +194,6 @@ def test_of_a_batch_the_last_message_counts_and_rubbish_is_told_as_such() -> Non
 def test_an_answer_that_cannot_be_read_is_an_error_of_the_protocol(
     bus: clients.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clients.views.decode_body", lambda body, kind: View([msgspec.Raw(b"\xc1")]))
+    monkeypatch.setattr("clients.connection.views.decode_body", lambda body, kind: View([msgspec.Raw(b"\xc1")]))
     with pytest.raises(ProtocolError):
         view(bus, "server")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from broker.errors import ProtocolError
 from broker.protocol import batches
-from clients import messages
+from clients.reading import messages
 from tests.conftest import ROOT, compiled_modules
 
 LIBRARIES = compiled_modules()
@@ -31,7 +31,7 @@ def plain(name: str) -> ModuleType:
     return module
 
 
-PLAIN_BATCHES, PLAIN_MESSAGES = plain("broker.protocol.batches"), plain("clients.messages")
+PLAIN_BATCHES, PLAIN_MESSAGES = plain("broker.protocol.batches"), plain("clients.reading.messages")
 PUBLICATION = messages.Publication("topic", "sender")
 
 

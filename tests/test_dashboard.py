@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import clients
-from broker.admin_events import PAGES_MAX
+from broker.admin.events import PAGES_MAX
 from broker.dashboard import FOLDER, read_files
+from tests.admin.test_http import ask
 from tests.clients.ranks import running
-from tests.test_admin import ask
 
 from .daemon import PATIENCE_S, ROOT, Daemon
 

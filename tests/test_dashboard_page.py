@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import clients
+from tests.admin.test_http import ask_json
 from tests.clients.ranks import all_together
-from tests.test_admin import ask_json
 
 from .daemon import PATIENCE_S, Daemon, Process
 

@@ -80,7 +80,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 ROOT_PACKAGE = "broker"
 
 IMPURE_LIBRARIES = {"asyncio", "os", "select", "selectors", "socket", "threading", "time", "uvloop"}
-ENVIRONMENT_READERS = {"broker.config", "clients.environment"}
+ENVIRONMENT_READERS = {"broker.config", "clients.connection.environment"}
 ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "getenvb"}
 
 
@@ -237,7 +237,7 @@ def test_the_checker_sees_the_source() -> None:
         ("clients/client.py", "from broker.topics.trie import Trie", "clients may not import broker.topics.trie"),
         ("clients/client.py", "import broker", "clients may not import broker"),
         ("examples/job.py", "from broker.errors import BrokerError", "examples may not import broker.errors"),
-        ("broker/cli.py", "from bench import report", "broker.cli may not import bench"),
+        ("broker/cli/main.py", "from bench import report", "broker.cli may not import bench"),
         ("broker/protocol/frames.py", "import asyncio", "broker.protocol is pure and may not import asyncio"),
         ("broker/state.py", "from time import monotonic_ns", "broker.state is pure and may not import time"),
         ("broker/topics/ring.py", "def now():\n    import time", "broker.topics is pure and may not import time"),
@@ -273,9 +273,9 @@ def test_allowed_imports_pass(tmp_path: Path) -> None:
             "broker/transport/__init__.py": "",
             "broker/server.py": "import asyncio\nfrom broker import state, transport",
             "broker/config.py": "import os\nenvironment = os.environ",
-            "broker/cli.py": "import clients\nfrom broker import server, admin",
-            "broker/admin.py": "from broker.state import BrokerState",
-            "clients/environment.py": "from os import environ",
+            "broker/cli/main.py": "import clients\nfrom broker import server, admin",
+            "broker/admin/http.py": "from broker.state import BrokerState",
+            "clients/connection/environment.py": "from os import environ",
             "clients/client.py": "import broker.collectives.claims\nfrom broker.topics.names import levels",
             "examples/training_loop/__main__.py": "import clients\nimport numpy\nfrom . import data",
             "examples/training_loop/data.py": "",

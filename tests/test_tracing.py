@@ -327,7 +327,7 @@ def test_without_opentelemetry_tracing_says_what_to_install(monkeypatch: pytest.
 
 
 def test_nobody_who_does_not_trace_imports_opentelemetry() -> None:
-    code = "import clients, broker.cli_serve, sys; sys.exit('opentelemetry' in sys.modules)"
+    code = "import clients, broker.cli.serve, sys; sys.exit('opentelemetry' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -1,4 +1,4 @@
-/* An all_reduce of arrays that lie in memory which all positions map (clients/windows.py). Nothing is staged: each position
+/* An all_reduce of arrays that lie in memory which all positions map (clients/collectives/windows.py). Nothing is staged: each position
    reduces its part straight from where the arrays lie, and writes it to where it belongs in everybody's result.
 
      source of position 0  | part 0 | part 1 | part 2 |  \
@@ -51,7 +51,7 @@ int tb_reduce_direct(tb_operation *operation, size_t piece)
         return 0;
     size_t bytes = stop - start < PIECE_BYTES ? stop - start : PIECE_BYTES;
     _Alignas(64) unsigned char result[PIECE_BYTES];
-    const void *sources[TB_POSITIONS_MAX];
+    const void *sources[TB_POSITIONS_MAX] = {0};
     for (int position = 0; position < positions; position++)
         sources[position] = task->shared_source.bases[position] + task->shared_source.offset + start;
     task->kernel(result, sources, positions, bytes / task->item_bytes, task->divisor, 0);

@@ -1,5 +1,5 @@
 /* What an engine of links keeps of its operations for another thread of its process, which tells the broker of them
-   (clients/reporting.py): nobody in an operation waits for any of this, and it costs no look at a clock.
+   (clients/collectives/reporting.py): nobody in an operation waits for any of this, and it costs no look at a clock.
 
    The entry of the operation under way is always written. Which of them stay once they have ended, their numbers say: in
    a fast loop no more than a few of a report's interval can be told, and they have to be the same on all positions, or

@@ -17,20 +17,19 @@ from broker.devices import Device, read_device
 from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.pressure import Pressure
-from clients import environment, joining, link, operations, requesting
 from clients.aio.driver import AsyncDriver
 from clients.aio.groups import Group
 from clients.aio.replies import Replies
 from clients.aio.responding import Responder
 from clients.aio.subscriptions import Subscription
-from clients.arenas import form
-from clients.checks import check_callable, check_connect
-from clients.compression import Compression
-from clients.core import Core, Reconnected
-from clients.exchanges import Request
-from clients.handlers import FAILED, settle_handled
-from clients.messages import Answer, Delivery, Message, Sent
-from clients.options import (
+from clients.asking import requesting
+from clients.asking.exchanges import Request
+from clients.collectives import joining
+from clients.collectives.compression import Compression
+from clients.connection import environment, link, operations
+from clients.connection.checks import check_callable, check_connect
+from clients.connection.core import Core, Reconnected
+from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
     declaration,
     group_place,
@@ -38,8 +37,11 @@ from clients.options import (
     request_message,
     subscribe_wishes,
 )
-from clients.pressure import pressure as ask_pressure
-from clients.securing import Folder, secured
+from clients.connection.pressure import pressure as ask_pressure
+from clients.connection.securing import Folder, secured
+from clients.publishing.arenas import form
+from clients.reading.handlers import FAILED, settle_handled
+from clients.reading.messages import Answer, Delivery, Message, Sent
 
 log = logging.getLogger(__name__)
 

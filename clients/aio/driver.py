@@ -21,12 +21,12 @@ from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.hangups import Hangups
-from clients.core import Core, Reconnected
-from clients.link import Link, dial, read
-from clients.outgoing_topic import OutgoingTopic
-from clients.signals import Signal
-from clients.wakeup import Wakeup
-from clients.ways import SharedOperation
+from clients.collectives.ways import SharedOperation
+from clients.connection.core import Core, Reconnected
+from clients.connection.link import Link, dial, read
+from clients.connection.signals import Signal
+from clients.connection.wakeup import Wakeup
+from clients.publishing.outgoing_topic import OutgoingTopic
 
 log = logging.getLogger(__name__)
 

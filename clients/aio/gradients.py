@@ -1,4 +1,4 @@
-"""As clients/gradients.py, with the asynchronous client."""
+"""As clients/training/gradients.py, with the asynchronous client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 from broker.errors import BrokerError, InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from clients.aio.groups import Group, Work
-from clients.gradients import OVERLAPPED_BUCKET_BYTES, BucketPlan
+from clients.training.gradients import OVERLAPPED_BUCKET_BYTES, BucketPlan
 
 
 class GradientBuckets:

@@ -15,18 +15,18 @@ from broker.collectives.member import MemberOperation
 from broker.errors import BrokerError, InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients import channels, collective, collective_lists, joining, partial, state_sync, ways, windows
 from clients.aio.driver import AsyncDriver
-from clients.checks import check_priority
-from clients.collective import GRACE_S, Prepared
-from clients.collective_lists import PreparedList
-from clients.compression import Compression
-from clients.membership import Place
-from clients.operations import Deadline
-from clients.partial import AUTO, Terms
-from clients.signals import Signal
-from clients.state_sync import Synced
-from clients.ways import SharedOperation
+from clients.collectives import channels, collective, collective_lists, joining, partial, state_sync, ways, windows
+from clients.collectives.collective import GRACE_S, Prepared
+from clients.collectives.collective_lists import PreparedList
+from clients.collectives.compression import Compression
+from clients.collectives.membership import Place
+from clients.collectives.partial import AUTO, Terms
+from clients.collectives.state_sync import Synced
+from clients.collectives.ways import SharedOperation
+from clients.connection.checks import check_priority
+from clients.connection.operations import Deadline
+from clients.connection.signals import Signal
 
 T = TypeVar("T")
 

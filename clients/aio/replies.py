@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from clients.messages import Message
-from clients.requesting import Gathering
+from clients.asking.requesting import Gathering
+from clients.reading.messages import Message
 
 
 class Replies:

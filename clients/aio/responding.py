@@ -15,10 +15,10 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from broker.errors import BrokerError, ConnectionClosed
 from broker.limits import REPLY_STREAMS_MAX
-from clients import requesting
 from clients.aio.driver import AsyncDriver
-from clients.exchanges import Exchange, Exchanges, Request
-from clients.messages import DEFERRED, Message
+from clients.asking import requesting
+from clients.asking.exchanges import Exchange, Exchanges, Request
+from clients.reading.messages import DEFERRED, Message
 
 log = logging.getLogger(__name__)
 

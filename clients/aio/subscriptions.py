@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from broker.errors import ConnectionClosed
-from clients import operations
 from clients.aio.driver import AsyncDriver
-from clients.messages import Message
-from clients.subscription_state import SubscriptionState
+from clients.connection import operations
+from clients.reading.messages import Message
+from clients.reading.subscription_state import SubscriptionState
 
 
 class Subscription:

@@ -15,7 +15,7 @@ import pytest
 import clients
 from broker.collectives import shm
 from broker.errors import LimitExceeded
-from clients import boards
+from clients.collectives import boards
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks

@@ -14,9 +14,10 @@ import pytest
 import clients
 from broker.errors import InvalidValue
 from broker.transport import registry
-from clients import aio, choosing
-from clients.choosing import Candidate
-from clients.views import candidates, way
+from clients import aio
+from clients.connection import choosing
+from clients.connection.choosing import Candidate
+from clients.connection.views import candidates, way
 from tests.clients.serving import ServingThread
 
 PATIENCE_S = 20.0

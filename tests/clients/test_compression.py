@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from broker.errors import CollectiveMismatchError, InvalidValue, LimitExceeded
-from clients import compression
-from clients.collective import Prepared
-from clients.compression import Feedback
+from clients.collectives import compression
+from clients.collectives.collective import Prepared
+from clients.collectives.compression import Feedback
 from tests.collectives.harness import CHUNK_BYTES, Cluster
 
 NAMES = ["float16", "bfloat16", "int8", "top-k:0.25", "top-k:1"]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from broker.protocol.links import HELLO_BYTES, SEAL_BYTES, Greeting, Peer, address_of, answer, greet, is_answer
-from clients import door as door_module
-from clients.door import Door, Meeting
-from clients.ports import listen
+from clients.collectives import door as door_module
+from clients.collectives.door import Door, Meeting
+from clients.collectives.ports import listen
 
 PATIENCE_S = 10.0
 SECRET = bytes(range(32))

@@ -9,9 +9,9 @@ import pytest
 from broker.limits import REPLIES_AHEAD, REPLIES_KEPT_BYTES, REQUESTS_REMEMBERED_S
 from broker.protocol.bodies import MessageBody, encode_body
 from broker.protocol.frames import Frame, Kind
-from clients.core import Outbound
-from clients.exchanges import CANCELLED_EARLY_MAX, Exchange, Exchanges, Request, Responders
-from clients.messages import Message, Publication
+from clients.asking.exchanges import CANCELLED_EARLY_MAX, Exchange, Exchanges, Request, Responders
+from clients.connection.core import Outbound
+from clients.reading.messages import Message, Publication
 
 SECOND_NS = 1_000_000_000
 PUBLICATION = Publication("t", "asker")
@@ -115,8 +115,8 @@ def test_two_responders_do_not_know_each_others_requests(responders: Responders,
 
 
 def test_requests_are_forgotten_by_age_count_and_bytes(table: Exchanges, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.exchanges.REQUESTS_REMEMBERED", 3)
-    monkeypatch.setattr("clients.exchanges.REPLIES_KEPT_BYTES_MAX", 20)
+    monkeypatch.setattr("clients.asking.exchanges.REQUESTS_REMEMBERED", 3)
+    monkeypatch.setattr("clients.asking.exchanges.REPLIES_KEPT_BYTES_MAX", 20)
     old_ns = int(REQUESTS_REMEMBERED_S * SECOND_NS)
     begin(table, 1).said(outbound())
     assert isinstance(table.receive(request(1), old_ns - 1), Exchange)

@@ -12,7 +12,7 @@ import pytest
 
 import clients
 from clients import aio
-from clients.gradients import BucketPlan
+from clients.training.gradients import BucketPlan
 from tests.clients.serving import ServingThread
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks, schedule  # noqa: F401
 

@@ -7,9 +7,9 @@ import pytest
 from broker.errors import ProtocolError
 from broker.protocol.bodies import Subscribe, Topic, encode_body
 from broker.protocol.frames import Content, Flag, Frame, Kind
-from clients.incoming import Incoming
-from clients.messages import Message, Publication
-from clients.subscription_state import SubscriptionState
+from clients.reading.incoming import Incoming
+from clients.reading.messages import Message, Publication
+from clients.reading.subscription_state import SubscriptionState
 from tests.clients.recording import Recording
 
 

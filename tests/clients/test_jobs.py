@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import clients
-from broker.admin_views import QueueGroupView, SessionView, TopicView, session_views, topic_views
+from broker.admin.views import QueueGroupView, SessionView, TopicView, session_views, topic_views
 from broker.metrics import Metrics
 from clients import DEFERRED, InvalidValue, Message
 from tests.clients.conftest import Connect
@@ -181,7 +181,7 @@ def test_an_ack_of_an_old_session_is_no_error_and_the_job_comes_again(
     worker.flush()
     broker.cut_off("worker")
     assert reconnected.wait(10.0)
-    with caplog.at_level(logging.DEBUG, "clients.operations"):
+    with caplog.at_level(logging.DEBUG, "clients.connection.operations"):
         message.ack()
         worker.flush()
     assert "job.settled_too_late" in caplog.text

@@ -13,8 +13,8 @@ from broker.protocol.bodies import decode_body
 from broker.protocol.frames import Content, Frame, Kind, Lane
 from broker.protocol.measured import Measured
 from broker.protocol.session import Session
-from clients.latencies import Latencies, wall_offset_ns
-from clients.messages import Message, Publication
+from clients.reading.latencies import Latencies, wall_offset_ns
+from clients.reading.messages import Message, Publication
 from tests.daemon import PATIENCE_S, Daemon
 from tests.test_metrics import scrape
 

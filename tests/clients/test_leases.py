@@ -13,7 +13,7 @@ import pytest
 import clients
 from broker.limits import RELEASE_BYTES
 from clients import aio
-from clients.leases import Leases
+from clients.reading.leases import Leases
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.clients.test_shared_memory import PATIENCE_S, is_shared, numbers, shared_files

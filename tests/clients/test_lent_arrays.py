@@ -152,7 +152,7 @@ def test_what_numpy_cannot_make_is_refused_as_numpy_does(bus: clients.Client, sh
 def test_many_may_be_asked_for_at_once_without_waiting_for_readers_of_none(
     bus: clients.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clients.operations.SHARED_PATIENCE_S", 3 * PATIENCE_S)
+    monkeypatch.setattr("clients.connection.operations.SHARED_PATIENCE_S", 3 * PATIENCE_S)
     arrays = [bus.empty(MIB, np.uint8) for _ in range(3 * SHARED_AHEAD_BYTES // MIB)]
     assert bus._core.arenas.lent_bytes == len(arrays) * MIB
 

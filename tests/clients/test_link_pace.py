@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from clients.link_pace import INSTEAD, UNFIT, set_congestion
+from clients.collectives.link_pace import INSTEAD, UNFIT, set_congestion
 from tests.collectives.rings import tcp_pair
 
 

@@ -17,10 +17,10 @@ import clients
 from broker.collectives.ring import Outcome
 from broker.limits import LINK_HALF_OPEN_MAX
 from broker.protocol.links import HELLO_BYTES, Greeting, Reach, address_of, greet
-from clients import door as door_module
-from clients import entrance
-from clients.door import Door, Meeting
-from clients.entrance import Entrance
+from clients.collectives import door as door_module
+from clients.collectives import entrance
+from clients.collectives.door import Door, Meeting
+from clients.collectives.entrance import Entrance
 from tests.clients.conftest import Connect, stand_in
 from tests.clients.serving import ServingThread
 from tests.clients.test_boards import join_all

@@ -17,9 +17,9 @@ from broker.limits import (
 from broker.protocol.bodies import Hello, Subscribe, Welcome
 from broker.protocol.frames import HEADER, Flag, Frame, Kind, Lane
 from broker.protocol.session import Event, Session
-from clients.core import Core, Outbound, try_publish
-from clients.messages import Sent
-from clients.signals import Pending
+from clients.connection.core import Core, Outbound, try_publish
+from clients.connection.signals import Pending
+from clients.reading.messages import Sent
 
 WINDOW_MESSAGES, WINDOW_BYTES = PUBLISH_WINDOW_MESSAGES, PUBLISH_WINDOW_BYTES
 
@@ -154,7 +154,7 @@ def test_a_state_dict_leaves_in_full_chunks_from_the_memory_of_its_tensors() -> 
 
 
 def test_no_more_large_messages_are_under_way_than_a_broker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.outgoing.STREAMS_PER_SESSION_MAX", 2)
+    monkeypatch.setattr("clients.publishing.outgoing.STREAMS_PER_SESSION_MAX", 2)
     core, session = connected_core()
     for topic in ("a", "b"):
         try_publish(core, Outbound.of(topic, b"x" * MIB, "default"), 0, 0)
@@ -167,7 +167,7 @@ def test_no_more_large_messages_are_under_way_than_a_broker_takes(monkeypatch: p
 
 
 def test_one_topic_too_many_is_refused_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.outgoing.TOPICS_PER_SESSION_MAX", 3)
+    monkeypatch.setattr("clients.publishing.outgoing.TOPICS_PER_SESSION_MAX", 3)
     core, session = connected_core()
     for name in ("a", "b", "$inbox/1"):
         try_publish(core, Outbound.of(name, 1, "default"), 0, 0)
@@ -181,7 +181,7 @@ def test_one_topic_too_many_is_refused_and_the_others_go_on(monkeypatch: pytest.
 
 
 def test_control_messages_wait_when_the_link_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.core.CONTROL_QUEUE_BYTES_MAX", 1000)
+    monkeypatch.setattr("clients.connection.core.CONTROL_QUEUE_BYTES_MAX", 1000)
     core, session = connected_core()
     small = Outbound.of("t", b"x" * 600, "control")
     signals = [try_publish(core, small, 0, 0) for _ in range(4)]

@@ -9,8 +9,8 @@ from broker.protocol.bodies import Declare, Failure, PublishPolicy, Subscribe, S
 from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, Frame, Kind, Lane
 from broker.protocol.session import Session
-from clients.core import Core, Outbound, try_publish
-from clients.outgoing import BATCH_OPENED, BATCHED, SENT
+from clients.connection.core import Core, Outbound, try_publish
+from clients.publishing.outgoing import BATCH_OPENED, BATCHED, SENT
 from tests.clients.test_outgoing import connect, connected_core, drain
 
 US = 1000

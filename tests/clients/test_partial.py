@@ -10,7 +10,7 @@ import pytest
 import clients
 from broker.collectives.claims import Quorum
 from broker.collectives.member import Member
-from clients.partial import Terms
+from clients.collectives.partial import Terms
 from tests.clients.conftest import Connect
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks, schedule  # noqa: F401 (a fixture)
 

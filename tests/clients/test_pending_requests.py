@@ -9,8 +9,8 @@ from broker.limits import REPLIES_AHEAD, REPLIES_AHEAD_BYTES
 from broker.protocol.bodies import Failure, MessageBody, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from clients.messages import Message, Publication
-from clients.requests import PendingRequest, Requests
+from clients.asking.requests import PendingRequest, Requests
+from clients.reading.messages import Message, Publication
 from tests.clients.recording import Recording
 
 PUBLICATION = Publication("$inbox/1", "responder")
@@ -146,7 +146,7 @@ def test_a_large_reply_that_breaks_off_fails_its_request(requests: Requests) -> 
 
 
 def test_more_replies_than_credit_allows_fail_the_request(requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.requests.REPLIES_WAITING_MAX", 3)
+    monkeypatch.setattr("clients.asking.requests.REPLIES_WAITING_MAX", 3)
     request = requests.new("t", 5, many=True)
     for _ in range(4):
         requests.replied(reply(request))

@@ -16,7 +16,7 @@ from broker.security.identity import Identity
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.security.roles import READY_MADE, Role, Verb
-from clients.views import view
+from clients.connection.views import view
 from tests.clients.asynchronous import AsyncLoop
 from tests.clients.serving import ServingThread
 

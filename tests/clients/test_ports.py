@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from broker.errors import InvalidValue
-from clients.ports import host_identity, listen, read_link_address
+from clients.collectives.ports import host_identity, listen, read_link_address
 
 
 @pytest.mark.parametrize(

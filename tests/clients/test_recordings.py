@@ -18,7 +18,7 @@ import clients
 from broker.errors import InvalidValue, ProtocolError
 from broker.protocol.bodies import MessageBody, encode_body
 from broker.protocol.values import encode_value
-from clients.messages import Message, Publication
+from clients.reading.messages import Message, Publication
 from clients.recordings import (
     HEAD_BYTES_MAX,
     PART_BYTES,

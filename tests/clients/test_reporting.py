@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.collectives.ring import LOG_ENTRIES, Entry, Glance, Outcome
 from broker.limits import LINK_REPORT_OPERATIONS
 from broker.protocol.operations import TOLD_MAX, Operations, Told
-from clients.reporting import Reporter
+from clients.collectives.reporting import Reporter
 
 MS = 1_000_000
 INTERVAL_NS = 100 * MS

@@ -265,7 +265,7 @@ def test_large_replies_of_many_responders_all_arrive(tcp_broker: ServingThread) 
 def test_too_many_streams_at_once_are_refused_with_the_limit(
     bus: clients.Client, other: clients.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clients.responding.REPLY_STREAMS_MAX", 2)
+    monkeypatch.setattr("clients.asking.responding.REPLY_STREAMS_MAX", 2)
     if not isinstance(other, clients.Client):
         pytest.skip("the asynchronous client lets further requests wait")
     other.respond("endless", lambda message: (number for number in itertools.count()))

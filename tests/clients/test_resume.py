@@ -175,7 +175,7 @@ def test_a_member_of_a_queue_group_is_not_sent_what_others_have_got(reader: Read
 def test_more_topics_than_are_kept_in_mind_end_the_going_on_and_nothing_else(
     reader: Reader, bus: clients.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("clients.seen.SEEN_TOPICS_MAX", 10)
+    monkeypatch.setattr("clients.reading.seen.SEEN_TOPICS_MAX", 10)
     subscription = reader.bus.subscribe("many/+")
     for number in range(15):
         bus.publish(f"many/{number}", number, ack="accepted")

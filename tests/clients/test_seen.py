@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.protocol.bodies import Resume, Subscribe, decode_body
 from broker.protocol.frames import Frame, Kind
-from clients.seen import Seen
+from clients.reading.seen import Seen
 from tests.state.harness import Talk
 
 

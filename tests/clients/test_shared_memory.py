@@ -175,7 +175,7 @@ def test_many_lengths_stay_within_the_bounds(bus: clients.Client, other: clients
 def test_who_has_no_room_left_uses_the_socket(
     bus: clients.Client, other: clients.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clients.arenas.SHARED_BYTES_MAX", 64 * MIB)
+    monkeypatch.setattr("clients.publishing.arenas.SHARED_BYTES_MAX", 64 * MIB)
     subscription = other.subscribe("a")
     kept = []
     for first in range(3):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import clients
-from clients.state_sync import fill, mismatch, snapshot
+from clients.collectives.state_sync import fill, mismatch, snapshot
 from tests.clients.conftest import Connect
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks, schedule  # noqa: F401 (a fixture)
 

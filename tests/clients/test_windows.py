@@ -15,7 +15,7 @@ import clients
 from broker.collectives import shm
 from broker.errors import InvalidValue
 from broker.transport.shared_memory import SharedMemory
-from clients import windows
+from clients.collectives import windows
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks

@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from broker.admin_events import INTERVAL_S
+from broker.admin.events import INTERVAL_S
 from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
 from broker.collectives.link_watching import FAILURE_NS, LINK_QUIET_NS, LINK_SILENT_NS, LinkWatch, Standing, Word
 from broker.collectives.operation import OperationState

@@ -16,7 +16,9 @@ import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 
-from broker import admin_hosts, admin_views, config
+from broker import config
+from broker.admin import hosts as admin_hosts
+from broker.admin import views as admin_views
 from broker.collectives.claims import Claim
 from broker.errors import ConfigError, InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
 from broker.limits import FRAME_PAYLOAD_BYTES_MAX

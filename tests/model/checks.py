@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clients.subscription_state import SubscriptionState
+from clients.reading.subscription_state import SubscriptionState
 from tests.model.choices import CHUNK_BYTES
 from tests.model.reference import Reference
 from tests.model.world import Client, World

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clients.messages import Message
+    from clients.reading.messages import Message
     from tests.model.reference import Sent
 
 

@@ -16,10 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from broker.protocol.bodies import Subscribe, Topic, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.state import Settings
-from clients.messages import Message
-from clients.signals import Pending, Signal
-from clients.streaming import StreamSource
-from clients.subscription_state import SubscriptionState
+from clients.connection.signals import Pending, Signal
+from clients.publishing.streaming import StreamSource
+from clients.reading.messages import Message
+from clients.reading.subscription_state import SubscriptionState
 from tests.model.checks import check_bounds, check_credit, check_rings
 from tests.model.choices import (
     BOUNDS,

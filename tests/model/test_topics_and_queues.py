@@ -41,7 +41,7 @@ FIRST_SEED = secrets.randbits(32) if IS_LONG else 0
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that a few messages reach."""
-    monkeypatch.setattr("clients.streaming.CHUNK_BYTES", choices.CHUNK_BYTES)
+    monkeypatch.setattr("clients.publishing.streaming.CHUNK_BYTES", choices.CHUNK_BYTES)
     monkeypatch.setattr("broker.state.delivery.BLOCKED_BYTES_MAX", choices.BLOCKED_BYTES)
     monkeypatch.setattr("broker.topics.queues.BLOCKED_BYTES_MAX", choices.BLOCKED_BYTES)
     monkeypatch.setattr("broker.state.delivery.STREAM_LAG_BYTES_MAX", choices.LAG_BYTES)

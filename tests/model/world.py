@@ -18,13 +18,13 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import Content, Flag, Frame, Kind, Lane
 from broker.protocol.session import Phase, Received, Session
 from broker.state import Settings
-from clients.core import Core, Outbound, try_publish
-from clients.messages import Answer, Delivery, Message
-from clients.outgoing import BATCH_OPENED, BATCHED, SENT
-from clients.outgoing_topic import LANES
-from clients.signals import Pending, Signal
-from clients.streaming import StreamSource
-from clients.subscription_state import SubscriptionState
+from clients.connection.core import Core, Outbound, try_publish
+from clients.connection.signals import Pending, Signal
+from clients.publishing.outgoing import BATCH_OPENED, BATCHED, SENT
+from clients.publishing.outgoing_topic import LANES
+from clients.publishing.streaming import StreamSource
+from clients.reading.messages import Answer, Delivery, Message
+from clients.reading.subscription_state import SubscriptionState
 from tests.state.harness import CountingState, transfer
 
 UNBOUNDED = 1 << 62

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 import clients
-from clients import entrance
+from clients.collectives import entrance
 
 Array = npt.NDArray[np.generic]
 

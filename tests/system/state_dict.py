@@ -23,7 +23,7 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.session import Received
 from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
-from clients.link import Link, dial, read
+from clients.connection.link import Link, dial, read
 
 TOPIC = "weights/policy"
 TENSOR_BYTES = 64 * MIB

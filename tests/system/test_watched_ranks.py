@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from broker.collectives import ring
+from tests.admin.test_http import ask
 from tests.daemon import PATIENCE_S, Daemon, Process, run
-from tests.test_admin import ask
 
 pytestmark = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")
 

@@ -440,7 +440,7 @@ WITHOUT = """
 import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name == "ucxx" else found(name, *more)
-import clients, broker.server, broker.cli_serve
+import clients, broker.server, broker.cli.serve
 try:
     connect("ucx://127.0.0.1:1", 1.0)
 except Exception as error:

@@ -381,6 +381,6 @@ def test_a_process_ends_at_once_and_what_it_sent_before_arrives(listener: Listen
 
 def test_zeromq_is_not_imported_before_an_address_asks_for_it() -> None:
     program = (
-        "import sys, broker.cli_serve, clients, clients.aio; assert not [name for name in sys.modules if name == 'zmq']"
+        "import sys, broker.cli.serve, clients, clients.aio; assert not [name for name in sys.modules if name == 'zmq']"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

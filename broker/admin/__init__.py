@@ -1,0 +1,1 @@
+"""The HTTP interface: what it shows, to whom, and how."""

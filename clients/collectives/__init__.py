@@ -1,0 +1,1 @@
+"""Groups of ranks: operations on a board, over links or through the broker."""

@@ -1,0 +1,90 @@
+"""How a client becomes a member of a group and how it leaves, written once for both kinds of client."""
+
+from __future__ import annotations
+
+from broker.errors import CollectiveError, ConnectionClosed
+from broker.limits import LINK_MEETING_S
+from broker.protocol.bodies import Join, encode_body
+from broker.protocol.frames import Frame, Kind, Lane
+from clients.collectives.collective import GRACE_S
+from clients.collectives.membership import PendingJoin, Place
+from clients.collectives.ways import Schedule
+from clients.connection.checks import time_limit
+from clients.connection.operations import Deadline, Driver, answer, online
+
+DECISION_S = LINK_MEETING_S + GRACE_S
+"""The broker decides after LINK_MEETING_S; a client that has not heard even that by then raises itself."""
+
+
+async def join(
+    driver: Driver, group: str, world_size: int, rank: int | None, timeout_s: float, schedule: str = "auto"
+) -> Place:
+    """Becomes a member of a group; when this returns, the group has formed and it is decided how its operations go.
+
+    Raises:
+        RankTimeoutError: the group did not form in time; missing_ranks are the ones that nobody holds.
+        CollectiveError: the rank is taken, the world size differs, there can be no board, no links, ...
+    """
+    core, wanted = driver.core, Schedule.of(schedule)
+    time_limit("timeout_s", timeout_s)
+    deadline = Deadline(timeout_s + 5.0)
+    await online(driver, deadline)
+    core.places.joining += 1
+    try:
+        reach = core.places.reach(wanted)
+        pending = PendingJoin(group, world_size, wanted, core.completions)
+        body = encode_body(Join(group, world_size, rank, int(timeout_s * 1e9), wanted.board_version, reach))
+        core.send(Frame(Kind.JOIN, lane=Lane.CONTROL, target=core.pending(pending), body=body))
+        await answer(driver, pending, deadline)
+    finally:
+        core.places.joining -= 1
+        core.places.tidy()
+    place = pending.place
+    assert place is not None
+    try:
+        await decided(driver, place)
+        if place.refused is not None:
+            raise place.refused
+    except BaseException:
+        await leave(driver, place, timeout_s)
+        raise
+    return place
+
+
+async def decided(driver: Driver, place: Place) -> None:
+    """Waits until it is known how the operations of the place's generation go.
+
+    Raises:
+        CollectiveError: the broker does not say it.
+    """
+    if place.decided.ready:
+        return
+    try:
+        await driver.wait(place.decided, DECISION_S, "the members to be linked")
+    except TimeoutError as error:
+        raise CollectiveError(place.name, "the broker does not say whether the members are linked") from error
+
+
+async def leave(driver: Driver, place: Place, timeout_s: float | None) -> None:
+    """Leaves a group; pending operations fail with ConnectionClosed."""
+    core = driver.core
+    if place.closed is not None:
+        return
+    place.farewell()
+    pending = core.ask(Kind.LEAVE, f"leave group {place.name!r}", number=place.number)
+    place.close(ConnectionClosed(f"group {place.name!r} was left"))
+    core.places.by_number.pop(place.number, None)
+    core.places.tidy()
+    await answer(driver, pending, Deadline(timeout_s))
+
+
+async def finish(driver: Driver, place: Place, generation: int, timeout_s: float | None) -> None:
+    """Tells the broker that the members of a generation have finished, or with 0 that they go on; it has heard it then.
+
+    Raises:
+        BrokerError: the place is lost.
+    """
+    if place.closed is not None:
+        raise place.closed.again()
+    pending = driver.core.ask(Kind.FINISHED, f"finish group {place.name!r}", number=place.number, sequence=generation)
+    await answer(driver, pending, Deadline(timeout_s))

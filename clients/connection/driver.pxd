@@ -1,0 +1,37 @@
+"""The types with which driver.py is compiled."""
+
+import cython
+
+from broker.protocol.session cimport Session
+from broker.transport.calls cimport wait_for_either
+from clients.connection.core cimport Core
+from clients.reading.lines cimport Lines
+from clients.publishing.outgoing cimport Outgoing
+from clients.connection.signals cimport Signal
+
+
+cpdef seconds(timeout_s)
+
+
+cdef class Driver:
+    cdef public Core core
+    cdef public object lock, _link
+    cdef object _condition, _addresses, _greeting, _connect_timeout_s, _reconnect_timeout_s, _on_reconnect
+    cdef bint _pumping, _closing, _keeper_watches
+    cdef Py_ssize_t _followers, _eager
+    cdef double _last_wait
+    cdef object _receive, _wake, _keeper_wake, _keeper
+    cdef object __weakref__
+
+    cpdef block(self, Signal signal, timeout_s, what)
+    @cython.locals(outgoing=Outgoing, session=Session)
+    cpdef flush(self, bint waits=*)
+    cpdef batch_opened(self)
+    cpdef wake_waiters(self)
+    @cython.locals(session=Session, events=int, lines=Lines, took=bint)
+    cdef _pump(self, timeout_s)
+    cdef bint _read_lines(self, bint wakes=*) except -1
+    cdef _read_all(self)
+    @cython.locals(session=Session, size=Py_ssize_t)
+    cdef _read(self, link)
+    cpdef _lose(self, error)

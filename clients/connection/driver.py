@@ -1,0 +1,499 @@
+"""What drives a synchronous client: the lock, the link, and who reads it.
+
+Nothing is handed from thread to thread on the way out: whoever publishes encodes the frame and sends it. On the way in,
+whoever waits reads. The first thread that has to wait takes the pump, which is the right to poll and read the
+connection; others wait until the pump has brought what they want. A waiting `next()` is thus woken by the kernel
+itself.
+
+    publish ----------------------------------> lock, encode, send
+    next, request, wait ... nothing there yet -> pump free:  poll, read, hand out, wake the others
+                                                 pump taken: wait for whoever has it
+    keeper thread ---------------------------> heartbeats, batches that are due, reconnecting, and the pump when nobody
+                                                 has waited for a while, so that a client stays alive while its
+                                                 application computes
+
+The lock is held while state is touched and never while a thread sleeps or runs the application's functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Final, TypeVar
+
+from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
+from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
+from broker.protocol.bodies import Hello
+from broker.protocol.codes import Code
+from broker.protocol.line import AVAILABLE
+from broker.protocol.session import Deliver, Phase, Session
+from broker.transport.addresses import Address
+from broker.transport.calls import READABLE, WRITABLE, wait_for_either
+from clients.connection import lifetimes
+from clients.connection.checks import TIMEOUT_S_MAX, time_limit
+from clients.connection.core import Core, Reconnected
+from clients.connection.link import INTERRUPTED, Link, dial
+from clients.connection.signals import Signal
+from clients.connection.wakeup import Wakeup
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.1
+IDLE_S: Final = 0.05
+"""When nobody has waited for so long, the keeper reads."""
+LONG_S: Final = 0.005
+"""A batch that is due later than this needs no sleep of its own: a poll, which counts in milliseconds, ends in time."""
+POLL_S: Final = 0.001
+NO_BATCH_S: Final = 60.0
+"""How long a batch is away that does not exist."""
+SHORT_READ_BYTES: Final = 4096
+READS_MAX: Final = 64
+"""Reads in a row before the lock is given up."""
+
+T = TypeVar("T")
+
+
+def seconds(timeout_s: float) -> float:
+    """As `time_limit`, which nearly all times pass without being asked."""
+    usual = type(timeout_s) is float and 0.0 <= timeout_s <= TIMEOUT_S_MAX
+    return timeout_s if usual else time_limit("timeout_s", timeout_s)
+
+
+class Driver:
+    """One synchronous client's link and threads."""
+
+    def __init__(
+        self,
+        core: Core,
+        addresses: Sequence[Address],
+        greeting: Hello,
+        *,
+        connect_timeout_s: float,
+        reconnect_timeout_s: float,
+        on_reconnect: Callable[[Reconnected], None] | None,
+    ) -> None:
+        """Connects.
+
+        Raises:
+            ConnectError: no broker can be reached.
+            PermissionDenied: the broker does not let this client in.
+        """
+        self.core = core
+        self._receive: Deliver = core.receive
+        self.lock = threading.Lock()
+        self._condition = threading.Condition(self.lock)
+        self._addresses = addresses
+        self._greeting = greeting
+        self._connect_timeout_s = connect_timeout_s
+        self._reconnect_timeout_s = reconnect_timeout_s
+        self._on_reconnect = on_reconnect
+        self._link: Link | None = None
+        self._pumping = False
+        self._followers = 0
+        self._last_wait = time.monotonic()
+        self._eager = 0
+        self._closing = False
+        # Whether the keeper is about to look after batches by itself, so that it need not be woken for each one.
+        self._keeper_watches = False
+        try:
+            self._wake = Wakeup()
+            self._keeper_wake = Wakeup()
+            core.bell = self._wake if AVAILABLE and self._wake.identity else None
+        except OSError as error:
+            where = ", ".join(str(address) for address in addresses)
+            raise ConnectError(where, f"{error.strerror}: raise RLIMIT_NOFILE (ulimit -n)") from error
+        try:
+            link = dial(addresses, greeting, connect_timeout_s, core.allocate)
+        except BaseException:
+            self._wake.close()
+            self._keeper_wake.close()
+            raise
+        core.places.call = self.call
+        with self.lock:
+            self._adopt(link)
+        self._keeper = threading.Thread(target=self._keep, name=f"tensorbus-keeper-{core.name}", daemon=True)
+        self._keeper.start()
+        lifetimes.open_drivers.add(self)
+
+    # For callers.
+
+    def run(self, operation: Coroutine[object, None, T]) -> T:
+        """Runs an operation that is written once for both kinds of client; here every wait in it blocks.
+
+        The operation runs under the lock, which its waits give up.
+        """
+        with self.lock:
+            try:
+                operation.send(None)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            except BaseException:
+                # What was given up may be what somebody else waits for.
+                self.wake_waiters()
+                raise
+            finally:
+                operation.close()
+        raise AssertionError("an operation of a synchronous client waited for something else than a signal")
+
+    async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
+        """Waits, under the lock, until a signal is ready.
+
+        Raises:
+            TimeoutError: it did not become ready in time; it still may.
+        """
+        self.block(signal, timeout_s, what)
+
+    def block(self, signal: Signal, timeout_s: float | None, what: str) -> None:
+        """As `wait`. The lock is held by the caller and is given up meanwhile."""
+        self.core.before_waiting()
+        self.flush(waits=True)
+        if signal.ready:
+            return
+        if self._read_lines() and signal.ready:
+            return
+        deadline = None if timeout_s is None else time.monotonic() + seconds(timeout_s)
+        while not signal.ready:
+            remaining_s = None if deadline is None else deadline - time.monotonic()
+            if remaining_s is not None and remaining_s <= 0:
+                # What has arrived meanwhile counts.
+                self._read_all()
+                if signal.ready:
+                    break
+                raise TimeoutError(what, timeout_s or 0.0)
+            if self._pumping or self._link is None:
+                self._followers += 1
+                try:
+                    self._condition.wait(remaining_s)
+                finally:
+                    self._followers -= 1
+            else:
+                self._pump(remaining_s)
+        self._last_wait = time.monotonic()
+
+    def flush(self, waits: bool = False) -> None:
+        """Sends what waits as far as the link takes it. The lock is held.
+
+        Args:
+            waits: the caller is about to poll itself; otherwise somebody else has to send what is left.
+        """
+        link, outgoing = self._link, self.core.outgoing
+        if link is None:
+            return
+        try:
+            session = link.session
+            if session.flush(link.connection.send):
+                if outgoing.finishing or not outgoing.link_room.ready:
+                    outgoing.link_drained()
+            elif self._pumping:
+                # Whoever polls has to poll for writing as well.
+                self._wake.set()
+            elif not waits:
+                self._keeper_wake.set()
+        except ConnectionClosed as error:
+            self._lose(error)
+        except BaseException:
+            self._lose(ConnectionClosed(INTERRUPTED))
+            raise
+
+    def batch_opened(self) -> None:
+        """A batch has to leave within the batch window even if nothing else happens."""
+        if not self._keeper_watches:
+            self._keeper_watches = True
+            self._keeper_wake.set()
+            if self._pumping:
+                self._wake.set()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Calls a function of another thread's under the lock, and sends what it has to say."""
+        with self.lock:
+            function()
+            self.flush()
+            self.wake_waiters()
+
+    def notify(self) -> None:
+        """Makes whoever waits look again."""
+        with self.lock:
+            self.wake_waiters()
+
+    def wake_waiters(self) -> None:
+        """As `notify`; the lock is held."""
+        self._condition.notify_all()
+        self._wake.set()
+
+    def expect_results(self, *, more: bool) -> None:
+        """While results of asynchronous work are due, the keeper reads whenever nobody else does."""
+        self._eager += 1 if more else -1
+        if more:
+            self._keeper_wake.set()
+
+    def close(self, reason: str, timeout_s: float) -> None:
+        """Closes in order: what is queued still leaves. Every waiter gets ConnectionClosed."""
+        with self.lock:
+            if not self._closing:
+                self._closing = True
+                self._say_goodbye(reason, timeout_s)
+                self._shut(ConnectionClosed(reason, Code.NORMAL))
+        lifetimes.open_drivers.discard(self)
+        if threading.current_thread() is not self._keeper:
+            self._keeper.join(timeout_s)
+            if not self._keeper.is_alive():
+                with self.lock:
+                    self._wake.close()
+                    self._keeper_wake.close()
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of the parent's connection without a word on it."""
+        self.lock = threading.Lock()
+        self._condition = threading.Condition(self.lock)
+        self._closing = True
+        self.core.arenas.forked()
+        self.core.lines.forget()
+        self.core.incoming.leases.forget()
+        link, self._link = self._link, None
+        if link is not None:
+            link.connection.disown()
+        self._wake.close()
+        self._keeper_wake.close()
+        self.core.close(ConnectionClosed("this client belongs to the parent process; connect again after fork"))
+
+    def _say_goodbye(self, reason: str, timeout_s: float) -> None:
+        """Lets what is queued leave, then a CLOSE. The lock is held."""
+        link = self._link
+        if link is None:
+            return
+        self.core.farewell()
+        link.session.close(Code.NORMAL, reason)
+        self.core.closing()
+        self.flush()
+        never = Signal()
+        deadline = time.monotonic() + timeout_s
+        while self._link is not None and link.session.phase is Phase.CLOSING and time.monotonic() < deadline:
+            try:
+                self.block(never, 0.01, "the last frames to leave")
+            except TimeoutError:
+                self.flush()
+
+    # The pump.
+
+    def _pump(self, timeout_s: float | None) -> None:
+        """Polls once and reads what is there. The lock is held, and given up while polling."""
+        link = self._link
+        assert link is not None
+        session, lines = link.session, self.core.lines
+        if lines.count and not lines.sleeps():
+            self._read_lines()
+            return
+        events = READABLE | (WRITABLE if session.has_unsent else 0)
+        self._pumping = True
+        self.lock.release()
+        try:
+            ready, woken = wait_for_either(link.connection.fileno(), events, self._wake.descriptor, timeout_s)
+        finally:
+            self.lock.acquire()
+            self._pumping = False
+        if woken:
+            self._wake.clear()
+        took = self._read_lines(wakes=True)
+        if (ready or (woken and not took)) and link is self._link:
+            if events & WRITABLE:
+                self.flush()
+            self._read_all()
+        if self._followers:
+            self._condition.notify_all()
+
+    def _read_lines(self, wakes: bool = False) -> bool:
+        """Reads what has come on lines; says whether something had. The lock is held, by whatever thread."""
+        lines = self.core.lines
+        if lines.count and wakes:
+            lines.wakes()
+        if not lines.count or not lines.read(time.monotonic_ns()):
+            return False
+        if self._link is not None and self._link.session.has_unsent:
+            self.flush()
+        if self._followers:
+            self._condition.notify_all()
+        return True
+
+    def _read_all(self) -> None:
+        """Reads until nothing is there, unless another thread is about to. The lock is held."""
+        self._read_lines()
+        if self._link is not None and not self._pumping:
+            self._read(self._link)
+
+    def read_arrived(self) -> None:
+        """Reads until nothing is there, also while another thread polls. The lock is held."""
+        self._read_lines()
+        if self._link is not None:
+            self._read(self._link)
+            if self._pumping or self._followers:
+                # What they wait for may be among it.
+                self.wake_waiters()
+
+    def _read(self, link: Link) -> None:
+        session, take, receive = link.session, link.connection.receive_into, self._receive
+        try:
+            for _ in range(READS_MAX):
+                size = take(session.receive_buffers())
+                if not size:
+                    break
+                session.received(size, time.monotonic_ns(), receive)
+                # A short read has emptied the socket; asking again would only cost a system call.
+                if size < SHORT_READ_BYTES or session.failure is not None:
+                    break
+        except ConnectionClosed as error:
+            self._lose(error)
+            return
+        except BaseException:
+            self._lose(ConnectionClosed(INTERRUPTED))
+            raise
+        if session.has_unsent:
+            self.flush()
+        if session.failure is not None:
+            self._check_session(session)
+
+    def _check_session(self, session: Session) -> None:
+        """Gives the connection up when its session has failed or is over. The lock is held."""
+        failure = session.failure
+        if failure is not None and (session.phase is Phase.CLOSED or not self._closing):
+            self._lose(ConnectionClosed.by(failure))
+
+    # The link's life.
+
+    def _adopt(self, link: Link) -> None:
+        self._link = link
+        self.core.places.connected(link.local_host, private=link.connection.private)
+        self.core.connected(link.session, link.welcome)
+        for received in link.early:
+            self.core.receive(received, 0)
+        self.flush()
+
+    def _lose(self, error: ConnectionClosed) -> None:
+        """The connection is gone. The lock is held."""
+        link, self._link = self._link, None
+        if link is None:
+            return
+        log.warning("connection.closed name=%r broker=%s cause=%s", self.core.name, link.connection.peer_address, error)
+        link.session.lost(error)
+        if self._closing or self._reconnect_timeout_s <= 0 or error.code == Code.DENIED:
+            self.core.close(error)
+        else:
+            self.core.disconnected(error)
+        # Last: as long as it is open, nobody writes to the memory that arrays of this session lie in.
+        link.connection.close()
+        self._condition.notify_all()
+        self._wake.set()
+        self._keeper_wake.set()
+
+    def _shut(self, error: BrokerError) -> None:
+        """Ends for good. The lock is held."""
+        self._closing = True
+        link, self._link = self._link, None
+        self.core.close(error)
+        if link is not None:
+            link.connection.close()
+        self._condition.notify_all()
+        self._wake.set()
+        self._keeper_wake.set()
+
+    # The keeper.
+
+    def _keep(self) -> None:
+        try:
+            self._keep_alive()
+        except Exception as error:
+            # A fault of ours. Without the keeper the client would look alive and not be it.
+            log.exception("keeper.failed name=%r", self.core.name)
+            with self.lock:
+                self._shut(ConnectionClosed(f"the client failed: {type(error).__name__}: {error}"))
+
+    def _keep_alive(self) -> None:
+        last_tick_ns = 0
+        while True:
+            with self.lock:
+                if self.core.closed is not None:
+                    self._shut(self.core.closed)
+                    return
+                now_ns = time.monotonic_ns()
+                if now_ns - last_tick_ns >= TICK_S * 1e9 or self.core.outgoing.open_batches:
+                    last_tick_ns = now_ns
+                    self.core.tick(now_ns)
+                    if self._read_lines():
+                        self.wake_waiters()
+                    self.flush()
+                    if self._link is not None:
+                        self._check_session(self._link.session)
+                pause_s = self._until_batch()
+                self._keeper_watches = pause_s < LONG_S
+                offline = self._link is None
+                owes = self._link is not None and self._link.session.has_unsent
+                leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or owes or self._idle())
+                if leads and not self._keeper_watches:
+                    self._pump(min(TICK_S, pause_s - POLL_S))
+                    continue
+            if offline:
+                self._reconnect()
+                continue
+            self._pause()
+
+    def _pause(self) -> None:
+        """Waits until the keeper has something to do. Without the lock, so that a busy publisher is not disturbed."""
+        while not self._closing:
+            pause_s = self._until_batch()
+            if pause_s >= LONG_S:
+                # From here on who opens a batch wakes the keeper. One that was opened before that is seen here.
+                self._keeper_watches = False
+                pause_s = self._until_batch()
+            if pause_s <= 0:
+                return
+            if pause_s >= LONG_S:
+                self._keeper_wake.wait(min(IDLE_S, pause_s - POLL_S))
+                return
+            # A sleep, because poll counts in milliseconds. Not a longer one, because other topics' batches may leave
+            # sooner than the one that is open.
+            time.sleep(min(pause_s, self.core.outgoing.shortest_window_ns / 1e9))
+
+    def _until_batch(self) -> float:
+        """How long until a batch has to leave, in seconds. May be called without the lock."""
+        due_ns = self.core.outgoing.batches_due_ns()
+        return NO_BATCH_S if due_ns is None else (due_ns - time.monotonic_ns()) / 1e9
+
+    def _idle(self) -> bool:
+        return time.monotonic() - self._last_wait > IDLE_S
+
+    def _reconnect(self) -> None:
+        """Tries until a broker answers, or the time is over. Called by the keeper, without the lock."""
+        deadline = time.monotonic() + self._reconnect_timeout_s
+        delay_s = RECONNECT_DELAY_FIRST_S
+        while not self._closing:
+            try:
+                attempt_s = min(self._connect_timeout_s, max(0.1, deadline - time.monotonic()))
+                link = dial(self._addresses, self._greeting, attempt_s, self.core.allocate)
+            except (ConnectError, PermissionDenied) as error:
+                if time.monotonic() + delay_s > deadline or isinstance(error, PermissionDenied):
+                    with self.lock:
+                        self._shut(
+                            ConnectionClosed(f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}")
+                        )
+                    return
+                self._keeper_wake.wait(delay_s)
+                delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
+                continue
+            with self.lock:
+                if self._closing:
+                    link.connection.close()
+                    return
+                self._adopt(link)
+                told, self.core.lost = self.core.lost, None
+                self._condition.notify_all()
+            if told is not None:
+                log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
+                self._tell(told)
+            return
+
+    def _tell(self, told: Reconnected) -> None:
+        """Calls on_reconnect on a thread of its own: the keeper has to go on."""
+        function = self._on_reconnect
+        if function is not None:
+            threading.Thread(target=function, args=(told,), name="tensorbus-reconnected", daemon=True).start()

@@ -1,0 +1,1 @@
+"""From what an application publishes to frames."""

@@ -1,0 +1,389 @@
+"""The shared memory that a client publishes from.
+
+    arena: blocks of one size, up to 64 MiB    free blocks of that size, the last used first: its pages are there and
+    +-------+-------+-------+- - -+-------+     its bytes may still be in the cache
+    | block | block | block |     | block |
+    +-------+-------+-------+- - -+-------+     a block is free when its Block object is gone
+
+A Block is held by the array that was lent over it, by the call that publishes it, and by each message in it until the
+broker says RELEASE, which it does when no reader uses it any more.
+
+Where there is no block to be had, because readers hold them all or the message is longer than what may be shared, the
+message goes through the socket, under its topic's credit: nobody waits for a reader that keeps what it got. So it does
+when the system has no memory or no descriptor for another arena, or the broker takes none; that is tried again later.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from weakref import ref
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.buffers import Gathered, Payload
+from broker.errors import InvalidValue, LimitExceeded
+from broker.limits import (
+    ARENA_BYTES,
+    ARENAS_MAX,
+    LOANS_MAX,
+    SHARED_AHEAD_BYTES,
+    SHARED_BYTES_MAX,
+    SHARED_BYTES_MIN,
+    SHARED_PAGE_BYTES,
+)
+from broker.protocol.frames import Frame
+from broker.protocol.session import Session
+from broker.protocol.sharing import PLACE, arena_ends, arena_frame, released
+from broker.transport.copying import copy
+from broker.transport.shared_memory import SharedMemory
+from clients.connection.signals import Signal
+
+log = logging.getLogger(__name__)
+
+BLOCKS_MIN: Final = 8
+"""Of the first arena of a length: more than are under way as a rule."""
+UNUSED_NS: Final = 30_000_000_000
+"""How often arenas go that were not used since the last time, and another one is tried where none was to be had."""
+
+
+class Arena:
+    """Blocks of one size in one piece of memory.
+
+    Attributes:
+        mapped: whether the broker can use it; None until it was told of it.
+        answered: ready once it has said so, or never will.
+        used: whether a block of it was lent since unused arenas last went.
+        lent: blocks that are not free.
+        gone: whether its blocks are not to be lent any more.
+        given: blocks that the application has, by their offsets, each with the array that was made over it.
+    """
+
+    __slots__ = ("answered", "block_bytes", "blocks", "given", "gone", "lent", "mapped", "memory", "number", "used")
+
+    def __init__(self, number: int, block_bytes: int, blocks: int) -> None:
+        self.number = number
+        self.block_bytes = block_bytes
+        self.blocks = blocks
+        self.memory = SharedMemory.create(block_bytes * blocks)
+        self.mapped: bool | None = None
+        self.answered = Signal()
+        self.used = True
+        self.lent = 0
+        self.gone = False
+        self.given: dict[int, tuple[ref[Block], ref[npt.NDArray[np.generic]]]] = {}
+
+
+class Block:
+    """Memory for one message, for as long as anything refers to this."""
+
+    __slots__ = ("__weakref__", "_over", "arena", "offset")
+
+    def __init__(self, arena: Arena, offset: int, over: deque[tuple[Arena, int]]) -> None:
+        self.arena = arena
+        self.offset = offset
+        self._over = over
+
+    def view(self, size_bytes: int) -> memoryview:
+        """Its first bytes, writable; they keep the block."""
+        return self.arena.memory.view(self.offset, size_bytes, self)
+
+    def __del__(self) -> None:
+        # On any thread and at any moment: it takes no lock.
+        self._over.append((self.arena, self.offset))
+
+
+class Place(NamedTuple):
+    """Where a message lies: in a block, at an offset of its arena."""
+
+    block: Block
+    offset: int
+
+
+class Arenas:
+    """All arenas of one client.
+
+    Attributes:
+        enabled: whether the session shares memory.
+        lent_bytes: of blocks that are not free.
+        came_back: ready when the broker has said that messages are not read any more.
+
+    Any thread may call `empty`, `place` and `lend`; the others under the client's lock."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self.lent_bytes = 0
+        self.came_back = Signal()
+        self._lock = threading.Lock()
+        self._arenas: dict[int, Arena] = {}
+        self._free: dict[int, list[tuple[Arena, int]]] = {}
+        self._over: deque[tuple[Arena, int]] = deque()
+        self._last_arena = self._last_loan = 0
+        self._lent: dict[int, Block] = {}
+        self._left: deque[int] = deque()
+        self._held_bytes = 0
+        self._ahead_bytes = SHARED_AHEAD_BYTES
+        self._look_ns = 0
+        self._full = False
+        """Whether another arena was not to be had of late."""
+
+    def connected(self, *, enabled: bool) -> None:
+        """A session is open. Readers of an earlier one may still use what was lent there: it is left to them."""
+        with self._lock:
+            self._leave_all()
+            self.enabled = enabled
+
+    def disconnected(self) -> None:
+        """The session is over."""
+        with self._lock:
+            self._leave_all()
+            self.enabled = False
+
+    def forked(self) -> None:
+        """This is a forked child: whichever thread of its parent held the lock is not here to give it up."""
+        self._lock = threading.Lock()
+
+    def _leave_all(self) -> None:
+        # Blocks that are still referred to need not be told of any more, and with the last of them their arena goes.
+        self._over = deque()
+        for arena in self._arenas.values():
+            arena.gone = True
+            arena.answered.set()
+        self._arenas = {}
+        self._free = {}
+        self._lent = {}
+        self._left.clear()
+        self._held_bytes = self.lent_bytes = 0
+        self._full = False
+
+    # Blocks.
+
+    def suits(self, size_bytes: int) -> bool:
+        """Whether a message of so many bytes is to be shared if there is a block for it."""
+        return self.enabled and size_bytes >= SHARED_BYTES_MIN
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether a message of so many bytes need not wait for blocks to come back."""
+        if not self.suits(size_bytes):
+            return True
+        if self._over:
+            with self._lock:
+                self._collect()
+        # What only the application holds, the broker does not give back.
+        return not self._lent or self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
+
+    def widen(self, size_bytes: int) -> None:
+        """Readers take longer with what they have than is to be waited for."""
+        self._ahead_bytes = min(self.lent_bytes + size_bytes, SHARED_BYTES_MAX)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], size_bytes: int) -> npt.NDArray[np.generic]:
+        """An array for the application to fill and publish, in a block if it suits and there is one."""
+        block = self.lend(size_bytes) if self.suits(size_bytes) and not dtype.hasobject else None
+        if block is None:
+            return np.empty(shape, dtype)
+        array = np.frombuffer(block.view(size_bytes), dtype.base).reshape(shape + dtype.shape)
+        block.arena.given[block.offset] = ref(block), ref(array)
+        return array
+
+    def place(self, payload: Payload, value: object) -> Place | None:
+        """Where a payload lies that the application was lent the memory for and gives away, or a copy of another one.
+
+        Args:
+            payload: of a message.
+            value: what it was made of; an array that is given away becomes read-only.
+
+        Returns:
+            None when there is no block for a copy.
+        """
+        size_bytes = len(payload)
+        parts = payload.parts if isinstance(payload, Gathered) else (payload,)
+        arrays = [np.frombuffer(part, np.uint8) for part in parts if len(part)]
+        found = self._find(arrays[0], value) if len(arrays) == 1 and isinstance(value, np.ndarray) else None
+        if found is not None:
+            return found
+        block = self.lend(size_bytes)
+        if block is None:
+            return None
+        place, start = np.frombuffer(block.view(size_bytes), np.uint8), 0
+        for array in arrays:
+            copy(place[start : start + array.nbytes], array)
+            start += array.nbytes
+        return Place(block, block.offset)
+
+    def _find(self, flat: npt.NDArray[np.uint8], value: npt.NDArray[np.generic]) -> Place | None:
+        """Where an array lies that was lent, or is a view of one that was given away before or that is gone.
+
+        While the application has the whole array, and may go on to fill it, a view of it does not give it away.
+        """
+        address: int = flat.__array_interface__["data"][0]
+        for arena in list(self._arenas.values()):
+            if arena.given and arena.memory.holds(address):
+                offset = address - arena.memory.address
+                references = arena.given.get(offset - offset % arena.block_bytes)
+                block, whole = (None, None) if references is None else (references[0](), references[1]())
+                if block is None or (whole is not None and whole is not value and whole.flags.writeable):
+                    return None
+                value.flags.writeable = False
+                return Place(block, offset)
+        return None
+
+    def lend(self, size_bytes: int) -> Block | None:
+        """A free block of at least so many bytes; None when there is none to be had."""
+        if not self.enabled:
+            return None
+        block_bytes = _rounded(size_bytes)
+        with self._lock:
+            self._collect()
+            free = self._free.get(block_bytes) or self._more(block_bytes)
+            if not free:
+                return None
+            arena, offset = free.pop()
+            arena.lent += 1
+            self.lent_bytes += block_bytes
+            arena.used = True
+            return Block(arena, offset, self._over)
+
+    def _collect(self) -> None:
+        """Takes blocks back that nobody refers to any more."""
+        over = self._over
+        while over:
+            arena, offset = over.popleft()
+            if arena.gone:
+                continue
+            arena.lent -= 1
+            self.lent_bytes -= arena.block_bytes
+            arena.given.pop(offset, None)
+            self._free[arena.block_bytes].append((arena, offset))
+
+    def _more(self, block_bytes: int) -> list[tuple[Arena, int]] | None:
+        """Makes an arena, in the place of unused ones where they take up the room."""
+        # Twice as many as there are, so that lengths that are rare take little of the room for others.
+        there_are = sum(arena.blocks for arena in self._arenas.values() if arena.block_bytes == block_bytes)
+        blocks = max(1, min(ARENA_BYTES // block_bytes, max(BLOCKS_MIN, 2 * there_are)))
+        size_bytes = block_bytes * blocks
+        if self._full or block_bytes > SHARED_BYTES_MAX:
+            return None
+        for arena in list(self._arenas.values()):
+            if self._has_room(size_bytes):
+                break
+            if not arena.lent:
+                self._leave(arena)
+        if not self._has_room(size_bytes):
+            return None
+        try:
+            arena = Arena(self._last_arena + 1, block_bytes, blocks)
+        except (LimitExceeded, InvalidValue) as error:
+            log.warning("arena.not_made bytes=%d cause=%s", size_bytes, error)
+            self._full = True
+            return None
+        self._last_arena += 1
+        self._arenas[arena.number] = arena
+        self._held_bytes += size_bytes
+        free = self._free.setdefault(block_bytes, [])
+        free.extend((arena, index * block_bytes) for index in reversed(range(blocks)))
+        return free
+
+    def _has_room(self, size_bytes: int) -> bool:
+        return self._held_bytes + size_bytes <= SHARED_BYTES_MAX and len(self._arenas) < ARENAS_MAX
+
+    def _leave(self, arena: Arena) -> None:
+        """Uses an arena no more. Blocks of it that are in use go with their holders."""
+        arena.gone = True
+        self.lent_bytes -= arena.lent * arena.block_bytes
+        del self._arenas[arena.number]
+        self._held_bytes -= arena.memory.size_bytes
+        self._free[arena.block_bytes] = [free for free in self._free[arena.block_bytes] if free[0] is not arena]
+        if arena.mapped is not None:
+            self._left.append(arena.number)
+
+    def tick(self, now_ns: int, session: Session) -> None:
+        """Time passes: arenas that were not used of late go."""
+        self._ahead_bytes = max(SHARED_AHEAD_BYTES, (self._ahead_bytes + self.lent_bytes) // 2)
+        if now_ns - self._look_ns > UNUSED_NS:
+            self._look_ns = now_ns
+            with self._lock:
+                self._full = False
+                self._collect()
+                for arena in list(self._arenas.values()):
+                    if not arena.lent and not arena.used:
+                        self._leave(arena)
+                    arena.used = False
+        self._tell_left(session)
+
+    def _tell_left(self, session: Session) -> None:
+        while self._left:
+            session.put(arena_ends(self._left.popleft()))
+
+    # Messages.
+
+    def announce(self, arena: Arena, session: Session) -> Signal:
+        """Tells the broker of an arena, the first time; what it returns is ready once the broker has answered."""
+        self._tell_left(session)
+        if arena.mapped is None and not arena.gone and session.passage is not None:
+            arena.mapped = False
+            session.passage.give(arena.memory)
+            session.put(arena_frame(arena.number, arena.memory))
+        return arena.answered
+
+    def can_share(self, place: Place) -> bool:
+        """Whether a message can be published that lies there."""
+        arena = place.block.arena
+        return bool(arena.mapped) and not arena.gone and len(self._lent) < LOANS_MAX
+
+    def share(self, place: Place) -> bytes | None:
+        """The frame's payload for a message that is published now; None when the broker cannot use its arena."""
+        block, arena = place.block, place.block.arena
+        if not self.can_share(place):
+            return None
+        number = self._last_loan % 0xFFFFFFFF + 1
+        while number in self._lent:
+            number = number % 0xFFFFFFFF + 1
+        self._last_loan = number
+        self._lent[number] = block
+        return PLACE.pack(arena.number, number, place.offset)
+
+    def mapped(self, frame: Frame) -> None:
+        """MAPPED: the broker can use an arena, or cannot."""
+        arena = self._arenas.get(frame.number)
+        if arena is None:
+            return
+        if frame.count:
+            arena.mapped = True
+        else:
+            log.warning("arena.refused_by_broker bytes=%d", arena.memory.size_bytes)
+            with self._lock:
+                # The broker has none that it would have to be told the end of.
+                arena.mapped = None
+                self._leave(arena)
+                self._full = True
+        arena.answered.set()
+        arena.memory.close_descriptor()
+
+    def released(self, frame: Frame) -> None:
+        """RELEASE: nobody reads some messages any more."""
+        for number in released(frame):
+            self._lent.pop(number, None)
+        self.came_back.set()
+
+
+def form(shape: int | Sequence[int], dtype: npt.DTypeLike) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
+    """The lengths of an array's axes, its dtype, and its length in bytes.
+
+    Raises:
+        TypeError: a shape or a dtype that numpy does not take either.
+    """
+    kind = np.dtype(dtype)
+    lengths = tuple(map(operator.index, shape)) if isinstance(shape, Sequence) else (operator.index(shape),)
+    return lengths, kind, kind.itemsize * math.prod(lengths)
+
+
+def _rounded(size_bytes: int) -> int:
+    """The size of the block for a message: one of four between each power of two and the next, in whole pages."""
+    step = max(SHARED_PAGE_BYTES, 1 << max(0, (size_bytes - 1).bit_length() - 3))
+    return -(-size_bytes // step) * step

@@ -1,0 +1,58 @@
+"""The types with which outgoing.py is compiled."""
+
+import cython
+
+from broker.protocol.batches cimport Batch
+from broker.protocol.frames cimport Frame, pack_header
+from broker.protocol.session cimport Session
+from clients.publishing.line_out cimport LineOut
+from clients.publishing.outgoing_topic cimport OutgoingTopic
+from clients.connection.signals cimport Signal
+from clients.publishing.streaming cimport StreamSource
+
+
+cdef Py_ssize_t _HEADER_BYTES
+cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE
+
+
+cdef class Outgoing:
+    cdef public Session session
+    cdef public dict topics, filling
+    cdef public list open_batches, finishing
+    cdef public OutgoingTopic last_sent
+    cdef public long long shortest_window_ns, unconfirmed
+    cdef public Signal streams_room, link_room
+    cdef public object lines
+    cdef list _by_number
+    cdef dict _streams
+    cdef long long _window_messages, _window_bytes
+
+    @cython.locals(session=Session, topic=OutgoingTopic, size=Py_ssize_t)
+    cpdef publish_plain(
+        self, name, int lane, int content, bytes payload, long long now_ns, long long wall_ns, bint urgent
+    )
+    @cython.locals(line=LineOut, low=bint)
+    cdef bint _on_line(
+        self, OutgoingTopic topic, bytes header, bytes body, bytes payload, bint acknowledge
+    ) except -1
+    @cython.locals(session=Session)
+    cpdef publish_small(self, OutgoingTopic topic, Frame frame, charged_bytes=*)
+    @cython.locals(session=Session, size=Py_ssize_t, body_bytes=Py_ssize_t, header=bytes, line=LineOut)
+    cpdef publish_one(
+        self, OutgoingTopic topic, int flags, int lane, int content, unsigned int reference, int priority,
+        unsigned long long request, long long wall_ns, bytes body, bytes payload
+    )
+    @cython.locals(topic=OutgoingTopic, stream=StreamSource)
+    cpdef granted(self, Frame frame)
+    cdef OutgoingTopic _named(self, Frame frame)
+    cpdef has_left(self, long long now_ns)
+    @cython.locals(gap_ns='long long')
+    cpdef offer_to_batch(
+        self, OutgoingTopic topic, int content, bytes body, bytes payload, long long time_ns, long long now_ns
+    )
+    @cython.locals(batch=Batch, opened=bint)
+    cdef _add_to_batch(
+        self, OutgoingTopic topic, int content, bytes body, bytes payload, long long time_ns, long long now_ns
+    )
+    @cython.locals(batch=Batch)
+    cpdef send_batch(self, OutgoingTopic topic)

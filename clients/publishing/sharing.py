@@ -1,0 +1,48 @@
+"""Publishing from shared memory with the synchronous client: without its lock while a long payload is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic_ns, time_ns
+
+import numpy as np
+import numpy.typing as npt
+
+from clients.connection import operations
+from clients.connection.core import try_publish
+from clients.connection.driver import Driver
+from clients.publishing.arenas import form
+from clients.publishing.outbound import Outbound
+from clients.publishing.outgoing import SENT
+
+
+def publish_shared(driver: Driver, message: Outbound, timeout_s: float, *, acknowledge: bool) -> int | None:
+    """As operations.publish, for a message that is long enough to be shared.
+
+    Args:
+        driver: of the client.
+        message: what to publish.
+        timeout_s: for all waits together.
+        acknowledge: whether to wait for the broker.
+    """
+    core, size_bytes = driver.core, len(message.payload)
+    if not core.arenas.has_room(size_bytes):
+        driver.run(operations.room(driver, size_bytes))
+    place = message.place = core.arenas.place(message.payload, message.value)
+    if place is not None and not acknowledge:
+        # The shortest way, if there is nothing to wait for.
+        with driver.lock:
+            # Otherwise it could become a large message, which has begun when this returns.
+            shares = core.arenas.can_share(place)
+            if shares and try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
+                driver.flush()
+                return None
+    return driver.run(operations.publish(driver, message, timeout_s, acknowledge=acknowledge))
+
+
+def empty_shared(driver: Driver, shape: int | Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+    """An array to be filled and published, in shared memory where there is some; see `Client.empty`."""
+    arenas, (lengths, kind, size_bytes) = driver.core.arenas, form(shape, dtype)
+    if not arenas.has_room(size_bytes):
+        driver.run(operations.room(driver, size_bytes))
+    return arenas.array(lengths, kind, size_bytes)

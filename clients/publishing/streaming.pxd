@@ -1,0 +1,25 @@
+"""The types with which streaming.py is compiled."""
+
+import cython
+
+from broker.protocol.frames cimport Frame, encode, pack_header
+from clients.publishing.outgoing_topic cimport OutgoingTopic
+from clients.connection.signals cimport Signal
+
+
+cdef Py_ssize_t _HEADER_BYTES
+cdef int _CHUNK, _CONTROL
+
+
+cdef class StreamSource(Signal):
+    cdef public Frame opening
+    cdef public OutgoingTopic topic
+    cdef public unsigned int number
+    cdef public bint attached
+    cdef public object error
+    cdef public int lane
+    cdef object _outgoing, _pieces
+    cdef long long _position, _rest
+
+    @cython.locals(topic=OutgoingTopic, charged=bint, size=Py_ssize_t, flags=int)
+    cpdef Py_ssize_t pull(self, list buffers) except -1

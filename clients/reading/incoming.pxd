@@ -1,0 +1,34 @@
+"""The types with which incoming.py is compiled."""
+
+import cython
+
+from broker.protocol.frames cimport Frame
+from broker.protocol.session cimport Session
+from clients.reading.latencies cimport Latencies
+from clients.reading.messages cimport Message
+from clients.reading.subscription_state cimport SubscriptionState
+
+
+cdef int _BATCH, _CHUNKED, _TRACKED, _SHARED
+
+
+cdef class Incoming:
+    cdef public Session session
+    cdef public dict subscriptions
+    cdef public object pool, leases
+    cdef public Latencies latencies
+    cdef object _reply, _on_reply, _settle, _on_reply_aborted, _life
+    cdef dict _publications, _assemblies
+    cdef SubscriptionState _inbox
+
+    @cython.locals(subscription=SubscriptionState, flags=int)
+    cpdef deliver(self, Frame frame)
+    @cython.locals(message=Message)
+    cpdef passed(self, SubscriptionState subscription, Frame frame, publication)
+    cdef _open_batch(self, SubscriptionState subscription, Frame frame, publication)
+    cpdef publication(self, Frame frame)
+    @cython.locals(message=Message)
+    cdef _complete(self, SubscriptionState subscription, Frame frame)
+    cdef _hand_out(self, SubscriptionState subscription, Message message)
+    cpdef chunk(self, Frame frame)
+    cpdef bint give_credit(self, SubscriptionState subscription) except -1

@@ -1,0 +1,34 @@
+"""The types with which subscription_state.py is compiled."""
+
+import cython
+
+from clients.reading.messages cimport Message
+from clients.connection.signals cimport Signal
+
+
+cdef class SubscriptionState(Signal):
+    cdef public bint asked, credit_due, evicts, is_latest, is_special
+    cdef public Py_ssize_t pending, readers
+    cdef public object closed, device, number, on_message, seen, what, wishes
+    cdef public dict drops_untold
+    cdef public long long held_bytes
+    cdef public long long _owed_bytes, _owed_messages, began_ns
+    cdef long long _bytes_threshold, _threshold
+    cdef long long _dropped_before, _dropped_here, _dropped_there, _gaps_told
+    cdef dict _gaps_ahead, _gaps_evicted, _gaps_skipped, _recent
+    cdef tuple _lanes
+
+    cpdef bint has_room(self) except -1
+
+    @cython.locals(message=Message, size=Py_ssize_t)
+    cpdef take_plain(self)
+
+    @cython.locals(message=Message)
+    cpdef take(self)
+
+    @cython.locals(seen=dict)
+    cpdef append(self, Message message)
+    cpdef extend(self, list messages)
+    @cython.locals(seen=dict)
+    cpdef saw(self, str topic, int lane, long long sequence)
+    cdef _arrived(self)
