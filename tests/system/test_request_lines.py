@@ -11,7 +11,7 @@ import pytest
 
 import clients
 from broker.protocol.line import AVAILABLE
-from tests.clients.lining import has_line
+from tests.clients.lines.lining import has_line
 from tests.daemon import Daemon, Process
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -11,28 +10,10 @@ import pytest
 
 import clients
 from broker.protocol.line import AVAILABLE
-from tests.clients.lining import END, PATIENCE_S, begin, has_line, values
+from tests.clients.lines.lining import END, PATIENCE_S, begin, has_line, values
 from tests.clients.serving import ServingThread
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[ServingThread]:
-    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
-        yield serving
-
-
-@pytest.fixture
-def bus(broker: ServingThread) -> Iterator[clients.Client]:
-    with clients.connect(broker.url, name="publisher") as client:
-        yield client
-
-
-@pytest.fixture
-def other(broker: ServingThread) -> Iterator[clients.Client]:
-    with clients.connect(broker.url, name="reader") as client:
-        yield client
 
 
 @pytest.mark.parametrize("seed", range(3))

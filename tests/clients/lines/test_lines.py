@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,28 +12,10 @@ import clients
 from broker.limits import LINE_AFTER_MESSAGES
 from broker.protocol.line import AVAILABLE
 from tests.clients.asynchronous import AsyncLoop
-from tests.clients.lining import END, PATIENCE_S, begin, has_line, lines_of, rest, values
+from tests.clients.lines.lining import END, PATIENCE_S, begin, has_line, lines_of, rest, values
 from tests.clients.serving import ServingThread
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[ServingThread]:
-    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
-        yield serving
-
-
-@pytest.fixture
-def bus(broker: ServingThread) -> Iterator[clients.Client]:
-    with clients.connect(broker.url, name="publisher") as client:
-        yield client
-
-
-@pytest.fixture
-def other(broker: ServingThread) -> Iterator[clients.Client]:
-    with clients.connect(broker.url, name="reader") as client:
-        yield client
 
 
 def test_a_topic_that_is_read_by_those_who_can_gets_a_line(

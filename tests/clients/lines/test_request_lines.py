@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,28 +11,10 @@ import clients
 from broker.limits import LINE_AFTER_MESSAGES
 from broker.protocol.line import AVAILABLE
 from tests.clients.asynchronous import AsyncLoop
-from tests.clients.lining import PATIENCE_S, has_line, lines_of
+from tests.clients.lines.lining import PATIENCE_S, has_line, lines_of
 from tests.clients.serving import ServingThread
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[ServingThread]:
-    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
-        yield serving
-
-
-@pytest.fixture
-def bus(broker: ServingThread) -> Iterator[clients.Client]:
-    with clients.connect(broker.url, name="asker") as client:
-        yield client
-
-
-@pytest.fixture
-def other(broker: ServingThread) -> Iterator[clients.Client]:
-    with clients.connect(broker.url, name="responder") as client:
-        yield client
 
 
 def begin(bus: clients.Client, topic: str = "a") -> None:
@@ -55,7 +36,7 @@ def test_requests_and_replies_do_not_pass_the_sockets(
     before = bus._core.session.sent_bytes, other._core.session.sent_bytes
     for number in range(100):
         reply = bus.request("a", number, timeout_s=PATIENCE_S)
-        assert (reply.value, reply.sender) == ([number, "a", "asker"], "responder")
+        assert (reply.value, reply.sender) == ([number, "a", "publisher"], "reader")
     assert (bus._core.session.sent_bytes, other._core.session.sent_bytes) == before
     assert lines_of(broker) == 2
     broker.call(broker.server.state.drain_lines)
@@ -64,8 +45,8 @@ def test_requests_and_replies_do_not_pass_the_sockets(
 
 def test_an_asynchronous_client_asks_and_responds_on_lines(broker: ServingThread) -> None:
     async def talk() -> tuple[list[object], bool, bool]:
-        asker = await clients.aio.connect(broker.url, name="asker")
-        responder = await clients.aio.connect(broker.url, name="responder")
+        asker = await clients.aio.connect(broker.url, name="publisher")
+        responder = await clients.aio.connect(broker.url, name="reader")
         async with asker, responder:
 
             async def answer(message: clients.Message) -> object:
