@@ -179,6 +179,8 @@ def test_rubbish_for_an_address_ends_no_more_than_its_connection(listener: Liste
 
 LYING = """
 import socket
+# For all threads, UCX's too: it is waited for below.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 from broker.transport.ucx import link
 from broker.transport.ucx.library import Channel
 host, _, port = sys.argv[1].removeprefix("ucx://").rpartition(":")
@@ -191,7 +193,6 @@ while not heard:
 _, tag, address = heard[0]
 channel.open(address, tag)
 if "wait" in sys.argv:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     print("opened", flush=True)
     signal.sigwait({signal.SIGUSR1})
 # UCX reads the memory when it wants to.
