@@ -133,7 +133,7 @@ class Boards:
         if group.number in self._boards:
             return ""
         if self._maker is None:
-            return "the broker shares no memory"
+            return "the broker makes none: its shared memory is off, or its engines are not compiled"
         members = zip(group.ranks, group.sessions, strict=True)
         unable = [str(rank) for rank, session in members if (group.number, session) not in self._able]
         if unable:
