@@ -317,12 +317,27 @@ class Server:
                         self._loop.add_writer(link.connection.fileno(), self._writable, link)
                 return
         except ConnectionClosed as error:
+            self._hear_last_words(link)
             session.lost(error)
         if link.writing:
             link.writing = False
             self._loop.remove_writer(link.connection.fileno())
         if session.phase is _CLOSED:
             self._close(link)
+
+    def _hear_last_words(self, link: _Link) -> None:
+        """Its peer takes nothing any more, as it has closed; what it said before that still counts."""
+        session = link.record.session
+        try:
+            for _ in range(READS_MAX):
+                size = link.connection.receive_into(session.receive_buffers())
+                if not size or session.phase is not _OPEN:
+                    return
+                session.received(size, time.monotonic_ns(), link.deliver)
+        except ConnectionClosed:
+            return
+        except Exception:
+            log.exception("session.fault id=%d name=%r peer=%s", link.record.id, link.record.name, link.record.peer)
 
     def _writable(self, link: _Link) -> None:
         self._flush(link)

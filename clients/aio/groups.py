@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -400,12 +401,14 @@ class Group:
 
     async def _call_each(self, calls: Generator[Prepared, object, T], timeout_s: float) -> T:
         """Carries out what is yielded, one after the other, and gives what comes of all."""
-        try:
-            prepared = next(calls)
-            while True:
-                prepared = calls.send(await self._call(prepared, timeout_s, async_op=False, priority=0))
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+        # What they hold is let go with a call that fails, and not with the error that tells of it.
+        with closing(calls):
+            try:
+                prepared = next(calls)
+                while True:
+                    prepared = calls.send(await self._call(prepared, timeout_s, async_op=False, priority=0))
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
 
     async def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError."""

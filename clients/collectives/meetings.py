@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import TypeVar
 
 import numpy as np
@@ -69,12 +70,14 @@ class Meetings(Points):
 
     def _call_each(self, calls: Generator[Prepared, object, T], timeout_s: float) -> T:
         """Carries out what is yielded, one after the other, and gives what comes of all."""
-        try:
-            prepared = next(calls)
-            while True:
-                prepared = calls.send(self._call(prepared, timeout_s))
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+        # What they hold is let go with a call that fails, and not with the error that tells of it.
+        with closing(calls):
+            try:
+                prepared = next(calls)
+                while True:
+                    prepared = calls.send(self._call(prepared, timeout_s))
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
 
     def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError.

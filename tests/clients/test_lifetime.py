@@ -12,6 +12,7 @@ import pytest
 
 import clients
 from clients import aio
+from tests.clients.ranks import all_together, embedded_url
 from tests.clients.serving import ServingThread
 from tests.daemon import Process
 
@@ -139,3 +140,19 @@ def test_a_program_that_ends_without_close_loses_nothing(tcp_broker: ServingThre
         with Process(tcp_broker.url, module="tests.clients.leaving") as process:
             assert process.wait() == 0
         assert [subscription.next(PATIENCE_S).value for _ in range(2000)] == list(range(2000))
+
+
+def test_what_is_published_last_arrives_though_the_broker_is_just_writing_to_who_closes() -> None:
+    """A rank that leaves has the broker write to the other one, which may have closed by then."""
+    url, rounds = embedded_url(), 40
+
+    def rank(number: int, turn: int) -> None:
+        with clients.connect(url) as bus:
+            group = bus.group(f"group-{turn}", world_size=2, rank=number, timeout_s=PATIENCE_S)
+            group.all_reduce(np.ones(5))
+            bus.publish("last", [turn, number])
+
+    with clients.connect(url) as bus, bus.subscribe("last") as subscription:
+        for turn in range(rounds):
+            all_together(lambda turn=turn: rank(0, turn), lambda turn=turn: rank(1, turn))
+            assert sorted(subscription.next(PATIENCE_S).value for _ in range(2)) == [[turn, 0], [turn, 1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -222,3 +223,19 @@ def test_nothing_is_left_when_the_arrays_are_gone(connect: Connect) -> None:
         return mapped_files() - before
 
     assert on_all_ranks(connect, 2, work) == [0, 0]
+
+
+def test_an_interrupted_empty_holds_no_memory_while_its_error_is_kept(broker: ServingThread) -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:")
+
+    with clients.connect(broker.url) as bus, clients.connect(broker.url) as other:
+        with ThreadPoolExecutor(1) as pool:
+            joined = pool.submit(other.group, "dp", world_size=2, rank=1, timeout_s=PATIENCE_S)
+            group = bus.group("dp", world_size=2, rank=0, timeout_s=PATIENCE_S)
+            joined.result(PATIENCE_S)
+        before = mapped()
+        with pytest.raises(clients.RankTimeoutError) as kept:
+            group.empty(LONG, timeout_s=0.01)
+        assert kept.value.__traceback__ is not None
+        assert mapped() <= before
