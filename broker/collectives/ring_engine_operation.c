@@ -262,6 +262,11 @@ static int advance(tb_exchange *x)
     if (x->gathering && !x->verdict)
         gather(x);
     if (!x->gathering && !x->promised && !x->verdict && tb_all_here(x)) {
+        /* What was given up before the last one came has not ended well, even if that is heard of only now. */
+        if (atomic_load(&x->task->cancelled)) {
+            fail(x, TB_INTERRUPTED, tb_bit(x->ring->position), 0);
+            return x->verdict;
+        }
         x->promised = 1;
         tb_say_all(x, TB_READY, 0, 0, 0);
     }

@@ -30,7 +30,7 @@ def test_a_cancelled_work_fails_on_all_ranks_and_changes_nothing(connect: Connec
     """A short one, and one of more chunks than a rank may send before all others are there."""
     cancelled = threading.Event()
 
-    def work(group: clients.Group, _: clients.Client) -> object:
+    def work(group: clients.Group, bus: clients.Client) -> object:
         array = np.ones(elements, np.float32)
         if group.rank == 2:
             # Without this rank nothing can have ended before it was given up.
@@ -38,6 +38,8 @@ def test_a_cancelled_work_fails_on_all_ranks_and_changes_nothing(connect: Connec
         pending = group.all_reduce(array, async_op=True, timeout_s=PATIENCE_S)
         if group.rank == 1:
             assert pending.cancel() is True
+            # The broker has heard of it.
+            bus.flush()
             cancelled.set()
         with pytest.raises(clients.CollectiveAbortedError) as caught:
             pending.wait(timeout_s=PATIENCE_S)

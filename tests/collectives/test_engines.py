@@ -387,3 +387,26 @@ def test_arrays_that_do_not_fit_the_plan_are_refused() -> None:
         Plan(CollectiveKind.BARRIER, b"x" * 509, 2)
     with pytest.raises(ValueError, match="none of auto, ring, halving"):
         Plan(CollectiveKind.BARRIER, b"x", 2, schedule="star")
+
+
+def test_what_is_cancelled_before_another_one_comes_never_ends_well(world: Callable[..., list[Any]]) -> None:
+    """Also where the engine first learns that the other one is here, and only then that it has been given up."""
+    rounds = 1000
+    cancelled, ended = threading.Barrier(2, timeout=20.0), threading.Barrier(2, timeout=20.0)
+
+    def work(engine: Turns, position: int) -> list[int]:
+        outcomes = []
+        for _ in range(rounds):
+            task = Task(all_reduce(0, 2), None, None, 20 * SECOND_NS)
+            if position == 1:
+                cancelled.wait()
+            engine.submit(task)
+            if position == 0:
+                engine.cancel(task)
+                cancelled.wait()
+            engine.wait(task, 20.0)
+            outcomes.append(task.status)
+            ended.wait()
+        return outcomes
+
+    assert world(2, work) == [[Outcome.INTERRUPTED] * rounds] * 2
