@@ -40,6 +40,7 @@ import numpy as np
 import numpy.typing as npt
 
 import clients
+from bench.slices import interval, resampled, turns
 
 TOPIC: Final = "watched"
 PAYLOAD: Final = bytes(64)
@@ -49,7 +50,6 @@ SETTLE_S: Final = 0.15
 SCRAPE_S: Final = 1.0
 COUNTED: Final = 64
 """The subscriber says how many messages have come, each time that so many more have."""
-RESAMPLES: Final = 10_000
 GOAL: Final = 0.03
 PACE: Final = 1000
 """Messages per second, where they are few."""
@@ -99,9 +99,7 @@ def cost(ratios: npt.ArrayLike, seed: int = 1) -> Cost:
 def cost_of_mean(shares: npt.ArrayLike, seed: int = 1) -> Cost:
     """The mean of what each pair has taken more, with its interval by bootstrap."""
     found = np.asarray(shares, np.float64)
-    chosen = np.random.default_rng(seed).integers(0, len(found), (RESAMPLES, len(found)))
-    low, high = np.percentile(found[chosen].mean(axis=1), [2.5, 97.5])
-    return Cost(float(found.mean()), float(low), float(high))
+    return Cost(float(found.mean()), *interval(found[resampled(len(found), seed)].mean(axis=1)))
 
 
 def publish(url: str, shared_memory: bool, full: Event) -> None:  # noqa: FBT001
@@ -168,15 +166,12 @@ Pair = tuple[Slice, Slice]
 def pairs_of(count: Synchronized[int], broker: int, on: Event, wishes: argparse.Namespace) -> list[Pair]:
     """Measures pairs, one after the other."""
     measure(count, broker, WARM_UP_S)
-    found = []
-    for number in range(wishes.pairs):
-        pair = {}
-        for watched in (False, True) if number % 2 else (True, False):
-            (on.set if watched and not wishes.nothing else on.clear)()
-            time.sleep(SETTLE_S)
-            pair[watched] = measure(count, broker, wishes.duration)
-        found.append((pair[True], pair[False]))
-    return found
+    found: dict[bool, list[Slice]] = {True: [], False: []}
+    for watched in turns(wishes.pairs):
+        (on.set if watched and not wishes.nothing else on.clear)()
+        time.sleep(SETTLE_S)
+        found[watched].append(measure(count, broker, wishes.duration))
+    return list(zip(found[True], found[False], strict=True))
 
 
 def costs_of(paced: list[Pair], full: list[Pair]) -> dict[str, Cost]:
