@@ -14,8 +14,8 @@ go of all of them. So there are four kinds of round trips:
 
 - p99 of A over that of B: what a client of this host has of it. Processors that the flood itself takes, and the kernel
   for it, are in that.
-- p99 of A over that of C: what of it is the broker's doing, how it deals with the flood beside its clients. The two were
-  asked at the same moments, so what the flood takes of the machine is in both.
+- p99 of A over that of C: what of it is the broker's doing, how it deals with the flood beside its clients. The two
+  were asked at the same moments, so what the flood takes of the machine is in both.
 - p99 of C over that of D: what the flood's own work does to a broker that it does not touch.
 - p99 of B over that of D: what the method itself makes up; the two are the same.
 

@@ -1,6 +1,6 @@
 """Short slices in turns, of two kinds, and what they say: the machine's slow and fast spells are then in both kinds.
 
-    | with |without|without| with | with |without| ...        each two make a pair
+| with |without|without| with | with |without| ...        each two make a pair
 """
 
 from __future__ import annotations

@@ -211,8 +211,10 @@ descriptors, and has hello_timeout_s."""
 TLS_EARLY_BYTES_MAX: Final = 128 * KIB
 """What is kept of what is sent before the handshake is over: a greeting, which is all that anybody sends by then."""
 TLS_SILENT_BYTES_MAX: Final = 32 * KIB
-"""What a connection may send without saying anything, as changes of keys, which cost some 20 us each. A record counts
-when it is whole, and is at most 16.3 KiB long."""
+"""What a connection may send at once without saying anything, as 1,200 changes of keys, which cost some 20 us each. A
+record that is not whole yet counts, and is at most 16.3 KiB long."""
+TLS_SILENT_BYTES_PER_S: Final = 4 * KIB
+"""And how much of that each second after: 150 changes, some 3 ms. Nobody changes keys more often than in 2^24 records."""
 TLS_ANSWERS_BYTES_MAX: Final = 64 * KIB
 """What waits of TLS's own answers, as to changes of keys, for a peer that does not read."""
 TLS_CLOSE_S: Final = 0.1
