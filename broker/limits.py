@@ -214,7 +214,7 @@ TLS_SILENT_BYTES_MAX: Final = 32 * KIB
 """What a connection may send at once without saying anything, as 1,200 changes of keys, which cost some 20 us each. A
 record that is not whole yet counts, and is at most 16.3 KiB long."""
 TLS_SILENT_BYTES_PER_S: Final = 4 * KIB
-"""And how much of that each second after: 150 changes, some 3 ms. Nobody changes keys more often than in 2^24 records."""
+"""And how much of that each second after: 150 changes, some 3 ms. TLS asks for one in 2^24 records."""
 TLS_ANSWERS_BYTES_MAX: Final = 64 * KIB
 """What waits of TLS's own answers, as to changes of keys, for a peer that does not read."""
 TLS_CLOSE_S: Final = 0.1

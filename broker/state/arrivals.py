@@ -75,7 +75,7 @@ class Arrivals:
         return None
 
     def tick(self, now_ns: int) -> None:
-        """Time passes: whose time for a hello is over is half open no more. Looks at no others, as they are in order."""
+        """Time passes: whose time for a hello is over is half open no more. They are in order of it."""
         while self.half_open:
             oldest = next(iter(self.half_open.values()))
             oldest.session.tick(now_ns)

@@ -34,8 +34,8 @@ EXPLAINED = {
     r"=> 127\.0\.0\.1 *WARNING: Server requested optional client authentication$": "who has no certificate may have a "
     "token; the broker refuses whoever has neither, in words",
     r": FAILED - Not compliant\.$": "Mozilla's profile for web servers lists fewer curves:",
-    r"TLS curves \{('secp521r1'|'X448')(, ('secp521r1'|'X448'))?\} are supported, but should be rejected": "both are sound "
-    "and slower, and a client of ours chooses X25519",
+    r"TLS curves \{('secp521r1'|'X448')(, ('secp521r1'|'X448'))?\} are supported, but should be rejected": "both are "
+    "sound, and slower, and a client of ours chooses X25519",
 }
 """What of sslyze's report is no weakness, and why."""
 PARTS = (

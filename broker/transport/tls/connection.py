@@ -60,8 +60,8 @@ _CLOSED_HERE: Final = "it was closed on this side"
 _PEER_CLOSED: Final = "the peer closed the connection"
 _PEER_GONE: Final = "the peer closed the connection without a word: it was killed, or something between has cut it off"
 _SAYS_NOTHING: Final = (
-    "the peer has sent {:.0f} bytes of TLS that say nothing, as changes of keys, of which {} at once and {} a second are "
-    "the most"
+    "the peer has sent {:.0f} bytes of TLS that say nothing, as changes of keys, "
+    "of which {} at once and {} a second are the most"
 )
 _ANSWERS_UNREAD: Final = "the peer does not read what TLS answers it: {} bytes wait, of which {} are the most"
 _ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
@@ -333,7 +333,7 @@ class TlsConnection(SocketConnection):
             return 0
         if not count:
             self._end = self._end or ConnectionClosed(_PEER_CLOSED)
-        self._silence.said(count, 1)
+        self._silence.said(int(count), 1)
         return int(count)
 
     # Bytes out.
