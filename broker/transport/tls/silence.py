@@ -2,7 +2,7 @@
 
 Of what arrives, data is what it says, and each record of data has some bytes around it. All the rest costs time and
 tells nothing: a change of keys has 27 bytes and takes some 20 us. A record that is not whole yet counts as silence
-until the rest of it comes; the allowance is more than one record. Padding (RFC 8446, section 5.4) counts as silence too.
+until the rest of it comes; the allowance is more than one record. Padding (RFC 8446, section 5.4) counts as silence.
 """
 
 from __future__ import annotations
