@@ -9,8 +9,8 @@
     tls = "/home/me/.config/tensorbus/contexts/prod-x7k2"
 
 A token's file is read whenever a command begins: a token that is renewed there is renewed here. One that came through a
-pipe is kept, as `token`. The folder at `tls` is what $TENSORBUS_TLS names, made of links to the files that `context add`
-was given: a certificate that is renewed where it lies is renewed here, and the key is in one place.
+pipe is kept, as `token`. The folder at `tls` is what $TENSORBUS_TLS names, made of links to the files that
+`context add` was given: a certificate that is renewed where it lies is renewed here, and the key is in one place.
 
 A context is taken whole or not at all, so that no broker is told the token of another one: a broker that is named in
 any other way, by --url, an argument or TENSORBUS_URL, has nothing of it.

@@ -22,6 +22,7 @@ from broker.cli.recordings import diff, record, replay
 from broker.cli.security import certs, tokens
 from broker.config import PERMISSIONS, TENANTS, TOPICS, Config, admin_address, describe, environment, load
 from broker.errors import BrokerError, ConnectError
+from broker.limits import WAITS_S
 from broker.masking import masked
 
 C = TypeVar("C", bound=Callable[..., None])
@@ -245,7 +246,7 @@ def topics(topic_filter: str | None, *, as_json: bool, admin: str | None) -> Non
     "--after",
     "after_s",
     type=click.FloatRange(min=0),
-    default=0.3,
+    default=WAITS_S,
     show_default=True,
     metavar="SECONDS",
     help="What has moved in this time is not stuck.",
