@@ -358,6 +358,22 @@ GROUP_REPORT_INTERVAL_NS: Final = 1_000_000_000
 """Between two words of the broker about who is late or stuck in one group."""
 STUCK_NS: Final = 1_000_000_000
 """An operation that has not moved for so long is announced."""
+WAITS_S: Final = 0.3
+"""What has not moved for so long waits, say `stuck` and the dashboard: longer than a busy machine lets a rank stand."""
+NAMED_WITHIN_S: Final = 1.0
+"""A rank that stops in the middle of an operation is named within this. Until `stuck` can name it, pass at most:
+
+    ms    by star and on a board            ms    over links
+                                            100   an operation that takes LINK_REPORT_S is long, and is told of
+                                            100   at the members' next tick (TICK_S of both drivers)
+    50    the broker's next tick sees that  50    that nothing moves (TICK_S of server.py)
+    300   WAITS_S                           300   WAITS_S
+    350   in all                            550   in all
+
+The page is told of it by the next look, at most 250 ms later (INTERVAL_S of admin/events.py), unless there is so much
+to see that looks are rarer; the command takes what Python takes to start. A test adds this up, and
+`python -m tests.system.naming` measures it.
+"""
 QUORUM_ARRAY_BYTES_MAX: Final = 64 * MIB
 """Of an operation with a quorum: the broker holds it whole for each rank, because it learns late who takes part."""
 QUORUM_KEPT_MAX: Final = 256
