@@ -34,6 +34,7 @@ from broker.protocol.bodies import (
 )
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
+from broker.protocol.line import VERSION as LINES_VERSION
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
 from broker.protocol.session import Phase, Received, Session, make_scratch
@@ -370,7 +371,9 @@ class BrokerState:
             self._flush(record)
             return
         record.name = record.identity.called(hello.name) or f"client-{record.id}"
-        record.host, record.process, record.lines = hello.host, hello.process, hello.lines
+        record.host, record.process = hello.host, hello.process
+        # It may be any number, of any length.
+        record.lines = hello.lines if hello.lines == LINES_VERSION else 0
         self.sessions_opened += 1
         settings = self.settings
         record.session.welcome(
