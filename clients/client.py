@@ -439,7 +439,7 @@ class Client:
         """Becomes a member of a collective group; returns when it has formed. Newcomers get in between two operations.
 
         Args:
-            name: the group's name; the same on all ranks.
+            name: the group's name, as of a topic; the same on all ranks.
             world_size: how many ranks the group is made for; default: $WORLD_SIZE.
             rank: this member's rank; default: $RANK, and without it the broker gives the lowest free one.
             timeout_s: how long to wait for the others, in seconds.
@@ -447,7 +447,8 @@ class Client:
             compression: of all_reduce, if the call does not name another one; see Group.all_reduce.
 
         Raises:
-            InvalidValue: no world_size, a rank outside of it, no such schedule or compression.
+            InvalidValue: a name that no topic may have, no world_size, a rank outside of it, no such schedule or
+                compression.
             CollectiveError: the rank is taken, the group is full or was made for another world_size; no such way.
             RankTimeoutError: the group did not form in time; missing_ranks says who was not there.
         """
