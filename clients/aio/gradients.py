@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import cast
 
 from broker.errors import BrokerError, InvalidValue
@@ -17,7 +17,7 @@ class GradientBuckets:
     def __init__(
         self,
         group: Group,
-        arrays: Sequence[object],
+        arrays: Iterable[object],
         *,
         op: str = "mean",
         bucket_bytes: int = OVERLAPPED_BUCKET_BYTES,

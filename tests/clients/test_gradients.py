@@ -42,6 +42,13 @@ def test_a_plan_has_every_element_once_and_the_last_arrays_first(bucket_bytes: i
     assert all(piece.nbytes <= max(bucket_bytes, 64) or len(bucket) == 1 for bucket in plan.buckets for piece in bucket)
 
 
+def test_a_plan_is_made_of_arrays_that_a_generator_yields() -> None:
+    plan = BucketPlan((gradient for gradient in gradients(0, 0)), 5000)
+    assert [len(bucket) for bucket in plan.buckets] == [
+        len(bucket) for bucket in BucketPlan(gradients(0, 0), 5000).buckets
+    ]
+
+
 @pytest.mark.parametrize("order", ["backwards", "at random"])
 def test_a_bucket_starts_when_it_is_full_and_those_before_it_have_started(order: str) -> None:
     plan = BucketPlan(gradients(0, 0), 5000)
