@@ -20,20 +20,33 @@ COMPILED := setup.py $(TYPED) $(TYPED:.pxd=.py) $(WRITTEN)
 
 BRING_BACK := for library in $$(find broker clients -name '*.so.away'); do mv $$library $${library%.away}; done
 
-.PHONY: demo test test-plain test-gpu check fuzz bench clean
+.PHONY: demo test test-thorough test-bench test-plain test-gpu check fuzz bench clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) -m examples.training_loop
 
-# More workers than a small machine has cores: half of the tests' time is waiting.
+# More workers than a small machine has cores: half of the tests' time is waiting. Each begins with a part of its own, so
+# that what a module sets up is seldom set up twice, and takes from others when it has no more.
+QUICK := -n 4 --dist worksteal -m "not measurement"
+
 test: $(VENV)/dev.stamp
 	@$(BRING_BACK)
-	$(RUN) -m pytest -n 4
+	$(RUN) -m pytest $(QUICK)
 
-# The same with nothing compiled, as on a machine without a compiler. What was compiled is away meanwhile.
+# All combinations of what is tested, and more examples: tests/thorough.py. Three times as long.
+test-thorough: $(VENV)/dev.stamp
+	@$(BRING_BACK)
+	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest $(QUICK)
+
+# Whether each peer that is installed can be measured.
+test-bench: $(VENV)/dev.stamp
+	@$(BRING_BACK)
+	$(RUN) -m pytest tests/bench -m measurement
+
+# The tests with nothing compiled, as on a machine without a compiler. What was compiled is away meanwhile.
 test-plain: $(VENV)/dev.stamp
 	find broker clients -name '*.so' -exec mv {} {}.away \;
-	$(RUN) -m pytest -n 4; status=$$?; $(BRING_BACK); exit $$status
+	$(RUN) -m pytest $(QUICK); status=$$?; $(BRING_BACK); exit $$status
 
 check: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .

@@ -101,9 +101,10 @@ def measure(
     rows: list[Row] = []
     for case in chosen:
         able = contestants.taking_part(case.contestants, names)
-        for transport in transports:
-            for point in (point for point in case.points(quick) if label in point.label):
-                rows += run_point(case, point, transport, able, repeats, nursery, tell)
+        found: list[Row] = []
+        for point in (point for point in case.points(quick) if label in point.label):
+            found += run_point(case, point, transports, able, repeats, nursery, tell)
+        rows += sorted(found, key=lambda row: transports.index(row.transport))
     tell("")
     return rows
 

@@ -16,6 +16,8 @@ from bench.summary import medians, ratio
 
 WIDTH = 180
 """Columns of a table that goes to a file."""
+PLAIN, ENCRYPTED = "tcp", "tls"
+"""Transports: what encryption costs is told beside each of its figures."""
 
 
 def middle(row: Row) -> dict[str, float]:
@@ -51,6 +53,20 @@ def ratios_of(
     return tuple(None if other is None else ratio(column.figure, row.repeats, other.repeats) for other in others)
 
 
+def plain(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The row of the same without encryption; None for one that is without, or where it was not measured."""
+    if row.transport != ENCRYPTED:
+        return None
+    wanted = (row.case, PLAIN, row.point, row.contestant)
+    found = (other for other in rows if (other.case, other.transport, other.point, other.contestant) == wanted)
+    return next((other for other in found if not other.note), None)
+
+
+def has_both(rows: Sequence[Row]) -> bool:
+    """Whether something was measured with encryption and without."""
+    return any(plain(row, rows) is not None for row in rows)
+
+
 def table(case: Case, rows: Sequence[Row]) -> Table:
     """The table of one case: medians over the repeats, and ratios to others."""
     result = Table(title=case.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
@@ -59,7 +75,7 @@ def table(case: Case, rows: Sequence[Row]) -> Table:
     for column in (*case.columns, OTHERS):
         result.add_column(column.title, justify="right")
         if column.ratio:
-            for name in case.compared:
+            for name in (*case.compared, *([PLAIN] if has_both(rows) else [])):
                 result.add_column(f"/{name}", justify="right")
     result.add_column("repeats", justify="right")
     before = ("", "")
@@ -86,7 +102,11 @@ def cells(
         else:
             texts.append("failed")
         if column.ratio:
-            texts += ["" if value is None else f"{value:.2f}" for value in ratios_of(row, column, rows, compared)]
+            ratios = ratios_of(row, column, rows, compared)
+            if has_both(rows):
+                without = plain(row, rows)
+                ratios += (None if without is None else ratio(column.figure, row.repeats, without.repeats),)
+            texts += ["" if value is None else f"{value:.2f}" for value in ratios]
     good = sum(figures is not None for figures in row.repeats)
     return [*texts, f"{good}/{len(row.repeats)}"]
 
@@ -108,7 +128,7 @@ def print_report(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absen
 
 
 def as_json(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absent: Mapping[str, str]) -> dict[str, object]:
-    """The same for programs: every repeat, the medians, and the ratios to every other contestant."""
+    """The same for programs: every repeat, the medians, the ratios to every other contestant, and of TLS to TCP."""
     columns = {case.name: [column.figure for column in case.columns if column.ratio] for case in cases}
     return {
         "machine": facts,
@@ -125,6 +145,11 @@ def as_json(cases: Sequence[Case], rows: Sequence[Row], facts: Facts, absent: Ma
                 "ratios": {
                     figure: {other.contestant: ratio(figure, row.repeats, other.repeats) for other in beside(row, rows)}
                     for figure in ([] if row.note else columns[row.case])
+                },
+                "ratios_to_plain": {
+                    figure: ratio(figure, row.repeats, without.repeats)
+                    for figure in columns[row.case]
+                    if (without := plain(row, rows)) is not None and not row.note
                 },
                 "failures": row.failures,
                 "note": row.note,

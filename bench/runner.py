@@ -1,4 +1,4 @@
-"""Runs points of a case, the contestants taking turns, and keeps every repeat."""
+"""Runs points of a case, transports and contestants taking turns, and keeps every repeat."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row:
 
     Attributes:
         case: the benchmark's name.
-        transport: `tcp` or `unix`.
+        transport: `tcp`, `tls`, `unix` or `ucx`.
         point: the label of what was measured.
         contestant: the system's name.
         repeats: its figures, by repeat; None where the step failed.
@@ -62,26 +62,33 @@ def is_asked(point: Point, contestant: Contestant) -> bool:
 def run_point(
     case: Case,
     point: Point,
-    transport: str,
+    transports: Sequence[str],
     contestants: Sequence[Contestant],
     repeats: int,
     nursery: Nursery,
     tell: Callable[[str], None],
 ) -> list[Row]:
-    """Measures one point: in each repeat every contestant once, with the order turned around from repeat to repeat.
+    """Measures one point: in each repeat every contestant once by every transport, in an order that turns around.
 
     A step that fails does not end the run; its repeat stays empty.
     """
-    able = [one for one in contestants if transport in one.transports and is_asked(point, one)]
+    able = [
+        (transport, one)
+        for transport in transports
+        for one in contestants
+        if transport in one.transports and is_asked(point, one)
+    ]
     rows = {
-        one.name: Row(case.name, transport, point.label, one.name, [], [], obstacle(point, one), point.curve)
-        for one in able
+        (transport, one.name): Row(
+            case.name, transport, point.label, one.name, [], [], obstacle(point, one), point.curve
+        )
+        for transport, one in able
     }
-    able = [contestant for contestant in able if not rows[contestant.name].note]
+    able = [(transport, one) for transport, one in able if not rows[transport, one.name].note]
     for repeat in range(repeats):
-        for contestant in able if repeat % 2 == 0 else reversed(able):
+        for transport, contestant in able if repeat % 2 == 0 else reversed(able):
             tell(f"{case.name} {transport} {point.label}: {contestant.name}, repeat {repeat + 1} of {repeats}")
-            row = rows[contestant.name]
+            row = rows[transport, contestant.name]
             neighbours = Neighbours(nursery.processor_s)
             try:
                 with Team(nursery, contestant, transport) as team:

@@ -5,11 +5,12 @@
     [contexts.prod]
     url = "tcp://bus.example:4870"
     admin = "bus.example:4871"
-    token = "..."
+    token_file = "/run/secrets/bus-token"
     tls = "/home/me/.config/tensorbus/contexts/prod-x7k2"
 
-The folder at `tls` is what $TENSORBUS_TLS names, made of links to the files that `context add` was given: a certificate
-that is renewed where it lies is renewed here, and the key is in one place.
+A token's file is read whenever a command begins: a token that is renewed there is renewed here. One that came through a
+pipe is kept, as `token`. The folder at `tls` is what $TENSORBUS_TLS names, made of links to the files that
+`context add` was given: a certificate that is renewed where it lies is renewed here, and the key is in one place.
 
 A context is taken whole or not at all, so that no broker is told the token of another one: a broker that is named in
 any other way, by --url, an argument or TENSORBUS_URL, has nothing of it.
@@ -34,6 +35,7 @@ from broker.errors import ConfigError, InvalidValue
 VARIABLE: Final = "TENSORBUS_CONTEXT"
 _FOLDERS: Final = "contexts"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TOKEN_LETTERS_MAX: Final = 4096
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -44,6 +46,7 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
         url: its address, or several with commas between.
         admin: host:port of its HTTP interface; empty for none.
         token: proves who one is; empty for none.
+        token_file: where it is instead; empty for nowhere.
         tls: the folder with the certificates; empty for none.
     """
 
@@ -51,13 +54,18 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     admin: str = ""
     token: str = ""
     tls: str = ""
+    token_file: str = ""
 
     def variables(self) -> dict[str, str]:
-        """What it is in the environment."""
+        """What it is in the environment, with the token that the file has now.
+
+        Raises:
+            ConfigError: that cannot be read, or is no token.
+        """
         named = {
             "TENSORBUS_URL": self.url,
             "TENSORBUS_ADMIN": self.admin or "off",
-            "TENSORBUS_TOKEN": self.token,
+            "TENSORBUS_TOKEN": read_token(self.token_file) if self.token_file else self.token,
             "TENSORBUS_TLS": self.tls,
         }
         return {name: value for name, value in named.items() if value}
@@ -145,6 +153,25 @@ def write(file: Path, contexts: Contexts) -> None:
         raise ConfigError("contexts", str(file), f"cannot be written: {error.strerror}") from error
 
 
+def read_token(file: str) -> str:
+    """The token in a file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no token.
+    """
+    try:
+        with open(file, encoding="utf-8") as opened:
+            token = opened.read(_TOKEN_LETTERS_MAX + 1).strip()
+    except OSError as error:
+        raise ConfigError("token file", file, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("token file", file, "cannot be read: it is no text") from error
+    if not token or len(token) > _TOKEN_LETTERS_MAX or not token.isprintable():
+        # It is not told, because it may be a secret all the same.
+        raise ConfigError("token file", file, "has to have one line, the token")
+    return token
+
+
 def link(file: Path, name: str, files: Mapping[str, Path]) -> str:
     """Makes a folder of certificates for a context, which nobody else can look into.
 
@@ -186,7 +213,7 @@ def check(name: str, context: Context) -> None:
     """
     if not _NAME.fullmatch(name):
         raise InvalidValue("context", name, "is no name: up to 64 letters, digits, - and _")
-    for value in (context.url, context.admin, context.tls):
+    for value in (context.url, context.admin, context.tls, context.token_file):
         if not value.isprintable():
             raise InvalidValue("context", value, "has a control character")
     if not context.token.isprintable():

@@ -211,8 +211,10 @@ descriptors, and has hello_timeout_s."""
 TLS_EARLY_BYTES_MAX: Final = 128 * KIB
 """What is kept of what is sent before the handshake is over: a greeting, which is all that anybody sends by then."""
 TLS_SILENT_BYTES_MAX: Final = 32 * KIB
-"""What a connection may send without saying anything, as changes of keys, which cost some 20 us each. A record counts
-when it is whole, and is at most 16.3 KiB long."""
+"""What a connection may send at once without saying anything, as 1,200 changes of keys, which cost some 20 us each. A
+record that is not whole yet counts, and is at most 16.3 KiB long."""
+TLS_SILENT_BYTES_PER_S: Final = 4 * KIB
+"""And how much of that each second after: 150 changes, some 3 ms. TLS asks for one in 2^24 records."""
 TLS_ANSWERS_BYTES_MAX: Final = 64 * KIB
 """What waits of TLS's own answers, as to changes of keys, for a peer that does not read."""
 TLS_CLOSE_S: Final = 0.1
@@ -356,6 +358,22 @@ GROUP_REPORT_INTERVAL_NS: Final = 1_000_000_000
 """Between two words of the broker about who is late or stuck in one group."""
 STUCK_NS: Final = 1_000_000_000
 """An operation that has not moved for so long is announced."""
+WAITS_S: Final = 0.3
+"""What has not moved for so long waits, say `stuck` and the dashboard: longer than a busy machine lets a rank stand."""
+NAMED_WITHIN_S: Final = 1.0
+"""A rank that stops in the middle of an operation is named within this. Until `stuck` can name it, pass at most:
+
+    ms    by star and on a board            ms    over links
+                                            100   an operation that takes LINK_REPORT_S is long, and is told of
+                                            100   at the members' next tick (TICK_S of both drivers)
+    50    the broker's next tick sees that  50    that nothing moves (TICK_S of server.py)
+    300   WAITS_S                           300   WAITS_S
+    350   in all                            550   in all
+
+The page is told of it by the next look, at most 250 ms later (INTERVAL_S of admin/events.py), unless there is so much
+to see that looks are rarer; the command takes what Python takes to start. A test adds this up, and
+`python -m tests.system.naming` measures it.
+"""
 QUORUM_ARRAY_BYTES_MAX: Final = 64 * MIB
 """Of an operation with a quorum: the broker holds it whole for each rank, because it learns late who takes part."""
 QUORUM_KEPT_MAX: Final = 256

@@ -375,6 +375,10 @@ class Server:
             log.log(level, words, record.id, record.name, record.peer, cause)
             self.admission.closed(record)
             return
+        if isinstance(cause, ConnectionClosed) and cause.code == Code.MOVED:
+            # A client on its way to a session at the nearer address, which has its own lines.
+            log.debug("session.moved peer=%s cause=%s", record.peer, cause)
+            return
         self._scarcity.never_opened(record, now_ns, denied=denied)
         if denied and not record.session.received_bytes:
             # Whoever has said hello was refused there; this one did not come so far.

@@ -34,6 +34,11 @@ class Operation:
         self._span = span
         self.kept = False
 
+    @property
+    def recording(self) -> bool:
+        """Whether anybody will see the span."""
+        return self._span.is_recording()  # type: ignore[no-any-return]
+
     def keep(self) -> Operation:
         """Has the span go on until `end`."""
         self.kept = True

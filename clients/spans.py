@@ -5,23 +5,24 @@ Both kinds of traced client are made of these, so that no signature stands twice
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Protocol, TypeVar, cast
 
 from broker import conventions
 from broker.conventions import Attributes
-from broker.errors import BrokerError
 from broker.telemetry import Operation
 from clients.processing import carried, processed, publishing, tracer
+from clients.span_ends import ends
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
 class Named(Protocol):
     """A client."""
+
+    _driver: object
 
     @property
     def name(self) -> str: ...
@@ -35,16 +36,6 @@ class Member(Named, Protocol):
 
     @property
     def generation(self) -> int: ...
-
-
-class Handle(Protocol):
-    """A Work of either kind of client."""
-
-    @property
-    def done(self) -> bool: ...
-
-    @property
-    def ended_ns(self) -> int: ...
 
 
 def carrying(method: F) -> F:
@@ -103,8 +94,38 @@ def responding(method: F) -> F:
     return cast("F", called)
 
 
-def reducing(group: Member) -> AbstractContextManager[Operation]:
-    """The span of an all_reduce of one rank. That of all ranks together, with a child for each, is the broker's."""
+def reducing(method: F) -> F:
+    """An all_reduce in the span of its rank, which ends when it returns, or with the Work that it returns.
+
+    The span of all ranks together, with a child for each, is the broker's.
+    """
+
+    @wraps(method)
+    def called(group: Member, *arguments: object, **options: object) -> object:
+        with _reducing(group) as span:
+            result = method(group, *arguments, **options)
+            if options.get("async_op"):
+                ends.expect(group._driver, span, result)  # type: ignore[arg-type]
+            return result
+
+    return cast("F", called)
+
+
+def reducing_asynchronously(method: F) -> F:
+    """As `reducing`, of a coroutine."""
+
+    @wraps(method)
+    async def called(group: Member, *arguments: object, **options: object) -> object:
+        with _reducing(group) as span:
+            result = await method(group, *arguments, **options)  # type: ignore[misc]
+            if options.get("async_op"):
+                ends.expect(group._driver, span, result)
+            return result
+
+    return cast("F", called)
+
+
+def _reducing(group: Member) -> AbstractContextManager[Operation]:
     attributes: Attributes = {
         conventions.GROUP: group.name,
         conventions.GENERATION: group.generation,
@@ -113,15 +134,27 @@ def reducing(group: Member) -> AbstractContextManager[Operation]:
     return tracer().operation(f"all_reduce {group.name}", attributes)
 
 
-@contextmanager
-def ending(span: Operation, work: Handle) -> Iterator[None]:
-    """Ends the span of a Work that somebody waits for within, if it is done then, with the time when it was done."""
-    reason = ""
-    try:
-        yield
-    except BrokerError as error:
-        reason = str(error)
-        raise
-    finally:
-        if work.done:
-            span.end(time.time_ns() - (time.monotonic_ns() - work.ended_ns), reason)
+def closing(method: F) -> F:
+    """A client's close, after which no span of its operations goes on."""
+
+    @wraps(method)
+    def called(client: Named, *arguments: object, **options: object) -> object:
+        try:
+            return method(client, *arguments, **options)
+        finally:
+            ends.closed(client._driver)
+
+    return cast("F", called)
+
+
+def closing_asynchronously(method: F) -> F:
+    """As `closing`, of a coroutine."""
+
+    @wraps(method)
+    async def called(client: Named, *arguments: object, **options: object) -> object:
+        try:
+            return await method(client, *arguments, **options)  # type: ignore[misc]
+        finally:
+            ends.closed(client._driver)
+
+    return cast("F", called)

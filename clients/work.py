@@ -62,6 +62,13 @@ class Work:
         """When it was done or had failed, in nanoseconds of the monotonic clock; 0 before that."""
         return self._ended_ns
 
+    @property
+    def problem(self) -> str | None:
+        """Why it has failed, without waiting: empty when it was done, None while it is not known."""
+        if not self._ended_ns:
+            return None
+        return "" if self._operation.error is None else str(self._operation.error)
+
     def wait(self, timeout_s: float | None = None) -> object:
         """Waits for the result, which is then in the array.
 
@@ -137,6 +144,10 @@ class SharedWork(Work):
     def ended_ns(self) -> int:
         return self._shared.task.ended_ns if self.done else 0
 
+    @property
+    def problem(self) -> str | None:
+        return ways.problem(self._place, self._shared)
+
     def wait(self, timeout_s: float | None = None) -> object:
         operation, driver = self._shared, self._driver
         limit_s = self._grace_s if timeout_s is None else time_limit("timeout_s", timeout_s)
@@ -177,6 +188,11 @@ class ManyWork(Work):
     @property
     def ended_ns(self) -> int:
         return max((work.ended_ns for work in self._works), default=0) if self.done else 0
+
+    @property
+    def problem(self) -> str | None:
+        found = [work.problem for work in self._works]
+        return None if None in found else next((each for each in found if each), "")
 
     def wait(self, timeout_s: float | None = None) -> object:
         deadline = None if timeout_s is None else time.monotonic() + time_limit("timeout_s", timeout_s)

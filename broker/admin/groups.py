@@ -1,6 +1,6 @@
 """Groups, as the HTTP interface and the command line tell of them: who is in, who is waited for, and what was.
 
-As in views.py, the fields are the keys of the JSON, and times are durations in seconds up to the moment of the
+As in shapes.py, the fields are the keys of the JSON, and times are durations in seconds up to the moment of the
 answer.
 """
 

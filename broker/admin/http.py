@@ -5,7 +5,7 @@
     /metrics            for Prometheus (broker/metrics.py)
     /api/v1/server      the broker as a whole       \\
     /api/v1/sessions    {"sessions": [...]}          | JSON; the keys are the fields of the types
-    /api/v1/topics      {"topics": [...]}            | in views.py, groups.py; ?filter= for topics
+    /api/v1/topics      {"topics": [...]}            | in shapes.py, groups.py; ?filter= for topics
     /api/v1/groups      {"groups": [...]}           /
     /api/v1/events      what the dashboard shows, as server-sent events (broker/admin/events.py)
     /api/v1/tap         ?topic=: a message of one topic now and then, likewise (broker/admin/tap.py)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -32,9 +32,9 @@ def context() -> None:
 @click.option("--admin", metavar="HOST:PORT", help="Where the broker's HTTP interface is.")
 @click.option(
     "--token-file",
-    type=click.File("r", encoding="utf-8"),
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     metavar="FILE",
-    help="A token that proves who you are; - reads it from the standard input.",
+    help="Has a token that proves who you are, and is read when a command begins; - keeps that of the standard input.",
 )
 @click.option("--tls", "folder", type=_FOLDER, metavar="DIR", help="A folder of certificates, as $TENSORBUS_TLS.")
 @click.option("--ca", "authority", type=_FILE, metavar="FILE", help="The authority that has signed the broker's, PEM.")
@@ -47,7 +47,7 @@ def add(
     address: str,
     *,
     admin: str | None,
-    token_file: IO[str] | None,
+    token_file: Path | None,
     folder: Path | None,
     authority: Path | None,
     certificate: Path | None,
@@ -58,7 +58,8 @@ def add(
     """Give the broker at URL a name.
 
     Of a tls:// address also with what it is trusted by and what you show: a folder that tensorbus certs has made, or
-    the files. They stay where they are, and are read whenever a command needs them; a token is kept with the name.
+    the files. They stay where they are, and are read whenever a command needs them, as is the file of a token. A token
+    that comes through a pipe is kept with the name.
     """
     links = {"ca.crt": authority, "tls.crt": certificate, "tls.key": key}
     files = {called: at for called, at in links.items() if at is not None}
@@ -76,8 +77,7 @@ def add(
     addresses = parse_list(address)
     if (folder or files) and not any(each.scheme == "tls" for each in addresses):
         raise InvalidValue("context", address, "is not at tls://, so it has no use for certificates")
-    token = "" if token_file is None else token_file.read().strip()
-    made = contexts.Context(address, "" if admin is None else admin_address(admin, {}), token)
+    made = contexts.Context(address, "" if admin is None else admin_address(admin, {}), **_token(token_file))
     contexts.check(name, made)
     file = contexts.file_of(environment())
     kept = contexts.read(file)
@@ -134,7 +134,7 @@ def show(*, as_json: bool) -> None:
         used = name == kept.current
         if as_json:
             echo_json(_told(name, entry, used=used))
-        token, tls = "yes" if entry.token else "-", entry.tls or "-"
+        token, tls = "kept" if entry.token else entry.token_file or "-", entry.tls or "-"
         rows.append(("*" if used else "", name, entry.url, entry.admin or "-", token, tls))
     if not as_json and not kept.contexts:
         click.echo("no contexts: tensorbus context add NAME URL makes one", err=True)
@@ -163,5 +163,25 @@ def remove(name: str, *, as_json: bool) -> None:
 
 def _told(name: str, entry: Context, *, used: bool) -> dict[str, object]:
     """A context without its secrets."""
-    token = bool(entry.token)
-    return {"name": name, "url": entry.url, "admin": entry.admin, "token": token, "tls": entry.tls, "current": used}
+    return {
+        "name": name,
+        "url": entry.url,
+        "admin": entry.admin,
+        "token": bool(entry.token or entry.token_file),
+        "token_file": entry.token_file,
+        "tls": entry.tls,
+        "current": used,
+    }
+
+
+def _token(file: Path | None) -> dict[str, str]:
+    """A token, or where it is: a pipe has it once."""
+    from broker.contexts import read_token
+
+    if file is None:
+        return {}
+    if file.is_file():
+        # What cannot be used is told now, and not when it is needed.
+        read_token(str(file))
+        return {"token_file": str(file.absolute())}
+    return {"token": read_token("/dev/stdin" if str(file) == "-" else str(file))}

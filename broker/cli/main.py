@@ -14,14 +14,15 @@ from typing import IO, Final, TypeVar
 import click
 
 from broker.cli.context import context
-from broker.cli.options import OVERFLOWS, echo_json, with_context
 from broker.cli.options import as_json as _as_json
 from broker.cli.options import at_broker as _at_broker
+from broker.cli.options import echo_json, overflow, seconds, with_context
 from broker.cli.options import url as _url
 from broker.cli.recordings import diff, record, replay
 from broker.cli.security import certs, tokens
 from broker.config import PERMISSIONS, TENANTS, TOPICS, Config, admin_address, describe, environment, load
 from broker.errors import BrokerError, ConnectError
+from broker.limits import WAITS_S
 from broker.masking import masked
 
 C = TypeVar("C", bound=Callable[..., None])
@@ -161,21 +162,8 @@ def pub(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with all there is to a message.")
 @click.option("--raw", is_flag=True, help="The payloads as they travelled, with nothing between them.")
 @click.option("--replay", metavar="latest|all|SEQUENCE", help="Begin with what the topics have retained.")
-@click.option(
-    "--overflow",
-    type=click.Choice(OVERFLOWS),
-    help="What happens when this program does not keep up; default: what is declared for FILTER, else block, which "
-    "slows the publishers down.",
-)
-@click.option(
-    "--reconnect-timeout",
-    "reconnect_timeout_s",
-    type=click.FloatRange(min=0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to look for a broker that has gone.",
-)
+@overflow
+@seconds("--reconnect-timeout", 30.0, "How long to look for a broker that has gone.")
 @_url
 def sub(
     topic_filter: str,
@@ -206,15 +194,7 @@ def sub(
 @click.argument("topic")
 @click.argument("value", required=False)
 @click.option("--json", "as_json", is_flag=True, help="VALUE is JSON, and so is what is printed.")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait for the reply.",
-)
+@seconds("--timeout", 5.0, "How long to wait for the reply.", above=True)
 @_url
 def request(topic: str, value: str | None, *, as_json: bool, timeout_s: float, url: str | None) -> None:
     """Ask at TOPIC and print the value of the first reply.
@@ -241,15 +221,7 @@ def topics(topic_filter: str | None, *, as_json: bool, admin: str | None) -> Non
 
 
 @main.command()
-@click.option(
-    "--after",
-    "after_s",
-    type=click.FloatRange(min=0),
-    default=0.3,
-    show_default=True,
-    metavar="SECONDS",
-    help="What has moved in this time is not stuck.",
-)
+@seconds("--after", WAITS_S, "What has moved in this time is not stuck.")
 @_as_json
 @_at_broker
 def stuck(address: str | None, url: str | None, *, after_s: float, as_json: bool) -> None:
@@ -280,15 +252,7 @@ def groups(address: str | None, url: str | None, *, as_json: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--interval",
-    "interval_s",
-    type=click.FloatRange(min=0.05),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Between two refreshes.",
-)
+@seconds("--interval", 1.0, "Between two refreshes.", least=0.05)
 @click.option("--once", is_flag=True, help="One refresh, with rates over one interval; then exit.")
 @_as_json
 @_at_broker
@@ -319,15 +283,7 @@ def doctor(address: str | None, url: str | None, *, as_json: bool) -> None:
 
 @main.command()
 @click.option("--only", "parts", multiple=True, type=click.Choice(BENCH_PARTS), help="May be given several times.")
-@click.option(
-    "--duration",
-    "duration_s",
-    type=click.FloatRange(min=0.01),
-    default=2.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="About how long to measure each point.",
-)
+@seconds("--duration", 2.0, "About how long to measure each point.", least=0.01)
 @_as_json
 @click.option("--broker", "--url", "url", metavar="URL", help="Default: $TENSORBUS_URL, else this host's.")
 @with_context

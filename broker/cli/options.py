@@ -74,6 +74,33 @@ def echo_json(told: Mapping[str, object]) -> None:
     click.echo(json.dumps(told, ensure_ascii=False, separators=(",", ":")))
 
 
+def seconds(flag: str, default_s: float, text: str, *, least: float = 0.0, above: bool = False) -> Callable[[C], C]:
+    """An option for a duration, such as `--timeout` for the argument `timeout_s`.
+
+    Args:
+        flag: its name.
+        default_s: its default, in seconds.
+        text: its help.
+        least: the shortest, in seconds.
+        above: whether it has to be longer than that.
+    """
+    return click.option(
+        flag,
+        f"{flag.removeprefix('--').replace('-', '_')}_s",
+        type=click.FloatRange(min=least, min_open=above),
+        default=default_s,
+        show_default=True,
+        metavar="SECONDS",
+        help=text,
+    )
+
+
 OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 
+overflow = click.option(
+    "--overflow",
+    type=click.Choice(OVERFLOWS),
+    help="What happens when this program does not keep up; default: what is declared for FILTER, else block, which "
+    "slows the publishers down.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")

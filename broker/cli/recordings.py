@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from broker.cli.options import OVERFLOWS, as_json, url
+from broker.cli.options import as_json, overflow, url
 from broker.config import size_of
 
 if TYPE_CHECKING:
@@ -51,12 +51,7 @@ _count = click.option("--count", type=click.IntRange(min=1), metavar="N", help="
 )
 @click.option("--max-size", "bytes_max", type=_size, metavar="SIZE", help="End when FILE is so long, as 500MiB.")
 @click.option("--replay", metavar="latest|all|SEQUENCE", help="Begin with what the topics have retained.")
-@click.option(
-    "--overflow",
-    type=click.Choice(OVERFLOWS),
-    help="What happens when this program does not keep up; default: what is declared for FILTER, else block, which "
-    "slows the publishers down.",
-)
+@overflow
 @as_json
 @url
 def record(

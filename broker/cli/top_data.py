@@ -12,7 +12,7 @@ ROWS_MAX: Final = 200
 
 
 class Server(msgspec.Struct):
-    """Of broker/admin/views.py, what is shown."""
+    """Of broker/admin/shapes.py, what is shown."""
 
     name: str
     version: str

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import click
 import msgspec
 
+from broker.admin.shapes import TopicView
 from broker.errors import BrokerError, ConnectError
 from broker.topics.names import check_filter
 from broker.transport.addresses import Address
@@ -18,32 +19,6 @@ from clients.connection import environment
 
 TIMEOUT_S: Final = 10.0
 _ADVICE: Final = "is a broker running with its HTTP interface there? --admin HOST:PORT names another address"
-
-
-class _Setting(msgspec.Struct):
-    """One setting of a topic, as in broker/admin/views.py."""
-
-    setting: str
-    value: bool | int | float | str | None
-    filter: str
-    origin: str
-
-
-class _Topic(msgspec.Struct):
-    """What is shown of a topic."""
-
-    name: str
-    published_messages: int
-    published_bytes: int
-    refused_messages: int
-    next_sequence: int
-    oldest_sequence: int
-    retained_messages: int
-    retained_bytes: int
-    subscriptions: int
-    held_back_publishers: int
-    held_back_by: list[str]
-    policy: list[_Setting]
 
 
 class _Answer(msgspec.Struct):
@@ -74,7 +49,7 @@ def show(admin: str, topic_filter: str | None, *, as_json: bool) -> None:
         if as_json:
             click.echo(bytes(raw))
         else:
-            click.echo("\n" * (number > 0) + _paragraph(msgspec.json.decode(raw, type=_Topic)))
+            click.echo("\n" * (number > 0) + _paragraph(msgspec.json.decode(raw, type=TopicView)))
     if not topics and not as_json:
         click.echo(f"no topic of {topic_filter}" if topic_filter else "no topics", err=True)
 
@@ -109,7 +84,7 @@ def _connection(admin: str) -> HTTPConnection:
     return HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
 
 
-def _paragraph(topic: _Topic) -> str:
+def _paragraph(topic: TopicView) -> str:
     kept = f"keeps {topic.retained_messages} messages, {topic.retained_bytes} bytes"
     if topic.retained_messages:
         kept += f", from sequence {topic.oldest_sequence}"

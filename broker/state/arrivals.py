@@ -74,6 +74,15 @@ class Arrivals:
         self.opened.add(record.id)
         return None
 
+    def tick(self, now_ns: int) -> None:
+        """Time passes: whose time for a hello is over is half open no more. They are in order of it."""
+        while self.half_open:
+            oldest = next(iter(self.half_open.values()))
+            oldest.session.tick(now_ns)
+            if oldest.session.phase is Phase.AWAIT_HELLO:
+                return
+            del self.half_open[oldest.id]
+
     def leave(self, record: SessionRecord) -> None:
         """A connection is over."""
         self.half_open.pop(record.id, None)

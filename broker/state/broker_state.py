@@ -72,6 +72,7 @@ _DEPENDS: Final = frozenset(
 """What depends on what was published, so that lines are drained before."""
 _PUBLISH, _CHUNK = int(Kind.PUBLISH), int(Kind.CHUNK)
 _OPEN: Final = Phase.OPEN
+_AWAIT_HELLO: Final = Phase.AWAIT_HELLO
 
 
 class BrokerState:
@@ -258,8 +259,12 @@ class BrokerState:
     def tick(self, now_ns: int) -> None:
         """Time passes: heartbeats, and deadlines of collectives. Call about ten times a second."""
         self.now_ns = now_ns
+        self.arrivals.tick(now_ns)
         for record in self.sessions.values():
             session = record.session
+            if session.phase is _AWAIT_HELLO:
+                # There may be very many of them, and a message that comes now waits for all of this.
+                continue
             session.tick(now_ns)
             session.check_queued()
             if session.has_unsent or session.phase in (Phase.CLOSING, Phase.CLOSED):

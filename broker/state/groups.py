@@ -171,7 +171,7 @@ class Groups:
         """BOARD: a member cannot use its generation's board; there will be another generation, which has none."""
         group = self._member_of(session, frame)
         self._boards.refused(group, session)
-        if frame.target == group.generation:
+        if frame.target == group.generation and session.id in group.sessions:
             self._carry_out(group, group.renew())
 
     def regroup(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:

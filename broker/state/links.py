@@ -243,7 +243,7 @@ class Links:
         """LINKS: a member has all its links, could not get them, or has lost one."""
         links = self._groups.get(group.number)
         part = links.part if links is not None else None
-        if links is None or part is None or part.generation != frame.target:
+        if links is None or part is None or part.generation != frame.target or session not in part.ranks:
             return
         if frame.count == LinkState.READY:
             part.ready.add(session)

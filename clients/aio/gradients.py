@@ -7,7 +7,8 @@ from typing import cast
 
 from broker.errors import BrokerError, InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
-from clients.aio.groups import Group, Work
+from clients.aio.groups import Group
+from clients.aio.work import Work
 from clients.training.gradients import OVERLAPPED_BUCKET_BYTES, BucketPlan
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from functools import wraps
-
 from broker.conventions import PUBLISH, REQUEST
-from broker.telemetry import Operation
 from clients.aio.client import Client
-from clients.aio.groups import Group, Work
-from clients.spans import carrying, ending, handling, reducing, responding, sending_asynchronously
+from clients.aio.groups import Group
+from clients.spans import (
+    carrying,
+    closing_asynchronously,
+    handling,
+    reducing_asynchronously,
+    responding,
+    sending_asynchronously,
+)
 
 
 class TracedGroup(Group):
-    """As Group; all_reduce makes a span, of this rank."""
+    """As `clients.traced.TracedGroup`."""
 
-    @wraps(Group.all_reduce)
-    async def all_reduce(self, *arguments: object, **options: object) -> object:  # type: ignore[override]
-        with reducing(self) as span:
-            result = await super().all_reduce(*arguments, **options)  # type: ignore[arg-type]
-            return TracedWork(result, span.keep()) if isinstance(result, Work) else result
+    all_reduce = reducing_asynchronously(Group.all_reduce)
 
 
 class TracedClient(Client):
@@ -29,28 +29,5 @@ class TracedClient(Client):
     request_many = carrying(Client.request_many)
     subscribe = handling(Client.subscribe)
     respond = responding(Client.respond)
+    close = closing_asynchronously(Client.close)
     _groups = TracedGroup
-
-
-class TracedWork(Work):
-    """As Work; its span ends with the operation, as soon as somebody waits for it."""
-
-    def __init__(self, work: Work, span: Operation) -> None:
-        """Made by a TracedGroup."""
-        self._work = work
-        self._span = span
-
-    @property
-    def done(self) -> bool:
-        return self._work.done
-
-    @property
-    def ended_ns(self) -> int:
-        return self._work.ended_ns
-
-    async def wait(self, timeout_s: float | None = None) -> object:
-        with ending(self._span, self._work):
-            return await self._work.wait(timeout_s)
-
-    def cancel(self) -> bool:
-        return self._work.cancel()

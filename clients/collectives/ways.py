@@ -261,9 +261,10 @@ class SharedOperation:
         claim: what this rank has asked for.
         result: the flat bytes that are its result, once it is done.
         signal: ready when it is done, where somebody sees to that.
+        settled: what has become of it, where the engine has left that undecided and the broker was asked.
     """
 
-    __slots__ = ("claim", "result", "signal", "task", "way")
+    __slots__ = ("claim", "result", "settled", "signal", "task", "way")
 
     def __init__(self, way: Way, claim: Claim, task: Task, result: memoryview) -> None:
         self.way = way
@@ -271,6 +272,12 @@ class SharedOperation:
         self.task = task
         self.result = result
         self.signal = Signal()
+        self.settled: int | None = None
+
+    @property
+    def status(self) -> int:
+        """What has become of it."""
+        return self.task.status if self.settled is None else self.settled
 
     @classmethod
     def of(cls, way: Way, prepared: Prepared, world_size: int, rank: int, priority: int) -> SharedOperation:
@@ -338,31 +345,48 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
         BrokerError: why it has failed; no array was changed.
     """
     task, way = operation.task, operation.way
-    status = task.status
+    status = operation.status
     if status in (ring.Outcome.OVER, ring.Outcome.UNDECIDED):
         way.lost(place)
         driver.flush()
     if status == ring.Outcome.UNDECIDED:
-        status = await way.settle(driver, task)
+        status = operation.settled = await way.settle(driver, task)
     if status == _DONE:
         return operation.result
     way.failed(task)
     # A client that is closed does not wait for the engine.
     if status in (ring.Outcome.OVER, ring.Outcome.PENDING, ring.Outcome.UNDECIDED):
         raise await _over(driver, place, way)
+    raise _failure(place, operation, status)
+
+
+def problem(place: Place, operation: SharedOperation) -> str | None:
+    """Why an operation has failed, without asking anybody: empty when it was done, None while it is not known."""
+    status = operation.status
+    if status in (ring.Outcome.PENDING, ring.Outcome.UNDECIDED):
+        return None
+    if status == _DONE:
+        return ""
+    if status == ring.Outcome.OVER:
+        return f"generation {operation.way.generation} of group {place.name!r} was over before"
+    return str(_failure(place, operation, status))
+
+
+def _failure(place: Place, operation: SharedOperation, status: int) -> BrokerError:
+    task, way = operation.task, operation.way
     ranks = [way.ranks[position] for position in task.positions if position < len(way.ranks)]
     if status == shm.Outcome.MISSING:
-        raise RankTimeoutError(place.name, task.sequence, ranks, task.timeout_ns / 1e9)
+        return RankTimeoutError(place.name, task.sequence, ranks, task.timeout_ns / 1e9)
     if status == shm.Outcome.MISMATCH:
-        raise CollectiveMismatchError(place.name, task.sequence, _claims(way, operation.task, place.member.world_size))
+        return CollectiveMismatchError(place.name, task.sequence, _claims(way, task, place.member.world_size))
     if status == shm.Outcome.INTERRUPTED and ranks:
-        raise CollectiveAbortedError(place.name, task.sequence, ranks[0])
-    problem = {
+        return CollectiveAbortedError(place.name, task.sequence, ranks[0])
+    words = {
         shm.Outcome.INTERRUPTED: "a rank's program gave it up",
         shm.Outcome.NO_MEMORY: f"there is no memory for {operation.claim.nbytes} bytes beside the array",
         shm.Outcome.BROKEN: "its board or its links say what cannot be: a rank's program has written over it",
-    }[shm.Outcome(int(status))]
-    raise CollectiveError(place.name, f"operation {task.sequence}: {problem}")
+    }[shm.Outcome(status)]
+    return CollectiveError(place.name, f"operation {task.sequence}: {words}")
 
 
 async def _over(driver: Driver, place: Place, way: Way) -> BrokerError:

@@ -23,31 +23,26 @@ Whoever comes after it gets GroupFinishedError: the others do not answer any mor
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from broker.errors import (
-    CollectiveError,
     ConnectionClosed,
     GenerationChangedError,
     GroupFinishedError,
     InvalidValue,
     RankBehindError,
-    RankTimeoutError,
     TimeoutError,
 )
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from clients.collectives.state_sync import arrays_in, changeable, fill, snapshot
 from clients.connection.checks import whole_number
 from clients.groups import Group
+from clients.training.rejoining import join_again
 
 log = logging.getLogger(__name__)
-
-REJOIN_DELAY_S: Final = 0.05
-"""Between two tries to become a member again: the broker may not have noticed yet that the old place is free."""
 
 
 class Elastic:
@@ -165,7 +160,7 @@ class Elastic:
         if isinstance(error, GenerationChangedError):
             change = error
         elif isinstance(error, ConnectionClosed) and self._rejoin is not None:
-            change = self._join_again(self._rejoin)
+            self.group, change = join_again(self._rejoin, self.group, self._timeout_s)
         else:
             return False
         self._behind = True
@@ -173,22 +168,6 @@ class Elastic:
         if self._on_change is not None:
             self._on_change(change)
         return True
-
-    def _join_again(self, rejoin: Callable[[], Group]) -> GenerationChangedError:
-        old = self.group
-        deadline_s = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                self.group = rejoin()
-                break
-            except (GroupFinishedError, RankTimeoutError):
-                raise
-            except CollectiveError:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(REJOIN_DELAY_S)
-        lost = sorted(set(old.ranks) - set(self.group.ranks))
-        return GenerationChangedError(self.group.name, self.group.generation, lost, self.group.ranks)
 
     def __repr__(self) -> str:
         return f"<Elastic {self.group!r}>"

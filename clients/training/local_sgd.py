@@ -13,7 +13,10 @@ With a delay the mean is formed while the next inner steps are made, and applied
 moved since stays on top of the new anchor.
 
 When the members change, all meet where the outer gradients are reduced: those who have one make this outer step again
-among themselves, and a newcomer, which has none, gets the anchor and what the outer optimizer keeps.
+among themselves, and a newcomer, which has none, gets the anchor and what the outer optimizer keeps. So does a rank
+that has lost its connection and come back, if the others have made an outer step without it.
+
+With compression, what an outer gradient loses on its way is kept and added to the next one.
 """
 
 from __future__ import annotations
@@ -25,25 +28,28 @@ from typing import Final
 
 import numpy as np
 
-from broker.errors import ConnectionClosed, GenerationChangedError, InvalidValue, TimeoutError
+from broker.errors import ConnectionClosed, GenerationChangedError, GroupFinishedError, InvalidValue, TimeoutError
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from clients.connection.checks import whole_number
 from clients.groups import Group
 from clients.training.layout import Layout
 from clients.training.optimizers import SGD, FloatArray, Optimizer
+from clients.training.rejoining import join_again
 from clients.work import Work
 
 log = logging.getLogger(__name__)
 
 OUTER_LEARNING_RATE: Final = 0.7
 OUTER_MOMENTUM: Final = 0.9
+_FEEDBACK: Final = "outer gradient"
+"""The name under which it is kept what compression has lost."""
 
 
 class LocalSGD:
     """The outer loop around inner steps that the program makes with its own optimizer. For one thread.
 
     Attributes:
-        group: of which this rank is a member.
+        group: of which this rank is a member; another object after `rejoin`.
         parameters: the live arrays, by name.
         outer_steps: how many outer steps the anchor has behind it, the same on all ranks.
     """
@@ -56,7 +62,8 @@ class LocalSGD:
         every: int,
         outer: Optimizer | None = None,
         delay: int = 0,
-        compression: object = None,
+        compression: str | None = None,
+        rejoin: Callable[[], Group] | None = None,
         on_change: Callable[[GenerationChangedError], None] | None = None,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
     ) -> None:
@@ -68,7 +75,9 @@ class LocalSGD:
             every: inner steps between two outer gradients.
             outer: what makes steps of outer gradients; the default averages the parameters.
             delay: inner steps that are made while the mean is formed; 0 waits for it.
-            compression: passed on to all_reduce, if it is not None.
+            compression: of the outer gradients, as for all_reduce; None is the group's. What it loses is in the next
+                outer gradient.
+            rejoin: joins the group again after the connection was lost; without it that ends the loop.
             on_change: told of each change of the members.
             timeout_s: how long each meeting may take, in seconds: longer than the slowest rank's `every` inner steps
                 take longer than the fastest's.
@@ -76,6 +85,7 @@ class LocalSGD:
         Raises:
             InvalidValue: an argument out of its range, or parameters of several dtypes.
             CollectiveError: as for all_reduce.
+            ConnectionClosed: the connection was lost, and there is no `rejoin`.
         """
         self.group = group
         self.parameters = parameters
@@ -89,7 +99,8 @@ class LocalSGD:
         self._layout = Layout.of(parameters)
         self._anchor = self._layout.pack(parameters)
         self._outer = SGD(1.0) if outer is None else outer
-        self._options = {} if compression is None else {"compression": compression}
+        self._compression = compression
+        self._rejoin = rejoin
         self._on_change = on_change
         self._timeout_s = timeout_s
         self._inner = 0
@@ -120,24 +131,35 @@ class LocalSGD:
                 begun = self.outer_steps + (self._gradient is not None)
                 yield begun * self._every + self._inner
                 self.step()
-            generation = self.group.generation
-            try:
-                self.group.barrier(timeout_s=self._timeout_s)
-            except GenerationChangedError as change:
-                self._tell(change)
+            if self._end():
+                return
+
+    def _end(self) -> bool:
+        """Whether all have come to the end."""
+        generation = self.group.generation
+        try:
+            self.group.barrier(timeout_s=self._timeout_s)
+        except (GenerationChangedError, ConnectionClosed) as error:
+            if not self._survives(error):
+                raise
+            # If this rank had lost its connection, the others may have left the barrier.
+            with suppress(GroupFinishedError):
                 self._meet()
-                continue
-            # Without the broker nobody can join.
-            with suppress(ConnectionClosed, TimeoutError):
-                self.group.finish(generation=generation, timeout_s=self._timeout_s)
-            self._finished = True
-            return
+                return False
+            return True
+        # Without the broker nobody can join.
+        with suppress(ConnectionClosed, TimeoutError):
+            self.group.finish(generation=generation, timeout_s=self._timeout_s)
+        self._finished = True
+        return True
 
     def step(self) -> bool:
         """To be called after each inner step; says whether an outer step has been applied.
 
         Raises:
             CollectiveError: as for all_reduce, but for changes of the members, which are dealt with here.
+            GroupFinishedError: the others have made all steps while this rank had no connection.
+            ConnectionClosed: the connection was lost, and there is no `rejoin`.
         """
         self._inner += 1
         if self._inner == self._every:
@@ -154,14 +176,20 @@ class LocalSGD:
         self._gradient = self._anchor - self._sent
         try:
             self._work = self._reduce(self._gradient)
-        except GenerationChangedError as change:
+        except (GenerationChangedError, ConnectionClosed) as error:
             # All ranks learn of it in this outer step, and meet when each has come to its end.
             self._work = None
-            self._tell(change)
+            if not self._survives(error):
+                raise
 
     def _reduce(self, gradient: FloatArray) -> Work:
-        return self.group.all_reduce(  # type: ignore[no-any-return, call-overload]
-            gradient, "mean", timeout_s=self._timeout_s, async_op=True, **self._options
+        return self.group.all_reduce(
+            gradient,
+            "mean",
+            timeout_s=self._timeout_s,
+            async_op=True,
+            compression=self._compression,
+            feedback=_FEEDBACK,
         )
 
     def _finish(self) -> None:
@@ -170,9 +198,10 @@ class LocalSGD:
         if self._work is not None:
             try:
                 self._work.wait()
-            except GenerationChangedError as change:
+            except (GenerationChangedError, ConnectionClosed) as error:
                 self._work = None
-                self._tell(change)
+                if not self._survives(error):
+                    raise
         if self._work is None:
             self._meet()
         else:
@@ -190,11 +219,18 @@ class LocalSGD:
                 # Those who have met are ahead of newcomers even before the first outer step.
                 claim = self.outer_steps + 1 if self._has_met else 0
                 step = self.group.sync_state(state, claim, timeout_s=self._timeout_s).step
-                if not self._has_met:
+                if not self._has_met or step > claim:
+                    self._gradient = self._sent = None
                     self._load(self._anchor)
                 gradient = self._again() if state["under_way"] else None
             except GenerationChangedError as change:
                 self._tell(change)
+                continue
+            except ConnectionClosed:
+                if self._rejoin is None:
+                    raise
+                self.group, joined = join_again(self._rejoin, self.group, self._timeout_s)
+                self._tell(joined)
                 continue
             self._has_met, self.outer_steps = True, max(0, step - 1)
             if gradient is not None:
@@ -204,7 +240,8 @@ class LocalSGD:
     def _again(self) -> FloatArray | None:
         """The mean of the outer gradients of those who have one; None if nobody has."""
         has_one = self._gradient is not None
-        count = float(self.group.all_reduce(np.array([float(has_one)]), timeout_s=self._timeout_s)[0])
+        told = self.group.all_reduce(np.array([int(has_one)]), timeout_s=self._timeout_s, compression="none")
+        count = int(told[0])
         gradient = np.zeros_like(self._anchor) if self._gradient is None else self._gradient
         self._reduce(gradient).wait()
         if not count:
@@ -227,6 +264,14 @@ class LocalSGD:
         for name, view in self._layout.views(flat).items():
             self.parameters[name][...] = view
 
+    def _survives(self, error: GenerationChangedError | ConnectionClosed) -> bool:
+        """Whether the loop goes on after an error, with a meeting."""
+        if isinstance(error, GenerationChangedError):
+            self._tell(error)
+            return True
+        # Whoever meets the others then joins again first.
+        return self._rejoin is not None
+
     def _tell(self, change: GenerationChangedError) -> None:
         log.warning("local_sgd.generation_changed rank=%d change=%s", self.group.rank, change)
         if self._on_change is not None:
@@ -248,7 +293,8 @@ class DiLoCo(LocalSGD):
         learning_rate: float = OUTER_LEARNING_RATE,
         momentum: float = OUTER_MOMENTUM,
         delay: int = 0,
-        compression: object = None,
+        compression: str | None = None,
+        rejoin: Callable[[], Group] | None = None,
         on_change: Callable[[GenerationChangedError], None] | None = None,
         timeout_s: float = COLLECTIVE_TIMEOUT_S,
     ) -> None:
@@ -259,11 +305,12 @@ class DiLoCo(LocalSGD):
         learning_rate: of the outer steps.
         momentum: the share of the last outer direction that is kept, above 0.
         delay: inner steps that are made while the mean is formed.
-        compression: passed on to all_reduce.
+        compression: of the outer gradients.
+        rejoin: joins the group again after the connection was lost.
         on_change: told of each change of the members.
         timeout_s: for each meeting, in seconds.
         """
         super().__init__(
             group, parameters, every=every, outer=SGD(learning_rate, momentum=momentum, nesterov=True), delay=delay,
-            compression=compression, on_change=on_change, timeout_s=timeout_s,
+            compression=compression, rejoin=rejoin, on_change=on_change, timeout_s=timeout_s,
         )  # fmt: skip

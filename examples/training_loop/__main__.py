@@ -43,7 +43,7 @@ def main(
     admin: str,
     plain: bool,
 ) -> None:
-    """Trains a classifier through a broker: by all-reduce, with parameter servers, with a quorum, and by DiLoCo.
+    """Trains a classifier through a broker: by all-reduce, with parameter servers, a quorum, by local SGD and DiLoCo.
 
     The broker, the trainers, the servers and a monitor are processes of their own. At the end there is a plot in the
     folder OUT. The exit status is 1 if a model misses its accuracy or a process fails.

@@ -1,4 +1,4 @@
-"""Two more training loops, for ranks that are late, far away, or come and go."""
+"""More training loops, for ranks that are late, far away, or come and go."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ QUORUM = 0.5
 INNER_STEPS = 10
 DELAY = 2
 """Inner steps between two outer gradients, and until the mean of them is applied."""
+COMPRESSION = "int8"
+"""Of what travels then; what it loses travels the next time."""
 OUTER_MOMENTUM = 0.6
 """The paper's 0.9 is for long runs: over the few dozen outer steps of this one it overshoots."""
 
@@ -58,20 +60,40 @@ def quorum_loop(trainer: clients.Trainer, model: Model, job: Job, result: Result
             break
 
 
+def local_sgd_loop(trainer: clients.Trainer, model: Model, job: Job, result: Result) -> None:
+    """Every trainer makes steps of its own shards; now and then they take the mean of their parameters."""
+    local = clients.LocalSGD(
+        trainer.members,
+        model.parameters,
+        every=INNER_STEPS,
+        delay=DELAY,
+        compression=COMPRESSION,
+        rejoin=trainer.rejoin,
+        on_change=trainer.changed,
+    )
+    _inner_steps(local, trainer, model, job, result)
+
+
 def diloco_loop(trainer: clients.Trainer, model: Model, job: Job, result: Result) -> None:
-    """Every trainer makes steps of its own shards; now and then they take the mean of what they have moved."""
-    batches = Batches(model.train_samples, job.batch_size, job.seed)
-    outer_steps = job.epochs * batches.steps_per_epoch // INNER_STEPS
-    optimizer = optimizer_of(job)
+    """As local_sgd_loop, but the mean of what they have moved is a step of an optimizer that has momentum."""
     diloco = clients.DiLoCo(
         trainer.members,
         model.parameters,
         every=INNER_STEPS,
         momentum=OUTER_MOMENTUM,
         delay=DELAY,
+        compression=COMPRESSION,
+        rejoin=trainer.rejoin,
         on_change=trainer.changed,
     )
-    for step in diloco.steps(outer_steps):
+    _inner_steps(diloco, trainer, model, job, result)
+
+
+def _inner_steps(local: clients.LocalSGD, trainer: clients.Trainer, model: Model, job: Job, result: Result) -> None:
+    batches = Batches(model.train_samples, job.batch_size, job.seed)
+    outer_steps = job.epochs * batches.steps_per_epoch // INNER_STEPS
+    optimizer = optimizer_of(job)
+    for step in local.steps(outer_steps):
         if trainer.stopping:
             break
         started_s = time.perf_counter()
@@ -82,7 +104,7 @@ def diloco_loop(trainer: clients.Trainer, model: Model, job: Job, result: Result
         result.losses[step] = gradients.loss / gradients.samples
         report(trainer, step, outer_steps * INNER_STEPS, result.losses[step], gradients, started_s, computed_s)
     # What the trainers have in common; each has made some steps of its own since.
-    for name, array in diloco.anchor.items():
+    for name, array in local.anchor.items():
         model.parameters[name][...] = array
 
 

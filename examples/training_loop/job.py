@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final, Self
 
-MODES: Final = ("all-reduce", "ps-sync", "ps-async", "quorum", "diloco")
+MODES: Final = ("all-reduce", "ps-sync", "ps-async", "quorum", "local-sgd", "diloco")
 STALENESS: Final[dict[str, int | None]] = {"ps-sync": 0, "ps-async": None}
 """Of the parameter server, in the modes that have one."""
 MODELS: Final = ("digits", "torch")

@@ -117,7 +117,7 @@ def _train(
 def _gather(
     job: Job, processes: Processes, results: clients.Subscription, say: Callable[[str], None]
 ) -> dict[str, Mapping[str, object]]:
-    """The results of all trainers, by name, but the killed ones, which the others survive."""
+    """The results of all trainers, by name, but the killed ones, which the others survive, and who came too late."""
     expected = {job.trainer_name(rank) for rank in range(job.trainers)}
     if job.elastic:
         expected.add(job.spare_name)
@@ -135,7 +135,11 @@ def _gather(
                     say(f"{name} was killed; the others go on")
         else:
             expected.discard(message.sender)
-            ended[message.sender] = cast("Mapping[str, object]", message.value)
+            result = cast("Mapping[str, object]", message.value)
+            if "came_late" in result:
+                say(f"{message.sender} came after the end of the training, and is not needed: {result['came_late']}")
+            else:
+                ended[message.sender] = result
     return ended
 
 

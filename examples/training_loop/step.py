@@ -38,8 +38,8 @@ def optimizer_of(job: Job) -> clients.Optimizer:
     """What makes steps of gradients, in the trainers or in the parameter server."""
     # Asynchronous gradients are steps of their own, each of a share of the batch, so each goes a share of the way. A
     # whole step for each, out of parameters that others have changed since, diverges.
-    # With DiLoCo each trainer steps by its own shard of the batch, whose mean is noisier than that of the whole.
-    share = {"ps-async": 1 / job.trainers, "diloco": 0.5}.get(job.mode, 1.0)
+    # With local SGD each trainer steps by its own shard of the batch, whose mean is noisier than that of the whole.
+    share = {"ps-async": 1 / job.trainers, "local-sgd": 0.5, "diloco": 0.5}.get(job.mode, 1.0)
     return clients.SGD(job.learning_rate * share, momentum=MOMENTUM)
 
 

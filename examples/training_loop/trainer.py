@@ -27,7 +27,12 @@ def train(trainer: clients.Trainer, model: Model, job: Job) -> Result:
     """Trains until all epochs are done or somebody says stop."""
     result = Result()
     started_s = time.monotonic()
-    loops = {"all-reduce": all_reduce_loop, "quorum": forgiving.quorum_loop, "diloco": forgiving.diloco_loop}
+    loops = {
+        "all-reduce": all_reduce_loop,
+        "quorum": forgiving.quorum_loop,
+        "local-sgd": forgiving.local_sgd_loop,
+        "diloco": forgiving.diloco_loop,
+    }
     loops.get(job.mode, parameter_server_loop)(trainer, model, job, result)
     result.duration_s = time.monotonic() - started_s
     result.accuracy = model.accuracy()
@@ -85,6 +90,7 @@ def parameter_server_loop(trainer: clients.Trainer, model: Model, job: Job, resu
         result.losses[step] = gradients.loss / gradients.samples
         pulled = trainer.pull()
         report(trainer, step, steps, result.losses[step], gradients, started_s, computed_s)
+    trainer.finish()
     _load(model, pulled)
 
 
@@ -93,8 +99,12 @@ def _load(model: Model, pulled: clients.Pulled) -> None:
         array[...] = pulled.parameters[name]
 
 
-def run(url: str, job: Job, rank: int | None) -> Result:
-    """Connects, trains, and publishes the result; without a rank it waits for one that is lost, and takes its place."""
+def run(url: str, job: Job, rank: int | None) -> bool:
+    """Connects, trains, and publishes the result; without a rank it waits for one that is lost, and takes its place.
+
+    Returns:
+        Whether it has trained: False if all the others had come to their end before.
+    """
     name = job.spare_name if rank is None else job.trainer_name(rank)
     # Before the group forms: a rank that is still loading its data would make the others wait in their first step.
     model = make_model(job)
@@ -104,25 +114,33 @@ def run(url: str, job: Job, rank: int | None) -> Result:
     with clients.connect(url, name=name) as bus:
         if rank is None:
             rank = _lost_rank(bus, job)
-
-        def changed(change: clients.GenerationChangedError) -> None:
-            event = {"lost_ranks": change.lost_ranks, "ranks": change.ranks, "generation": change.generation}
-            bus.publish(f"events/{job.mode}/{rank}", event, lane="control", urgent=True)
-
-        with clients.Trainer(
-            bus, job.mode, world_size=job.trainers, rank=rank, timeout_s=JOIN_TIMEOUT_S, on_change=changed
-        ) as trainer:
-            result = train(trainer, model, job)
-        value = {
-            "rank": rank,
-            "steps": len(result.losses),
-            "losses": np.array(list(result.losses.values())),
-            "accuracy": result.accuracy,
-            "digest": result.digest,
-            "duration_s": result.duration_s,
-        }
+        try:
+            value = _take_part(bus, job, rank, model)
+        except clients.GroupFinishedError as error:
+            value = {"rank": rank, "came_late": str(error)}
         bus.publish(f"results/{job.mode}/{rank}", value, ack="accepted")
-    return result
+    return "came_late" not in value
+
+
+def _take_part(bus: clients.Client, job: Job, rank: int, model: Model) -> dict[str, object]:
+    """Trains as one of the ranks; what is published of it."""
+
+    def changed(change: clients.GenerationChangedError) -> None:
+        event = {"lost_ranks": change.lost_ranks, "ranks": change.ranks, "generation": change.generation}
+        bus.publish(f"events/{job.mode}/{rank}", event, lane="control", urgent=True)
+
+    with clients.Trainer(
+        bus, job.mode, world_size=job.trainers, rank=rank, timeout_s=JOIN_TIMEOUT_S, on_change=changed
+    ) as trainer:
+        result = train(trainer, model, job)
+    return {
+        "rank": rank,
+        "steps": len(result.losses),
+        "losses": np.array(list(result.losses.values())),
+        "accuracy": result.accuracy,
+        "digest": result.digest,
+        "duration_s": result.duration_s,
+    }
 
 
 def _lost_rank(bus: clients.Client, job: Job) -> int:

@@ -77,7 +77,7 @@ def test_leaving_a_team_ends_all_its_processes(nursery: Nursery) -> None:
 def test_a_step_that_fails_leaves_its_repeat_empty_and_the_others_go_on(nursery: Nursery) -> None:
     case = Case("case", "Case", (Column("one", "one"),), lambda quick: [], {})
     point = Point("point", lambda team: {"one": 1.0})
-    broken, relay = run_point(case, point, "unix", [Broken(), Relay()], 2, nursery, lambda step: None)
+    broken, relay = run_point(case, point, ["unix"], [Broken(), Relay()], 2, nursery, lambda step: None)
     assert broken.repeats == [None, None]
     assert "no licence" in broken.failures[0]
     assert [figures["one"] for figures in relay.repeats if figures] == [1.0, 1.0]
@@ -86,7 +86,7 @@ def test_a_step_that_fails_leaves_its_repeat_empty_and_the_others_go_on(nursery:
 
 def test_a_contestant_is_not_asked_for_a_transport_that_it_does_not_have(nursery: Nursery) -> None:
     case = Case("case", "Case", (), lambda quick: [], {})
-    assert run_point(case, Point("point", lambda team: {}), "tcp", [Broken()], 1, nursery, lambda step: None) == []
+    assert run_point(case, Point("point", lambda team: {}), ["tcp"], [Broken()], 1, nursery, lambda step: None) == []
 
 
 def test_every_paced_message_counts_from_its_due_time_when_the_sender_is_late() -> None:

@@ -30,8 +30,13 @@ def cases_of(name: str) -> list[Case]:
     return [case for case in cases.ALL if name in (case.contestants or everybody)]
 
 
+def parameter(name: str) -> object:
+    """A contestant. Of a peer one only sees that it can be measured, nothing of tensorbus: that is for make test-bench."""
+    return pytest.param(name, marks=[pytest.mark.measurement] if contestants.by_name(name).is_peer else [])
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [name for name in contestants.EVERY if name not in ALIKE])
+@pytest.mark.parametrize("name", [parameter(name) for name in contestants.EVERY if name not in ALIKE])
 def test_a_contestant_is_measured_at_each_point_of_its_benchmarks(nursery: Nursery, name: str) -> None:
     contestant = contestants.by_name(name)
     if how := contestant.missing():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench import contestants
@@ -63,7 +65,7 @@ def test_there_is_no_ratio_to_who_could_not_take_part() -> None:
 
 def test_who_cannot_have_so_many_publishers_does_not_take_part(nursery: Nursery) -> None:
     point = Point("4 to 1", lambda team: {}, publishers=4)
-    rows = run_point(CASE, point, "tcp", [contestants.by_name("relay")], 1, nursery, lambda step: None)
+    rows = run_point(CASE, point, ["tcp"], [contestants.by_name("relay")], 1, nursery, lambda step: None)
     assert cells([LATENCY, RATE], rows[0], rows) == ["max 1 publisher"]
 
 
@@ -73,13 +75,13 @@ def test_a_figure_of_too_few_samples_is_empty() -> None:
 
 def test_a_point_may_be_for_some(nursery: Nursery) -> None:
     point = Point("64 B", lambda team: {}, contestants=("nats",))
-    assert run_point(CASE, point, "tcp", [contestants.by_name("relay")], 1, nursery, lambda step: None) == []
+    assert run_point(CASE, point, ["tcp"], [contestants.by_name("relay")], 1, nursery, lambda step: None) == []
 
 
 def test_a_message_over_a_peers_limit_is_a_note_in_the_table_and_no_failure(nursery: Nursery) -> None:
     nats = contestants.by_name("nats")
     point = Point("1 GiB", lambda team: {}, message_bytes=1 << 30)
-    rows = run_point(CASE, point, "tcp", [nats], 3, nursery, lambda step: None)
+    rows = run_point(CASE, point, ["tcp"], [nats], 3, nursery, lambda step: None)
     assert cells([LATENCY, RATE], rows[0], rows) == ["max 64 MiB"]
     assert rows[0].failures == []
 
@@ -97,7 +99,38 @@ def test_a_benchmark_may_compare_with_others_and_have_another_reference() -> Non
     assert titles[4:6] == ["/redis", "/relay"]
 
 
+def encrypted(row: Row, times: float) -> Row:
+    """The same over TLS, each repeat so many times as slow."""
+    repeats = [figures and {**figures, "p50_us": figures["p50_us"] * times} for figures in row.repeats]
+    return replace(row, transport="tls", repeats=repeats)
+
+
+def test_what_encryption_costs_stands_beside_its_figures() -> None:
+    rows = [*ROWS, encrypted(TENSORBUS, 1.5)]
+    assert cells([LATENCY], rows[-1], rows) == ["150.0", "", "", "1.50", "1/1"]
+    assert cells([LATENCY], TENSORBUS, rows) == ["100.0", "2.00", "0.62", "", "1/1"]
+    titles = [column.header for column in table(CASE, rows).columns]
+    assert titles[3:7] == ["p50", "/relay", "/best peer", "/tcp"]
+    found = as_json([CASE], rows, {}, {})["rows"]
+    assert isinstance(found, list)
+    assert [each["ratios_to_plain"].get("p50_us") for each in found] == [None] * len(ROWS) + [1.5]
+
+
+def test_without_plain_tcp_beside_it_there_is_no_such_column() -> None:
+    row = encrypted(TENSORBUS, 1.5)
+    assert cells([LATENCY], row, [row]) == ["150.0", "", "", "1/1"]
+
+
+def test_transports_take_turns(nursery: Nursery) -> None:
+    relay = contestants.by_name("relay")
+    steps: list[str] = []
+    point = Point("64 B", lambda team: {"p50_us": 1.0})
+    rows = run_point(CASE, point, ["tcp", "unix"], [relay], 2, nursery, steps.append)
+    assert [step.split()[1] for step in steps] == ["tcp", "unix", "unix", "tcp"]
+    assert [row.transport for row in rows] == ["tcp", "unix"]
+
+
 def test_who_cannot_sum_a_dtype_does_not_take_part(nursery: Nursery) -> None:
     point = Point("64 B", lambda team: {}, dtype="complex64")
-    rows = run_point(CASE, point, "tcp", [contestants.by_name("relay")], 1, nursery, lambda step: None)
+    rows = run_point(CASE, point, ["tcp"], [contestants.by_name("relay")], 1, nursery, lambda step: None)
     assert rows[0].note == "no complex64"

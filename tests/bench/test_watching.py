@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from bench.watching import Slice, cost, costs_of, processor_ns
+from bench.watching import Slice, cost, costs_of, processor_ns, verdict
 
 
 def test_the_interval_holds_the_true_cost_and_is_the_narrower_the_more_pairs_there_are() -> None:
@@ -26,6 +26,12 @@ def test_the_verdict_is_that_of_the_whole_interval() -> None:
     assert cost([1.0, 1.02] * 20).verdict == "at most 3%: shown"
     assert cost([1.04, 1.08] * 20).verdict == "at most 3%: refuted"
     assert cost([0.8, 1.3] * 20).verdict == "at most 3%: neither shown nor refuted"
+
+
+def test_where_nothing_differs_the_method_is_judged_and_not_the_goal() -> None:
+    assert verdict(cost([0.98, 1.02] * 20), nothing=True).startswith("the method finds nothing, as it should")
+    assert verdict(cost([1.01, 1.02] * 20), nothing=True).startswith("the method finds something where nothing differs")
+    assert verdict(cost([1.01, 1.02] * 20), nothing=False) == "at most 3%: shown"
 
 
 def test_processor_time_of_a_process_grows_as_it_works() -> None:

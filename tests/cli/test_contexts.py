@@ -109,7 +109,7 @@ def test_contexts_are_listed_without_their_tokens_used_and_removed(home: dict[st
     assert [line.split() for line in output.splitlines()] == [
         ["NAME", "URL", "ADMIN", "TOKEN", "TLS"],
         ["lab", "tcp://lab:1", "-", "-", "-"],
-        ["*", "prod", "tcp://prod:1", "-", "yes", "-"],
+        ["*", "prod", "tcp://prod:1", "-", str(tmp_path / "token"), "-"],
     ]
     described = [json.loads(line) for line in run("context", "list", "--json", environment=home)[1].splitlines()]
     assert [(each["name"], each["token"], each["current"]) for each in described] == [
@@ -132,11 +132,49 @@ def test_what_is_changed_is_told_as_json_without_its_token(home: dict[str, str],
         assert "secret" not in output
         return json.loads(output)
 
-    made = {"name": "lab", "url": "tcp://lab:1", "admin": "", "token": True, "tls": "", "current": False}
-    assert told("add", "lab", "tcp://lab:1", "--token-file", str(tmp_path / "token")) == made
+    file = str(tmp_path / "token")
+    made = {"name": "lab", "url": "tcp://lab:1", "admin": "", "token": True, "token_file": file, "tls": ""}
+    assert told("add", "lab", "tcp://lab:1", "--token-file", file) == {**made, "current": False}
     assert told("use", "lab") == {"current": "lab"}
     assert told("use", "--none") == {"current": ""}
     assert told("remove", "lab") == {"removed": "lab"}
+
+
+def test_a_token_is_read_when_it_is_used_so_that_it_can_be_renewed_in_its_file(
+    home: dict[str, str], tmp_path: Path
+) -> None:
+    tokens, file = tmp_path / "tokens.json", tmp_path / "token"
+    made = [run("tokens", "create", f"monitor-{number}", "--file", str(tokens))[1] for number in range(2)]
+    file.write_text("nothing that a broker knows")
+    with Daemon("--tokens", str(tokens), "--certificates", "off", listen=("tcp://127.0.0.1:0",)) as daemon:
+        assert run("context", "add", "bus", daemon.url, "--token-file", str(file), environment=home)[0] == 0
+        assert run("stuck", "--context", "bus", environment=home)[0] == 3
+        for token in made:
+            file.write_text(token)
+            assert run("stuck", "--context", "bus", environment=home)[0] == 0
+        file.unlink()
+        status, _, errors = run("stuck", "--context", "bus", environment=home)
+    assert (status, errors) == (1, f"tensorbus: token file {str(file)!r}: cannot be read: No such file or directory\n")
+    assert made[0].strip() not in file_of(home).read_text()
+
+
+def test_a_token_that_comes_through_a_pipe_is_kept(home: dict[str, str]) -> None:
+    added = run("context", "add", "bus", "tcp://bus:1", "--token-file", "-", stdin=b"secret\n", environment=home)
+    assert added == (0, "", "")
+    assert read(file_of(home)).contexts["bus"] == Context("tcp://bus:1", token="secret")
+    assert run("context", "list", environment=home)[1].split()[-2:] == ["kept", "-"]
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two\nlines\n", b"a" * 5000, b"\xff"])
+def test_a_file_that_has_no_token_is_refused_at_once(home: dict[str, str], tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "token").write_bytes(content)
+    status, output, errors = run(
+        "context", "add", "bus", "tcp://bus:1", "--token-file", str(tmp_path / "token"), environment=home
+    )
+    assert (status, output) == (1, "")
+    assert errors.startswith("tensorbus: token file ")
+    assert "two" not in errors
+    assert not file_of(home).exists()
 
 
 def test_a_context_has_the_certificates_with_which_its_broker_is_reached(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -12,9 +14,11 @@ import pytest
 import clients
 from broker.collectives import ring
 from tests.clients.asynchronous import AsyncLoop
+from tests.clients.covering import covering
 from tests.clients.ranks import close_ranks
 from tests.clients.serving import ServingThread
 from tests.collectives import link_engine
+from tests.thorough import THOROUGH
 
 _names = itertools.count()
 
@@ -31,20 +35,77 @@ NOT_OVER_TLS = {
 groups are sent over TLS by test_groups, and bytes of all lengths by tests/transport/test_conformance.py."""
 
 
+FULL = "unix"
+"""The transport over which all combinations of the other parameters go: it has shared memory, boards, lines, links."""
+EACH_KIND_OVER_EACH = {
+    "test_groups",
+    "test_lifetime",
+    "test_publishing",
+    "test_requests",
+    "test_resume",
+}
+"""Modules whose tests go over each transport with both kinds of client: all that a kind does with a connection."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what another test shows already; pytest tells how many."""
+    """Leaves out what another test shows already; pytest tells how many.
+
+    A session does not know over what it goes. So each transport gets each value of each parameter, every schedule among
+    them, and only FULL gets all their combinations, unless this is a thorough run. Which kind of client goes over which
+    of the others varies from test to test, but for EACH_KIND_OVER_EACH.
+    """
     folder = Path(__file__).parent
-    assert all((folder / f"{name}.py").exists() for name in NOT_OVER_TLS)
-    shown = [item for item in items if item.path.stem in NOT_OVER_TLS and _transport(item) == "tls"]
-    if shown:
-        config.hook.pytest_deselected(items=shown)
-        items[:] = [item for item in items if item not in set(shown)]
+    assert all((folder / f"{name}.py").exists() for name in {*NOT_OVER_TLS, *EACH_KIND_OVER_EACH})
+    prefix = f"{folder.relative_to(config.rootpath).as_posix()}/"
+    ours = [item for item in items if item.nodeid.startswith(prefix)]
+    left_out = {item for item in ours if _is_shown_or_impossible(item)}
+    if not THOROUGH:
+        left_out |= _more_than_each_value([item for item in ours if item not in left_out])
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
-def _transport(item: pytest.Item) -> object:
-    """Over which transport a test goes, if it is one of those that go over each."""
+def _is_shown_or_impossible(item: pytest.Item) -> bool:
+    """Whether NOT_OVER_TLS says so, or it would link clients of a broker in their process, on no network."""
+    parameters = _parameters(item)
+    transport = parameters.get("broker")
+    if transport == "tls":
+        return item.path.stem in NOT_OVER_TLS
+    return transport == "inproc" and parameters.get("schedule") in ("ring", "halving")
+
+
+def _more_than_each_value(items: list[pytest.Item]) -> set[pytest.Item]:
+    """What, of tests that go over FULL and other transports, is not needed for each value to go over each of them."""
+    tests: dict[tuple[Path, str], dict[object, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        if transport := _parameters(item).get("broker"):
+            tests[item.path, getattr(item, "originalname", item.name)][transport].append(item)
+    more: set[pytest.Item] = set()
+    for (_, name), by_transport in tests.items():
+        full = by_transport.pop(FULL, None)
+        for number, same in enumerate(by_transport.values() if full else ()):
+            # Each begins elsewhere, so that together they have more of the combinations.
+            begin = (zlib.crc32(name.encode()) + number * len(same) // (len(by_transport) + 1)) % len(same)
+            turned = same[begin:] + same[:begin]
+            needed = covering([_values(item) for item in turned])
+            more |= set(turned) - {turned[place] for place in needed}
+    return more
+
+
+def _parameters(item: pytest.Item) -> Mapping[str, object]:
     call = getattr(item, "callspec", None)
-    return None if call is None else call.params.get("broker")
+    return {} if call is None else call.params
+
+
+def _values(item: pytest.Item) -> dict[str, object]:
+    """Which objects a test's parameters are that each transport is to get; of those given together, the combination."""
+    out = {"broker"} if item.path.stem in EACH_KIND_OVER_EACH else {"broker", "connect"}
+    values: dict[str, object] = {name: id(value) for name, value in _parameters(item).items() if name not in out}
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+        values[str(names)] = tuple(values.get(name.strip()) for name in names)
+    return values
 
 
 class Connect(Protocol):

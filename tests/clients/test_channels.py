@@ -120,7 +120,7 @@ def test_a_peer_that_is_lost_ends_what_waits_for_it_and_is_told_once(connect: Co
 
 
 def test_more_than_the_broker_takes_at_once_waits_its_turn(connect: Connect) -> None:
-    tags, each = 8, limits.OPERATIONS_AHEAD // 2
+    tags, each = 3, limits.OPERATIONS_AHEAD // 2
 
     def work(group: clients.Group, _: clients.Client) -> object:
         if group.rank == 0:

@@ -26,7 +26,7 @@ def broker(tmp_path: Path) -> Iterator[ServingThread]:
 
 RANKS = 3
 ROOT = 1
-ROWS = [RANKS, 50 * RANKS, 70_000 * RANKS]
+ROWS = [RANKS, 50 * RANKS, 36_000 * RANKS]
 """In a row of a board, on its stages, and longer than these."""
 
 

@@ -9,7 +9,7 @@ import clients
 from tests.clients.conftest import Connect
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks
 
-SIZES = [7, 5000, 700_000]
+SIZES = [7, 5000, 540_000]
 """Within a claim, within a stage, and beyond."""
 
 

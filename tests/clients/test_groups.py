@@ -19,8 +19,6 @@ PATIENCE_S = 20.0
 def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the groups of `on_all_ranks` carry out their operations: auto is shm where the ranks share memory."""
     if request.param in ("ring", "halving"):
-        if request.node.callspec.params.get("broker") == "inproc":
-            pytest.skip("clients of a broker in their own process are on no network on which they could be linked")
         request.getfixturevalue("links")
     monkeypatch.setitem(OPTIONS, "schedule", request.param)
     return str(request.param)
@@ -32,8 +30,9 @@ OPTIONS = {"schedule": "auto"}
 def on_all_ranks(
     connect: Connect, world_size: int, work: Callable[[clients.Group, clients.Client], object], name: str = "dp"
 ) -> list[object]:
-    """What `work` returned or raised on each rank."""
+    """What `work` returned or raised on each rank. What pytest itself raises there, as `fail` does, is raised here."""
     outcomes: list[object] = [None] * world_size
+    verdicts: list[BaseException] = []
     buses = [connect(f"rank-{rank}") for rank in range(world_size)]
 
     def run(rank: int) -> None:
@@ -42,6 +41,8 @@ def on_all_ranks(
             outcomes[rank] = work(group, buses[rank])
         except Exception as error:
             outcomes[rank] = error
+        except BaseException as verdict:
+            verdicts.append(verdict)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
     for thread in threads:
@@ -49,6 +50,8 @@ def on_all_ranks(
     for thread in threads:
         thread.join(60.0)
         assert not thread.is_alive(), "a rank hangs"
+    if verdicts:
+        raise verdicts[0]
     return outcomes
 
 

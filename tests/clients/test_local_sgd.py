@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -42,10 +43,15 @@ class Rank:
         self.rank = rank
         self.bus = connect_rank(url, f"rank-{rank}")
         self._world_size = world_size
+        self.group: clients.Group | None = None
         self.parameters = parameters_of(rank if seed is None else seed)
         self.anchors: dict[int, np.ndarray] = {}
         self.numbers: list[int] = []
         self.changes: list[clients.GenerationChangedError] = []
+
+    def join(self) -> clients.Group:
+        self.group = self.bus.group("outer", world_size=self._world_size, rank=self.rank, timeout_s=PATIENCE_S)
+        return self.group
 
     def train(
         self,
@@ -54,9 +60,8 @@ class Rank:
         hook: Callable[[int], None] = lambda number: None,
         **options: object,
     ) -> Rank:
-        group = self.bus.group("outer", world_size=self._world_size, rank=self.rank, timeout_s=PATIENCE_S)
         local = kind(
-            group, self.parameters, every=EVERY, on_change=self.changes.append, timeout_s=PATIENCE_S, **options
+            self.join(), self.parameters, every=EVERY, on_change=self.changes.append, timeout_s=PATIENCE_S, **options
         )
         for number in local.steps(outer_steps):
             self.anchors.setdefault(local.outer_steps, flat(local.anchor))
@@ -150,15 +155,16 @@ def test_a_rank_that_is_lost_before_an_outer_step_is_not_in_it_and_the_others_ma
 
 @pytest.mark.parametrize("kind", [clients.LocalSGD, clients.DiLoCo], ids=["local", "diloco"])
 @pytest.mark.parametrize("newcomer", [0, 1])
-@pytest.mark.parametrize("delay", [0, 1])
+@pytest.mark.parametrize(("delay", "compression"), [(0, None), (1, None), (1, "int8")])
 def test_a_newcomer_gets_the_anchor_and_does_not_thin_the_step_that_is_under_way(
-    url: str, delay: int, newcomer: int, kind: type[clients.LocalSGD]
+    url: str, delay: int, compression: str | None, newcomer: int, kind: type[clients.LocalSGD]
 ) -> None:
     stays = 1 - newcomer
     ranks = [Rank(url, rank, 2) for rank in range(2)]
     coming = Rank(url, newcomer, 2, seed=77)
     joined: list[Future[Rank]] = []
     outer_steps = 60
+    options: dict[str, object] = {"delay": delay, "compression": compression}
 
     def die(number: int) -> None:
         if number == EVERY + 1:
@@ -166,14 +172,14 @@ def test_a_newcomer_gets_the_anchor_and_does_not_thin_the_step_that_is_under_way
 
     def invite(number: int) -> None:
         if number == 3 * EVERY and not joined:
-            joined.append(start(lambda: coming.train(outer_steps, kind, delay=delay)))
+            joined.append(start(lambda: coming.train(outer_steps, kind, **options)))
             with clients.connect(url) as watcher, watcher.subscribe("$sys/groups/outer", replay="all") as events:
                 while [event := events.next(PATIENCE_S).value, event["generation"]][1] < 3:
                     continue
 
     with running() as start:
-        dying = start(lambda: ranks[newcomer].train(outer_steps, kind, hook=die, delay=delay))
-        veteran = start(lambda: ranks[stays].train(outer_steps, kind, hook=invite, delay=delay)).result(PATIENCE_S)
+        dying = start(lambda: ranks[newcomer].train(outer_steps, kind, hook=die, **options))
+        veteran = start(lambda: ranks[stays].train(outer_steps, kind, hook=invite, **options)).result(PATIENCE_S)
         with pytest.raises(clients.ConnectionClosed):
             dying.result(PATIENCE_S)
         new = joined[0].result(PATIENCE_S)
@@ -207,6 +213,89 @@ def test_whoever_comes_after_the_last_outer_step_is_told_so(url: str) -> None:
     with pytest.raises(clients.GroupFinishedError):
         newcomer.train(2)
     assert newcomer.numbers == []
+
+
+@pytest.mark.parametrize("kind", [clients.LocalSGD, clients.DiLoCo], ids=["local", "diloco"])
+@pytest.mark.parametrize("compression", [None, "int8"])
+@pytest.mark.parametrize(
+    ("delay", "cut_at"),
+    [(0, 2 * EVERY), (0, 3 * EVERY - 1), (2, 3 * EVERY), (2, 3 * EVERY + 1), (0, 6 * EVERY - 1), (2, 6 * EVERY + 1)],
+    ids=["between", "before-reducing", "under-way", "before-applying", "last", "last-before-applying"],
+)
+def test_a_rank_that_has_lost_its_place_joins_again_and_has_the_same_anchors(
+    url: str, delay: int, cut_at: int, compression: str | None, kind: type[clients.LocalSGD]
+) -> None:
+    ranks = [Rank(url, rank) for rank in range(RANKS)]
+    cuts: list[int] = []
+    back = threading.Event()
+
+    def cut(number: int) -> None:
+        if number == cut_at and not cuts:
+            cuts.append(number)
+            assert ranks[1].group is not None
+            ranks[1].group.leave()
+
+    def stay(number: int) -> None:
+        # Not to come to the end without it.
+        if number == 6 * EVERY - 1 + delay:
+            assert back.wait(PATIENCE_S)
+
+    def rejoin() -> clients.Group:
+        group = ranks[1].join()
+        back.set()
+        return group
+
+    all_together(
+        lambda: ranks[0].train(6, kind, stay, delay=delay, compression=compression),
+        lambda: ranks[1].train(6, kind, cut, delay=delay, compression=compression, rejoin=rejoin),
+        lambda: ranks[2].train(6, kind, stay, delay=delay, compression=compression),
+    )
+    assert cuts == [cut_at]
+    assert ranks[0].changes
+    # Between the cut and its return an outer step may have been made without it, of which it does not know the anchor.
+    for outer, anchor in ranks[1].anchors.items():
+        assert anchor.tobytes() == ranks[0].anchors[outer].tobytes() == ranks[2].anchors[outer].tobytes()
+    assert max(ranks[0].anchors) == max(ranks[2].anchors) == 6
+
+
+def test_a_lost_place_ends_the_loop_of_whoever_does_not_say_how_to_join_again(url: str) -> None:
+    rank = Rank(url, 0, 1)
+
+    def cut(number: int) -> None:
+        assert rank.group is not None
+        rank.group.leave()
+
+    with pytest.raises(clients.ConnectionClosed):
+        rank.train(2, hook=cut)
+
+
+@pytest.mark.parametrize("compression", ["top-k:0.125", "int8"])
+@pytest.mark.parametrize("delay", [0, 2])
+@pytest.mark.parametrize("of_the_group", [False, True], ids=["of-the-call", "of-the-group"])
+def test_what_compression_loses_of_an_outer_gradient_is_in_a_later_one(
+    url: str, compression: str, delay: int, of_the_group: bool
+) -> None:
+    outer_steps, drift = 40, np.array([1.0, 0.001, 0.25, 0.3, 0.5, 0.002, 0.4, 0.2])
+
+    def train(rank: int) -> np.ndarray:
+        array = np.zeros(8)
+        group = connect_rank(url, f"rank-{rank}").group(
+            "outer", world_size=2, rank=rank, timeout_s=PATIENCE_S, compression=compression if of_the_group else "none"
+        )
+        local = clients.LocalSGD(
+            group, {"all": array}, every=EVERY, delay=delay, compression=None if of_the_group else compression
+        )
+        for _ in local.steps(outer_steps):
+            array += drift / EVERY
+        return local.anchor["all"].copy()
+
+    first, second = all_together(lambda: train(0), lambda: train(1))
+    assert first.tobytes() == second.tobytes()
+    # Of each element's way only the last few outer steps are still to be sent: of all, one of eight goes in each.
+    np.testing.assert_allclose(first, outer_steps * drift, atol=10 * max(drift))
+    assert (first > 0).sum() >= 6
+    lost = outer_steps * drift - first
+    assert lost.sum() < 0.15 * outer_steps * drift.sum()
 
 
 def test_compression_is_passed_on(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -55,6 +56,18 @@ def test_only_sessions_that_open_are_told_of(broker: ServingThread) -> None:
         closed = events.next(PATIENCE_S).value
         assert (closed["event"], closed["name"]) == ("closed", "near")
         assert events.pending == 0
+
+
+def test_who_is_sent_to_the_nearer_address_is_no_stranger_in_the_log(
+    broker: ServingThread, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with caplog.at_level(logging.DEBUG, "broker"), clients.connect(broker.url, name="near"):
+        broker.call(lambda: None)
+    (moved,) = [record for record in caplog.records if record.getMessage().startswith("session.moved")]
+    assert moved.levelno == logging.DEBUG
+    assert f"unix://{tmp_path}/broker.sock" in moved.getMessage()
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("broker.")]
+    assert not [words for words in told if "stranger" in words]
 
 
 def test_a_socket_that_cannot_be_reached_leaves_the_client_on_tcp(broker: ServingThread, tmp_path: Path) -> None:

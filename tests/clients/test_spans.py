@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from broker import conventions
 from broker.collectives import shm
 from tests.clients.asynchronous import AsyncLoop
 from tests.clients.ranks import PATIENCE_S, all_together, embedded_url
+from tests.conftest import ROOT
 from tests.daemon import Daemon
 from tests.spans import Spans, collecting, needs_opentelemetry
 
@@ -107,3 +110,98 @@ def test_a_wait_that_is_over_too_soon_leaves_the_span_open(spans: Spans) -> None
         two.all_reduce(np.ones(4))
         work.wait(PATIENCE_S)
         assert spans.one("all_reduce slow").status.status_code.name == "UNSET"
+
+
+def connecting(kind: str, loop: AsyncLoop) -> Callable[..., Any]:
+    return clients.connect if kind == "synchronous" else loop.connect
+
+
+@pytest.fixture
+def loop() -> Iterator[AsyncLoop]:
+    loop = AsyncLoop()
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "dropped"])
+def test_the_span_of_a_work_that_nobody_waits_for_ends_with_the_operation(
+    tmp_path: Path, spans: Spans, loop: AsyncLoop, schedule: str, kind: str, *, kept: bool
+) -> None:
+    works = []
+    with (
+        Daemon(listen=(f"unix://{tmp_path}/bus",)) as daemon,
+        connecting(kind, loop)(daemon.url, tracing=True) as bus,
+        clients.connect(daemon.url) as other,
+    ):
+        one, two = all_together(
+            lambda: bus.group("dp", world_size=2, rank=0, schedule=schedule),
+            lambda: other.group("dp", world_size=2, rank=1, schedule=schedule),
+        )
+        work = one.all_reduce(np.ones(1000), async_op=True)
+        works += [work] * kept
+        del work
+        began_ns = time.time_ns()
+        two.all_reduce(np.ones(1000))
+        # It is there although the client does nothing, and is not closed.
+        span = spans.one("all_reduce dp")
+    assert span.end_time > began_ns
+    assert span.status.status_code.name == "UNSET"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+def test_the_span_of_an_operation_that_never_ends_ends_with_its_client(
+    tmp_path: Path, spans: Spans, loop: AsyncLoop, schedule: str, kind: str
+) -> None:
+    with Daemon(listen=(f"unix://{tmp_path}/bus",)) as daemon, clients.connect(daemon.url) as other:
+        with connecting(kind, loop)(daemon.url, tracing=True) as bus:
+            one, _ = all_together(
+                lambda: bus.group("dp", world_size=2, rank=0, schedule=schedule),
+                lambda: other.group("dp", world_size=2, rank=1, schedule=schedule),
+            )
+            works = [one.all_reduce(np.ones(10), async_op=True) for _ in range(3)]
+            assert [work.problem for work in works] == [None] * 3
+        found = spans.all
+    assert [span.status.status_code.name for span in found] == ["ERROR"] * 3
+    assert all(span.status.description for span in found)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_span_of_a_work_whose_group_has_changed_says_so(tmp_path: Path, spans: Spans, schedule: str) -> None:
+    with Daemon(listen=(f"unix://{tmp_path}/bus",)) as daemon, clients.connect(daemon.url, tracing=True) as bus:
+        with clients.connect(daemon.url) as other:
+            one, _ = all_together(
+                lambda: bus.group("dp", world_size=2, rank=0, schedule=schedule),
+                lambda: other.group("dp", world_size=2, rank=1, schedule=schedule),
+            )
+            work = one.all_reduce(np.ones(10), async_op=True)
+        span = spans.one("all_reduce dp")
+        assert work.problem == span.status.description
+        assert "generation" in span.status.description
+        assert span.status.status_code.name == "ERROR"
+
+
+def test_a_program_that_ends_with_operations_in_progress_ends_their_spans(tmp_path: Path) -> None:
+    program = """
+import atexit, sys, threading
+import numpy as np
+import clients
+from tests.spans import collecting
+with collecting() as spans:
+    # What is registered first is called last, when all spans have ended.
+    atexit.register(lambda: print([span.status.description for span in spans.all]))
+    bus = clients.connect(sys.argv[1], tracing=True)
+    other = clients.connect(sys.argv[1])
+    joining = threading.Thread(target=other.group, args=("dp",), kwargs={"world_size": 2, "rank": 1})
+    joining.start()
+    group = bus.group("dp", world_size=2, rank=0)
+    joining.join()
+    group.all_reduce(np.ones(4), async_op=True)
+"""
+    with Daemon(listen=(f"unix://{tmp_path}/bus",)) as daemon:
+        done = subprocess.run(
+            [sys.executable, "-c", program, daemon.url], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    assert (done.stdout, done.returncode) == ("['the program ended before it had ended']\n", 0), done.stderr

@@ -30,7 +30,7 @@ WORLDS: dict[str, Callable[..., list[Any]]] = {
 HOSTS = ["AABB", "ABAB", "ABBA", "AAB", "ABB", "ABBB", "AABBB", "BABAB", "AABBCC", "ABCCBA", "AAABBCCC", "AAAABBBB"]
 ALIKE = ["A", "AB", "AAA", "ABCD"]
 """One host, or one rank on each: there is nothing to be spared."""
-LENGTHS = [0, 1, 1025, 30_001, 500_007]
+LENGTHS = [0, 1, 1025, 30_001, 300_007]
 MIB = 1 << 20
 
 

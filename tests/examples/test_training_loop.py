@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,8 +22,9 @@ from examples.training_loop import launch
 from examples.training_loop.data import Batches
 from examples.training_loop.job import STALENESS, Job
 from examples.training_loop.model import DigitsModel, TroubledModel, make_model
+from examples.training_loop.processes import Processes
 from examples.training_loop.step import Result, optimizer_of
-from examples.training_loop.trainer import train
+from examples.training_loop.trainer import run, train
 from tests.clients.ranks import PATIENCE_S, all_together, embedded_url
 from tests.daemon import Daemon, Process
 from tests.ucxx import NEEDS_UCXX
@@ -117,7 +119,7 @@ def test_a_synchronous_server_reaches_the_accuracy() -> None:
 
 
 @pytest.mark.parametrize("trainers", [2, 3])
-@pytest.mark.parametrize("mode", ["quorum", "diloco"])
+@pytest.mark.parametrize("mode", ["quorum", "local-sgd", "diloco"])
 def test_forgiving_ways_reach_the_accuracy_with_the_same_parameters_on_all_ranks(mode: str, trainers: int) -> None:
     results = train_together(Job(mode=mode, trainers=trainers))
     assert len({result.digest for result in results}) == 1
@@ -132,7 +134,7 @@ def test_a_trainer_that_is_late_in_every_step_changes_neither_the_accuracy_nor_t
     assert {len(result.losses) for result in results} == {550}
 
 
-@pytest.mark.parametrize("mode", ["all-reduce", "ps-sync", "ps-async", "quorum", "diloco"])
+@pytest.mark.parametrize("mode", ["all-reduce", "ps-sync", "ps-async", "quorum", "local-sgd", "diloco"])
 def test_a_message_stops_all_trainers(mode: str) -> None:
     job = Job(mode=mode, epochs=100_000)
     url = embedded_url()
@@ -246,7 +248,7 @@ def test_survivors_name_a_killed_trainer_within_a_second_and_finish(tmp_path: Pa
     assert not any(runs(pid) for pid in pids.values())
 
 
-@pytest.mark.parametrize("mode", ["all-reduce", "ps-sync", "ps-async", "quorum", "diloco"])
+@pytest.mark.parametrize("mode", ["all-reduce", "ps-sync", "ps-async", "quorum", "local-sgd", "diloco"])
 def test_a_trainer_is_killed_another_one_takes_its_place_and_all_end_alike(tmp_path: Path, mode: str) -> None:
     with running_command(tmp_path, "--mode", mode, "--trainers", "2", "--elastic") as (process, pids, _):
         read_started(process, pids, f"{mode}.trainer-1")
@@ -259,6 +261,50 @@ def test_a_trainer_is_killed_another_one_takes_its_place_and_all_end_alike(tmp_p
     assert accuracy is not None, said
     assert float(accuracy[1]) / 100 >= TARGET_ACCURACY
     assert not any(runs(pid) for pid in pids.values())
+
+
+@pytest.mark.parametrize("mode", ["all-reduce", "ps-async", "quorum", "local-sgd"])
+def test_a_trainer_that_comes_after_the_end_says_so_and_does_not_fail(tmp_path: Path, mode: str) -> None:
+    job = Job(mode=mode, trainers=2, epochs=1, elastic=True)
+    url = embedded_url()
+    trained, told = threading.Barrier(2), threading.Event()
+
+    def take_part(rank: int) -> None:
+        with (
+            clients.connect(url, name=job.trainer_name(rank)) as bus,
+            clients.Trainer(bus, mode, world_size=2, rank=rank, timeout_s=PATIENCE_S) as trainer,
+        ):
+            train(trainer, make_model(job), job)
+            bus.publish(f"results/{mode}/{rank}", {"rank": rank}, ack="accepted")
+            trained.wait(PATIENCE_S)
+            if rank == 1:
+                # As a process that is killed when it has nothing left to do: the spare trainer takes its place.
+                ready.next(PATIENCE_S)
+                bus.close()
+            else:
+                assert told.wait(PATIENCE_S)
+
+    def come_late() -> bool:
+        has_trained = run(url, job, None)
+        told.set()
+        return has_trained
+
+    with (
+        clients.connect(url) as bus,
+        bus.subscribe("results/#") as results,
+        bus.subscribe(f"ready/{mode}") as ready,
+        Processes(tmp_path) as processes,
+    ):
+        server: clients.ParameterServer | nullcontext[None] = nullcontext()
+        if mode in STALENESS:
+            parameters = make_model(job).parameters
+            server = clients.ParameterServer(bus, parameters, optimizer_of(job), group=mode, staleness=STALENESS[mode])
+        with server:
+            assert all_together(lambda: take_part(0), lambda: take_part(1), come_late)[2] is False
+        said: list[str] = []
+        assert set(launch._gather(job, processes, results, said.append)) == {job.trainer_name(0), job.trainer_name(1)}
+    assert len(said) == 1
+    assert said[0].startswith(f"{job.spare_name} came after the end of the training")
 
 
 def test_one_command_trains_and_leaves_a_plot_a_history_and_no_process(tmp_path: Path) -> None:

@@ -51,6 +51,21 @@ def test_a_stranger_has_its_time_and_no_more() -> None:
     assert not talk.state.arrivals.half_open
 
 
+def test_who_waits_for_a_hello_is_not_looked_at_before_its_time_and_all_of_them_at_their_own() -> None:
+    talk = Talk(hello_timeout_s=3.0)
+    (first,) = silent(talk, 1)
+    talk.tick(1.0)
+    (second,) = silent(talk, 1, "tcp://10.0.0.8:{}")
+    talk.tick(1.0)
+    (third,) = silent(talk, 1, "tcp://10.0.0.7:{}")
+    talk.tick(1.1)
+    phases = [record.session.phase for record in (first, second, third)]
+    assert phases == [Phase.CLOSING, Phase.AWAIT_HELLO, Phase.AWAIT_HELLO]
+    talk.tick(2.0)
+    assert [record.session.phase for record in (second, third)] == [Phase.CLOSING, Phase.CLOSING]
+    assert not talk.state.arrivals.half_open
+
+
 def test_one_address_has_a_bounded_number_of_connections() -> None:
     state = BrokerState(Settings(connections_per_address_max=2))
     first, second, third = (state.connect(f"tcp://10.0.0.9:{port}", SECOND_NS) for port in (1, 2, 3))

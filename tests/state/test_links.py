@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from broker.collectives.claims import Claim
 from broker.limits import LINK_BREAKS_MAX, LINK_GRACE_S, LINK_MEETING_S, LINK_REPORTS_OWED_MAX, LINKED_RANKS_MAX
 from broker.protocol.bodies import Join, Membership, decode_body
 from broker.protocol.frames import Kind, Lane
@@ -299,3 +301,33 @@ def test_a_malformed_trouble_ends_the_session(world: World) -> None:
     second.put(Kind.LINKS, number=world.number, target=1, count=LinkState.FAILED, body=b"\xc1")
     assert not second.is_open
     assert told(first).lost_ranks == [1]
+
+
+def newcomer_that_waits(world: World) -> tuple[list[Peer], Peer]:
+    """The members of a generation that meets and is busy, and somebody who waits to be let in."""
+    members = world.members()
+    members.pop().die()
+    claim = msgspec.msgpack.encode(Claim.barrier(PATIENCE_NS))
+    members[0].put(Kind.CONTRIBUTE, number=world.number, target=2, sequence=1, body=claim)
+    newcomer = world.member(2)
+    assert not newcomer.all_of(Kind.JOINED)
+    return members, newcomer
+
+
+@pytest.mark.parametrize("state", [LinkState.READY, LinkState.FAILED, LinkState.BROKEN])
+def test_a_word_of_somebody_who_is_no_member_yet_changes_nothing(state: int) -> None:
+    world = World(3)
+    members, newcomer = newcomer_that_waits(world)
+    world.say(newcomer, 2, state, rank=0, cause="none of my business")
+    assert newcomer.is_open
+    world.ready(members, 2)
+    assert decisions(members[0]) == [(2, "auto", "")]
+
+
+def test_who_is_no_member_yet_cannot_end_a_generation() -> None:
+    world = World(3)
+    members, newcomer = newcomer_that_waits(world)
+    for kind in (Kind.BOARD, Kind.REGROUP):
+        newcomer.put(kind, number=world.number, target=2)
+    assert newcomer.is_open
+    assert [frame.target for frame in members[0].all_of(Kind.CHANGED)] == [2]

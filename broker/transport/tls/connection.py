@@ -24,16 +24,25 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
 from broker.buffers import Buffer
 from broker.errors import ConnectionClosed
-from broker.limits import IOV_BUFFERS_MAX, TLS_ANSWERS_BYTES_MAX, TLS_CLOSE_S, TLS_EARLY_BYTES_MAX, TLS_SILENT_BYTES_MAX
+from broker.limits import (
+    IOV_BUFFERS_MAX,
+    TLS_ANSWERS_BYTES_MAX,
+    TLS_CLOSE_S,
+    TLS_EARLY_BYTES_MAX,
+    TLS_SILENT_BYTES_MAX,
+    TLS_SILENT_BYTES_PER_S,
+)
 from broker.transport.proofs import Certificate
 from broker.transport.sockets import SocketConnection, in_plain_words
 from broker.transport.tls.contexts import closed_by
+from broker.transport.tls.silence import Silence
 
 RECORD_BYTES: Final = 16_384
 """The most that one record holds (RFC 8446, section 5.1)."""
@@ -50,7 +59,10 @@ _BATCH_BYTES: Final = 4 * RECORD_BYTES
 _CLOSED_HERE: Final = "it was closed on this side"
 _PEER_CLOSED: Final = "the peer closed the connection"
 _PEER_GONE: Final = "the peer closed the connection without a word: it was killed, or something between has cut it off"
-_SAYS_NOTHING: Final = "the peer has sent {} bytes of TLS without saying anything, of which {} are the most"
+_SAYS_NOTHING: Final = (
+    "the peer has sent {:.0f} bytes of TLS that say nothing, as changes of keys, "
+    "of which {} at once and {} a second are the most"
+)
 _ANSWERS_UNREAD: Final = "the peer does not read what TLS answers it: {} bytes wait, of which {} are the most"
 _ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
 """Fatal, protocol_version (RFC 8446, section 6)."""
@@ -103,7 +115,7 @@ class TlsConnection(SocketConnection):
 
     __slots__ = (
         "_arrived", "_cut", "_dialled", "_early", "_end", "_heard_bytes", "_incoming", "_left", "_lock", "_lost",
-        "_opening", "_outgoing", "_over", "_readiness", "_rest", "_room", "_silent_bytes", "_ssl", "_wanting",
+        "_opening", "_outgoing", "_over", "_readiness", "_rest", "_room", "_silence", "_ssl", "_wanting",
     )  # fmt: skip
 
     def __init__(
@@ -147,8 +159,7 @@ class TlsConnection(SocketConnection):
         self._left = self._wanting = False
         self._heard_bytes = 0
         """Of what the peer has to say."""
-        self._silent_bytes = 0
-        """Taken in since it has last said something."""
+        self._silence = Silence()
         self._cut: ConnectionClosed | None = None
         """Why nothing more arrives; what has may still be to be decrypted."""
         self._end: ConnectionClosed | None = None
@@ -203,7 +214,7 @@ class TlsConnection(SocketConnection):
             self._fail(closed_by(error, dialled=self._dialled, opening=True))
             return
         self._opening = False
-        self._silent_bytes = 0
+        self._silence = Silence()
         self._over(self)
         early, self._early = self._early, bytearray()
         for record in _records([memoryview(early)]):
@@ -249,14 +260,13 @@ class TlsConnection(SocketConnection):
             if self._opening or self._end is not None:
                 return 0
         received_bytes = self._decrypt(rooms, given_bytes)
-        if received_bytes:
-            self._heard_bytes += received_bytes
-            self._silent_bytes = 0
+        self._heard_bytes += received_bytes
         if self._outgoing.pending:
             # OpenSSL has something of its own to say, as when keys are changed.
             self._flush()
-        if self._silent_bytes > TLS_SILENT_BYTES_MAX:
-            self._fail(ConnectionClosed(_SAYS_NOTHING.format(self._silent_bytes, TLS_SILENT_BYTES_MAX)))
+        if self._silence.is_over(time.monotonic(), self._incoming.pending + self._ssl.pending()):
+            limits = (TLS_SILENT_BYTES_MAX, TLS_SILENT_BYTES_PER_S)
+            self._fail(ConnectionClosed(_SAYS_NOTHING.format(self._silence.bytes, *limits)))
         elif self._outgoing.pending > TLS_ANSWERS_BYTES_MAX:
             self._fail(ConnectionClosed(_ANSWERS_UNREAD.format(self._outgoing.pending, TLS_ANSWERS_BYTES_MAX)))
         if not self._left:
@@ -287,7 +297,7 @@ class TlsConnection(SocketConnection):
         if given:
             self._incoming.write(given)
             self._arrived = self._arrived[_GIVEN_BYTES:]
-            self._silent_bytes += len(given)
+            self._silence.came(len(given))
         return len(given)
 
     def _decrypt(self, rooms: list[memoryview], given_bytes: int) -> int:
@@ -323,6 +333,7 @@ class TlsConnection(SocketConnection):
             return 0
         if not count:
             self._end = self._end or ConnectionClosed(_PEER_CLOSED)
+        self._silence.said(int(count), 1)
         return int(count)
 
     # Bytes out.
