@@ -53,22 +53,27 @@ class _Closing(ABC):
 class Connection(_Closing):
     """One end of a stream of bytes. See the module for threads and buffers."""
 
-    __slots__ = ()
+    __slots__ = ("_closed", "_local_address", "_peer_address")
+
+    def __init__(self, local_address: str, peer_address: str) -> None:
+        self._local_address = local_address
+        self._peer_address = peer_address
+        self._closed = False
 
     @property
-    @abstractmethod
     def local_address(self) -> str:
         """This end, fit for a log; still known after close."""
+        return self._local_address
 
     @property
-    @abstractmethod
     def peer_address(self) -> str:
         """The other end, fit for a log; still known after close."""
+        return self._peer_address
 
     @property
-    @abstractmethod
     def closed(self) -> bool:
         """Whether `close` or `abort` was called here. A peer that went away shows in the next call instead."""
+        return self._closed
 
     @property
     def same_host(self) -> bool:

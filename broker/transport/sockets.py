@@ -92,31 +92,12 @@ def enlarge_send_buffer(sock: socket.socket) -> None:
 class SocketConnection(Connection):
     """A connection over a connected stream socket, which it owns."""
 
-    __slots__ = (
-        "_closed",
-        "_local_address",
-        "_peer_address",
-        "_socket",
-    )
+    __slots__ = ("_socket",)
 
     def __init__(self, sock: socket.socket, local_address: str, peer_address: str) -> None:
+        super().__init__(local_address, peer_address)
         sock.setblocking(False)
         self._socket = sock
-        self._local_address = local_address
-        self._peer_address = peer_address
-        self._closed = False
-
-    @property
-    def local_address(self) -> str:
-        return self._local_address
-
-    @property
-    def peer_address(self) -> str:
-        return self._peer_address
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import clients
+import clients.aio
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 
@@ -139,3 +142,21 @@ def test_a_nan_never_hangs_a_wait(bus: clients.Client, connect: Connect) -> None
 def test_an_acknowledgement_that_nobody_can_keep_is_refused(bus: clients.Client, ack: str) -> None:
     with pytest.raises(clients.InvalidValue, match=f"ack '{ack}': is not offered yet: brokers keep messages in memory"):
         bus.publish("fine", 1, ack=ack)
+
+
+def test_an_asynchronous_client_in_another_loop_says_so_and_still_works_in_its_own(tcp_broker: ServingThread) -> None:
+    async def flush(bus: clients.aio.Client) -> None:
+        await bus.publish("a", 1)
+        await bus.flush(timeout_s=20.0)
+
+    with asyncio.Runner() as own:
+        bus = own.run(clients.aio.connect(tcp_broker.url))
+        with pytest.raises(clients.InvalidValue, match="another one than the client was made in"):
+            asyncio.run(flush(bus))
+        own.run(flush(bus))
+        own.run(bus.close())
+
+
+def test_a_folder_of_certificates_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(clients.ConnectError, match="trainer-7.* is no folder"):
+        clients.connect("tls://127.0.0.1:1", tls=tmp_path / "trainer-7", connect_timeout_s=5.0)
