@@ -187,6 +187,10 @@ class Connection(_Closing):
         On tcp the peer gets a reset. For broken protocols and for deadlines.
         """
 
+    def __repr__(self) -> str:
+        state = "CLOSED" if self._closed else "OPEN"
+        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
+
 
 class Listener(_Closing):
     """An address at which connections arrive. One thread at a time may call it."""
@@ -249,6 +253,10 @@ class Listener(_Closing):
         """
         self.close()
         return True
+
+    def __repr__(self) -> str:
+        state = "CLOSED" if self.fileno() < 0 else "OPEN"
+        return f"<Listener {state} address={self.address} fd={self.fileno()}>"
 
 
 class Transport(ABC):

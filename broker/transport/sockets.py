@@ -152,10 +152,6 @@ class SocketConnection(Connection):
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self._socket.close()
 
-    def __repr__(self) -> str:
-        state = "CLOSED" if self._closed else "OPEN"
-        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
-
     def _failure(self, error: OSError) -> ConnectionClosed:
         return ConnectionClosed("it was closed on this side" if self._closed else in_plain_words(error))
 
@@ -201,10 +197,6 @@ class SocketListener(Listener):
 
     def close(self) -> None:
         self._socket.close()
-
-    def __repr__(self) -> str:
-        state = "CLOSED" if self.fileno() < 0 else "OPEN"
-        return f"<Listener {state} address={self._address} fd={self.fileno()}>"
 
     @abstractmethod
     def _connection(self, sock: socket.socket, peer: object) -> Connection:

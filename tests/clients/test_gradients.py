@@ -128,6 +128,21 @@ def test_a_rank_that_does_not_come_fails_the_step_and_the_next_one_begins(servin
         bus.close()
 
 
+def test_a_step_that_is_given_up_is_begun_anew_with_the_asynchronous_client(serving: ServingThread) -> None:
+    async def alone() -> None:
+        async with await aio.connect(serving.url) as bus:
+            arrays = gradients(0, 0)
+            buckets = aio.GradientBuckets(await bus.group("alone", world_size=1), arrays, bucket_bytes=5000)
+            await buckets.ready(len(arrays) - 1)
+            await buckets.cancel()
+            assert f"under_way=0 lacking={len(arrays)}" in repr(buckets)
+            for index in range(len(arrays)):
+                await buckets.ready(index)
+            await buckets.wait(timeout_s=PATIENCE_S)
+
+    asyncio.run(alone())
+
+
 def test_the_asynchronous_client_has_them_too(serving: ServingThread) -> None:
     async def rank(number: int) -> list[float]:
         async with await aio.connect(serving.url, name=f"rank-{number}") as bus:

@@ -271,10 +271,6 @@ class UcxConnection(Connection):
         self._link = self._door = None
         self._out = self._into = memoryview(b"")
 
-    def __repr__(self) -> str:
-        state = "CLOSED" if self._closed else "OPEN"
-        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
-
 
 def _flat(buffer: Buffer) -> memoryview:
     """The bytes of a buffer.

@@ -257,10 +257,6 @@ class Stream(Connection):
             self._let_go(linger=linger)
             self._readiness.close()
 
-    def __repr__(self) -> str:
-        state = "CLOSED" if self._closed else "OPEN"
-        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
-
 
 def _flat(buffers: Sequence[Buffer]) -> list[Buffer]:
     """The buffers that hold something, as bytes, the next one last.
