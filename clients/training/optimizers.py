@@ -30,6 +30,9 @@ class Optimizer(ABC):
         self.learning_rate: float = learning_rate
         self._kept: dict[str, FloatArray] = {}
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} learning_rate={self.learning_rate:g}>"
+
     def step(self, parameters: Arrays, gradients: Arrays) -> None:
         """Changes the parameters in place.
 
