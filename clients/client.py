@@ -72,7 +72,7 @@ class Client:
         shared_memory: bool,
     ) -> None:
         """See `connect`."""
-        check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
+        check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
         self._core = Core(name, self._reply, self._settle)
         self._driver = Driver(
             self._core,

@@ -34,6 +34,8 @@ INTERRUPTED: Final = (
 )
 """A signal's exception comes between a system call and the note of its result. To send the same bytes again, or to miss
 some, would be worse than a new connection."""
+_POLL_MS_MAX: Final = (1 << 31) - 1
+"""What the call takes, an int: 24 days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,7 @@ def _wait_readable(connection: Connection, address: Address, deadline: float, ti
     poller = select.poll()
     poller.register(connection.fileno(), select.POLLIN)
     remaining_s = deadline - time.monotonic()
-    if remaining_s <= 0 or not poller.poll(remaining_s * 1000):
+    if remaining_s <= 0 or not poller.poll(min(remaining_s * 1000, _POLL_MS_MAX)):
         raise ConnectError(str(address), f"connected, but no tensorbus broker answered within {timeout_s:g} s")
 
 
