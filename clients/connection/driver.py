@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final, TypeVar
 
+from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
@@ -34,7 +35,7 @@ from broker.transport.calls import READABLE, WRITABLE, wait_for_either
 from clients.connection import lifetimes
 from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core, Reconnected
-from clients.connection.link import INTERRUPTED, Link, dial
+from clients.connection.link import INTERRUPTED, Link, dial, unlinked
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
 
@@ -90,6 +91,8 @@ class Driver:
         self._on_reconnect = on_reconnect
         self._link: Link | None = None
         self._session: Session | None = None
+        self._send: Callable[[Sequence[Buffer]], int] = unlinked
+        self._take: Callable[[Sequence[memoryview]], int] = unlinked
         self._pumping = False
         self._followers = 0
         self._last_wait = time.monotonic()
@@ -362,12 +365,11 @@ class Driver:
     def _detach(self) -> Link | None:
         """Lets go of the link, and returns it."""
         link, self._link = self._link, None
-        self._session = self._send = self._take = None
+        self._session, self._send, self._take = None, unlinked, unlinked
         return link
 
     def _adopt(self, link: Link) -> None:
         self._link, self._session, connection = link, link.session, link.connection
-        # Kept where they are found at once, for every message.
         self._send, self._take, self._descriptor = connection.send, connection.receive_into, connection.fileno()
         self.core.places.connected(link.local_host, private=connection.private)
         self.core.connected(link.session, link.welcome)
