@@ -268,7 +268,7 @@ class BrokerState:
                 continue
             session.tick(now_ns)
             session.check_queued()
-            if session.has_unsent or session.phase in (Phase.CLOSING, Phase.CLOSED):
+            if session.has_unsent() or session.phase in (Phase.CLOSING, Phase.CLOSED):
                 self._flush(record)
         for tenant in self.tenants.values():
             tenant.tick(now_ns)
