@@ -346,6 +346,8 @@ RECORDED_OPERATIONS: Final = 128
 """Operations of a group that are kept: several steps of a training loop that reduces its gradients in buckets."""
 RECORDED_ARRIVALS_MAX: Final = 16_384
 """Ranks times operations that are kept of one group: about 2 MiB."""
+FAILURES_OF_GONE_GROUPS: Final = 8
+"""Of each tenant: a job whose ranks all end over a failure has no group any more by the time that somebody looks."""
 STRAGGLER_OPERATIONS: Final = 64
 """Operations over which lateness is taken: a rank that begins to be late, or stops, is seen within half of these."""
 STRAGGLER_ARRIVALS_MAX: Final = 4096

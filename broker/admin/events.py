@@ -22,6 +22,7 @@ from msgspec import structs
 
 from broker.admin.groups import GroupView, group_view, groups_of, shown_to
 from broker.admin.guard import VISITOR, Visitor
+from broker.admin.shapes import FailureView
 from broker.admin.streams import Streams
 from broker.admin.views import server_view, session_view, topic_view, topics_of
 from broker.cli.top_data import Look, Refresh, Session, SessionRow, Topic, refresh
@@ -55,6 +56,7 @@ class Event(msgspec.Struct):
         now: the refresh; its rows are those in trouble, and those with the most traffic.
         groups: at most 16, with members and the last operations.
         groups_open: how many there are.
+        failures: of groups that are gone.
         dropped_messages: lost by subscribers, ever, by overflow policy.
         version: of tensorbus.
         draining: whether the broker is about to end.
@@ -63,6 +65,7 @@ class Event(msgspec.Struct):
     now: Refresh
     groups: list[GroupView]
     groups_open: int
+    failures: list[FailureView]
     dropped_messages: dict[str, int]
     version: str
     draining: bool
@@ -179,7 +182,9 @@ class _Looking:
         told.sessions = sorted(told.sessions, key=_is_well)[:ROWS_MAX]
         told.topics = sorted(told.topics, key=lambda topic: not topic.held_back_by)[:ROWS_MAX]
         groups = sorted(groups, key=_moved)[:GROUPS_TOLD]
-        self.event = Event(told, groups, len(all_groups), shown.dropped_messages, shown.version, state.draining)
+        self.event = Event(
+            told, groups, len(all_groups), shown.failures, shown.dropped_messages, shown.version, state.draining
+        )
 
 
 def _in_pieces(things: list[T]) -> Iterator[list[T]]:

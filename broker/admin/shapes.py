@@ -10,6 +10,22 @@ from __future__ import annotations
 import msgspec
 
 
+class FailureView(msgspec.Struct, frozen=True):
+    """A collective that failed in a group that is gone.
+
+    Attributes:
+        outcome: how it ended, as in `/api/v1/groups`.
+        failure: why, in a sentence with the group and what its ranks asked for.
+        ago_s: since the last rank came to it, in seconds.
+        tenant: whose group it was; empty for none.
+    """
+
+    outcome: str
+    failure: str
+    ago_s: float
+    tenant: str = ""
+
+
 class ServerView(msgspec.Struct, frozen=True):
     """`/api/v1/server`: the broker as a whole.
 
@@ -37,6 +53,7 @@ class ServerView(msgspec.Struct, frozen=True):
         dead_messages: jobs that went to a dead-letter topic after too many deliveries.
         received_bytes: from clients, all kinds of frames together.
         sent_bytes: to clients, all kinds of frames together.
+        failures: the last one of each of the last groups that are gone, oldest first; of others, see the groups.
     """
 
     name: str
@@ -62,6 +79,7 @@ class ServerView(msgspec.Struct, frozen=True):
     dead_messages: int
     received_bytes: int
     sent_bytes: int
+    failures: list[FailureView] = []
 
 
 class SubscriptionView(msgspec.Struct, frozen=True):

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-from broker.admin.shapes import QueueGroupView, ServerView, SessionView, SettingView, SubscriptionView, TopicView
+from broker.admin.shapes import (
+    FailureView,
+    QueueGroupView,
+    ServerView,
+    SessionView,
+    SettingView,
+    SubscriptionView,
+    TopicView,
+)
+from broker.collectives.recorder import Recorded
 from broker.measuring.modules import compiled_modules
 from broker.metrics import public_topics, sessions_open, subscriptions_open, version
 from broker.server import Server
@@ -61,7 +70,13 @@ def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = 
         dead_messages=totals.dead_messages,
         received_bytes=totals.received_bytes,
         sent_bytes=totals.sent_bytes,
+        failures=[_failure_view(tenant, each, now_ns) for tenant in tenants for each in tenant.groups.gone_failures],
     )
+
+
+def _failure_view(tenant: Tenant, failed: Recorded, now_ns: int) -> FailureView:
+    ago_s = max(0.0, seconds(now_ns - max(failed.arrived_ns.values(), default=now_ns)))
+    return FailureView(failed.outcome.value, failed.failure, ago_s, tenant.name)
 
 
 def session_views(server: Server, now_ns: int) -> list[SessionView]:

@@ -7,6 +7,8 @@ from typing import Final
 import click
 import msgspec
 
+import clients
+from broker.admin.shapes import FailureView
 from broker.cli.connect import ask, connect, duration_text, of_tenant, printable, ranks_text, table
 
 FAILURE_TOLD_S: Final = 600.0
@@ -77,6 +79,10 @@ class _Group(msgspec.Struct):
     tenant: str = ""
 
 
+class _Server(msgspec.Struct):
+    failures: list[FailureView] = []
+
+
 class _Stuck(msgspec.Struct, omit_defaults=True):
     """Something that waits.
 
@@ -122,6 +128,7 @@ def show_stuck(url: str | None, after_s: float, *, as_json: bool) -> bool:
     """
     with connect(url, "stuck") as bus:
         groups = [group for group, _ in ask(bus, "groups", _Group)]
+        gone = _failures_of_gone(bus)
     found = [stuck for group in groups for stuck in _stuck_of(group) if stuck.unmoved_s >= after_s]
     if as_json:
         for stuck in found:
@@ -133,9 +140,17 @@ def show_stuck(url: str | None, after_s: float, *, as_json: bool) -> bool:
         failure = group.last_failure
         if failure is not None and failure.ago_s < FAILURE_TOLD_S:
             click.echo(_failed(failure, group.tenant))
+    for each in gone:
+        click.echo(_failed(each, each.tenant))
     if not found:
         click.echo(f"nothing is stuck in {len(groups)} group{'s' * (len(groups) != 1)}")
     return bool(found)
+
+
+def _failures_of_gone(bus: clients.Client) -> list[FailureView]:
+    """Of groups whose ranks have all left, as they do when a program ends over a failure."""
+    ((server, _),) = ask(bus, "server", _Server)
+    return [each for each in server.failures if each.ago_s < FAILURE_TOLD_S]
 
 
 def _stuck_of(group: _Group) -> list[_Stuck]:
@@ -204,10 +219,13 @@ def show_groups(url: str | None, *, as_json: bool) -> None:
     """
     with connect(url, "groups") as bus:
         groups = ask(bus, "groups", _Group)
+        gone = _failures_of_gone(bus)
     if as_json:
         for _, whole in groups:
             click.echo(msgspec.json.encode(whole))
         return
+    for each in gone:
+        click.echo(_failed(each, each.tenant))
     if not groups:
         click.echo("no groups", err=True)
         return
@@ -218,7 +236,7 @@ def show_groups(url: str | None, *, as_json: bool) -> None:
             click.echo(_failed(group.last_failure, group.tenant))
 
 
-def _failed(failure: _Recorded, tenant: str) -> str:
+def _failed(failure: _Recorded | FailureView, tenant: str) -> str:
     whose = f" (tenant {tenant})" if tenant else ""
     return printable(f"failed {duration_text(failure.ago_s)} ago{whose}: {failure.failure}")
 

@@ -50,8 +50,15 @@ function ofPressure(now) {
   return [...held, ...losing];
 }
 
+function ofGone(failures) {
+  return failures.filter(failure => failure.ago_s < FAILURE_TOLD_S).map(failure => ({
+    key: `gone ${failure.tenant} ${failure.failure}`, kind: "bad",
+    text: `${failure.failure} (${failure.tenant ? `tenant ${failure.tenant}, ` : ""}${time(failure.ago_s)} ago; its ranks have left since)`,
+  }));
+}
+
 export function trouble(event) {
-  const found = [...event.groups.flatMap(ofGroup), ...ofPressure(event.now)];
+  const found = [...event.groups.flatMap(ofGroup), ...ofGone(event.failures), ...ofPressure(event.now)];
   found.sort((one, other) => (one.kind === "bad" ? 0 : 1) - (other.kind === "bad" ? 0 : 1));
   const shown = found.slice(0, SHOWN);
   if (found.length > SHOWN) shown.push({ key: "more", kind: "warn", text: `and ${found.length - SHOWN} more` });

@@ -5,6 +5,7 @@ All frames of groups travel in the default lane, so that a session sees them in 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -32,10 +33,11 @@ from broker.collectives.effects import (
 )
 from broker.collectives.group import Group
 from broker.collectives.late import LateTotals
+from broker.collectives.recorder import Recorded
 from broker.collectives.snapshots import GroupSnapshot
 from broker.errors import InvalidValue, PermissionDenied, ProtocolError
 from broker.ids import GroupNumber, SessionId
-from broker.limits import GROUPS_MAX, NAME_BYTES_MAX
+from broker.limits import FAILURES_OF_GONE_GROUPS, GROUPS_MAX, NAME_BYTES_MAX
 from broker.protocol import bodies
 from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
@@ -57,6 +59,7 @@ class Groups:
     Attributes:
         reports: what was said of each group without being asked.
         observing: how long their operations took.
+        gone_failures: the last failures of groups that are gone, oldest first.
         wake: is told when `end_due` has to be called, for a deadline that cannot wait for the next regular tick.
     """
 
@@ -78,6 +81,7 @@ class Groups:
         observing: of the groups of all tenants together.
         """
         self.by_number: dict[GroupNumber, Group] = {}
+        self.gone_failures: deque[Recorded] = deque(maxlen=FAILURES_OF_GONE_GROUPS)
         self._by_name: dict[str, Group] = {}
         self._sessions: dict[SessionId, SessionRecord] = {}
         self._references: dict[tuple[GroupNumber, SessionId], int] = {}
@@ -311,12 +315,14 @@ class Groups:
                 self._tell(group, "dissolved", -1)
                 self._boards.dissolved(group.number)
                 self.reports.forget(group.number)
+                self._watches.dissolved(group)
                 self.observing.dissolved(group)
                 self._late_totals.add(group.late_totals)
                 self._links.dissolved(group.number)
-                self._watches.dissolved(group.number)
                 self.by_number.pop(group.number, None)
                 self._by_name.pop(group.name, None)
+                if group.recorder.last_failure is not None:
+                    self.gone_failures.append(group.recorder.last_failure)
             else:
                 session = self._sessions.get(effect.session)
                 if session is not None:

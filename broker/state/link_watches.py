@@ -93,10 +93,11 @@ class LinkWatches:
         operations = (*snapshot.operations, *watched.watch.operations())
         return replace(snapshot, schedule=watched.watch.schedule, operations=operations)
 
-    def dissolved(self, number: GroupNumber) -> None:
-        """A group is no more."""
-        self._present.pop(number, None)
-        self._ended.pop(number, None)
+    def dissolved(self, group: Group) -> None:
+        """A group is no more: what was said of its operations is all that ever will be."""
+        present = self._present.pop(group.number, None)
+        for watched in [*self._ended.pop(group.number, []), *([] if present is None else [present])]:
+            watched.watch.end(group.recorder, self.now_ns)
 
     def _begin(self, group: Group, now_ns: int) -> None:
         """A generation whose members are linked is watched."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,36 @@ def test_the_last_mismatch_is_told_in_one_sentence_with_the_claims(tmp_path: Pat
             assert output.endswith(words)
         for bus in buses:
             bus.close()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_mismatch_over_which_all_ranks_have_ended_is_told_all_the_same(tmp_path: Path, schedule: str) -> None:
+    def rank(number: int) -> str:
+        with clients.connect(daemon.url) as bus:
+            group = bus.group("dp", world_size=2, rank=number, timeout_s=PATIENCE_S, schedule=schedule)
+            for _ in range(3):
+                group.all_reduce(np.ones(4, np.float32), timeout_s=PATIENCE_S)
+            if number == 0:
+                groups_told(daemon, 3)
+            with pytest.raises(clients.CollectiveMismatchError) as error:
+                group.all_reduce(np.ones(4 + number, np.float32), op="sum", timeout_s=PATIENCE_S)
+            # Who leaves before the other one has heard of the mismatch is what that one hears of.
+            heard.wait(PATIENCE_S)
+            return str(error.value)
+
+    heard = threading.Barrier(2)
+
+    with broker(tmp_path, schedule) as daemon, running() as start:
+        first, second = (future.result(PATIENCE_S) for future in [start(lambda r=r: rank(r)) for r in range(2)])
+        assert first == second
+        words = rf"failed .+ ago: {re.escape(first)}\n"
+        told, end_s = "", time.monotonic() + PATIENCE_S
+        while not told.endswith("nothing is stuck in 0 groups\n"):
+            assert time.monotonic() < end_s, told
+            told = run("stuck", daemon.url)[1]
+        assert re.fullmatch(words + "nothing is stuck in 0 groups\n", told)
+        assert re.fullmatch(words, run("groups", daemon.url)[1])
+        assert run("stuck", daemon.url, "--json")[:2] == (0, "")
 
 
 def test_a_group_that_does_not_form_is_stuck_too(tmp_path: Path) -> None:
