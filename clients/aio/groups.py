@@ -321,9 +321,14 @@ class Group:
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
 
     async def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool, priority: int) -> object:
-        await joining.decided(self._driver, self._place)
-        work = self._start(prepared, timeout_s, priority)
-        return work if async_op else await work.wait()
+        try:
+            await joining.decided(self._driver, self._place)
+            work = self._start(prepared, timeout_s, priority)
+            return work if async_op else await work.wait()
+        except BaseException:
+            # Also what could not begin has failed.
+            prepared.abandon()
+            raise
 
     async def _call_list(self, many: PreparedList, timeout_s: float, *, async_op: bool, priority: int) -> object:
         await joining.decided(self._driver, self._place)

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied
 from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S, POLL_MS_MAX
 from broker.protocol.bodies import Hello, Refusal, Welcome
@@ -62,6 +63,11 @@ def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
     """
     lines = VERSION if AVAILABLE else 0
     return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared, lines=lines)
+
+
+def unlinked(buffers: Sequence[Buffer]) -> int:
+    """In place of what a connection does, while there is none."""
+    raise ConnectionClosed("there is no connection")
 
 
 def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
