@@ -480,3 +480,5 @@ OPERATIONS_OBSERVED: Final = 16
 ARRIVALS_OBSERVED: Final = 1024
 """Of a group's last operations, so many at most are measured in 50 ms, and so many arrivals, though one operation at
 least: a few tens of microseconds."""
+POLL_MS_MAX: Final = (1 << 31) - 1
+"""What the system call takes, an int: 24 days. Whoever has longer to wait looks at the clock then."""

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Final
 
 from broker.buffers import Buffer
+from broker.limits import POLL_MS_MAX
 
 try:
     import cython
@@ -111,7 +112,8 @@ def wait_for_either(first: int, events: int, second: int, timeout_s: float | Non
         poller = select.poll()
         poller.register(first, events)
         poller.register(second, READABLE)
-        ready = {descriptor for descriptor, _ in poller.poll(None if timeout_s is None else timeout_s * 1000)}
+        timeout_ms = None if timeout_s is None else min(timeout_s * 1000, POLL_MS_MAX)
+        ready = {descriptor for descriptor, _ in poller.poll(timeout_ms)}
         return first in ready, second in ready
     limit_s = -1.0 if timeout_s is None else timeout_s
     return _wait_for_either(first, events, second, limit_s)  # type: ignore[name-defined, no-any-return]  # noqa: F821

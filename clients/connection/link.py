@@ -16,7 +16,7 @@ import msgspec
 
 from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied
-from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
+from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S, POLL_MS_MAX
 from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.codes import Code
 from broker.protocol.frames import Frame
@@ -35,8 +35,6 @@ INTERRUPTED: Final = (
 )
 """A signal's exception comes between a system call and the note of its result. To send the same bytes again, or to miss
 some, would be worse than a new connection."""
-_POLL_MS_MAX: Final = (1 << 31) - 1
-"""What the call takes, an int: 24 days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +215,7 @@ def _wait_readable(connection: Connection, address: Address, deadline: float, ti
     poller = select.poll()
     poller.register(connection.fileno(), select.POLLIN)
     remaining_s = deadline - time.monotonic()
-    if remaining_s <= 0 or not poller.poll(min(remaining_s * 1000, _POLL_MS_MAX)):
+    if remaining_s <= 0 or not poller.poll(min(remaining_s * 1000, POLL_MS_MAX)):
         raise ConnectError(str(address), f"connected, but no tensorbus broker answered within {timeout_s:g} s")
 
 
