@@ -7,7 +7,8 @@ from typing import Final
 import click
 import msgspec
 
-from broker.cli.connect import ask, connect, duration_text, of_tenant, printable, ranks_text, table
+from broker.cli.connect import ask, connect, duration_text, of_tenant, ranks_text, table
+from broker.cli.terminal import printable
 
 FAILURE_TOLD_S: Final = 600.0
 """Failures that are older are told by `groups` alone."""

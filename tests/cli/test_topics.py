@@ -84,14 +84,14 @@ def test_whoever_holds_publishers_back_is_named(daemon: Daemon) -> None:
             bus.publish("held", 1, timeout_s=0.2)
 
     with (
-        clients.connect(daemon.url, name="slow-reader") as reader,
+        clients.connect(daemon.url, name="slow-\x1breader") as reader,
         reader.subscribe("held", queue_messages=1),
         clients.connect(daemon.url) as writer,
     ):
         with pytest.raises(clients.TimeoutError):
             publish_for_ever(writer)
         output = topics(daemon, "held")[1]
-    assert output.splitlines()[2].endswith("1 subscriptions, 1 publishers wait for slow-reader")
+    assert output.splitlines()[2].endswith("1 subscriptions, 1 publishers wait for slow-?reader")
 
 
 def test_a_filter_that_cannot_be_is_one_line(daemon: Daemon) -> None:
