@@ -281,9 +281,12 @@ class Task:
 
     def _place(self, window: Window, shared: object, array: object, array_bytes: int) -> int:
         base = cython.cast(uintptr_t, window._bases[window._position])
-        inside = cython.cast(uintptr_t, array) - base
-        if self._plan._task.kind != 0 or inside + array_bytes > cython.cast("size_t", window.size_bytes):
+        start = cython.cast(uintptr_t, array)
+        size_bytes = cython.cast("size_t", window.size_bytes)
+        # Compared before they are subtracted: no address is below zero.
+        if self._plan._task.kind != 0 or start < base or start - base + array_bytes > size_bytes:
             raise InvalidValue("array of bytes", array_bytes, "does not lie in the memory that it is said to lie in")
+        inside = start - base
         shared.bases = window._bases
         shared.offset = inside
         shared.place = window._number << PLACE_BITS | inside

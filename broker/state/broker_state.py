@@ -22,16 +22,7 @@ from broker.limits import (
     QUEUE_BYTES,
     TENANTS_MAX,
 )
-from broker.protocol.bodies import (
-    Declare,
-    Failure,
-    Hello,
-    Settle,
-    Subscribe,
-    Welcome,
-    decode_body,
-    encode_body,
-)
+from broker.protocol.bodies import Declare, Failure, Hello, Settle, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
 from broker.protocol.line import VERSION as LINES_VERSION
@@ -268,7 +259,7 @@ class BrokerState:
                 continue
             session.tick(now_ns)
             session.check_queued()
-            if session.has_unsent or session.phase in (Phase.CLOSING, Phase.CLOSED):
+            if session.has_unsent() or session.phase in (Phase.CLOSING, Phase.CLOSED):
                 self._flush(record)
         for tenant in self.tenants.values():
             tenant.tick(now_ns)
