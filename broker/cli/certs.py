@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from broker.cli.connect import printable, table
+from broker.cli.connect import table
 from broker.cli.options import echo_json
+from broker.cli.terminal import printable
 from broker.security.authority import BROKER, LOCAL_HOSTS, Authority, Issued
 from broker.security.roles import role_of
 

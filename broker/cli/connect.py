@@ -78,8 +78,3 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
     """Rows as lines with aligned columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def printable(line: str) -> str:
-    """A line without control characters, with which names and values of strangers could play tricks on a terminal."""
-    return line if line.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in line)

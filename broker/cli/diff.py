@@ -15,8 +15,9 @@ from typing import Final
 import click
 import msgspec
 
-from broker.cli.connect import printable, ranks_text
+from broker.cli.connect import ranks_text
 from broker.cli.progress import with_bar
+from broker.cli.terminal import printable
 from broker.errors import BrokerError
 from broker.topics.names import levels
 from clients.digests import TOPIC

@@ -9,10 +9,11 @@ import click
 import msgspec
 
 import clients
-from broker.cli.connect import ask, connect, duration_text, printable
+from broker.cli.connect import ask, connect, duration_text
 from broker.cli.doctor_choice import address_findings, device_findings, group_findings, session_findings
 from broker.cli.doctor_measure import bandwidth, clock_offset, copy_bandwidth, loopback_bandwidth, ping
 from broker.cli.doctor_system import Finding, State, kernel_settings, versions
+from broker.cli.terminal import printable
 from broker.collectives import shm
 from broker.errors import BrokerError
 from clients.connection.environment import broker_url

@@ -9,7 +9,8 @@ import msgspec
 
 import clients
 from broker.admin.shapes import FailureView
-from broker.cli.connect import ask, connect, duration_text, of_tenant, printable, ranks_text, table
+from broker.cli.connect import ask, connect, duration_text, of_tenant, ranks_text, table
+from broker.cli.terminal import printable
 
 FAILURE_TOLD_S: Final = 600.0
 """Failures that are older are told by `groups` alone."""

@@ -20,6 +20,7 @@ from broker.cli.options import echo_json, overflow, seconds, with_context
 from broker.cli.options import url as _url
 from broker.cli.recordings import diff, record, replay
 from broker.cli.security import certs, tokens
+from broker.cli.terminal import printable
 from broker.config import PERMISSIONS, TENANTS, TOPICS, Config, admin_address, describe, environment, load
 from broker.errors import BrokerError, ConnectError
 from broker.limits import WAITS_S
@@ -50,7 +51,8 @@ class _Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[str] | None = None) -> None:
-        click.echo(f"tensorbus: {masked(' '.join(self.message.splitlines()))}", file=file, err=file is None)
+        words = printable(masked(" ".join(self.message.splitlines())))
+        click.echo(f"tensorbus: {words}", file=file, err=file is None)
 
 
 class _NotAsked(_Failure):

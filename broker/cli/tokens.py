@@ -12,8 +12,9 @@ from typing import Final
 import click
 import msgspec
 
-from broker.cli.connect import printable, table
+from broker.cli.connect import table
 from broker.cli.options import echo_json
+from broker.cli.terminal import printable
 from broker.errors import InvalidValue
 from broker.security.roles import role_of
 from broker.security.tokens import Token, add_token, new_token, read_tokens, revoke_token

@@ -11,8 +11,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker.cli.connect import duration_text, of_tenant, printable
+from broker.cli.connect import duration_text, of_tenant
 from broker.cli.groups import group_row
+from broker.cli.terminal import printable
 from broker.cli.top_data import Refresh
 
 WIDE: Final = 100

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from broker.admin.shapes import TopicView
+from broker.cli.terminal import printable
 from broker.errors import BrokerError, ConnectError
 from broker.topics.names import check_filter
 from broker.transport.addresses import Address
@@ -97,7 +98,8 @@ def _paragraph(topic: TopicView) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(
-        [
+        printable(line)
+        for line in [
             topic.name,
             f"  published {topic.published_messages} messages, {topic.published_bytes} bytes; refused "
             f"{topic.refused_messages}; the next sequence is {topic.next_sequence}",

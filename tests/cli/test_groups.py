@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import clients
-from broker.cli.connect import duration_text, printable, ranks_text
+from broker.cli.connect import duration_text, ranks_text
 from broker.cli.groups import _failed, _Member, _paragraph, _Recorded, _Stuck
+from broker.cli.terminal import printable
 from broker.collectives import ring, shm
 from tests.clients.ranks import running
 from tests.daemon import PATIENCE_S, Daemon, Process, run

@@ -259,13 +259,13 @@ def test_request_prints_text_as_text_and_with_json_as_json(daemon: Daemon) -> No
 
 def test_a_failed_request_tells_what_the_responder_said(daemon: Daemon) -> None:
     def fail(message: clients.Message) -> None:
-        raise ValueError("no such layer")
+        raise ValueError("no such layer \x1b[2J")
 
     with clients.connect(daemon.url) as bus, bus.respond("request/fails", fail):
         status, output, errors = run("request", "request/fails", "--url", daemon.url)
     assert (status, output) == (1, "")
     assert errors.startswith("tensorbus: the responder at 'request/fails' failed: ")
-    assert "no such layer" in errors
+    assert "no such layer ?[2J" in errors
 
 
 def test_a_request_without_a_reply_ends_at_its_timeout(daemon: Daemon) -> None:

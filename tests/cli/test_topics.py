@@ -81,13 +81,13 @@ def test_a_filter_chooses(daemon: Daemon) -> None:
 
 def test_whoever_holds_publishers_back_is_named(daemon: Daemon) -> None:
     with (
-        clients.connect(daemon.url, name="slow-reader") as reader,
+        clients.connect(daemon.url, name="slow-\x1breader") as reader,
         reader.subscribe("held", queue_messages=1),
         clients.connect(daemon.url) as writer,
     ):
         publish_until_held_back(writer, "held")
         output = topics(daemon, "held")[1]
-    assert output.splitlines()[2].endswith("1 subscriptions, 1 publishers wait for slow-reader")
+    assert output.splitlines()[2].endswith("1 subscriptions, 1 publishers wait for slow-?reader")
 
 
 def test_a_filter_that_cannot_be_is_one_line(daemon: Daemon) -> None:
