@@ -37,7 +37,7 @@ PASS_BYTES: Final = 64 * MIB
 """Short arrays are reduced again and again until so many bytes have come out, which is timed as a whole."""
 
 Bytes = npt.NDArray[np.uint8]
-Kernel = Callable[[int, ctypes.Array[ctypes.c_void_p], int, int, int, int], None]
+Kernel = Callable[[int, ctypes.Array[ctypes.c_void_p], int, int, int, int, ctypes.Array[ctypes.c_void_p] | None], None]
 """A kernel as in broker/collectives/kernels.h."""
 
 
@@ -51,7 +51,7 @@ class Kernels:
 
     def __init__(self) -> None:
         functions = ctypes.CDLL(str(LIBRARY))
-        signature = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_int)
+        signature = (*[ctypes.c_void_p] * 2, ctypes.c_int, ctypes.c_size_t, *[ctypes.c_int] * 2, ctypes.c_void_p)
         self._of = functions.tb_reduce_kernel_of
         self._of.restype = ctypes.CFUNCTYPE(None, *signature)
         functions.tb_kernels_level.restype = ctypes.c_char_p
@@ -120,7 +120,7 @@ def rates(kernels: Kernels, op: str, dtype: str, count: int, size: int, repeats:
         for streaming in (0, 1):
             name = f"{level}, streamed" if streaming else level
             ways[name] = lambda kernel=kernel, streaming=streaming: kernel(  # type: ignore[misc]
-                out.ctypes.data, where, count, elements, divisor, streaming
+                out.ctypes.data, where, count, elements, divisor, streaming, None
             )
     for way in ways.values():
         way()

@@ -7,7 +7,8 @@
 
 enum { RANKS_MAX = 64, LINE_BYTES = 64, PIECE_BYTES = 64 << 10, TURNS = 2000 };
 
-typedef void (*reduce)(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming);
+typedef void (*reduce)(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming,
+                       void *const *copies);
 
 typedef struct {
     _Alignas(2 * LINE_BYTES) _Atomic uint64_t arrived;
@@ -40,7 +41,7 @@ void limit_all_reduce(flag *flags, int rank, int ranks, uint64_t turn, unsigned 
         const void *sources[RANKS_MAX];
         for (int other = 0; other < ranks; other++)
             sources[other] = arrays[other] + start;
-        kernel(arrays[rank] + start, sources, ranks, piece / item_bytes, 1, 0);
+        kernel(arrays[rank] + start, sources, ranks, piece / item_bytes, 1, 0, NULL);
         for (int other = 0; other < ranks; other++)
             if (other != rank)
                 memcpy(arrays[other] + start, arrays[rank] + start, piece);

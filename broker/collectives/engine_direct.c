@@ -19,8 +19,9 @@
 #include "broker/transport/streaming_copy.h"
 
 enum {
-    PIECE_BYTES = 32 << 10, /* Stays in the processor's nearest cache until it is written everywhere. */
+    PIECE_BYTES = 32 << 10, /* Stays in the processor's nearest cache, where it is written everywhere from there. */
     PART_BYTES = 64,
+    TOGETHER_MAX = 8, /* Places that are written at once; of more, pages and lines would change too often. */
 };
 
 int tb_is_direct(const tb_operation *operation)
@@ -52,15 +53,23 @@ int tb_reduce_direct(tb_operation *operation, size_t piece)
     size_t bytes = stop - start < PIECE_BYTES ? stop - start : PIECE_BYTES;
     _Alignas(64) unsigned char result[PIECE_BYTES];
     const void *sources[TB_POSITIONS_MAX] = {0};
-    for (int position = 0; position < positions; position++)
-        sources[position] = task->shared_source.bases[position] + task->shared_source.offset + start;
-    task->kernel(result, sources, positions, bytes / task->item_bytes, task->divisor, 0);
+    void *targets[TB_POSITIONS_MAX] = {0};
     for (int position = 0; position < positions; position++) {
-        unsigned char *target = task->shared_target.bases[position] + task->shared_target.offset + start;
-        if (task->bytes > TB_STAGE_BYTES)
-            streaming_copy(target, result, bytes);
-        else
-            memcpy(target, result, bytes);
+        sources[position] = task->shared_source.bases[position] + task->shared_source.offset + start;
+        targets[position] = task->shared_target.bases[position] + task->shared_target.offset + start;
     }
+    size_t elements = bytes / task->item_bytes;
+    int is_long = task->bytes > TB_STAGE_BYTES;
+    /* Straight from the registers: stores that go past the caches wait for all others that lie between them. */
+    if (is_long && positions <= TOGETHER_MAX) {
+        task->kernel(targets[0], sources, positions, elements, task->divisor, positions, targets + 1);
+        return 1;
+    }
+    task->kernel(result, sources, positions, elements, task->divisor, 0, NULL);
+    for (int position = 0; position < positions; position++)
+        if (is_long)
+            streaming_copy(targets[position], result, bytes);
+        else
+            memcpy(targets[position], result, bytes);
     return 1;
 }

@@ -216,7 +216,7 @@ void tb_reduce_chunk(tb_operation *operation, size_t chunk)
     int in_place = tb_reduces_in_place(operation);
     unsigned char *result = in_place ? (unsigned char *)task->target + chunk_of(task, chunk).start + offset : out;
     if (bytes)
-        task->kernel(result, sources, positions, bytes / task->item_bytes, task->divisor, 0);
+        task->kernel(result, sources, positions, bytes / task->item_bytes, task->divisor, 0, NULL);
     if (in_place)
         streaming_copy(out, result, bytes);
     operation->in_place = operation->in_place << 1 | (uint64_t)in_place;
@@ -318,7 +318,7 @@ void tb_finish_rows(tb_operation *operation)
             tb_slot_of(engine->board, position)->rows[operation->sequence % TB_ROWS].payload + offset;
     if (task->kernel) {
         task->kernel(task->targets ? total : task->target, payloads, engine->positions, bytes / task->item_bytes,
-                     task->divisor, 0);
+                     task->divisor, 0, NULL);
         if (task->targets)
             write_target(task, (stretch){0, bytes}, total);
     } else if (task->kind == TB_BROADCAST || task->kind == TB_SCATTER)

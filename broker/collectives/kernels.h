@@ -40,9 +40,13 @@ enum { TB_BLOCK_ELEMENTS = 60 };
    sources: in the order of the ranks, each of `elements` elements, at any address.
    count: of the sources, at least 1.
    divisor: of a mean the number of ranks; 1 for all other ops.
-   streaming: whether `out` is large and not read soon: it is written past the processor's caches then. As with ordinary
-   stores, who sees a later store of this thread with release order sees all of `out`. */
-typedef void (*tb_reduce)(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming);
+   streaming: how many places receive the result that are large and not read soon, `out` among them: they are written past
+   the processor's caches then. As with ordinary stores, who sees a later store of this thread with release order sees all
+   of them. 0: `out` is written as usual.
+   copies: the others of these places, `streaming` - 1, which overlap nothing; best at addresses that are like that of `out`
+   modulo 64. */
+typedef void (*tb_reduce)(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming,
+                          void *const *copies);
 
 /* The kernel of an op and a dtype, by the numbers above; NULL where the pair cannot be reduced. Any thread may ask. */
 tb_reduce tb_reduce_kernel(int op, int dtype);

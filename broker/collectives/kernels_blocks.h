@@ -94,14 +94,13 @@ INLINE void encode_sum(unsigned char *block, lanes *sum)
     close_block(block, by.scale, numbers);
 }
 
-static void sum_blocks(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming)
+static void sum_blocks(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming,
+                       void *const *copies)
 {
-    (void)streaming;
-    if (count == 1 && divisor == 1) {
-        memmove(out, sources[0], elements * BLOCK_LANES);
-        return;
-    }
-    for (size_t at = 0; at < elements * BLOCK_LANES; at += BLOCK_LANES) {
+    size_t bytes = elements * BLOCK_LANES;
+    if (count == 1 && divisor == 1)
+        memmove(out, sources[0], bytes);
+    for (size_t at = 0; (count > 1 || divisor > 1) && at < bytes; at += BLOCK_LANES) {
         lanes total, next;
         open_block((const unsigned char *)sources[0] + at, &total);
         for (int source = 1; source < count; source++) {
@@ -113,6 +112,7 @@ static void sum_blocks(void *out, const void *const *sources, int count, size_t 
             total.numbers[i] /= (float)divisor;
         encode_sum((unsigned char *)out + at, &total);
     }
+    copy_result(out, streaming, copies, 0, bytes);
 }
 
 INLINE void encode_one(unsigned char *block, const float *array, const float *carried, float *lost, size_t part)

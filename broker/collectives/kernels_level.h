@@ -68,7 +68,7 @@ INLINE u8 choose(u8 mask, u8 yes, u8 no) { return (yes & mask) | (no & ~mask); }
 /* `vectors` vectors at byte `at`, of the sources from `first` to before `end`. Unless these are the last ones, what comes of
    them is kept for the next. */
 INLINE void reduce_vectors(unsigned char *out, const void *const *sources, int first, int end, int count, size_t at,
-                           int divisor, int streaming, int vectors, u8 (*kept)[2], recipe with)
+                           int divisor, int streaming, void *const *copies, int vectors, u8 (*kept)[2], recipe with)
 {
     u8 total[REGISTER_VECTORS][2], next[2];
     for (int i = 0; i < vectors; i++)
@@ -91,13 +91,17 @@ INLINE void reduce_vectors(unsigned char *out, const void *const *sources, int f
                 kept[i][part] = total[i][part];
             continue;
         }
-        u8 result = with.close(total[i], divisor);
+        total[i][0] = with.close(total[i], divisor);
         unsigned char *to = out + at + i * VECTOR_BYTES;
         if (streaming)
-            STREAM(to, result);
+            STREAM(to, total[i][0]);
         else
-            memcpy(to, &result, sizeof result);
+            memcpy(to, &total[i][0], sizeof total[i][0]);
     }
+    /* Whole lines of one place, then of the next: what a processor gathers of lines is little. */
+    for (int copy = 0; end == count && copy < streaming - 1; copy++)
+        for (int i = 0; i < vectors; i++)
+            STREAM((unsigned char *)copies[copy] + at + i * VECTOR_BYTES, total[i][0]);
 }
 
 INLINE u8 load_part(const unsigned char *from, size_t bytes)
@@ -136,7 +140,7 @@ INLINE void ask_for(const unsigned char *block, int parts)
 
 /* As many whole blocks as there are from byte `at` on; returns the byte behind them. */
 INLINE size_t reduce_blocks(unsigned char *out, const void *const *sources, int count, size_t at, size_t bytes, int divisor,
-                            int streaming, recipe with)
+                            int streaming, void *const *copies, recipe with)
 {
     u8 kept[TILE_BYTES / VECTOR_BYTES][2];
     for (size_t size; (size = bytes - at) >= BLOCK_BYTES; at += size) {
@@ -146,31 +150,50 @@ INLINE size_t reduce_blocks(unsigned char *out, const void *const *sources, int 
             for (size_t block = 0; block < size; block += BLOCK_BYTES) {
                 for (int source = first; source < end; source++)
                     ask_for((const unsigned char *)sources[source] + at + block, with.parts);
-                reduce_vectors(out, sources, first, end, count, at + block, divisor, streaming, REGISTER_VECTORS,
-                               kept + block / VECTOR_BYTES, with);
+                reduce_vectors(out, sources, first, end, count, at + block, divisor, streaming, copies,
+                               REGISTER_VECTORS, kept + block / VECTOR_BYTES, with);
             }
         }
     }
     return at;
 }
 
+/* Whether all places can be written past the caches from byte `at` on. */
+INLINE int are_aligned(const unsigned char *out, int places, void *const *copies, size_t at)
+{
+    uintptr_t low = (uintptr_t)out + at;
+    for (int copy = 0; copy < places - 1; copy++)
+        low |= (uintptr_t)copies[copy] + at;
+    return low % VECTOR_BYTES == 0;
+}
+
+/* Some of the result to where it is wanted besides. */
+INLINE void copy_result(const unsigned char *out, int places, void *const *copies, size_t start, size_t stop)
+{
+    for (int copy = 0; copy < places - 1; copy++)
+        memcpy((unsigned char *)copies[copy] + start, out + start, stop - start);
+}
+
 /* The first and last bytes are taken by themselves, so that stores are aligned in between, if elements are. */
 INLINE void reduce(unsigned char *out, const void *const *sources, int count, size_t bytes, int divisor, int streaming,
-                   recipe with)
+                   void *const *copies, recipe with)
 {
-    size_t at = -(uintptr_t)out % VECTOR_BYTES;
-    if (at % with.item_bytes || at > bytes)
-        at = 0;
-    if (at)
-        reduce_rest(out, sources, count, 0, at, divisor, with);
-    streaming = streaming && (uintptr_t)(out + at) % VECTOR_BYTES == 0;
-    at = reduce_blocks(out, sources, count, at, bytes, divisor, streaming, with);
+    int places = streaming;
+    size_t start = -(uintptr_t)out % VECTOR_BYTES;
+    if (start % with.item_bytes || start > bytes)
+        start = 0;
+    if (start)
+        reduce_rest(out, sources, count, 0, start, divisor, with);
+    streaming = are_aligned(out, places, copies, start) ? places : 0;
+    size_t at = reduce_blocks(out, sources, count, start, bytes, divisor, streaming, copies, with), stop = at;
     if (streaming)
         FENCE();
     for (; bytes - at >= VECTOR_BYTES; at += VECTOR_BYTES)
-        reduce_vectors(out, sources, 0, count, count, at, divisor, 0, 1, NULL, with);
+        reduce_vectors(out, sources, 0, count, count, at, divisor, 0, NULL, 1, NULL, with);
     if (at < bytes)
         reduce_rest(out, sources, count, at, bytes - at, divisor, with);
+    copy_result(out, places, copies, 0, streaming ? start : stop);
+    copy_result(out, places, copies, stop, bytes);
 }
 
 /* How vectors are opened and closed. */
@@ -319,10 +342,11 @@ COMPLEX_PRODUCT(f64, u64, 0x8000000000000000u)
 /* The kernels themselves. */
 
 #define KERNEL(name, item_bytes, parts, open, combine, close) \
-    static void name(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming) \
+    static void name(void *out, const void *const *sources, int count, size_t elements, int divisor, int streaming, \
+                     void *const *copies) \
     { \
         const recipe with = {item_bytes, parts, open, combine, close}; \
-        reduce(out, sources, count, elements * item_bytes, divisor, streaming, with); \
+        reduce(out, sources, count, elements * item_bytes, divisor, streaming, copies, with); \
     }
 
 #define WHOLE(op, lane, item_bytes) KERNEL(op##_##lane, item_bytes, 1, open_whole, op##_of_##lane, close_whole)

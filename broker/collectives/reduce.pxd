@@ -3,7 +3,7 @@
 import cython
 
 cdef extern from "broker/collectives/kernels.h" nogil:
-    ctypedef void (*tb_reduce)(void *, const void *const *, int, size_t, int, int) noexcept
+    ctypedef void (*tb_reduce)(void *, const void *const *, int, size_t, int, int, void *const *) noexcept
     tb_reduce tb_reduce_kernel(int op, int dtype)
 
 ctypedef const void *const *Sources

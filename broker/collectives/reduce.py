@@ -92,10 +92,10 @@ def _accumulate_with_kernel(
     sources = cython.cast(Sources, cython.address(addresses[0]))  # type: ignore[name-defined]  # noqa: F821
     elements, divisor = size // ITEM_BYTES[dtype], world_size if op is ReduceOp.MEAN else 1
     if size * count < _UNLOCKED_BYTES_MIN:
-        kernel(cython.address(target[0]), sources, count, elements, divisor, 0)
+        kernel(cython.address(target[0]), sources, count, elements, divisor, 0, cython.NULL)
         return
     with cython.nogil:
-        kernel(cython.address(target[0]), sources, count, elements, divisor, 0)
+        kernel(cython.address(target[0]), sources, count, elements, divisor, 0, cython.NULL)
 
 
 def _accumulate_with_numpy(

@@ -71,7 +71,7 @@ static void add_piece(const tb_exchange *x, size_t at, size_t bytes)
     sources[x->ring->position] = x->own + start + at;
     if (task->kind == TB_REDUCE_SCATTER && task->scratch)
         out = task->target;
-    task->kernel(out + at, sources, x->ring->positions, bytes / task->item_bytes, task->divisor, 0);
+    task->kernel(out + at, sources, x->ring->positions, bytes / task->item_bytes, task->divisor, 0, NULL);
 }
 
 void tb_add_at_once(tb_exchange *x)

@@ -106,7 +106,7 @@ void tb_finish_meeting(tb_exchange *x)
         for (int position = 0; position < ring->positions; position++)
             memmove(target + position * bytes, arrays[position], bytes);
     else
-        task->kernel(target, arrays, ring->positions, bytes / task->item_bytes, task->divisor, 0);
+        task->kernel(target, arrays, ring->positions, bytes / task->item_bytes, task->divisor, 0, NULL);
 }
 
 void tb_finish_steps(tb_exchange *x)

@@ -303,7 +303,7 @@ static void reduce(const tb_exchange *x, const tb_step *step, const unsigned cha
         sources[0] = own, sources[1] = received;
     if (step->closes && task->kind == TB_REDUCE_SCATTER && task->scratch)
         out = (unsigned char *)task->target + (at - step->receive_at);
-    task->kernel(out, sources, 2, bytes / task->item_bytes, step->closes ? task->divisor : 1, 0);
+    task->kernel(out, sources, 2, bytes / task->item_bytes, step->closes ? task->divisor : 1, 0, NULL);
 }
 
 static void apply_in_order(tb_exchange *x)

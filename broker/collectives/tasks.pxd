@@ -21,7 +21,7 @@ cdef extern from "broker/collectives/interrupts.h":
 
 
 cdef extern from "broker/collectives/kernels.h" nogil:
-    ctypedef void (*tb_reduce)(void *, const void *const *, int, size_t, int, int)
+    ctypedef void (*tb_reduce)(void *, const void *const *, int, size_t, int, int, void *const *)
     tb_reduce tb_reduce_kernel(int op, int dtype)
 
 

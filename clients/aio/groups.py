@@ -275,12 +275,11 @@ class Group:
 
     async def finish(self, *, generation: int | None = None, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Says that the members have done what the group is for: nobody is let in from now on."""
-        generation = self._place.member.generation if generation is None else generation
         await joining.finish(self._driver, self._place, generation, timeout_s)
 
     async def reopen(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Takes `finish` back: ranks can join again."""
-        await joining.finish(self._driver, self._place, 0, timeout_s)
+        await joining.reopen(self._driver, self._place, timeout_s)
 
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
@@ -322,9 +321,14 @@ class Group:
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
 
     async def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool, priority: int) -> object:
-        await joining.decided(self._driver, self._place)
-        work = self._start(prepared, timeout_s, priority)
-        return work if async_op else await work.wait()
+        try:
+            await joining.decided(self._driver, self._place)
+            work = self._start(prepared, timeout_s, priority)
+            return work if async_op else await work.wait()
+        except BaseException:
+            # Also what could not begin has failed.
+            prepared.abandon()
+            raise
 
     async def _call_list(self, many: PreparedList, timeout_s: float, *, async_op: bool, priority: int) -> object:
         await joining.decided(self._driver, self._place)

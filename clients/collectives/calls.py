@@ -38,24 +38,29 @@ class Calls:
 
     def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False, priority: int = 0) -> object:
         driver, place = self._driver, self._place
-        if priority:
-            check_priority(priority)
-        with driver.lock:
-            self._decide()
-            if async_op:
-                work = self._start(prepared, timeout_s, priority)
-                driver.flush()
-                return work
-            prepared = ways.fitted(place, prepared)
-            shared = ways.begin(place, prepared)
-            if shared is None:
-                prepared = prepared.packed()
-                operation, signal = place.start(*prepared.flat(), priority)
-                driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {place.name!r}")
-                return prepared.finish(operation.finish)
-        # Without the lock: the client's other threads go on meanwhile.
-        shared.way.run(shared.task)
-        return prepared.finish(lambda: driver.run(ways.finish(driver, place, shared)))
+        try:
+            if type(priority) is not int or priority:
+                check_priority(priority)
+            with driver.lock:
+                self._decide()
+                if async_op:
+                    work = self._start(prepared, timeout_s, priority)
+                    driver.flush()
+                    return work
+                prepared = ways.fitted(place, prepared)
+                shared = ways.begin(place, prepared)
+                if shared is None:
+                    prepared = prepared.packed()
+                    operation, signal = place.start(*prepared.flat(), priority)
+                    driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {place.name!r}")
+                    return prepared.finish(operation.finish)
+            # Without the lock: the client's other threads go on meanwhile.
+            shared.way.run(shared.task)
+            return prepared.finish(lambda: driver.run(ways.finish(driver, place, shared)))
+        except BaseException:
+            # Also what could not begin has failed.
+            prepared.abandon()
+            raise
 
     def _reduce_partly(self, array: object, op: str, timeout_s: float, terms: Terms, async_op: bool) -> object:
         """Through the broker, whatever the schedule: it has to decide who is in time."""

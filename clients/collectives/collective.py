@@ -43,7 +43,7 @@ class Prepared:
         target: where the result belongs, when that is the caller's array, or memory that is as long.
         complete: takes the bytes of the result and returns what the caller gets.
         scratch: whether the target is memory of the operation's own, which nobody looks at after a failure.
-        abandon: to be called when the operation has failed.
+        abandon: to be called when the operation has failed or could not begin; more than once does not matter.
     """
 
     claim: Claim

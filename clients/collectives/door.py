@@ -6,6 +6,9 @@ knows the generation's secret before anything else is said:
     lower rank   --- connect, greeting with its seal --->   higher rank
                  <---------- answer's seal -------------
 
+Two on one host meet over a socket that no network knows (`ports.listen_nearby`), over which words and bytes are quicker
+than over the loopback device; if it is not there, as everybody else.
+
 All of it happens on one thread, which waits for many things at once and for none of them longer than is said in
 `limits`. A stranger gets no answer, and a line in the log; somebody who knocks before this client has heard of the
 generation waits outside until it has.
@@ -26,7 +29,7 @@ from contextlib import suppress
 from typing import Final
 
 from broker.errors import InvalidValue
-from broker.limits import LINK_DIAL_S, LINK_HALF_OPEN_MAX, LINK_HELLO_S, LINK_LANES, LINK_USER_TIMEOUT_MS
+from broker.limits import LINK_DIAL_S, LINK_HALF_OPEN_MAX, LINK_HELLO_S, LINK_LANES
 from broker.protocol.links import (
     HELLO_BYTES,
     MAGIC,
@@ -41,14 +44,16 @@ from broker.protocol.links import (
     is_greeting,
     read_greeting,
 )
-from clients.collectives.link_pace import set_congestion
-from clients.connection import environment
+from clients.collectives.link_pace import set_pace
+from clients.collectives.ports import listen_nearby, name_nearby
 from clients.connection.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_S: Final = 0.2
 """After the process has run out of descriptors: when to try again."""
+NEARBY: Final = "this host"
+"""In words, where a socket leads that no network knows."""
 
 
 class Meeting:
@@ -72,6 +77,7 @@ class Meeting:
         self.key = number, generation
         self.rank = rank
         self.peers = {peer.rank: peer for peer in peers if peer.rank != rank}
+        self.host = next((peer.host for peer in peers if peer.rank == rank), "")
         self.ranks = tuple(peer.rank for peer in peers)
         self.secret = secret
         self.links: dict[tuple[int, int], socket.socket] = {}
@@ -82,10 +88,7 @@ class Meeting:
 
     def add(self, rank: int, lane: int, sock: socket.socket) -> None:
         """A link is made."""
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINK_USER_TIMEOUT_MS)
-        set_congestion(sock, environment.link_congestion())
+        set_pace(sock)
         self.links[rank, lane] = sock
         if len(self.links) == len(self.peers) * LINK_LANES:
             self.end()
@@ -135,13 +138,16 @@ class _Caller:
 class _Visit:
     """A way to another member: one of its addresses after the other."""
 
-    __slots__ = ("addresses", "asked", "data", "deadline", "greeting", "meeting", "peer", "sock")
+    __slots__ = ("addresses", "asked", "data", "deadline", "greeting", "meeting", "patience_s", "peer", "place", "sock")
 
     def __init__(self, meeting: Meeting, peer: Peer, lane: int) -> None:
         self.meeting = meeting
         self.peer = peer
         self.greeting = Greeting(*meeting.key, meeting.rank, peer.rank, lane)
-        self.addresses = deque(peer.addresses)
+        nearby = [name_nearby(peer.addresses[0])] if meeting.host and peer.host == meeting.host else []
+        self.addresses = deque[str | bytes]([*nearby, *peer.addresses])
+        self.patience_s = LINK_DIAL_S / len(self.addresses)
+        self.place = ""
         self.sock: socket.socket | None = None
         self.deadline = 0.0
         self.asked = False
@@ -153,18 +159,18 @@ class _Visit:
         if not self.addresses:
             self.meeting.fail(self.peer.rank, cause)
             return
-        text = self.addresses.popleft()
-        self.deadline = time.monotonic() + LINK_DIAL_S / len(self.peer.addresses)
+        address = self.addresses.popleft()
+        self.place = address if isinstance(address, str) else NEARBY
+        self.deadline = time.monotonic() + self.patience_s
         try:
-            host, port = address_of(text)
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            family, where = _place_of(address)
             self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            error = self.sock.connect_ex((host, port))
+            error = self.sock.connect_ex(where)
         except (InvalidValue, OSError) as problem:
-            self.go(f"{text}: {problem}")
+            self.go(f"{self.place}: {problem}")
             return
         if error not in (0, errno.EINPROGRESS):
-            self.go(f"{text}: {os.strerror(error)}")
+            self.go(f"{self.place}: {os.strerror(error)}")
 
     def leave(self) -> None:
         """Hangs up."""
@@ -204,7 +210,7 @@ class _Visit:
             self.meeting.add(self.peer.rank, self.greeting.lane, sock)
 
     def _where(self, name: str) -> str:
-        return name or self.peer.addresses[-1 - len(self.addresses)]
+        return name or self.place
 
 
 class Door:
@@ -216,9 +222,10 @@ class Door:
 
     def __init__(self, sock: socket.socket) -> None:
         """`sock` listens, does not block, and is the door's from now on."""
-        self._sock = sock
         host, port = sock.getsockname()[:2]
         self.address = address_text(host, port)
+        nearby = listen_nearby(self.address)
+        self._socks = [sock] if nearby is None else [sock, nearby]
         self._wake = Wakeup()
         self._lock = threading.Lock()
         self._new: deque[Meeting] = deque()
@@ -267,7 +274,8 @@ class Door:
             self._end()
 
     def _end(self) -> None:
-        self._sock.close()
+        for sock in self._socks:
+            sock.close()
         for caller in self._callers:
             caller.sock.close()
         for visit in self._visits:
@@ -318,9 +326,10 @@ class Door:
         deadlines = [caller.deadline for caller in self._callers] + [visit.deadline for visit in self._visits]
         if self._paused_until > now:
             deadlines.append(self._paused_until)
-        else:
-            poller.register(self._sock, select.POLLIN)
         waiting: dict[int, Callable[[], None]] = {}
+        for sock in self._socks if self._paused_until <= now else ():
+            poller.register(sock, select.POLLIN)
+            waiting[sock.fileno()] = lambda sock=sock: self._accept(sock)  # type: ignore[misc]
         for caller in self._callers:
             if caller.greeting is None:
                 poller.register(caller.sock, select.POLLIN)
@@ -333,14 +342,12 @@ class Door:
         for descriptor, _ in poller.poll(None if timeout_s is None else timeout_s * 1000 + 1):
             if descriptor == self._wake.descriptor:
                 self._wake.clear()
-            elif descriptor == self._sock.fileno():
-                self._accept()
             else:
                 waiting[descriptor]()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            sock, _ = self._sock.accept()
+            sock, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
@@ -404,7 +411,21 @@ class Door:
         return f"<Door {self.address} meetings={len(self._meetings)} callers={len(self._callers)}>"
 
 
+def _place_of(address: str | bytes) -> tuple[int, tuple[str, int] | bytes]:
+    """What a socket needs to go to an address: its family, and what the system calls it.
+
+    Raises:
+        InvalidValue: it is none.
+    """
+    if isinstance(address, bytes):
+        return socket.AF_UNIX, address
+    host, port = address_of(address)
+    return socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port)
+
+
 def _name(sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return NEARBY
     with suppress(OSError):
         host, port = sock.getpeername()[:2]
         return address_text(host, port)

@@ -1,4 +1,4 @@
-"""How fast the kernel lets bytes go over a link: its congestion control (docs/decisions/0030-the-pace-of-links.md)."""
+"""How the kernel lets bytes go over a link, as its congestion control (docs/decisions/0030-the-pace-of-links.md)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ import logging
 import socket
 from typing import Final
 
+from broker.limits import LINK_USER_TIMEOUT_MS
+from clients.connection import environment
+
 log = logging.getLogger(__name__)
 
 UNFIT: Final = "bbr"
 """It takes what a receiver reads who computes in between for what the wire carries, and then sends no faster."""
 INSTEAD: Final = "cubic"
 _NAME_BYTES: Final = 16
+
+
+def set_pace(sock: socket.socket) -> None:
+    """Makes a link of a connection; one within the host has nothing to choose."""
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINK_USER_TIMEOUT_MS)
+    set_congestion(sock, environment.link_congestion())
 
 
 def set_congestion(sock: socket.socket, wanted: str) -> None:

@@ -18,6 +18,7 @@ from broker.limits import LISTEN_BACKLOG
 
 log = logging.getLogger(__name__)
 
+_NEARBY: Final = b"\0tensorbus-link "
 _VARIABLE: Final = "environment variable TENSORBUS_LINK_ADDRESS"
 _PARTS_OF_A_HOST: Final = ("/proc/sys/kernel/random/boot_id", "/etc/machine-id")
 
@@ -59,6 +60,27 @@ def read_link_address(text: str) -> tuple[str, Sequence[int]]:
     if not found or not 0 <= found[0] <= found[-1] < 1 << 16:
         raise InvalidValue(_VARIABLE, text, "must have ports from 1 to 65535, the lower one first")
     return host, found
+
+
+def name_nearby(address: str) -> bytes:
+    """Where a process that listens at an address is found by those of its host, without a network.
+
+    The name is of Linux's abstract ones, which belong to a network namespace, as addresses do, and leave no file.
+    """
+    return _NEARBY + address.encode()
+
+
+def listen_nearby(address: str) -> socket.socket | None:
+    """A socket that listens there besides; None when somebody has taken the name."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(name_nearby(address))
+        sock.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        sock.close()
+        log.warning("door.apart address=%s cause=%s: ranks of this host meet as others do", address, error)
+        return None
+    return sock
 
 
 def listen(host: str, ports: Sequence[int]) -> socket.socket | None:

@@ -54,6 +54,23 @@ def test_an_operation_under_way_may_be_compressed_too(connect: Connect) -> None:
         assert outcome == pytest.approx([4.0, 4.0, 6.0], rel=0.02)
 
 
+@pytest.mark.parametrize("async_op", [False, True])
+def test_what_could_not_begin_leaves_the_name_free(connect: Connect, async_op: bool) -> None:
+    def work(group: clients.Group, _: clients.Client) -> object:
+        array = np.full(9000, 1.0, np.float32)
+        with pytest.raises(clients.InvalidValue, match="priority"):
+            group.all_reduce(array, async_op=async_op, priority=1 << 40, compression="int8", feedback="layer")
+        group.all_reduce(array, compression="int8", feedback="layer")
+        group.barrier()
+        group.leave()
+        for _ in range(2):
+            with pytest.raises(clients.ConnectionClosed):
+                group.all_reduce(array, async_op=async_op, compression="int8", feedback="layer")
+        return float(array[0])
+
+    assert on_all_ranks(connect, 2, work) == pytest.approx([2.0, 2.0], rel=0.02)
+
+
 def test_ranks_that_compress_differently_are_told(connect: Connect) -> None:
     def work(group: clients.Group, _: clients.Client) -> object:
         array = np.array([1, 2, 3, 4], np.float32)

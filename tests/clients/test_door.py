@@ -10,10 +10,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.protocol.links import HELLO_BYTES, SEAL_BYTES, Greeting, Peer, address_of, answer, greet, is_answer
+from broker.protocol.links import (
+    HELLO_BYTES,
+    SEAL_BYTES,
+    Greeting,
+    Peer,
+    address_of,
+    address_text,
+    answer,
+    greet,
+    is_answer,
+)
 from clients.collectives import door as door_module
 from clients.collectives.door import Door, Meeting
-from clients.collectives.ports import listen
+from clients.collectives.ports import listen, listen_nearby
 
 PATIENCE_S = 10.0
 SECRET = bytes(range(32))
@@ -23,9 +33,9 @@ NUMBER, GENERATION = 7, 3
 class Member:
     """A member with a door of its own."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, sock: socket.socket | None = None) -> None:
         self.rank = rank
-        sock = listen("127.0.0.1", [0])
+        sock = sock or listen("127.0.0.1", [0])
         assert sock is not None
         self.door = Door(sock)
         self._done = threading.Event()
@@ -69,6 +79,48 @@ def ends(sock: socket.socket) -> bool:
         return sock.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def families(members: list[Member]) -> list[int]:
+    """Over what the first member is linked to the others."""
+    links = [socket.socket(fileno=lane) for lanes in members[0].wait().take() for lane in lanes]
+    found = [link.family for link in links]
+    for link in links:
+        link.close()
+    return found
+
+
+def test_members_of_one_host_meet_without_a_network_and_others_over_it(members: list[Member]) -> None:
+    peers = peers_of(members)
+    peers[2].host = "another host"
+    for member in members:
+        member.meet(peers)
+    assert families(members) == [socket.AF_UNIX, socket.AF_INET]
+
+
+def test_members_that_do_not_say_where_they_are_meet_over_the_network(members: list[Member]) -> None:
+    for member in members:
+        member.meet([Peer(each.rank, [each.door.address], "") for each in members])
+    assert families(members) == [socket.AF_INET] * 2
+
+
+def test_who_has_no_name_on_its_host_is_found_over_the_network() -> None:
+    sock = listen("127.0.0.1", [0])
+    assert sock is not None
+    address = address_text(*sock.getsockname())
+    with listen_nearby(address) as squatter:
+        made = [Member(0), Member(1, sock)]
+        for member in made:
+            member.meet(peers_of(made))
+        # It takes the call and answers what nobody asks for.
+        squatter.setblocking(True)
+        call, _ = squatter.accept()
+        with call:
+            call.sendall(bytes(SEAL_BYTES))
+            assert families(made) == [socket.AF_INET]
+    for member in made:
+        member.meeting.close()
+        member.door.close()
 
 
 def test_each_member_gets_a_link_to_each_other_one(members: list[Member]) -> None:

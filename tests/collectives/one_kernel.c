@@ -35,7 +35,7 @@ int main(void)
         else if (op == DECODE)
             tb_codec_for(dtype)->decode(result, sources[0], elements);
         else
-            tb_reduce_kernel(op, dtype)(result, sources, count, elements, divisor, 0);
+            tb_reduce_kernel(op, dtype)(result, sources, count, elements, divisor, 0, NULL);
         fwrite(result, 1, result_bytes, stdout);
         if (op == ENCODE)
             fwrite(sources[1], 1, source_bytes, stdout);

@@ -117,7 +117,7 @@ def reduced(level: str, op: str, dtype: str, sources: Sequence[Bytes], out: Byte
     assert kernel is not None
     divisor = len(sources) if op == "mean" else 1
     elements = out.nbytes // ITEM_BYTES[dtype]
-    kernel(out.ctypes.data, addresses(sources), len(sources), elements, divisor, int(streaming))
+    kernel(out.ctypes.data, addresses(sources), len(sources), elements, divisor, int(streaming), None)
     return one_nan(out.tobytes(), dtype)
 
 
@@ -164,6 +164,42 @@ def test_many_sources_that_fill_several_tiles_are_taken_in_order(
     for level in HERE:
         out[:] = filling
         assert reduced(level, op, dtype, sources, out, streaming=streaming) == wanted, level
+
+
+@pytest.mark.parametrize(("op", "dtype"), PAIRS)
+@settings(max_examples=20)
+@given(
+    elements=st.integers(0, 700),
+    offsets=st.lists(st.sampled_from([0, 16, 24, 48, 63]), min_size=1, max_size=5),
+    together=st.booleans(),
+    count=st.sampled_from([1, 2, 3, 9]),
+)
+def test_a_result_is_written_to_several_places_alike(
+    op: str, dtype: str, elements: int, offsets: list[int], together: bool, count: int
+) -> None:
+    assert KERNELS is not None
+    generator = np.random.default_rng(elements)
+    size = elements * ITEM_BYTES[dtype]
+    sources = [filled(dtype, size, 0, generator, special=True) for _ in range(count)]
+    # Where all lie alike beside the lines, they are written past the caches; else they are copied.
+    places = [filled(dtype, size, offsets[0] if together else each, generator, special=False) for each in offsets]
+    wanted = expected(op, dtype, sources)
+    divisor = count if op == "mean" else 1
+    for level in HERE:
+        kernel = KERNELS.of(level, op, dtype)
+        assert kernel is not None
+        margins = []
+        for place in places:
+            place[:] = 7
+            around = place.base
+            assert around is not None
+            start = place.ctypes.data - around.ctypes.data
+            margins.append((around[:start], around[start + size :]))
+        before = [(left.tobytes(), right.tobytes()) for left, right in margins]
+        copies = addresses(places[1:])
+        kernel(places[0].ctypes.data, addresses(sources), count, elements, divisor, len(places), copies)
+        assert {one_nan(place.tobytes(), dtype) for place in places} == {wanted}, level
+        assert [(left.tobytes(), right.tobytes()) for left, right in margins] == before, level
 
 
 @pytest.mark.parametrize("level", HERE)

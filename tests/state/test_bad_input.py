@@ -78,6 +78,12 @@ def test_numbers_that_were_never_given_close_the_session(talk: Talk, frame: Fram
     check_goes_on(talk)
 
 
+@pytest.mark.parametrize("number", [-1, 1 << 31, 1 << 63, (1 << 64) - 1])
+def test_a_version_of_lines_may_be_any_number(talk: Talk, number: int) -> None:
+    assert talk.peer(hello=Hello("new", process=number, lines=number)).is_open
+    check_goes_on(talk)
+
+
 @pytest.mark.parametrize("kind", [Kind.TOPIC, Kind.SUBSCRIBE, Kind.JOIN, Kind.QUERY, Kind.DROPPED])
 @pytest.mark.parametrize(
     "body", [b"", b"\xc1", b"\x80", b"\x90", b"\x81\xa4name\x01", b"\xa3abc", b"\xdf\xff\xff\xff\xff"]

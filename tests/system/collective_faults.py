@@ -36,6 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from clients.collectives.ports import name_nearby
 from tests.daemon import Daemon, Process
 from tests.system.fault_table import Broken, Table
 
@@ -139,6 +140,20 @@ def cut(pid: int) -> bool:
     return done
 
 
+def is_link(found: socket.socket, broker_port: int) -> bool:
+    """Whether a socket is a connection to another rank, over a network or within the host.
+
+    Raises:
+        OSError: it is no connection.
+    """
+    peer = found.getpeername()
+    if found.family == socket.AF_INET:
+        return bool(peer[1] != broker_port)
+    # Who has dialled has no name of its own.
+    names = [name for name in (peer, found.getsockname()) if isinstance(name, bytes)]
+    return any(name.startswith(name_nearby("")) for name in names)
+
+
 def cut_link(pid: int, broker_port: int) -> bool:
     """Cuts a connection between a process and another rank, of those that it has.
 
@@ -147,7 +162,7 @@ def cut_link(pid: int, broker_port: int) -> bool:
     """
     for found in sockets(pid):
         with suppress(OSError):
-            if found.family == socket.AF_INET and found.getpeername()[1] != broker_port:
+            if is_link(found, broker_port):
                 found.shutdown(socket.SHUT_RDWR)
                 return True
     return False

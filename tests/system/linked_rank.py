@@ -15,13 +15,14 @@ from contextlib import suppress
 import numpy as np
 
 import clients
+from tests.system.collective_faults import is_link
 
 
 def cut_links(broker_port: int) -> None:
-    """Ends all TCP connections of this process but the one to the broker and those that listen."""
+    """Ends all connections of this process to other ranks."""
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
-            if sock.family == socket.AF_INET and sock.getpeername()[1] != broker_port:
+            if is_link(sock, broker_port):
                 sock.shutdown(socket.SHUT_RDWR)
 
 
