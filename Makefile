@@ -33,7 +33,7 @@ test: $(VENV)/dev.stamp
 	@$(BRING_BACK)
 	$(RUN) -m pytest $(QUICK)
 
-# All combinations of what is tested, and more examples: tests/thorough.py. Three times as long.
+# All combinations of what is tested, and more examples: tests/thorough.py. Twice as long.
 test-thorough: $(VENV)/dev.stamp
 	@$(BRING_BACK)
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest $(QUICK)

@@ -308,17 +308,17 @@ def test_a_trainer_that_comes_after_the_end_says_so_and_does_not_fail(tmp_path: 
 
 
 def test_one_command_trains_and_leaves_a_plot_a_history_and_no_process(tmp_path: Path) -> None:
-    with running_command(tmp_path, "--mode", "ps-async", "--epochs", "60") as (process, pids, _):
+    with running_command(tmp_path, "--mode", "ps-async", "--epochs", "30") as (process, pids, _):
         read_started(process, pids, "ps-async.trainer-1")
         said = process.read_rest().decode()
         assert process.wait() == 0, f"{said}\n{process.errors}"
     assert set(pids) == {"broker", "monitor", "ps-async.server", "ps-async.trainer-0", "ps-async.trainer-1"}
     assert not any(runs(pid) for pid in pids.values())
-    assert re.search(r"ps-async: step \d+/1320, loss \d", said)
+    assert re.search(r"ps-async: step \d+/660, loss \d", said)
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
     reports = json.loads((tmp_path / "history.json").read_text())["reports"]
     assert {(report["rank"], report["step"]) for report in reports} == {
-        (rank, step) for rank in range(2) for step in range(1320)
+        (rank, step) for rank in range(2) for step in range(660)
     }
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links 
 
 HOSTS, RANKS = 2, 4
 ELEMENTS, TIMES = 1 << 20, 4
-WORDS = ("--admin", "off", "--insecure", "--heartbeat-interval-s", "0.3", "--heartbeat-timeout-s", "1.5")
+WORDS = ("--admin", "off", "--insecure", "--heartbeat-interval-s", "0.5", "--heartbeat-timeout-s", "4.0")
 
 
 class Hosts:

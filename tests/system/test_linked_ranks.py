@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    with Daemon("--heartbeat-interval-s", "0.3", "--heartbeat-timeout-s", "1.5", admin="off") as serving:
+    # Long enough for a busy machine: a rank that is only slow is not to be given up.
+    with Daemon("--heartbeat-interval-s", "0.5", "--heartbeat-timeout-s", "4.0", admin="off") as serving:
         yield serving
 
 

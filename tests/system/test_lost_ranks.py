@@ -15,7 +15,7 @@ from tests.daemon import Daemon, Process
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    with Daemon("--heartbeat-interval-s", "0.3", "--heartbeat-timeout-s", "1.5", admin="off") as serving:
+    with Daemon("--heartbeat-interval-s", "0.5", "--heartbeat-timeout-s", "4.0", admin="off") as serving:
         yield serving
 
 

@@ -17,6 +17,7 @@ def children_of(process_id: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
 
 
+@pytest.mark.measurement
 def test_nothing_of_a_server_is_left(nursery: Nursery) -> None:
     contestant = Rabbitmq()
     if how := contestant.missing():
