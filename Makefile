@@ -76,5 +76,6 @@ $(VENV)/venv.stamp:
 
 # The extra's name is the stem: dev.stamp installs .[dev]. The stamp appears only after a complete install.
 $(VENV)/%.stamp: $(VENV)/venv.stamp pyproject.toml $(COMPILED)
+	@echo "installs .[$*] in $(VENV) and compiles, which takes minutes the first time"
 	$(PIP) install --editable '.[$*]'
 	@touch $@

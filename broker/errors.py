@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Final, Self
 
 from broker.masking import masked
+
+_SHOWN_MAX: Final = 200
+"""Characters of a value that is wrong: enough to know it again."""
 
 
 class BrokerError(Exception):
@@ -28,6 +31,14 @@ class BrokerError(Exception):
         return other
 
 
+def _shown(value: object) -> str:
+    """A value for an error's text, which a payload in the place of an option shall not fill."""
+    if isinstance(value, (str, bytes, bytearray)):
+        return repr(value[:_SHOWN_MAX]) + (f"... of {len(value)}" if len(value) > _SHOWN_MAX else "")
+    text = repr(value)
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
+
+
 class InvalidValue(BrokerError, ValueError):
     """An argument that cannot be used: a topic, a filter, an option, an array.
 
@@ -42,7 +53,7 @@ class InvalidValue(BrokerError, ValueError):
         self.value = value
         self.problem = problem
         # Whoever puts a token where it does not belong shall not find it in a log.
-        super().__init__(masked(f"{what} {value!r}: {problem}"))
+        super().__init__(masked(f"{what} {_shown(value)}: {problem}"))
 
 
 class ConfigError(InvalidValue):

@@ -478,5 +478,3 @@ OPERATIONS_OBSERVED: Final = 16
 ARRIVALS_OBSERVED: Final = 1024
 """Of a group's last operations, so many at most are measured in 50 ms, and so many arrivals, though one operation at
 least: a few tens of microseconds."""
-TRACES_TOLD_MAX: Final = 16
-"""Collective operations of a group of which spans are made in 50 ms."""

@@ -12,7 +12,7 @@ cdef int _UNMEASURED
 
 
 cdef class _Link:
-    cdef public object connection, deliver
+    cdef public object connection, deliver, receive, send
     cdef public SessionRecord record
     cdef public bint one_signal, writing
     cdef public long long closing_since_ns

@@ -56,10 +56,12 @@ thousands come, 64 at a time were 64 times as long to wait for those who are the
 class _Link:
     """A session and its connection."""
 
-    __slots__ = ("closing_since_ns", "connection", "deliver", "one_signal", "record", "writing")
+    __slots__ = ("closing_since_ns", "connection", "deliver", "one_signal", "receive", "record", "send", "writing")
 
     def __init__(self, connection: Connection, record: SessionRecord, deliver: Deliver) -> None:
         self.connection = connection
+        # Kept where they are found at once, for every message.
+        self.receive, self.send = connection.receive_into, connection.send
         self.record = record
         self.deliver = deliver
         self.one_signal = connection.sends_when_readable
@@ -267,7 +269,7 @@ class Server:
         session = record.session
         try:
             for _ in range(READS_AT_ONCE):
-                size = link.connection.receive_into(session.receive_buffers())
+                size = link.receive(session.receive_buffers())
                 if size:
                     session.received(size, time.monotonic_ns(), link.deliver)
                 # After a short read there is nothing more. After a full one there is: with what completes a chunk its
@@ -310,7 +312,7 @@ class Server:
         """Sends as much as the link takes."""
         session = link.record.session
         try:
-            if not session.flush(link.connection.send):
+            if not session.flush(link.send):
                 if not link.writing:
                     link.writing = True
                     if not link.one_signal:
@@ -330,7 +332,7 @@ class Server:
         session = link.record.session
         try:
             for _ in range(READS_MAX):
-                size = link.connection.receive_into(session.receive_buffers())
+                size = link.receive(session.receive_buffers())
                 if not size or session.phase is not _OPEN:
                     return
                 session.received(size, time.monotonic_ns(), link.deliver)

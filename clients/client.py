@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from time import monotonic_ns, time_ns
 from types import TracebackType
 from typing import Final, Self
 
@@ -37,7 +36,7 @@ from clients.connection.options import (
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.securing import Folder, secured
 from clients.groups import Group
-from clients.publishing.filling import UNBROKEN, add
+from clients.publishing.direct import publish as publish_directly
 from clients.publishing.outgoing_topic import LANES
 from clients.publishing.sharing import empty_shared, publish_shared
 from clients.reading.handlers import Handler, Handlers
@@ -72,7 +71,7 @@ class Client:
         shared_memory: bool,
     ) -> None:
         """See `connect`."""
-        check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
+        check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
         self._core = Core(name, self._reply, self._settle)
         self._driver = Driver(
             self._core,
@@ -82,7 +81,6 @@ class Client:
             reconnect_timeout_s=reconnect_timeout_s,
             on_reconnect=on_reconnect,
         )
-        self._filling = self._core.outgoing.filling
         self._handlers = Handlers(self._driver)
         self._callbacks = Callbacks()
 
@@ -135,20 +133,9 @@ class Client:
             encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
             content, tensor, payload = encoded
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
-                # The same as operations.publish, for a small message that need not wait.
                 batched = lane is None and not urgent
-                if UNBROKEN and batched and add(self._filling, topic, content, payload):
+                if publish_directly(self._driver, topic, PLAIN_LANES[lane], content, payload, batched, urgent):
                     return None
-                driver = self._driver
-                with driver.lock:
-                    if not UNBROKEN and batched and add(self._filling, topic, content, payload):
-                        return None
-                    done = self._core.outgoing.publish_plain(
-                        topic, PLAIN_LANES[lane], content, payload, monotonic_ns(), time_ns(), urgent
-                    )
-                    if done is not None:
-                        operations.follow_up(driver, done)
-                        return None
         message, acknowledge = outbound(
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded
         )
@@ -439,7 +426,7 @@ class Client:
         """Becomes a member of a collective group; returns when it has formed. Newcomers get in between two operations.
 
         Args:
-            name: the group's name; the same on all ranks.
+            name: the group's name, as of a topic; the same on all ranks.
             world_size: how many ranks the group is made for; default: $WORLD_SIZE.
             rank: this member's rank; default: $RANK, and without it the broker gives the lowest free one.
             timeout_s: how long to wait for the others, in seconds.
@@ -447,7 +434,8 @@ class Client:
             compression: of all_reduce, if the call does not name another one; see Group.all_reduce.
 
         Raises:
-            InvalidValue: no world_size, a rank outside of it, no such schedule or compression.
+            InvalidValue: a name that no topic may have, no world_size, a rank outside of it, no such schedule or
+                compression.
             CollectiveError: the rank is taken, the group is full or was made for another world_size; no such way.
             RankTimeoutError: the group did not form in time; missing_ranks says who was not there.
         """

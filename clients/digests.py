@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from broker.errors import InvalidValue
 from broker.protocol.tensors import Array, as_array, describe, flat_bytes
 from clients.client import Client
+from clients.connection.checks import whole_number
 from clients.groups import Group
 
 TOPIC: Final = "digests"
@@ -51,7 +52,7 @@ class Rounds:
         """Raises:
         InvalidValue: `every` is below 1.
         """
-        if every < 1:
+        if whole_number("every", every) < 1:
             raise InvalidValue("every", every, "is below 1")
         self.topic = f"{TOPIC}/{group.name}/{group.rank}"
         self.round = 0

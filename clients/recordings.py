@@ -38,6 +38,7 @@ from broker.buffers import Buffer
 from broker.errors import InvalidValue, ProtocolError
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import decode_value
+from broker.topics.names import check_topic
 from clients.reading.messages import Message
 
 T = TypeVar("T")
@@ -333,6 +334,11 @@ class Reader:
             raise _Bad("a message without a head")
         start = _LENGTH.size + _LENGTH.unpack_from(body)[0]
         head, payload = _decoded(body[_LENGTH.size : start], Head), bytearray(memoryview(body)[start:])
+        try:
+            # Of a broker they all are; a file may be from anybody, and what it says is shown and published.
+            check_topic(head.topic, reserved=True)
+        except InvalidValue as error:
+            raise _Bad(f"a message of a topic that cannot be: {error}") from error
         while len(payload) < head.size:
             part = self._next()
             if part is None or part[0] != Kind.PART or not part[1]:

@@ -1,1 +1,15 @@
-"""Has subscriptions.py compiled as it is: its calls are cheaper then."""
+"""The types with which subscriptions.py is compiled."""
+
+import cython
+
+from clients.connection.driver cimport Driver
+from clients.reading.subscription_state cimport SubscriptionState
+
+
+cdef class Subscription:
+    cdef public Driver _driver
+    cdef public SubscriptionState _state
+    cdef object __weakref__
+
+    @cython.locals(driver=Driver, state=SubscriptionState)
+    cpdef next(self, timeout_s=*)

@@ -76,11 +76,13 @@ class Subscription:
         self._driver.notify()
 
     def __iter__(self) -> Iterator[Message]:
-        while True:
-            try:
-                yield self.next()
-            except ConnectionClosed:
-                return
+        return self
+
+    def __next__(self) -> Message:
+        try:
+            return self.next()
+        except ConnectionClosed:
+            raise StopIteration from None
 
     def __enter__(self) -> Self:
         return self

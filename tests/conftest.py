@@ -11,13 +11,14 @@ from hypothesis import settings
 
 from tests import auditing
 from tests.certificates import make_certificates
+from tests.thorough import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 
 auditing.watch(ROOT)
 
 # The same examples on every run and no time limit per example: a busy machine must not make a test fail.
-settings.register_profile("tensorbus", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("tensorbus", max_examples=rounds(100), deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("tensorbus")
 
 

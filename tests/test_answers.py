@@ -66,6 +66,8 @@ def test_a_long_view_comes_in_pieces_and_whole(bus: clients.Client) -> None:
 def test_what_cannot_be_shown_is_refused_and_the_session_goes_on(bus: clients.Client) -> None:
     with pytest.raises(InvalidValue, match="there are server, sessions, topics and groups"):
         view(bus, "secrets")
+    with pytest.raises(clients.InvalidValue):
+        view(bus, 3)
     with pytest.raises(InvalidValue):
         view(bus, "topics", topic_filter="a/#/b")
     assert view(bus, "server")[0]["sessions"] == 1

@@ -19,6 +19,7 @@ from broker.collectives import shm
 from broker.config import Config
 from broker.metrics import Metrics
 from broker.server import Server
+from tests.holding_back import publish_until_held_back
 
 from .clients.ranks import all_together
 from .daemon import PATIENCE_S, Daemon
@@ -138,16 +139,11 @@ def test_what_a_client_drops_itself_is_counted_too(daemon: Daemon) -> None:
 
 
 def test_publishers_that_wait_are_visible(daemon: Daemon) -> None:
-    def publish_for_ever(bus: clients.Client) -> None:
-        while True:
-            bus.publish("slow", 0, urgent=True, timeout_s=0.2)
-
     before = scrape(daemon)
     names = ("tensorbus_publishers_held_back", "tensorbus_subscriptions_blocking", "tensorbus_publisher_waits_total")
     with clients.connect(daemon.url) as bus, clients.connect(daemon.url, name="reader") as reader:
         subscription = reader.subscribe("slow", queue_messages=1)
-        with pytest.raises(clients.TimeoutError):
-            publish_for_ever(bus)
+        publish_until_held_back(bus, "slow", urgent=True)
         during = scrape(daemon)
         subscription.close()
         after = scrape(daemon)

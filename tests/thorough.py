@@ -9,3 +9,8 @@ from __future__ import annotations
 import os
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+
+
+def rounds(all_of_them: int) -> int:
+    """How often what is random is tried, examples or killed clients: so often in a thorough run, else a third."""
+    return all_of_them if THOROUGH else -(-all_of_them // 3)

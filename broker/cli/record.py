@@ -21,6 +21,7 @@ from broker.errors import BrokerError, InvalidValue, TimeoutError
 from broker.topics.names import check_filter, check_topic, is_reserved, matches
 from clients.recordings import Reader, Recorded, Start, Writer, check_readable
 
+SLEEP_S_MAX: Final = 3600.0
 LOOK_S: Final = 0.2
 """How often what was recorded goes to the system, and its progress is told."""
 
@@ -237,9 +238,9 @@ def _chosen(reader: Reader, filters: Sequence[str], told: Told, *, printed: bool
 
 
 def _wait_until(at_s: float) -> None:
-    left_s = at_s - time.monotonic()
-    if left_s > 0:
-        time.sleep(left_s)
+    while (left_s := at_s - time.monotonic()) > 0:
+        # What a file says may be longer than can be slept at once.
+        time.sleep(min(left_s, SLEEP_S_MAX))
 
 
 def _line(recorded: Recorded) -> str:

@@ -6,6 +6,7 @@ JSON has no bytes, no tensors and no NaN: they become {"base64": ...}, {"dtype",
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -21,8 +22,11 @@ TENSOR_ELEMENTS_SHOWN_MAX: Final = 64
 
 
 def as_json(value: object) -> str:
-    """A value in one line of JSON."""
-    return msgspec.json.encode(_described(value)).decode()
+    """A value in one line of JSON, in which what a terminal could obey is escaped, as no encoder has to do."""
+    line = msgspec.json.encode(_described(value)).decode()
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
 
 def as_text(value: object) -> str:
@@ -58,10 +62,11 @@ def message_as_json(message: Message) -> str:
 
 def line_of(topic: str, read: Callable[[], object]) -> str:
     """A topic and the value that is read, in one line; or why it cannot be read."""
+    shown = as_text(topic)
     try:
-        return f"{topic} {as_text(read())}"
+        return f"{shown} {as_text(read())}"
     except (BrokerError, RecursionError) as error:
-        return f"{topic} <unreadable: {error}>"
+        return f"{shown} <unreadable: {error}>"
 
 
 def object_of(described: Mapping[str, object], read: Callable[[], Mapping[str, object]]) -> str:

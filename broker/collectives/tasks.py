@@ -280,11 +280,13 @@ class Task:
         return 0
 
     def _place(self, window: Window, shared: object, array: object, array_bytes: int) -> int:
-        base, address = cython.cast(uintptr_t, window._bases[window._position]), cython.cast(uintptr_t, array)
+        base = cython.cast(uintptr_t, window._bases[window._position])
+        start = cython.cast(uintptr_t, array)
         size_bytes = cython.cast("size_t", window.size_bytes)
-        if self._plan._task.kind != 0 or address < base or address - base + array_bytes > size_bytes:
+        # Compared before they are subtracted: no address is below zero.
+        if self._plan._task.kind != 0 or start < base or start - base + array_bytes > size_bytes:
             raise InvalidValue("array of bytes", array_bytes, "does not lie in the memory that it is said to lie in")
-        inside = address - base
+        inside = start - base
         shared.bases = window._bases
         shared.offset = inside
         shared.place = window._number << PLACE_BITS | inside

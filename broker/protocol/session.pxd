@@ -45,6 +45,7 @@ cdef class Session:
     cdef inline bytes _copied(self, Py_ssize_t start, Py_ssize_t size)
 
     cdef _take(self, Frame frame, long long now_ns, deliver)
+    cpdef bint has_unsent(self) except -1
     cpdef check_queued(self)
     cpdef put(self, Frame frame)
     cpdef attach(self, source, int lane)

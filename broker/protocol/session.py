@@ -394,7 +394,6 @@ class Session:
         """Copies what is left of the last write, so that it refers to nobody's memory: at most about a chunk."""
         self.unsent = [bytes(buffer) for buffer in self.unsent]
 
-    @property
     def has_unsent(self) -> bool:
         """Whether the link owes a write."""
         return self.unsent_bytes > 0 or self.outbox.waiting > 0 or self._farewell is not None

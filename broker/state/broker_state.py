@@ -22,18 +22,10 @@ from broker.limits import (
     QUEUE_BYTES,
     TENANTS_MAX,
 )
-from broker.protocol.bodies import (
-    Declare,
-    Failure,
-    Hello,
-    Settle,
-    Subscribe,
-    Welcome,
-    decode_body,
-    encode_body,
-)
+from broker.protocol.bodies import Declare, Failure, Hello, Settle, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
+from broker.protocol.line import VERSION as LINES_VERSION
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
 from broker.protocol.session import Phase, Received, Session, make_scratch
@@ -267,7 +259,7 @@ class BrokerState:
                 continue
             session.tick(now_ns)
             session.check_queued()
-            if session.has_unsent or session.phase in (Phase.CLOSING, Phase.CLOSED):
+            if session.has_unsent() or session.phase in (Phase.CLOSING, Phase.CLOSED):
                 self._flush(record)
         for tenant in self.tenants.values():
             tenant.tick(now_ns)
@@ -370,7 +362,9 @@ class BrokerState:
             self._flush(record)
             return
         record.name = record.identity.called(hello.name) or f"client-{record.id}"
-        record.host, record.process, record.lines = hello.host, hello.process, hello.lines
+        record.host, record.process = hello.host, hello.process
+        # It may be any number, of any length.
+        record.lines = hello.lines if hello.lines == LINES_VERSION else 0
         self.sessions_opened += 1
         settings = self.settings
         record.session.welcome(

@@ -48,6 +48,7 @@ from broker.state.links import Links
 from broker.state.observing import Observing
 from broker.state.records import SessionRecord
 from broker.state.reports import Reports
+from broker.topics.names import check_topic
 
 
 class Groups:
@@ -120,12 +121,14 @@ class Groups:
             problem = Failure(Code.INVALID, f"a group's name has 1 to {NAME_BYTES_MAX} bytes")
             self._refuse(session, frame.target, problem)
             return
-        if self._authority is not None:
-            try:
+        try:
+            # What happens in it is published there, for who reads all groups too.
+            check_topic(_topic_of(wish.group), reserved=True)
+            if self._authority is not None:
                 self._authority.authorize(session, Verb.JOIN, wish.group)
-            except PermissionDenied as error:
-                self._refuse(session, frame.target, failure_of(error))
-                return
+        except (InvalidValue, PermissionDenied) as error:
+            self._refuse(session, frame.target, failure_of(error))
+            return
         group = self._by_name.get(wish.group)
         if group is None:
             group_or_problem = self._create(wish, now_ns)
@@ -390,11 +393,16 @@ class Groups:
         }
         if event == "late":
             told |= {"late": asdict(group.late_totals)}
-        self._announce(f"$sys/groups/{group.name}", told)
+        self._announce(_topic_of(group.name), told)
 
     def _refuse(self, session: SessionRecord, reference: int, failure: Failure) -> None:
         session.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, target=reference, body=encode_body(failure)))
         self._flush(session)
+
+
+def _topic_of(group: str) -> str:
+    """Where the events of a group are published."""
+    return f"$sys/groups/{group}"
 
 
 def _told(effect: Failed) -> CollectiveFailure:

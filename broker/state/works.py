@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from broker.errors import ProtocolError
@@ -154,6 +154,12 @@ class Crew:
             worker.loads.add(load)
             self._tickets += 1
             heappush(self._idle, (load, self._tickets, worker))
+
+    def withdraw(self, worker: Worker) -> None:
+        """A worker waits for no job; once it rests again, it has waited shorter than the others."""
+        self._idle = [each for each in self._idle if each[2] is not worker]
+        heapify(self._idle)
+        worker.loads.clear()
 
     def idlest(self) -> Worker | None:
         """The worker with the fewest unsettled jobs of those that have room; of equals, who has waited longest."""
@@ -331,12 +337,16 @@ class Works:
         for work in list(self._works.values()):
             if work.queue.due_ns > now_ns:
                 continue
-            workers = [worker for crew in work.crews for worker in crew.workers if worker.load]
+            loads = {worker: worker.load for crew in work.crews for worker in crew.workers if worker.load}
             dead = work.queue.expire(now_ns)
+            late = [worker for worker, load in loads.items() if worker.load < load]
+            # Others first: who has stopped has fewest jobs then, and would get them again until they have died of it.
+            for worker in late:
+                worker.crew.withdraw(worker)
             self._bury_all(dead)
             self._share_out(work)
             # A lease that has run out leaves room with whoever had it.
-            for worker in workers:
+            for worker in late:
                 self.room(worker)
 
     def _came_back(self, jobs: list[Job]) -> None:

@@ -53,22 +53,27 @@ class _Closing(ABC):
 class Connection(_Closing):
     """One end of a stream of bytes. See the module for threads and buffers."""
 
-    __slots__ = ()
+    __slots__ = ("_closed", "_local_address", "_peer_address")
+
+    def __init__(self, local_address: str, peer_address: str) -> None:
+        self._local_address = local_address
+        self._peer_address = peer_address
+        self._closed = False
 
     @property
-    @abstractmethod
     def local_address(self) -> str:
         """This end, fit for a log; still known after close."""
+        return self._local_address
 
     @property
-    @abstractmethod
     def peer_address(self) -> str:
         """The other end, fit for a log; still known after close."""
+        return self._peer_address
 
     @property
-    @abstractmethod
     def closed(self) -> bool:
         """Whether `close` or `abort` was called here. A peer that went away shows in the next call instead."""
+        return self._closed
 
     @property
     def same_host(self) -> bool:
@@ -182,6 +187,10 @@ class Connection(_Closing):
         On tcp the peer gets a reset. For broken protocols and for deadlines.
         """
 
+    def __repr__(self) -> str:
+        state = "CLOSED" if self._closed else "OPEN"
+        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
+
 
 class Listener(_Closing):
     """An address at which connections arrive. One thread at a time may call it."""
@@ -244,6 +253,10 @@ class Listener(_Closing):
         """
         self.close()
         return True
+
+    def __repr__(self) -> str:
+        state = "CLOSED" if self.fileno() < 0 else "OPEN"
+        return f"<Listener {state} address={self.address} fd={self.fileno()}>"
 
 
 class Transport(ABC):

@@ -92,31 +92,12 @@ def enlarge_send_buffer(sock: socket.socket) -> None:
 class SocketConnection(Connection):
     """A connection over a connected stream socket, which it owns."""
 
-    __slots__ = (
-        "_closed",
-        "_local_address",
-        "_peer_address",
-        "_socket",
-    )
+    __slots__ = ("_socket",)
 
     def __init__(self, sock: socket.socket, local_address: str, peer_address: str) -> None:
+        super().__init__(local_address, peer_address)
         sock.setblocking(False)
         self._socket = sock
-        self._local_address = local_address
-        self._peer_address = peer_address
-        self._closed = False
-
-    @property
-    def local_address(self) -> str:
-        return self._local_address
-
-    @property
-    def peer_address(self) -> str:
-        return self._peer_address
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -171,10 +152,6 @@ class SocketConnection(Connection):
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self._socket.close()
 
-    def __repr__(self) -> str:
-        state = "CLOSED" if self._closed else "OPEN"
-        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
-
     def _failure(self, error: OSError) -> ConnectionClosed:
         return ConnectionClosed("it was closed on this side" if self._closed else in_plain_words(error))
 
@@ -220,10 +197,6 @@ class SocketListener(Listener):
 
     def close(self) -> None:
         self._socket.close()
-
-    def __repr__(self) -> str:
-        state = "CLOSED" if self.fileno() < 0 else "OPEN"
-        return f"<Listener {state} address={self._address} fd={self.fileno()}>"
 
     @abstractmethod
     def _connection(self, sock: socket.socket, peer: object) -> Connection:

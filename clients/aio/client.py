@@ -27,7 +27,7 @@ from clients.asking.exchanges import Request
 from clients.collectives import joining
 from clients.collectives.compression import Compression
 from clients.connection import environment, link, operations
-from clients.connection.checks import check_callable, check_connect
+from clients.connection.checks import array_form, check_callable, check_connect
 from clients.connection.core import Core, Reconnected
 from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
@@ -39,7 +39,6 @@ from clients.connection.options import (
 )
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.securing import Folder, secured
-from clients.publishing.arenas import form
 from clients.reading.handlers import FAILED, settle_handled
 from clients.reading.messages import Answer, Delivery, Message, Sent
 
@@ -63,7 +62,7 @@ async def connect(
     tracing: bool | None = None,
 ) -> Client:
     """Connects to a broker; arguments and errors as for `clients.connect`. The client belongs to the running loop."""
-    check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect)
+    check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
 
     def settle(delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
         return client._settle(delivery, refused=refused, delay_s=delay_s)
@@ -128,7 +127,7 @@ class Client:
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
         """An uninitialised array to be filled and published, without any copy on the broker's host."""
-        return self._core.arenas.array(*form(shape, dtype))
+        return self._core.arenas.array(*array_form(shape, dtype))
 
     async def flush(self, timeout_s: float | None = 5.0) -> None:
         """Waits until everything that was published so far has reached the broker."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from broker.collectives import shm
-from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
+from broker.errors import BrokerError, ConnectError, ConnectionClosed, InvalidValue, PermissionDenied, TimeoutError
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.batches import Batch
 from broker.protocol.bodies import Hello
@@ -127,6 +127,7 @@ class AsyncDriver:
 
         Raises:
             TimeoutError: it did not become ready in time; it still may.
+            InvalidValue: the loop that runs is another one than the client's.
         """
         self.core.before_waiting()
         self.flush()
@@ -134,6 +135,8 @@ class AsyncDriver:
             self._read_lines()
         if signal.ready:
             return
+        if asyncio.get_running_loop() is not self._loop:
+            raise InvalidValue("event loop", asyncio.get_running_loop(), "is another one than the client was made in")
         future: asyncio.Future[None] = self._loop.create_future()
 
         def wake() -> None:

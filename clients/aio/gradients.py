@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import cast
 
 from broker.errors import BrokerError, InvalidValue
@@ -18,7 +18,7 @@ class GradientBuckets:
     def __init__(
         self,
         group: Group,
-        arrays: Sequence[object],
+        arrays: Iterable[object],
         *,
         op: str = "mean",
         bucket_bytes: int = OVERLAPPED_BUCKET_BYTES,
@@ -47,15 +47,20 @@ class GradientBuckets:
         if self._plan.lacking:
             raise InvalidValue("gradients", self._plan.lacking, "have not been ready() in this step")
         works, self._works = self._works, []
-        failures = []
-        for work in works:
-            try:
-                await work.wait(timeout_s)
-            except BrokerError as error:
-                failures.append(error)
+        errors = [await work.exception(timeout_s) for work in works]
         self._plan.begin()
+        failures: list[BrokerError] = [error for error in errors if error is not None]
         if failures:
             raise failures[0]
+
+    async def cancel(self) -> None:
+        """Gives up what is under way; `wait` is not needed any more, and the next step begins."""
+        works, self._works = self._works, []
+        for work in works:
+            work.cancel()
+        for work in works:
+            await work.exception()
+        self._plan.begin()
 
     def __repr__(self) -> str:
         return f"<GradientBuckets buckets={len(self)} under_way={len(self._works)} lacking={len(self._plan.lacking)}>"

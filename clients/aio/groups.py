@@ -275,12 +275,11 @@ class Group:
 
     async def finish(self, *, generation: int | None = None, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Says that the members have done what the group is for: nobody is let in from now on."""
-        generation = self._place.member.generation if generation is None else generation
         await joining.finish(self._driver, self._place, generation, timeout_s)
 
     async def reopen(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Takes `finish` back: ranks can join again."""
-        await joining.finish(self._driver, self._place, 0, timeout_s)
+        await joining.reopen(self._driver, self._place, timeout_s)
 
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""

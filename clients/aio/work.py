@@ -72,11 +72,23 @@ class Work:
             self._finished = True
         return self._value
 
+    async def exception(self, timeout_s: float | None = None) -> BrokerError | None:
+        """As `wait`, but returns the error that it would raise, or None."""
+        try:
+            await self.wait(timeout_s)
+        except BrokerError as error:
+            # As clients.Work.exception: without what would keep the error alive by way of itself.
+            return error.with_traceback(None)
+        return None
+
     def cancel(self) -> bool:
         """Gives the operation up; see `clients.Work.cancel`."""
         asked = self._place.give_up([self._operation])
         self._driver.flush()
         return asked
+
+    def __repr__(self) -> str:
+        return f"<Work {self._operation!r}>"
 
 
 class SharedWork(Work):
@@ -125,6 +137,9 @@ class SharedWork(Work):
         self._shared.way.engine.cancel(self._shared.task)
         return asked
 
+    def __repr__(self) -> str:
+        return f"<Work {self._shared!r}>"
+
 
 class ManyWork(Work):
     """As Work, of several operations that were started together and count as one."""
@@ -153,12 +168,8 @@ class ManyWork(Work):
         deadline = Deadline(timeout_s)
         if not self._finished:
             # Nobody looks at the arrays before all have ended.
-            failures = []
-            for work in self._works:
-                try:
-                    await work.wait(deadline.remaining_s)
-                except BrokerError as error:
-                    failures.append(error)
+            errors = [await work.exception(deadline.remaining_s) for work in self._works]
+            failures = [error for error in errors if error is not None]
             if failures:
                 raise failures[0]
             if not self._finished:
@@ -169,3 +180,6 @@ class ManyWork(Work):
     def cancel(self) -> bool:
         asked = [work.cancel() for work in self._works]
         return any(asked)
+
+    def __repr__(self) -> str:
+        return f"<Work of {len(self._works)} operations>"

@@ -39,7 +39,7 @@ class Calls:
     def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False, priority: int = 0) -> object:
         driver, place = self._driver, self._place
         try:
-            if priority:
+            if type(priority) is not int or priority:
                 check_priority(priority)
             with driver.lock:
                 self._decide()

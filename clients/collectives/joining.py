@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from broker.errors import CollectiveError, ConnectionClosed
+from broker.errors import CollectiveError, ConnectionClosed, InvalidValue
 from broker.limits import LINK_MEETING_S
 from broker.protocol.bodies import Join, encode_body
 from broker.protocol.frames import Frame, Kind, Lane
 from clients.collectives.collective import GRACE_S
 from clients.collectives.membership import PendingJoin, Place
 from clients.collectives.ways import Schedule
-from clients.connection.checks import time_limit
+from clients.connection.checks import time_limit, whole_number
 from clients.connection.operations import Deadline, Driver, answer, online
 
 DECISION_S = LINK_MEETING_S + GRACE_S
@@ -78,12 +78,30 @@ async def leave(driver: Driver, place: Place, timeout_s: float | None) -> None:
     await answer(driver, pending, Deadline(timeout_s))
 
 
-async def finish(driver: Driver, place: Place, generation: int, timeout_s: float | None) -> None:
-    """Tells the broker that the members of a generation have finished, or with 0 that they go on; it has heard it then.
+async def finish(driver: Driver, place: Place, generation: int | None, timeout_s: float) -> None:
+    """Tells the broker that the members of a generation, None for the present one, have finished; it has heard it then.
+
+    Raises:
+        InvalidValue: there was no such generation yet.
+        BrokerError: the place is lost.
+    """
+    present = place.member.generation
+    ended = present if generation is None else whole_number("generation", generation)
+    if not 1 <= ended <= present:
+        raise InvalidValue("generation", generation, f"must be from 1 to the present one, {present}")
+    await _tell_finished(driver, place, ended, timeout_s)
+
+
+async def reopen(driver: Driver, place: Place, timeout_s: float) -> None:
+    """Tells the broker that the members go on after all; it has heard it then.
 
     Raises:
         BrokerError: the place is lost.
     """
+    await _tell_finished(driver, place, 0, timeout_s)
+
+
+async def _tell_finished(driver: Driver, place: Place, generation: int, timeout_s: float) -> None:
     if place.closed is not None:
         raise place.closed.again()
     pending = driver.core.ask(Kind.FINISHED, f"finish group {place.name!r}", number=place.number, sequence=generation)

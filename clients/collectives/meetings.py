@@ -104,14 +104,14 @@ class Meetings(Points):
             timeout_s: how long to wait for the broker, in seconds.
 
         Raises:
+            InvalidValue: there was no such generation yet.
             ConnectionClosed: the connection was lost, and with it the membership.
         """
-        generation = self._place.member.generation if generation is None else generation
         self._driver.run(joining.finish(self._driver, self._place, generation, timeout_s))
 
     def reopen(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Takes `finish` back: ranks can join again."""
-        self._driver.run(joining.finish(self._driver, self._place, 0, timeout_s))
+        self._driver.run(joining.reopen(self._driver, self._place, timeout_s))
 
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""

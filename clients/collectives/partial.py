@@ -11,9 +11,10 @@ import msgspec
 from broker.collectives.claims import Quorum
 from broker.collectives.member import Member, MemberOperation
 from broker.errors import InvalidValue
+from broker.limits import WORLD_SIZE_MAX
 from clients.collectives import collective
 from clients.collectives.collective import Prepared
-from clients.connection.checks import time_limit
+from clients.connection.checks import text_bytes, time_limit
 
 T = TypeVar("T")
 
@@ -63,8 +64,7 @@ class Terms:
         """
         if self.late not in LATE:
             raise InvalidValue("late", self.late, f"is none of {', '.join(LATE)}")
-        if not isinstance(self.name, str):
-            raise InvalidValue("name", self.name, "must be a text")
+        text_bytes("name", self.name)
         deadline_s = 0.0
         if self.deadline != AUTO:
             if isinstance(self.deadline, str) or not time_limit("deadline", self.deadline) > 0:
@@ -83,6 +83,9 @@ class Terms:
         if isinstance(quorum, bool) or not isinstance(quorum, (int, float)) or not quorum > 0:
             raise InvalidValue("quorum", quorum, "must be a number of ranks, or a share of them as 0.75")
         if isinstance(quorum, int):
+            # What a group never has cannot be encoded either; how many it has at the moment is said by the broker.
+            if quorum > WORLD_SIZE_MAX:
+                raise InvalidValue("quorum", quorum, f"must be from 1 to {WORLD_SIZE_MAX} ranks")
             return quorum
         if quorum > 1:
             raise InvalidValue("quorum", quorum, "is a share over 1; a number of ranks is an int")

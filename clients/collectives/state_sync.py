@@ -50,8 +50,8 @@ def sync_state(member: Member, state: object, step: int, timeout_s: float) -> Ge
         StateMismatchError: what this rank has does not fit into what has come; it has changed nothing.
     """
     step = whole_number("step", step)
-    if step < 0:
-        raise InvalidValue("step", step, "must be from 0 upwards")
+    if not 0 <= step < 1 << 63:
+        raise InvalidValue("step", step, "must be from 0 upwards, and below 2**63")
     payload = b"" if state is None else encode_structure(state)
     claim = np.array([NO_STATE if state is None else step, len(payload)], np.int64)
     told = yield collective.all_gather(member, claim, timeout_s)

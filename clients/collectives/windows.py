@@ -31,6 +31,7 @@ from broker.protocol.tensors import Array, describe
 from broker.transport.shared_memory import SharedMemory
 from clients.collectives import collective
 from clients.collectives.collective import Prepared
+from clients.connection.checks import array_form
 
 if TYPE_CHECKING:
     from clients.collectives.membership import Place
@@ -125,7 +126,8 @@ def empty(
     Raises:
         InvalidValue: no tensor has such a shape or dtype.
     """
-    like = np.empty(shape, dtype)
+    lengths, kind, _ = array_form(shape, dtype)
+    like = np.empty(lengths, kind)
     describe(like)
     memory = _offered(like.nbytes)
     claim = _NOTHING if memory is None else (os.getpid(), memory.descriptor, memory.identity, memory.size_bytes)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import os
+from collections.abc import Sequence
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from broker.errors import InvalidValue
 from broker.limits import NAME_BYTES_MAX
@@ -65,18 +71,59 @@ def check_callable(name: str, value: object) -> None:
         raise InvalidValue(name, value, "must be a function")
 
 
+def text_bytes(what: str, text: object) -> int:
+    """The bytes of a text in UTF-8.
+
+    Raises:
+        InvalidValue: it is no text, or has half of a surrogate pair, which UTF-8 has no place for.
+    """
+    if not isinstance(text, str):
+        raise InvalidValue(what, text, f"must be a text, not {type(text).__name__}")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidValue(what, text, f"has half of a surrogate pair at character {error.start}") from error
+
+
 def check_name(what: str, name: object) -> None:
     """Refuses what cannot be a name.
 
     Raises:
         InvalidValue: it is no text, or too long.
     """
-    if not isinstance(name, str) or len(name.encode()) > NAME_BYTES_MAX:
+    if text_bytes(what, name) > NAME_BYTES_MAX:
         raise InvalidValue(what, name, f"must be a text of at most {NAME_BYTES_MAX} bytes")
 
 
+def array_form(shape: int | Sequence[int], dtype: npt.DTypeLike) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
+    """The lengths of an array's axes, its dtype, and its length in bytes.
+
+    Raises:
+        InvalidValue: no array has such a shape or dtype.
+    """
+    try:
+        kind = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise InvalidValue("dtype", dtype, "is none of numpy's, such as 'float32'") from error
+    try:
+        lengths = tuple(map(operator.index, shape)) if isinstance(shape, (tuple, list)) else (operator.index(shape),)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InvalidValue("shape", shape, "must be a whole number, or a tuple of them") from error
+    size_bytes = kind.itemsize * math.prod(lengths)
+    if min(lengths, default=0) < 0 or not size_bytes < 1 << 63:
+        raise InvalidValue("shape", shape, "has an axis below 0, or more bytes than an address counts")
+    return lengths, kind, size_bytes
+
+
 def check_connect(
-    url: object, name: object, connect_timeout_s: object, reconnect_timeout_s: object, on_reconnect: object
+    url: object,
+    name: object,
+    connect_timeout_s: object,
+    reconnect_timeout_s: object,
+    on_reconnect: object,
+    token: object,
+    tls: object,
+    tenant: object,
 ) -> None:
     """Refuses arguments of `connect` that cannot be.
 
@@ -90,3 +137,8 @@ def check_connect(
     time_limit("reconnect_timeout_s", reconnect_timeout_s)
     if on_reconnect is not None:
         check_callable("on_reconnect", on_reconnect)
+    if token is not None:
+        text_bytes("token", token)
+    check_name("tenant", tenant)
+    if tls is not None and not isinstance(tls, (str, os.PathLike)):
+        raise InvalidValue("tls", tls, "must be the path of a folder with ca.crt, tls.crt and tls.key")

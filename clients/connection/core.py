@@ -190,7 +190,8 @@ class Core:
 
     def before_waiting(self) -> None:
         """Somebody is about to wait: what others may be waiting for is said first."""
-        self.outgoing.send_batches()
+        if self.outgoing.open_batches:
+            self.outgoing.send_batches()
         if self.session is not None:
             self.incoming.leases.give_back(self.session)
 

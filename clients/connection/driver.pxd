@@ -8,6 +8,7 @@ from clients.connection.core cimport Core
 from clients.reading.lines cimport Lines
 from clients.publishing.outgoing cimport Outgoing
 from clients.connection.signals cimport Signal
+from clients.connection.wakeup cimport Wakeup
 
 
 cpdef seconds(timeout_s)
@@ -20,7 +21,10 @@ cdef class Driver:
     cdef bint _pumping, _closing, _keeper_watches
     cdef Py_ssize_t _followers, _eager
     cdef double _last_wait
-    cdef object _receive, _wake, _keeper_wake, _keeper
+    cdef Session _session
+    cdef int _descriptor
+    cdef Wakeup _wake
+    cdef object _receive, _send, _take, _acquire, _release, _keeper_wake, _keeper
     cdef object __weakref__
 
     cpdef block(self, Signal signal, timeout_s, what)
@@ -32,6 +36,6 @@ cdef class Driver:
     cdef _pump(self, timeout_s)
     cdef bint _read_lines(self, bint wakes=*) except -1
     cdef _read_all(self)
-    @cython.locals(session=Session, size=Py_ssize_t)
-    cdef _read(self, link)
+    @cython.locals(size=Py_ssize_t)
+    cdef _read(self, Session session)
     cpdef _lose(self, error)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final, TypeVar
 
+from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
@@ -34,7 +35,7 @@ from broker.transport.calls import READABLE, WRITABLE, wait_for_either
 from clients.connection import lifetimes
 from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core, Reconnected
-from clients.connection.link import INTERRUPTED, Link, dial
+from clients.connection.link import INTERRUPTED, Link, dial, unlinked
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
 
@@ -82,14 +83,16 @@ class Driver:
         """
         self.core = core
         self._receive: Deliver = core.receive
-        self.lock = threading.Lock()
-        self._condition = threading.Condition(self.lock)
+        self._lock_anew()
         self._addresses = addresses
         self._greeting = greeting
         self._connect_timeout_s = connect_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
         self._on_reconnect = on_reconnect
         self._link: Link | None = None
+        self._session: Session | None = None
+        self._send: Callable[[Sequence[Buffer]], int] = unlinked
+        self._take: Callable[[Sequence[memoryview]], int] = unlinked
         self._pumping = False
         self._followers = 0
         self._last_wait = time.monotonic()
@@ -138,11 +141,7 @@ class Driver:
         raise AssertionError("an operation of a synchronous client waited for something else than a signal")
 
     async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
-        """Waits, under the lock, until a signal is ready.
-
-        Raises:
-            TimeoutError: it did not become ready in time; it still may.
-        """
+        """Waits, under the lock, until a signal is ready; see operations.Driver."""
         self.block(signal, timeout_s, what)
 
     def block(self, signal: Signal, timeout_s: float | None, what: str) -> None:
@@ -178,12 +177,11 @@ class Driver:
         Args:
             waits: the caller is about to poll itself; otherwise somebody else has to send what is left.
         """
-        link, outgoing = self._link, self.core.outgoing
-        if link is None:
+        session, outgoing = self._session, self.core.outgoing
+        if session is None:
             return
         try:
-            session = link.session
-            if session.flush(link.connection.send):
+            if session.flush(self._send):
                 if outgoing.finishing or not outgoing.link_room.ready:
                     outgoing.link_drained()
             elif self._pumping:
@@ -245,13 +243,12 @@ class Driver:
 
     def abandon(self) -> None:
         """In a forked child: lets go of the parent's connection without a word on it."""
-        self.lock = threading.Lock()
-        self._condition = threading.Condition(self.lock)
+        self._lock_anew()
         self._closing = True
         self.core.arenas.forked()
         self.core.lines.forget()
         self.core.incoming.leases.forget()
-        link, self._link = self._link, None
+        link = self._detach()
         if link is not None:
             link.connection.disown()
         self._wake.close()
@@ -279,25 +276,24 @@ class Driver:
 
     def _pump(self, timeout_s: float | None) -> None:
         """Polls once and reads what is there. The lock is held, and given up while polling."""
-        link = self._link
-        assert link is not None
-        session, lines = link.session, self.core.lines
+        session, lines = self._session, self.core.lines
+        assert session is not None
         if lines.count and not lines.sleeps():
             self._read_lines()
             return
-        events = READABLE | (WRITABLE if session.has_unsent else 0)
+        events = WRITABLE | READABLE if session.has_unsent() else READABLE
         self._pumping = True
-        self.lock.release()
+        self._release()
         try:
-            ready, woken = wait_for_either(link.connection.fileno(), events, self._wake.descriptor, timeout_s)
+            ready, woken = wait_for_either(self._descriptor, events, self._wake.descriptor, timeout_s)
         finally:
-            self.lock.acquire()
+            self._acquire()
             self._pumping = False
         if woken:
             self._wake.clear()
         took = self._read_lines(wakes=True)
-        if (ready or (woken and not took)) and link is self._link:
-            if events & WRITABLE:
+        if (ready or (woken and not took)) and session is self._session:
+            if events != READABLE:
                 self.flush()
             self._read_all()
         if self._followers:
@@ -310,7 +306,7 @@ class Driver:
             lines.wakes()
         if not lines.count or not lines.read(time.monotonic_ns()):
             return False
-        if self._link is not None and self._link.session.has_unsent:
+        if self._session is not None and self._session.has_unsent():
             self.flush()
         if self._followers:
             self._condition.notify_all()
@@ -319,20 +315,20 @@ class Driver:
     def _read_all(self) -> None:
         """Reads until nothing is there, unless another thread is about to. The lock is held."""
         self._read_lines()
-        if self._link is not None and not self._pumping:
-            self._read(self._link)
+        if self._session is not None and not self._pumping:
+            self._read(self._session)
 
     def read_arrived(self) -> None:
         """Reads until nothing is there, also while another thread polls. The lock is held."""
         self._read_lines()
-        if self._link is not None:
-            self._read(self._link)
+        if self._session is not None:
+            self._read(self._session)
             if self._pumping or self._followers:
                 # What they wait for may be among it.
                 self.wake_waiters()
 
-    def _read(self, link: Link) -> None:
-        session, take, receive = link.session, link.connection.receive_into, self._receive
+    def _read(self, session: Session) -> None:
+        take, receive = self._take, self._receive
         try:
             for _ in range(READS_MAX):
                 size = take(session.receive_buffers())
@@ -348,7 +344,7 @@ class Driver:
         except BaseException:
             self._lose(ConnectionClosed(INTERRUPTED))
             raise
-        if session.has_unsent:
+        if session.has_unsent():
             self.flush()
         if session.failure is not None:
             self._check_session(session)
@@ -361,9 +357,21 @@ class Driver:
 
     # The link's life.
 
+    def _lock_anew(self) -> None:
+        self.lock = threading.Lock()
+        self._acquire, self._release = self.lock.acquire, self.lock.release
+        self._condition = threading.Condition(self.lock)
+
+    def _detach(self) -> Link | None:
+        """Lets go of the link, and returns it."""
+        link, self._link = self._link, None
+        self._session, self._send, self._take = None, unlinked, unlinked
+        return link
+
     def _adopt(self, link: Link) -> None:
-        self._link = link
-        self.core.places.connected(link.local_host, private=link.connection.private)
+        self._link, self._session, connection = link, link.session, link.connection
+        self._send, self._take, self._descriptor = connection.send, connection.receive_into, connection.fileno()
+        self.core.places.connected(link.local_host, private=connection.private)
         self.core.connected(link.session, link.welcome)
         for received in link.early:
             self.core.receive(received, 0)
@@ -371,7 +379,7 @@ class Driver:
 
     def _lose(self, error: ConnectionClosed) -> None:
         """The connection is gone. The lock is held."""
-        link, self._link = self._link, None
+        link = self._detach()
         if link is None:
             return
         log.warning("connection.closed name=%r broker=%s cause=%s", self.core.name, link.connection.peer_address, error)
@@ -389,7 +397,7 @@ class Driver:
     def _shut(self, error: BrokerError) -> None:
         """Ends for good. The lock is held."""
         self._closing = True
-        link, self._link = self._link, None
+        link = self._detach()
         self.core.close(error)
         if link is not None:
             link.connection.close()
@@ -422,13 +430,13 @@ class Driver:
                     if self._read_lines():
                         self.wake_waiters()
                     self.flush()
-                    if self._link is not None:
-                        self._check_session(self._link.session)
+                    if self._session is not None:
+                        self._check_session(self._session)
                 pause_s = self._until_batch()
                 self._keeper_watches = pause_s < LONG_S
-                offline = self._link is None
-                owes = self._link is not None and self._link.session.has_unsent
-                leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or owes or self._idle())
+                offline, idle = self._session is None, time.monotonic() - self._last_wait > IDLE_S
+                owes = self._session is not None and self._session.has_unsent()
+                leads = not (offline or self._pumping or self._followers) and (self._eager > 0 or owes or idle)
                 if leads and not self._keeper_watches:
                     self._pump(min(TICK_S, pause_s - POLL_S))
                     continue
@@ -459,9 +467,6 @@ class Driver:
         due_ns = self.core.outgoing.batches_due_ns()
         return NO_BATCH_S if due_ns is None else (due_ns - time.monotonic_ns()) / 1e9
 
-    def _idle(self) -> bool:
-        return time.monotonic() - self._last_wait > IDLE_S
-
     def _reconnect(self) -> None:
         """Tries until a broker answers, or the time is over. Called by the keeper, without the lock."""
         deadline = time.monotonic() + self._reconnect_timeout_s
@@ -472,10 +477,9 @@ class Driver:
                 link = dial(self._addresses, self._greeting, attempt_s, self.core.allocate)
             except (ConnectError, PermissionDenied) as error:
                 if time.monotonic() + delay_s > deadline or isinstance(error, PermissionDenied):
+                    reason = f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}"
                     with self.lock:
-                        self._shut(
-                            ConnectionClosed(f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}")
-                        )
+                        self._shut(ConnectionClosed(reason))
                     return
                 self._keeper_wake.wait(delay_s)
                 delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
@@ -489,11 +493,8 @@ class Driver:
                 self._condition.notify_all()
             if told is not None:
                 log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
-                self._tell(told)
+                if self._on_reconnect is not None:
+                    # On a thread of its own, as the keeper has to go on.
+                    name = "tensorbus-reconnected"
+                    threading.Thread(target=self._on_reconnect, args=(told,), name=name, daemon=True).start()
             return
-
-    def _tell(self, told: Reconnected) -> None:
-        """Calls on_reconnect on a thread of its own: the keeper has to go on."""
-        function = self._on_reconnect
-        if function is not None:
-            threading.Thread(target=function, args=(told,), name="tensorbus-reconnected", daemon=True).start()

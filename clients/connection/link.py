@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from broker.buffers import Buffer
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied
 from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S
 from broker.protocol.bodies import Hello, Refusal, Welcome
@@ -34,6 +35,8 @@ INTERRUPTED: Final = (
 )
 """A signal's exception comes between a system call and the note of its result. To send the same bytes again, or to miss
 some, would be worse than a new connection."""
+_POLL_MS_MAX: Final = (1 << 31) - 1
+"""What the call takes, an int: 24 days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,11 @@ def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
     """
     lines = VERSION if AVAILABLE else 0
     return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared, lines=lines)
+
+
+def unlinked(buffers: Sequence[Buffer]) -> int:
+    """In place of what a connection does, while there is none."""
+    raise ConnectionClosed("there is no connection")
 
 
 def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
@@ -209,7 +217,7 @@ def _wait_readable(connection: Connection, address: Address, deadline: float, ti
     poller = select.poll()
     poller.register(connection.fileno(), select.POLLIN)
     remaining_s = deadline - time.monotonic()
-    if remaining_s <= 0 or not poller.poll(remaining_s * 1000):
+    if remaining_s <= 0 or not poller.poll(min(remaining_s * 1000, _POLL_MS_MAX)):
         raise ConnectError(str(address), f"connected, but no tensorbus broker answered within {timeout_s:g} s")
 
 

@@ -288,10 +288,10 @@ async def next_message(driver: Driver, subscription: SubscriptionState, timeout_
 def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
     """The next message if it is here; gives credit, or asks for one."""
     core = driver.core
-    if core.incoming.leases.due and core.session is not None:
+    if core.session is not None and core.incoming.leases.due():
         core.incoming.leases.give_back(core.session)
         driver.flush()
-    if subscription.wishes.max_lag is not None:
+    if subscription.has_max_lag:
         driver.read_arrived()
     message = subscription.take()
     if message is None:

@@ -14,7 +14,7 @@ from broker.protocol.values import Encoded
 from broker.topics.names import check_filter
 from broker.topics.policy import check_declaration
 from clients.connection import environment
-from clients.connection.checks import check_name, whole_number
+from clients.connection.checks import check_name, text_bytes, whole_number
 from clients.publishing.outbound import Outbound
 from clients.reading.messages import Answer, Message
 
@@ -174,7 +174,7 @@ def _checked(headers: Mapping[str, str]) -> dict[str, str]:
     for name, text in headers.items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise InvalidValue("headers", {name: text}, "names and values are texts")
-    size = sum(len(name) + len(text) for name, text in headers.items())
+    size = sum(text_bytes("headers", name) + text_bytes("headers", text) for name, text in headers.items())
     if size > HEADERS_BYTES_MAX:
         raise LimitExceeded("headers_bytes_max", size, HEADERS_BYTES_MAX, "put it into the value")
     return dict(headers)

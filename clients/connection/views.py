@@ -13,11 +13,11 @@ from broker.protocol.bodies import decode_body, encode_body
 from broker.protocol.frames import Kind
 from broker.protocol.pressure import Query, View
 from clients.client import Client
+from clients.connection.checks import text_bytes
 from clients.connection.choosing import Candidate
 from clients.connection.link import candidates_of
 from clients.connection.operations import Deadline, Driver, answer, online
 
-VIEWS: Final = ("server", "sessions", "topics", "groups")
 ITEMS_MAX: Final = 4096
 """Of one view: as many as there may be sessions. Of 100,000 topics nobody reads the list."""
 
@@ -43,6 +43,7 @@ def view(
         TimeoutError: no answer in time.
         ConnectionClosed: the connection ended.
     """
+    text_bytes("view", what)
     driver = bus._driver
     return driver.run(_view(driver, what, topic_filter, items_max, timeout_s))
 

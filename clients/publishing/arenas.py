@@ -16,11 +16,8 @@ when the system has no memory or no descriptor for another arena, or the broker 
 from __future__ import annotations
 
 import logging
-import math
-import operator
 import threading
 from collections import deque
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 from weakref import ref
 
@@ -370,17 +367,6 @@ class Arenas:
         for number in released(frame):
             self._lent.pop(number, None)
         self.came_back.set()
-
-
-def form(shape: int | Sequence[int], dtype: npt.DTypeLike) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
-    """The lengths of an array's axes, its dtype, and its length in bytes.
-
-    Raises:
-        TypeError: a shape or a dtype that numpy does not take either.
-    """
-    kind = np.dtype(dtype)
-    lengths = tuple(map(operator.index, shape)) if isinstance(shape, Sequence) else (operator.index(shape),)
-    return lengths, kind, kind.itemsize * math.prod(lengths)
 
 
 def _rounded(size_bytes: int) -> int:

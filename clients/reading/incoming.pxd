@@ -5,6 +5,7 @@ import cython
 from broker.protocol.frames cimport Frame
 from broker.protocol.session cimport Session
 from clients.reading.latencies cimport Latencies
+from clients.reading.leases cimport Leases
 from clients.reading.messages cimport Message
 from clients.reading.subscription_state cimport SubscriptionState
 
@@ -15,7 +16,8 @@ cdef int _BATCH, _CHUNKED, _TRACKED, _SHARED
 cdef class Incoming:
     cdef public Session session
     cdef public dict subscriptions
-    cdef public object pool, leases
+    cdef public object pool
+    cdef public Leases leases
     cdef public Latencies latencies
     cdef object _reply, _on_reply, _settle, _on_reply_aborted, _life
     cdef dict _publications, _assemblies

@@ -104,11 +104,10 @@ class Leases:
         holder = Lease(memory, lease, frame.total_bytes, self._over, self._passage)
         return memory.view(offset, frame.total_bytes, holder)
 
-    @property
     def due(self) -> bool:
         """Whether the broker is to be told now which messages are not used any more."""
         # Of a copy, which is made in one step: more may be over at any moment.
-        return bool(self._over) and sum(size_bytes for _, size_bytes in list(self._over)) >= RELEASE_BYTES
+        return bool(self._over) and sum([size_bytes for _, size_bytes in list(self._over)]) >= RELEASE_BYTES
 
     def give_back(self, session: Session) -> None:
         """Tells the broker which messages are not used any more."""

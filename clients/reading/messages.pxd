@@ -3,15 +3,22 @@
 import cython
 
 
+cdef class Publication:
+    cdef public str topic, sender
+
+
 cdef class Message:
-    cdef public object _publication, _payload, _reply, _decoded, _value, _delivery, _device
+    cdef public Publication _publication
+    cdef public object _payload, _reply, _decoded, _value, _delivery, _device
     cdef public bytes _body
     cdef public long long sequence, gap, published_ns
     cdef public int _lane, _content
 
     cpdef fill(
-        self, publication, long long sequence, long long published_ns, int lane, int content, bytes body, payload, reply
+        self, Publication publication, long long sequence, long long published_ns, int lane, int content, bytes body,
+        payload, reply
     )
+    cdef Py_ssize_t _size(self) except -1
 
 
 @cython.locals(

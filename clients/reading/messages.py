@@ -91,11 +91,14 @@ class Deferred(Enum):
 DEFERRED: Final = Deferred.DEFERRED
 
 
-class Publication(NamedTuple):
+class Publication:
     """A topic and who publishes to it."""
 
-    topic: str
-    sender: str
+    __slots__ = ("sender", "topic")
+
+    def __init__(self, topic: str, sender: str) -> None:
+        self.topic = topic
+        self.sender = sender
 
 
 class Message:
@@ -223,6 +226,9 @@ class Message:
     @property
     def size_bytes(self) -> int:
         """Bytes of body and payload."""
+        return self._size()
+
+    def _size(self) -> int:
         return len(self._body) + len(self._payload)
 
     @property

@@ -3,13 +3,15 @@
 import cython
 
 from clients.reading.messages cimport Message
+from clients.reading.seen cimport Seen
 from clients.connection.signals cimport Signal
 
 
 cdef class SubscriptionState(Signal):
-    cdef public bint asked, credit_due, evicts, is_latest, is_special
+    cdef public bint asked, credit_due, evicts, has_max_lag, is_latest, is_special
     cdef public Py_ssize_t pending, readers
-    cdef public object closed, device, number, on_message, seen, what, wishes
+    cdef public object closed, device, number, on_message, what, wishes
+    cdef public Seen seen
     cdef public dict drops_untold
     cdef public long long held_bytes
     cdef public long long _owed_bytes, _owed_messages, began_ns
@@ -23,8 +25,9 @@ cdef class SubscriptionState(Signal):
     @cython.locals(message=Message, size=Py_ssize_t)
     cpdef take_plain(self)
 
-    @cython.locals(message=Message)
+    @cython.locals(message=Message, size=Py_ssize_t)
     cpdef take(self)
+    cpdef ask(self)
 
     @cython.locals(seen=dict)
     cpdef append(self, Message message)

@@ -32,6 +32,7 @@ class SubscriptionState(Signal):
         wishes: as the broker was asked.
         device: where arrays are to be when they are read; None is host memory.
         what: what a reader waits for, in words.
+        has_max_lag: whether a message may be too old by the time it is taken.
         is_latest: whether it asks for each message.
         is_special: whether there is more to taking a message than credit.
         held_bytes: what has come on lines, less what was taken since.
@@ -49,8 +50,8 @@ class SubscriptionState(Signal):
     __slots__ = (
         "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead", "_gaps_evicted",
         "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent", "_threshold", "asked",
-        "began_ns", "closed", "credit_due", "device", "drops_untold", "evicts", "held_bytes", "is_latest", "is_special",
-        "number", "on_message", "pending", "readers", "seen", "what", "wishes",
+        "began_ns", "closed", "credit_due", "device", "drops_untold", "evicts", "has_max_lag", "held_bytes",
+        "is_latest", "is_special", "number", "on_message", "pending", "readers", "seen", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe, device: Device | None = None) -> None:
@@ -88,7 +89,8 @@ class SubscriptionState(Signal):
     def _follow(self, overflow: str) -> None:
         self.evicts = overflow == "drop_oldest"
         self.is_latest = overflow == "latest"
-        self.is_special = self.is_latest or self.wishes.max_lag is not None or self.device is not None
+        self.has_max_lag = self.wishes.max_lag is not None
+        self.is_special = self.is_latest or self.has_max_lag or self.device is not None
         bound = 1 if self.is_latest else self.wishes.queue_messages
         # A small queue is credited message by message, so that the broker's count of unread messages is exact.
         self._threshold = 1 if bound <= 16 else bound // 4
@@ -218,7 +220,7 @@ class SubscriptionState(Signal):
         for lane in self._lanes:
             if lane:
                 message = lane[0]
-                size = message.size_bytes
+                size = message._size()
                 if size > PLACED_BYTES_MIN or self._owed_bytes + size >= self._bytes_threshold:
                     return None
                 lane.popleft()
@@ -244,9 +246,10 @@ class SubscriptionState(Signal):
             self.ready = False
         if self._gaps_evicted:
             message.gap += self._gaps_evicted.pop(message.topic, 0)
+        size = message._size()
         self._owed_messages += 1
-        self._owed_bytes += message.size_bytes
-        self.held_bytes -= message.size_bytes
+        self._owed_bytes += size
+        self.held_bytes -= size
         if self._owed_messages >= self._threshold or self._owed_bytes >= self._bytes_threshold:
             self.credit_due = True
         if self.device is not None:

@@ -13,7 +13,7 @@ can overtake it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from broker.collectives.buckets import plan_buckets
@@ -32,7 +32,7 @@ OVERLAPPED_BUCKET_BYTES: Final = BUCKET_BYTES // 4
 class BucketPlan:
     """Which gradients make up which bucket, and which have come in this step."""
 
-    def __init__(self, arrays: Sequence[object], bucket_bytes: int) -> None:
+    def __init__(self, arrays: Iterable[object], bucket_bytes: int) -> None:
         """Args:
             arrays: in the order of the forward pass; writable.
             bucket_bytes: a bucket is full at this size.
@@ -40,6 +40,7 @@ class BucketPlan:
         Raises:
             InvalidValue: there is no array, one cannot be written to, or a bucket cannot be that small.
         """
+        arrays = list(arrays)
         if not arrays or whole_number("bucket_bytes", bucket_bytes) < 1:
             raise InvalidValue("arrays and bucket_bytes", (len(arrays), bucket_bytes), "must be at least 1")
         pieces: list[Array] = []
@@ -101,7 +102,7 @@ class GradientBuckets:
     def __init__(
         self,
         group: Group,
-        arrays: Sequence[object],
+        arrays: Iterable[object],
         *,
         op: str = "mean",
         bucket_bytes: int = OVERLAPPED_BUCKET_BYTES,

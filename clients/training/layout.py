@@ -30,8 +30,17 @@ class Layout:
         """The layout of some arrays.
 
         Raises:
-            InvalidValue: there is none, they differ in dtype, or are not of float32 or float64.
+            InvalidValue: they are no dict of numpy's arrays, there is none, they differ in dtype, or are not of float32
+                or float64.
         """
+        if not isinstance(parameters, Mapping):
+            raise InvalidValue(
+                "parameters", type(parameters).__name__, "must be a dict of numpy's arrays by their names"
+            )
+        for name, array in parameters.items():
+            if not isinstance(array, np.ndarray):
+                problem = "must be an array of numpy; a torch tensor's detach().numpy() is one over the same memory"
+                raise InvalidValue(f"parameter {name!r}", type(array).__name__, problem)
         dtypes = {array.dtype.name for array in parameters.values()}
         if len(dtypes) != 1 or not dtypes <= {"float32", "float64"}:
             problem = "must be one, float32 or float64, for all parameters"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,13 @@ class Optimizer(ABC):
         """Args:
         learning_rate: how far one step goes; may be changed between steps.
         """
-        if not learning_rate > 0:
-            raise InvalidValue("learning_rate", learning_rate, "must be above 0")
-        self.learning_rate = learning_rate
+        if not isinstance(learning_rate, Real) or not learning_rate > 0:
+            raise InvalidValue("learning_rate", learning_rate, "must be a number above 0")
+        self.learning_rate: float = learning_rate
         self._kept: dict[str, FloatArray] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} learning_rate={self.learning_rate:g}>"
 
     def step(self, parameters: Arrays, gradients: Arrays) -> None:
         """Changes the parameters in place.
@@ -174,5 +178,5 @@ def _check(parameters: Mapping[str, FloatArray], gradients: Mapping[str, FloatAr
 
 
 def _check_share(what: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise InvalidValue(what, value, "must be from 0 to below 1")
+    if not isinstance(value, Real) or not 0 <= value < 1:
+        raise InvalidValue(what, value, "must be a number from 0 to below 1")

@@ -32,6 +32,7 @@ import numpy as np
 
 from broker.errors import BrokerError, InvalidValue
 from clients.client import Client
+from clients.connection.checks import whole_number
 from clients.reading.messages import DEFERRED, Deferred, Message
 from clients.training.layout import Layout
 from clients.training.optimizers import FloatArray, Optimizer
@@ -78,7 +79,7 @@ class ParameterServer:
         Raises:
             InvalidValue: parameters or a staleness that cannot be.
         """
-        if staleness is not None and staleness < 0:
+        if staleness is not None and whole_number("staleness", staleness) < 0:
             raise InvalidValue("staleness", staleness, "must be 0 or more, or None for no bound")
         self.group = group
         self.staleness = staleness

@@ -21,6 +21,7 @@ from broker.config import Config
 from broker.errors import ListenError
 from broker.server import Server
 from tests.daemon import PATIENCE_S, Daemon
+from tests.holding_back import publish_until_held_back
 
 
 class Answer(NamedTuple):
@@ -180,8 +181,7 @@ def test_a_slow_subscription_tells_which_topics_it_blocks(daemon: Daemon) -> Non
         reader.subscribe("blocked", queue_messages=1),
         clients.connect(daemon.url) as writer,
     ):
-        with pytest.raises(clients.TimeoutError):
-            publish_without_end(writer, "blocked")
+        publish_until_held_back(writer, "blocked")
         sessions = ask_json(daemon, "/api/v1/sessions")["sessions"]
         topics = ask_json(daemon, "/api/v1/topics")["topics"]
     view = next(msgspec.convert(entry, SessionView) for entry in sessions if entry["name"] == "slow")
@@ -189,12 +189,6 @@ def test_a_slow_subscription_tells_which_topics_it_blocks(daemon: Daemon) -> Non
     assert view.subscriptions[0].waiting_messages > 0
     (topic,) = [entry for entry in topics if entry["name"] == "blocked"]
     assert (topic["held_back_publishers"], topic["held_back_by"]) == (1, ["slow"])
-
-
-def publish_without_end(bus: clients.Client, topic: str) -> None:
-    """Publishes until there is no room for more."""
-    while True:
-        bus.publish(topic, 1, timeout_s=0.2)
 
 
 def groups_of(daemon: Daemon) -> list[GroupView]:

@@ -31,7 +31,7 @@ def cases_of(name: str) -> list[Case]:
 
 
 def parameter(name: str) -> object:
-    """A contestant. Of a peer one only sees that it can be measured, nothing of tensorbus: that is for make test-bench."""
+    """A contestant. Of a peer one sees only that it can be measured, nothing of tensorbus: for make test-bench."""
     return pytest.param(name, marks=[pytest.mark.measurement] if contestants.by_name(name).is_peer else [])
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import clients
 from tests.daemon import PATIENCE_S, Daemon, run
+from tests.holding_back import publish_until_held_back
 
 FILE = """
 [[topics]]
@@ -79,17 +80,12 @@ def test_a_filter_chooses(daemon: Daemon) -> None:
 
 
 def test_whoever_holds_publishers_back_is_named(daemon: Daemon) -> None:
-    def publish_for_ever(bus: clients.Client) -> None:
-        while True:
-            bus.publish("held", 1, timeout_s=0.2)
-
     with (
         clients.connect(daemon.url, name="slow-reader") as reader,
         reader.subscribe("held", queue_messages=1),
         clients.connect(daemon.url) as writer,
     ):
-        with pytest.raises(clients.TimeoutError):
-            publish_for_ever(writer)
+        publish_until_held_back(writer, "held")
         output = topics(daemon, "held")[1]
     assert output.splitlines()[2].endswith("1 subscriptions, 1 publishers wait for slow-reader")
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from broker.cli.values import as_json, as_text, message_as_json, message_as_text
+from broker.cli.values import as_json, as_text, line_of, message_as_json, message_as_text
 from broker.protocol.frames import Content
 from clients.reading.messages import Message, Publication
 
@@ -18,6 +18,7 @@ from clients.reading.messages import Message, Publication
         ("plain text", "plain text"),
         ("", ""),
         ("two\nlines and \x1b[31mcolour", r'"two\nlines and \u001b[31mcolour"'),
+        ("\x9b31m \u202e \U000e0001", r'"\u009b31m \u202e \udb40\udc01"'),
         (b"text in bytes", "text in bytes"),
         (b"\x00\xff", "<2 bytes>"),
         (None, "null"),
@@ -50,6 +51,10 @@ def test_json_describes_what_it_does_not_have(value: object, described: object) 
     line = as_json(value)
     assert "\n" not in line
     assert json.loads(line) == described
+
+
+def test_a_topic_plays_no_tricks_on_a_terminal() -> None:
+    assert line_of("a/\u202eb", lambda: 1) == r'"a/\u202eb" 1'
 
 
 def test_json_shows_a_bfloat16_tensor_as_numbers() -> None:

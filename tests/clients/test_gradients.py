@@ -42,6 +42,13 @@ def test_a_plan_has_every_element_once_and_the_last_arrays_first(bucket_bytes: i
     assert all(piece.nbytes <= max(bucket_bytes, 64) or len(bucket) == 1 for bucket in plan.buckets for piece in bucket)
 
 
+def test_a_plan_is_made_of_arrays_that_a_generator_yields() -> None:
+    plan = BucketPlan((gradient for gradient in gradients(0, 0)), 5000)
+    assert [len(bucket) for bucket in plan.buckets] == [
+        len(bucket) for bucket in BucketPlan(gradients(0, 0), 5000).buckets
+    ]
+
+
 @pytest.mark.parametrize("order", ["backwards", "at random"])
 def test_a_bucket_starts_when_it_is_full_and_those_before_it_have_started(order: str) -> None:
     plan = BucketPlan(gradients(0, 0), 5000)
@@ -119,6 +126,21 @@ def test_a_rank_that_does_not_come_fails_the_step_and_the_next_one_begins(servin
     assert "under_way=0 lacking=5" in str(first)
     for bus in opened:
         bus.close()
+
+
+def test_a_step_that_is_given_up_is_begun_anew_with_the_asynchronous_client(serving: ServingThread) -> None:
+    async def alone() -> None:
+        async with await aio.connect(serving.url) as bus:
+            arrays = gradients(0, 0)
+            buckets = aio.GradientBuckets(await bus.group("alone", world_size=1), arrays, bucket_bytes=5000)
+            await buckets.ready(len(arrays) - 1)
+            await buckets.cancel()
+            assert f"under_way=0 lacking={len(arrays)}" in repr(buckets)
+            for index in range(len(arrays)):
+                await buckets.ready(index)
+            await buckets.wait(timeout_s=PATIENCE_S)
+
+    asyncio.run(alone())
 
 
 def test_the_asynchronous_client_has_them_too(serving: ServingThread) -> None:

@@ -141,7 +141,7 @@ def test_an_array_may_go_at_any_moment_also_while_it_is_looked_how_many_have_gon
             return other + int(self)
 
     leases._over.extend([(1, Size(RELEASE_BYTES)), (2, Size(1))])
-    assert leases.due
+    assert leases.due()
     assert len(leases._over) == 4
 
 

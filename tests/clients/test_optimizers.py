@@ -117,3 +117,7 @@ def test_gradients_that_do_not_fit_change_nothing() -> None:
 def test_a_setting_outside_of_its_range_is_refused(make: Callable[[], Optimizer]) -> None:
     with pytest.raises(InvalidValue):
         make()
+
+
+def test_an_optimizer_is_told_apart_in_a_log() -> None:
+    assert [repr(SGD(0.5)), repr(Adam())] == ["<SGD learning_rate=0.5>", "<Adam learning_rate=0.001>"]

@@ -246,7 +246,7 @@ def test_a_message_has_the_same_bytes_whether_or_not_something_waits_in_front_of
         message = Outbound("t", Lane.DEFAULT, 1, None, payload, {"key": "text"}, last=True)
         message.request, message.reference, message.flags, message.priority = (1 << 63) - 1, 7, Flag.LAST, 9
         try_publish(core, message, 10**9, 5)
-        assert session.has_unsent
+        assert session.has_unsent()
         topic = core.outgoing.topics["t"]
         data = b"".join(bytes(buffer) for buffer in session.to_send())
         written.append((data[HEADER.size * waiting :], topic.credit_messages, topic.credit_bytes))

@@ -8,6 +8,7 @@ import clients
 from broker.topics.queues import Overflow
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
+from tests.holding_back import publish_until_held_back
 
 PATIENCE_S = 20.0
 TOPIC = "$sys/pressure"
@@ -27,17 +28,6 @@ def losses(watch: clients.Subscription, expected: int) -> list[dict[str, object]
         assert event["event"] == "dropped"
         told.append(event)
     return told
-
-
-def fill(bus: clients.Client, topic: str) -> None:
-    """Publishes until the publisher is held back."""
-
-    def publish_for_ever() -> None:
-        while True:
-            bus.publish(topic, 0, urgent=True, timeout_s=0.2)
-
-    with pytest.raises(clients.TimeoutError, match="does not keep up"):
-        publish_for_ever()
 
 
 @pytest.mark.parametrize(("overflow", "dropped"), [("drop_oldest", 46), ("drop_newest", 46), ("latest", 49)])
@@ -78,7 +68,7 @@ def test_a_publisher_learns_who_holds_it_back_and_when_it_may_go_on(
     watcher = connect("watcher")
     watch = watcher.subscribe(TOPIC)
     slow = other.subscribe("work/#", queue_messages=4)
-    fill(bus, "work/1")
+    publish_until_held_back(bus, "work/1", urgent=True)
     event = watch.next(PATIENCE_S).value
     assert (event["event"], event["topic"], event["subscriber"], event["filter"], event["blocked_publishers"]) == (
         "blocked", "work/1", "second", "work/#", 1,

@@ -187,6 +187,18 @@ def test_a_head_that_lies_about_the_size_is_seen(tmp_path: Path) -> None:
         assert problem in reader.problem
 
 
+def test_a_topic_that_cannot_be_stops_the_reading(tmp_path: Path) -> None:
+    file = recorded(tmp_path / "a.rec", "first")
+    head = (
+        b'{"topic":"a\\u001b[2J","sender":"","sequence":1,"published_ns":0,"received_ns":0,"lane":"bulk","content":1,'
+    )
+    head += b'"size":0,"digest":""}'
+    file.write_bytes(file.read_bytes() + record_of(Kind.MESSAGE, struct.pack("<I", len(head)) + head))
+    messages, reader = read(file)
+    assert [each.value for each in messages] == ["first"]
+    assert "a message of a topic that cannot be: topic 'a\\x1b[2J'" in reader.problem
+
+
 def test_a_value_that_is_not_what_its_digest_says_is_refused(tmp_path: Path) -> None:
     (first,), _ = read(recorded(tmp_path / "a.rec", "words"))
     assert check_readable(first) == "words"

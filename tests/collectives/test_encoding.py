@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from broker.collectives import encoding
 from broker.collectives.claims import INT8_BLOCKS
+from tests.thorough import rounds
 
 DTYPES = ["float16", "bfloat16", INT8_BLOCKS]
 SHORTS = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -53,7 +54,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=150)
+@settings(max_examples=rounds(150))
 @given(array=arrays(), carried=arrays())
 def test_compiled_and_plain_give_the_same_bits(dtype: str, array: np.ndarray, carried: np.ndarray) -> None:
     with np.errstate(invalid="ignore"):
@@ -70,7 +71,7 @@ def test_compiled_and_plain_give_the_same_bits(dtype: str, array: np.ndarray, ca
 
 
 @pytest.mark.parametrize("dtype", SHORTS)
-@settings(max_examples=100)
+@settings(max_examples=rounds(100))
 @given(array=arrays())
 def test_a_short_float_is_the_nearest_one(dtype: str, array: np.ndarray) -> None:
     short = SHORTS[dtype]

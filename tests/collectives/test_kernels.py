@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from bench.kernels import DTYPES, LEVELS, OPS, Bytes, Kernels, addresses, is_compiled, reduce_with_numpy
 from broker.collectives.claims import ITEM_BYTES, ReduceOp, op_problem
 from tests.conftest import ROOT
+from tests.thorough import rounds
 
 pytestmark = pytest.mark.skipif(not is_compiled(), reason="reduce.py is not compiled, so there are no kernels")
 
@@ -121,7 +122,7 @@ def reduced(level: str, op: str, dtype: str, sources: Sequence[Bytes], out: Byte
 
 
 @pytest.mark.parametrize(("op", "dtype"), PAIRS)
-@settings(max_examples=40)
+@settings(max_examples=rounds(40))
 @given(shape=shapes())
 def test_a_kernel_gives_the_bits_of_numpy(op: str, dtype: str, shape: Shape) -> None:
     generator = np.random.default_rng(shape.seed)

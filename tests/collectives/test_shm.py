@@ -137,11 +137,18 @@ def test_of_common_memory_each_position_reduces_its_part_to_where_all_want_it(el
     assert [np.unique(source).tolist() for source in sources] == [[1.0], [2.0]]
 
 
-def test_what_does_not_lie_in_a_window_is_refused() -> None:
-    array, target = np.zeros(8192, np.float32), np.zeros(8192, np.float32)
+@pytest.mark.parametrize("begin", [0, 8191, 8193, 16384])
+def test_what_does_not_lie_in_a_window_is_refused(begin: int) -> None:
+    # Before and behind the window, and with one element outside of it at either end.
+    memory = np.zeros(3 * 8192, np.float32)
+    array, inside, target = np.zeros(8192, np.float32), memory[8192:16384], memory[begin : begin + 8192]
     task = shm.Task(all_reduce(8192, 1), array, target, SECOND_NS)
     with pytest.raises(InvalidValue, match="does not lie in the memory"):
-        task.share(_window(1, [array], 0), _window(2, [array], 0))
+        task.share(_window(1, [array], 0), _window(2, [inside], 0))
+
+
+def test_a_window_has_a_number_and_a_size() -> None:
+    array = np.zeros(8192, np.float32)
     with pytest.raises(InvalidValue, match="window"):
         shm.Window(0, [array.ctypes.data], 0, array.nbytes, array)
 

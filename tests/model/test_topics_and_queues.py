@@ -3,8 +3,8 @@
 Real clients but for their sockets talk to a real broker but for its sockets; a reference that knows only what
 docs/api.md promises (tests/model/reference.py) says after each step whether everybody got what is theirs. A step is
 one action of a client (publishing, reading, subscribing, a link that stops, a death ...), after which everything is
-checked. There are 100,000 of them, the same ones each time. TENSORBUS_MODEL_STEPS runs more, each time others: see
-CONTRIBUTING.md.
+checked. There are 40,000 of them, the same ones each time, and 100,000 in a thorough run. TENSORBUS_MODEL_STEPS runs
+more, each time others: see CONTRIBUTING.md.
 
 Modelled: sequences, rings and replay; batches and large messages, also those that are given up; lanes; the four
 overflow policies with their counts of drops and their gaps; the credit of both sides and who is held back; queue
@@ -27,8 +27,9 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model import choices
 from tests.model.machine import Steps
+from tests.thorough import THOROUGH
 
-STEPS_IN_ALL = int(os.environ.get("TENSORBUS_MODEL_STEPS", "0")) or 100_000
+STEPS_IN_ALL = int(os.environ.get("TENSORBUS_MODEL_STEPS", "0")) or (100_000 if THOROUGH else 40_000)
 IDS = 16
 STEPS_PER_ID = -(-STEPS_IN_ALL // IDS)
 DRAWS_PER_EXAMPLE = 42

@@ -84,17 +84,17 @@ class Client:
     @property
     def owes(self) -> bool:
         """Whether something waits to be sent to the broker."""
-        return self.session.has_unsent
+        return self.session.has_unsent()
 
     @property
     def is_owed(self) -> bool:
         """Whether something waits to be sent by the broker."""
-        return self.record.session.has_unsent
+        return self.record.session.has_unsent()
 
     def send_some(self, most_bytes: int = UNBOUNDED) -> int:
         """Moves bytes to the broker."""
         moved = transfer(self.session, self.record.session, self._arrives, self.world.now_ns, most_bytes)
-        if not self.session.has_unsent:
+        if not self.session.has_unsent():
             self.core.outgoing.link_drained()
         return moved
 
@@ -215,11 +215,11 @@ class World:
         while moved:
             moved = False
             for client in clients:
-                if client.sends and client.session.has_unsent:
+                if client.sends and client.session.has_unsent():
                     moved |= client.send_some() > 0
             self.state.take_ready()
             for client in clients:
-                if client.reads and client.record.session.has_unsent:
+                if client.reads and client.record.session.has_unsent():
                     moved |= client.receive_some() > 0
 
     def batches_leave(self) -> None:

@@ -171,7 +171,7 @@ def test_a_quiet_peer_is_pinged_once_per_interval_and_its_answer_counts() -> Non
     client, broker = pair()
     for seconds in (1, 4, 5):
         client.tick(seconds * SECOND_NS)
-    assert not client.has_unsent
+    assert not client.has_unsent()
     client.tick(5 * SECOND_NS + 1)
     client.tick(6 * SECOND_NS)
     ping = sent_by(client)
@@ -179,9 +179,9 @@ def test_a_quiet_peer_is_pinged_once_per_interval_and_its_answer_counts() -> Non
     assert read(broker, ping, now_ns=6 * SECOND_NS) == []
     assert read(client, sent_by(broker), now_ns=7 * SECOND_NS) == []
     client.tick(12 * SECOND_NS)
-    assert not client.has_unsent
+    assert not client.has_unsent()
     client.tick(12 * SECOND_NS + 1)
-    assert client.has_unsent
+    assert client.has_unsent()
 
 
 def test_a_silent_peer_is_gone_at_the_time_out() -> None:
@@ -207,7 +207,7 @@ def test_the_welcome_may_change_the_heartbeat() -> None:
     client, _ = pair()
     client.set_heartbeat(0.5, 2.0)
     client.tick(SECOND_NS)
-    assert client.has_unsent
+    assert client.has_unsent()
     client.tick(2 * SECOND_NS + 1)
     assert client.failure.code == Code.HEARTBEAT
 

@@ -84,9 +84,9 @@ def test_a_frame_that_passes_the_outbox_by_leaves_before_what_is_queued_after_it
     client, broker = pair()
     broker.unsent_bytes += encode(Frame(Kind.DONE, target=1), broker.unsent)
     broker.put(Frame(Kind.DONE, target=2))
-    assert broker.has_unsent
+    assert broker.has_unsent()
     assert [frame.target for frame in read(client, sent_by(broker))] == [1, 2]
-    assert not broker.has_unsent
+    assert not broker.has_unsent()
 
 
 def test_a_flush_goes_on_until_the_link_takes_no_more() -> None:
@@ -109,7 +109,7 @@ def test_a_flush_goes_on_until_the_link_takes_no_more() -> None:
         return len(rest[-1])
 
     assert broker.flush(endless) is True
-    assert not broker.has_unsent
+    assert not broker.has_unsent()
     frames = read(client, b"".join(seen + rest))
     assert [frame.target for frame in frames] == list(range(1, 200))
 
@@ -123,12 +123,12 @@ def test_an_orderly_close_sends_everything_that_is_queued_first() -> None:
         client.put(Frame(Kind.FLUSH, lane=Lane.BULK, target=number))
     client.close(Code.NORMAL, "work is done")
     assert client.phase is Phase.CLOSING
-    assert client.has_unsent
+    assert client.has_unsent()
     found = read(broker, sent_by(client))
     assert [frame.target for frame in found] == list(range(2000))
     assert client.phase is broker.phase is Phase.CLOSED
     assert (broker.failure.code, broker.failure.reason) == (Code.NORMAL, "work is done")
-    assert not client.has_unsent
+    assert not client.has_unsent()
 
 
 def test_a_fault_drops_what_is_queued_but_not_what_the_link_has_begun() -> None:
@@ -160,7 +160,7 @@ def test_a_lost_link_forgets_what_was_queued() -> None:
     client, _ = pair()
     client.put(Frame(Kind.FLUSH))
     client.lost(ConnectionClosed("reset"))
-    assert (client.phase, client.has_unsent, client.to_send()) == (Phase.CLOSED, False, [])
+    assert (client.phase, client.has_unsent(), client.to_send()) == (Phase.CLOSED, False, [])
 
 
 def test_a_lost_session_holds_no_memory_of_what_was_under_way() -> None:

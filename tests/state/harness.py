@@ -176,7 +176,7 @@ class Peer:
     @reading.setter
     def reading(self, reading: bool) -> None:
         self._reading = reading
-        if not reading and not self.record.session.has_unsent:
+        if not reading and not self.record.session.has_unsent():
             # A link is full when it has not taken all of a write: here of a heartbeat's.
             self.record.session.put(Frame(Kind.PING, lane=Lane.CONTROL))
             self.record.session.to_send()

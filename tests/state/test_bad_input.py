@@ -17,6 +17,7 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER, HEADER_BYTES, Flag, Frame, Kind, Lane, encode
 from broker.protocol.handshake import encode_greeting
 from tests.state.harness import Peer, Talk
+from tests.thorough import rounds
 
 FROM_BROKER_ONLY = [
     Kind.DELIVER, Kind.DONE, Kind.ERROR, Kind.JOINED, Kind.RESULT, Kind.FAILED, Kind.CHANGED,
@@ -74,6 +75,12 @@ def test_numbers_that_were_never_given_close_the_session(talk: Talk, frame: Fram
     bad.session.put(frame)
     talk.settle()
     expect_closed(bad, Code.PROTOCOL, words)
+    check_goes_on(talk)
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 31, 1 << 63, (1 << 64) - 1])
+def test_a_version_of_lines_may_be_any_number(talk: Talk, number: int) -> None:
+    assert talk.peer(hello=Hello("new", process=number, lines=number)).is_open
     check_goes_on(talk)
 
 
@@ -299,19 +306,19 @@ def check_survives(data: bytes) -> None:
     check_goes_on(talk)
 
 
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=rounds(60))
 @given(st.binary(max_size=2000))
 def test_random_bytes_end_a_session_at_most(data: bytes) -> None:
     check_survives(data)
 
 
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=rounds(60))
 @given(st.integers(0, len(CONVERSATION)))
 def test_a_conversation_that_breaks_off_anywhere_harms_nobody(length: int) -> None:
     check_survives(CONVERSATION[:length])
 
 
-@hypothesis_settings(max_examples=150)
+@hypothesis_settings(max_examples=rounds(150))
 @given(st.lists(st.tuples(st.integers(0, 2500), st.integers(0, 7)), min_size=1, max_size=6))
 def test_flipped_bits_harm_nobody(flips: list[tuple[int, int]]) -> None:
     data = bytearray(CONVERSATION)
@@ -320,7 +327,7 @@ def test_flipped_bits_harm_nobody(flips: list[tuple[int, int]]) -> None:
     check_survives(bytes(data))
 
 
-@hypothesis_settings(max_examples=100)
+@hypothesis_settings(max_examples=rounds(100))
 @given(st.integers(0, 20), st.sampled_from([20, 24, 28, 8, 12, 4, 16]), st.integers(0, 0xFFFFFFFF))
 def test_lying_numbers_and_lengths_harm_nobody(which: int, offset: int, value: int) -> None:
     data = bytearray(CONVERSATION)
@@ -355,13 +362,13 @@ frames_of_any_kind = st.builds(
 )  # fmt: skip
 
 
-@hypothesis_settings(max_examples=150)
+@hypothesis_settings(max_examples=rounds(150))
 @given(st.lists(frames_of_any_kind, max_size=25))
 def test_well_formed_frames_in_any_order_harm_nobody(frames: list[Frame]) -> None:
     check_survives(b"".join(b"".join(bytes(part) for part in _encoded(frame)) for frame in frames))
 
 
-@hypothesis_settings(max_examples=80)
+@hypothesis_settings(max_examples=rounds(80))
 @given(st.binary(max_size=200))
 def test_any_first_bytes_of_a_stranger_end_its_session_at_most(data: bytes) -> None:
     talk = Talk()
@@ -375,7 +382,7 @@ def test_any_first_bytes_of_a_stranger_end_its_session_at_most(data: bytes) -> N
     check_goes_on(talk)
 
 
-@hypothesis_settings(max_examples=80)
+@hypothesis_settings(max_examples=rounds(80))
 @given(st.integers(0, len(GREETING) - 1), st.integers(1, 255))
 def test_a_damaged_hello_opens_no_session_or_a_harmless_one(position: int, change: int) -> None:
     talk = Talk()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgpack
 import msgspec
 import numpy as np
+import pytest
 
 from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
 from broker.protocol.bodies import CollectiveFailure, Join, Membership, decode_body
@@ -58,6 +59,19 @@ def test_all_ranks_are_told_when_the_last_one_has_joined() -> None:
     assert [frame.target for frame in second.all_of(Kind.JOINED)] == [12]
     assert memberships(first, Kind.JOINED) == [Membership(1, [0, 1], 0)]
     assert memberships(second, Kind.JOINED) == [Membership(1, [0, 1], 1)]
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "two\nlines", "a//b", "/", "+", "data+tensor", "all/#", "a/" * 40 + "a"])
+def test_a_group_whose_events_could_have_no_topic_is_refused(name: str) -> None:
+    talk = Talk()
+    watcher, peer = talk.peer(), talk.peer()
+    watcher.subscribe("$sys/groups/#")
+    peer.put(Kind.JOIN, body=Join(name, 1), target=7)
+    (failure,) = peer.failures()
+    assert failure.code == Code.INVALID
+    assert f"topic {'$sys/groups/' + name!r}" in failure.reason
+    assert peer.is_open
+    assert not watcher.delivered()
 
 
 def test_an_all_reduce_gives_every_rank_the_same_sum() -> None:

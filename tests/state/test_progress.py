@@ -19,6 +19,7 @@ from broker.limits import KIB, PLACED_BYTES_MIN
 from broker.protocol.batches import split_batch
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from tests.state.harness import Peer, Talk
+from tests.thorough import rounds
 
 CHUNK = PLACED_BYTES_MIN
 WINDOW_MESSAGES, WINDOW_BYTES = 4, 4 * CHUNK
@@ -213,7 +214,7 @@ def start(
     return active, list(zip(subscribed, [its for _, its, *_ in reading], strict=True))
 
 
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=rounds(60))
 @given(publishers, readers, st.integers(0, 1 << 32))
 def test_everything_arrives_in_order_and_nothing_stands_still(
     publishing: list[tuple[int, str, list[tuple[str, int, int]]]],
@@ -227,7 +228,7 @@ def test_everything_arrives_in_order_and_nothing_stands_still(
         check(reader, [publisher for publisher in active if its in ("#", "+", publisher.topic)])
 
 
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=rounds(60))
 @given(publishers, readers, st.integers(0, 1 << 32), st.integers(0, 40))
 def test_when_some_die_the_others_go_on(
     publishing: list[tuple[int, str, list[tuple[str, int, int]]]],

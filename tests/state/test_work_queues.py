@@ -198,6 +198,32 @@ def test_a_lease_that_runs_out_gives_the_job_to_another_one() -> None:
     assert len(heir.payloads()) == 1
 
 
+def test_who_has_stopped_does_not_get_its_jobs_again_while_somebody_else_has_room() -> None:
+    talk = talk_with(lease_s=2.0, max_deliveries=2)
+    publisher, worker, stuck = talk.peer(), talk.peer(), talk.peer()
+    number = worker.subscribe("jobs", queue_group="g")
+    stuck.subscribe("jobs", queue_group="g")
+    for payload in (b"0", b"1"):
+        publisher.publish("jobs", payload)
+    assert (take(worker, number), stuck.payloads()) == ([b"0"], [b"1"])
+    # Both have room and no job from here on, and the stopped one has waited longer for one.
+    talk.tick(2.1)
+    assert stuck.payloads() == [b"1"]
+    assert take(worker, number) == [b"1"]
+    assert works(talk) == [(0, 0, 0)]
+
+
+def test_a_member_alone_gets_its_job_again_when_its_lease_has_run_out() -> None:
+    talk = talk_with(lease_s=2.0)
+    publisher, worker = talk.peer(), talk.peer()
+    number = worker.subscribe("jobs", queue_group="g")
+    publisher.publish("jobs", b"x")
+    talk.tick(2.1)
+    assert worker.payloads() == [b"x", b"x"]
+    settle(worker, number, worker.delivered(number)[1])
+    assert works(talk) == [(0, 0, 0)]
+
+
 def test_a_refused_job_comes_back_after_its_delay() -> None:
     talk = talk_with()
     publisher, worker = talk.peer(), talk.peer()

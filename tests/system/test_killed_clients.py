@@ -18,11 +18,12 @@ import clients
 from broker.limits import BROKER_POOL_BYTES_MAX, MIB, RING_BYTES
 from tests.daemon import Daemon, Process
 from tests.system.nursery import LARGE_NUMBERS, TOPIC, large
+from tests.thorough import rounds
 
 PATIENCE_S = 50.0
 NURSERIES = 2
 STOP = "stop"
-BROKEN_MESSAGES = 300
+BROKEN_MESSAGES = rounds(300)
 
 
 @pytest.fixture

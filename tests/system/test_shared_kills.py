@@ -20,8 +20,9 @@ import clients
 from tests.daemon import Daemon
 from tests.system.nursery import TOPIC, is_torn, shared_array
 from tests.system.test_killed_clients import STOP, descriptors, kill_many, pid_of, wait_for_sessions
+from tests.thorough import rounds
 
-KILLS = int(os.environ.get("TENSORBUS_TEST_KILLS", "120"))
+KILLS = int(os.environ.get("TENSORBUS_TEST_KILLS", rounds(120)))
 PATIENCE_S = 50.0
 
 

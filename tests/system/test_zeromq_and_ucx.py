@@ -13,10 +13,11 @@ import pytest
 import clients
 from tests.daemon import Daemon, Process
 from tests.system.nursery import TOPIC, large
+from tests.thorough import rounds
 from tests.ucxx import NEEDS_UCXX
 
 PATIENCE_S = 50.0
-KILLS = {"zmq+tcp": 40, "ucx": 3}
+KILLS = {"zmq+tcp": rounds(40), "ucx": 3}
 """Each client over UCX loads UCXX in a process of its own, and dies with it."""
 HELD = 24
 MESSAGE_BYTES = 1 << 20

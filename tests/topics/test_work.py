@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from broker.limits import LATE_SETTLEMENTS_MAX
 from broker.topics.messages import Message
 from broker.topics.work import NEVER_NS, Holder, Job, JobState, WorkQueue
+from tests.thorough import rounds
 
 LEASE = 100
 
@@ -330,4 +331,4 @@ class WorkModel(RuleBasedStateMachine):
 
 
 TestWorkModel = WorkModel.TestCase
-TestWorkModel.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestWorkModel.settings = settings(max_examples=rounds(150), stateful_step_count=60, deadline=None)

@@ -104,7 +104,9 @@ def _load(context: ssl.SSLContext, folder: str, *, own: bool) -> None:
 
 
 def _unusable(folder: str, name: str, error: OSError | ValueError) -> InvalidValue:
-    if isinstance(error, FileNotFoundError):
+    if not Path(folder).is_dir():
+        problem = "is no folder; tensorbus certs makes one"
+    elif isinstance(error, FileNotFoundError):
         missing = [file for file in (AUTHORITY, CERTIFICATE, KEY) if not (Path(folder) / file).exists()]
         problem = f"{' and '.join(missing) or name} is missing there; tensorbus certs makes such a folder"
     elif isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":

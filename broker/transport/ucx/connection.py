@@ -36,9 +36,8 @@ class UcxConnection(Connection):
     """One end. A lock lets one thread send while another receives: each may read what the carrier says."""
 
     __slots__ = (
-        "_arrived", "_blocked", "_closed", "_door", "_end", "_free", "_greeted", "_into", "_link", "_local_address",
-        "_lock", "_lost", "_may_send", "_out", "_peer_address", "_read", "_read_told", "_readiness", "_wishes",
-        "_written",
+        "_arrived", "_blocked", "_door", "_end", "_free", "_greeted", "_into", "_link", "_lock", "_lost", "_may_send",
+        "_out", "_read", "_read_told", "_readiness", "_wishes", "_written",
     )  # fmt: skip
 
     def __init__(self, link: socket.socket, local_address: str, peer_address: str, *, greets: bool) -> None:
@@ -51,6 +50,7 @@ class UcxConnection(Connection):
         Raises:
             OSError: no descriptor is left.
         """
+        super().__init__(local_address, peer_address)
         link.setblocking(False)
         self._readiness = Readiness()
         self._readiness.include(link.fileno())
@@ -58,8 +58,7 @@ class UcxConnection(Connection):
         self._door: socket.socket | None = None
         self._out = self._into = memoryview(b"")
         self._lock = threading.Lock()
-        self._local_address, self._peer_address = local_address, peer_address
-        self._closed = self._blocked = self._may_send = False
+        self._blocked = self._may_send = False
         self._written = self._free = self._arrived = self._read = self._read_told = 0
         self._wishes = 0
         self._end: str | None = None
@@ -69,18 +68,6 @@ class UcxConnection(Connection):
             # There is room for that, and a peer that is gone shows later.
             with suppress(OSError):
                 link.send(MAGIC)
-
-    @property
-    def local_address(self) -> str:
-        return self._local_address
-
-    @property
-    def peer_address(self) -> str:
-        return self._peer_address
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
     @property
     def opening(self) -> bool:
@@ -283,10 +270,6 @@ class UcxConnection(Connection):
                 sock.close()
         self._link = self._door = None
         self._out = self._into = memoryview(b"")
-
-    def __repr__(self) -> str:
-        state = "CLOSED" if self._closed else "OPEN"
-        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
 
 
 def _flat(buffer: Buffer) -> memoryview:

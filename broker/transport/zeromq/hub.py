@@ -362,7 +362,3 @@ class RouterListener(Listener):
     def close(self) -> None:
         self._hub.stop_listening()
         self._readiness.close()
-
-    def __repr__(self) -> str:
-        state = "CLOSED" if self.fileno() < 0 else "OPEN"
-        return f"<Listener {state} address={self._address} fd={self.fileno()}>"

@@ -37,16 +37,14 @@ class Stream(Connection):
     """One end of a connection. The lock is that of the ZeroMQ socket, which several streams may share."""
 
     __slots__ = (
-        "_arrived", "_blocked", "_closed", "_end", "_granted", "_inbox", "_local_address", "_lock", "_lost",
-        "_may_send", "_peer_address", "_readiness", "_sent", "_sent_max", "_taken",
+        "_arrived", "_blocked", "_end", "_granted", "_inbox", "_lock", "_lost", "_may_send", "_readiness", "_sent",
+        "_sent_max", "_taken",
     )  # fmt: skip
 
     def __init__(self, lock: threading.Lock, readiness: Readiness, local_address: str, peer_address: str) -> None:
+        super().__init__(local_address, peer_address)
         self._lock = lock
         self._readiness = readiness
-        self._local_address = local_address
-        self._peer_address = peer_address
-        self._closed = False
         # Each with what it adds to the position when it has been taken: the last part of a message has all of it.
         self._inbox: deque[tuple[memoryview, int]] = deque()
         self._arrived = self._taken = self._sent = 0
@@ -54,18 +52,6 @@ class Stream(Connection):
         self._blocked = self._may_send = False
         self._end: ConnectionClosed | None = None
         self._lost: ConnectionClosed | None = None
-
-    @property
-    def local_address(self) -> str:
-        return self._local_address
-
-    @property
-    def peer_address(self) -> str:
-        return self._peer_address
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
     @property
     def sends_when_readable(self) -> bool:
@@ -270,10 +256,6 @@ class Stream(Connection):
                     linger = False
             self._let_go(linger=linger)
             self._readiness.close()
-
-    def __repr__(self) -> str:
-        state = "CLOSED" if self._closed else "OPEN"
-        return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
 
 
 def _flat(buffers: Sequence[Buffer]) -> list[Buffer]:

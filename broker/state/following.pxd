@@ -1,0 +1,4 @@
+"""The types with which following.py is compiled."""
+
+cdef class Following:
+    cdef object _router, _publishing, _sessions, _waiting

@@ -1,0 +1,45 @@
+"""The shortest way of a small message in the synchronous client, when nothing has to wait.
+
+It says to the broker what operations.publish says, without its coroutine. Whatever is not as usual (headers, large
+values, no room, no connection) goes that way from its start.
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns, time_ns
+
+from clients.connection.driver import Driver
+from clients.publishing.filling import UNBROKEN, add
+from clients.publishing.outgoing import BATCH_OPENED, SENT
+
+_SENT, _BATCH_OPENED, _UNBROKEN = SENT, BATCH_OPENED, UNBROKEN
+
+
+def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes, batched: bool, urgent: bool) -> bool:
+    """Publishes a message without a body, if nothing stands in its way; says whether it has.
+
+    Args:
+        driver: of the client.
+        topic: as the application has given it.
+        lane: in which it goes.
+        content: of the payload.
+        payload: shorter than PLACED_BYTES_MIN.
+        batched: whether it may go into a batch that is open.
+        urgent: whether it may open none.
+    """
+    core = driver.core
+    outgoing = core.outgoing
+    if _UNBROKEN and batched and add(outgoing.filling, topic, content, payload):
+        return True
+    with driver.lock:
+        if not _UNBROKEN and batched and add(outgoing.filling, topic, content, payload):
+            return True
+        done = outgoing.publish_plain(topic, lane, content, payload, monotonic_ns(), time_ns(), urgent)
+        if done is None:
+            return False
+        if done is _SENT:
+            driver.flush()
+            outgoing.has_left(monotonic_ns())
+        elif done is _BATCH_OPENED:
+            driver.batch_opened()
+    return True
