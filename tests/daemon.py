@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -120,8 +121,11 @@ class Process:
         self._stdout.close()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it a signal."""
+        """Sends it a signal; when it is to stop, returns once it has stopped."""
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            while self.running and not _has_stopped(self.pid):
+                time.sleep(0.001)
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Waits for its end; returns its exit status, -N when signal N has ended it."""
@@ -264,3 +268,12 @@ class Daemon:
 
     def __repr__(self) -> str:
         return f"<Daemon running={self.running} urls={list(self.urls)} admin={self.admin_url}>"
+
+
+def _has_stopped(pid: int) -> bool:
+    """Whether none of a process's threads does anything more: a signal reaches those that run after a while."""
+    states = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):
+            states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return all(state == "T" for state in states)
