@@ -31,7 +31,7 @@ cdef class Server:
 
     @cython.locals(began_ns='long long')
     cpdef _readable(self, _Link link)
-    @cython.locals(session=Session, size=Py_ssize_t)
+    @cython.locals(session=Session, size=Py_ssize_t, _=int)
     cdef _read(self, _Link link)
     @cython.locals(record=SessionRecord, link=_Link, state=BrokerState)
     cpdef _run(self)

@@ -36,6 +36,6 @@ cdef class Driver:
     cdef _pump(self, timeout_s)
     cdef bint _read_lines(self, bint wakes=*) except -1
     cdef _read_all(self)
-    @cython.locals(size=Py_ssize_t)
+    @cython.locals(size=Py_ssize_t, _=int)
     cdef _read(self, Session session)
     cpdef _lose(self, error)
