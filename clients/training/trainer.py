@@ -384,6 +384,7 @@ class Trainer:
     def _notice_members(self) -> None:
         """No collective call tells a rank that uses a parameter server of changes, so it looks."""
         ranks = self._group.ranks
-        if ranks != self.ranks:
+        # Not the ranks: one that was lost may have been replaced since.
+        if self._group.generation != self.generation:
             lost = sorted(set(self.ranks) - set(ranks))
             self._only_lost(GenerationChangedError(self.group, self._group.generation, lost, ranks))

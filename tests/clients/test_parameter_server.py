@@ -145,6 +145,21 @@ def test_a_trainer_learns_of_a_lost_rank_with_its_next_push() -> None:
         assert server.ranks == (0,)
 
 
+def test_a_rank_that_has_replaced_a_lost_one_unseen_is_no_latecomer_when_the_others_finish() -> None:
+    url = embedded_url()
+    with job(2, None, url=url) as (_, members):
+        bus_of(members[1]).close()
+        with clients.connect(url) as bus:
+            late = clients.Trainer(bus, world_size=2, rank=1, timeout_s=PATIENCE_S)
+            # Rank 0 reads of the loss and of the admission together: its ranks are what they were.
+            bus_of(members[0]).flush()
+            members[0].pull()
+            members[0].finish()
+            assert members[0].generation == late.generation
+            late.pull()
+            late.finish()
+
+
 def test_gradients_of_a_rank_that_died_are_dropped() -> None:
     with job(3, 0) as (server, members), running() as start:
         dying = start(pushing(members[2], 1e9, 0))

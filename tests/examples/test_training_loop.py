@@ -251,7 +251,7 @@ def test_survivors_name_a_killed_trainer_within_a_second_and_finish(tmp_path: Pa
 @pytest.mark.parametrize("mode", ["all-reduce", "ps-sync", "ps-async", "quorum", "local-sgd", "diloco"])
 def test_a_trainer_is_killed_another_one_takes_its_place_and_all_end_alike(tmp_path: Path, mode: str) -> None:
     # An asynchronous trainer waits for nobody: the other one has to join before it has come to its end.
-    longer = ("--epochs", "100") if mode == "ps-async" else ()
+    longer = ("--epochs", "50") if mode == "ps-async" else ()
     with running_command(tmp_path, "--mode", mode, "--trainers", "2", "--elastic", *longer) as (process, pids, _):
         read_started(process, pids, f"{mode}.trainer-1")
         said = process.read_rest().decode()
