@@ -12,7 +12,6 @@ import difflib
 import os
 import re
 import socket
-import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -27,6 +26,7 @@ from broker.errors import ConfigError
 from broker.masking import masked
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
+from broker.toml import read_toml
 from broker.topics.policy import Declaration
 
 VARIABLE_PREFIX: Final = "TENSORBUS_"
@@ -258,13 +258,11 @@ def _given(
 
 def _read_file(file: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return read_toml(file.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError("config file", str(file), f"cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise ConfigError("config file", str(file), f"is not TOML: {exc}") from exc
-    except RecursionError as exc:
-        raise ConfigError("config file", str(file), "is nested too deeply") from exc
 
 
 def _check_known(name: str, written: str, origin: str) -> None:

@@ -23,7 +23,6 @@ import re
 import shutil
 import stat
 import tempfile
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -31,6 +30,7 @@ from typing import Final
 import msgspec
 
 from broker.errors import ConfigError, InvalidValue
+from broker.toml import read_toml
 
 VARIABLE: Final = "TENSORBUS_CONTEXT"
 _FOLDERS: Final = "contexts"
@@ -120,8 +120,8 @@ def read(file: Path) -> Contexts:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("contexts", str(file), f"cannot be read: {error}") from error
     try:
-        found = msgspec.convert(tomllib.loads(text), Contexts)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        found = msgspec.convert(read_toml(text), Contexts)
+    except ValueError as error:
         raise ConfigError("contexts", str(file), f"cannot be read: {error}") from error
     if mode & _OTHERS and any(context.token for context in found.contexts.values()):
         raise ConfigError("contexts", str(file), "has a token, and others can read it: chmod 600 it")

@@ -35,7 +35,11 @@ def _shown(value: object) -> str:
     """A value for an error's text, which a payload in the place of an option shall not fill."""
     if isinstance(value, (str, bytes, bytearray)):
         return repr(value[:_SHOWN_MAX]) + (f"... of {len(value)}" if len(value) > _SHOWN_MAX else "")
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no number of more than some thousand digits.
+        return f"{type(value).__name__} that is too long to be shown"
     return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
 
 

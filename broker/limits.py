@@ -70,6 +70,12 @@ VALUE_DEPTH_MAX: Final = 64
 VALUE_TENSORS_MAX: Final = 1024 * 1024
 """Tensors of one value: a hundred of bytes of a hostile message cost its reader one array."""
 
+# Files of settings.
+TOML_BYTES_MAX: Final = 256 * KIB
+"""Thousands of roles and tenants; what is longer was not written for this."""
+TOML_LEVELS_MAX: Final = 16
+"""Levels of one key; settings have three."""
+
 # Names.
 TOPIC_BYTES_MAX: Final = 512
 TOPIC_LEVELS_MAX: Final = 32

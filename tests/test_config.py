@@ -226,10 +226,29 @@ def test_numbers_in_which_the_broker_cannot_count_are_refused(name: str, value: 
         load({name: value}, {}, None)
 
 
-def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("x = " + "[" * 100_000, "nested too deeply"),
+        ("a" + ".a" * 16 + " = 1", "more than 16 dots"),
+        ("[a" + " . 'a'" * 16 + "]", "more than 16 dots"),
+        ("[[tenants]]\n" + "x" * (256 << 10), "262156 characters"),
+        ("sessions_max = 0x7" + "f" * 5000, "int that is too long to be shown"),
+        ("sessions_max = 7" + "0" * 5000, "is not TOML"),
+        ("sessions_max = [[0x7" + "f" * 5000 + "]]", "list that is too long to be shown"),
+    ],
+)
+def test_a_file_that_nobody_has_written_for_this_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "strange.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=problem):
+        load({}, {}, file)
+
+
+def test_a_key_may_have_as_many_levels_as_settings_have_and_more(tmp_path: Path) -> None:
     file = tmp_path / "deep.toml"
-    file.write_text("x = " + "[" * 100_000, encoding="utf-8")
-    with pytest.raises(ConfigError, match="nested too deeply"):
+    file.write_text("a" + ".a" * 15 + " = 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="unknown"):
         load({}, {}, file)
 
 
