@@ -56,6 +56,7 @@ WRITTEN: dict[str, Sequence[bytes | str]] = {
         'overflow = "drop_oldest"\nmax_message_bytes = "1GiB"\nlease_s = 3\n',
         "heartbeat_interval_s = 1\nheartbeat_timeout_s = 1e2\n", "a.b.c = [1, [2, [3]]]\nd = 1979-05-27T07:32:00Z\n",
         "sessions_max = 0x7fffffffffffffff\n", "hello_timeout_s = inf\n", "x = " + "[" * 400,
+        "sessions_max = 0x7" + "f" * 4000, "a" + ".a" * 400 + " = 1", "a" + ".b" * 15 + " = 1",
     ),
     "http": (
         "GET /healthz HTTP/1.1\r\nHost: localhost:4871\r\n\r\n",
