@@ -97,7 +97,8 @@ def mapped_by_anybody() -> set[str]:
     found = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
-            found.update(line.rpartition("/dev/shm/")[2].split()[0] for line in maps.open() if "/dev/shm/" in line)
+            lines = maps.read_text(errors="replace").splitlines()
+            found.update(line.rpartition("/dev/shm/")[2].split()[0] for line in lines if "/dev/shm/" in line)
     return found
 
 
