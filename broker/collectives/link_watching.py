@@ -6,9 +6,10 @@ read is none, and a member can only speak for itself, so whoever tells rubbish h
 
 **Who holds an operation up.** A member in an operation waits for some others: for those that have not come, for those
 whose bytes are next, or for those that have not said that they have the whole result. Whoever is waited for and waits
-for nobody holds it up, and so does whoever is waited for and says nothing: that one has not come, or cannot go on. When
-all wait for one another, what one of them has said is old, and that one stands still: a tick or two are enough for
-that. Else something between them is slow, and those are named who have got the fewest bytes.
+for nobody holds it up, and so does whoever is waited for and says nothing: that one has not come, or cannot go on. Who
+has not come because it is in an earlier operation still is held up there, by whoever holds that one up. When all wait for
+one another, what one of them has said is old, and that one stands still: a tick or two are enough for that. Else
+something between them is slow, and those are named who have got the fewest bytes.
 
     rank 0  waits for 3 ---.
     rank 1  waits for 0    |
@@ -294,7 +295,9 @@ class LinkWatch:
         """Who holds an operation up; see above."""
         inside = {rank: each for rank, each in self._inside(sequence).items() if not self._is_silent(each)}
         waited = {rank for each in inside.values() for rank in self._at(each.standing.waits_for)}
-        found = {rank for rank in waited if rank not in inside or not self._at(inside[rank].standing.waits_for)}
+        found = {rank for rank in waited if rank in inside and not self._at(inside[rank].standing.waits_for)}
+        for rank in waited - inside.keys():
+            found.update(self._kept_by(rank, sequence))
         if waited and not found:
             quietest = min(waited, key=lambda rank: inside[rank].heard_ns)
             if self._heard_ns - inside[quietest].heard_ns >= LINK_QUIET_NS:
@@ -302,6 +305,13 @@ class LinkWatch:
             least = min(inside[rank].standing.received_bytes for rank in waited)
             found = {rank for rank in waited if inside[rank].standing.received_bytes == least}
         return tuple(sorted(found))
+
+    def _kept_by(self, rank: Rank, sequence: int) -> tuple[Rank, ...]:
+        """Who keeps a member from coming to an operation: itself, or who holds up an earlier one that it is still in."""
+        member = self._members[rank]
+        if 0 < member.inside < sequence and member.inside in self._operations and not self._is_silent(member):
+            return self._held_up_by(member.inside) or (rank,)
+        return (rank,)
 
     def _at(self, positions: int) -> list[Rank]:
         return [rank for position, rank in enumerate(self._ranks) if positions >> position & 1]

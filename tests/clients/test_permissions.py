@@ -19,6 +19,7 @@ from broker.security.roles import READY_MADE, Role, Verb
 from clients.connection.views import view
 from tests.clients.asynchronous import AsyncLoop
 from tests.clients.serving import ServingThread
+from tests.ucxx import need_ucxx
 
 PATIENCE_S = 20.0
 _names = itertools.count()
@@ -39,8 +40,10 @@ def somebody(folder: Path) -> Path:
     return Authority(folder).issue("somebody", ("nothing",))[0]
 
 
-@pytest.fixture(params=["inproc", "tcp", "tls", "unix", "zmq+tcp", "zmq+ipc"])
+@pytest.fixture(params=["inproc", "tcp", "tls", "unix", "zmq+tcp", "zmq+ipc", "ucx"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingThread]:
+    if request.param == "ucx":
+        need_ucxx()
     folder = f"{request.getfixturevalue('certificates')}/broker" if request.param == "tls" else ""
     # Whoever runs the broker may do everything at its own socket; the tests are to be somebody else there.
     monkeypatch.setattr(
@@ -50,6 +53,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         "inproc": f"inproc://permissions-{next(_names)}",
         "tcp": "tcp://127.0.0.1:0",
         "tls": f"tls://127.0.0.1:0?certificates={folder}",
+        "ucx": "ucx://127.0.0.1:0",
         "unix": f"unix://{tmp_path}/broker.sock",
         "zmq+ipc": f"zmq+ipc://{tmp_path}/zeromq.sock",
         "zmq+tcp": "zmq+tcp://127.0.0.1:0",

@@ -247,14 +247,28 @@ def test_a_rank_that_is_stopped_is_named_soon_enough_for_a_page_to_show_it_withi
     assert operation.missing_ranks == (stopped,)
 
 
-def test_a_rank_in_an_earlier_operation_holds_the_later_one_up_and_is_held_up_itself() -> None:
+def test_who_holds_up_a_rank_in_an_earlier_operation_holds_the_later_one_up_too() -> None:
     desk = Desk()
     desk.tell(0, 1000, word(2, 200), waits_for=(1,))
     desk.tell(1, 1000, word(1, 300), phase=2, waits_for=(2,))
     desk.look(1001)
     first, second = desk.watch.operations()
     assert (first.sequence, first.missing_ranks) == (1, (2,))
-    assert (second.sequence, second.missing_ranks) == (2, (1,))
+    assert (second.sequence, second.missing_ranks) == (2, (2,))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_rank_that_was_stopped_when_only_some_had_its_last_word_is_named_alone(silent: bool) -> None:
+    desk = Desk((0, 1, 2, 3))
+    # Rank 0 has heard that all have the result, and has gone on. Ranks 2 and 3 have not heard so of rank 1.
+    for at_ms in range(1000, 2000 if silent else 1200, 100):
+        desk.tell(0, at_ms, word(8, at_ms - 900), waits_for=(1, 2, 3))
+        for rank in (2, 3):
+            desk.tell(rank, at_ms, word(7, at_ms - 850), phase=2, waits_for=(1,))
+        if at_ms == 1000:
+            desk.tell(1, at_ms, word(7, at_ms - 850), phase=2)
+    desk.look(1901)
+    assert [(each.sequence, each.missing_ranks) for each in desk.watch.operations()] == [(7, (1,)), (8, (1,))]
 
 
 def test_when_all_wait_for_one_another_those_are_named_that_have_the_least() -> None:
