@@ -7,8 +7,8 @@ read is none, and a member can only speak for itself, so whoever tells rubbish h
 **Who holds an operation up.** A member in an operation waits for some others: for those that have not come, for those
 whose bytes are next, or for those that have not said that they have the whole result. Whoever is waited for and waits
 for nobody holds it up, and so does whoever is waited for and says nothing: that one has not come, or cannot go on. Who
-has not come because it is in an earlier operation still is held up there, by whoever holds that one up. When all wait for
-one another, what one of them has said is old, and that one stands still: a tick or two are enough for that. Else
+has not come because it is in an earlier operation still is held up there, by whoever holds that one up. When all wait
+for one another, what one of them has said is old, and that one stands still: a tick or two are enough for that. Else
 something between them is slow, and those are named who have got the fewest bytes.
 
     rank 0  waits for 3 ---.
@@ -307,7 +307,7 @@ class LinkWatch:
         return tuple(sorted(found))
 
     def _kept_by(self, rank: Rank, sequence: int) -> tuple[Rank, ...]:
-        """Who keeps a member from coming to an operation: itself, or who holds up an earlier one that it is still in."""
+        """Who keeps a member from an operation: itself, or who holds up an earlier one that it is in still."""
         member = self._members[rank]
         if 0 < member.inside < sequence and member.inside in self._operations and not self._is_silent(member):
             return self._held_up_by(member.inside) or (rank,)
