@@ -1,6 +1,7 @@
 """What it costs to be watched: a broker with a page of the dashboard open and its metrics scraped, beside itself alone.
 
     python -m bench.watching                  # 3.6 minutes; says whether the cost is at most 3 %
+    python -m bench.watching --metrics        # as long; the other broker measures no latencies either
     python -m bench.watching --nothing        # as long; says whether the method finds nothing where there is nothing
 
 A publisher and a subscriber, in processes of their own, move small messages through a broker, over sockets. Now and
@@ -19,6 +20,10 @@ It has one thread, so of all that it could carry no more than this share is lost
 And with as many as go, the broker's processor time for a message, which is no measure of throughput: it falls when
 batches get longer, as they do whenever the broker is late, and rises when they get shorter.
 
+`--metrics` has two brokers, each with a publisher and a subscriber of its own, of which one pair works at a time: one
+with all metrics, a page and scrapes, and one without any of it, whose clients do not measure how long messages take.
+Together with `--nothing` the two differ in no way.
+
 `--nothing` watches in neither second. What it tells is made up by the method itself: 0 has to lie in the interval of
 the throughput, else the status is 1, and how wide that is says which cost could be told from none.
 """
@@ -33,6 +38,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
@@ -114,10 +121,10 @@ def cost_of_mean(shares: npt.ArrayLike, seed: int = 1) -> Cost:
     return Cost(float(found.mean()), *interval(found[resampled(len(found), seed)].mean(axis=1)))
 
 
-def publish(url: str, shared_memory: bool, full: Event) -> None:  # noqa: FBT001
-    """Publishes without end: as much as goes, or at a pace."""
+def publish(url: str, shared_memory: bool, going: Event, full: Event) -> None:  # noqa: FBT001
+    """Publishes without end, while it is its turn: as much as goes, or at a pace."""
     with clients.connect(url, name="publisher", shared_memory=shared_memory) as bus:
-        while True:
+        while going.wait():
             if not full.is_set():
                 time.sleep(PAUSE_S)
             for _ in range(1000 if full.is_set() else int(PACE * PAUSE_S)):
@@ -162,28 +169,78 @@ def processor_ns(pid: int) -> int:
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
-def measure(count: Synchronized[int], broker: int, duration_s: float) -> Slice:
-    """Waits, and tells what has moved meanwhile."""
-    started_s, before, spent_ns = time.monotonic(), count.value, processor_ns(broker)
-    time.sleep(duration_s)
-    moved, taken_ns = max(1, count.value - before), processor_ns(broker) - spent_ns
-    elapsed_s = time.monotonic() - started_s
-    return Slice(moved / elapsed_s, taken_ns / moved, taken_ns / 1e9 / elapsed_s)
+class Scene:
+    """A broker, its publisher and subscriber, and who watches it."""
+
+    def __init__(self, wishes: argparse.Namespace, *settings: str) -> None:
+        self._stack = ExitStack()
+        serve = [sys.executable, "-m", "broker", "serve", "--listen", "tcp://127.0.0.1:0", "--admin", "127.0.0.1:0"]
+        context = multiprocessing.get_context("spawn")
+        self._count = context.Value("q", 0, lock=False)
+        self.on, self.full, self.going = context.Event(), context.Event(), context.Event()
+        self._broker = self._stack.enter_context(
+            subprocess.Popen([*serve, *settings], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        )
+        self._stack.callback(self._broker.terminate)
+        assert self._broker.stdout is not None
+        url, admin = (self._broker.stdout.readline().strip().rpartition(" ")[2] for _ in range(2))
+        for target, arguments in (
+            (receive, (url, wishes.shared_memory, self._count)),
+            (publish, (url, wishes.shared_memory, self.going, self.full)),
+            (watch, (admin, self.on, wishes.pages, wishes.tap)),
+        ):
+            worker = context.Process(target=target, args=arguments, daemon=True)
+            worker.start()
+            self._stack.callback(worker.kill)
+
+    def await_messages(self) -> None:
+        """Waits until some have come."""
+        while not self._count.value:
+            time.sleep(SETTLE_S)
+
+    def measure(self, duration_s: float) -> Slice:
+        """Waits, and tells what has moved meanwhile."""
+        pid = self._broker.pid
+        started_s, before, spent_ns = time.monotonic(), self._count.value, processor_ns(pid)
+        time.sleep(duration_s)
+        moved, taken_ns = max(1, self._count.value - before), processor_ns(pid) - spent_ns
+        elapsed_s = time.monotonic() - started_s
+        return Slice(moved / elapsed_s, taken_ns / moved, taken_ns / 1e9 / elapsed_s)
+
+    def close(self) -> None:
+        """Ends all its processes."""
+        self._stack.close()
+
+    def __repr__(self) -> str:
+        return f"<Scene broker={self._broker.pid}>"
 
 
 Pair = tuple[Slice, Slice]
 """Watched, and alone."""
 
 
-def pairs_of(count: Synchronized[int], broker: int, on: Event, pairs: int, wishes: argparse.Namespace) -> list[Pair]:
-    """Measures pairs, one after the other."""
-    measure(count, broker, WARM_UP_S)
+def pairs_of(scenes: Mapping[bool, Scene], pairs: int, wishes: argparse.Namespace) -> list[Pair]:
+    """Measures pairs, one after the other; a scene for the watched seconds, and one, or the same, for the others."""
     found: dict[bool, list[Slice]] = {True: [], False: []}
+    for scene in scenes.values():
+        begin(scene, scenes)
+        scene.measure(WARM_UP_S)
     for watched in turns(pairs):
-        (on.set if watched and not wishes.nothing else on.clear)()
+        begin(scenes[watched], scenes)
+        (scenes[watched].on.set if watched and not wishes.nothing else scenes[watched].on.clear)()
         time.sleep(SETTLE_S)
-        found[watched].append(measure(count, broker, wishes.duration))
+        found[watched].append(scenes[watched].measure(wishes.duration))
+        scenes[watched].on.clear()
     return list(zip(found[True], found[False], strict=True))
+
+
+def begin(scene: Scene, scenes: Mapping[bool, Scene]) -> None:
+    """Lets one scene's messages go, and no other's."""
+    for other in scenes.values():
+        if other is not scene:
+            other.going.clear()
+    scene.going.set()
+    scene.await_messages()
 
 
 def costs_of(paced: list[Pair], full: list[Pair]) -> dict[str, Cost]:
@@ -207,35 +264,23 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=1, help="that are open while it is watched")
     parser.add_argument("--tap", action="store_true", help="one of them taps the busy topic")
     parser.add_argument("--shared-memory", action="store_true", help="messages go on lines, past the broker")
+    parser.add_argument("--metrics", action="store_true", help="beside a broker whose clients measure no latencies")
     parser.add_argument("--nothing", action="store_true", help="watch in neither second: the error of the method")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all slices and the result to FILE")
     wishes = parser.parse_args()
-    serve = [sys.executable, "-m", "broker", "serve", "--listen", "tcp://127.0.0.1:0", "--admin", "127.0.0.1:0"]
-    context = multiprocessing.get_context("spawn")
-    count, on, full = context.Value("q", 0, lock=False), context.Event(), context.Event()
-    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as broker:
-        assert broker.stdout is not None
-        url, admin = (broker.stdout.readline().strip().rpartition(" ")[2] for _ in range(2))
-        workers = [
-            context.Process(target=receive, args=(url, wishes.shared_memory, count), daemon=True),
-            context.Process(target=publish, args=(url, wishes.shared_memory, full), daemon=True),
-            context.Process(target=watch, args=(admin, on, wishes.pages, wishes.tap), daemon=True),
-        ]
-        for worker in workers:
-            worker.start()
-        try:
-            while not count.value:
-                time.sleep(SETTLE_S)
-            paced = pairs_of(count, broker.pid, on, wishes.few, wishes)
-            full.set()
-            most = pairs_of(count, broker.pid, on, wishes.pairs, wishes)
-        finally:
-            for worker in workers:
-                worker.kill()
-            broker.terminate()
+    with ExitStack() as stack:
+        watched = alone = stack.enter_context(closing(Scene(wishes)))
+        if wishes.metrics:
+            settings = () if wishes.nothing else ("--latency-metrics", "false")
+            alone = stack.enter_context(closing(Scene(wishes, *settings)))
+        scenes = {True: watched, False: alone}
+        paced = pairs_of(scenes, wishes.few, wishes)
+        for scene in scenes.values():
+            scene.full.set()
+        most = pairs_of(scenes, wishes.pairs, wishes)
     for name, pairs in (("few messages", paced), ("all that go", most)):
-        alone = _median([pair[1] for pair in pairs])
-        print(f"{name}, alone: {alone.rate:,.0f} messages/s, {alone.broker_share:.1%} of a processor for the broker")
+        usual = _median([pair[1] for pair in pairs])
+        print(f"{name}, alone: {usual.rate:,.0f} messages/s, {usual.broker_share:.1%} of a processor for the broker")
     costs = costs_of(paced, most)
     for name, each in costs.items():
         print(f"{name}, watched: {each}" + (f"; {verdict(each, nothing=wishes.nothing)}" if name == THROUGHPUT else ""))
