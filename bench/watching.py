@@ -226,11 +226,13 @@ def pairs_of(scenes: Mapping[bool, Scene], pairs: int, wishes: argparse.Namespac
         begin(scene, scenes)
         scene.measure(WARM_UP_S)
     for watched in turns(pairs):
-        begin(scenes[watched], scenes)
-        (scenes[watched].on.set if watched and not wishes.nothing else scenes[watched].on.clear)()
+        scene = scenes[watched]
+        begin(scene, scenes)
+        if watched and not wishes.nothing:
+            scene.on.set()
         time.sleep(SETTLE_S)
-        found[watched].append(scenes[watched].measure(wishes.duration))
-        scenes[watched].on.clear()
+        found[watched].append(scene.measure(wishes.duration))
+        scene.on.clear()
     return list(zip(found[True], found[False], strict=True))
 
 
