@@ -90,7 +90,9 @@ class Meeting:
         """A link is made."""
         set_pace(sock)
         self.links[rank, lane] = sock
-        if len(self.links) == len(self.peers) * LINK_LANES:
+        if self.over:
+            self.close()
+        elif len(self.links) == len(self.peers) * LINK_LANES:
             self.end()
 
     def fail(self, rank: int, cause: str) -> None:
@@ -113,7 +115,8 @@ class Meeting:
         ]
 
     def close(self) -> None:
-        """Closes the links that nobody has taken."""
+        """Closes the links that nobody has taken, and those that are still made. Any thread may call."""
+        self.over = True
         links, self.links = self.links, {}
         for sock in links.values():
             sock.close()

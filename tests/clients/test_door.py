@@ -279,3 +279,15 @@ def test_a_closed_door_lets_nobody_in_and_ends_meetings(members: list[Member]) -
         assert ends(waiting)
     with pytest.raises(ConnectionError):
         members[1].call()
+
+
+def test_a_link_that_is_made_when_its_meeting_is_closed_is_closed() -> None:
+    told: list[Meeting] = []
+    peers = [Peer(0, ["127.0.0.1:1"], "host"), Peer(1, ["127.0.0.1:2"], "host")]
+    meeting = Meeting(NUMBER, GENERATION, 0, peers, SECRET, told.append)
+    meeting.close()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        meeting.add(1, 0, ours)
+        assert ends(theirs)
+    assert not told
