@@ -11,7 +11,7 @@ import clients
 import clients.aio
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 Test = Callable[[clients.aio.Client, clients.aio.Client], Awaitable[None]]
 
 

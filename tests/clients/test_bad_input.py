@@ -15,7 +15,7 @@ from broker.protocol.handshake import MAGIC, PREAMBLE, encode_greeting
 from tests.clients.serving import ServingThread
 from tests.loopback import refusing
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def strange_connection(broker: ServingThread) -> socket.socket:

@@ -12,7 +12,7 @@ import pytest
 import clients
 from tests.clients.conftest import Connect
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(params=["star", "auto", "ring", "halving"], autouse=True)

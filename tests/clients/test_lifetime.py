@@ -16,7 +16,7 @@ from tests.clients.ranks import all_together, embedded_url
 from tests.clients.serving import ServingThread
 from tests.daemon import Process
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def test_closing_a_subscription_ends_another_threads_wait(tcp_broker: ServingThread) -> None:

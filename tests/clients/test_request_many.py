@@ -14,7 +14,7 @@ from broker.limits import REPLIES_AHEAD, REPLIES_AHEAD_BYTES
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def deferred(message: clients.Message) -> object:

@@ -15,7 +15,7 @@ import clients
 from broker.limits import HANDLERS_WAITING_MAX
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from broker.limits import ARENAS_MAX, MIB, SHARED_AHEAD_BYTES, SHARED_BYTES_MIN
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 NUMBERS = 50_000
 _names = itertools.count()
 

@@ -12,7 +12,7 @@ import pytest
 import clients
 from tests.daemon import Daemon
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
