@@ -176,13 +176,13 @@ def test_a_rank_that_does_not_come_fails_the_operation_in_the_words_that_its_ran
     watched = Watched()
 
     def work(engine: shm.Engine, position: int) -> int:
-        return run(engine, 10, timeout_s=0.2) if position else 0
+        return run(engine, 10, timeout_s=1.0) if position else 0
 
     assert on_threads(3, work, watched.memory)[1:] == [shm.Outcome.MISSING] * 2
     watched.look()
     (failed,) = watched.recorder.recent(10)
     assert failed.outcome is Outcome.MISSING
-    assert failed.failure == "group 'dp': operation 1: after 0.2 s ranks [4] had not arrived"
+    assert failed.failure == "group 'dp': operation 1: after 1 s ranks [4] had not arrived"
     assert watched.recorder.last_failure == failed
 
 
