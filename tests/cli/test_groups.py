@@ -51,6 +51,8 @@ def last_stuck(daemon: Daemon, named: int | None = None) -> tuple[str, list[dict
             status, output, _ = run("stuck", "--url", daemon.url, "--json")
             assert status == 1
             return text, [json.loads(line) for line in output.splitlines()]
+        # Each process that asks takes a processor for as long.
+        time.sleep(0.1)
     raise AssertionError("nothing is stuck")
 
 

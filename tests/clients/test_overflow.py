@@ -57,12 +57,12 @@ def test_latest_of_arrays_longer_than_the_queue_goes_on(bus: clients.Client, oth
 
 def test_block_holds_the_publisher_back_and_loses_nothing(bus: clients.Client, other: clients.Client) -> None:
     subscription = other.subscribe("policy", overflow="block", queue_messages=4)
-    published = 0
+    published, filler = 0, bytes(4000)
 
     def publish_for_ever() -> None:
         nonlocal published
         while True:
-            bus.publish("policy", published, urgent=True, timeout_s=0.2)
+            bus.publish("policy", [published, filler], urgent=True, timeout_s=0.2)
             published += 1
 
     with pytest.raises(clients.TimeoutError, match="does not keep up"):
@@ -70,7 +70,9 @@ def test_block_holds_the_publisher_back_and_loses_nothing(bus: clients.Client, o
     bus.publish("elsewhere", "other topics go on", timeout_s=PATIENCE_S)
     received = []
     while len(received) < published:
-        received.append(subscription.next(PATIENCE_S).value)
+        number, value = subscription.next(PATIENCE_S).value
+        assert value == filler
+        received.append(number)
     assert received == list(range(published))
     bus.publish("policy", "again", timeout_s=PATIENCE_S)
     assert subscription.next(PATIENCE_S).value == "again"

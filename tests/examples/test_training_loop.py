@@ -235,7 +235,7 @@ def test_survivors_name_a_killed_trainer_within_a_second_and_finish(tmp_path: Pa
 
 def kill_one_of_three(tmp_path: Path) -> float:
     """How long it takes until both others name it, in seconds; they go on and finish."""
-    with running_command(tmp_path, "--mode", "all-reduce", "--trainers", "3") as (process, pids, url):
+    with running_command(tmp_path, "--mode", "all-reduce", "--trainers", "3", "--no-plot") as (process, pids, url):
         with clients.connect(url) as bus, bus.subscribe("events/#") as events:
             with bus.subscribe("metrics/all-reduce.trainer-1", overflow="drop_oldest") as metrics:
                 read_started(process, pids, "all-reduce.trainer-2")
@@ -261,7 +261,8 @@ def kill_one_of_three(tmp_path: Path) -> float:
 def test_a_trainer_is_killed_another_one_takes_its_place_and_all_end_alike(tmp_path: Path, mode: str) -> None:
     # An asynchronous trainer waits for nobody: the other one has to join before it has come to its end.
     longer = ("--epochs", "50") if mode == "ps-async" else ()
-    with running_command(tmp_path, "--mode", mode, "--trainers", "2", "--elastic", *longer) as (process, pids, _):
+    arguments = ("--mode", mode, "--trainers", "2", "--elastic", "--no-plot", *longer)
+    with running_command(tmp_path, *arguments) as (process, pids, _):
         read_started(process, pids, f"{mode}.trainer-1")
         said = process.read_rest().decode()
         assert process.wait() == 0, f"{said}\n{process.errors}"
