@@ -33,7 +33,9 @@ SCHEDULES = [
 def broker(tmp_path: Path, schedule: str) -> Iterator[Daemon]:
     """A broker whose groups on this host may take a schedule."""
     shared = "true" if schedule == "shm" else "false"
-    with Daemon("--shared-memory", shared, listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus")) as daemon:
+    # A rank that is stopped stays a member until it was looked at.
+    settings = ("--shared-memory", shared, "--heartbeat-timeout-s", f"{2 * PATIENCE_S}")
+    with Daemon(*settings, listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus")) as daemon:
         yield daemon
 
 
