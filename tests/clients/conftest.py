@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     A session does not know over what it goes. So each transport gets each value of each parameter, every schedule among
     them, and only FULL gets all their combinations, unless this is a thorough run. Which kind of client goes over which
-    of the others varies from test to test, but for EACH_KIND_OVER_EACH.
+    of the others varies from test to test. There each kind gets each value, and one of them each combination. In
+    EACH_KIND_OVER_EACH both kinds do all of it.
     """
     folder = Path(__file__).parent
     assert all((folder / f"{name}.py").exists() for name in {*NOT_OVER_TLS, *EACH_KIND_OVER_EACH})
@@ -61,6 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {item for item in ours if _is_shown_or_impossible(item)}
     if not THOROUGH:
         left_out |= _more_than_each_value([item for item in ours if item not in left_out])
+        left_out |= _once_more_with_the_other_kind([item for item in ours if item not in left_out])
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
@@ -91,6 +93,29 @@ def _more_than_each_value(items: list[pytest.Item]) -> set[pytest.Item]:
             needed = covering([_values(item) for item in turned])
             more |= set(turned) - {turned[place] for place in needed}
     return more
+
+
+def _once_more_with_the_other_kind(items: list[pytest.Item]) -> set[pytest.Item]:
+    """What is not needed for one kind of client to have each combination, and for both to have each value."""
+    tests: dict[tuple[Path, str], dict[object, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        parameters = _parameters(item)
+        both_kinds = "connect" in parameters and item.path.stem not in EACH_KIND_OVER_EACH
+        if both_kinds and parameters.get("broker", FULL) == FULL:
+            name = getattr(item, "originalname", item.name)
+            tests[item.path, name][tuple(_values(item).items())].append(item)
+    more: set[pytest.Item] = set()
+    for by_values in tests.values():
+        # Of equals the first is taken: the kinds take turns.
+        same = [item for number, both in enumerate(by_values.values()) for item in both[:: -1 if number % 2 else 1]]
+        needed = covering([_values_with_kind(item) for item in same])
+        more |= set(same) - {same[place] for place in needed}
+    return more
+
+
+def _values_with_kind(item: pytest.Item) -> dict[str, object]:
+    kind, values = _parameters(item)["connect"], _values(item)
+    return {name: (kind, value) for name, value in values.items()} | {"kind": kind, "all": tuple(values.items())}
 
 
 def _parameters(item: pytest.Item) -> Mapping[str, object]:
