@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import InvalidValue
-from broker.limits import COLLECTIVE_TIMEOUT_S
+from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
 from clients.aio.driver import AsyncDriver
 from clients.aio.work import ManyWork, SharedWork, Work
@@ -265,7 +265,7 @@ class Group(GroupBase):
 
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
-        await joining.leave(self._driver, self._place, 5.0)
+        await joining.leave(self._driver, self._place, ANSWER_TIMEOUT_S)
 
     def _start_partly(self, array: object, op: str, timeout_s: float, terms: Terms) -> Work:
         """Through the broker, whatever the schedule: it has to decide who is in time."""

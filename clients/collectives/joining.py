@@ -28,7 +28,7 @@ async def join(
     """
     core, wanted = driver.core, Schedule.of(schedule)
     time_limit("timeout_s", timeout_s)
-    deadline = Deadline(timeout_s + 5.0)
+    deadline = Deadline(timeout_s + GRACE_S)
     await online(driver, deadline)
     core.places.joining += 1
     try:
