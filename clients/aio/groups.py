@@ -279,12 +279,10 @@ class Group(GroupBase):
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place
         check_priority(priority)
-        prepared = shared_operation.fitted(place, prepared)
-        shared = shared_operation.begin(place, prepared, priority)
+        prepared, shared = shared_operation.begin(place, prepared, priority)
         if shared is not None:
             self._driver.submit(shared)
             return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
-        prepared = prepared.packed()
         operation, signal = place.start(*prepared.flat(), priority)
         self._driver.flush()
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)

@@ -24,11 +24,9 @@ class Calls(GroupBase):
 
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place
-        prepared = shared_operation.fitted(place, prepared)
-        shared = shared_operation.begin(place, prepared, priority)
+        prepared, shared = shared_operation.begin(place, prepared, priority)
         if shared is not None:
             return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
-        prepared = prepared.packed()
         operation, signal = place.start(*prepared.flat(), priority)
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
 
@@ -48,10 +46,8 @@ class Calls(GroupBase):
                     work = self._start(prepared, timeout_s, priority)
                     driver.flush()
                     return work
-                prepared = shared_operation.fitted(place, prepared)
-                shared = shared_operation.begin(place, prepared)
+                prepared, shared = shared_operation.begin(place, prepared)
                 if shared is None:
-                    prepared = prepared.packed()
                     operation, signal = place.start(*prepared.flat(), priority)
                     driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {place.name!r}")
                     return prepared.finish(operation.finish)

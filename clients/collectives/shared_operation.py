@@ -91,13 +91,8 @@ def _array(memory: FlatMemory | None, plan: Plan) -> object:
     return memory.obj if isinstance(memory, memoryview) else [each.obj for each in memory if each.nbytes]
 
 
-def fitted(place: Place, prepared: Prepared) -> Prepared:
-    """An operation as the engine of the place's way takes it."""
-    return prepared if place.way is None else place.way.fitted(prepared)
-
-
-def begin(place: Place, prepared: Prepared, priority: int = 0) -> SharedOperation | None:
-    """An operation for the engine of the place's way; None when it goes through the broker.
+def begin(place: Place, prepared: Prepared, priority: int = 0) -> tuple[Prepared, SharedOperation | None]:
+    """An operation for the engine of the place's way, or None when it goes through the broker; as it is taken there.
 
     Raises:
         InvalidValue: the claim cannot be.
@@ -110,10 +105,11 @@ def begin(place: Place, prepared: Prepared, priority: int = 0) -> SharedOperatio
     way = place.way
     if way is None or not way.carries(prepared.claim):
         place.check_schedule()
-        return None
+        return prepared.packed(), None
     place.member.raise_change()
     place.plain = way
-    return SharedOperation.of(way, prepared, place.member.world_size, place.member.rank, priority)
+    prepared = way.fitted(prepared)
+    return prepared, SharedOperation.of(way, prepared, place.member.world_size, place.member.rank, priority)
 
 
 async def finish(driver: Driver, place: Place, operation: SharedOperation) -> memoryview:
