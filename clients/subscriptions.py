@@ -56,7 +56,9 @@ class Subscription:
             message = state.take_plain()
             if message is not None:
                 return message
-        with driver.lock:
+        # The lock's `with`, without what that looks up.
+        driver._acquire()
+        try:
             message = operations.take(driver, state)
             if message is None and state.closed is None:
                 # The same as operations.next_message, without its coroutines: the way that every message takes.
@@ -66,6 +68,8 @@ class Subscription:
                 finally:
                     state.readers -= 1
                 message = operations.take(driver, state)
+        finally:
+            driver._release()
         if message is not None:
             return message
         return driver.run(operations.next_message(driver, state, timeout_s))

@@ -3,7 +3,7 @@
 import cython
 
 from broker.protocol.frames cimport Frame
-from broker.protocol.session cimport Session
+from broker.protocol.session cimport Receiver, Session
 from clients.reading.incoming cimport Incoming
 from clients.reading.lines cimport Lines
 from clients.publishing.outbound cimport Outbound as Leaving  # Under another name, or the module would not have its own.
@@ -16,7 +16,7 @@ from clients.connection.signals cimport Signal
 cdef int _DELIVER, _CHUNK, _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE, _TRACED
 
 
-cdef class Core:
+cdef class Core(Receiver):
     cdef public str name
     cdef public Session session
     cdef public Requests requests

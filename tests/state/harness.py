@@ -325,7 +325,7 @@ class Talk:
             for peer in self.peers:
                 moved |= peer.reading and peer.receive_some() > 0
             self._close_sessions()
-            if self.state.has_more:
+            if self.state.has_more():
                 self.state.go_on(self.now_ns)
                 moved = True
 
