@@ -9,6 +9,7 @@ from typing import Self
 from broker.errors import ConnectionClosed
 from clients.connection import operations
 from clients.connection.driver import Driver
+from clients.connection.operations import take
 from clients.publishing.filling import UNBROKEN
 from clients.reading.messages import Message
 from clients.reading.subscription_state import SubscriptionState
@@ -59,7 +60,7 @@ class Subscription:
         # The lock's `with`, without what that looks up.
         driver._acquire()
         try:
-            message = operations.take(driver, state)
+            message = take(driver, state)
             if message is None and state.closed is None:
                 # The same as operations.next_message, without its coroutines: the way that every message takes.
                 state.readers += 1
@@ -67,7 +68,7 @@ class Subscription:
                     driver.block(state, timeout_s, state.what)
                 finally:
                     state.readers -= 1
-                message = operations.take(driver, state)
+                message = take(driver, state)
         finally:
             driver._release()
         if message is not None:

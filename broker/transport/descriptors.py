@@ -218,7 +218,6 @@ class LocalConnection(SocketConnection):
     def passage(self) -> Passage:
         return self._passage
 
-
     def close(self) -> None:
         super().close()
         self._passage.close()

@@ -111,7 +111,7 @@ class SocketWire(Wire):
             raise self.failure(error) from error
         if size > 0:
             return size
-        if size != NOTHING and any([buffer.nbytes for buffer in buffers]):
+        if size != NOTHING and sum([buffer.nbytes for buffer in buffers]):
             raise ConnectionClosed("the peer closed the connection")
         return 0
 
