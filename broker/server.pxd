@@ -4,7 +4,8 @@ import cython
 
 from broker.histograms cimport Histogram
 from broker.clock cimport monotonic_ns
-from broker.protocol.session cimport Receiver, Session
+from broker.protocol.receiver cimport Receiver
+from broker.protocol.session cimport Session
 from broker.state.broker_state cimport BrokerState
 from broker.state.records cimport SessionRecord
 from broker.wires cimport Wire

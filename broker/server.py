@@ -24,7 +24,8 @@ from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
-from broker.protocol.session import Deliver, Phase, Received, Receiver
+from broker.protocol.receiver import Deliver, Received, Receiver
+from broker.protocol.session import Phase
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.server_admission import Admission

@@ -4,21 +4,12 @@ import cython
 
 from broker.protocol.frames cimport Frame, Header
 from broker.protocol.outbox cimport Outbox
+from broker.protocol.receiver cimport CallingReceiver, Receiver
 from broker.wires cimport CallingWire, Wire
 
 cdef Py_ssize_t _HEADER_BYTES, _PLACED_BYTES_MIN
 cdef unsigned long long _MESSAGE_BYTES_MAX
 cdef int _KIND_MAX, _LANES, _PING, _PONG, _CLOSE
-
-
-cdef class Receiver:
-    cpdef receive(self, received, long long now_ns)
-
-
-cdef class _Calling(Receiver):
-    cdef object _function
-
-    cpdef receive(self, received, long long now_ns)
 
 
 cdef class Session:

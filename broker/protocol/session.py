@@ -38,6 +38,7 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import EMPTY, HEADER, HEADER_BYTES, KIND_MAX, LANES, Frame, Kind, Lane, check_header
 from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
 from broker.protocol.outbox import Outbox, Source
+from broker.protocol.receiver import CallingReceiver, Deliver, Receiver
 from broker.wires import CallingWire, Wire
 
 try:
@@ -78,33 +79,7 @@ TRANSITIONS: Final = {
     **{(phase, Event.PEER_CLOSED): Phase.CLOSED for phase in Phase},
 }
 
-Received = Frame | Hello | Welcome
 Allocate = Callable[[Frame, int], memoryview]
-
-
-class Receiver:
-    """Who hears what a session's peer says."""
-
-    __slots__ = ()
-
-    def receive(self, received: Received, now_ns: int) -> None:
-        """Something is complete. A ProtocolError from here fails the session."""
-        raise NotImplementedError
-
-
-class _Calling(Receiver):
-    """A receiver that is a function."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[[Received, int], None]) -> None:
-        self._function = function
-
-    def receive(self, received: Received, now_ns: int) -> None:
-        self._function(received, now_ns)
-
-
-Deliver = Receiver | Callable[[Received, int], None]
 
 _AWAIT_HELLO, _OPEN, _CLOSING, _CLOSED = Phase
 _HEADER_BYTES, _KIND_MAX, _LANES = HEADER_BYTES, KIND_MAX, LANES
@@ -217,7 +192,7 @@ class Session:
             deliver: gets each thing that is complete now, before the next one is looked at, so that memory for a
                 payload can depend on the frames before it. When it raises ProtocolError the session fails.
         """
-        receiver = deliver if isinstance(deliver, Receiver) else _Calling(deliver)
+        receiver = deliver if isinstance(deliver, Receiver) else CallingReceiver(deliver)
         self.last_received_ns = now_ns
         self.received_bytes += size
         if self._deaf:

@@ -28,7 +28,8 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
 from broker.protocol.line import VERSION as LINES_VERSION
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
-from broker.protocol.session import Phase, Received, Session, make_scratch
+from broker.protocol.receiver import Received
+from broker.protocol.session import Phase, Session, make_scratch
 from broker.protocol.sharing import Passage
 from broker.security.identity import ANYBODY, Identity
 from broker.security.permissions import Permissions

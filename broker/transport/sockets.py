@@ -111,7 +111,7 @@ class SocketWire(Wire):
             raise self.failure(error) from error
         if size > 0:
             return size
-        if size != NOTHING and sum([buffer.nbytes for buffer in buffers]):
+        if size != NOTHING and sum([buffer.nbytes for buffer in buffers]) > 0:
             raise ConnectionClosed("the peer closed the connection")
         return 0
 

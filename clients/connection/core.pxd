@@ -3,7 +3,8 @@
 import cython
 
 from broker.protocol.frames cimport Frame
-from broker.protocol.session cimport Receiver, Session
+from broker.protocol.receiver cimport Receiver
+from broker.protocol.session cimport Session
 from clients.reading.incoming cimport Incoming
 from clients.reading.lines cimport Lines
 from clients.publishing.outbound cimport Outbound as Leaving  # Under another name, or the module would not have its own.

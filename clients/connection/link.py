@@ -22,7 +22,8 @@ from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.codes import Code
 from broker.protocol.frames import Frame
 from broker.protocol.line import AVAILABLE, VERSION
-from broker.protocol.session import Allocate, Deliver, Phase, Received, Session
+from broker.protocol.receiver import Deliver, Received
+from broker.protocol.session import Allocate, Phase, Session
 from broker.transport import registry
 from broker.transport.addresses import Address
 from broker.transport.base import Connection

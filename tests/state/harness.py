@@ -13,7 +13,8 @@ from broker.limits import CHUNK_BYTES
 from broker.protocol.batches import Batch
 from broker.protocol.bodies import Failure, Hello, Subscribe, Topic, Welcome, decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.session import Deliver, Phase, Received, Session
+from broker.protocol.receiver import Deliver, Received
+from broker.protocol.session import Phase, Session
 from broker.protocol.sharing import Passage
 from broker.security.identity import ANYBODY, Identity
 from broker.state import BrokerState, Settings
