@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARED_BYTES_MIN: Final = 32 << 10
-"""Shorter arrays are ordinary ones: little is staged of them."""
+SHARED_BYTES_MIN: Final = 512 << 10
+"""Shorter arrays are ordinary ones, which are as fast: to stage them takes less than to find out where they lie."""
 _NOTHING: Final = (0, 0, 0, 0)
 
 
@@ -97,6 +97,8 @@ class Windows:
     def share(self, task: shm.Task, source: object, target: object) -> None:
         """Lets a task for whose arrays that is possible go without a stage."""
         if not self._rooms or not isinstance(source, np.ndarray) or not isinstance(target, np.ndarray):
+            return
+        if source.nbytes < SHARED_BYTES_MIN:
             return
         places = self._find(source), self._find(target)
         # One at a time writes to an array: were it to fail, the array could not be taken from those behind it.

@@ -47,7 +47,7 @@ def is_shared(array: np.ndarray, group: clients.Group) -> bool:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("elements", [20_011, LONG + 5])
+@pytest.mark.parametrize("elements", [20_011, 280_011, LONG + 5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64])
 def test_the_result_is_in_out_and_the_array_is_as_it_was(
     connect: Connect, schedule: str, ranks: int, elements: int, dtype: type
@@ -65,7 +65,8 @@ def test_the_result_is_in_out_and_the_array_is_as_it_was(
             assert np.array_equal(array, (pattern + group.rank).astype(dtype))
         return shared
 
-    assert on_all_ranks(connect, ranks, work) == [schedule == "shm"] * ranks
+    due = schedule == "shm" and elements * np.dtype(dtype).itemsize >= windows.SHARED_BYTES_MIN
+    assert on_all_ranks(connect, ranks, work) == [due] * ranks
 
 
 def test_parts_of_arrays_and_arrays_in_turn(connect: Connect, schedule: str) -> None:
