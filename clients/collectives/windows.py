@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARED_BYTES_MIN: Final = 512 << 10
-"""Shorter arrays are ordinary ones, which are as fast: to stage them takes less than to find out where they lie."""
+SHARED_BYTES_MIN: Final = 32 << 10
+"""Shorter arrays are ordinary ones: little is staged of them."""
+FOUND_MAX: Final = 256
+"""Arrays of which it is remembered where they lie."""
 _NOTHING: Final = (0, 0, 0, 0)
 
 
@@ -81,6 +83,7 @@ class Windows:
     def __init__(self) -> None:
         self._made = 0
         self._rooms: weakref.WeakValueDictionary[int, Room] = weakref.WeakValueDictionary()
+        self._found: dict[int, tuple[weakref.ref[Array], weakref.ref[Room] | None]] = {}
 
     def add(self, mappings: Mappings, position: int) -> Room:
         """Memory that all have mapped; called in the same order on all ranks.
@@ -106,11 +109,20 @@ class Windows:
             task.share(places[0].window, places[1].window)
 
     def _find(self, array: Array) -> Room | None:
+        found = self._found.get(id(array))
+        if found is None or found[0]() is not array:
+            found = self._look(array)
+        room = None if found[1] is None else found[1]()
+        return room if room is not None and room.mappings.shared else None
+
+    def _look(self, array: Array) -> tuple[weakref.ref[Array], weakref.ref[Room] | None]:
+        """Where an array lies, which is looked for once."""
         address = array.__array_interface__["data"][0]
-        for room in list(self._rooms.values()):
-            if room.mappings.shared and room.mappings.own.holds(address):
-                return room
-        return None
+        rooms = (weakref.ref(room) for room in list(self._rooms.values()) if room.mappings.own.holds(address))
+        if len(self._found) >= FOUND_MAX:
+            self._found.clear()
+        found = self._found[id(array)] = weakref.ref(array), next(rooms, None)
+        return found
 
 
 def failed(task: shm.Task) -> None:
