@@ -243,7 +243,7 @@ def test_an_interrupted_empty_holds_no_memory_while_its_error_is_kept(broker: Se
 
 
 def test_any_number_of_views_is_found_where_it_lies(connect: Connect, schedule: str) -> None:
-    """Where an array lies is remembered, of a bounded number; what has another's number by chance is not taken for it."""
+    """Where an array lies is remembered, of a bounded number."""
 
     def work(group: clients.Group, _: clients.Client) -> object:
         array, result, ordinary = group.empty(LONG), group.empty(LONG), np.empty(LONG, np.float32)
