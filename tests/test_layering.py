@@ -28,6 +28,7 @@ OPEN = (
     "broker.toml",
     "broker.telemetry",
     "broker.uncompiled",
+    "broker.version",
 )
 PURE = (
     "broker.protocol",
