@@ -214,6 +214,8 @@ class Way(ABC):
         """The shortest way to an all_reduce of an array like one before; None when it is not like one."""
         if type(array) is not np.ndarray or type(timeout_s) is not float or not 0.0 < timeout_s < PLAIN_TIMEOUT_S_MAX:
             return None
+        if type(op) is not str:
+            return None
         plan = self._plain.get((op, array.dtype, array.shape))
         if plan is None or not (out is None or _may_receive(out, array)):
             return None
