@@ -153,7 +153,7 @@ class BufferPool:
             self._keep_used(size, shelf, recently=False)
 
     def _keep_used(self, size: int, shelf: _Shelf, *, recently: bool) -> None:
-        """Forgets those of one size that are free, but for those that were asked for recently if these count as used."""
+        """Forgets those of one size that are free; those that were asked for recently may count as used."""
         used = [
             kept
             for position, kept in enumerate(shelf.kept)
