@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from broker.errors import ConnectionClosed
+from broker.limits import ANSWER_TIMEOUT_S
 from clients.connection import operations
 from clients.connection.driver import Driver
 from clients.publishing.filling import UNBROKEN
@@ -72,7 +73,7 @@ class Subscription:
 
     def close(self) -> None:
         """Ends the subscription. Messages that are here can still be taken."""
-        self._driver.run(operations.unsubscribe(self._driver, self._state, 5.0))
+        self._driver.run(operations.unsubscribe(self._driver, self._state, ANSWER_TIMEOUT_S))
         self._driver.notify()
 
     def __iter__(self) -> Iterator[Message]:

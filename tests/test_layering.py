@@ -25,6 +25,7 @@ OPEN = (
     "broker.ids",
     "broker.limits",
     "broker.masking",
+    "broker.schedules",
     "broker.toml",
     "broker.telemetry",
     "broker.uncompiled",

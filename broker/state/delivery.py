@@ -19,7 +19,8 @@ from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode
 from broker.state.announcing import announce
 from broker.state.sharing import Loan
 from broker.topics.messages import Assignment, Chunk, Message, Stream
-from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, Overflow, Queue, ignore_loss
+from broker.topics.policy import Overflow
+from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL, Queue, ignore_loss
 
 if TYPE_CHECKING:
     from broker.security.rules import Rules

@@ -21,8 +21,7 @@ from broker.topics.declarations import Policies
 from broker.topics.marks import Marks
 from broker.topics.messages import Message
 from broker.topics.names import check_filter, is_filter, matches
-from broker.topics.policy import DEAD_LETTERS, TopicPolicy
-from broker.topics.queues import Overflow
+from broker.topics.policy import DEAD_LETTERS, Overflow, TopicPolicy
 from broker.topics.ring import Ring
 from broker.topics.trie import Trie
 from broker.topics.work import Job

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import Final
 
 from broker.topics.gaps import Gaps
 from broker.topics.messages import Message
+from broker.topics.policy import Overflow
 
 LANES: Final = 3
 CONTROL: Final = 0
@@ -41,15 +41,6 @@ _NEVER: Final[dict[str, deque[Message]]] = {}
 
 
 Split = Callable[[Message], Sequence[Message]]
-
-
-class Overflow(Enum):
-    """What happens to messages for which a subscription has no room."""
-
-    BLOCK = "block"
-    DROP_OLDEST = "drop_oldest"
-    DROP_NEWEST = "drop_newest"
-    LATEST = "latest"
 
 
 def ignore_loss(topic: str, count: int) -> None:

@@ -21,7 +21,7 @@ from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.hangups import Hangups
-from clients.collectives.ways import SharedOperation
+from clients.collectives.shared_operation import SharedOperation
 from clients.connection.core import Core, Reconnected
 from clients.connection.link import Link, dial, read
 from clients.connection.signals import Signal
