@@ -21,7 +21,7 @@ from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded, PermissionDenied, ProtocolError
 from broker.histograms import Histogram
 from broker.ids import SessionId
-from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
+from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, TURNS_UNMEASURED
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.receiver import Deliver, Received, Receiver
@@ -283,12 +283,14 @@ class Server:
         session = record.session
         try:
             for _ in range(READS_AT_ONCE):
-                size = link.wire.receive_into(session.receive_buffers())
+                buffers = session.receive_buffers()
+                wanted = len(buffers[0])
+                size = link.wire.receive_into(buffers)
                 if size:
                     session.received(size, monotonic_ns(), link.deliver)
                 # After a short read there is nothing more. After a full one there is: with what completes a chunk its
                 # readers are woken once, and not by its first half already.
-                if size < SCRATCH_BYTES:
+                if size < wanted:
                     break
         except ConnectionClosed as error:
             session.lost(error)
