@@ -17,6 +17,12 @@ HALF_OPEN_MAX: Final = 1024
 moment. Of more, the oldest goes."""
 CONNECTIONS_PER_ADDRESS_MAX: Final = 2048
 """Connections of one address on the network: half of all sessions, so that no single machine keeps the others out."""
+EXPIRED_AT_ONCE: Final = 4
+"""Connections whose time for a hello is over and that are told so before messages have their turn again, some 25 us
+each: thousands that have come at once are over at once."""
+STRANGER_BYTES_MAX: Final = 4 * KIB
+"""What may lie in the kernel of a hello, or of the opening of TLS, before a session reads it. It is longer than nearly
+all of them, and shorter than any receive buffer, or the rest would never come."""
 STRANGERS_LOGGED_MAX: Final = 10
 """Lines about connections that never became sessions, in STRANGERS_LOGGED_S; of more, their number."""
 STRANGERS_LOGGED_S: Final = 10.0

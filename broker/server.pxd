@@ -27,7 +27,7 @@ cdef class Server:
     cdef long long _turn
     cdef public dict _links
     cdef public object _reading
-    cdef object _hangups, _loop, _ticking, _scarcity
+    cdef object _hangups, _loop, _ticking, _scarcity, _strangers
 
     @cython.locals(began_ns='long long')
     cpdef _readable(self, _Link link)

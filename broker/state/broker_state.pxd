@@ -19,7 +19,7 @@ cdef class BrokerState:
     cdef public bint draining
     cdef public Router router
     cdef public Publishing publishing
-    cdef object _scratch, _last_id
+    cdef object _scratch
     cdef dict _handlers
     cdef object __weakref__
 

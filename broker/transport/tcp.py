@@ -69,7 +69,7 @@ class TcpListener(SocketListener):
 
     __slots__ = ()
 
-    def _connection(self, sock: socket.socket, peer: object) -> Connection:
+    def connection(self, sock: socket.socket, peer: object) -> Connection:
         assert isinstance(peer, tuple)
         return _connected(prepared(sock), (peer[0], peer[1]))
 
