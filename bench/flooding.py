@@ -62,7 +62,8 @@ class Flood:
         self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLRDHUP)
         self._dialled += 1
         if self._dialled % 2:
-            self._talkers.append(sock)
+            # Its first byte comes at once.
+            self._talkers.appendleft(sock)
 
     def _look(self, timeout_s: float) -> bool:
         """Lets go of those that the broker has closed; says whether there is something on standard input."""

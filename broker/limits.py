@@ -199,6 +199,9 @@ IOV_BUFFERS_MAX: Final = 1024
 """Buffers of one gathered write or scattered read: Linux's IOV_MAX (limits.h, UIO_MAXIOV)."""
 LISTEN_BACKLOG: Final = 1024
 """Connections that wait to be accepted: every rank of the largest group may dial at the same moment."""
+NETWORK_BACKLOG: Final = 4096
+"""The same at addresses of a network, as the system allows (net.core.somaxconn): beyond that the kernel drops who
+dials, and they try again after a second, also those who come in the middle of thousands of strangers."""
 LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
 """SO_SNDBUF of Unix-domain sockets: the default holds less than one chunk, so writer and reader would take turns."""
 SOCKET_PATH_BYTES_MAX: Final = 107

@@ -26,8 +26,8 @@ cdef class Server:
     cdef bint _accept_paused, _going_on, _measures
     cdef long long _turn
     cdef public dict _links
-    cdef public object _reading
-    cdef object _hangups, _loop, _ticking, _scarcity, _strangers
+    cdef public object _reading, _strangers
+    cdef object _hangups, _loop, _ticking, _scarcity
 
     @cython.locals(began_ns='long long')
     cpdef _readable(self, _Link link)
