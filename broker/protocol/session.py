@@ -36,7 +36,14 @@ from broker.limits import (
 from broker.protocol.bodies import Failure, Hello, Refusal, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import EMPTY, HEADER, HEADER_BYTES, KIND_MAX, LANES, Flag, Frame, Kind, Lane, check_header
-from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
+from broker.protocol.handshake import (
+    VERSION_MAX,
+    answer_to,
+    answer_to_stranger,
+    decode_greeting,
+    encode_greeting,
+    too_late,
+)
 from broker.protocol.outbox import Outbox, Source
 from broker.protocol.receiver import CallingReceiver, Deliver, Receiver
 from broker.wires import CallingWire, Wire
@@ -232,9 +239,8 @@ class Session:
         except ProtocolError as error:
             if self.is_client:
                 raise
-            answer = encode_greeting(Refusal(error.code, str(error)))
             self._move(Event.FAILED, error)
-            self._send_raw(answer_to_stranger(bytes(data[:16])) if error.code == Code.NOT_OURS else answer)
+            self._send_raw(answer_to(error, bytes(data[:16])))
             return end
         if greeting is None:
             return 0
@@ -444,7 +450,7 @@ class Session:
             if now_ns - self.opened_ns > self._hello_timeout_s * 1e9:
                 if not self.is_client and not self.unsent:
                     self._send_raw(answer_to_stranger(b""))
-                self.fail(ProtocolError(f"no complete hello within {self._hello_timeout_s:g} s", Code.NOT_OURS))
+                self.fail(too_late(self._hello_timeout_s))
         elif self.phase is _OPEN:
             if silent_ns > self.heartbeat_timeout_ns:
                 seconds = self.heartbeat_timeout_ns / 1e9

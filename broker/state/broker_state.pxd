@@ -21,7 +21,7 @@ cdef class BrokerState:
     cdef public Router router
     cdef public Publishing publishing
     cdef public BufferPool pool
-    cdef object _scratch, _last_id
+    cdef object _scratch
     cdef dict _handlers
     cdef object __weakref__
 
