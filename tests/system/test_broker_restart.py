@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import clients
+from tests.background import in_background
 from tests.daemon import Daemon
 
 PATIENCE_S = 60.0
 
 
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(admin="off") as serving:
-        yield serving
-
-
 def kill(daemon: Daemon) -> None:
     assert daemon.process is not None
     daemon.process.kill()
-
-
-def in_background(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    outcome: list[object] = []
-
-    def run() -> None:
-        try:
-            outcome.append(function())
-        except clients.BrokerError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, outcome
 
 
 def test_a_client_declares_again_what_a_new_broker_does_not_know(daemon: Daemon) -> None:

@@ -8,7 +8,6 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.request import urlopen
@@ -58,12 +57,6 @@ def check_works_once_there_is_room(bus: clients.Client, watcher: clients.Client,
             pass
         with suppress(clients.LimitExceeded):
             return check_works(bus, watcher)
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(admin="off") as serving:
-        yield serving
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from clients.collectives import door as door_module
 from clients.collectives import entrance
 from clients.collectives.door import Door, Meeting
 from clients.collectives.entrance import Entrance
+from tests.clients.collectives.test_boards import join_all
 from tests.clients.conftest import Connect, stand_in
 from tests.clients.serving import ServingThread
-from tests.clients.test_boards import join_all
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks
 from tests.collectives import link_engine
 from tests.collectives.link_engine import Broken, Engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import clients
-from broker.topics.queues import Overflow
+from broker.topics.policy import Overflow
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.holding_back import publish_until_held_back

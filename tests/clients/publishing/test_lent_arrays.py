@@ -11,8 +11,8 @@ import pytest
 import clients
 from broker.limits import MIB, SHARED_AHEAD_BYTES
 from tests.clients.conftest import Connect
+from tests.clients.publishing.test_shared_memory import NUMBERS, PATIENCE_S, is_shared
 from tests.clients.serving import ServingThread
-from tests.clients.test_shared_memory import NUMBERS, PATIENCE_S, is_shared
 
 
 @pytest.fixture(params=["inproc", "unix"])

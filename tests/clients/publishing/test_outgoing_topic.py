@@ -11,7 +11,7 @@ from broker.protocol.frames import HEADER, Frame, Kind, Lane
 from broker.protocol.session import Session
 from clients.connection.core import Core, Outbound, try_publish
 from clients.publishing.outgoing import BATCH_OPENED, BATCHED, SENT
-from tests.clients.test_outgoing import connect, connected_core, drain
+from tests.clients.publishing.test_outgoing import connect, connected_core, drain
 
 US = 1000
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import clients
+from tests.background import in_background
 from tests.clients.conftest import Connect
 
 PATIENCE_S = 60.0
@@ -60,20 +60,6 @@ class Kept:
         request.on_cancel(self.cancelled.set)
         self.requests.put(request)
         return clients.DEFERRED
-
-
-def in_background(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    outcome: list[object] = []
-
-    def run() -> None:
-        try:
-            outcome.append(function())
-        except clients.BrokerError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, outcome
 
 
 def test_a_retry_runs_the_function_no_second_time(bus: clients.Client, connect: Connect) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 import clients
 from broker.collectives import shm
+from tests.clients.collectives.test_boards import join_all
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
-from tests.clients.test_boards import join_all
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks, schedule  # noqa: F401
 from tests.collectives.test_turns import nobody_else_runs
 

@@ -15,8 +15,8 @@ from broker.limits import RELEASE_BYTES
 from clients import aio
 from clients.reading.leases import Leases
 from tests.clients.conftest import Connect
+from tests.clients.publishing.test_shared_memory import PATIENCE_S, is_shared, numbers, shared_files
 from tests.clients.serving import ServingThread
-from tests.clients.test_shared_memory import PATIENCE_S, is_shared, numbers, shared_files
 
 ROUNDS = 40
 """Messages, each of which is read at once: more than there are blocks, so each block is written to again."""
