@@ -25,7 +25,7 @@ import numpy as np
 import clients
 from broker.buffers import Buffer
 from broker.transport.base import Connection
-from broker.transport.sockets import SocketConnection
+from broker.transport.tcp import TcpConnection
 
 TOPIC = "parts"
 LARGE_NUMBERS = 1 << 19
@@ -55,7 +55,7 @@ def kind_of(url: str) -> type[Connection]:
 
         return UcxConnection
     if not url.startswith("zmq+"):
-        return SocketConnection
+        return TcpConnection
     from broker.transport.zeromq.stream import Stream
 
     return Stream
@@ -78,6 +78,8 @@ def tell_of_pieces(pipe: int, kind: type[Connection]) -> None:
 
     kind.send = send_and_tell  # type: ignore[method-assign]
     kind.receive_into = receive_and_tell  # type: ignore[method-assign]
+    # A wire of its own would go past them.
+    kind.wire = Connection.wire  # type: ignore[method-assign]
 
 
 def publish(url: str, name: str) -> None:
