@@ -3,16 +3,27 @@
 import cython
 
 from broker.histograms cimport Histogram
+from broker.clock cimport monotonic_ns
+from broker.protocol.receiver cimport Receiver
 from broker.protocol.session cimport Session
 from broker.state.broker_state cimport BrokerState
 from broker.state.records cimport SessionRecord
+from broker.wires cimport Wire
 
 
 cdef int _UNMEASURED
 
 
+cdef class _Heard(Receiver):
+    cdef BrokerState _state
+    cdef SessionRecord _record
+
+    cpdef receive(self, received, long long now_ns)
+
+
 cdef class _Link:
-    cdef public object connection, deliver, receive, send
+    cdef public object connection, deliver
+    cdef public Wire wire
     cdef public SessionRecord record
     cdef public bint one_signal, writing
     cdef public long long closing_since_ns

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from broker.clock import monotonic_ns
 from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded, PermissionDenied, ProtocolError
 from broker.histograms import Histogram
@@ -23,7 +24,8 @@ from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
-from broker.protocol.session import Deliver, Phase, Received
+from broker.protocol.receiver import Deliver, Received, Receiver
+from broker.protocol.session import Phase
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.server_admission import Admission
@@ -53,15 +55,27 @@ ACCEPTS_MAX: Final = 1
 thousands come, 64 at a time were 64 times as long to wait for those who are there."""
 
 
+class _Heard(Receiver):
+    """Lets the state hear what a session says."""
+
+    __slots__ = ("_record", "_state")
+
+    def __init__(self, state: BrokerState, record: SessionRecord) -> None:
+        self._state = state
+        self._record = record
+
+    def receive(self, received: Received, now_ns: int) -> None:
+        self._state.receive(self._record, received, now_ns)
+
+
 class _Link:
     """A session and its connection."""
 
-    __slots__ = ("closing_since_ns", "connection", "deliver", "one_signal", "receive", "record", "send", "writing")
+    __slots__ = ("closing_since_ns", "connection", "deliver", "one_signal", "record", "wire", "writing")
 
     def __init__(self, connection: Connection, record: SessionRecord, deliver: Deliver) -> None:
         self.connection = connection
-        # Kept where they are found at once, for every message.
-        self.receive, self.send = connection.receive_into, connection.send
+        self.wire = connection.wire
         self.record = record
         self.deliver = deliver
         self.one_signal = connection.sends_when_readable
@@ -227,7 +241,7 @@ class Server:
             now_ns = time.monotonic_ns()
             record = self.state.connect(connection.peer_address, now_ns, connection.passage)
             self._scarcity.accepted(record, connection.fileno(), now_ns)
-            link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
+            link = self._links[record.id] = _Link(connection, record, _Heard(self.state, record))
             link.deliver = partial(self._greeted, link, listener)
             self.idle.clear()
             self.busy.set()
@@ -238,16 +252,16 @@ class Server:
     def _greeted(self, link: _Link, listener: Listener, received: Received, now_ns: int) -> None:
         """The first that a session says: whoever says hello is let in, or not."""
         record = link.record
-        link.deliver = partial(self.state.receive, record)
+        link.deliver = _Heard(self.state, record)
         if not isinstance(received, Hello):
-            link.deliver(received, now_ns)
+            self.state.receive(record, received, now_ns)
             return
         try:
             self.admission.admit(listener, link.connection, record, received)
         except PermissionDenied as error:
             record.session.refuse(Code.DENIED, str(error))
             return
-        link.deliver(received, now_ns)
+        self.state.receive(record, received, now_ns)
         if record.session.phase is _OPEN:
             self.admission.opened(record)
 
@@ -260,18 +274,18 @@ class Server:
         if not self._measures or self._turn & _UNMEASURED:
             self._read(link)
             return
-        began_ns = time.monotonic_ns()
+        began_ns = monotonic_ns()
         self._read(link)
-        self.turns.observe(time.monotonic_ns() - began_ns)
+        self.turns.observe(monotonic_ns() - began_ns)
 
     def _read(self, link: _Link) -> None:
         record = link.record
         session = record.session
         try:
             for _ in range(READS_AT_ONCE):
-                size = link.receive(session.receive_buffers())
+                size = link.wire.receive_into(session.receive_buffers())
                 if size:
-                    session.received(size, time.monotonic_ns(), link.deliver)
+                    session.received(size, monotonic_ns(), link.deliver)
                 # After a short read there is nothing more. After a full one there is: with what completes a chunk its
                 # readers are woken once, and not by its first half already.
                 if size < SCRATCH_BYTES:
@@ -299,7 +313,7 @@ class Server:
                 link = links.get(record.id)
                 if link is not None and not link.writing:
                     self._flush(link)
-        if state.has_more and not self._going_on:
+        if state.has_more() and not self._going_on:
             self._going_on = True
             self._loop.call_soon(self._go_on)
 
@@ -312,7 +326,7 @@ class Server:
         """Sends as much as the link takes."""
         session = link.record.session
         try:
-            if not session.flush(link.send):
+            if not session.flush(link.wire):
                 if not link.writing:
                     link.writing = True
                     if not link.one_signal:
@@ -332,10 +346,10 @@ class Server:
         session = link.record.session
         try:
             for _ in range(READS_MAX):
-                size = link.receive(session.receive_buffers())
+                size = link.wire.receive_into(session.receive_buffers())
                 if not size or session.phase is not _OPEN:
                     return
-                session.received(size, time.monotonic_ns(), link.deliver)
+                session.received(size, monotonic_ns(), link.deliver)
         except ConnectionClosed:
             return
         except Exception:

@@ -15,7 +15,7 @@ the bytes of a frame of which more has to come.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +38,8 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import EMPTY, HEADER, HEADER_BYTES, KIND_MAX, LANES, Frame, Kind, Lane, check_header
 from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
 from broker.protocol.outbox import Outbox, Source
+from broker.protocol.receiver import CallingReceiver, Deliver, Receiver
+from broker.wires import CallingWire, Wire
 
 try:
     import cython
@@ -77,9 +79,7 @@ TRANSITIONS: Final = {
     **{(phase, Event.PEER_CLOSED): Phase.CLOSED for phase in Phase},
 }
 
-Received = Frame | Hello | Welcome
 Allocate = Callable[[Frame, int], memoryview]
-Deliver = Callable[[Received, int], None]
 
 _AWAIT_HELLO, _OPEN, _CLOSING, _CLOSED = Phase
 _HEADER_BYTES, _KIND_MAX, _LANES = HEADER_BYTES, KIND_MAX, LANES
@@ -189,9 +189,10 @@ class Session:
         Args:
             size: what the link has put there.
             now_ns: the monotonic time.
-            deliver: called with each thing that is complete now, before the next one is looked at, so that memory for a
+            deliver: gets each thing that is complete now, before the next one is looked at, so that memory for a
                 payload can depend on the frames before it. When it raises ProtocolError the session fails.
         """
+        receiver = deliver if isinstance(deliver, Receiver) else CallingReceiver(deliver)
         self.last_received_ns = now_ns
         self.received_bytes += size
         if self._deaf:
@@ -207,18 +208,18 @@ class Session:
         try:
             if placed is not None:
                 self._placed = None
-                self._take(placed, now_ns, deliver)
+                self._take(placed, now_ns, receiver)
             if self.phase is _AWAIT_HELLO:
-                start = self._read_greeting(end, now_ns, deliver)
+                start = self._read_greeting(end, now_ns, receiver)
             if self.phase is not _AWAIT_HELLO and not self._deaf:
-                start = self._read_frames(start, end, now_ns, deliver)
+                start = self._read_frames(start, end, now_ns, receiver)
             self._rest = bytes(self._scratch[start:end]) if start < end and not self._deaf else b""
         except ProtocolError as error:
             self.fail(error)
         if self.outbox.queued_bytes and not self.is_client:
             self.check_queued()
 
-    def _read_greeting(self, end: int, now_ns: int, deliver: Deliver) -> int:
+    def _read_greeting(self, end: int, now_ns: int, receiver: Receiver) -> int:
         """Reads what is in the scratch up to `end`; returns where it has come to."""
         data = self._scratch[:end]
         try:
@@ -238,12 +239,12 @@ class Session:
             self._move(Event.PEER_CLOSED, ConnectionClosed(body.reason, body.code))
         elif isinstance(body, Welcome if self.is_client else Hello):
             self._move(Event.OPENED, None)
-            deliver(body, now_ns)
+            receiver.receive(body, now_ns)
         else:
             raise ProtocolError(f"a {type(body).__name__} from the wrong side")
         return used
 
-    def _read_frames(self, start: int, end: int, now_ns: int, deliver: Deliver) -> int:
+    def _read_frames(self, start: int, end: int, now_ns: int, receiver: Receiver) -> int:
         """Reads what is in the scratch from `start` to `end`; returns where it has come to."""
         while end - start >= _HEADER_BYTES:
             frame = Frame.__new__(Frame)
@@ -271,9 +272,9 @@ class Session:
                     self._placed, self._placed_rest = frame, memory[have:]
                     break
             if kind in (_PING, _PONG, _CLOSE):
-                self._take(frame, now_ns, deliver)
+                self._take(frame, now_ns, receiver)
             else:
-                deliver(frame, now_ns)
+                receiver.receive(frame, now_ns)
             if self._deaf:
                 break
         return start
@@ -299,7 +300,7 @@ class Session:
             return bytes(self._scratch[start : start + size])
         return cython.cast(cython.p_char, self._data + start)[:size]  # type: ignore[no-any-return]
 
-    def _take(self, frame: Frame, now_ns: int, deliver: Deliver) -> None:
+    def _take(self, frame: Frame, now_ns: int, receiver: Receiver) -> None:
         """Session frames are dealt with here, all others handed out."""
         kind = frame.kind
         if kind == _PING:
@@ -308,7 +309,7 @@ class Session:
             failure = decode_body(frame.body, Failure)
             self._move(Event.PEER_CLOSED, ConnectionClosed(failure.reason, failure.code))
         elif kind != _PONG:
-            deliver(frame, now_ns)
+            receiver.receive(frame, now_ns)
 
     # Bytes out.
 
@@ -368,20 +369,21 @@ class Session:
             self.unsent[0] = memoryview(self.unsent[0])[size:]
         return False
 
-    def flush(self, send: Callable[[list[Buffer]], int]) -> bool:
+    def flush(self, send: Wire | Callable[[Sequence[Buffer]], int]) -> bool:
         """Gives a link what waits until it takes no more.
 
         Args:
-            send: takes buffers and returns how many bytes of them it took.
+            send: the link, or what takes buffers and returns how many bytes of them it took.
 
         Returns:
             Whether nothing waits any more.
         """
+        wire = send if isinstance(send, Wire) else CallingWire(None, send)
         while self.unsent_bytes or self.outbox.waiting or self._farewell is not None or self.phase is _CLOSING:
             buffers = self.unsent if self.unsent_bytes else self.to_send()
             if not buffers:
                 break
-            size = send(buffers)
+            size = wire.send(buffers)
             if size == self.unsent_bytes:
                 self.sent_bytes += size
                 self.unsent, self.unsent_bytes = [], 0

@@ -25,5 +25,6 @@ cdef class BrokerState:
 
     @cython.locals(frame=Frame, kind=int)
     cpdef receive(self, SessionRecord record, received, long long now_ns)
+    cpdef bint has_more(self) except -1
     cpdef list take_ready(self)
     cpdef _flush(self, SessionRecord record)

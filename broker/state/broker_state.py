@@ -28,7 +28,8 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
 from broker.protocol.line import VERSION as LINES_VERSION
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
-from broker.protocol.session import Phase, Received, Session, make_scratch
+from broker.protocol.receiver import Received
+from broker.protocol.session import Phase, Session, make_scratch
 from broker.protocol.sharing import Passage
 from broker.security.identity import ANYBODY, Identity
 from broker.security.permissions import Permissions
@@ -271,10 +272,12 @@ class BrokerState:
         for tenant in self.tenants.values():
             tenant.groups.end_due(now_ns)
 
-    @property
     def has_more(self) -> bool:
         """Whether `go_on` has something to do; whoever runs the state calls it soon, and others in between."""
-        return bool(self.following) or (len(self.tenants) > 1 and any(each.following for each in self.tenants.values()))
+        if self.following or len(self.tenants) == 1:
+            return bool(self.following)
+        waiting = [each for each in self.tenants.values() if each.following]
+        return bool(waiting)
 
     def go_on(self, now_ns: int) -> None:
         """Does a part of what takes long."""
@@ -319,7 +322,9 @@ class BrokerState:
         For each of them the server sends what `session.to_send()` gives, and closes the connection when the session's
         phase is CLOSED after that.
         """
-        ready, self.ready = list(self.ready.values()), {}
+        # Compiled, list() would go by the view, its iterator and a list that grows.
+        ready = [record for record in self.ready.values()]  # noqa: C416
+        self.ready = {}
         return ready
 
     def totals(self, census: Census | None = None) -> Totals:

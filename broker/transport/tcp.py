@@ -16,6 +16,7 @@ from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener, Transport
 from broker.transport.registry import register
 from broker.transport.sockets import SocketConnection, SocketListener, connect_error, listen_error
+from broker.wires import Wire
 
 _ATTEMPT_S_MIN: Final = 0.001
 """A socket with a time-out of zero would not wait at all."""
@@ -47,6 +48,10 @@ class TcpConnection(SocketConnection):
     """A connection over TCP."""
 
     __slots__ = ()
+
+    @property
+    def wire(self) -> Wire:
+        return self._bytes
 
     @property
     def same_host(self) -> bool:
