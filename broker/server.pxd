@@ -37,7 +37,7 @@ cdef class Server:
     cdef bint _accept_paused, _going_on, _measures
     cdef long long _turn
     cdef public dict _links
-    cdef public object _reading
+    cdef public object _reading, _strangers
     cdef object _hangups, _loop, _ticking, _scarcity
 
     @cython.locals(began_ns='long long')

@@ -21,7 +21,7 @@ from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded, PermissionDenied, ProtocolError
 from broker.histograms import Histogram
 from broker.ids import SessionId
-from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, SCRATCH_BYTES, TURNS_UNMEASURED
+from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, TURNS_UNMEASURED
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.receiver import Deliver, Received, Receiver
@@ -32,12 +32,15 @@ from broker.server_admission import Admission
 from broker.server_boards import board_maker
 from broker.server_lines import line_memory
 from broker.server_scarcity import Scarcity
+from broker.server_strangers import Strangers
+from broker.state.arrivals import Stranger
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
 from broker.state.settings import Settings
 from broker.transport import registry
 from broker.transport.base import Connection, Listener
 from broker.transport.hangups import Hangups
+from broker.transport.sockets import SocketListener
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +126,7 @@ class Server:
             )
         )
         self._scarcity = Scarcity(self.state, config.memory_max_bytes)
+        self._strangers = Strangers(self.state.arrivals, self._scarcity, self._let_in)
         self.listeners: list[Listener] = []
         self.started_ns = time.monotonic_ns()
         self.turns = Histogram()
@@ -187,6 +191,7 @@ class Server:
         A session that does not read within the drain time-out is cut off. Cancelling leaves sessions open; call again.
         """
         self._stop_listening()
+        self._strangers.close()
         self.state.drain(reason)
         self._run()
         try:
@@ -223,8 +228,13 @@ class Server:
 
     def _accept(self, listener: Listener) -> None:
         for _ in range(ACCEPTS_MAX):
+            connection = None
             try:
-                connection = listener.accept()
+                if isinstance(listener, SocketListener) and self._strangers.wait_at(listener):
+                    came = self._strangers.accept(listener)
+                else:
+                    connection = listener.accept()
+                    came = connection is not None
             except LimitExceeded as error:
                 if not self._accept_paused:
                     log.error("server.accept_paused cause=%s", error)
@@ -235,19 +245,28 @@ class Server:
             except ConnectionClosed as error:
                 log.error("server.accept_failed cause=%s", error)
                 return
-            if connection is None:
+            if not came:
                 return
             self._accept_paused = False
-            now_ns = time.monotonic_ns()
-            record = self.state.connect(connection.peer_address, now_ns, connection.passage)
-            self._scarcity.accepted(record, connection.fileno(), now_ns)
-            link = self._links[record.id] = _Link(connection, record, _Heard(self.state, record))
-            link.deliver = partial(self._greeted, link, listener)
-            self.idle.clear()
-            self.busy.set()
-            self._loop.add_reader(connection.fileno(), self._readable, link)
-            self._hangups.add(connection.fileno(), link)
+            if connection is not None:
+                self._let_in(listener, connection, None)
+
+    def _let_in(self, listener: Listener, connection: Connection, stranger: Stranger | None) -> None:
+        """A session begins, of somebody who has just come or was a stranger until now."""
+        now_ns = time.monotonic_ns()
+        record = self.state.connect(connection.peer_address, now_ns, connection.passage, stranger=stranger)
+        self._scarcity.accepted(record, connection.fileno(), now_ns)
+        link = self._links[record.id] = _Link(connection, record, _Heard(self.state, record))
+        link.deliver = partial(self._greeted, link, listener)
+        self.idle.clear()
+        self.busy.set()
+        self._loop.add_reader(connection.fileno(), self._readable, link)
+        self._hangups.add(connection.fileno(), link)
+        if stranger is None:
             self._run()
+        else:
+            # What they have said is there.
+            self._readable(link)
 
     def _greeted(self, link: _Link, listener: Listener, received: Received, now_ns: int) -> None:
         """The first that a session says: whoever says hello is let in, or not."""
@@ -283,12 +302,14 @@ class Server:
         session = record.session
         try:
             for _ in range(READS_AT_ONCE):
-                size = link.wire.receive_into(session.receive_buffers())
+                buffers = session.receive_buffers()
+                wanted = len(buffers[0])
+                size = link.wire.receive_into(buffers)
                 if size:
                     session.received(size, monotonic_ns(), link.deliver)
                 # After a short read there is nothing more. After a full one there is: with what completes a chunk its
                 # readers are woken once, and not by its first half already.
-                if size < SCRATCH_BYTES:
+                if size < wanted:
                     break
         except ConnectionClosed as error:
             session.lost(error)
@@ -395,7 +416,7 @@ class Server:
             # A client on its way to a session at the nearer address, which has its own lines.
             log.debug("session.moved peer=%s cause=%s", record.peer, cause)
             return
-        self._scarcity.never_opened(record, now_ns, denied=denied)
+        self._scarcity.never_opened(record, record.session.received_bytes, cause, now_ns, denied=denied)
         if denied and not record.session.received_bytes:
             # Whoever has said hello was refused there; this one did not come so far.
             self.admission.refused(record, "", str(cause))
@@ -467,6 +488,7 @@ class Server:
             self.reload()
         self._scarcity.tick(now_ns, self._shed)
         self.state.tick(now_ns)
+        self._strangers.go_on()
         self._run()
         for link in list(self._links.values()):
             if link.record.session.phase is Phase.CLOSING:

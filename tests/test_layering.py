@@ -30,6 +30,7 @@ OPEN = (
     "broker.toml",
     "broker.telemetry",
     "broker.uncompiled",
+    "broker.version",
     "broker.wires",
 )
 PURE = (

@@ -9,12 +9,13 @@ from broker.wires cimport CallingWire, Wire
 
 cdef Py_ssize_t _HEADER_BYTES, _PLACED_BYTES_MIN
 cdef unsigned long long _MESSAGE_BYTES_MAX
-cdef int _KIND_MAX, _LANES, _PING, _PONG, _CLOSE
+cdef int _KIND_MAX, _LANES, _PING, _PONG, _CLOSE, _CHUNK, _LAST
 
 
 cdef class Session:
     cdef public object phase, failure, refusal, passage
     cdef public bint is_client
+    cdef bint _amid
     cdef public Outbox outbox
     cdef public long long opened_ns, last_received_ns, received_bytes, sent_bytes
     cdef public long long heartbeat_interval_ns, heartbeat_timeout_ns

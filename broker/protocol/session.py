@@ -35,8 +35,15 @@ from broker.limits import (
 )
 from broker.protocol.bodies import Failure, Hello, Refusal, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import EMPTY, HEADER, HEADER_BYTES, KIND_MAX, LANES, Frame, Kind, Lane, check_header
-from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
+from broker.protocol.frames import EMPTY, HEADER, HEADER_BYTES, KIND_MAX, LANES, Flag, Frame, Kind, Lane, check_header
+from broker.protocol.handshake import (
+    VERSION_MAX,
+    answer_to,
+    answer_to_stranger,
+    decode_greeting,
+    encode_greeting,
+    too_late,
+)
 from broker.protocol.outbox import Outbox, Source
 from broker.protocol.receiver import CallingReceiver, Deliver, Receiver
 from broker.wires import CallingWire, Wire
@@ -84,10 +91,11 @@ Allocate = Callable[[Frame, int], memoryview]
 _AWAIT_HELLO, _OPEN, _CLOSING, _CLOSED = Phase
 _HEADER_BYTES, _KIND_MAX, _LANES = HEADER_BYTES, KIND_MAX, LANES
 _PLACED_BYTES_MIN, _MESSAGE_BYTES_MAX = PLACED_BYTES_MIN, MESSAGE_BYTES_MAX
-_PING, _PONG, _CLOSE = int(Kind.PING), int(Kind.PONG), int(Kind.CLOSE)
+_PING, _PONG, _CLOSE, _CHUNK, _LAST = int(Kind.PING), int(Kind.PONG), int(Kind.CLOSE), int(Kind.CHUNK), int(Flag.LAST)
 _NO_BYTES: Final = memoryview(b"")
 _OVERRUN_BYTES: Final = 4096
-"""While a placed payload is under way: room for what follows it, small because it has to be copied."""
+"""While a placed payload is under way: room for what follows it, small because it has to be copied. Also where the next
+chunk of a large message is awaited."""
 _UNPLACED_BYTES_MAX: Final = HEADER_BYTES + FRAME_BODY_BYTES_MAX + PLACED_BYTES_MIN
 """What is kept of a frame, or of a greeting, until the rest of it comes."""
 
@@ -159,6 +167,7 @@ class Session:
         self._farewell: Frame | None = None
         # After a fault, or the peer's CLOSE, what still comes in means nothing any more.
         self._deaf = False
+        self._amid = False
         self._last_stream = 0
         if hello is not None:
             self._send_raw(encode_greeting(hello))
@@ -179,7 +188,7 @@ class Session:
             return [self._placed_rest, self._scratch[:_OVERRUN_BYTES]]
         kept = len(self._rest)
         if not kept:
-            return self._whole
+            return [self._scratch[:_OVERRUN_BYTES]] if self._amid else self._whole
         self._scratch[:kept] = self._rest
         return [self._scratch[kept : kept + SCRATCH_BYTES]]
 
@@ -208,7 +217,10 @@ class Session:
         try:
             if placed is not None:
                 self._placed = None
+                self._amid = placed.kind == _CHUNK and not placed.flags & _LAST
                 self._take(placed, now_ns, receiver)
+            else:
+                self._amid = False
             if self.phase is _AWAIT_HELLO:
                 start = self._read_greeting(end, now_ns, receiver)
             if self.phase is not _AWAIT_HELLO and not self._deaf:
@@ -227,9 +239,8 @@ class Session:
         except ProtocolError as error:
             if self.is_client:
                 raise
-            answer = encode_greeting(Refusal(error.code, str(error)))
             self._move(Event.FAILED, error)
-            self._send_raw(answer_to_stranger(bytes(data[:16])) if error.code == Code.NOT_OURS else answer)
+            self._send_raw(answer_to(error, bytes(data[:16])))
             return end
         if greeting is None:
             return 0
@@ -439,7 +450,7 @@ class Session:
             if now_ns - self.opened_ns > self._hello_timeout_s * 1e9:
                 if not self.is_client and not self.unsent:
                     self._send_raw(answer_to_stranger(b""))
-                self.fail(ProtocolError(f"no complete hello within {self._hello_timeout_s:g} s", Code.NOT_OURS))
+                self.fail(too_late(self._hello_timeout_s))
         elif self.phase is _OPEN:
             if silent_ns > self.heartbeat_timeout_ns:
                 seconds = self.heartbeat_timeout_ns / 1e9

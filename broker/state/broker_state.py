@@ -35,7 +35,7 @@ from broker.security.identity import ANYBODY, Identity
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas, quotas_of
 from broker.security.roles import Verb
-from broker.state.arrivals import Arrivals
+from broker.state.arrivals import Arrivals, Stranger
 from broker.state.authority import Authority
 from broker.state.census import Census
 from broker.state.measured import Latencies
@@ -91,6 +91,7 @@ class BrokerState:
         self.arrivals = Arrivals(
             sessions_max=settings.sessions_max,
             half_open_max=settings.half_open_max,
+            hello_timeout_s=settings.hello_timeout_s,
             connections_per_address_max=settings.connections_per_address_max,
             flush=self._flush,
         )
@@ -111,7 +112,6 @@ class BrokerState:
         self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
-        self._last_id = 0
         self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.CREDIT: self._credit,
             Kind.QUERY: self._query,
@@ -155,7 +155,12 @@ class BrokerState:
     # Events.
 
     def connect(
-        self, peer: str, now_ns: int, passage: Passage | None = None, identity: Identity = ANYBODY
+        self,
+        peer: str,
+        now_ns: int,
+        passage: Passage | None = None,
+        identity: Identity = ANYBODY,
+        stranger: Stranger | None = None,
     ) -> SessionRecord:
         """Somebody has connected; they have yet to say hello.
 
@@ -164,13 +169,13 @@ class BrokerState:
             now_ns: the monotonic time.
             passage: how shared memory passes over the connection, if it can.
             identity: who the connection proves that it is.
+            stranger: who they were until now, if they have arrived before (`Arrivals.arrive`).
         """
         self.now_ns = now_ns
-        self._last_id += 1
-        session_id = SessionId(self._last_id)
+        session_id = self.arrivals.number() if stranger is None else stranger.id
         session = Session(
             hello=None,
-            now_ns=now_ns,
+            now_ns=now_ns if stranger is None else stranger.opened_ns,
             allocate=self._allocate,
             heartbeat_interval_s=self.settings.heartbeat_interval_s,
             heartbeat_timeout_s=self.settings.heartbeat_timeout_s,

@@ -210,22 +210,33 @@ class SocketListener(Listener):
         return self._socket.fileno()
 
     def accept(self) -> Connection | None:
+        taken = self.take()
+        return None if taken is None else self.connection(*taken)
+
+    def take(self) -> tuple[socket.socket, object] | None:
+        """As `accept`, but gives the bare socket, which the caller owns, and what accept(2) said of the other end.
+
+        With `connection` it becomes what `accept` would have given; whoever waits meanwhile costs next to nothing.
+        """
         try:
-            sock, peer = self._socket.accept()
+            return self._socket.accept()
         except BlockingIOError:
             return None
         except OSError as error:
             if error.errno in _ACCEPT_TRANSIENT:
                 return None
             raise self._failure(error) from error
-        return self._connection(sock, peer)
 
     def close(self) -> None:
         self._socket.close()
 
     @abstractmethod
-    def _connection(self, sock: socket.socket, peer: object) -> Connection:
-        """The connection over a socket just accepted; `peer` is what accept(2) said of the other end."""
+    def connection(self, sock: socket.socket, peer: object) -> Connection:
+        """The connection over a socket that was accepted; `peer` is what accept(2) said of the other end.
+
+        Raises:
+            LimitExceeded, ConnectionClosed: as `accept`; the socket is closed.
+        """
 
     def _failure(self, error: OSError) -> LimitExceeded | ConnectionClosed:
         if error.errno == errno.EMFILE:

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Final, cast
 
 from broker.errors import ConnectError
-from broker.limits import LISTEN_BACKLOG
+from broker.limits import NETWORK_BACKLOG
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener, Transport
 from broker.transport.registry import register
@@ -74,7 +74,7 @@ class TcpListener(SocketListener):
 
     __slots__ = ()
 
-    def _connection(self, sock: socket.socket, peer: object) -> Connection:
+    def connection(self, sock: socket.socket, peer: object) -> Connection:
         assert isinstance(peer, tuple)
         return _connected(prepared(sock), (peer[0], peer[1]))
 
@@ -153,7 +153,7 @@ def listening_socket(family: int, target: SocketAddress) -> socket.socket:
         # A daemon that restarts takes its port back although old connections still linger in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(target)
-        sock.listen(LISTEN_BACKLOG)
+        sock.listen(NETWORK_BACKLOG)
     except BaseException:
         sock.close()
         raise

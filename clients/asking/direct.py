@@ -39,7 +39,8 @@ def request(
 ) -> Message:
     """Asks and waits for the first reply; see `Client.request`."""
     encoded: Encoded | None = None
-    if headers is None and type(retries) is int and not retries and lane in LANES:
+    usual = type(topic) is str and type(lane) is str and lane in LANES
+    if usual and headers is None and type(retries) is int and not retries:
         encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
         if _is_small(encoded):
             seconds(timeout_s)

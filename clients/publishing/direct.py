@@ -30,6 +30,8 @@ def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes,
     outgoing = core.outgoing
     if _UNBROKEN and batched and add(outgoing.filling, topic, content, payload):
         return True
+    if type(topic) is not str:
+        return False
     # The lock's `with`, without what that looks up.
     driver._acquire()
     try:
