@@ -256,6 +256,6 @@ class TensorbusOverZeromq(Tensorbus):
 
 def certificates(directory: Path) -> Path:
     """A folder with a certificate that both ends of a connection show, and its authority."""
-    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+    from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 
-    return Authority.create(directory).issue(BROKER, ("admin",), hosts=LOCAL_HOSTS)[0]
+    return CertificateAuthority.create(directory).issue(BROKER, ("admin",), hosts=LOCAL_HOSTS)[0]

@@ -10,9 +10,9 @@ import pytest
 def make_certificates(folder: Path) -> Path:
     """Makes an authority in a folder, with certificates for a broker and for trainer-0."""
     pytest.importorskip("cryptography", reason="certificates are made with the library cryptography")
-    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+    from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 
-    authority = Authority.create(folder)
+    authority = CertificateAuthority.create(folder)
     # Tests are its clients as well, and may do everything.
     authority.issue(BROKER, ("admin",), hosts=LOCAL_HOSTS)
     authority.issue("trainer-0", ("trainer",))

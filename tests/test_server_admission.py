@@ -344,9 +344,9 @@ def test_a_file_of_tokens_that_cannot_be_read_leaves_the_old_ones_in_place(
 
 @pytest.mark.usefixtures("certificates")
 def test_a_revoked_certificate_ends_its_sessions_and_lets_nobody_in(tmp_path: Path) -> None:
-    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+    from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 
-    authority = Authority.create(tmp_path)
+    authority = CertificateAuthority.create(tmp_path)
     authority.issue(BROKER, hosts=LOCAL_HOSTS)
     authority.issue("trainer-0")
     authority.issue("trainer-1")

@@ -12,7 +12,7 @@ import msgspec
 from broker.cli.connect import table
 from broker.cli.options import echo_json
 from broker.cli.terminal import printable
-from broker.security.authority import BROKER, LOCAL_HOSTS, Authority, Issued
+from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority, Issued
 from broker.security.roles import role_of
 
 
@@ -20,7 +20,7 @@ def init(
     folder: Path, hosts: Sequence[str], ranks: int, names: Sequence[str], tenant: str, days: float, *, as_json: bool
 ) -> None:
     """Makes an authority, a broker's certificate, and one for each rank and name."""
-    authority = Authority.create(folder)
+    authority = CertificateAuthority.create(folder)
     at = tuple(dict.fromkeys((*LOCAL_HOSTS, *hosts)))
     _tell(*authority.issue(BROKER, (BROKER,), tenant, at, days), as_json=as_json)
     for name in (*(f"trainer-{rank}" for rank in range(ranks)), *names):
@@ -44,14 +44,14 @@ def issue(
     as_json: bool,
 ) -> None:
     """Signs certificates of an authority that exists."""
-    authority = Authority(folder)
+    authority = CertificateAuthority(folder)
     for name in names:
         _tell(*authority.issue(name, tuple(roles) or (role_of(name),), tenant, hosts, days), as_json=as_json)
 
 
 def revoke(folder: Path, wanted: Sequence[str], *, as_json: bool) -> None:
     """Takes certificates back."""
-    authority = Authority(folder)
+    authority = CertificateAuthority(folder)
     for name in wanted:
         for one in authority.revoke(name):
             if as_json:
@@ -67,7 +67,7 @@ def revoke(folder: Path, wanted: Sequence[str], *, as_json: bool) -> None:
 
 def show(folder: Path, *, as_json: bool) -> None:
     """Prints what an authority has signed."""
-    issued = Authority(folder).issued()
+    issued = CertificateAuthority(folder).issued()
     if as_json:
         for one in issued:
             echo_json(msgspec.structs.asdict(one))

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from broker.state.topics import TopicRecord
     from broker.state.works import Worker
 
-_HEADER_BYTES = HEADER_BYTES
-_BLOCK = Overflow.BLOCK
+_HEADER_BYTES, _BLOCK = HEADER_BYTES, Overflow.BLOCK
 _DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
 _BATCH, _CHUNKED, _SHARED = int(Flag.BATCH), int(Flag.CHUNKED), int(Flag.SHARED)
 _KEPT_FLAGS = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)

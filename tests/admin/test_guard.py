@@ -123,10 +123,10 @@ def test_with_certificates_it_speaks_tls_and_a_certificate_is_enough(
 @pytest.mark.usefixtures("certificates")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["without a name", "with a name"])
 def test_an_authority_that_was_replaced_is_not_trusted_after_a_reload(tmp_path: Path, host: str) -> None:
-    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+    from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 
     for name in ("old", "new"):
-        authority = Authority.create(tmp_path / name)
+        authority = CertificateAuthority.create(tmp_path / name)
         authority.issue(BROKER, hosts=LOCAL_HOSTS)
         authority.issue("monitor-0", ["monitor"])
         authority.issue("monitor-1", ["monitor"])

@@ -35,9 +35,9 @@ def permissions(**allow: tuple[str, ...]) -> Permissions:
 
 def somebody(folder: Path) -> Path:
     """The certificate of somebody who has no role that is known."""
-    from broker.security.authority import Authority
+    from broker.security.certificate_authority import CertificateAuthority
 
-    return Authority(folder).issue("somebody", ("nothing",))[0]
+    return CertificateAuthority(folder).issue("somebody", ("nothing",))[0]
 
 
 @pytest.fixture(params=["inproc", "tcp", "tls", "unix", "zmq+tcp", "zmq+ipc", "ucx"])

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import clients
-from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 from broker.transport import registry
 from broker.transport.addresses import Address, parse
 from tests.daemon import PATIENCE_S, Daemon
@@ -87,7 +87,7 @@ def rotate(count: int) -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        authority = Authority.create(folder)
+        authority = CertificateAuthority.create(folder)
         for name, hosts in ((BROKER, LOCAL_HOSTS), ("trainer-0", ()), ("monitor-0", ()), ("monitor-1", ())):
             authority.issue(name, hosts=hosts, roles=() if hosts else (name.rpartition("-")[0],))
         flags = ("--certificates", str(folder / BROKER))
@@ -105,7 +105,7 @@ def rotate(count: int) -> dict[str, int]:
             return {"rotations": count, "messages": load.published, "dropped": len(load.reconnected)}
 
 
-def _rotate_once(daemon: Daemon, authority: Authority, folder: Path, turn: int) -> None:
+def _rotate_once(daemon: Daemon, authority: CertificateAuthority, folder: Path, turn: int) -> None:
     assert daemon.process is not None
     _, issued = authority.issue(BROKER, hosts=LOCAL_HOSTS)
     authority.issue("visitor")

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 from tests.daemon import Daemon
 
 SCAN_S = 300
@@ -67,7 +67,7 @@ def scan(command: list[str]) -> tuple[list[str], list[str]]:
     """Scans a daemon; returns the weaknesses, and what else there is to say."""
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        Authority.create(folder).issue(BROKER, hosts=LOCAL_HOSTS)
+        CertificateAuthority.create(folder).issue(BROKER, hosts=LOCAL_HOSTS)
         with Daemon("--certificates", str(folder / BROKER), listen=("tls://127.0.0.1:0",), admin="off") as daemon:
             place = daemon.url.removeprefix("tls://")
             options = [

@@ -229,9 +229,9 @@ def test_a_listener_that_does_not_speak_tls_is_named(certificates: Path) -> None
 
 @pytest.mark.usefixtures("certificates")
 def test_a_certificate_for_another_host_is_not_accepted(tmp_path: Path) -> None:
-    from broker.security.authority import BROKER, Authority
+    from broker.security.certificate_authority import BROKER, CertificateAuthority
 
-    authority = Authority.create(tmp_path)
+    authority = CertificateAuthority.create(tmp_path)
     authority.issue(BROKER, hosts=("broker.example", "localhost"))
     authority.issue("trainer-0")
     with listen(at(tmp_path)) as listener:
@@ -245,9 +245,9 @@ def test_a_certificate_for_another_host_is_not_accepted(tmp_path: Path) -> None:
 
 
 def test_certificates_that_do_not_count_are_refused_with_words_for_each(certificates: Path, tmp_path: Path) -> None:
-    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+    from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 
-    own, foreign = Authority.create(tmp_path / "own"), Authority.create(tmp_path / "foreign")
+    own, foreign = CertificateAuthority.create(tmp_path / "own"), CertificateAuthority.create(tmp_path / "foreign")
     own.issue(BROKER, hosts=LOCAL_HOSTS)
     own.issue("good")
     own.issue("expired", days=-1)
@@ -303,9 +303,9 @@ def test_handshakes_that_nobody_goes_on_with_are_bounded_and_the_oldest_goes(
 
 @pytest.mark.usefixtures("certificates")
 def test_new_certificates_count_for_new_connections_and_the_old_ones_live_on(tmp_path: Path) -> None:
-    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+    from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 
-    authority = Authority.create(tmp_path)
+    authority = CertificateAuthority.create(tmp_path)
     authority.issue(BROKER, hosts=LOCAL_HOSTS)
     authority.issue("trainer-0")
     with (
@@ -341,9 +341,9 @@ def test_new_certificates_count_for_new_connections_and_the_old_ones_live_on(tmp
 def test_certificates_that_cannot_be_used_leave_the_old_ones_in_place(
     tmp_path: Path, name: str, content: bytes | None, told: str
 ) -> None:
-    from broker.security.authority import BROKER, LOCAL_HOSTS, Authority
+    from broker.security.certificate_authority import BROKER, LOCAL_HOSTS, CertificateAuthority
 
-    authority = Authority.create(tmp_path)
+    authority = CertificateAuthority.create(tmp_path)
     authority.issue(BROKER, hosts=LOCAL_HOSTS)
     authority.issue("trainer-0")
     with listen(at(tmp_path)) as listener:

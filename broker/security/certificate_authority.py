@@ -71,7 +71,7 @@ class Issued(msgspec.Struct, omit_defaults=True):
     revoked: str = ""
 
 
-class Authority:
+class CertificateAuthority:
     """The authority in a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -91,7 +91,7 @@ class Authority:
         self._key = key
 
     @classmethod
-    def create(cls, folder: Path, days: int = AUTHORITY_DAYS) -> Authority:
+    def create(cls, folder: Path, days: int = AUTHORITY_DAYS) -> CertificateAuthority:
         """Makes a new one.
 
         Raises:
@@ -239,7 +239,7 @@ class Authority:
             replace_file(file, data, _PUBLIC)
 
     def __repr__(self) -> str:
-        return f"<Authority {self._folder}>"
+        return f"<CertificateAuthority {self._folder}>"
 
 
 def _make_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ x509 = pytest.importorskip("cryptography.x509", reason="certificates are made wi
 
 from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: E402
 
-from broker.security.authority import Authority  # noqa: E402
+from broker.security.certificate_authority import CertificateAuthority  # noqa: E402
 from broker.security.revocations import revoked_serials  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def usages(found: x509.Certificate) -> set[object]:
 
 
 def test_a_process_gets_a_folder_with_all_that_it_needs_and_nothing_else(tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path / "job")
+    authority = CertificateAuthority.create(tmp_path / "job")
     folder, issued = authority.issue("trainer-3", ("trainer",), "team-a")
     assert folder == tmp_path / "job" / "trainer-3"
     assert sorted(file.name for file in folder.iterdir()) == ["ca.crt", "tls.crt", "tls.key"]
@@ -39,7 +39,7 @@ def test_a_process_gets_a_folder_with_all_that_it_needs_and_nothing_else(tmp_pat
 
 
 def test_secrets_are_for_their_owner_alone(tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path / "job")
+    authority = CertificateAuthority.create(tmp_path / "job")
     folder, _ = authority.issue("trainer-3")
     for file in (tmp_path / "job" / "ca.key", folder / "tls.key"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -48,7 +48,7 @@ def test_secrets_are_for_their_owner_alone(tmp_path: Path) -> None:
 
 
 def test_only_a_certificate_with_hosts_can_be_a_brokers(tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path)
+    authority = CertificateAuthority.create(tmp_path)
     rank = certificate(authority.issue("trainer-3")[0] / "tls.crt")
     broker = certificate(authority.issue("broker", hosts=("host.example", "10.0.0.1", "::1"))[0] / "tls.crt")
     assert usages(rank) == {ExtendedKeyUsageOID.CLIENT_AUTH}
@@ -59,22 +59,22 @@ def test_only_a_certificate_with_hosts_can_be_a_brokers(tmp_path: Path) -> None:
 
 
 def test_no_certificate_outlives_its_authority(tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path, days=2)
+    authority = CertificateAuthority.create(tmp_path, days=2)
     found = certificate(authority.issue("trainer-3", days=100)[0] / "tls.crt")
     assert found.not_valid_after_utc <= datetime.now(UTC) + timedelta(days=2)
 
 
 def test_a_second_authority_is_not_put_over_the_first(tmp_path: Path) -> None:
-    Authority.create(tmp_path)
+    CertificateAuthority.create(tmp_path)
     with pytest.raises(InvalidValue, match="has an authority already"):
-        Authority.create(tmp_path)
+        CertificateAuthority.create(tmp_path)
     with pytest.raises(InvalidValue, match="certs init makes one"):
-        Authority(tmp_path / "other")
+        CertificateAuthority(tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 65, "a b", "ä"])
 def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) -> None:
-    authority = Authority.create(tmp_path / "job")
+    authority = CertificateAuthority.create(tmp_path / "job")
     for call in (lambda: authority.issue(name), lambda: authority.issue("a", (name,))):
         with pytest.raises(InvalidValue):
             call()
@@ -82,7 +82,7 @@ def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) ->
 
 
 def test_what_is_revoked_stands_in_the_list_of_every_broker_here(tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path)
+    authority = CertificateAuthority.create(tmp_path)
     broker, _ = authority.issue("broker", hosts=("localhost",))
     old, new = authority.issue("trainer-3")[1], authority.issue("trainer-3")[1]
     kept = authority.issue("trainer-4")[1]
@@ -100,10 +100,11 @@ def test_what_is_revoked_stands_in_the_list_of_every_broker_here(tmp_path: Path)
 
 
 def test_commands_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
-    Authority.create(tmp_path)
-    threads = [threading.Thread(target=lambda n=n: Authority(tmp_path).issue(f"trainer-{n}")) for n in range(8)]
+    CertificateAuthority.create(tmp_path)
+    names = [f"trainer-{n}" for n in range(8)]
+    threads = [threading.Thread(target=CertificateAuthority(tmp_path).issue, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(one.name for one in Authority(tmp_path).issued()) == [f"trainer-{n}" for n in range(8)]
+    assert sorted(one.name for one in CertificateAuthority(tmp_path).issued()) == names
