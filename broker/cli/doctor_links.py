@@ -1,4 +1,4 @@
-"""What `tensorbus doctor` says of links between ranks: what the choice of a schedule assumes, and what is measured here.
+"""What `tensorbus doctor` says of links between ranks: what the choice of a schedule assumes, and what is so here.
 
 The choice itself goes by what is assumed, which is the same on all ranks (broker/collectives/costs.py); what two of
 them measure is not. Where the two are far apart, `schedule=` of a group says better which one it shall be.
