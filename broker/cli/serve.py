@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import click
@@ -17,7 +18,6 @@ import uvloop
 from broker import logs
 from broker.answers import show_to_clients
 from broker.cli.options import echo_json
-from broker.cli.reload import take_over
 from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
 from broker.limits import LOG_INTERVAL_S
@@ -39,10 +39,11 @@ def run(config: Config, read_again: Callable[[], Config], *, as_json: bool = Fal
         as_json: tells where it listens in lines of JSON.
 
     Raises:
-        InvalidValue: an address is malformed or of an unknown scheme.
+        InvalidValue: an address is malformed or of an unknown scheme; or /proc is not there.
         ListenError: an address cannot be listened on, or strangers could get in there.
         ConfigError: the users, tokens or the audit log cannot be used.
     """
+    check_system()
     for address in config.listen:
         if address.startswith("inproc:"):
             raise InvalidValue("listen", address, "no other process could reach it; listen at tcp:// or unix://")
@@ -53,6 +54,16 @@ def run(config: Config, read_again: Callable[[], Config], *, as_json: bool = Fal
             runner.run(_serve(config, handler, read_again, echo_json if as_json else _echo_words))
     finally:
         handler.tell_left_out(at_the_end=True)
+
+
+def check_system(proc: Path = Path("/proc")) -> None:
+    """Refuses to run where the system tells nothing of itself: neither memory nor descriptors could be watched.
+
+    Raises:
+        InvalidValue: it does not.
+    """
+    if not (proc / "self/statm").exists():
+        raise InvalidValue("system", str(proc), "tells nothing of processes: mount it, mount -t proc proc /proc")
 
 
 def _tell_left_out(loop: asyncio.AbstractEventLoop, handler: logs.EventHandler) -> None:
@@ -89,7 +100,7 @@ async def _serve(
     stopping = _catch_signals()
     _tell_left_out(asyncio.get_running_loop(), handler)
     server = Server(config)
-    server.admission.also("permissions and quotas", lambda: take_over(server, read_again))
+    server.admission.also("permissions and quotas", lambda: _take_over(server, read_again))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     show_to_clients(server)
     traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None
@@ -118,6 +129,17 @@ async def _serve(
 def _dialled(address: Address, config: Config) -> Address:
     """An address as clients use it: they have certificates of their own."""
     return replace(address, options=()) if address.scheme == "tls" and config.certificates else address
+
+
+def _take_over(server: Server, read_again: Callable[[], Config]) -> None:
+    """Has the server follow the permissions and quotas of the configuration as it is now, all of it or nothing.
+
+    Raises:
+        ConfigError: it cannot be used; everything stays as it was.
+    """
+    config = read_again()
+    server.replace_permissions(config.permissions)
+    server.replace_quotas(config.tenants)
 
 
 def _catch_signals() -> asyncio.Event:

@@ -32,6 +32,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from broker.schedules import HALVING, HIERARCHICAL, RING
+
 STEPS_MAX: Final = 128
 """Of a plan; TB_STEPS_MAX of ring_engine.h."""
 
@@ -97,9 +99,9 @@ def choose(size_bytes: int, ranks: int, hosts: Sequence[object] = (), wire: Wire
     apart = len(counts) > 1
     leaving = Counter(host for host, after in zip(hosts, [*hosts[1:], *hosts[:1]], strict=True) if host != after)
     costs_s = {
-        "ring": ring_s(size_bytes, ranks, wire, max(leaving.values()) if apart else 1),
-        "halving": halving_s(size_bytes, ranks, wire, max(counts.values()) if apart else 1),
+        RING: ring_s(size_bytes, ranks, wire, max(leaving.values()) if apart else 1),
+        HALVING: halving_s(size_bytes, ranks, wire, max(counts.values()) if apart else 1),
     }
     if has_hierarchy(hosts):
-        costs_s["hierarchical"] = hierarchical_s(size_bytes, len(counts), max(counts.values()), wire)
+        costs_s[HIERARCHICAL] = hierarchical_s(size_bytes, len(counts), max(counts.values()), wire)
     return min(costs_s, key=costs_s.__getitem__)
