@@ -28,6 +28,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -240,6 +241,8 @@ def main() -> None:
     asked = parser.parse_args()
     if be_a_rank(asked):
         return
+    # Who is ended takes its network and its processes along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for name, reason in missing().items():
         print(f"{name} is missing: {reason}")
     try:

@@ -11,6 +11,7 @@ import msgspec
 import clients
 from broker.cli.connect import ask, connect, duration_text
 from broker.cli.doctor_choice import address_findings, device_findings, group_findings, session_findings
+from broker.cli.doctor_links import link_finding
 from broker.cli.doctor_measure import bandwidth, clock_offset, copy_bandwidth, loopback_bandwidth, ping
 from broker.cli.doctor_system import Finding, State, kernel_settings, versions
 from broker.cli.terminal import printable
@@ -167,6 +168,7 @@ def _measured(bus: clients.Client, found: Way) -> Iterator[Finding]:
         {"offset_s": offset_s, "error_s": error_s},
     )
     yield from _bandwidths(lambda: bandwidth(bus), shared=found.shared_memory)
+    yield link_finding(found, pings.p50_s)
 
 
 def _bandwidths(through_broker: Callable[[], float], *, shared: bool) -> Iterator[Finding]:

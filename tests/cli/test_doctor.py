@@ -11,9 +11,10 @@ import pytest
 import clients
 from broker.cli.doctor import collectives_finding, copies_finding, path_finding
 from broker.cli.doctor_choice import address_finding, session_words
+from broker.cli.doctor_links import link_finding
 from broker.cli.doctor_measure import copy_bandwidth, loopback_bandwidth
 from broker.cli.doctor_system import Finding, State, kernel_settings, versions
-from broker.collectives import shm
+from broker.collectives import ring, shm
 from broker.transport.addresses import parse
 from clients.connection.choosing import Candidate
 from clients.connection.views import Way
@@ -42,7 +43,27 @@ def test_a_broker_on_this_host_is_measured_and_nothing_is_bad(tmp_path: Path) ->
         assert abs(clock["offset_s"]) <= clock["error_s"]  # type: ignore[index]
         rates = {**found["bandwidth"]["values"], **found["this machine"]["values"]}  # type: ignore[dict-item]
         assert all(rate > 0 for rate in rates.values())
-        assert {"version", "compiled modules", "collectives", "limits", "RLIMIT_NOFILE", "processors"} <= found.keys()
+        assert {
+            "version",
+            "compiled modules",
+            "collectives",
+            "links",
+            "limits",
+            "RLIMIT_NOFILE",
+            "processors",
+        } <= found.keys()
+
+
+@pytest.mark.parametrize("same_host", [True, False])
+def test_what_is_assumed_of_links_stands_beside_what_is_so(monkeypatch: pytest.MonkeyPatch, *, same_host: bool) -> None:
+    found = link_finding(way(same_host=same_host), 0.0005)
+    assert "20 us a hop and 1.25 GB/s assumed between hosts" in found.text
+    assert found.values["assumed_hop_s"] == 20e-6
+    assert ("250 us" in found.text) is ("broker_hop_s" in found.values) is (ring.AVAILABLE and not same_host)
+    assert ("loopback_hop_s" in found.values) is ring.AVAILABLE
+    assert all(value > 0 for value in found.values.values())
+    monkeypatch.setattr(ring, "AVAILABLE", False)
+    assert "not compiled" in link_finding(way(same_host=same_host), 0.0005).text
 
 
 def test_without_a_unix_socket_it_says_how_to_have_one() -> None:

@@ -313,7 +313,7 @@ def assert_agreed(told: list[dict[str, object]]) -> None:
         assert each["done"] == done or (each["done"] == done - 1 and each["outcome"] == "UNDECIDED")
 
 
-@pytest.mark.parametrize("elements", [1, 30_000, 3 << 20])
+@pytest.mark.parametrize("elements", [1, 10_000, 30_000, 3 << 20])
 def test_processes_reduce_many_times(ranks: list[Process], elements: int) -> None:
     begin_all(ranks, elements=elements, timeout_s=20, count=5)
     for process in ranks:
@@ -321,7 +321,7 @@ def test_processes_reduce_many_times(ranks: list[Process], elements: int) -> Non
         assert (told["outcome"], told["intact"], told["done"]) == ("COMMITTED", True, 5)
 
 
-@pytest.mark.parametrize("elements", [1, 30_000, 3 << 20])
+@pytest.mark.parametrize("elements", [1, 10_000, 30_000, 3 << 20])
 def test_a_killed_process_hangs_nobody(ranks: list[Process], elements: int) -> None:
     begin_all(ranks, elements=elements, timeout_s=1000, count=1_000_000)
     ranks.pop(1).kill()
@@ -330,8 +330,9 @@ def test_a_killed_process_hangs_nobody(ranks: list[Process], elements: int) -> N
     assert_agreed(told)
 
 
-def test_a_stopped_process_is_named_and_told(ranks: list[Process]) -> None:
-    begin_all(ranks, elements=3 << 20, timeout_s=2, count=1_000_000)
+@pytest.mark.parametrize("elements", [10_000, 3 << 20])
+def test_a_stopped_process_is_named_and_told(ranks: list[Process], elements: int) -> None:
+    begin_all(ranks, elements=elements, timeout_s=2, count=1_000_000)
     ranks[1].send(signal.SIGSTOP)
     told = [ranks[0].outcome(), ranks[2].outcome()]
     ranks[1].send(signal.SIGCONT)

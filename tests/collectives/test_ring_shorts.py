@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from broker.collectives import ring
 from broker.collectives.claims import CollectiveKind, ReduceOp
 from broker.collectives.reduce import accumulate
 from broker.collectives.ring import Engine, Outcome, Plan, Task
-from tests.collectives.rings import SECOND_NS, on_threads, tcp_pair
+from tests.collectives.rings import SECOND_NS, Pair, on_threads, tcp_pair, unix_pair
 from tests.collectives.stranger import ABORT, MEET, PATIENCE_S, READY, Stranger
 from tests.collectives.test_engines import small_numbers
 from tests.collectives.test_ring import all_reduce, begin, ended
@@ -61,6 +62,27 @@ def test_they_are_added_in_the_order_of_the_ranks_whatever_the_schedule(position
             assert array == expected
 
     on_threads(positions, work, lanes=2, make=tcp_pair)
+
+
+@pytest.mark.parametrize("positions", [2, 8])
+def test_they_come_whole_through_sockets_with_little_room(positions: int) -> None:
+    def narrow() -> Pair:
+        pair = unix_pair()
+        for each in pair:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2000)
+        return pair
+
+    lengths = [longest(positions) // 4, 1, longest(positions) // 4 + 1, 777]
+
+    def work(engine: Engine, position: int) -> None:
+        for number in range(20):
+            array = np.full(lengths[number % 4], position + number, np.float32)
+            schedule = ("auto", "ring", "halving")[number % 3]
+            task = Task(all_reduce(array.size, positions, schedule), array, array, 30 * SECOND_NS)
+            assert engine.run(task) == Outcome.COMMITTED
+            assert (array == positions * (positions - 1) // 2 + positions * number).all()
+
+    on_threads(positions, work, lanes=2, make=narrow)
 
 
 @pytest.mark.parametrize("lengths", [(1, 10_000, 5), (10_000, 10_001, 10_000), (3, 10_000, 300_000), (300_000, 0, 7)])
