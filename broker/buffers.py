@@ -11,6 +11,7 @@ Buffer = bytes | bytearray | memoryview
 JOINED_BYTES_MAX: Final = 4096
 """Shorter pieces that follow each other are joined when they are sent: copying them costs less than an entry of a
 gathered write."""
+_JOINED = JOINED_BYTES_MAX
 
 
 class Gathered:
@@ -61,7 +62,7 @@ class Pieces:
             piece = self._part[self._offset : self._offset + size]
             self._offset += size
             size_bytes -= size
-            if size < JOINED_BYTES_MAX:
+            if size < _JOINED:
                 short.append(piece)
                 continue
             if short:

@@ -7,14 +7,8 @@ from typing import NewType
 SessionId = NewType("SessionId", int)
 """A session in the broker, from 1 upwards, never used twice in a broker's life."""
 
-TopicNumber = NewType("TopicNumber", int)
-"""A topic within one direction of one session (docs/wire.md section 4)."""
-
 SubscriptionNumber = NewType("SubscriptionNumber", int)
 """A subscription within its session; 0 is the session's inbox."""
-
-StreamNumber = NewType("StreamNumber", int)
-"""A chunked message within one direction of one session (docs/wire.md section 5)."""
 
 GroupNumber = NewType("GroupNumber", int)
 """A collective group in the broker."""

@@ -17,6 +17,12 @@ HALF_OPEN_MAX: Final = 1024
 moment. Of more, the oldest goes."""
 CONNECTIONS_PER_ADDRESS_MAX: Final = 2048
 """Connections of one address on the network: half of all sessions, so that no single machine keeps the others out."""
+EXPIRED_AT_ONCE: Final = 4
+"""Connections whose time for a hello is over and that are told so before messages have their turn again, some 25 us
+each: thousands that have come at once are over at once."""
+STRANGER_BYTES_MAX: Final = 4 * KIB
+"""What may lie in the kernel of a hello, or of the opening of TLS, before a session reads it. It is longer than nearly
+all of them, and shorter than any receive buffer, or the rest would never come."""
 STRANGERS_LOGGED_MAX: Final = 10
 """Lines about connections that never became sessions, in STRANGERS_LOGGED_S; of more, their number."""
 STRANGERS_LOGGED_S: Final = 10.0
@@ -43,8 +49,7 @@ FRAME_BODY_BYTES_MAX: Final = 256 * KIB
 SCRATCH_BYTES: Final = 64 * KIB
 """What one read may take in besides the payload that it completes: headers, bodies, small payloads."""
 PLACED_BYTES_MIN: Final = 16 * KIB
-"""Payloads from this length on are received straight into their final buffer; below, one copy is cheaper than a
-call."""
+"""Payloads from this length on are received straight into their final buffer; below, a copy is cheaper."""
 
 # Batches (docs/wire.md section 6).
 BATCH_BYTES: Final = 64 * KIB
@@ -141,8 +146,7 @@ REPLIES_AHEAD_BYTES: Final = 8 * MIB
 REPLIES_WAITING_MAX: Final = 65_536
 """Replies to one request that wait for its requester: those of 256 responders that use all their credit."""
 REPLY_STREAMS_MAX: Final = 256
-"""Requests that a synchronous client answers with generators at the same time, and a responder of an asynchronous one
-with tasks."""
+"""Requests that a synchronous client answers with generators at once, and an asynchronous responder with tasks."""
 REQUESTS_REMEMBERED: Final = 4096
 """Requests that a responder remembers, to know one again that is repeated."""
 REQUESTS_REMEMBERED_S: Final = 60.0
@@ -193,6 +197,9 @@ IOV_BUFFERS_MAX: Final = 1024
 """Buffers of one gathered write or scattered read: Linux's IOV_MAX (limits.h, UIO_MAXIOV)."""
 LISTEN_BACKLOG: Final = 1024
 """Connections that wait to be accepted: every rank of the largest group may dial at the same moment."""
+NETWORK_BACKLOG: Final = 4096
+"""The same at addresses of a network, as the system allows (net.core.somaxconn): beyond that the kernel drops who
+dials, and they try again after a second, also those who come in the middle of thousands of strangers."""
 LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
 """SO_SNDBUF of Unix-domain sockets: the default holds less than one chunk, so writer and reader would take turns."""
 SOCKET_PATH_BYTES_MAX: Final = 107
@@ -307,8 +314,7 @@ DESCRIPTORS_WAITING_MAX: Final = 128
 
 # Lines (docs/wire.md section 20).
 LINE_DATA_BYTES: Final = 256 * KIB
-"""What a line holds that its slowest reader has not read: some 2,000 small messages, and little enough for
-the caches."""
+"""What a line holds that its slowest reader has not read: some 2,000 small messages, few enough for the caches."""
 LINE_READERS_MAX: Final = 8
 """Sessions that read a line: the publisher looks at a word of each for every message."""
 LINES_PER_SESSION_MAX: Final = 16
@@ -456,6 +462,8 @@ TENANTS_MAX: Final = 1024
 # Time.
 HEARTBEAT_INTERVAL_S: Final = 5.0
 HEARTBEAT_TIMEOUT_S: Final = 30.0
+ANSWER_TIMEOUT_S: Final = 5.0
+"""How long a client waits for an answer of the broker's, unless its caller says."""
 CLOSE_TIMEOUT_S: Final = 1.0
 """How long an orderly close waits for the queued frames to leave."""
 DRAIN_TIMEOUT_S: Final = 5.0

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.devices import Device, read_device
-from broker.limits import COLLECTIVE_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
+from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
@@ -157,7 +157,7 @@ class Client:
         """
         return empty_shared(self._driver, shape, dtype)
 
-    def flush(self, timeout_s: float | None = 5.0) -> None:
+    def flush(self, timeout_s: float | None = ANSWER_TIMEOUT_S) -> None:
         """Waits until everything that was published so far has reached the broker.
 
         Raises:
@@ -167,7 +167,7 @@ class Client:
         """
         self._driver.run(operations.flush(self._driver, timeout_s))
 
-    def pressure(self, topic: str, *, timeout_s: float = 5.0) -> Pressure:
+    def pressure(self, topic: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Pressure:
         """Asks the broker how a topic fares: who is too slow for it, and whether its publishers wait.
 
         The same is announced on `$sys/pressure` as it happens, without asking.
@@ -200,7 +200,7 @@ class Client:
         lease_s: float | None = None,
         max_deliveries: int | None = None,
         dead_letter: str | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         """Declares what holds for the topics that a filter matches; when this returns, it does, for topics in use too.
 
@@ -249,7 +249,7 @@ class Client:
         max_lag: int | None = None,
         device: str | None = None,
         handler: Handler | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Subscription:
         """Subscribes; when this returns, the broker has acknowledged.
 
@@ -302,7 +302,7 @@ class Client:
         *,
         queue_group: str | None = None,
         device: str | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Subscription:
         """Answers requests.
 
@@ -334,7 +334,7 @@ class Client:
         topic: str,
         value: object = None,
         *,
-        timeout_s: float = 5.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
         retries: int = 0,
         headers: Mapping[str, str] | None = None,
         lane: str = "default",
@@ -445,7 +445,7 @@ class Client:
         place = self._driver.run(joining.join(self._driver, name, size, wanted, timeout_s, schedule))
         return self._groups(self._driver, place, compressed)
 
-    def close(self, timeout_s: float = 5.0) -> None:
+    def close(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed.
 
         Args:

@@ -16,28 +16,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from broker.errors import InvalidValue
 from broker.protocol.tensors import Array, as_array, describe, flat_bytes
 from clients.client import Client
+from clients.collectives.group_base import GroupBase
 from clients.connection.checks import whole_number
 from clients.groups import Group
 
 TOPIC: Final = "digests"
 DIGEST_BYTES: Final = 16
-
-
-class Member(Protocol):
-    """A group of either kind of client, as one rank has it."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def generation(self) -> int: ...
-
-    name: str
 
 
 class Rounds:
@@ -48,7 +37,7 @@ class Rounds:
         round: of the next note, from 0 upwards; every rank makes the same notes in the same order.
     """
 
-    def __init__(self, group: Member, every: int) -> None:
+    def __init__(self, group: GroupBase, every: int) -> None:
         """Raises:
         InvalidValue: `every` is below 1.
         """

@@ -10,13 +10,10 @@ from broker.collectives import shm
 from broker.errors import InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients.collectives import collective, collective_lists, ways
-from clients.collectives.compression import Compression
+from clients.collectives import collective, collective_lists, shared_operation
 from clients.collectives.meetings import Meetings
-from clients.collectives.membership import Place
 from clients.collectives.partial import AUTO, Partial, Terms
-from clients.collectives.ways import SharedOperation
-from clients.connection.driver import Driver
+from clients.collectives.shared_operation import SharedOperation
 from clients.work import Work
 
 T = TypeVar("T")
@@ -34,37 +31,6 @@ class Group(Meetings):
         name: the group's name.
         world_size: how many ranks the group was made for; `ranks` are those present.
     """
-
-    def __init__(self, driver: Driver, place: Place, compression: Compression) -> None:
-        """Made by `Client.group`."""
-        super().__init__(driver, place, compression)
-        self.name = place.name
-        self.world_size = place.member.world_size
-
-    @property
-    def rank(self) -> int:
-        """This member's rank, the same for as long as it is a member."""
-        return self._place.member.rank
-
-    @property
-    def generation(self) -> int:
-        """The version of the membership, from 1 upwards."""
-        return self._place.member.generation
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The ranks that are present, ascending."""
-        return tuple(self._place.member.ranks)
-
-    @property
-    def position(self) -> int:
-        """The index of this rank among the present ones: which shard of data or parameters is its own."""
-        return self._place.member.position
-
-    @property
-    def schedule(self) -> str:
-        """How operations go at the moment: `shm`, `star`, or `ring` or `halving`, with auto the quicker for each."""
-        return self._place.used_schedule
 
     @overload
     def all_reduce(
@@ -170,12 +136,12 @@ class Group(Meetings):
             encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
             if encoded is not None:
                 return self._call(encoded, timeout_s, async_op=async_op, priority=priority)
-        way = None if async_op or out is not None else place.plain
-        task = None if way is None else way.plain_task(array, op, timeout_s)
+        way = None if async_op else place.plain
+        task = None if way is None else way.plain_task(array, op, timeout_s, out)
         if task is not None and way is not None:
             if way.run(task) != shm.Outcome.COMMITTED:
-                self._driver.run(ways.finish(self._driver, place, SharedOperation.plain(way, task)))
-            return array
+                self._driver.run(shared_operation.finish(self._driver, place, SharedOperation.plain(way, task)))
+            return array if out is None else out
         if collective_lists.is_list(array):
             many = collective_lists.all_reduce(place.member, array, op, timeout_s, out)
             return self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -424,6 +390,3 @@ class Group(Meetings):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.leave()
-
-    def __repr__(self) -> str:
-        return f"<Group {self.name!r} rank={self.rank} of {self.ranks} generation={self.generation}>"

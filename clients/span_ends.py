@@ -11,22 +11,13 @@ import atexit
 import os
 import threading
 import time
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from broker.telemetry import Operation
+from clients.collectives.started import Started
 
 LOOK_S: Final = 0.05
 """Between two looks."""
-
-
-class Handle(Protocol):
-    """A Work of either kind of client."""
-
-    @property
-    def ended_ns(self) -> int: ...
-
-    @property
-    def problem(self) -> str | None: ...
 
 
 class _Open(NamedTuple):
@@ -34,7 +25,7 @@ class _Open(NamedTuple):
 
     owner: object
     span: Operation
-    work: Handle
+    work: Started
 
     def end(self, problem: str | None, otherwise: str) -> None:
         if problem is None:
@@ -51,7 +42,7 @@ class Ends:
         self._open: list[_Open] = []
         self._watching = False
 
-    def expect(self, owner: object, span: Operation, work: Handle) -> None:
+    def expect(self, owner: object, span: Operation, work: Started) -> None:
         """Has a span go on until an operation ends, or its owner is closed."""
         if not span.recording:
             return

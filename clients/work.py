@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 from broker.collectives import shm
 from broker.collectives.member import MemberOperation
 from broker.errors import BrokerError, TimeoutError
-from clients.collectives import ways
+from clients.collectives import shared_operation
 from clients.collectives.collective import Prepared
 from clients.collectives.membership import Place
-from clients.collectives.ways import SharedOperation
+from clients.collectives.shared_operation import SharedOperation
+from clients.collectives.started import Started, StartedMany, StartedShared
 from clients.connection.checks import time_limit
 from clients.connection.driver import Driver
 from clients.connection.signals import Signal
 
 
-class Work:
+class Work(Started):
     """The handle of an operation that was started with `async_op=True`.
 
     The array must not be touched until `wait` has returned; until then it holds what it held. Threads may share a Work.
@@ -35,39 +36,12 @@ class Work:
     ) -> None:
         """Made by a Group."""
         self._driver = driver
-        self._place = place
-        self._operation = operation
-        self._signal = signal
-        self._prepared = prepared
-        self._grace_s = grace_s
-        self._finished = False
-        self._value: object = None
-        self._ended_ns = 0
         driver.expect_results(more=True)
-        signal.callbacks.append(self._end)
-        if signal.ready:
-            signal.set()
+        super().__init__(place, operation, signal, prepared, grace_s)
 
     def _end(self) -> None:
-        self._ended_ns = time.monotonic_ns()
+        super()._end()
         self._driver.expect_results(more=False)
-
-    @property
-    def done(self) -> bool:
-        """Whether `wait` will return or raise at once."""
-        return self._signal.ready
-
-    @property
-    def ended_ns(self) -> int:
-        """When it was done or had failed, in nanoseconds of the monotonic clock; 0 before that."""
-        return self._ended_ns
-
-    @property
-    def problem(self) -> str | None:
-        """Why it has failed, without waiting: empty when it was done, None while it is not known."""
-        if not self._ended_ns:
-            return None
-        return "" if self._operation.error is None else str(self._operation.error)
 
     def wait(self, timeout_s: float | None = None) -> object:
         """Waits for the result, which is then in the array.
@@ -101,52 +75,22 @@ class Work:
         return None
 
     def cancel(self) -> bool:
-        """Gives the operation up: it fails with CollectiveAbortedError on all ranks, and no array is changed.
-
-        Returns:
-            Whether that was still to be asked for. `wait` tells what came first, the end or this.
-        """
         with self._driver.lock:
-            asked = self._place.give_up([self._operation])
+            asked = super().cancel()
             self._driver.flush()
         return asked
 
-    def __repr__(self) -> str:
-        return f"<Work {self._operation!r}>"
 
-
-class SharedWork(Work):
-    """As Work, of an operation without the broker: an engine carries it out on a thread of its own."""
+class SharedWork(StartedShared, Work):
+    """As Work, of an operation without the broker."""
 
     def __init__(
-        self,
-        driver: Driver,
-        place: Place,
-        operation: SharedOperation,
-        prepared: Prepared,
-        grace_s: float,
+        self, driver: Driver, place: Place, operation: SharedOperation, prepared: Prepared, grace_s: float
     ) -> None:
         """Made by a Group. The driver's lock is held."""
         self._driver = driver
-        self._place = place
-        self._shared = operation
-        self._prepared = prepared
-        self._grace_s = grace_s
-        self._finished = False
-        self._value = None
+        StartedShared.__init__(self, place, operation, prepared, grace_s)
         operation.way.submit(operation.task)
-
-    @property
-    def done(self) -> bool:
-        return self._shared.task.status != shm.Outcome.PENDING
-
-    @property
-    def ended_ns(self) -> int:
-        return self._shared.task.ended_ns if self.done else 0
-
-    @property
-    def problem(self) -> str | None:
-        return ways.problem(self._place, self._shared)
 
     def wait(self, timeout_s: float | None = None) -> object:
         operation, driver = self._shared, self._driver
@@ -154,45 +98,23 @@ class SharedWork(Work):
         if operation.way.engine.wait(operation.task, limit_s) == shm.Outcome.PENDING:
             raise TimeoutError(operation.claim.describe(), limit_s)
         if not self._finished:
-            result = self._prepared.take(lambda: driver.run(ways.finish(driver, self._place, operation)))
+            result = self._prepared.take(lambda: driver.run(shared_operation.finish(driver, self._place, operation)))
             with driver.lock:
                 if not self._finished:
                     self._value = self._prepared.complete(result)
                     self._finished = True
         return self._value
 
-    def cancel(self) -> bool:
-        asked = not self.done
-        self._shared.way.engine.cancel(self._shared.task)
-        return asked
 
-    def __repr__(self) -> str:
-        return f"<Work {self._shared!r}>"
-
-
-class ManyWork(Work):
+class ManyWork(StartedMany, Work):
     """As Work, of several operations that were started together and count as one."""
+
+    _works: Sequence[Work]
 
     def __init__(self, works: Sequence[Work], complete: Callable[[Sequence[object]], object]) -> None:
         """Made by a Group."""
-        self._works = works
-        self._complete_all = complete
+        StartedMany.__init__(self, works, complete)
         self._lock = threading.Lock()
-        self._finished = False
-        self._value = None
-
-    @property
-    def done(self) -> bool:
-        return all(work.done for work in self._works)
-
-    @property
-    def ended_ns(self) -> int:
-        return max((work.ended_ns for work in self._works), default=0) if self.done else 0
-
-    @property
-    def problem(self) -> str | None:
-        found = [work.problem for work in self._works]
-        return None if None in found else next((each for each in found if each), "")
 
     def wait(self, timeout_s: float | None = None) -> object:
         deadline = None if timeout_s is None else time.monotonic() + time_limit("timeout_s", timeout_s)
@@ -207,13 +129,6 @@ class ManyWork(Work):
             self._value = self._complete_all([work.wait() for work in self._works])
             self._finished = True
             return self._value
-
-    def cancel(self) -> bool:
-        asked = [work.cancel() for work in self._works]
-        return any(asked)
-
-    def __repr__(self) -> str:
-        return f"<Work of {len(self._works)} operations>"
 
 
 def _left_s(deadline: float | None) -> float | None:

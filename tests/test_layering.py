@@ -18,6 +18,7 @@ NOT_INSTALLED = ("bench", "tests")
 
 OPEN = (
     "broker.buffers",
+    "broker.clock",
     "broker.conventions",
     "broker.devices",
     "broker.errors",
@@ -25,10 +26,12 @@ OPEN = (
     "broker.ids",
     "broker.limits",
     "broker.masking",
+    "broker.schedules",
     "broker.toml",
     "broker.telemetry",
     "broker.uncompiled",
     "broker.version",
+    "broker.wires",
 )
 PURE = (
     "broker.protocol",

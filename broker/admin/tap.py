@@ -38,7 +38,8 @@ from broker.state.tenants import Tenant
 from broker.state.topics import INBOX
 from broker.topics.messages import Chunk, Message, Stream
 from broker.topics.names import check_topic
-from broker.topics.queues import Overflow, Queue
+from broker.topics.policy import Overflow
+from broker.topics.queues import Queue
 
 INTERVAL_S: Final = 0.5
 TAPS_MAX: Final = 16

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import click
 
 from broker.config import adopt, environment
+from broker.topics.policy import OVERFLOWS
 
 C = TypeVar("C", bound=Callable[..., None])
 
@@ -94,8 +95,6 @@ def seconds(flag: str, default_s: float, text: str, *, least: float = 0.0, above
         help=text,
     )
 
-
-OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 
 overflow = click.option(
     "--overflow",

@@ -18,7 +18,6 @@ import uvloop
 from broker import logs
 from broker.answers import show_to_clients
 from broker.cli.options import echo_json
-from broker.cli.reload import take_over
 from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
 from broker.limits import LOG_INTERVAL_S
@@ -101,7 +100,7 @@ async def _serve(
     stopping = _catch_signals()
     _tell_left_out(asyncio.get_running_loop(), handler)
     server = Server(config)
-    server.admission.also("permissions and quotas", lambda: take_over(server, read_again))
+    server.admission.also("permissions and quotas", lambda: _take_over(server, read_again))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     show_to_clients(server)
     traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None
@@ -130,6 +129,17 @@ async def _serve(
 def _dialled(address: Address, config: Config) -> Address:
     """An address as clients use it: they have certificates of their own."""
     return replace(address, options=()) if address.scheme == "tls" and config.certificates else address
+
+
+def _take_over(server: Server, read_again: Callable[[], Config]) -> None:
+    """Has the server follow the permissions and quotas of the configuration as it is now, all of it or nothing.
+
+    Raises:
+        ConfigError: it cannot be used; everything stays as it was.
+    """
+    config = read_again()
+    server.replace_permissions(config.permissions)
+    server.replace_quotas(config.tenants)
 
 
 def _catch_signals() -> asyncio.Event:

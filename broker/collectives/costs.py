@@ -8,6 +8,8 @@ each direction, an all-reduce takes about
                                                         ranks over the power send all they have to another one first,
                                                         and get it back: 2 l + 2 b / w more
 
+An array of at most 128 KiB / n, or 4 KiB, needs neither: it goes whole to each, with the claim (ring_engine.h).
+
 Where hosts have several ranks each, these share the host's wire: all of what the ranks of a host send to others has to
 leave over it. With h hosts of up to m ranks, and i bytes a second inside one,
 
@@ -29,6 +31,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from broker.schedules import HALVING, HIERARCHICAL, RING
 
 STEPS_MAX: Final = 128
 """Of a plan; TB_STEPS_MAX of ring_engine.h."""
@@ -95,9 +99,9 @@ def choose(size_bytes: int, ranks: int, hosts: Sequence[object] = (), wire: Wire
     apart = len(counts) > 1
     leaving = Counter(host for host, after in zip(hosts, [*hosts[1:], *hosts[:1]], strict=True) if host != after)
     costs_s = {
-        "ring": ring_s(size_bytes, ranks, wire, max(leaving.values()) if apart else 1),
-        "halving": halving_s(size_bytes, ranks, wire, max(counts.values()) if apart else 1),
+        RING: ring_s(size_bytes, ranks, wire, max(leaving.values()) if apart else 1),
+        HALVING: halving_s(size_bytes, ranks, wire, max(counts.values()) if apart else 1),
     }
     if has_hierarchy(hosts):
-        costs_s["hierarchical"] = hierarchical_s(size_bytes, len(counts), max(counts.values()), wire)
+        costs_s[HIERARCHICAL] = hierarchical_s(size_bytes, len(counts), max(counts.values()), wire)
     return min(costs_s, key=costs_s.__getitem__)

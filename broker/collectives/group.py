@@ -40,9 +40,10 @@ from broker.collectives.late import Late, LateTotals
 from broker.collectives.operation import Operation
 from broker.collectives.quorum import QuorumOperation
 from broker.collectives.recorder import Outcome, Progress, Recorded, Recorder
-from broker.collectives.snapshots import STAR, GroupSnapshot, NewcomerSnapshot, OperationSnapshot
+from broker.collectives.snapshots import GroupSnapshot, NewcomerSnapshot, OperationSnapshot
 from broker.errors import InvalidValue, ProtocolError
 from broker.ids import Generation, GroupNumber, Rank, SessionId
+from broker.schedules import STAR
 
 _OUTCOMES = {Mismatch: Outcome.MISMATCH, Missing: Outcome.MISSING, GivenUp: Outcome.INTERRUPTED}
 

@@ -36,6 +36,7 @@ from broker.collectives.snapshots import OperationSnapshot
 from broker.collectives.watching import SLACK_NS, claim_in_full, claim_words, decoded_claim, failure_words
 from broker.ids import Rank
 from broker.limits import LINK_CLOCK_NS, LINK_WORDS_MAX
+from broker.schedules import AUTO, HIERARCHICAL, RING
 
 LINK_SILENT_NS: Final = 400_000_000
 """Who is in an operation, and has said nothing for so long beside others who have, stands still."""
@@ -43,10 +44,6 @@ LINK_QUIET_NS: Final = 150_000_000
 """When all wait for one another, one that has said nothing for so long beside others who have is not as it says."""
 FAILURE_NS: Final = 300_000_000
 """So long after the first word of a failure the others' words are waited for."""
-AUTO: Final = "auto"
-RING: Final = "ring"
-HALVING: Final = "halving"
-HIERARCHICAL: Final = "hierarchical"
 _OUTCOMES: Final = {
     1: Outcome.DONE,
     2: Outcome.MISSING,

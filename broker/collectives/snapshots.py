@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from broker.collectives.operation import Operation, OperationState
 from broker.collectives.recorder import Recorder
 from broker.ids import Generation, GroupNumber, Rank, SessionId
-
-STAR: Final = "star"
-SHM: Final = "shm"
+from broker.schedules import STAR
 
 
 @dataclass(frozen=True, slots=True)

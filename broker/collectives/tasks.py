@@ -12,6 +12,7 @@ from typing import Final
 
 from broker.collectives.claims import ITEM_BYTES, CollectiveKind, ReduceOp
 from broker.errors import InvalidValue
+from broker.schedules import AUTO, HALVING, HIERARCHICAL, RING
 
 try:
     import cython
@@ -30,7 +31,7 @@ PLACE_BITS: Final = 40
 WINDOW_NUMBER_MAX: Final = (1 << 23) - 1
 SLICE_NS: Final = 50_000_000
 """How long Python's signals may have to wait."""
-SCHEDULES: Final = ("auto", "ring", "halving", "hierarchical")
+SCHEDULES: Final = (AUTO, RING, HALVING, HIERARCHICAL)
 """Between hosts, the ways in which bytes go; by the numbers of turns.h."""
 
 _KINDS: Final = (
@@ -81,7 +82,7 @@ class Plan:
         array_bytes: int = 0,
         root: int = 0,
         impossible: bool = False,
-        schedule: str = "auto",
+        schedule: str = AUTO,
     ) -> None:
         """Args:
             kind: what to do.

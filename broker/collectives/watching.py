@@ -21,9 +21,10 @@ from broker.collectives.effects import GivenUp, Mismatch, Missing
 from broker.collectives.operation import OperationState
 from broker.collectives.reading import LOG_ENTRIES, Entry, Standing
 from broker.collectives.recorder import Outcome, Progress, Recorded, Recorder
-from broker.collectives.snapshots import SHM, OperationSnapshot
+from broker.collectives.snapshots import OperationSnapshot
 from broker.errors import InvalidValue
 from broker.ids import Rank
+from broker.schedules import SHM
 
 SLACK_NS: Final = 1_000_000_000
 """The broker may look with the time of its last tick."""

@@ -24,7 +24,6 @@ class Code(IntEnum):
     NOT_FOUND = 11
     PUBLISHER_GONE = 12
     DROPPED = 13
-    RANK_TIMEOUT = 14
     COLLECTIVE = 15
     INTERNAL = 16
     RESPONDER_LOST = 17

@@ -24,6 +24,7 @@ import msgspec
 
 from broker.errors import InvalidValue
 from broker.limits import LINK_ADDRESS_BYTES_MAX, LINK_ADDRESSES_MAX, NAME_BYTES_MAX
+from broker.schedules import AUTO, LINKED
 
 VERSION: Final = 1
 MAGIC: Final = b"\x93TBLINK\n"
@@ -33,11 +34,6 @@ HELLO_BYTES: Final = _WORDS.size + SEAL_BYTES
 SECRET_BYTES: Final = 32
 _DIALLED: Final = b"tensorbus link from"
 _ANSWERED: Final = b"tensorbus link to"
-
-STAR: Final = "star"
-AUTO: Final = "auto"
-SCHEDULES: Final = ("ring", "halving", "hierarchical")
-"""Those that need links; `auto` leaves the choice between them to the cost model."""
 
 
 class Reach(msgspec.Struct, omit_defaults=True):
@@ -132,8 +128,8 @@ def check_reach(reach: Reach) -> None:
         raise InvalidValue(
             "secret of bytes", len(reach.secret), f"must have {SECRET_BYTES}, and the host's name be short"
         )
-    if reach.schedule != AUTO and reach.schedule not in SCHEDULES:
-        raise InvalidValue("schedule", reach.schedule[:NAME_BYTES_MAX], f"is none of {', '.join(SCHEDULES)}")
+    if reach.schedule != AUTO and reach.schedule not in LINKED:
+        raise InvalidValue("schedule", reach.schedule[:NAME_BYTES_MAX], f"is none of {', '.join(LINKED)}")
 
 
 def host_name(rank: int, host: str) -> str:

@@ -5,6 +5,7 @@ itself. The pool keeps the buffers that it gave out and hands one out again when
 still uses a buffer is not tracked by calls, which can be forgotten, but read off its reference count: every array and
 memoryview over a buffer holds a reference to it.
 
+Of several free buffers the one that was in use last is handed out: what streams through stays in the processor's cache.
 A buffer that was not needed for a minute goes back to the system: what one burst took is not kept for ever.
 
 A buffer starts at a multiple of 64 bytes, and so do then the tensors in it: what the libraries that read them ask for.
@@ -25,8 +26,8 @@ ByteArray = npt.NDArray[np.uint8]
 
 _GRAIN_BYTES: Final = 4096
 _ALIGNMENT_BYTES: Final = 64
-_LOOKS_MAX: Final = 8
-"""Buffers of a size that are looked at before a new one is made: bounds the time of `acquire`."""
+_LATEST_MAX: Final = 8
+"""Buffers of a size that are looked at first, of those that were given out last: some are still in the cache."""
 UNUSED_NS: Final = 30_000_000_000
 """How often the pool lets go of what nobody has asked for since the last time."""
 
@@ -47,12 +48,46 @@ class _Kept:
         self.asked_for = True
 
 
-Shelf = list[_Kept]
-"""Buffers of one size."""
+class _Shelf:
+    """Buffers of one size.
+
+    Attributes:
+        kept: all of them, in the order in which they were given out.
+    """
+
+    __slots__ = ("_next", "kept")
+
+    def __init__(self) -> None:
+        self.kept: list[_Kept] = []
+        self._next = 0
+
+    def take_free(self) -> _Kept | None:
+        """A buffer that nobody uses, of those that are looked at; it is the last one now."""
+        size = len(self.kept)
+        for position in range(size - 1, max(0, size - _LATEST_MAX) - 1, -1):
+            if _references(self.kept, position) == _REFERENCES_WHEN_FREE:
+                return self._take(position)
+        if size <= _LATEST_MAX:
+            return None
+        # Where many are under way, the one that was given out first is let go of first, if nobody keeps it for long:
+        # so others get their turn too.
+        if _references(self.kept, 0) == _REFERENCES_WHEN_FREE:
+            return self._take(0)
+        position = self._next = self._next % size
+        if _references(self.kept, position) == _REFERENCES_WHEN_FREE:
+            return self._take(position)
+        self._next += 1
+        return None
+
+    def _take(self, position: int) -> _Kept:
+        taken = self.kept.pop(position)
+        self.kept.append(taken)
+        taken.asked_for = True
+        return taken
 
 
-def _references(shelf: Shelf, position: int) -> int:
-    return sys.getrefcount(shelf[position].buffer)
+def _references(kept: list[_Kept], position: int) -> int:
+    return sys.getrefcount(kept[position].buffer)
 
 
 _REFERENCES_WHEN_FREE: Final = _references([_Kept(np.empty(1, np.uint8), 0)], 0)
@@ -75,7 +110,7 @@ class BufferPool:
         self.look: Callable[[], None] = _nothing
         """Called after each MEMORY_LOOK_BYTES that were given out."""
         self._unlooked_bytes = 0
-        self._shelves: dict[int, Shelf] = {}
+        self._shelves: dict[int, _Shelf] = {}
         self._let_go_ns = 0
 
     def acquire(self, size_bytes: int) -> ByteArray:
@@ -90,23 +125,15 @@ class BufferPool:
         rounded = -(-size_bytes // _GRAIN_BYTES) * _GRAIN_BYTES
         shelf = self._shelves.get(rounded)
         if shelf is None:
-            shelf = self._shelves[rounded] = []
-        for position in range(min(len(shelf), _LOOKS_MAX)):
-            if _references(shelf, position) == _REFERENCES_WHEN_FREE:
-                if position:
-                    shelf.append(shelf.pop(position))
-                kept = shelf[-1 if position else 0]
-                kept.asked_for = True
-                return kept.buffer[kept.start : kept.start + size_bytes]
-        if len(shelf) > _LOOKS_MAX:
-            # The first ones are in long use; look at others next time.
-            shelf.append(shelf.pop(0))
-        buffer = np.empty(rounded + _ALIGNMENT_BYTES, np.uint8)
-        start = -buffer.ctypes.data % _ALIGNMENT_BYTES
-        if self.held_bytes + rounded <= self.bytes_max or self._trim(rounded):
-            shelf.insert(0, _Kept(buffer, start))
-            self.held_bytes += rounded
-        return buffer[start : start + size_bytes]
+            shelf = self._shelves[rounded] = _Shelf()
+        kept = shelf.take_free()
+        if kept is None:
+            buffer = np.empty(rounded + _ALIGNMENT_BYTES, np.uint8)
+            kept = _Kept(buffer, -buffer.ctypes.data % _ALIGNMENT_BYTES)
+            if self.held_bytes + rounded <= self.bytes_max or self._trim(rounded):
+                shelf.kept.append(kept)
+                self.held_bytes += rounded
+        return kept.buffer[kept.start : kept.start + size_bytes]
 
     def tick(self, now_ns: int) -> None:
         """Time passes: what is free and was not asked for of late is let go of."""
@@ -114,36 +141,37 @@ class BufferPool:
             return
         self._let_go_ns = now_ns
         for size, shelf in list(self._shelves.items()):
-            used = [
-                kept
-                for position, kept in enumerate(shelf)
-                if kept.asked_for or _references(shelf, position) > _REFERENCES_WHEN_FREE
-            ]
-            for kept in used:
+            self._keep_used(size, shelf, recently=True)
+            for kept in shelf.kept:
                 kept.asked_for = False
-            self.held_bytes -= size * (len(shelf) - len(used))
-            if used:
-                self._shelves[size] = used
-            else:
+            if not shelf.kept:
                 del self._shelves[size]
 
     def let_go(self) -> None:
         """Forgets all buffers that nobody uses."""
-        for size, shelf in list(self._shelves.items()):
-            used = [kept for position, kept in enumerate(shelf) if _references(shelf, position) > _REFERENCES_WHEN_FREE]
-            self.held_bytes -= size * (len(shelf) - len(used))
-            self._shelves[size] = used
+        for size, shelf in self._shelves.items():
+            self._keep_used(size, shelf, recently=False)
+
+    def _keep_used(self, size: int, shelf: _Shelf, *, recently: bool) -> None:
+        """Forgets those of one size that are free; those that were asked for recently may count as used."""
+        used = [
+            kept
+            for position, kept in enumerate(shelf.kept)
+            if (recently and kept.asked_for) or _references(shelf.kept, position) > _REFERENCES_WHEN_FREE
+        ]
+        self.held_bytes -= size * (len(shelf.kept) - len(used))
+        shelf.kept = used
 
     def _trim(self, wanted_bytes: int) -> bool:
         """Forgets free buffers of other sizes until `wanted_bytes` fit; says whether they do."""
         if wanted_bytes > self.bytes_max:
             return False
-        for size, shelf in list(self._shelves.items()):
-            for position in reversed(range(len(shelf))):
+        for size, shelf in self._shelves.items():
+            for position in reversed(range(len(shelf.kept))):
                 if self.held_bytes + wanted_bytes <= self.bytes_max:
                     return True
-                if _references(shelf, position) == _REFERENCES_WHEN_FREE:
-                    del shelf[position]
+                if _references(shelf.kept, position) == _REFERENCES_WHEN_FREE:
+                    del shelf.kept[position]
                     self.held_bytes -= size
         return self.held_bytes + wanted_bytes <= self.bytes_max
 

@@ -11,7 +11,6 @@ QUERY            admin; of one topic any right to it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from broker.errors import InvalidValue, PermissionDenied
 from broker.ids import SessionId
@@ -24,7 +23,6 @@ from broker.topics.names import check_topic
 
 log = logging.getLogger(__name__)
 
-Authorize = Callable[[SessionRecord, Verb, str], None]
 _SHOWN_CHARACTERS = 64
 """Of a target that is too long to be one."""
 _ON_TOPICS = (Verb.PUBLISH, Verb.REQUEST, Verb.SUBSCRIBE, Verb.RESPOND)

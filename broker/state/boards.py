@@ -12,12 +12,13 @@ from typing import Protocol
 
 from broker.collectives.effects import Changed, Effect
 from broker.collectives.group import Group
-from broker.collectives.snapshots import SHM, GroupSnapshot
+from broker.collectives.snapshots import GroupSnapshot
 from broker.collectives.watching import BoardReader, BoardWatch
 from broker.ids import Generation, GroupNumber, SessionId
 from broker.limits import BOARDS_MAX
 from broker.protocol.bodies import Membership
 from broker.protocol.sharing import Memory
+from broker.schedules import SHM
 from broker.state.records import SessionRecord
 
 

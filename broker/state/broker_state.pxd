@@ -3,6 +3,7 @@
 import cython
 
 from broker.protocol.frames cimport Frame
+from broker.protocol.pool cimport BufferPool
 from broker.state.publishing cimport Publishing
 from broker.state.records cimport SessionRecord
 from broker.state.topics cimport Router
@@ -12,18 +13,20 @@ cdef int _PUBLISH, _CHUNK
 
 
 cdef class BrokerState:
-    cdef public object arrivals, watermark, settings, local_path, addresses, sessions_opened, requests, pressure, subscribing, sharing, following, groups, pool, viewer
+    cdef public object arrivals, watermark, settings, local_path, addresses, sessions_opened, requests, pressure, subscribing, sharing, following, groups, viewer
     cdef public object authority, own, ended, wake, quotas, latencies, on_tenant, _group_numbers, _observing
     cdef public long long now_ns
     cdef public dict sessions, ready, tenants
     cdef public bint draining
     cdef public Router router
     cdef public Publishing publishing
-    cdef object _scratch, _last_id
+    cdef public BufferPool pool
+    cdef object _scratch
     cdef dict _handlers
     cdef object __weakref__
 
     @cython.locals(frame=Frame, kind=int)
     cpdef receive(self, SessionRecord record, received, long long now_ns)
+    cpdef bint has_more(self) except -1
     cpdef list take_ready(self)
     cpdef _flush(self, SessionRecord record)

@@ -48,7 +48,7 @@ from broker.state.records import SessionRecord
 from broker.state.routes import Routes
 from broker.state.topic_line import LineReader, TopicLine
 from broker.topics.messages import Message
-from broker.topics.queues import Overflow
+from broker.topics.policy import Overflow
 
 if TYPE_CHECKING:
     from broker.state.topics import Publisher

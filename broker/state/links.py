@@ -40,8 +40,6 @@ from broker.limits import (
 from broker.protocol.bodies import Membership, decode_body, encode_body
 from broker.protocol.frames import Frame, Kind
 from broker.protocol.links import (
-    AUTO,
-    STAR,
     Decision,
     LinkState,
     Peer,
@@ -51,6 +49,7 @@ from broker.protocol.links import (
     generation_secret,
     host_name,
 )
+from broker.schedules import AUTO, STAR
 
 log = logging.getLogger(__name__)
 

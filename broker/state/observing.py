@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from broker import schedules
 from broker.collectives.claims import CollectiveKind
 from broker.collectives.group import Group
-from broker.collectives.link_watching import HALVING, RING
 from broker.collectives.recorder import Outcome, Recorded
-from broker.collectives.snapshots import SHM, STAR
 from broker.histograms import Histogram
 from broker.ids import GroupNumber
 from broker.limits import ARRIVALS_OBSERVED, OPERATIONS_OBSERVED
 
 ALL_REDUCE: Final = CollectiveKind.ALL_REDUCE.value
-SCHEDULES: Final = (STAR, SHM, RING, HALVING)
 OTHER: Final = "other"
 """Any kind of collective but all-reduce."""
 
@@ -36,7 +34,7 @@ class Observing:
 
     def __init__(self) -> None:
         self.durations: dict[tuple[str, ...], Histogram] = {
-            (kind, way): Histogram() for kind in (ALL_REDUCE, OTHER) for way in SCHEDULES
+            (kind, way): Histogram() for kind in (ALL_REDUCE, OTHER) for way in schedules.ALL
         }
         self.skews = Histogram()
         self.told: Callable[[Group, Recorded], None] | None = None

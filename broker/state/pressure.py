@@ -29,7 +29,7 @@ from broker.state.records import SessionRecord
 from broker.state.topics import Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.names import check_topic, matches
-from broker.topics.queues import Overflow
+from broker.topics.policy import Overflow
 
 SYSTEM: Final = "$sys/"
 _LOOKS_MAX: Final = PRESSURE_ANNOUNCEMENTS_MAX // 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
 
 from broker.errors import InvalidValue, LimitExceeded, PermissionDenied
 from broker.ids import SubscriptionNumber
@@ -23,9 +22,8 @@ from broker.state.revoking import restrict
 from broker.state.singles import opened
 from broker.state.topics import INBOX, Router
 from broker.topics.names import check_filter
-from broker.topics.queues import Overflow, Queue
-
-OVERFLOWS: Final = tuple(overflow.value for overflow in Overflow)
+from broker.topics.policy import OVERFLOWS, Overflow
+from broker.topics.queues import Queue
 
 
 class Subscribing:

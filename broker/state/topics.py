@@ -21,8 +21,7 @@ from broker.topics.declarations import Policies
 from broker.topics.marks import Marks
 from broker.topics.messages import Message
 from broker.topics.names import check_filter, is_filter, matches
-from broker.topics.policy import DEAD_LETTERS, TopicPolicy
-from broker.topics.queues import Overflow
+from broker.topics.policy import DEAD_LETTERS, Overflow, TopicPolicy
 from broker.topics.ring import Ring
 from broker.topics.trie import Trie
 from broker.topics.work import Job
@@ -35,6 +34,7 @@ INBOX: Final = "$inbox/"
 NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
 _NO_WORKS: Final[Mapping[str, Work]] = MappingProxyType({})
 _NOTHING_TOLD: Final = PublishPolicy()
+_BLOCK = Overflow.BLOCK
 _NEVER_FORGOTTEN: Final = ("$sys/sessions", "$sys/pressure")
 """Of the broker's own topics; there is one for each group that ever was as well."""
 
@@ -486,7 +486,7 @@ def _route_batch(routes: Routes, message: Message) -> None:
 def offer(subscription: Subscription, message: Message, split: Callable[[Message], list[Message]]) -> None:
     """Offers a batch whole where it fits, else message by message."""
     queue = subscription.queue
-    whole = queue.max_lag is None and (queue.overflow is Overflow.BLOCK or queue.has_room(message))
+    whole = queue.max_lag is None and (queue.overflow is _BLOCK or queue.has_room(message))
     if message.count == 1 or whole:
         subscription.offer(message)
     else:

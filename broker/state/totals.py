@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from broker.topics.queues import Overflow
+from broker.topics.policy import Overflow
 
 if TYPE_CHECKING:
     from broker.protocol.session import Session

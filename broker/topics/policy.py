@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import Final
 
 from broker.errors import InvalidValue
@@ -37,6 +38,18 @@ PRESSURE: Final = "$sys/pressure"
 
 CONFIGURATION: Final = "configuration"
 """The origin of declarations that no client may replace."""
+
+
+class Overflow(Enum):
+    """What happens to messages for which a subscription has no room; see broker/topics/queues.py."""
+
+    BLOCK = "block"
+    DROP_OLDEST = "drop_oldest"
+    DROP_NEWEST = "drop_newest"
+    LATEST = "latest"
+
+
+OVERFLOWS: Final = tuple(each.value for each in Overflow)
 
 Setting = bool | int | float | str
 
@@ -156,7 +169,7 @@ _RULES: Final[Mapping[str, _Rule]] = {
     "ring_messages": _whole(0, RING_MESSAGES_MAX, "messages"),
     "ring_bytes": _whole(0, RETAINED_BYTES_MAX, "bytes"),
     "retain": _BOOLEAN,
-    "overflow": _one_of("block", "drop_oldest", "drop_newest", "latest"),
+    "overflow": _one_of(*OVERFLOWS),
     "batch_bytes": _whole(0, BATCH_BYTES_MAX, "bytes"),
     "batch_window_us": _whole(0, BATCH_WINDOW_US_MAX, "microseconds"),
     "lane": _one_of("control", "default", "bulk"),

@@ -62,7 +62,7 @@ def parse(text: str) -> Address:
     scheme = scheme.lower()
     parser = _PARSERS.get(scheme)
     if parser is None:
-        raise InvalidValue("address", text, f"unknown scheme {scheme!r}; known ones are {', '.join(_READY)}")
+        raise InvalidValue("address", text, f"unknown scheme {scheme!r}; known ones are {', '.join(_PARSERS)}")
     return parser(text, scheme, rest)
 
 
@@ -153,11 +153,8 @@ _CURVE: Final = ("curve", "key")
 """Files with keys: see broker/transport/zeromq/curve.py."""
 _TLS: Final = ("certificates",)
 """A folder: see broker/transport/tls/contexts.py."""
-_READY: Final = ("tcp", "tls", "unix", "inproc", "zmq+tcp", "zmq+ipc", "ucx", "auto")
-"""The schemes, as they are told to who writes another; by the last one a client chooses."""
 
 _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
-    "auto": _parse_host_port,
     "tcp": _parse_host_port,
     "tls": _with_options(_parse_host_port, _TLS),
     "unix": _parse_path,
@@ -165,4 +162,6 @@ _PARSERS: Final[Mapping[str, Callable[[str, str, str], Address]]] = {
     "zmq+tcp": _with_options(_parse_host_port, _CURVE),
     "zmq+ipc": _with_options(_parse_path, _CURVE),
     "ucx": _parse_host_port,
+    "auto": _parse_host_port,
 }
+"""Of each scheme; by `auto` a client chooses among the others."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.devices import Device, read_device
-from broker.limits import COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
+from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.pressure import Pressure
 from clients.aio.driver import AsyncDriver
@@ -129,11 +129,11 @@ class Client:
         """An uninitialised array to be filled and published, without any copy on the broker's host."""
         return self._core.arenas.array(*array_form(shape, dtype))
 
-    async def flush(self, timeout_s: float | None = 5.0) -> None:
+    async def flush(self, timeout_s: float | None = ANSWER_TIMEOUT_S) -> None:
         """Waits until everything that was published so far has reached the broker."""
         await operations.flush(self._driver, timeout_s)
 
-    async def pressure(self, topic: str, *, timeout_s: float = 5.0) -> Pressure:
+    async def pressure(self, topic: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Pressure:
         """Asks the broker how a topic fares."""
         return await ask_pressure(self._driver, topic, timeout_s)
 
@@ -153,7 +153,7 @@ class Client:
         lease_s: float | None = None,
         max_deliveries: int | None = None,
         dead_letter: str | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         """Declares what holds for the topics that a filter matches; when it is cancelled, it may hold all the same."""
         wishes = Declare(
@@ -174,7 +174,7 @@ class Client:
         max_lag: int | None = None,
         device: str | None = None,
         handler: Handler | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Subscription:
         """Subscribes; a handler may be a function or a coroutine function, and is called for one message at a time."""
         if handler is not None:
@@ -200,7 +200,7 @@ class Client:
         *,
         queue_group: str | None = None,
         device: str | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Subscription:
         """Answers requests with what a function or coroutine function returns, or an asynchronous generator yields.
 
@@ -218,7 +218,7 @@ class Client:
         topic: str,
         value: object = None,
         *,
-        timeout_s: float = 5.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
         retries: int = 0,
         headers: Mapping[str, str] | None = None,
         lane: str = "default",
@@ -272,7 +272,7 @@ class Client:
         place = await joining.join(self._driver, name, size, wanted, timeout_s, schedule)
         return self._groups(self._driver, place, compressed)
 
-    async def close(self, timeout_s: float = 5.0) -> None:
+    async def close(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""
         await self._driver.close("the client was closed", timeout_s)
 

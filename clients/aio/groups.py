@@ -11,14 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import InvalidValue
-from broker.limits import COLLECTIVE_TIMEOUT_S
+from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
 from clients.aio.driver import AsyncDriver
 from clients.aio.work import ManyWork, SharedWork, Work
-from clients.collectives import channels, collective, collective_lists, joining, partial, state_sync, ways, windows
+from clients.collectives import (
+    channels,
+    collective,
+    collective_lists,
+    joining,
+    partial,
+    shared_operation,
+    state_sync,
+    windows,
+)
 from clients.collectives.collective import GRACE_S, Prepared
 from clients.collectives.collective_lists import PreparedList
 from clients.collectives.compression import Compression
+from clients.collectives.group_base import GroupBase
 from clients.collectives.membership import Place
 from clients.collectives.partial import AUTO, Terms
 from clients.collectives.state_sync import Synced
@@ -27,41 +37,13 @@ from clients.connection.checks import check_priority
 T = TypeVar("T")
 
 
-class Group:
+class Group(GroupBase):
     """As `clients.Group`, with coroutines; that class documents arguments and errors."""
 
     def __init__(self, driver: AsyncDriver, place: Place, compression: Compression) -> None:
         """Made by `Client.group`."""
-        self._compression = compression
+        super().__init__(place, compression)
         self._driver = driver
-        self._place = place
-        self.name = place.name
-        self.world_size = place.member.world_size
-
-    @property
-    def rank(self) -> int:
-        """This member's rank, the same for as long as it is a member."""
-        return self._place.member.rank
-
-    @property
-    def generation(self) -> int:
-        """The version of the membership, from 1 upwards."""
-        return self._place.member.generation
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The ranks that are present, ascending."""
-        return tuple(self._place.member.ranks)
-
-    @property
-    def position(self) -> int:
-        """The index of this rank among the present ones."""
-        return self._place.member.position
-
-    @property
-    def schedule(self) -> str:
-        """How operations go at the moment; see `clients.Group.schedule`."""
-        return self._place.used_schedule
 
     async def all_reduce(
         self,
@@ -283,7 +265,7 @@ class Group:
 
     async def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError."""
-        await joining.leave(self._driver, self._place, 5.0)
+        await joining.leave(self._driver, self._place, ANSWER_TIMEOUT_S)
 
     def _start_partly(self, array: object, op: str, timeout_s: float, terms: Terms) -> Work:
         """Through the broker, whatever the schedule: it has to decide who is in time."""
@@ -297,12 +279,10 @@ class Group:
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place
         check_priority(priority)
-        prepared = ways.fitted(place, prepared)
-        shared = ways.begin(place, prepared, priority)
+        prepared, shared = shared_operation.begin(place, prepared, priority)
         if shared is not None:
             self._driver.submit(shared)
             return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
-        prepared = prepared.packed()
         operation, signal = place.start(*prepared.flat(), priority)
         self._driver.flush()
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
@@ -343,6 +323,3 @@ class Group:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.leave()
-
-    def __repr__(self) -> str:
-        return f"<Group {self.name!r} rank={self.rank} of {self.ranks} generation={self.generation}>"

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from broker.errors import ConnectionClosed
+from broker.limits import ANSWER_TIMEOUT_S
 from clients.aio.driver import AsyncDriver
 from clients.connection import operations
 from clients.reading.messages import Message
@@ -47,7 +48,7 @@ class Subscription:
 
     async def close(self) -> None:
         """Ends the subscription. Messages that are here can still be taken."""
-        await operations.unsubscribe(self._driver, self._state, 5.0)
+        await operations.unsubscribe(self._driver, self._state, ANSWER_TIMEOUT_S)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         while True:

@@ -7,9 +7,9 @@ values, retries, no room, no connection) goes that way from its start.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from time import monotonic_ns, time_ns
 from typing import Final
 
+from broker.clock import monotonic_ns, wall_ns
 from broker.errors import ConnectionClosed, NoResponders, ResponderLost, TimeoutError
 from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.frames import Content, Flag
@@ -69,7 +69,7 @@ def _ask(driver: Driver, message: Outbound, lane: int, timeout_s: float) -> Mess
         pending = core.new_request(message.topic, many=False)
         try:
             core.address(message, pending)
-            if try_publish(core, message, monotonic_ns(), time_ns()) is not _SENT:
+            if try_publish(core, message, monotonic_ns(), wall_ns()) is not _SENT:
                 return None
             pending.sent_on, pending.lane = core.session, lane
             driver.flush()
@@ -116,7 +116,7 @@ def _answer(driver: Driver, exchange: Exchange, outbound: Outbound) -> bool:
         return False
     # The requester may have moved since.
     outbound.topic = exchange.inbox
-    if try_publish(core, outbound, monotonic_ns(), time_ns()) is not _SENT:
+    if try_publish(core, outbound, monotonic_ns(), wall_ns()) is not _SENT:
         return False
     driver.flush()
     core.outgoing.has_left(monotonic_ns())

@@ -14,6 +14,7 @@ from broker.collectives.claims import Claim
 from broker.errors import InvalidValue, LimitExceeded
 from broker.protocol.bodies import Membership
 from broker.protocol.sharing import Memory, Passage
+from broker.schedules import SHM
 from clients.collectives import windows
 from clients.collectives.ways import Engine, Plan, Task, Way
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 class Board(Way):
     """A generation's board, as one of its members uses it."""
 
-    schedule = "shm"
+    schedule = SHM
 
     def __init__(self, memory: Memory, told: Membership, rank: int, descriptor: int) -> None:
         """`descriptor` is an eventfd that is to tell of submitted operations, or -1.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from clients.collectives import channels, joining, partial, ways
+from clients.collectives import channels, joining, partial, shared_operation
 from clients.collectives.collective import GRACE_S, Prepared
 from clients.collectives.collective_lists import PreparedList
 from clients.collectives.compression import Compression
+from clients.collectives.group_base import GroupBase
 from clients.collectives.membership import Place
 from clients.collectives.partial import Terms
 from clients.connection.checks import check_priority
@@ -13,21 +14,19 @@ from clients.connection.driver import Driver
 from clients.work import ManyWork, SharedWork, Work
 
 
-class Calls:
+class Calls(GroupBase):
     """Starts what a Group has prepared, and waits for it."""
 
     def __init__(self, driver: Driver, place: Place, compression: Compression) -> None:
+        """Made by `Client.group`."""
+        super().__init__(place, compression)
         self._driver = driver
-        self._place = place
-        self._compression = compression
 
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place
-        prepared = ways.fitted(place, prepared)
-        shared = ways.begin(place, prepared, priority)
+        prepared, shared = shared_operation.begin(place, prepared, priority)
         if shared is not None:
             return SharedWork(self._driver, place, shared, prepared, timeout_s + GRACE_S)
-        prepared = prepared.packed()
         operation, signal = place.start(*prepared.flat(), priority)
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
 
@@ -47,16 +46,14 @@ class Calls:
                     work = self._start(prepared, timeout_s, priority)
                     driver.flush()
                     return work
-                prepared = ways.fitted(place, prepared)
-                shared = ways.begin(place, prepared)
+                prepared, shared = shared_operation.begin(place, prepared)
                 if shared is None:
-                    prepared = prepared.packed()
                     operation, signal = place.start(*prepared.flat(), priority)
                     driver.block(signal, timeout_s + GRACE_S, f"{prepared.claim.describe()} in group {place.name!r}")
                     return prepared.finish(operation.finish)
             # Without the lock: the client's other threads go on meanwhile.
             shared.way.run(shared.task)
-            return prepared.finish(lambda: driver.run(ways.finish(driver, place, shared)))
+            return prepared.finish(lambda: driver.run(shared_operation.finish(driver, place, shared)))
         except BaseException:
             # Also what could not begin has failed.
             prepared.abandon()

@@ -14,8 +14,7 @@ from broker.collectives.member import Member, MemberOperation, Round
 from broker.errors import InvalidValue
 from broker.ids import Rank
 from broker.protocol.tensors import TensorMeta, view_tensor
-from clients.collectives.collective import Place as Target
-from clients.collectives.collective import Prepared, claim_of, nanoseconds
+from clients.collectives.collective import Destination, Prepared, claim_of, nanoseconds
 from clients.collectives.flats import array_of, bytes_of, flat_of, writable_array_of
 from clients.collectives.staging import WRITTEN, staged
 from clients.connection.checks import whole_number
@@ -133,9 +132,9 @@ def receive(
         any_claim = Claim(CollectiveKind.RECEIVE, None, peer, "uint8", (0,), nanoseconds(timeout_s))
         return channel, peer, Prepared(any_claim, None, None, lambda result: result)
     array = writable_array_of(value, "array to receive into")
-    place = Target(value, "array to receive into", array.shape, array.dtype)
+    into = Destination(value, "array to receive into", array.shape, array.dtype)
     claim = claim_of(CollectiveKind.SEND, array, timeout_s, root=peer)
-    return channel, peer, Prepared(claim, None, bytes_of(place.flat), place.complete)
+    return channel, peer, Prepared(claim, None, bytes_of(into.flat), into.complete)
 
 
 def completed(prepared: Prepared, operation: MemberOperation) -> Prepared:

@@ -144,7 +144,7 @@ def barrier(timeout_s: float) -> Prepared:
     return Prepared(Claim.barrier(nanoseconds(timeout_s)), None, None, lambda _: None)
 
 
-class Place:
+class Destination:
     """Where a result belongs: an array of the caller's, through flat memory that may be the same."""
 
     __slots__ = ("array", "flat", "value")
@@ -170,33 +170,33 @@ class Place:
         return self.value
 
 
-def in_place(value: object, out: object, what: str) -> tuple[Array, Array, Place]:
+def in_place(value: object, out: object, what: str) -> tuple[Array, Array, Destination]:
     """An operation whose result is like what is sent: the array, its flat memory, and where the result belongs.
 
     When that is the same array, the flat memory is the same too.
     """
     if out is None or out is value:
         array = writable_array_of(value, what)
-        place = Place(value, what, array.shape, array.dtype)
-        place.flat = flat_of(array)
-        return array, place.flat, place
+        into = Destination(value, what, array.shape, array.dtype)
+        into.flat = flat_of(array)
+        return array, into.flat, into
     array = array_of(value, what)
-    place = Place(out, f"out of {what}", array.shape, array.dtype)
-    if same_memory(place.array, array) and same_kind(array, place.array.dtype):
-        place.flat = flat_of(place.array)
-        return array, place.flat, place
-    check_apart(place.array, array, f"out of {what}")
-    return array, flat_of(array), place
+    into = Destination(out, f"out of {what}", array.shape, array.dtype)
+    if same_memory(into.array, array) and same_kind(array, into.array.dtype):
+        into.flat = flat_of(into.array)
+        return array, into.flat, into
+    check_apart(into.array, array, f"out of {what}")
+    return array, flat_of(array), into
 
 
 @staged()
 def all_reduce(member: Member, value: object, op: str, timeout_s: float, out: object = None) -> Prepared:
     """Reduces the arrays of all ranks; every rank's array, or `out`, becomes the result."""
-    array, flat, place = in_place(value, out, "array for all_reduce")
+    array, flat, into = in_place(value, out, "array for all_reduce")
     data = bytes_of(flat)
-    target = data if place.flat is flat else bytes_of(place.flat)
+    target = data if into.flat is flat else bytes_of(into.flat)
     claim = claim_of(CollectiveKind.ALL_REDUCE, array, timeout_s, op)
-    return Prepared(claim, data, target, place.complete, place.scratch)
+    return Prepared(claim, data, target, into.complete, into.scratch)
 
 
 @staged()
@@ -208,11 +208,11 @@ def reduce(member: Member, value: object, root: int, op: str, timeout_s: float, 
         array = array_of(value, what)
         claim = claim_of(CollectiveKind.REDUCE, array, timeout_s, op, root)
         return Prepared(claim, bytes_of(flat_of(array)), None, lambda _: None)
-    array, flat, place = in_place(value, out, what)
+    array, flat, into = in_place(value, out, what)
     data = bytes_of(flat)
-    target = data if place.flat is flat else bytes_of(place.flat)
+    target = data if into.flat is flat else bytes_of(into.flat)
     claim = claim_of(CollectiveKind.REDUCE, array, timeout_s, op, root)
-    return Prepared(claim, data, target, place.complete, place.scratch)
+    return Prepared(claim, data, target, into.complete, into.scratch)
 
 
 @staged(broadcast_use)
@@ -226,10 +226,10 @@ def broadcast(member: Member, value: object, root: int, timeout_s: float, out: o
         data = bytes_of(flat_of(array))
         if out is None or out is value:
             return Prepared(claim, data, None, lambda _: value)
-        place = Place(out, f"out of {what}", array.shape, array.dtype)
+        into = Destination(out, f"out of {what}", array.shape, array.dtype)
 
         def complete(_: memoryview) -> object:
-            place.array[...] = array
+            into.array[...] = array
             return out
 
         return Prepared(claim, data, None, complete)
@@ -237,9 +237,9 @@ def broadcast(member: Member, value: object, root: int, timeout_s: float, out: o
     array = writable_array_of(chosen, what)
     if out is not None and value is not None:
         check_out(array, f"out of {what}", array_of(value, what).shape, array_of(value, what).dtype)
-    place = Place(chosen, what, array.shape, array.dtype)
+    into = Destination(chosen, what, array.shape, array.dtype)
     claim = claim_of(CollectiveKind.BROADCAST, array, timeout_s, root=root)
-    return Prepared(claim, None, bytes_of(place.flat), place.complete, place.scratch)
+    return Prepared(claim, None, bytes_of(into.flat), into.complete, into.scratch)
 
 
 def _gathered(claim: Claim, flat: Array, count: int, out: object, what: str) -> Prepared:
@@ -249,9 +249,9 @@ def _gathered(claim: Claim, flat: Array, count: int, out: object, what: str) -> 
     if out is None:
         return Prepared(claim, data, None, lambda result: list(typed(result, flat.dtype, shape)))
     if not isinstance(out, (list, tuple)):
-        place = Place(out, f"out of {what}", shape, flat.dtype)
-        check_apart(place.array, flat, f"out of {what}")
-        return Prepared(claim, data, bytes_of(place.flat), place.complete, place.scratch)
+        into = Destination(out, f"out of {what}", shape, flat.dtype)
+        check_apart(into.array, flat, f"out of {what}")
+        return Prepared(claim, data, bytes_of(into.flat), into.complete, into.scratch)
     return Prepared(claim, data, *_into_list(out, flat, count, what))
 
 
@@ -261,16 +261,16 @@ def _into_list(
     """Target, completion and whether it is scratch, of a result of several arrays like one."""
     if len(out) != count:
         raise InvalidValue(f"out of {what} of arrays", len(out), f"must have one array for each of {count} ranks")
-    places = [Place(each, f"out of {what}", flat.shape, flat.dtype) for each in out]
-    for place in places:
-        check_apart(place.array, flat, f"out of {what}")
+    parts = [Destination(each, f"out of {what}", flat.shape, flat.dtype) for each in out]
+    for into in parts:
+        check_apart(into.array, flat, f"out of {what}")
 
     def complete(result: memoryview) -> object:
-        for place in places:
-            place.complete(result)
+        for into in parts:
+            into.complete(result)
         return out
 
-    return [bytes_of(place.flat) for place in places], complete, all(place.scratch for place in places)
+    return [bytes_of(into.flat) for into in parts], complete, all(into.scratch for into in parts)
 
 
 @staged()
@@ -323,9 +323,9 @@ def _into_one(
     """The result is one array, in new memory or in `out`; `like` is what must not overlap it."""
     if out is None:
         return Prepared(claim, data, None, lambda result: typed(result, like.dtype, shape))
-    place = Place(out, f"out of {what}", shape, like.dtype)
-    check_apart(place.array, like, f"out of {what}")
-    return Prepared(claim, data, bytes_of(place.flat), place.complete, place.scratch)
+    into = Destination(out, f"out of {what}", shape, like.dtype)
+    check_apart(into.array, like, f"out of {what}")
+    return Prepared(claim, data, bytes_of(into.flat), into.complete, into.scratch)
 
 
 def _equal_parts(values: Sequence[object], member: Member, what: str) -> list[Array]:
@@ -351,9 +351,9 @@ def scatter(member: Member, values: object, root: int, timeout_s: float, out: ob
                 "out", out, "is needed on all ranks but the root: an array like the part that is to come"
             )
         array = writable_array_of(out, "out of scatter")
-        place = Place(out, "out of scatter", array.shape, array.dtype)
+        into = Destination(out, "out of scatter", array.shape, array.dtype)
         claim = claim_of(CollectiveKind.SCATTER, array, timeout_s, root=root, shape=(count, *array.shape))
-        return Prepared(claim, None, bytes_of(place.flat), place.complete, place.scratch)
+        return Prepared(claim, None, bytes_of(into.flat), into.complete, into.scratch)
     if isinstance(values, (list, tuple)):
         flats = _equal_parts(values, member, "scatter")
         data: FlatMemory = [bytes_of(each) for each in flats]

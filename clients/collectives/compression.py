@@ -278,7 +278,7 @@ def all_reduce(
     feedback: str | None,
 ) -> Prepared:  # fmt: skip
     """See Compression.all_reduce; `kept` is what the group's arrays have lost, `how` the codec of the name."""
-    array, flat, place = in_place(value, out, "array for all_reduce")
+    array, flat, into = in_place(value, out, "array for all_reduce")
     if flat.dtype not in (np.float32, np.float64):
         raise InvalidValue("array of", str(flat.dtype), f"compression {name!r} takes float32 and float64")
     if op not in (ReduceOp.SUM, ReduceOp.MEAN):
@@ -289,7 +289,7 @@ def all_reduce(
     reduce_op, ranks = ReduceOp(op), len(member.ranks)
 
     def complete(result: memoryview) -> object:
-        target = place.flat.reshape(-1)
+        target = into.flat.reshape(-1)
         floats: Floats = target if target.dtype == np.float32 else np.empty(target.size, np.float32)  # type: ignore[assignment]
         if floats.size:
             how.decode(result, floats, reduce_op, ranks)
@@ -297,7 +297,7 @@ def all_reduce(
             target[:] = floats
         if loss is not None:
             loss.commit()
-        return place.complete(result)
+        return into.complete(result)
 
     shape = flat.shape if how.dtype in ("float16", "bfloat16") else (encoded.nbytes // ITEM_BYTES[how.dtype],)
     claim = Claim(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from broker.protocol.links import SECRET_BYTES, Reach
+from broker.schedules import AUTO
 from clients.collectives.door import Door, Meeting
 from clients.collectives.ports import host_identity, listen, read_link_address
 from clients.connection import environment
@@ -46,7 +47,7 @@ class Entrance:
                 return None
             self._door = Door(sock)
         secret = secrets.token_bytes(SECRET_BYTES)
-        asked = str(schedule) if schedule.linked else "auto"
+        asked = str(schedule) if schedule.linked else AUTO
         return Reach(schedule.link_version, [self._door.address], secret, host_identity(), asked)
 
     def call(self, function: Callable[[T, Meeting], None], told: T, meeting: Meeting) -> None:

@@ -6,6 +6,7 @@ from broker.errors import CollectiveError, ConnectionClosed, InvalidValue
 from broker.limits import LINK_MEETING_S
 from broker.protocol.bodies import Join, encode_body
 from broker.protocol.frames import Frame, Kind, Lane
+from broker.schedules import AUTO
 from clients.collectives.collective import GRACE_S
 from clients.collectives.membership import PendingJoin, Place
 from clients.collectives.ways import Schedule
@@ -17,7 +18,7 @@ DECISION_S = LINK_MEETING_S + GRACE_S
 
 
 async def join(
-    driver: Driver, group: str, world_size: int, rank: int | None, timeout_s: float, schedule: str = "auto"
+    driver: Driver, group: str, world_size: int, rank: int | None, timeout_s: float, schedule: str = AUTO
 ) -> Place:
     """Becomes a member of a group; when this returns, the group has formed and it is decided how its operations go.
 
@@ -27,7 +28,7 @@ async def join(
     """
     core, wanted = driver.core, Schedule.of(schedule)
     time_limit("timeout_s", timeout_s)
-    deadline = Deadline(timeout_s + 5.0)
+    deadline = Deadline(timeout_s + GRACE_S)
     await online(driver, deadline)
     core.places.joining += 1
     try:

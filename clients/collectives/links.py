@@ -17,7 +17,8 @@ from broker.collectives.claims import INT8_BLOCKS, Claim, CollectiveKind
 from broker.errors import BrokerError, TimeoutError
 from broker.limits import LINK_VERDICT_S
 from broker.protocol.bodies import Membership
-from broker.protocol.links import AUTO, Decision, host_name
+from broker.protocol.links import Decision, host_name
+from broker.schedules import AUTO, HALVING, HIERARCHICAL, RING
 from clients.collectives.collective import Prepared
 from clients.collectives.reporting import Reporter
 from clients.collectives.ways import Engine, Plan, Task, Way
@@ -78,8 +79,8 @@ class Links(Way):
         schedule = self.schedule
         if schedule == AUTO:
             schedule = costs.choose(size_bytes, len(self.ranks), self._hosts)
-            if schedule == "halving" and claim.dtype in _ROUNDED:
-                schedule = "ring"
+            if schedule == HALVING and claim.dtype in _ROUNDED:
+                schedule = RING
         return ring.Plan(
             claim.kind, words, len(self.ranks),
             op=claim.op, dtype=claim.dtype, array_bytes=claim.nbytes, root=root, impossible=impossible,
@@ -90,7 +91,7 @@ class Links(Way):
     def used(self) -> str:
         """See Way."""
         if self.schedule == AUTO:
-            return "hierarchical" if costs.has_hierarchy(self._hosts) else "ring"
+            return HIERARCHICAL if costs.has_hierarchy(self._hosts) else RING
         return self.schedule
 
     def fitted(self, prepared: Prepared) -> Prepared:

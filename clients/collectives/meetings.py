@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from broker.limits import COLLECTIVE_TIMEOUT_S
+from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
 from clients.collectives import joining, state_sync, windows
 from clients.collectives.collective import Prepared
 from clients.collectives.points import Points
@@ -115,4 +115,4 @@ class Meetings(Points):
 
     def leave(self) -> None:
         """Leaves in order: the others get GenerationChangedError, pending operations of this rank fail."""
-        self._driver.run(joining.leave(self._driver, self._place, 5.0))
+        self._driver.run(joining.leave(self._driver, self._place, ANSWER_TIMEOUT_S))

@@ -29,9 +29,10 @@ from broker.ids import Generation, Rank
 from broker.limits import LINK_REPORTS_QUEUED_BYTES_MAX
 from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
-from broker.protocol.links import STAR, Decision, LinkState, Trouble
+from broker.protocol.links import Decision, LinkState, Trouble
 from broker.protocol.operations import Operations
 from broker.protocol.session import Session
+from broker.schedules import STAR
 from clients.collectives.boards import Board, adopt, discard
 from clients.collectives.channels import Channels
 from clients.collectives.door import Meeting

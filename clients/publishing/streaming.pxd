@@ -2,6 +2,7 @@
 
 import cython
 
+from broker.buffers cimport Pieces
 from broker.protocol.frames cimport Frame, encode, pack_header
 from clients.publishing.outgoing_topic cimport OutgoingTopic
 from clients.connection.signals cimport Signal
@@ -18,7 +19,8 @@ cdef class StreamSource(Signal):
     cdef public bint attached
     cdef public object error
     cdef public int lane
-    cdef object _outgoing, _pieces
+    cdef object _outgoing
+    cdef Pieces _pieces
     cdef long long _position, _rest
 
     @cython.locals(topic=OutgoingTopic, charged=bint, size=Py_ssize_t, flags=int)

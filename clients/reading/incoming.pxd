@@ -3,6 +3,7 @@
 import cython
 
 from broker.protocol.frames cimport Frame
+from broker.protocol.pool cimport BufferPool
 from broker.protocol.session cimport Session
 from clients.reading.latencies cimport Latencies
 from clients.reading.leases cimport Leases
@@ -16,7 +17,7 @@ cdef int _BATCH, _CHUNKED, _TRACKED, _SHARED
 cdef class Incoming:
     cdef public Session session
     cdef public dict subscriptions
-    cdef public object pool
+    cdef public BufferPool pool
     cdef public Leases leases
     cdef public Latencies latencies
     cdef object _reply, _on_reply, _settle, _on_reply_aborted, _life

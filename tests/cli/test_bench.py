@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from broker.errors import BrokerError
 from tests.daemon import Daemon, run
 
 QUICK = ("--duration", "0.01")
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    with Daemon() as daemon:
-        yield daemon
 
 
 TIMES = {"p50_us", "p99_us", "max_us"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from tests.daemon import Daemon, run
 
 PROD = Context("tcp://prod:1", "prod:2", "secret")
 BOTH = Contexts("prod", {"prod": PROD, "lab": Context("tcp://lab:1")})
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    with Daemon() as daemon:
-        yield daemon
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,6 @@ from broker.version import version
 from tests.daemon import PATIENCE_S, ROOT, Daemon, Process, run
 
 
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    with Daemon() as daemon:
-        yield daemon
-
-
 def test_serve_prints_a_line_for_each_listener_and_for_the_admin_address(tmp_path: Path) -> None:
     path = tmp_path / "bus.sock"
     with Daemon(listen=("tcp://127.0.0.1:0", f"unix://{path}")) as daemon:

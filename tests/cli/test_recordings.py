@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,6 @@ import clients
 from clients.recordings import Reader, Start, Writer
 from tests.clients.test_recordings import message
 from tests.daemon import PATIENCE_S, Daemon, Process, run
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    with Daemon() as daemon:
-        yield daemon
 
 
 def values(file: Path) -> list[object]:

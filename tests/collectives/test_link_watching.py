@@ -20,7 +20,6 @@ from broker.limits import LINK_CLOCK_NS, LINK_REPORT_S, LINK_WORDS_MAX
 MS = 1_000_000
 SECOND_NS = 1_000 * MS
 CLAIM = Claim(CollectiveKind.ALL_REDUCE, ReduceOp.SUM, None, "float32", (1000,), 1)
-NOWHERE = Standing(0, 0, 0)
 RUNNING, DONE, MISSING, MISMATCH, GIVEN_UP, OVER = 0, 1, 2, 3, 4, 5
 
 

@@ -1,6 +1,6 @@
 """Device arrays on a real GPU with the real cupy; skipped where there is none. `python -m tests.gpu` adds figures.
 
-What can be shown without a GPU is in tests/test_devices.py and tests/clients/test_device_arrays.py.
+What can be shown without a GPU is in tests/test_devices.py and tests/clients/collectives/test_device_arrays.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from broker.protocol.codes import Code, error_for
 def test_the_numbers_of_the_wire_are_fixed() -> None:
     assert {code.name: int(code) for code in Code} == {
         "NORMAL": 1, "PROTOCOL": 2, "VERSION": 3, "NOT_OURS": 4, "HEARTBEAT": 5, "LIMIT": 6, "DENIED": 7, "SHUTDOWN": 8,
-        "INVALID": 9, "NO_RESPONDERS": 10, "NOT_FOUND": 11, "PUBLISHER_GONE": 12, "DROPPED": 13, "RANK_TIMEOUT": 14,
+        "INVALID": 9, "NO_RESPONDERS": 10, "NOT_FOUND": 11, "PUBLISHER_GONE": 12, "DROPPED": 13,
         "COLLECTIVE": 15, "INTERNAL": 16, "RESPONDER_LOST": 17, "MOVED": 18,
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from broker import schedules
 from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
 from broker.collectives.group import Group
 from broker.collectives.recorder import Outcome, Recorded
@@ -47,6 +48,14 @@ def test_durations_are_told_apart_by_kind_and_schedule() -> None:
     observing.look(group)
     found = {key for key, histogram in observing.durations.items() if histogram.total}
     assert found == {(ALL_REDUCE, "shm"), (OTHER, "star")}
+
+
+@pytest.mark.parametrize("way", schedules.ALL)
+def test_no_schedule_is_left_out(way: str) -> None:
+    group, observing = group_of(), Observing()
+    record(group, 0, 1, end_ns=MS, way=way)
+    observing.look(group)
+    assert observing.durations[ALL_REDUCE, way].total == 1
 
 
 def test_an_operation_of_which_nobody_knows_the_end_has_a_skew_and_no_duration() -> None:

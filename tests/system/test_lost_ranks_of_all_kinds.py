@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
 import clients
 from tests.daemon import Daemon, Process
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(admin="off") as serving:
-        yield serving
 
 
 def line_after(process: Process, skipped: str) -> str:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 import clients
+from tests.background import in_background
 from tests.daemon import Daemon, Process
 
-PATIENCE_S = 20.0
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(admin="off") as serving:
-        yield serving
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -31,20 +26,6 @@ def start(daemon: Daemon, what: str, *group: str, name: str = "killed") -> Proce
     process = Process(daemon.url, name, what, *group, module="tests.system.responder")
     assert process.read_line() in ("responding", "asking")
     return process
-
-
-def in_background(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    outcome: list[object] = []
-
-    def run() -> None:
-        try:
-            outcome.append(function())
-        except clients.BrokerError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, outcome
 
 
 def test_a_request_to_a_killed_responder_fails_at_once(daemon: Daemon, bus: clients.Client) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,14 +11,8 @@ import clients
 from tests.daemon import Daemon, Process
 from tests.system.talker import TOPIC
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 END = "end"
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(admin="off") as serving:
-        yield serving
 
 
 def numbers_until_end(subscription: clients.Subscription) -> list[clients.Message]:

@@ -17,12 +17,6 @@ SIZES = pytest.mark.parametrize("elements", [4, 300_000], ids=["small", "large"]
 
 
 @pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(admin="off") as serving:
-        yield serving
-
-
-@pytest.fixture
 def bus(daemon: Daemon) -> Iterator[clients.Client]:
     with clients.connect(daemon.url, name="control") as client:
         yield client

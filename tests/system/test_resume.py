@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import clients
 from tests.daemon import Daemon, Process
@@ -18,12 +15,6 @@ SUBSCRIBER_KILLS = 30
 BROKER_KILLS = 4
 MESSAGES_PER_LIFE = 300
 MESSAGES_MISSED = 50
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(admin="off") as serving:
-        yield serving
 
 
 class Publisher:

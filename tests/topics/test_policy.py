@@ -6,8 +6,7 @@ import pytest
 
 from broker.errors import InvalidValue
 from broker.limits import BATCH_BYTES_MAX, LEASE_S_MAX, RETAINED_BYTES_MAX, RING_MESSAGES_MAX
-from broker.topics.policy import SETTINGS, TopicPolicy, check_declaration
-from broker.topics.queues import Overflow
+from broker.topics.policy import SETTINGS, Overflow, TopicPolicy, check_declaration
 
 GOOD = {
     "ring_messages": 0, "ring_bytes": RETAINED_BYTES_MAX, "retain": False, "overflow": "latest", "batch_bytes": 0,

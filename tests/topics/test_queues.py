@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from broker.limits import MESSAGE_BYTES_MAX
 from broker.topics.messages import Message, Stream
-from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL_WAITING_MAX, UNLIMITED, Overflow, Queue
+from broker.topics.policy import Overflow
+from broker.topics.queues import BLOCKED_BYTES_MAX, CONTROL_WAITING_MAX, UNLIMITED, Queue
 
 CONTROL, DEFAULT, BULK = range(3)
 POLICIES = list(Overflow)
