@@ -60,7 +60,7 @@ class Boards:
 
     def __init__(self, maker: BoardMaker | None) -> None:
         self.now_ns = 0
-        """The time of the last tick, or later."""
+        """The time of the last tick of a group or of the last JOIN, or later."""
         self._maker = maker
         self._generations: dict[GroupNumber, Generation] = {}
         self._boards: dict[GroupNumber, Board] = {}

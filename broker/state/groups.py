@@ -133,6 +133,7 @@ class Groups:
         except (InvalidValue, PermissionDenied) as error:
             self._refuse(session, frame.target, failure_of(error))
             return
+        self._boards.now_ns = now_ns
         group = self._by_name.get(wish.group)
         if group is None:
             group_or_problem = self._create(wish, now_ns)

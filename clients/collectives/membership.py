@@ -191,11 +191,12 @@ class Place:
                 frame.sequence = last
                 self._session.put(frame)
 
-    def tell_operations(self, now_ns: int) -> None:
-        """Tells the broker what this member is at over its links, if it is time for that and something is new."""
+    def tell_operations(self, now_ns: int | None) -> None:
+        """Tells the broker what this member is at over its links, if something is new and it is time (None: it is)."""
         crowded = self._session.outbox.control_bytes > LINK_REPORTS_QUEUED_BYTES_MAX
         if isinstance(self.way, Links) and not crowded:
-            self._put_operations(self.way, self.way.reporter.report(now_ns))
+            reporter = self.way.reporter
+            self._put_operations(self.way, reporter.last() if now_ns is None else reporter.report(now_ns))
 
     def _put_operations(self, links: Links, told: tuple[int, Operations] | None) -> None:
         if told is not None:

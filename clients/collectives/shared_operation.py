@@ -131,6 +131,9 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
     # A client that is closed does not wait for the engine.
     if status in (ring.Outcome.OVER, ring.Outcome.PENDING, ring.Outcome.UNDECIDED):
         raise await _over(driver, place, way)
+    # The program may end over it, in whatever manner, and then nobody else could tell the broker why.
+    place.tell_operations(None)
+    driver.flush()
     raise _failure(place, operation, status)
 
 

@@ -206,12 +206,15 @@ def test_what_is_in_progress_on_a_board_is_shown_and_announced_once_it_does_not_
     assert [each.outcome for each in group.recorder.recent(9)] == [Outcome.VOID]
 
 
-def test_what_is_recorded_at_the_end_of_a_board_has_the_times_of_its_members(world: World) -> None:
+@pytest.mark.parametrize("ticked", [True, False])
+def test_what_is_recorded_at_the_end_of_a_board_has_the_times_of_its_members(world: World, ticked: bool) -> None:
+    world.talk.now_ns = 3600 * SECOND_NS
     world.member(0)
     lost = world.member(1)
     group = next(iter(world.talk.state.groups.by_number.values()))
     reader = world.boards[0].reader
-    world.talk.state.tick(world.talk.now_ns)
+    if ticked:
+        world.talk.state.tick(world.talk.now_ns)
     reader.begin(0, 1, world.talk.now_ns + 7)
     reader.begin(1, 1, 2**64 - 1)
     lost.die()

@@ -29,12 +29,17 @@ class Ranks:
     """Four ranks of a group, in processes of their own, over links."""
 
     def __init__(
-        self, daemon: Daemon, elements: tuple[int, ...], steps: int = 1_000_000, late_ms: tuple[int, ...] = (0, 0, 0, 0)
+        self,
+        daemon: Daemon,
+        elements: tuple[int, ...],
+        steps: int = 1_000_000,
+        late_ms: tuple[int, ...] = (0, 0, 0, 0),
+        then: str = "",
     ) -> None:
         self.daemon = daemon
         self.all = [
             Process(
-                kind, daemon.url, str(rank), "4", str(elements[rank]), str(steps), str(late_ms[rank]),
+                kind, daemon.url, str(rank), "4", str(elements[rank]), str(steps), str(late_ms[rank]), then,
                 module="tests.system.watched_rank",
             )
             for rank, kind in enumerate(KINDS)
@@ -139,6 +144,13 @@ def test_a_mismatch_is_explained_alike_in_the_error_and_everywhere_else(daemon: 
         group = group_of(daemon, lambda group: group["last_failure"] is not None)
         assert (group["last_failure"]["failure"], group["last_failure"]["outcome"]) == (sentence, "mismatch")
         assert sentence in run("stuck", daemon.url)[1]
+
+
+def test_a_mismatch_is_explained_also_when_all_ranks_end_over_it_at_once(daemon: Daemon) -> None:
+    with Ranks(daemon, (1000, 1000, 999, 1000), then="ends") as ranks:
+        (sentence,) = {rank.read_line() for rank in ranks}
+        assert [rank.wait() for rank in ranks] == [0, 0, 0, 0]
+    assert sentence in run("stuck", daemon.url)[1]
 
 
 def test_a_rank_that_does_not_come_is_named_in_the_words_that_the_others_raise(daemon: Daemon) -> None:

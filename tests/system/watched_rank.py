@@ -1,13 +1,15 @@
 """A rank in a process of its own, of either kind of client, for tests of what the broker is told of its operations.
 
 It prints `joined`, makes steps until it has made enough, each of them late by so many milliseconds, and prints
-`running` after the third one. At last it prints `done`, or the error that has ended it, and does nothing more.
+`running` after the third one. At last it prints `done`, or the error that has ended it, and does nothing more, or
+ends at once, without a word to anybody.
 
-    python -m tests.system.watched_rank KIND URL RANK WORLD_SIZE ELEMENTS STEPS [LATE_MS]
+    python -m tests.system.watched_rank KIND URL RANK WORLD_SIZE ELEMENTS STEPS [LATE_MS [ends]]
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -27,7 +29,9 @@ def work(group: clients.Group, elements: int, steps: int, late_ms: float) -> Non
             print("running", flush=True)
 
 
-def main(kind: str, url: str, rank: str, world_size: str, elements: str, steps: str, late_ms: str = "0") -> None:
+def main(
+    kind: str, url: str, rank: str, world_size: str, elements: str, steps: str, late_ms: str = "0", then: str = ""
+) -> None:
     connect = clients.connect if kind == "synchronous" else AsyncLoop().connect
     bus = connect(url, name=f"rank-{rank}")
     group = bus.group("ranks", world_size=int(world_size), rank=int(rank), timeout_s=30.0)
@@ -38,6 +42,8 @@ def main(kind: str, url: str, rank: str, world_size: str, elements: str, steps: 
         print(error, flush=True)
     else:
         print("done", flush=True)
+    if then == "ends":
+        os._exit(0)
     # It stays a member until it is killed.
     signal.pause()
 
