@@ -1,40 +1,43 @@
 """What thousands of connections that say nothing, or a byte a second, cost the clients of a broker.
 
-    python -m bench.flood                     # two and a half minutes; says whether p99 stays under twice the quiet one
+    python -m bench.flood                     # three minutes; says whether p99 stays under twice the quiet one
+    python -m bench.flood --burst 0.05        # the flood does all it has to do at a stretch, 20 times a second
+    python -m bench.flood --half-open 5000 --redials 1700    # a broker that takes all of them, for 3 s each
 
 Two brokers run side by side, `tensorbus serve` with its own limits, and one client asks both in turns, a request at a
 time. One of them is flooded for a second, now and then, and for a second it is not, in an order that turns around
-(slices.py). The flood is a process of its own: it dials so many connections before its second begins, half of which
-send a byte a second, and dials anew what the broker closes, 1,000 in a second at most; when its second is over it lets
-go of all of them. So there are four kinds of round trips:
+(slices.py). The flood is a process of its own (flooding.py): it dials so many connections before its second begins,
+half of which send a byte a second, and dials anew what the broker closes, 1,000 in a second at most; when its second is
+over it lets go of all of them. So there are four kinds of round trips:
 
                           while there is a flood    while it is quiet
     the flooded broker            A                        B
     its neighbour                 C                        D
 
 - p99 of A over that of B: what a client of this host has of it. Processors that the flood itself takes, and the kernel
-  for it, are in that.
+  for it, are in that, although floods come from other machines; it has the lowest priority. What it came to is told.
 - p99 of A over that of C: what of it is the broker's doing, how it deals with the flood beside its clients. The two
   were asked at the same moments, so what the flood takes of the machine is in both.
 - p99 of C over that of D: what the flood's own work does to a broker that it does not touch.
 - p99 of B over that of D: what the method itself makes up; the two are the same.
 
 Each p99 is of all round trips of its kind together, and each ratio stands with the interval in which it lies with 95 %,
-by bootstrap over the pairs of slices.
+by bootstrap over the pairs of slices. Packets that the kernel has dropped between two processes of this host, because
+too many came at a time, are told too: who waits for one of them waits for 200 ms.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
-import select
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -43,8 +46,6 @@ import numpy.typing as npt
 import clients
 from bench.slices import interval, resampled, turns
 
-REDIALS_PER_S: Final = 1000
-TICK_S: Final = 0.05
 SETTLE_S: Final = 0.5
 """Until a broker has dealt with what the flood's beginning or its end left to it."""
 GOAL: Final = 2.0
@@ -72,70 +73,69 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
+@dataclass(slots=True)
+class Done:
+    """What the flood and the flooded broker came to, in all slices with a flood."""
+
+    seconds: float = 0.0
+    dialled: int = 0
+    sent_bytes: int = 0
+    open: int = 0
+    flood_processor_s: float = 0.0
+    broker_processor_s: float = 0.0
+    dropped_packets: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"the flood, each second of it: {self.dialled / self.seconds:.0f} connections dialled anew, "
+            f"{self.sent_bytes / self.seconds:.0f} bytes sent, {self.open} connections there at last, "
+            f"{self.flood_processor_s / self.seconds:.1%} of a processor for it, "
+            f"{self.broker_processor_s / self.seconds:.1%} for the flooded broker; "
+            f"{self.dropped_packets} packets dropped in all"
+        )
+
+
 class Flood:
-    """Connections that say nothing, or little."""
+    """The process of flooding.py."""
 
-    def __init__(self, url: str, connections: int) -> None:
-        host, _, port = url.removeprefix("tcp://").rpartition(":")
-        self._address = (host, int(port))
-        self._connections = connections
-        self._open: dict[int, socket.socket] = {}
-        self._poll = select.poll()
+    def __init__(self, process: subprocess.Popen[str], broker_pid: int) -> None:
+        self._process = process
+        self._broker_pid = broker_pid
+        self._used_s = 0.0
+        self._dropped = 0
+        self._flooding = False
+        self.done = Done()
 
-    def dial(self, most: int) -> None:
-        """Opens what is missing, up to so many."""
-        for _ in range(min(most, self._connections - len(self._open))):
-            sock = socket.socket()
-            sock.setblocking(False)
-            with suppress(BlockingIOError):
-                sock.connect(self._address)
-            self._open[sock.fileno()] = sock
-            self._poll.register(sock.fileno(), select.POLLIN)
+    def toggle(self) -> None:
+        """Begins or ends a flood, and waits until that is so."""
+        used_s, dropped = processor_s(self._broker_pid), dropped_packets()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("!")
+        self._process.stdin.flush()
+        told = json.loads(self._process.stdout.readline())
+        if self._flooding:
+            done = self.done
+            done.seconds += told["seconds"]
+            done.dialled += told["dialled"]
+            done.sent_bytes += told["sent_bytes"]
+            done.open = told["open"]
+            done.flood_processor_s += told["processor_s"]
+            done.broker_processor_s += used_s - self._used_s
+            done.dropped_packets += dropped - self._dropped
+        self._flooding = not self._flooding
+        self._used_s, self._dropped = processor_s(self._broker_pid), dropped_packets()
 
-    def look(self) -> None:
-        """Lets go of those that the broker has closed."""
-        for descriptor, _ in self._poll.poll(0):
-            sock = self._open[descriptor]
-            try:
-                ended = not sock.recv(4096)
-            except BlockingIOError:
-                continue
-            except OSError:
-                ended = True
-            if ended:
-                self._let_go(descriptor)
 
-    def drip(self) -> None:
-        """A byte from every second one: the first of a hello, as long as that lasts."""
-        for sock in list(self._open.values())[::2]:
-            with suppress(OSError):
-                sock.send(b"\x93")
+def processor_s(pid: int) -> float:
+    """What a process has used of processors, in seconds."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
 
-    def end(self) -> None:
-        """Lets go of all."""
-        for descriptor in list(self._open):
-            self._let_go(descriptor)
 
-    def _let_go(self, descriptor: int) -> None:
-        self._poll.unregister(descriptor)
-        self._open.pop(descriptor).close()
-
-    def run(self) -> None:
-        """Begins and ends with each line of standard input, of which it answers each, until there are no more."""
-        flooding, dripped_s = False, 0.0
-        while True:
-            if select.select([0], [], [], TICK_S if flooding else None)[0]:
-                if not sys.stdin.buffer.readline():
-                    return
-                flooding = not flooding
-                self.dial(self._connections) if flooding else self.end()
-                print(len(self._open), flush=True)
-            if flooding:
-                self.look()
-                self.dial(int(REDIALS_PER_S * TICK_S))
-                if time.monotonic() - dripped_s > 1.0:
-                    dripped_s = time.monotonic()
-                    self.drip()
+def dropped_packets() -> int:
+    """That the kernel has dropped on their way in, because too many came at a time (net.core.netdev_max_backlog)."""
+    lines = Path("/proc/net/softnet_stat").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1], 16) for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +194,13 @@ def ask(askers: list[clients.Client], seconds: float) -> list[list[float]]:
 
 
 @contextmanager
-def broker() -> Iterator[str]:
-    """A broker; gives its address."""
-    command = [sys.executable, "-m", "broker", "serve", "--listen", "tcp://127.0.0.1:0", "--admin", "off"]
+def broker(more: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """A broker with more options; gives its address and its process's number."""
+    command = [sys.executable, "-m", "broker", "serve", "--listen", "tcp://127.0.0.1:0", "--admin", "off", *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().removeprefix("listening on ").strip()
+            yield process.stdout.readline().removeprefix("listening on ").strip(), process.pid
         finally:
             process.terminate()
 
@@ -216,35 +216,37 @@ def asking(url: str) -> Iterator[clients.Client]:
         yield asker
 
 
-def measure(wishes: argparse.Namespace) -> Mapping[str, Counts]:
-    """Starts brokers and a flood; returns the round trips of each kind, by slice."""
+def measure(wishes: argparse.Namespace) -> tuple[Mapping[str, Counts], Done]:
+    """Starts brokers and a flood; returns the round trips of each kind, by slice, and what the flood came to."""
     found: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
+    most = wishes.half_open
+    more = ["--half-open-max", str(most), "--connections-per-address-max", str(most + 64)] if most else []
     with ExitStack() as stack:
-        flooded, neighbour = (stack.enter_context(broker()) for _ in range(2))
+        (flooded, pid), (neighbour, _) = (stack.enter_context(broker(more)) for _ in range(2))
         askers = [stack.enter_context(asking(url)) for url in (flooded, neighbour)]
-        command = [sys.executable, "-m", "bench.flood", "--flood", flooded, "--connections", str(wishes.connections)]
-        flood = stack.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        numbers = (wishes.connections, wishes.redials, wishes.burst)
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", "bench.flooding", flooded, *map(str, numbers)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )  # fmt: skip
         )
-        stack.callback(flood.kill)
+        stack.callback(process.kill)
+        flood = Flood(process, pid)
         ask(askers, 1.0)
         flooding = False
         for wanted in turns(wishes.pairs):
             if wanted != flooding and not wishes.nothing:
                 flooding = wanted
-                toggle(flood)
+                flood.toggle()
             time.sleep(SETTLE_S)
             for kind, times in zip("AC" if wanted else "BD", ask(askers, wishes.duration), strict=True):
                 found[kind].append(times)
-    return {kind: counted(slices) for kind, slices in found.items()}
-
-
-def toggle(flood: subprocess.Popen[str]) -> None:
-    """Begins or ends a flood, and waits until that is so."""
-    assert flood.stdin is not None
-    assert flood.stdout is not None
-    flood.stdin.write("\n")
-    flood.stdout.readline()
+        if flooding:
+            flood.toggle()
+        return {kind: counted(slices) for kind, slices in found.items()}, flood.done
 
 
 def told(kinds: Mapping[str, Counts]) -> Iterator[str]:
@@ -259,21 +261,23 @@ def told(kinds: Mapping[str, Counts]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Measures, or is the flood."""
+    """Measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=5000)
+    parser.add_argument("--redials", type=int, default=1000, help="of what the broker closes, in a second at most")
+    parser.add_argument("--burst", type=float, default=0.001, help="the flood does what is due so often, in seconds")
+    parser.add_argument("--half-open", type=int, help="that the brokers take; their own limit where it is not given")
     parser.add_argument("--pairs", type=int, default=30, help="each a slice with the flood and one without")
     parser.add_argument("--duration", type=float, default=1.0, help="of each slice, in seconds")
     parser.add_argument("--nothing", action="store_true", help="flood in neither slice: the error of the method")
-    parser.add_argument("--flood", metavar="URL", help=argparse.SUPPRESS)
     wishes = parser.parse_args()
     descriptors = raise_descriptor_limit()
     if descriptors < wishes.connections + 64:
         sys.exit(f"this needs {wishes.connections + 64} descriptors, and {descriptors} are allowed (ulimit -Hn)")
-    if wishes.flood:
-        Flood(wishes.flood, wishes.connections).run()
-    else:
-        print(*told(measure(wishes)), sep="\n")
+    kinds, done = measure(wishes)
+    print(*told(kinds), sep="\n")
+    if done.seconds:
+        print(done)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ processes; the words are those of nccl-tests:
     cpu     processor time of rank 0's process for each all-reduce
     sent    what host 0's eth0 has sent for each all-reduce, as a part of the array; heads are in it
 
+The last lines say how many times as long as tensorbus the others take, by their medians: above 1 it is ahead.
+
 All namespaces share this machine's processors, so what is far below 1 may be theirs and not the algorithm's.
 """
 
@@ -42,6 +44,7 @@ from bench.network import Network, Unavailable
 
 RATES: Final = {"1gbit": 125e6, "10gbit": 1250e6}
 """Bytes in a second."""
+PEERS: Final = ("gloo (torch)", "openmpi")
 PATIENCE_S: Final = 300.0
 MODULE: Final = (sys.executable, "-m", "bench.hosts")
 
@@ -157,6 +160,15 @@ def row(name: str, hosts: int, per_host: int, rate: str, size_bytes: int, found:
     )
 
 
+def ahead(name: str, found: dict[str, list[Told]]) -> str:
+    """How many times the median time of one contestant each peer takes."""
+    own_s = statistics.median(joined(found[name]).times_s)
+    others = ", ".join(
+        f"{peer} {statistics.median(joined(found[peer]).times_s) / own_s:.2f}" for peer in PEERS if peer in found
+    )
+    return f"{name} is ahead of {others or 'nobody that is here'}"
+
+
 def joined(rounds: list[Told]) -> Told:
     """What several rounds have found, as one."""
     times_s = [each for found in rounds for each in found.times_s]
@@ -190,6 +202,9 @@ def measure(
         used = told[-1].schedule
         title = name if not name.startswith("tensorbus") or name.endswith(used) else f"{name} ({used})"
         print(row(title, hosts, per_host, rate, size_bytes, joined(told), limit_s), flush=True)
+    for name in found:
+        if name.startswith("tensorbus"):
+            print(ahead(name, found), flush=True)
 
 
 def be_a_rank(asked: argparse.Namespace) -> bool:

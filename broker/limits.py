@@ -17,6 +17,12 @@ HALF_OPEN_MAX: Final = 1024
 moment. Of more, the oldest goes."""
 CONNECTIONS_PER_ADDRESS_MAX: Final = 2048
 """Connections of one address on the network: half of all sessions, so that no single machine keeps the others out."""
+EXPIRED_AT_ONCE: Final = 4
+"""Connections whose time for a hello is over and that are told so before messages have their turn again, some 25 us
+each: thousands that have come at once are over at once."""
+STRANGER_BYTES_MAX: Final = 4 * KIB
+"""What may lie in the kernel of a hello, or of the opening of TLS, before a session reads it. It is longer than nearly
+all of them, and shorter than any receive buffer, or the rest would never come."""
 STRANGERS_LOGGED_MAX: Final = 10
 """Lines about connections that never became sessions, in STRANGERS_LOGGED_S; of more, their number."""
 STRANGERS_LOGGED_S: Final = 10.0
@@ -191,6 +197,9 @@ IOV_BUFFERS_MAX: Final = 1024
 """Buffers of one gathered write or scattered read: Linux's IOV_MAX (limits.h, UIO_MAXIOV)."""
 LISTEN_BACKLOG: Final = 1024
 """Connections that wait to be accepted: every rank of the largest group may dial at the same moment."""
+NETWORK_BACKLOG: Final = 4096
+"""The same at addresses of a network, as the system allows (net.core.somaxconn): beyond that the kernel drops who
+dials, and they try again after a second, also those who come in the middle of thousands of strangers."""
 LOCAL_SEND_BUFFER_BYTES: Final = 1 * MIB
 """SO_SNDBUF of Unix-domain sockets: the default holds less than one chunk, so writer and reader would take turns."""
 SOCKET_PATH_BYTES_MAX: Final = 107

@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from typing import Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -30,19 +29,12 @@ from broker.state.census import Census
 from broker.state.tenants import Tenant
 from broker.state.topics import TopicRecord
 from broker.state.totals import Totals
+from broker.version import version
 
 LONG_S: Final = 0.02
 """A scrape that takes more of the broker's processor time than this is not made again at once."""
 SHARE: Final = 0.02
 """Of the broker's time that scrapes may take, if they take long."""
-
-
-def version() -> str:
-    """The installed version of tensorbus; `unknown` when it runs from a tree that was never installed."""
-    try:
-        return metadata.version("tensorbus")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def sessions_open(tenants: Iterable[Tenant]) -> int:

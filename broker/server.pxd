@@ -3,16 +3,27 @@
 import cython
 
 from broker.histograms cimport Histogram
+from broker.clock cimport monotonic_ns
+from broker.protocol.receiver cimport Receiver
 from broker.protocol.session cimport Session
 from broker.state.broker_state cimport BrokerState
 from broker.state.records cimport SessionRecord
+from broker.wires cimport Wire
 
 
 cdef int _UNMEASURED
 
 
+cdef class _Heard(Receiver):
+    cdef BrokerState _state
+    cdef SessionRecord _record
+
+    cpdef receive(self, received, long long now_ns)
+
+
 cdef class _Link:
-    cdef public object connection, deliver, receive, send
+    cdef public object connection, deliver
+    cdef public Wire wire
     cdef public SessionRecord record
     cdef public bint one_signal, writing
     cdef public long long closing_since_ns
@@ -26,7 +37,7 @@ cdef class Server:
     cdef bint _accept_paused, _going_on, _measures
     cdef long long _turn
     cdef public dict _links
-    cdef public object _reading
+    cdef public object _reading, _strangers
     cdef object _hangups, _loop, _ticking, _scarcity
 
     @cython.locals(began_ns='long long')

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from broker.clock import monotonic_ns
 from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded, PermissionDenied, ProtocolError
 from broker.histograms import Histogram
@@ -23,19 +24,23 @@ from broker.ids import SessionId
 from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, TURNS_UNMEASURED
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
-from broker.protocol.session import Deliver, Phase, Received
+from broker.protocol.receiver import Deliver, Received, Receiver
+from broker.protocol.session import Phase
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.server_admission import Admission
 from broker.server_boards import board_maker
 from broker.server_lines import line_memory
 from broker.server_scarcity import Scarcity
+from broker.server_strangers import Strangers
+from broker.state.arrivals import Stranger
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
 from broker.state.settings import Settings
 from broker.transport import registry
 from broker.transport.base import Connection, Listener
 from broker.transport.hangups import Hangups
+from broker.transport.sockets import SocketListener
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +58,27 @@ ACCEPTS_MAX: Final = 1
 thousands come, 64 at a time were 64 times as long to wait for those who are there."""
 
 
+class _Heard(Receiver):
+    """Lets the state hear what a session says."""
+
+    __slots__ = ("_record", "_state")
+
+    def __init__(self, state: BrokerState, record: SessionRecord) -> None:
+        self._state = state
+        self._record = record
+
+    def receive(self, received: Received, now_ns: int) -> None:
+        self._state.receive(self._record, received, now_ns)
+
+
 class _Link:
     """A session and its connection."""
 
-    __slots__ = ("closing_since_ns", "connection", "deliver", "one_signal", "receive", "record", "send", "writing")
+    __slots__ = ("closing_since_ns", "connection", "deliver", "one_signal", "record", "wire", "writing")
 
     def __init__(self, connection: Connection, record: SessionRecord, deliver: Deliver) -> None:
         self.connection = connection
-        # Kept where they are found at once, for every message.
-        self.receive, self.send = connection.receive_into, connection.send
+        self.wire = connection.wire
         self.record = record
         self.deliver = deliver
         self.one_signal = connection.sends_when_readable
@@ -109,6 +126,7 @@ class Server:
             )
         )
         self._scarcity = Scarcity(self.state, config.memory_max_bytes)
+        self._strangers = Strangers(self.state.arrivals, self._scarcity, self._let_in)
         self.listeners: list[Listener] = []
         self.started_ns = time.monotonic_ns()
         self.turns = Histogram()
@@ -173,6 +191,7 @@ class Server:
         A session that does not read within the drain time-out is cut off. Cancelling leaves sessions open; call again.
         """
         self._stop_listening()
+        self._strangers.close()
         self.state.drain(reason)
         self._run()
         try:
@@ -209,8 +228,13 @@ class Server:
 
     def _accept(self, listener: Listener) -> None:
         for _ in range(ACCEPTS_MAX):
+            connection = None
             try:
-                connection = listener.accept()
+                if isinstance(listener, SocketListener) and self._strangers.wait_at(listener):
+                    came = self._strangers.accept(listener)
+                else:
+                    connection = listener.accept()
+                    came = connection is not None
             except LimitExceeded as error:
                 if not self._accept_paused:
                     log.error("server.accept_paused cause=%s", error)
@@ -221,33 +245,41 @@ class Server:
             except ConnectionClosed as error:
                 log.error("server.accept_failed cause=%s", error)
                 return
-            if connection is None:
+            if not came:
                 return
             self._accept_paused = False
-            now_ns = time.monotonic_ns()
-            record = self.state.connect(connection.peer_address, now_ns, connection.passage)
-            self._scarcity.accepted(record, connection.fileno(), now_ns)
-            link = self._links[record.id] = _Link(connection, record, partial(self.state.receive, record))
-            link.deliver = partial(self._greeted, link, listener)
-            self.idle.clear()
-            self.busy.set()
-            self._loop.add_reader(connection.fileno(), self._readable, link)
-            self._hangups.add(connection.fileno(), link)
+            if connection is not None:
+                self._let_in(listener, connection, None)
+
+    def _let_in(self, listener: Listener, connection: Connection, stranger: Stranger | None) -> None:
+        """A session begins, of somebody who has just come or was a stranger until now."""
+        now_ns = time.monotonic_ns()
+        record = self.state.connect(connection.peer_address, now_ns, connection.passage, stranger=stranger)
+        self._scarcity.accepted(record, connection.fileno(), now_ns)
+        link = self._links[record.id] = _Link(connection, record, _Heard(self.state, record))
+        link.deliver = partial(self._greeted, link, listener)
+        self.idle.clear()
+        self.busy.set()
+        self._loop.add_reader(connection.fileno(), self._readable, link)
+        self._hangups.add(connection.fileno(), link)
+        if stranger is None:
             self._run()
+        else:
+            self._readable(link)  # What they have said is there.
 
     def _greeted(self, link: _Link, listener: Listener, received: Received, now_ns: int) -> None:
         """The first that a session says: whoever says hello is let in, or not."""
         record = link.record
-        link.deliver = partial(self.state.receive, record)
+        link.deliver = _Heard(self.state, record)
         if not isinstance(received, Hello):
-            link.deliver(received, now_ns)
+            self.state.receive(record, received, now_ns)
             return
         try:
             self.admission.admit(listener, link.connection, record, received)
         except PermissionDenied as error:
             record.session.refuse(Code.DENIED, str(error))
             return
-        link.deliver(received, now_ns)
+        self.state.receive(record, received, now_ns)
         if record.session.phase is _OPEN:
             self.admission.opened(record)
 
@@ -260,9 +292,9 @@ class Server:
         if not self._measures or self._turn & _UNMEASURED:
             self._read(link)
             return
-        began_ns = time.monotonic_ns()
+        began_ns = monotonic_ns()
         self._read(link)
-        self.turns.observe(time.monotonic_ns() - began_ns)
+        self.turns.observe(monotonic_ns() - began_ns)
 
     def _read(self, link: _Link) -> None:
         record = link.record
@@ -271,9 +303,9 @@ class Server:
             for _ in range(READS_AT_ONCE):
                 buffers = session.receive_buffers()
                 wanted = len(buffers[0])
-                size = link.receive(buffers)
+                size = link.wire.receive_into(buffers)
                 if size:
-                    session.received(size, time.monotonic_ns(), link.deliver)
+                    session.received(size, monotonic_ns(), link.deliver)
                 # After a short read there is nothing more. After a full one there is: with what completes a chunk its
                 # readers are woken once, and not by its first half already.
                 if size < wanted:
@@ -301,7 +333,7 @@ class Server:
                 link = links.get(record.id)
                 if link is not None and not link.writing:
                     self._flush(link)
-        if state.has_more and not self._going_on:
+        if state.has_more() and not self._going_on:
             self._going_on = True
             self._loop.call_soon(self._go_on)
 
@@ -314,7 +346,7 @@ class Server:
         """Sends as much as the link takes."""
         session = link.record.session
         try:
-            if not session.flush(link.send):
+            if not session.flush(link.wire):
                 if not link.writing:
                     link.writing = True
                     if not link.one_signal:
@@ -334,10 +366,10 @@ class Server:
         session = link.record.session
         try:
             for _ in range(READS_MAX):
-                size = link.receive(session.receive_buffers())
+                size = link.wire.receive_into(session.receive_buffers())
                 if not size or session.phase is not _OPEN:
                     return
-                session.received(size, time.monotonic_ns(), link.deliver)
+                session.received(size, monotonic_ns(), link.deliver)
         except ConnectionClosed:
             return
         except Exception:
@@ -383,7 +415,7 @@ class Server:
             # A client on its way to a session at the nearer address, which has its own lines.
             log.debug("session.moved peer=%s cause=%s", record.peer, cause)
             return
-        self._scarcity.never_opened(record, now_ns, denied=denied)
+        self._scarcity.never_opened(record, record.session.received_bytes, cause, now_ns, denied=denied)
         if denied and not record.session.received_bytes:
             # Whoever has said hello was refused there; this one did not come so far.
             self.admission.refused(record, "", str(cause))
@@ -455,6 +487,7 @@ class Server:
             self.reload()
         self._scarcity.tick(now_ns, self._shed)
         self.state.tick(now_ns)
+        self._strangers.go_on()
         self._run()
         for link in list(self._links.values()):
             if link.record.session.phase is Phase.CLOSING:

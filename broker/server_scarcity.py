@@ -11,9 +11,10 @@ import logging
 import resource
 from collections.abc import Callable
 
-from broker.errors import LimitExceeded
+from broker.errors import BrokerError, LimitExceeded
 from broker.limits import DESCRIPTORS_RESERVED, MEMORY_LOOK_S, STRANGERS_LOGGED_MAX, STRANGERS_LOGGED_S
 from broker.server_memory import MemoryGauge, give_back
+from broker.state.arrivals import Newcomer
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
 from broker.state.watermark import Level
@@ -49,7 +50,7 @@ class Scarcity:
         self._gauge = MemoryGauge(self._memory_max_bytes)
         self._state.pool.look = self._look_between_ticks
 
-    def accepted(self, record: SessionRecord, descriptor: int, now_ns: int) -> None:
+    def accepted(self, newcomer: Newcomer, descriptor: int, now_ns: int) -> None:
         """A connection was accepted; it is refused if it would take a descriptor that others need."""
         descriptors_max = connection_descriptors_max()
         if descriptor < descriptors_max:
@@ -58,26 +59,29 @@ class Scarcity:
         limit = LimitExceeded("descriptors", descriptor + 1, descriptors_max, advice)
         if now_ns - self._scarce_ns > STRANGERS_LOGGED_S * 1e9:
             self._scarce_ns = now_ns
-            log.error("server.descriptors_scarce peer=%s cause=%s", record.peer, limit)
-        self._state.arrivals.refuse(record, limit)
+            log.error("server.descriptors_scarce peer=%s cause=%s", newcomer.peer, limit)
+        self._state.arrivals.refuse(newcomer, limit)
 
-    def never_opened(self, record: SessionRecord, now_ns: int, *, denied: bool = False) -> None:
+    def never_opened(
+        self, who: Newcomer, received_bytes: int, cause: BrokerError | None, now_ns: int, *, denied: bool = False
+    ) -> None:
         """A connection is over that has not said a hello that was accepted; the log has a bounded number of these.
 
-        With `denied` it was somebody who was not let in, by a certificate or a token.
+        Args:
+            who: had it; is asked for the peer only when there is a line about it.
+            received_bytes: that they have said.
+            cause: of the end.
+            now_ns: the monotonic time.
+            denied: it was somebody who was not let in, by a certificate or a token.
         """
         if now_ns - self._strangers_since_ns > STRANGERS_LOGGED_S * 1e9:
             self._tell_rest()
             self._strangers_since_ns = now_ns
         self._strangers += 1
         if self._strangers <= STRANGERS_LOGGED_MAX:
-            session = record.session
             # Who says nothing and goes looks whether somebody listens, as those do who watch a service.
-            tell = log.warning if session.received_bytes or denied else log.info
-            tell(
-                "server.stranger peer=%s received_bytes=%d cause=%s",
-                record.peer, session.received_bytes, session.failure,
-            )  # fmt: skip
+            tell = log.warning if received_bytes or denied else log.info
+            tell("server.stranger peer=%s received_bytes=%d cause=%s", who.peer, received_bytes, cause)
 
     def tick(self, now_ns: int, close: Callable[[SessionRecord], None]) -> None:
         """Time passes. `close` is called with a session that has to go at once, whatever it has yet to read."""

@@ -129,7 +129,8 @@ class Client:
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
         encoded: Encoded | None = None
-        if headers is None and ack is None and not priority and lane in PLAIN_LANES:
+        known_lane = lane is None or (type(lane) is str and lane in PLAIN_LANES)
+        if known_lane and headers is None and ack is None and not priority:
             encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
             content, tensor, payload = encoded
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:

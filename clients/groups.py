@@ -136,12 +136,12 @@ class Group(Meetings):
             encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
             if encoded is not None:
                 return self._call(encoded, timeout_s, async_op=async_op, priority=priority)
-        way = None if async_op or out is not None else place.plain
-        task = None if way is None else way.plain_task(array, op, timeout_s)
+        way = None if async_op else place.plain
+        task = None if way is None else way.plain_task(array, op, timeout_s, out)
         if task is not None and way is not None:
             if way.run(task) != shm.Outcome.COMMITTED:
                 self._driver.run(shared_operation.finish(self._driver, place, SharedOperation.plain(way, task)))
-            return array
+            return array if out is None else out
         if collective_lists.is_list(array):
             many = collective_lists.all_reduce(place.member, array, op, timeout_s, out)
             return self._call_list(many, timeout_s, async_op=async_op, priority=priority)

@@ -3,6 +3,7 @@
 import cython
 
 from clients.connection.driver cimport Driver
+from clients.connection.operations cimport take
 from clients.reading.subscription_state cimport SubscriptionState
 
 

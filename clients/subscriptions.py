@@ -10,6 +10,7 @@ from broker.errors import ConnectionClosed
 from broker.limits import ANSWER_TIMEOUT_S
 from clients.connection import operations
 from clients.connection.driver import Driver
+from clients.connection.operations import take
 from clients.publishing.filling import UNBROKEN
 from clients.reading.messages import Message
 from clients.reading.subscription_state import SubscriptionState
@@ -57,8 +58,10 @@ class Subscription:
             message = state.take_plain()
             if message is not None:
                 return message
-        with driver.lock:
-            message = operations.take(driver, state)
+        # The lock's `with`, without what that looks up.
+        driver._acquire()
+        try:
+            message = take(driver, state)
             if message is None and state.closed is None:
                 # The same as operations.next_message, without its coroutines: the way that every message takes.
                 state.readers += 1
@@ -66,7 +69,9 @@ class Subscription:
                     driver.block(state, timeout_s, state.what)
                 finally:
                     state.readers -= 1
-                message = operations.take(driver, state)
+                message = take(driver, state)
+        finally:
+            driver._release()
         if message is not None:
             return message
         return driver.run(operations.next_message(driver, state, timeout_s))

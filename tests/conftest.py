@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import re
+import threading
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,27 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # garbage several times.
     gc.collect()
     gc.freeze()
+
+
+ENDING = ("tensorbus-broker-", "tensorbus-door")
+"""Threads that end by themselves, soon after what they serve was closed."""
+ENDING_S = 2.0
+"""How long they are waited for: what they serve may belong to a whole module."""
+_left: set[threading.Thread] = set()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    """Waits for such threads: the next test may count descriptors, which they would still close, and read the log."""
+    result = yield
+    _left.intersection_update(threading.enumerate())
+    end_s = time.monotonic() + ENDING_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(ENDING) and thread not in _left:
+            thread.join(max(0.0, end_s - time.monotonic()))
+            if thread.is_alive():
+                _left.add(thread)
+    return result
 
 
 @pytest.fixture(scope="session")

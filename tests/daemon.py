@@ -22,7 +22,7 @@ from typing import Self
 from tests.forks import Fork
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """No wait of the tests takes this long unless something is broken; a busy machine may take a while to start Python."""
 READ_AT_START = {"MALLOC_ARENA_MAX"}
 """Variables that only a new interpreter reads."""

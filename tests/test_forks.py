@@ -11,7 +11,7 @@ import pytest
 
 from tests.forks import Fork
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 PROGRAM = "tests.asked"
 """What its arguments say, as Python."""
 

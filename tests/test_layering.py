@@ -18,6 +18,7 @@ NOT_INSTALLED = ("bench", "tests")
 
 OPEN = (
     "broker.buffers",
+    "broker.clock",
     "broker.conventions",
     "broker.devices",
     "broker.errors",
@@ -29,6 +30,8 @@ OPEN = (
     "broker.toml",
     "broker.telemetry",
     "broker.uncompiled",
+    "broker.version",
+    "broker.wires",
 )
 PURE = (
     "broker.protocol",

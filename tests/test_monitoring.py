@@ -234,9 +234,11 @@ def test_every_panel_and_every_alert_works_on_a_real_prometheus_while_the_exampl
                     concrete = query.replace("$__rate_interval", "1m").replace("$instance", ".+")
                     if server.values(concrete):
                         del open_queries[query]
-                time.sleep(0.1)
+                # It scrapes no more often.
+                time.sleep(0.25)
             assert open_queries == {}
-            assert server.values('up{job="tensorbus"}') == [1]
+            # A busy machine may be late for a scrape, and so for the last one.
+            assert server.values('max_over_time(up{job="tensorbus"}[1m])') == [1]
             (group,) = server.ask("rules")["groups"]
             for rule in group["rules"]:
                 assert rule["health"] in ("ok", "unknown"), rule

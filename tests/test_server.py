@@ -10,7 +10,7 @@ import pytest
 from broker.config import ADMIN_OFF, Config
 from broker.server import Server
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def test_a_fault_in_one_tick_is_logged_and_the_next_ones_come(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from broker.admin.shapes import (
 )
 from broker.collectives.recorder import Recorded
 from broker.measuring.modules import compiled_modules
-from broker.metrics import public_topics, sessions_open, subscriptions_open, version
+from broker.metrics import public_topics, sessions_open, subscriptions_open
 from broker.server import Server
 from broker.state.census import Census
 from broker.state.delivery import Subscription
@@ -32,6 +32,7 @@ from broker.state.topics import TopicRecord
 from broker.state.totals import Totals
 from broker.state.works import Work
 from broker.topics.names import ALL_LEVELS, check_filter, matches
+from broker.version import version
 
 BLOCKERS_SHOWN: Final = 16
 """Of one topic: who looks wants to know whom to help first."""

@@ -25,6 +25,7 @@ from broker.config import PERMISSIONS, TENANTS, TOPICS, Config, admin_address, d
 from broker.errors import BrokerError, ConnectError
 from broker.limits import WAITS_S
 from broker.masking import masked
+from broker.version import version
 
 C = TypeVar("C", bound=Callable[..., None])
 
@@ -83,7 +84,16 @@ class _Commands(click.Group):
             raise _Failure(str(error)) from error
 
 
+def _tell_version(ctx: click.Context, flag: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"tensorbus {version()}")
+        ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version, help="Print it and exit."
+)
 def main() -> None:
     """A low-latency message broker for machine-learning clusters."""
 

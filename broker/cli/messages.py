@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from typing import Final
 
 import click
 
@@ -14,6 +16,9 @@ import clients
 from broker.cli import values as cli_values
 from broker.cli.connect import discard_output
 from broker.errors import InvalidValue
+
+_LOOK_S: Final = 1.0
+"""How often it is looked, while no message comes, whether the output still has a reader."""
 
 
 class Form(Enum):
@@ -97,7 +102,7 @@ def _print_messages(subscription: clients.Subscription, form: Form, count: int |
     output = sys.stdout.buffer
     printed = 0
     while count is None or printed < count:
-        message = subscription.next()
+        message = _next_while_read(subscription)
         if form is Form.RAW:
             output.write(message.payload)
         elif form is Form.JSON:
@@ -106,6 +111,22 @@ def _print_messages(subscription: clients.Subscription, form: Form, count: int |
             output.write(f"{cli_values.message_as_text(message)}\n".encode())
         output.flush()
         printed += 1
+
+
+def _next_while_read(subscription: clients.Subscription) -> clients.Message:
+    """The next message, for which nobody has to wait who has stopped reading, such as `head`.
+
+    Raises:
+        BrokenPipeError: the other end of the standard output is closed.
+    """
+    while True:
+        try:
+            return subscription.next(timeout_s=_LOOK_S)
+        except clients.TimeoutError:
+            readers = select.poll()
+            readers.register(sys.stdout.fileno(), 0)
+            if readers.poll(0):
+                raise BrokenPipeError("nobody reads the standard output any more") from None
 
 
 def ask(url: str | None, topic: str, values: Iterable[object], *, as_json: bool, timeout_s: float) -> None:

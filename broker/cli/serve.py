@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import click
@@ -38,10 +39,11 @@ def run(config: Config, read_again: Callable[[], Config], *, as_json: bool = Fal
         as_json: tells where it listens in lines of JSON.
 
     Raises:
-        InvalidValue: an address is malformed or of an unknown scheme.
+        InvalidValue: an address is malformed or of an unknown scheme; or /proc is not there.
         ListenError: an address cannot be listened on, or strangers could get in there.
         ConfigError: the users, tokens or the audit log cannot be used.
     """
+    check_system()
     for address in config.listen:
         if address.startswith("inproc:"):
             raise InvalidValue("listen", address, "no other process could reach it; listen at tcp:// or unix://")
@@ -52,6 +54,16 @@ def run(config: Config, read_again: Callable[[], Config], *, as_json: bool = Fal
             runner.run(_serve(config, handler, read_again, echo_json if as_json else _echo_words))
     finally:
         handler.tell_left_out(at_the_end=True)
+
+
+def check_system(proc: Path = Path("/proc")) -> None:
+    """Refuses to run where the system tells nothing of itself: neither memory nor descriptors could be watched.
+
+    Raises:
+        InvalidValue: it does not.
+    """
+    if not (proc / "self/statm").exists():
+        raise InvalidValue("system", str(proc), "tells nothing of processes: mount it, mount -t proc proc /proc")
 
 
 def _tell_left_out(loop: asyncio.AbstractEventLoop, handler: logs.EventHandler) -> None:

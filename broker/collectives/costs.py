@@ -8,6 +8,8 @@ each direction, an all-reduce takes about
                                                         ranks over the power send all they have to another one first,
                                                         and get it back: 2 l + 2 b / w more
 
+An array of at most 128 KiB / n, or 4 KiB, needs neither: it goes whole to each, with the claim (ring_engine.h).
+
 Where hosts have several ranks each, these share the host's wire: all of what the ranks of a host send to others has to
 leave over it. With h hosts of up to m ranks, and i bytes a second inside one,
 

@@ -14,8 +14,6 @@
 #define _GNU_SOURCE
 #include "engine_operation.h"
 
-#include <string.h>
-
 #include "broker/transport/streaming_copy.h"
 
 enum {
@@ -59,17 +57,15 @@ int tb_reduce_direct(tb_operation *operation, size_t piece)
         targets[position] = task->shared_target.bases[position] + task->shared_target.offset + start;
     }
     size_t elements = bytes / task->item_bytes;
-    int is_long = task->bytes > TB_STAGE_BYTES;
-    /* Straight from the registers: stores that go past the caches wait for all others that lie between them. */
-    if (is_long && positions <= TOGETHER_MAX) {
+    /* Past the caches, whatever the length: lines of a target that its rank has read are in the other processor's cache, and to take
+       them from there first costs more than to read them from memory later. Straight from the registers: stores that go
+       past the caches wait for all others that lie between them. */
+    if (positions <= TOGETHER_MAX) {
         task->kernel(targets[0], sources, positions, elements, task->divisor, positions, targets + 1);
         return 1;
     }
     task->kernel(result, sources, positions, elements, task->divisor, 0, NULL);
     for (int position = 0; position < positions; position++)
-        if (is_long)
-            streaming_copy(targets[position], result, bytes);
-        else
-            memcpy(targets[position], result, bytes);
+        streaming_copy(targets[position], result, bytes);
     return 1;
 }

@@ -49,7 +49,7 @@ __all__ = [
 
 AVAILABLE: Final = bool(cython.compiled)
 """Whether this module can do anything: it has to be compiled."""
-VERSION: Final = 3
+VERSION: Final = 4
 """Of what engines say to one another over a link."""
 LANES_MAX: Final = 16
 """Sockets of one link."""

@@ -32,14 +32,18 @@ static int open_all(tb_ring *ring, const int *files, const int *counts, int told
 {
     struct epoll_event bell = {.events = EPOLLIN, .data.ptr = NULL};
     tb_lane *lane = ring->lanes;
+    unsigned char *words = ring->words;
     ring->epoll = epoll_create1(EPOLL_CLOEXEC);
     ring->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!ring->peers || !lane || !ring->junk || !ring->records || ring->epoll < 0 || ring->bell < 0 ||
+    if (!ring->peers || !lane || !ring->junk || !words || !ring->records || ring->epoll < 0 || ring->bell < 0 ||
         epoll_ctl(ring->epoll, EPOLL_CTL_ADD, ring->bell, &bell))
         return 0;
     for (int position = 0; position < ring->positions; position++) {
         ring->peers[position].lanes = lane;
         ring->peers[position].count = counts[position];
+        ring->peers[position].meet = words;
+        ring->peers[position].outbox = words + ring->meet_bytes;
+        words += ring->meet_bytes + ring->outbox_bytes;
         for (int number = 0; number < counts[position]; number++, lane++) {
             lane->peer = position;
             lane->number = number;
@@ -63,6 +67,7 @@ static void free_memory(tb_ring *ring)
     if (ring->bell >= 0)
         close(ring->bell);
     free(ring->records);
+    free(ring->words);
     free(ring->junk);
     free(ring->lanes);
     free(ring->peers);
@@ -96,6 +101,10 @@ tb_ring *tb_ring_new(const int *files, const int *counts, int positions, int pos
     ring->epoll = ring->bell = -1;
     ring->peers = calloc(positions, sizeof *ring->peers);
     ring->lanes = calloc(ring->lane_count + 1, sizeof *ring->lanes);
+    ring->short_bytes = tb_short_bytes(positions);
+    ring->meet_bytes = TB_CLAIM_BYTES + ring->short_bytes;
+    ring->outbox_bytes = 2 * (sizeof(tb_head) + ring->meet_bytes) + TB_WORDS_BYTES;
+    ring->words = malloc(positions * (ring->meet_bytes + ring->outbox_bytes));
     ring->junk = malloc(TB_PIECE_BYTES);
     ring->records = aligned_alloc(TB_LINE_BYTES, TB_LINK_RECORDS * sizeof(tb_record));
     ring->turns.engine = ring;

@@ -6,7 +6,7 @@
      0                4          6        8         12        16            24          32          40
      | magic, version | kind u16 | code u16 | bytes u32 | step u32 | sequence u64 | first u64 | second u64 | body ...
 
-     MEET    begins an operation: first, the bytes of the claim; body, the claim, and a small array behind it
+     MEET    begins an operation: first, the bytes of the claim; body, the claim, and a short array behind it
      PIECE   of the data: step and first, its place in the schedule; body, the bytes. On any lane, all others on lane 0
      READY   this position has the whole result
      HURRY   a deadline is over: second, whose time-out; or positions have given up: code, first. Whoever is alive answers with the same
@@ -15,7 +15,7 @@
    How an operation goes, seen from one position:
 
      gather  MEET to all; wait for the MEET of all; compare the claims
-     move    send and receive pieces, as the schedule says (ring_engine_steps.c); small arrays came with MEET
+     move    send and receive pieces, as the schedule says (ring_engine_steps.c); short arrays came with MEET
      agree   READY to all, once the whole result is here; wait for the READY of all
 
    The verdict. A position that has not said READY may fail the operation by itself, and says ABORT to all. One that has said
@@ -55,8 +55,8 @@ enum {
     TB_LANES_MAX = 16,          /* Of one link. */
     TB_PIECE_BYTES = 256 << 10,
     TB_AHEAD_BYTES = 8 << 10,
-    TB_MEET_BYTES = TB_CLAIM_BYTES + TB_INLINE_BYTES,
-    TB_OUTBOX_BYTES = 12 << 10, /* Of one word under way, some ABORT, and all but the pieces of one operation. */
+    TB_SHORTS_BYTES = 128 << 10, /* Arrays of all positions that are no more travel with the claims. */
+    TB_WORDS_BYTES = 3 << 10,    /* Of some ABORT, and what is said in one operation but MEET and pieces. */
     TB_STEPS_MAX = 2 * TB_POSITIONS_MAX,
     TB_LINK_RECORDS = 4,
     TB_LINK_LOG_ENTRIES = 64,
@@ -106,8 +106,8 @@ typedef struct {
     int met, ready, hurried, heard; /* In this operation; heard: since the deadline. */
     int gone;                       /* For ever. */
     uint32_t claim_bytes, row_bytes;
-    unsigned char meet[TB_MEET_BYTES]; /* Claim and small array. */
-    unsigned char outbox[TB_OUTBOX_BYTES];
+    unsigned char *meet;   /* Claim and short array. */
+    unsigned char *outbox; /* One word under way, which may be a MEET, and the words of one operation. */
     size_t out_word, out_from, out_to; /* Where the oldest word begins, what is to be sent. */
 } tb_peer;
 
@@ -154,7 +154,7 @@ typedef struct {
     tb_task *task;
     uint64_t sequence, deadline_ns, pulse_ns, now_ns;
     uint64_t received_bytes;
-    int small;       /* The arrays came with MEET. */
+    int is_short;    /* The arrays came with MEET. */
     int gathering;   /* Not all have come. */
     int mismatched;  /* Bits: 2, claims differ; 1, the deadline is soon for that. */
     uint64_t wanted; /* Somebody saw a mismatch of these positions' claims. */
@@ -187,7 +187,8 @@ typedef struct tb_ring {
     uint64_t sequence;
     _Atomic uint64_t committed; /* The last operation that was. */
     tb_undo undo, spare;
-    unsigned char *junk;
+    unsigned char *junk, *words; /* `words` has what positions say, and are told. */
+    size_t short_bytes, meet_bytes, outbox_bytes;
     tb_record *records;
     uint64_t spin_ns; /* How long to look without sleeping, of short operations. */
     int calm;         /* Waits to come that only sleep, because a program wants the processor. */
@@ -201,6 +202,15 @@ tb_ring *tb_ring_new(const int *files, const int *counts, int positions, int pos
 
 /* No operation begins any more; the one that is under way ends, and the others' with it. Any thread may call. */
 void tb_ring_end(tb_ring *ring);
+
+/* How long an array may be that travels with the claim, so that an operation takes two one-way times. Each of n positions then
+   sends n - 1 arrays, where halving sends 2 (n - 1) / n of one in 2 log2(n) steps: the more positions, the sooner bytes cost more
+   than steps (docs/decisions/0037-short-arrays.md). */
+static inline size_t tb_short_bytes(int positions)
+{
+    size_t share = TB_SHORTS_BYTES / positions;
+    return share > TB_INLINE_BYTES ? share : TB_INLINE_BYTES;
+}
 
 /* Ends, and returns when the thread has ended. */
 void tb_ring_close(tb_ring *ring);

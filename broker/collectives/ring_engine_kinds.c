@@ -1,4 +1,4 @@
-/* What kinds of operations mean: how those go that need no ring, what small arrays take with them, and what is the result.
+/* What kinds of operations mean: how those go that need no ring, what short arrays take with them, and what is the result.
 
    gather, scatter, all_to_all: each part goes straight to the one that it is for, over the link to it, so each byte crosses a
    network once. In step d - 1 a position sends to the one d behind it and receives from the one d before it. Of long parts of an
@@ -13,7 +13,7 @@
    reduce: from the position behind the root around to the root, which is broadcast the other way: piece by piece each adds its own
    array to what comes, in that order, and hands it on. In between, sums lie in memory of the engine's own.
 
-   A small array, or the part of one that another position needs, is in MEET: then there are no steps. */
+   A short array, or the part of one that another position needs, is in MEET: then there are no steps. */
 #define _GNU_SOURCE
 #include "ring_engine_operation.h"
 
@@ -80,7 +80,7 @@ void tb_plan_kind(tb_exchange *x)
 tb_stretch tb_row(const tb_exchange *x, int from, int to)
 {
     const tb_task *task = x->task;
-    if (!x->small || !goes(task, from, to))
+    if (!x->is_short || !goes(task, from, to))
         return (tb_stretch){0, 0};
     return tb_shares_out(task) ? tb_part_of(x, to) : (tb_stretch){0, task->bytes};
 }

@@ -33,7 +33,7 @@ void tb_say(tb_exchange *x, int position, tb_head head, const void *body, const 
 {
     tb_peer *peer = &x->ring->peers[position];
     size_t body_bytes = head.bytes - more_bytes;
-    if (peer->gone || peer->out_to + sizeof head + head.bytes > TB_OUTBOX_BYTES)
+    if (peer->gone || peer->out_to + sizeof head + head.bytes > x->ring->outbox_bytes)
         return;
     unsigned char *end = peer->outbox + peer->out_to;
     memcpy(end, &head, sizeof head);
@@ -201,17 +201,16 @@ static ssize_t fetch(tb_lane *lane, unsigned char *place, size_t wanted, size_t 
     return least(got, wanted);
 }
 
-static int is_head(const tb_head *head)
+static int is_head(const tb_ring *ring, const tb_head *head)
 {
-    static const uint32_t BYTES_MAX[] = {[TB_MEET] = TB_MEET_BYTES, [TB_PIECE] = TB_PIECE_BYTES, [TB_ABORT] = 0};
-    return head->magic == TB_LINK_MAGIC && head->kind >= TB_MEET && head->kind <= TB_ABORT &&
-           head->bytes <= BYTES_MAX[head->kind];
+    size_t bytes_max = head->kind == TB_MEET ? ring->meet_bytes : head->kind == TB_PIECE ? TB_PIECE_BYTES : 0;
+    return head->magic == TB_LINK_MAGIC && head->kind >= TB_MEET && head->kind <= TB_ABORT && head->bytes <= bytes_max;
 }
 
 static tb_fate judge(tb_exchange *x, tb_lane *lane)
 {
     const tb_head *head = &lane->head;
-    if (!is_head(head)) {
+    if (!is_head(x->ring, head)) {
         tb_rubbish(x);
         return TB_HOLD;
     }

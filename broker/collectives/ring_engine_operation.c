@@ -160,7 +160,7 @@ static void hear_meet(tb_exchange *x, tb_peer *peer, const tb_head *head)
 {
     const tb_task *task = x->task;
     if (peer->met || head->first > head->bytes || head->first > TB_CLAIM_BYTES ||
-        head->bytes - head->first > TB_INLINE_BYTES) {
+        head->bytes - head->first > x->ring->short_bytes) {
         tb_rubbish(x);
         return;
     }
@@ -393,7 +393,7 @@ static void keep_claims(tb_exchange *x)
 
 static void finish(tb_exchange *x)
 {
-    if (x->small)
+    if (x->is_short)
         tb_finish_meeting(x);
     else
         tb_finish_steps(x);
@@ -459,7 +459,7 @@ int tb_ring_settle(tb_ring *ring, tb_task *task, int committed)
     if (atomic_load(&task->status) == TB_UNDECIDED && x->task == task) {
         if (committed) {
             unsigned before = tb_round_as_usual();
-            if (!x->small)
+            if (!x->is_short)
                 tb_take_back(x);
             finish(x);
             tb_round_as_before(before);

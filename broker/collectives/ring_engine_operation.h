@@ -77,10 +77,10 @@ int tb_plan_hosts(tb_exchange *x);
 /* Lays out a reduce, gather, scatter or all_to_all. */
 void tb_plan_kind(tb_exchange *x);
 
-/* What of its array, if that is small, one position sends another one with MEET. */
+/* What of its array, if that is short, one position sends another one with MEET. */
 tb_stretch tb_row(const tb_exchange *x, int from, int to);
 
-/* Makes the result of small arrays; puts what is not there yet of the result of others into the target. */
+/* Makes the result of short arrays; puts what is not there yet of the result of others into the target. */
 void tb_finish_meeting(tb_exchange *x);
 void tb_finish_steps(tb_exchange *x);
 

@@ -225,14 +225,14 @@ int tb_plan_steps(tb_exchange *x)
 {
     const tb_task *task = x->task;
     tb_ring *ring = x->ring;
-    x->small = (tb_shares_out(task) ? task->bytes / ring->positions : task->bytes) <= TB_INLINE_BYTES ||
-               ring->positions == 1;
+    x->is_short = (tb_shares_out(task) ? task->bytes / ring->positions : task->bytes) <= ring->short_bytes ||
+                  ring->positions == 1;
     x->count = x->in_order = x->applied = 0;
     x->spare_bytes = 0;
     x->piece_bytes = TB_PIECE_BYTES;
     int halves = task->schedule == TB_HALVING ||
                  (task->schedule == TB_AUTO && task->bytes <= HALVING_BYTES && ring->positions > 2 && !tb_adds_at_once(task));
-    if (x->small || task->impossible)
+    if (x->is_short || task->impossible)
         ;
     else if (task->kind == TB_BROADCAST)
         plan_broadcast(x);

@@ -77,6 +77,18 @@ def decode_greeting(data: memoryview) -> tuple[Hello | Welcome | Refusal, int, i
     return body, version_min, version_max, end
 
 
+def answer_to(error: ProtocolError, first_bytes: bytes) -> bytes:
+    """What the broker says to a peer whose greeting it does not take, before it closes."""
+    if error.code == Code.NOT_OURS:
+        return answer_to_stranger(first_bytes)
+    return encode_greeting(Refusal(error.code, str(error)))
+
+
+def too_late(hello_timeout_s: float) -> ProtocolError:
+    """Why somebody who has not said hello in time has to go."""
+    return ProtocolError(f"no complete hello within {hello_timeout_s:g} s", Code.NOT_OURS)
+
+
 def answer_to_stranger(first_bytes: bytes) -> bytes:
     """What the broker says to a peer that speaks something else, so that a person sees the mistake."""
     if first_bytes.startswith(HTTP_METHODS):

@@ -4,6 +4,8 @@ import cython
 
 from broker.protocol.frames cimport Frame, Header
 from broker.protocol.outbox cimport Outbox
+from broker.protocol.receiver cimport CallingReceiver, Receiver
+from broker.wires cimport CallingWire, Wire
 
 cdef Py_ssize_t _HEADER_BYTES, _PLACED_BYTES_MIN
 cdef unsigned long long _MESSAGE_BYTES_MAX
@@ -31,21 +33,21 @@ cdef class Session:
 
     cpdef list receive_buffers(self)
 
-    @cython.locals(placed=Frame, rest=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)
+    @cython.locals(placed=Frame, rest=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, receiver=Receiver)
     cpdef received(self, Py_ssize_t size, long long now_ns, deliver)
 
     @cython.locals(
         frame=Frame, body_bytes=Py_ssize_t, size=Py_ssize_t, body_start=Py_ssize_t, payload_start=Py_ssize_t,
         frame_end=Py_ssize_t, have=Py_ssize_t, kind=int, lane=int, placed=bint, strange=bint,
     )
-    cdef Py_ssize_t _read_frames(self, Py_ssize_t start, Py_ssize_t end, long long now_ns, deliver) except -1
+    cdef Py_ssize_t _read_frames(self, Py_ssize_t start, Py_ssize_t end, long long now_ns, Receiver receiver) except -1
 
     @cython.locals(header='const Header *')
     cdef inline (Py_ssize_t, Py_ssize_t) _read_header(self, Frame frame, Py_ssize_t start) noexcept
 
     cdef inline bytes _copied(self, Py_ssize_t start, Py_ssize_t size)
 
-    cdef _take(self, Frame frame, long long now_ns, deliver)
+    cdef _take(self, Frame frame, long long now_ns, Receiver receiver)
     cpdef bint has_unsent(self) except -1
     cpdef check_queued(self)
     cpdef put(self, Frame frame)
@@ -53,7 +55,7 @@ cdef class Session:
     cpdef unsigned int next_stream(self)
     cpdef list to_send(self, Py_ssize_t budget_bytes=*)
     cpdef bint sent(self, Py_ssize_t size) except -1
-    @cython.locals(buffers=list, size=Py_ssize_t)
+    @cython.locals(buffers=list, size=Py_ssize_t, wire=Wire)
     cpdef bint flush(self, send) except -1
 
 

@@ -15,7 +15,7 @@ the bytes of a frame of which more has to come.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -33,11 +33,13 @@ from broker.limits import (
     QUEUED_BYTES_MAX,
     SCRATCH_BYTES,
 )
+from broker.protocol import handshake
 from broker.protocol.bodies import Failure, Hello, Refusal, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import EMPTY, HEADER, HEADER_BYTES, KIND_MAX, LANES, Flag, Frame, Kind, Lane, check_header
-from broker.protocol.handshake import VERSION_MAX, answer_to_stranger, decode_greeting, encode_greeting
 from broker.protocol.outbox import Outbox, Source
+from broker.protocol.receiver import CallingReceiver, Deliver, Receiver
+from broker.wires import CallingWire, Wire
 
 try:
     import cython
@@ -77,9 +79,7 @@ TRANSITIONS: Final = {
     **{(phase, Event.PEER_CLOSED): Phase.CLOSED for phase in Phase},
 }
 
-Received = Frame | Hello | Welcome
 Allocate = Callable[[Frame, int], memoryview]
-Deliver = Callable[[Received, int], None]
 
 _AWAIT_HELLO, _OPEN, _CLOSING, _CLOSED = Phase
 _HEADER_BYTES, _KIND_MAX, _LANES = HEADER_BYTES, KIND_MAX, LANES
@@ -163,7 +163,7 @@ class Session:
         self._amid = False
         self._last_stream = 0
         if hello is not None:
-            self._send_raw(encode_greeting(hello))
+            self._send_raw(handshake.encode_greeting(hello))
 
     def set_heartbeat(self, interval_s: float, timeout_s: float) -> None:
         """Changes the heartbeat, as the Welcome says."""
@@ -191,9 +191,10 @@ class Session:
         Args:
             size: what the link has put there.
             now_ns: the monotonic time.
-            deliver: called with each thing that is complete now, before the next one is looked at, so that memory for a
+            deliver: gets each thing that is complete now, before the next one is looked at, so that memory for a
                 payload can depend on the frames before it. When it raises ProtocolError the session fails.
         """
+        receiver = deliver if isinstance(deliver, Receiver) else CallingReceiver(deliver)
         self.last_received_ns = now_ns
         self.received_bytes += size
         if self._deaf:
@@ -210,30 +211,29 @@ class Session:
             if placed is not None:
                 self._placed = None
                 self._amid = placed.kind == _CHUNK and not placed.flags & _LAST
-                self._take(placed, now_ns, deliver)
+                self._take(placed, now_ns, receiver)
             else:
                 self._amid = False
             if self.phase is _AWAIT_HELLO:
-                start = self._read_greeting(end, now_ns, deliver)
+                start = self._read_greeting(end, now_ns, receiver)
             if self.phase is not _AWAIT_HELLO and not self._deaf:
-                start = self._read_frames(start, end, now_ns, deliver)
+                start = self._read_frames(start, end, now_ns, receiver)
             self._rest = bytes(self._scratch[start:end]) if start < end and not self._deaf else b""
         except ProtocolError as error:
             self.fail(error)
         if self.outbox.queued_bytes and not self.is_client:
             self.check_queued()
 
-    def _read_greeting(self, end: int, now_ns: int, deliver: Deliver) -> int:
+    def _read_greeting(self, end: int, now_ns: int, receiver: Receiver) -> int:
         """Reads what is in the scratch up to `end`; returns where it has come to."""
         data = self._scratch[:end]
         try:
-            greeting = decode_greeting(data)
+            greeting = handshake.decode_greeting(data)
         except ProtocolError as error:
             if self.is_client:
                 raise
-            answer = encode_greeting(Refusal(error.code, str(error)))
             self._move(Event.FAILED, error)
-            self._send_raw(answer_to_stranger(bytes(data[:16])) if error.code == Code.NOT_OURS else answer)
+            self._send_raw(handshake.answer_to(error, bytes(data[:16])))
             return end
         if greeting is None:
             return 0
@@ -243,12 +243,12 @@ class Session:
             self._move(Event.PEER_CLOSED, ConnectionClosed(body.reason, body.code))
         elif isinstance(body, Welcome if self.is_client else Hello):
             self._move(Event.OPENED, None)
-            deliver(body, now_ns)
+            receiver.receive(body, now_ns)
         else:
             raise ProtocolError(f"a {type(body).__name__} from the wrong side")
         return used
 
-    def _read_frames(self, start: int, end: int, now_ns: int, deliver: Deliver) -> int:
+    def _read_frames(self, start: int, end: int, now_ns: int, receiver: Receiver) -> int:
         """Reads what is in the scratch from `start` to `end`; returns where it has come to."""
         while end - start >= _HEADER_BYTES:
             frame = Frame.__new__(Frame)
@@ -276,9 +276,9 @@ class Session:
                     self._placed, self._placed_rest = frame, memory[have:]
                     break
             if kind in (_PING, _PONG, _CLOSE):
-                self._take(frame, now_ns, deliver)
+                self._take(frame, now_ns, receiver)
             else:
-                deliver(frame, now_ns)
+                receiver.receive(frame, now_ns)
             if self._deaf:
                 break
         return start
@@ -304,7 +304,7 @@ class Session:
             return bytes(self._scratch[start : start + size])
         return cython.cast(cython.p_char, self._data + start)[:size]  # type: ignore[no-any-return]
 
-    def _take(self, frame: Frame, now_ns: int, deliver: Deliver) -> None:
+    def _take(self, frame: Frame, now_ns: int, receiver: Receiver) -> None:
         """Session frames are dealt with here, all others handed out."""
         kind = frame.kind
         if kind == _PING:
@@ -313,7 +313,7 @@ class Session:
             failure = decode_body(frame.body, Failure)
             self._move(Event.PEER_CLOSED, ConnectionClosed(failure.reason, failure.code))
         elif kind != _PONG:
-            deliver(frame, now_ns)
+            receiver.receive(frame, now_ns)
 
     # Bytes out.
 
@@ -373,20 +373,21 @@ class Session:
             self.unsent[0] = memoryview(self.unsent[0])[size:]
         return False
 
-    def flush(self, send: Callable[[list[Buffer]], int]) -> bool:
+    def flush(self, send: Wire | Callable[[Sequence[Buffer]], int]) -> bool:
         """Gives a link what waits until it takes no more.
 
         Args:
-            send: takes buffers and returns how many bytes of them it took.
+            send: the link, or what takes buffers and returns how many bytes of them it took.
 
         Returns:
             Whether nothing waits any more.
         """
+        wire = send if isinstance(send, Wire) else CallingWire(None, send)
         while self.unsent_bytes or self.outbox.waiting or self._farewell is not None or self.phase is _CLOSING:
             buffers = self.unsent if self.unsent_bytes else self.to_send()
             if not buffers:
                 break
-            size = send(buffers)
+            size = wire.send(buffers)
             if size == self.unsent_bytes:
                 self.sent_bytes += size
                 self.unsent, self.unsent_bytes = [], 0
@@ -411,12 +412,12 @@ class Session:
 
     def welcome(self, welcome: Welcome) -> None:
         """The broker's end: answers the Hello."""
-        self._send_raw(encode_greeting(welcome, VERSION_MAX, VERSION_MAX))
+        self._send_raw(handshake.encode_greeting(welcome, handshake.VERSION_MAX, handshake.VERSION_MAX))
 
     def refuse(self, code: Code, reason: str, *, path: str = "", life: int = 0) -> None:
         """The broker's end: answers the Hello with a refusal; the session is over."""
         self._move(Event.CLOSE, ConnectionClosed(reason, code))
-        self._send_raw(encode_greeting(Refusal(code, reason, path, life)))
+        self._send_raw(handshake.encode_greeting(Refusal(code, reason, path, life)))
 
     def close(self, code: Code, reason: str) -> None:
         """Closes in order: what is queued still leaves, then a CLOSE with the reason."""
@@ -441,8 +442,8 @@ class Session:
         if self.phase is _AWAIT_HELLO:
             if now_ns - self.opened_ns > self._hello_timeout_s * 1e9:
                 if not self.is_client and not self.unsent:
-                    self._send_raw(answer_to_stranger(b""))
-                self.fail(ProtocolError(f"no complete hello within {self._hello_timeout_s:g} s", Code.NOT_OURS))
+                    self._send_raw(handshake.answer_to_stranger(b""))
+                self.fail(handshake.too_late(self._hello_timeout_s))
         elif self.phase is _OPEN:
             if silent_ns > self.heartbeat_timeout_ns:
                 seconds = self.heartbeat_timeout_ns / 1e9

@@ -54,8 +54,17 @@ def encode_value(value: object) -> Encoded:
         pass
     except FAILURES as error:
         raise _refusal(value, error) from error
+    return _STRUCTURE, None, encode_nested(value)
+
+
+def encode_nested(value: object) -> Payload:
+    """A value as the payload of a STRUCTURE, whether or not there are arrays in it.
+
+    Raises:
+        InvalidValue: something in it has no form on the wire; the text says what, and where it is.
+    """
     try:
-        return _STRUCTURE, None, encode_structure(value)
+        return encode_structure(value)
     except FAILURES as error:
         raise _refusal(value, error) from error
 

@@ -21,11 +21,12 @@ cdef class BrokerState:
     cdef public Router router
     cdef public Publishing publishing
     cdef public BufferPool pool
-    cdef object _scratch, _last_id
+    cdef object _scratch
     cdef dict _handlers
     cdef object __weakref__
 
     @cython.locals(frame=Frame, kind=int)
     cpdef receive(self, SessionRecord record, received, long long now_ns)
+    cpdef bint has_more(self) except -1
     cpdef list take_ready(self)
     cpdef _flush(self, SessionRecord record)

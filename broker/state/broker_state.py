@@ -28,13 +28,14 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
 from broker.protocol.line import VERSION as LINES_VERSION
 from broker.protocol.pool import BufferPool
 from broker.protocol.pressure import Query
-from broker.protocol.session import Phase, Received, Session, make_scratch
+from broker.protocol.receiver import Received
+from broker.protocol.session import Phase, Session, make_scratch
 from broker.protocol.sharing import Passage
 from broker.security.identity import ANYBODY, Identity
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas, quotas_of
 from broker.security.roles import Verb
-from broker.state.arrivals import Arrivals
+from broker.state.arrivals import Arrivals, Stranger
 from broker.state.authority import Authority
 from broker.state.census import Census
 from broker.state.measured import Latencies
@@ -90,6 +91,7 @@ class BrokerState:
         self.arrivals = Arrivals(
             sessions_max=settings.sessions_max,
             half_open_max=settings.half_open_max,
+            hello_timeout_s=settings.hello_timeout_s,
             connections_per_address_max=settings.connections_per_address_max,
             flush=self._flush,
         )
@@ -110,7 +112,6 @@ class BrokerState:
         self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
-        self._last_id = 0
         self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
             Kind.CREDIT: self._credit,
             Kind.QUERY: self._query,
@@ -154,7 +155,12 @@ class BrokerState:
     # Events.
 
     def connect(
-        self, peer: str, now_ns: int, passage: Passage | None = None, identity: Identity = ANYBODY
+        self,
+        peer: str,
+        now_ns: int,
+        passage: Passage | None = None,
+        identity: Identity = ANYBODY,
+        stranger: Stranger | None = None,
     ) -> SessionRecord:
         """Somebody has connected; they have yet to say hello.
 
@@ -163,13 +169,13 @@ class BrokerState:
             now_ns: the monotonic time.
             passage: how shared memory passes over the connection, if it can.
             identity: who the connection proves that it is.
+            stranger: who they were until now, if they have arrived before (`Arrivals.arrive`).
         """
         self.now_ns = now_ns
-        self._last_id += 1
-        session_id = SessionId(self._last_id)
+        session_id = self.arrivals.number() if stranger is None else stranger.id
         session = Session(
             hello=None,
-            now_ns=now_ns,
+            now_ns=now_ns if stranger is None else stranger.opened_ns,
             allocate=self._allocate,
             heartbeat_interval_s=self.settings.heartbeat_interval_s,
             heartbeat_timeout_s=self.settings.heartbeat_timeout_s,
@@ -271,10 +277,12 @@ class BrokerState:
         for tenant in self.tenants.values():
             tenant.groups.end_due(now_ns)
 
-    @property
     def has_more(self) -> bool:
         """Whether `go_on` has something to do; whoever runs the state calls it soon, and others in between."""
-        return bool(self.following) or (len(self.tenants) > 1 and any(each.following for each in self.tenants.values()))
+        if self.following or len(self.tenants) == 1:
+            return bool(self.following)
+        waiting = [each for each in self.tenants.values() if each.following]
+        return bool(waiting)
 
     def go_on(self, now_ns: int) -> None:
         """Does a part of what takes long."""
@@ -319,7 +327,9 @@ class BrokerState:
         For each of them the server sends what `session.to_send()` gives, and closes the connection when the session's
         phase is CLOSED after that.
         """
-        ready, self.ready = list(self.ready.values()), {}
+        # Compiled, list() would go by the view, its iterator and a list that grows.
+        ready = [record for record in self.ready.values()]  # noqa: C416
+        self.ready = {}
         return ready
 
     def totals(self, census: Census | None = None) -> Totals:

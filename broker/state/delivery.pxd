@@ -10,6 +10,7 @@ from broker.topics.queues cimport Queue
 
 
 cdef Py_ssize_t _HEADER_BYTES
+cdef object _BLOCK
 cdef int _DELIVER, _CHUNK, _BATCH, _CHUNKED, _SHARED, _KEPT_FLAGS
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from broker.state.works import Worker
 
 _HEADER_BYTES = HEADER_BYTES
+_BLOCK = Overflow.BLOCK
 _DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
 _BATCH, _CHUNKED, _SHARED = int(Flag.BATCH), int(Flag.CHUNKED), int(Flag.SHARED)
 _KEPT_FLAGS = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)
@@ -136,7 +137,7 @@ class Subscription:
             if (
                 stream is not None
                 and not stream.complete
-                and (self.queue.overflow is not Overflow.BLOCK or message.lane == CONTROL)
+                and (self.queue.overflow is not _BLOCK or message.lane == CONTROL)
             ):
                 stream.watchers.append(self)
         if self.queue.dropped != self.notice.told:
@@ -205,7 +206,7 @@ class Subscription:
                 on, what waits can do nothing either; a message that is not among it goes on, or two publishers could
                 wait for each other.
         """
-        if self.queue.overflow is not Overflow.BLOCK:
+        if self.queue.overflow is not _BLOCK:
             return False
         if message is not None:
             source = self.sources.get(message.lane)

@@ -9,6 +9,9 @@ from broker.topics.messages cimport Message
 from broker.topics.ring cimport Ring
 
 
+cdef object _BLOCK
+
+
 cdef class TopicRecord:
     cdef public str name
     cdef public Ring ring

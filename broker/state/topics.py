@@ -34,6 +34,7 @@ INBOX: Final = "$inbox/"
 NOTHING_KEPT: Final = TopicPolicy(ring_messages=0, ring_bytes=0)
 _NO_WORKS: Final[Mapping[str, Work]] = MappingProxyType({})
 _NOTHING_TOLD: Final = PublishPolicy()
+_BLOCK = Overflow.BLOCK
 _NEVER_FORGOTTEN: Final = ("$sys/sessions", "$sys/pressure")
 """Of the broker's own topics; there is one for each group that ever was as well."""
 
@@ -485,7 +486,7 @@ def _route_batch(routes: Routes, message: Message) -> None:
 def offer(subscription: Subscription, message: Message, split: Callable[[Message], list[Message]]) -> None:
     """Offers a batch whole where it fits, else message by message."""
     queue = subscription.queue
-    whole = queue.max_lag is None and (queue.overflow is Overflow.BLOCK or queue.has_room(message))
+    whole = queue.max_lag is None and (queue.overflow is _BLOCK or queue.has_room(message))
     if message.count == 1 or whole:
         subscription.offer(message)
     else:

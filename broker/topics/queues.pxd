@@ -6,6 +6,7 @@ from broker.topics.messages cimport Message
 
 
 cdef int _CONTROL
+cdef object _BLOCK, _LATEST, _DROP_OLDEST, _DROP_NEWEST
 
 
 cdef class Queue:

@@ -43,6 +43,12 @@ _NEVER: Final[dict[str, deque[Message]]] = {}
 Split = Callable[[Message], Sequence[Message]]
 
 
+# To look a member up in its class takes longer than all the rest of `has_room`.
+_BLOCK, _LATEST, _DROP_OLDEST, _DROP_NEWEST = (
+    Overflow.BLOCK, Overflow.LATEST, Overflow.DROP_OLDEST, Overflow.DROP_NEWEST,
+)  # fmt: skip
+
+
 def ignore_loss(topic: str, count: int) -> None:
     """Nobody is to be told."""
 
@@ -93,10 +99,10 @@ class Queue:
         max_lag: how far a message may be behind its topic's newest complete one; with it, batches come opened.
         """
         self.overflow = overflow
-        self.messages_max = 1 if overflow is Overflow.LATEST else messages_max
+        self.messages_max = 1 if overflow is _LATEST else messages_max
         self.bytes_max = bytes_max
-        self.credit_messages_max = UNLIMITED if overflow is Overflow.DROP_OLDEST else self.messages_max
-        self.credit_messages = 0 if overflow is Overflow.LATEST else self.credit_messages_max
+        self.credit_messages_max = UNLIMITED if overflow is _DROP_OLDEST else self.messages_max
+        self.credit_messages = 0 if overflow is _LATEST else self.credit_messages_max
         self.credit_bytes = bytes_max
         self.waiting_messages = 0
         self.waiting_bytes = 0
@@ -117,21 +123,21 @@ class Queue:
     @property
     def over_limit(self) -> bool:
         """Whether publishers to a `block` subscription have to wait."""
-        return self.overflow is Overflow.BLOCK and (
+        return self.overflow is _BLOCK and (
             self.waiting_messages > self.credit_messages or self.waiting_bytes > BLOCKED_BYTES_MAX
         )
 
     def has_room(self, message: Message) -> bool:
         """Whether all of a message (or batch) fits without a drop."""
         overflow = self.overflow
-        if overflow is Overflow.BLOCK:
+        if overflow is _BLOCK:
             return message.lane != _CONTROL or (
                 len(self._lanes[CONTROL]) < CONTROL_WAITING_MAX
                 and (not self._control_bytes or self._control_bytes + message.size_bytes <= self.bytes_max)
             )
-        if overflow is Overflow.LATEST:
+        if overflow is _LATEST:
             return message.count == 1 and not self.waiting_messages
-        waiting = self.waiting_messages if overflow is Overflow.DROP_OLDEST else self.unread_messages
+        waiting = self.waiting_messages if overflow is _DROP_OLDEST else self.unread_messages
         if waiting + message.count > self.messages_max:
             return False
         return not waiting or self.waiting_bytes + message.size_bytes <= self.bytes_max
@@ -143,7 +149,7 @@ class Queue:
             Whether the message itself was queued.
         """
         if not self.has_room(message):
-            if self.overflow is Overflow.DROP_NEWEST or self.overflow is Overflow.BLOCK:
+            if self.overflow is _DROP_NEWEST or self.overflow is _BLOCK:
                 self.lose(message, message.count)
                 return False
             while self.waiting_messages and not self.has_room(message):
@@ -220,9 +226,7 @@ class Queue:
             return None
         message = queue[0]
         # Whatever credit is left is enough: else a message longer than the reader's bound would never go.
-        if (self.credit_messages <= 0 or self.credit_bytes <= 0) and (
-            lane != _CONTROL or self.overflow is Overflow.LATEST
-        ):
+        if (self.credit_messages <= 0 or self.credit_bytes <= 0) and (lane != _CONTROL or self.overflow is _LATEST):
             return None
         queue.popleft()
         self._count_out(message)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Self
 from broker.buffers import Buffer
 from broker.transport.addresses import Address
 from broker.transport.proofs import Certificate
+from broker.wires import CallingWire, Wire
 
 if TYPE_CHECKING:
     from broker.transport.descriptors import Passage
@@ -120,6 +121,11 @@ class Connection(_Closing):
     def passage(self) -> Passage | None:
         """How descriptors pass over this connection; None where they cannot."""
         return None
+
+    @property
+    def wire(self) -> Wire:
+        """The same `receive_into` and `send` for whoever calls them for every message, with lists of buffers."""
+        return CallingWire(self.receive_into, self.send)
 
     @abstractmethod
     def fileno(self) -> int:

@@ -23,7 +23,8 @@ from broker.buffers import Buffer
 from broker.limits import DESCRIPTORS_WAITING_MAX, IOV_BUFFERS_MAX
 from broker.transport.calls import DESCRIPTORS_AT_ONCE_MAX
 from broker.transport.shared_memory import Handle, SharedMemory
-from broker.transport.sockets import SocketConnection
+from broker.transport.sockets import SocketConnection, SocketWire
+from broker.wires import Wire
 
 _ANONYMOUS: Final = 1 << 62
 """Added to the numbers of eventfds, so that none is taken for a file's."""
@@ -142,6 +143,54 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int]:
     return process, user
 
 
+class LocalWire(SocketWire):
+    """The bytes of a Unix-domain socket, and the descriptors that pass beside them."""
+
+    __slots__ = ("_passage",)
+
+    def __init__(self, sock: socket.socket, passage: Passage) -> None:
+        super().__init__(sock)
+        self._passage = passage
+
+    def receive_into(self, buffers: list[memoryview]) -> int:
+        passage = self._passage
+        if not passage.enabled:
+            return self.receive(buffers, None)
+        descriptors: list[int] = []
+        size = self.receive(buffers, descriptors)
+        if descriptors:
+            passage.arrived(descriptors)
+        return size
+
+    def send(self, buffers: list[Buffer]) -> int:
+        if buffers and self._passage._leaving:
+            return self._send_beside(buffers)
+        return self.write(buffers)
+
+    def _send_beside(self, buffers: list[Buffer]) -> int:
+        """Sends, and descriptors with it."""
+        leaving = self._passage.leaving()
+        if self._passage.has_leaving:
+            # What these bytes speak of may be among the others, which leave with the next writes.
+            buffers = [memoryview(next(filter(len, buffers)))[:1]]
+        # One that was closed meanwhile is missed by its receiver alone.
+        rights = array.array("i", [memory.descriptor for memory in leaving if memory.descriptor >= 0])
+        if not rights:
+            return self.write(buffers)
+        try:
+            return self._socket.sendmsg(
+                buffers[:IOV_BUFFERS_MAX], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL
+            )
+        except BlockingIOError:
+            self._passage.put_back(leaving)
+            return 0
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                # The user has too many descriptors under way: the bytes go alone, and their receiver does without.
+                return self.write(buffers)
+            raise self.failure(error) from error
+
+
 class LocalConnection(SocketConnection):
     """A connection over a Unix-domain socket, which can pass descriptors."""
 
@@ -150,6 +199,11 @@ class LocalConnection(SocketConnection):
     def __init__(self, sock: socket.socket, local_address: str, peer_address: str) -> None:
         super().__init__(sock, local_address, peer_address)
         self._passage = Passage(sock)
+        self._bytes = LocalWire(sock, self._passage)
+
+    @property
+    def wire(self) -> Wire:
+        return self._bytes
 
     @property
     def local_host(self) -> str:
@@ -163,40 +217,6 @@ class LocalConnection(SocketConnection):
     @property
     def passage(self) -> Passage:
         return self._passage
-
-    def receive_into(self, buffers: Sequence[memoryview]) -> int:
-        passage = self._passage
-        if not passage.enabled:
-            return self._received(buffers, None)
-        descriptors: list[int] = []
-        received_bytes = self._received(buffers, descriptors)
-        if descriptors:
-            passage.arrived(descriptors)
-        return received_bytes
-
-    def send(self, buffers: Sequence[Buffer]) -> int:
-        if not self._passage.has_leaving or not buffers:
-            return super().send(buffers)
-        leaving = self._passage.leaving()
-        if self._passage.has_leaving:
-            # What these bytes speak of may be among the others, which leave with the next writes.
-            buffers = [memoryview(next(filter(len, buffers)))[:1]]
-        # One that was closed meanwhile is missed by its receiver alone.
-        rights = array.array("i", [memory.descriptor for memory in leaving if memory.descriptor >= 0])
-        if not rights:
-            return super().send(buffers)
-        try:
-            return self._socket.sendmsg(
-                buffers[:IOV_BUFFERS_MAX], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL
-            )
-        except BlockingIOError:
-            self._passage.put_back(leaving)
-            return 0
-        except OSError as error:
-            if error.errno == errno.ETOOMANYREFS:
-                # The user has too many descriptors under way: the bytes go alone, and their receiver does without.
-                return super().send(buffers)
-            raise self._failure(error) from error
 
     def close(self) -> None:
         super().close()

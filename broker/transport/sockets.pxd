@@ -1,3 +1,17 @@
-"""Has sockets.py compiled as it is, and its system calls made directly."""
+"""The types with which sockets.py is compiled, its system calls made directly."""
+
+import cython
 
 from broker.transport.calls cimport read_once, write_once
+from broker.wires cimport Wire
+
+
+cdef class SocketWire(Wire):
+    cdef object _socket
+
+    cpdef Py_ssize_t receive_into(self, list buffers) except -1
+    @cython.locals(size=Py_ssize_t)
+    cpdef Py_ssize_t receive(self, list buffers, list descriptors) except -1
+    cpdef Py_ssize_t send(self, list buffers) except -1
+    @cython.locals(size=Py_ssize_t)
+    cpdef Py_ssize_t write(self, list buffers) except -1

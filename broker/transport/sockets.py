@@ -1,6 +1,6 @@
 """Connections and listeners over a stream socket of the kernel: what tcp, unix and inproc have in common.
 
-`SocketConnection.send` and `receive_into` are called once or twice per message, so they hold one system call each, and
+`SocketWire.send` and `receive_into` are called once or twice per message, so they hold one system call each, and
 leave every question that only matters after a failure (is this end closed? was there room for a byte?) to the path that
 runs after one.
 """
@@ -23,6 +23,7 @@ from broker.limits import IOV_BUFFERS_MAX, LOCAL_SEND_BUFFER_BYTES, SCRATCH_BYTE
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener
 from broker.transport.calls import NOTHING, read_once, write_once
+from broker.wires import Wire
 
 # Lingering for zero seconds is how one asks tcp for a reset (socket(7), struct linger); Unix-domain sockets ignore it.
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
@@ -89,42 +90,69 @@ def enlarge_send_buffer(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_SEND_BUFFER_BYTES)
 
 
+class SocketWire(Wire):
+    """The bytes of a connected stream socket that does not block. It is its connection's, and ends with it."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def receive_into(self, buffers: list[memoryview]) -> int:
+        return self.receive(buffers, None)
+
+    def receive(self, buffers: list[memoryview], descriptors: list[int] | None) -> int:
+        """As `receive_into`, and takes the open files that came with the bytes; None takes none."""
+        if len(buffers) > IOV_BUFFERS_MAX:
+            buffers = buffers[:IOV_BUFFERS_MAX]
+        try:
+            size = read_once(self._socket, buffers, descriptors)
+        except OSError as error:
+            raise self.failure(error) from error
+        if size > 0:
+            return size
+        if size != NOTHING and sum([buffer.nbytes for buffer in buffers]) > 0:
+            raise ConnectionClosed("the peer closed the connection")
+        return 0
+
+    def send(self, buffers: list[Buffer]) -> int:
+        return self.write(buffers)
+
+    def write(self, buffers: list[Buffer]) -> int:
+        """Sends, and nothing beside the bytes."""
+        if len(buffers) > IOV_BUFFERS_MAX:
+            buffers = buffers[:IOV_BUFFERS_MAX]
+        try:
+            size = write_once(self._socket, buffers)
+        except OSError as error:
+            raise self.failure(error) from error
+        return size if size > 0 else 0
+
+    def failure(self, error: OSError) -> ConnectionClosed:
+        """What an error of the system means."""
+        closed_here = self._socket.fileno() < 0
+        return ConnectionClosed("it was closed on this side" if closed_here else in_plain_words(error))
+
+
 class SocketConnection(Connection):
     """A connection over a connected stream socket, which it owns."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_bytes", "_socket")
 
     def __init__(self, sock: socket.socket, local_address: str, peer_address: str) -> None:
         super().__init__(local_address, peer_address)
         sock.setblocking(False)
         self._socket = sock
+        self._bytes = SocketWire(sock)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int:
-        return self._received(buffers, None)
-
-    def _received(self, buffers: Sequence[memoryview], descriptors: list[int] | None) -> int:
-        if len(buffers) > IOV_BUFFERS_MAX:
-            buffers = buffers[:IOV_BUFFERS_MAX]
-        try:
-            received_bytes = read_once(self._socket, buffers, descriptors)
-        except OSError as error:
-            raise self._failure(error) from error
-        if received_bytes > 0:
-            return received_bytes
-        if received_bytes != NOTHING and any(buffer.nbytes for buffer in buffers):
-            raise ConnectionClosed("the peer closed the connection")
-        return 0
+        return self._bytes.receive_into(list(buffers))
 
     def send(self, buffers: Sequence[Buffer]) -> int:
-        if len(buffers) > IOV_BUFFERS_MAX:
-            buffers = buffers[:IOV_BUFFERS_MAX]
-        try:
-            return max(0, write_once(self._socket, buffers))
-        except OSError as error:
-            raise self._failure(error) from error
+        return self._bytes.send(list(buffers))
 
     def close(self) -> None:
         if self._closed:
@@ -151,9 +179,6 @@ class SocketConnection(Connection):
         self._closed = True
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self._socket.close()
-
-    def _failure(self, error: OSError) -> ConnectionClosed:
-        return ConnectionClosed("it was closed on this side" if self._closed else in_plain_words(error))
 
     def _drop_received(self) -> None:
         try:
@@ -185,22 +210,33 @@ class SocketListener(Listener):
         return self._socket.fileno()
 
     def accept(self) -> Connection | None:
+        taken = self.take()
+        return None if taken is None else self.connection(*taken)
+
+    def take(self) -> tuple[socket.socket, object] | None:
+        """As `accept`, but gives the bare socket, which the caller owns, and what accept(2) said of the other end.
+
+        With `connection` it becomes what `accept` would have given; whoever waits meanwhile costs next to nothing.
+        """
         try:
-            sock, peer = self._socket.accept()
+            return self._socket.accept()
         except BlockingIOError:
             return None
         except OSError as error:
             if error.errno in _ACCEPT_TRANSIENT:
                 return None
             raise self._failure(error) from error
-        return self._connection(sock, peer)
 
     def close(self) -> None:
         self._socket.close()
 
     @abstractmethod
-    def _connection(self, sock: socket.socket, peer: object) -> Connection:
-        """The connection over a socket just accepted; `peer` is what accept(2) said of the other end."""
+    def connection(self, sock: socket.socket, peer: object) -> Connection:
+        """The connection over a socket that was accepted; `peer` is what accept(2) said of the other end.
+
+        Raises:
+            LimitExceeded, ConnectionClosed: as `accept`; the socket is closed.
+        """
 
     def _failure(self, error: OSError) -> LimitExceeded | ConnectionClosed:
         if error.errno == errno.EMFILE:

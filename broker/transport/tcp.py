@@ -11,11 +11,12 @@ from ipaddress import ip_address
 from typing import Final, cast
 
 from broker.errors import ConnectError
-from broker.limits import LISTEN_BACKLOG
+from broker.limits import NETWORK_BACKLOG
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener, Transport
 from broker.transport.registry import register
 from broker.transport.sockets import SocketConnection, SocketListener, connect_error, listen_error
+from broker.wires import Wire
 
 _ATTEMPT_S_MIN: Final = 0.001
 """A socket with a time-out of zero would not wait at all."""
@@ -49,6 +50,10 @@ class TcpConnection(SocketConnection):
     __slots__ = ()
 
     @property
+    def wire(self) -> Wire:
+        return self._bytes
+
+    @property
     def same_host(self) -> bool:
         # An address that is ours at one end and reached from itself at the other is this host's.
         try:
@@ -69,7 +74,7 @@ class TcpListener(SocketListener):
 
     __slots__ = ()
 
-    def _connection(self, sock: socket.socket, peer: object) -> Connection:
+    def connection(self, sock: socket.socket, peer: object) -> Connection:
         assert isinstance(peer, tuple)
         return _connected(prepared(sock), (peer[0], peer[1]))
 
@@ -148,7 +153,7 @@ def listening_socket(family: int, target: SocketAddress) -> socket.socket:
         # A daemon that restarts takes its port back although old connections still linger in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(target)
-        sock.listen(LISTEN_BACKLOG)
+        sock.listen(NETWORK_BACKLOG)
     except BaseException:
         sock.close()
         raise

@@ -89,7 +89,7 @@ class UnixListener(SocketListener):
         self._file.remove()
         super().close()
 
-    def _connection(self, sock: socket.socket, peer: object) -> Connection:
+    def connection(self, sock: socket.socket, peer: object) -> Connection:
         enlarge_send_buffer(sock)
         return LocalConnection(sock, str(self.address), _process(peer_credentials(sock)[0]))
 

@@ -161,7 +161,7 @@ class AsyncDriver:
         if link is None or self._writing:
             return
         try:
-            if link.session.flush(link.connection.send):
+            if link.session.flush(link.wire):
                 self.core.outgoing.link_drained()
             else:
                 self._writing = True
@@ -250,7 +250,7 @@ class AsyncDriver:
         """Reads once; returns the bytes that were there."""
         session = link.session
         try:
-            size = read(session, link.connection, self.core.receive)
+            size = read(session, link.wire, self.core)
         except ConnectionClosed as error:
             self._lose(error)
             return 0

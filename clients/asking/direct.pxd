@@ -2,6 +2,7 @@
 
 import cython
 
+from broker.clock cimport monotonic_ns, wall_ns
 from clients.connection.core cimport Core, try_publish
 from clients.connection.driver cimport Driver, seconds
 from clients.asking.exchanges cimport Exchange, Request

@@ -7,9 +7,9 @@ values, retries, no room, no connection) goes that way from its start.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from time import monotonic_ns, time_ns
 from typing import Final
 
+from broker.clock import monotonic_ns, wall_ns
 from broker.errors import ConnectionClosed, NoResponders, ResponderLost, TimeoutError
 from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.frames import Content, Flag
@@ -39,7 +39,8 @@ def request(
 ) -> Message:
     """Asks and waits for the first reply; see `Client.request`."""
     encoded: Encoded | None = None
-    if headers is None and type(retries) is int and not retries and lane in LANES:
+    usual = type(topic) is str and type(lane) is str and lane in LANES
+    if usual and headers is None and type(retries) is int and not retries:
         encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
         if _is_small(encoded):
             seconds(timeout_s)
@@ -68,7 +69,7 @@ def _ask(driver: Driver, message: Outbound, lane: int, timeout_s: float) -> Mess
         pending = core.new_request(message.topic, many=False)
         try:
             core.address(message, pending)
-            if try_publish(core, message, monotonic_ns(), time_ns()) is not _SENT:
+            if try_publish(core, message, monotonic_ns(), wall_ns()) is not _SENT:
                 return None
             pending.sent_on, pending.lane = core.session, lane
             driver.flush()
@@ -115,7 +116,7 @@ def _answer(driver: Driver, exchange: Exchange, outbound: Outbound) -> bool:
         return False
     # The requester may have moved since.
     outbound.topic = exchange.inbox
-    if try_publish(core, outbound, monotonic_ns(), time_ns()) is not _SENT:
+    if try_publish(core, outbound, monotonic_ns(), wall_ns()) is not _SENT:
         return False
     driver.flush()
     core.outgoing.has_left(monotonic_ns())

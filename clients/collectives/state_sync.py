@@ -17,8 +17,9 @@ import numpy as np
 
 from broker.collectives.member import Member
 from broker.errors import CollectiveError, InvalidValue, StateMismatchError
-from broker.protocol.structures import decode_structure, encode_structure
+from broker.protocol.structures import decode_structure
 from broker.protocol.tensors import Array, as_array
+from broker.protocol.values import encode_nested
 from clients.collectives import collective
 from clients.collectives.collective import Prepared
 from clients.connection.checks import whole_number
@@ -52,7 +53,7 @@ def sync_state(member: Member, state: object, step: int, timeout_s: float) -> Ge
     step = whole_number("step", step)
     if not 0 <= step < 1 << 63:
         raise InvalidValue("step", step, "must be from 0 upwards, and below 2**63")
-    payload = b"" if state is None else encode_structure(state)
+    payload = b"" if state is None else encode_nested(state)
     claim = np.array([NO_STATE if state is None else step, len(payload)], np.int64)
     told = yield collective.all_gather(member, claim, timeout_s)
     assert isinstance(told, list)

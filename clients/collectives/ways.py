@@ -19,6 +19,7 @@ from broker.collectives import ring, shm
 from broker.collectives.claims import Claim, member_problem
 from broker.errors import BrokerError, InvalidValue
 from broker.protocol.bodies import Membership
+from broker.protocol.tensors import Array
 from clients.collectives.collective import Prepared
 from clients.connection.signals import Signal
 
@@ -209,18 +210,23 @@ class Way(ABC):
             plan = self._plans[key] = self.make_plan(claim, words, root, impossible=impossible)
         return plan
 
-    def plain_task(self, array: object, op: str, timeout_s: float) -> Task | None:
+    def plain_task(self, array: object, op: str, timeout_s: float, out: object = None) -> Task | None:
         """The shortest way to an all_reduce of an array like one before; None when it is not like one."""
         if type(array) is not np.ndarray or type(timeout_s) is not float or not 0.0 < timeout_s < PLAIN_TIMEOUT_S_MAX:
             return None
+        if type(op) is not str:
+            return None
         plan = self._plain.get((op, array.dtype, array.shape))
-        if plan is None:
+        if plan is None or not (out is None or _may_receive(out, array)):
             return None
         try:
-            return self.task(plan, array, array, int(timeout_s * 1e9))
+            task = self.task(plan, array, array if out is None else out, int(timeout_s * 1e9))
         except (BufferError, ValueError):
             # It is read-only, or not contiguous.
             return None
+        if out is not None:
+            self.share(task, array, out)
+        return task
 
     def remember(self, array: object, op: str, claim: Claim, world_size: int) -> None:
         """An all_reduce of an array was begun; the next one of its kind may be plain."""
@@ -241,3 +247,13 @@ class Way(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.schedule} generation={self.generation} ranks={self.ranks}>"
+
+
+def _may_receive(out: object, array: Array) -> bool:
+    """Whether the result of an array may belong to another one; what is not seen at a glance is looked at with care."""
+    return (
+        type(out) is np.ndarray
+        and out.dtype == array.dtype
+        and out.shape == array.shape
+        and not np.may_share_memory(out, array)
+    )

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 SHARED_BYTES_MIN: Final = 32 << 10
 """Shorter arrays are ordinary ones: little is staged of them."""
+FOUND_MAX: Final = 256
+"""Arrays of which it is remembered where they lie."""
 _NOTHING: Final = (0, 0, 0, 0)
 
 
@@ -81,6 +83,7 @@ class Windows:
     def __init__(self) -> None:
         self._made = 0
         self._rooms: weakref.WeakValueDictionary[int, Room] = weakref.WeakValueDictionary()
+        self._found: dict[int, tuple[weakref.ref[Array], weakref.ref[Room] | None]] = {}
 
     def add(self, mappings: Mappings, position: int) -> Room:
         """Memory that all have mapped; called in the same order on all ranks.
@@ -98,17 +101,28 @@ class Windows:
         """Lets a task for whose arrays that is possible go without a stage."""
         if not self._rooms or not isinstance(source, np.ndarray) or not isinstance(target, np.ndarray):
             return
+        if source.nbytes < SHARED_BYTES_MIN:
+            return
         places = self._find(source), self._find(target)
         # One at a time writes to an array: were it to fail, the array could not be taken from those behind it.
         if places[0] is not None and places[1] is not None and not places[1].window.busy:
             task.share(places[0].window, places[1].window)
 
     def _find(self, array: Array) -> Room | None:
+        found = self._found.get(id(array))
+        if found is None or found[0]() is not array:
+            found = self._look(array)
+        room = None if found[1] is None else found[1]()
+        return room if room is not None and room.mappings.shared else None
+
+    def _look(self, array: Array) -> tuple[weakref.ref[Array], weakref.ref[Room] | None]:
+        """Where an array lies, which is looked for once."""
         address = array.__array_interface__["data"][0]
-        for room in list(self._rooms.values()):
-            if room.mappings.shared and room.mappings.own.holds(address):
-                return room
-        return None
+        rooms = (weakref.ref(room) for room in list(self._rooms.values()) if room.mappings.own.holds(address))
+        if len(self._found) >= FOUND_MAX:
+            self._found.clear()
+        found = self._found[id(array)] = weakref.ref(array), next(rooms, None)
+        return found
 
 
 def failed(task: shm.Task) -> None:

@@ -3,6 +3,7 @@
 import cython
 
 from broker.protocol.frames cimport Frame
+from broker.protocol.receiver cimport Receiver
 from broker.protocol.session cimport Session
 from clients.reading.incoming cimport Incoming
 from clients.reading.lines cimport Lines
@@ -16,7 +17,7 @@ from clients.connection.signals cimport Signal
 cdef int _DELIVER, _CHUNK, _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE, _TRACED
 
 
-cdef class Core:
+cdef class Core(Receiver):
     cdef public str name
     cdef public Session session
     cdef public Requests requests

@@ -23,7 +23,8 @@ from broker.protocol.bodies import (
 )
 from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.session import Received, Session
+from broker.protocol.receiver import Received, Receiver
+from broker.protocol.session import Session
 from broker.protocol.sharing import charge
 from clients.asking.exchanges import Responders
 from clients.asking.requests import PendingRequest, Requests
@@ -70,7 +71,7 @@ class Reconnected:
     subscriptions: tuple[str, ...]
 
 
-class Core:
+class Core(Receiver):
     """The state of one client. One thread at a time may call.
 
     Attributes:

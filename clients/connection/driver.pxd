@@ -2,8 +2,10 @@
 
 import cython
 
+from broker.clock cimport monotonic_ns
 from broker.protocol.session cimport Session
 from broker.transport.calls cimport wait_for_either
+from broker.wires cimport Wire
 from clients.connection.core cimport Core
 from clients.reading.lines cimport Lines
 from clients.publishing.outgoing cimport Outgoing
@@ -24,7 +26,8 @@ cdef class Driver:
     cdef Session _session
     cdef int _descriptor
     cdef Wakeup _wake
-    cdef object _receive, _send, _take, _acquire, _release, _keeper_wake, _keeper
+    cdef Wire _wire
+    cdef object _acquire, _release, _keeper_wake, _keeper
     cdef object __weakref__
 
     cpdef block(self, Signal signal, timeout_s, what)
@@ -36,6 +39,6 @@ cdef class Driver:
     cdef _pump(self, timeout_s)
     cdef bint _read_lines(self, bint wakes=*) except -1
     cdef _read_all(self)
-    @cython.locals(size=Py_ssize_t, _=int)
+    @cython.locals(size=Py_ssize_t, _=int, wire=Wire)
     cdef _read(self, Session session)
     cpdef _lose(self, error)

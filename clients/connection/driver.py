@@ -23,19 +23,20 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final, TypeVar
 
-from broker.buffers import Buffer
+from broker.clock import monotonic_ns
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
 from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.line import AVAILABLE
-from broker.protocol.session import Deliver, Phase, Session
+from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.calls import READABLE, WRITABLE, wait_for_either
+from broker.wires import Wire
 from clients.connection import lifetimes
 from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core, Reconnected
-from clients.connection.link import INTERRUPTED, Link, dial, unlinked
+from clients.connection.link import INTERRUPTED, UNLINKED, Link, dial
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
 
@@ -82,7 +83,6 @@ class Driver:
             PermissionDenied: the broker does not let this client in.
         """
         self.core = core
-        self._receive: Deliver = core.receive
         self._lock_anew()
         self._addresses = addresses
         self._greeting = greeting
@@ -91,8 +91,7 @@ class Driver:
         self._on_reconnect = on_reconnect
         self._link: Link | None = None
         self._session: Session | None = None
-        self._send: Callable[[Sequence[Buffer]], int] = unlinked
-        self._take: Callable[[Sequence[memoryview]], int] = unlinked
+        self._wire: Wire = UNLINKED
         self._pumping = False
         self._followers = 0
         self._last_wait = time.monotonic()
@@ -169,7 +168,7 @@ class Driver:
                     self._followers -= 1
             else:
                 self._pump(remaining_s)
-        self._last_wait = time.monotonic()
+        self._last_wait = monotonic_ns() / 1e9
 
     def flush(self, waits: bool = False) -> None:
         """Sends what waits as far as the link takes it. The lock is held.
@@ -181,7 +180,7 @@ class Driver:
         if session is None:
             return
         try:
-            if session.flush(self._send):
+            if session.flush(self._wire):
                 if outgoing.finishing or not outgoing.link_room.ready:
                     outgoing.link_drained()
             elif self._pumping:
@@ -304,7 +303,7 @@ class Driver:
         lines = self.core.lines
         if lines.count and wakes:
             lines.wakes()
-        if not lines.count or not lines.read(time.monotonic_ns()):
+        if not lines.count or not lines.read(monotonic_ns()):
             return False
         if self._session is not None and self._session.has_unsent():
             self.flush()
@@ -328,13 +327,13 @@ class Driver:
                 self.wake_waiters()
 
     def _read(self, session: Session) -> None:
-        take, receive = self._take, self._receive
+        wire = self._wire
         try:
             for _ in range(READS_MAX):
-                size = take(session.receive_buffers())
+                size = wire.receive_into(session.receive_buffers())
                 if not size:
                     break
-                session.received(size, time.monotonic_ns(), receive)
+                session.received(size, monotonic_ns(), self.core)
                 # A short read has emptied the socket; asking again would only cost a system call.
                 if size < SHORT_READ_BYTES or session.failure is not None:
                     break
@@ -365,12 +364,12 @@ class Driver:
     def _detach(self) -> Link | None:
         """Lets go of the link, and returns it."""
         link, self._link = self._link, None
-        self._session, self._send, self._take = None, unlinked, unlinked
+        self._session, self._wire = None, UNLINKED
         return link
 
     def _adopt(self, link: Link) -> None:
         self._link, self._session, connection = link, link.session, link.connection
-        self._send, self._take, self._descriptor = connection.send, connection.receive_into, connection.fileno()
+        self._wire, self._descriptor = connection.wire, connection.fileno()
         self.core.places.connected(link.local_host, private=connection.private)
         self.core.connected(link.session, link.welcome)
         for received in link.early:

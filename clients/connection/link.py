@@ -15,16 +15,19 @@ from typing import Final
 import msgspec
 
 from broker.buffers import Buffer
+from broker.clock import monotonic_ns
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied
 from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S, POLL_MS_MAX
 from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.codes import Code
 from broker.protocol.frames import Frame
 from broker.protocol.line import AVAILABLE, VERSION
-from broker.protocol.session import Allocate, Deliver, Phase, Received, Session
+from broker.protocol.receiver import Deliver, Received
+from broker.protocol.session import Allocate, Phase, Session
 from broker.transport import registry
 from broker.transport.addresses import Address
 from broker.transport.base import Connection
+from broker.wires import CallingWire, Wire
 from clients.connection import choosing
 from clients.connection.choosing import AUTO, FIRST, Candidate
 
@@ -42,6 +45,8 @@ class Link:
     """An open session and its connection."""
 
     connection: Connection
+    wire: Wire
+    """The connection's."""
     session: Session
     welcome: Welcome
     early: Sequence[Received]
@@ -65,9 +70,12 @@ def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
     return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared, lines=lines)
 
 
-def unlinked(buffers: Sequence[Buffer]) -> int:
-    """In place of what a connection does, while there is none."""
+def _unlinked(buffers: Sequence[Buffer]) -> int:
     raise ConnectionClosed("there is no connection")
+
+
+UNLINKED: Final = CallingWire(_unlinked, _unlinked)
+"""In place of a connection's, while there is none."""
 
 
 def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
@@ -107,6 +115,7 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
     """
     deadline = time.monotonic() + timeout_s
     connection = registry.connect(address, timeout_s)
+    wire = connection.wire
     local_host = connection.local_host
     passage = connection.passage if greeting.shared else None
     if passage is not None:
@@ -123,9 +132,9 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
     try:
         early: list[Received] = []
         while session.phase is Phase.AWAIT_HELLO:
-            session.flush(connection.send)
+            session.flush(wire)
             _wait_readable(connection, address, deadline, timeout_s)
-            read(session, connection, lambda received, _: early.append(received))
+            read(session, wire, lambda received, _: early.append(received))
         if session.phase is not Phase.OPEN:
             raise session.failure or ConnectionClosed("the broker closed the connection")
     except BrokerError as error:
@@ -145,7 +154,7 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
     welcome = early.pop(0)
     assert isinstance(welcome, Welcome)
     frames = [item for item in early if isinstance(item, Frame)]
-    return Link(connection, session, welcome, frames, local_host)
+    return Link(connection, wire, session, welcome, frames, local_host)
 
 
 def _open_best(address: Address, greeting: Hello, timeout_s: float, allocate: Allocate) -> Link:
@@ -192,7 +201,7 @@ def _leave(link: Link) -> None:
     """Ends a session for a better one."""
     link.session.close(Code.NORMAL, "the client has found a better address of this broker")
     with contextlib.suppress(ConnectionClosed):
-        link.session.flush(link.connection.send)
+        link.session.flush(link.wire)
     link.connection.close()
 
 
@@ -219,13 +228,13 @@ def _wait_readable(connection: Connection, address: Address, deadline: float, ti
         raise ConnectError(str(address), f"connected, but no tensorbus broker answered within {timeout_s:g} s")
 
 
-def read(session: Session, connection: Connection, deliver: Deliver) -> int:
+def read(session: Session, wire: Wire, deliver: Deliver) -> int:
     """Reads once and delivers what is complete; returns the bytes that were there.
 
     Raises:
         ConnectionClosed: the connection is gone.
     """
-    size = connection.receive_into(session.receive_buffers())
+    size = wire.receive_into(session.receive_buffers())
     if size:
-        session.received(size, time.monotonic_ns(), deliver)
+        session.received(size, monotonic_ns(), deliver)
     return size

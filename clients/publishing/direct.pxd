@@ -2,6 +2,7 @@
 
 import cython
 
+from broker.clock cimport monotonic_ns, wall_ns
 from clients.connection.core cimport Core
 from clients.connection.driver cimport Driver
 from clients.publishing.filling cimport add

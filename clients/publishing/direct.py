@@ -6,8 +6,7 @@ values, no room, no connection) goes that way from its start.
 
 from __future__ import annotations
 
-from time import monotonic_ns, time_ns
-
+from broker.clock import monotonic_ns, wall_ns
 from clients.connection.driver import Driver
 from clients.publishing.filling import UNBROKEN, add
 from clients.publishing.outgoing import BATCH_OPENED, SENT
@@ -31,10 +30,14 @@ def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes,
     outgoing = core.outgoing
     if _UNBROKEN and batched and add(outgoing.filling, topic, content, payload):
         return True
-    with driver.lock:
+    if type(topic) is not str:
+        return False
+    # The lock's `with`, without what that looks up.
+    driver._acquire()
+    try:
         if not _UNBROKEN and batched and add(outgoing.filling, topic, content, payload):
             return True
-        done = outgoing.publish_plain(topic, lane, content, payload, monotonic_ns(), time_ns(), urgent)
+        done = outgoing.publish_plain(topic, lane, content, payload, monotonic_ns(), wall_ns(), urgent)
         if done is None:
             return False
         if done is _SENT:
@@ -42,4 +45,6 @@ def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes,
             outgoing.has_left(monotonic_ns())
         elif done is _BATCH_OPENED:
             driver.batch_opened()
+    finally:
+        driver._release()
     return True

@@ -7,6 +7,7 @@ from broker.errors import InvalidValue
 from broker.protocol.bodies import MessageBody, encode_body
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import Encoded, encode_value
+from broker.topics.names import check_topic
 from clients.publishing.arenas import Place
 from clients.publishing.outgoing_topic import LANES
 
@@ -66,9 +67,11 @@ class Outbound:
         """Encodes a value, unless its caller has.
 
         Raises:
-            InvalidValue: the value or the lane cannot be used.
+            InvalidValue: the topic is no text, or the value or the lane cannot be used.
         """
-        number = None if lane is None else LANES.get(lane)
+        if type(topic) is not str:
+            check_topic(topic, reserved=True)
+        number = LANES.get(lane) if isinstance(lane, str) else None
         if number is None and lane is not None:
             raise InvalidValue("lane", lane, f"is none of {', '.join(LANES)}")
         content, tensor, payload = encoded or encode_value(value)

@@ -32,6 +32,7 @@ DEFAULTS = {"digits": {"epochs": 25, "learning_rate": 0.2}, "torch": {"epochs": 
 @click.option("--elastic", is_flag=True, help="Kill the last trainer on the way, and let another one take its place.")
 @click.option("--admin", default="off", show_default=True, help="HOST:PORT of the broker's dashboard and metrics.")
 @click.option("--plain", is_flag=True, help="Lines in place of a live display; so it is when output is no terminal.")
+@click.option("--plot/--no-plot", "plotted", default=True, show_default=True, help="Draw OUT/training.png at the end.")
 def main(
     mode: str,
     trainers: int,
@@ -42,6 +43,7 @@ def main(
     elastic: bool,
     admin: str,
     plain: bool,
+    plotted: bool,
 ) -> None:
     """Trains a classifier through a broker: by all-reduce, with parameter servers, a quorum, by local SGD and DiLoCo.
 
@@ -74,12 +76,13 @@ def main(
     except KeyboardInterrupt:
         click.echo("interrupted; all processes are ended", err=True)
         sys.exit(128 + signal.SIGINT)
-    # Matplotlib takes a second to load, which the run does not have to wait for.
-    from examples.training_loop import plot
+    if plotted:
+        # Matplotlib takes a second to load, which the run does not have to wait for.
+        from examples.training_loop import plot
 
-    plot.draw(json.loads((out / "history.json").read_text())["reports"], out / "training.png")
+        plot.draw(json.loads((out / "history.json").read_text())["reports"], out / "training.png")
     print_summary(summaries)
-    click.echo(f"{time.monotonic() - started_s:.1f} s in all; plot: {out / 'training.png'}")
+    click.echo(f"{time.monotonic() - started_s:.1f} s in all" + (f"; plot: {out / 'training.png'}" if plotted else ""))
     missed = [summary.job.mode for summary in summaries if summary.accuracy < TARGET_ACCURACY[model]]
     if missed:
         raise click.ClickException(f"below {TARGET_ACCURACY[model]:.0%} test accuracy: {', '.join(missed)}")

@@ -37,9 +37,9 @@ def ask(
     port = int(place.rpartition(":")[2])
     assert scheme == ("http" if context is None else "https")
     connection = (
-        HTTPConnection(host, port, timeout=10.0)
+        HTTPConnection(host, port, timeout=PATIENCE_S)
         if context is None
-        else HTTPSConnection(host, port, timeout=10.0, context=context)
+        else HTTPSConnection(host, port, timeout=PATIENCE_S, context=context)
     )
     try:
         connection.request(method, path, headers=dict(headers or {}))

@@ -13,7 +13,7 @@ from broker.admin.hosts import is_allowed, names_of
 from tests.daemon import Daemon
 
 NAMES = frozenset({"broker.example"})
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @pytest.mark.parametrize(

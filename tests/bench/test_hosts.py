@@ -18,6 +18,17 @@ def test_a_row_has_the_words_of_nccl_tests() -> None:
     assert line.endswith("sent  1.50")
 
 
+def test_who_takes_longer_is_behind_by_the_medians() -> None:
+    names = ("tensorbus ring", "gloo (torch)", "the bare wire")
+    found = {
+        name: [hosts.Told("ring", times_s, 0, 0)]
+        for name, times_s in zip(names, ([1, 2, 9], [5, 4, 3], [1, 1, 1]), strict=True)
+    }
+    assert hosts.ahead("tensorbus ring", found) == "tensorbus ring is ahead of gloo (torch) 2.00"
+    del found["gloo (torch)"]
+    assert "nobody" in hosts.ahead("tensorbus ring", found)
+
+
 def test_peers_that_are_missing_are_named_with_the_reason() -> None:
     assert set(hosts.missing()) <= {"gloo", "openmpi"}
     assert all("not installed" in reason for reason in hosts.missing().values())

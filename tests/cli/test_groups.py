@@ -33,14 +33,16 @@ SCHEDULES = [
 def broker(tmp_path: Path, schedule: str) -> Iterator[Daemon]:
     """A broker whose groups on this host may take a schedule."""
     shared = "true" if schedule == "shm" else "false"
-    with Daemon("--shared-memory", shared, listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus")) as daemon:
+    # A rank that is stopped stays a member until it was looked at.
+    settings = ("--shared-memory", shared, "--heartbeat-timeout-s", f"{2 * PATIENCE_S}")
+    with Daemon(*settings, listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus")) as daemon:
         yield daemon
 
 
 def last_stuck(daemon: Daemon, named: int | None = None) -> tuple[str, list[dict[str, object]]]:
-    """What `stuck` tells, in words and as JSON, once it tells of anything, or names a rank.
+    """What `stuck` tells, in words and as JSON, once it tells of anything, or names a rank and no other.
 
-    Over links a rank that says nothing for a moment, because the machine is busy, may be named first.
+    A rank that comes late or says nothing for a moment, because the machine is busy, may be named first, or as well.
     """
     end_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < end_s:
@@ -48,9 +50,12 @@ def last_stuck(daemon: Daemon, named: int | None = None) -> tuple[str, list[dict
         assert errors == ""
         assert status in (0, 1)
         if status and (named is None or f" for rank {named}\n" in text):
-            status, output, _ = run("stuck", "--url", daemon.url, "--json")
-            assert status == 1
-            return text, [json.loads(line) for line in output.splitlines()]
+            _, output, _ = run("stuck", "--url", daemon.url, "--json")
+            told = [json.loads(line) for line in output.splitlines()]
+            if told and (named is None or told[0]["missing_ranks"] == [named]):
+                return text, told
+        # Each process that asks takes a processor for as long.
+        time.sleep(0.1)
     raise AssertionError("nothing is stuck")
 
 
@@ -69,7 +74,7 @@ def test_a_rank_that_is_stopped_in_the_middle_is_named_with_its_process(
                 assert rank.read_line().startswith("joined")
                 assert rank.read_line() == "running"
             ranks[1].signal(signal.SIGSTOP)
-            text, (told,) = last_stuck(daemon, 1 if schedule == "ring" else None)
+            text, (told,) = last_stuck(daemon, 1)
             assert (told["group"], told["generation"], told["schedule"]) == ("ranks", 1, schedule)
             assert told["missing_ranks"] == [1]
             assert set(told["arrived_ranks"]) >= {0, 2}  # type: ignore[call-overload]

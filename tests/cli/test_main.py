@@ -17,6 +17,9 @@ import pytest
 
 import clients
 from broker.cli.main import main
+from broker.cli.serve import check_system
+from broker.errors import InvalidValue
+from broker.version import version
 from tests.daemon import PATIENCE_S, ROOT, Daemon, Process, run
 
 
@@ -210,6 +213,17 @@ def test_a_wrong_command_line_is_status_2_with_the_usage(arguments: list[str]) -
     status, output, errors = run(*arguments)
     assert (status, output) == (2, "")
     assert "Usage: tensorbus" in errors
+
+
+def test_the_version_is_told() -> None:
+    status, output, errors = run("--version")
+    assert (status, output, errors) == (0, f"tensorbus {version()}\n", "")
+
+
+def test_without_proc_the_daemon_says_what_to_do(tmp_path: Path) -> None:
+    check_system()
+    with pytest.raises(InvalidValue, match="mount -t proc"):
+        check_system(tmp_path)
 
 
 LARGE = {

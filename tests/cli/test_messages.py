@@ -174,6 +174,13 @@ def test_sub_ends_quietly_when_nobody_reads_its_output_any_more(daemon: Daemon) 
             assert process.errors == ""
 
 
+def test_sub_waits_for_no_message_that_nobody_would_read(daemon: Daemon) -> None:
+    with Process("sub", "sub/quiet", "--url", daemon.url) as process:
+        process.close_output()
+        assert process.wait() == 0
+        assert process.errors == ""
+
+
 def test_sub_tells_what_its_policy_has_dropped(daemon: Daemon) -> None:
     with clients.connect(daemon.url) as bus:
         for number in range(3):

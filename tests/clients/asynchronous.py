@@ -38,8 +38,12 @@ class AsyncLoop:
                 return
 
     def close(self) -> None:
+        # Nothing of it is to run on, or be found by the garbage collector, in another test.
+        self.run(self._loop.shutdown_asyncgens())
+        self.run(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10.0)
+        self._thread.join(60.0)
+        assert not self._thread.is_alive(), "the loop did not stop"
         self._loop.close()
 
 

@@ -115,17 +115,19 @@ class Connect(Protocol):
 
 
 @pytest.fixture(params=["inproc", "tcp", "tls", "unix"])
-def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingThread]:
-    # Both ends have the broker's certificate, which can be a client's as well.
-    folder = f"{request.getfixturevalue('certificates')}/broker" if request.param == "tls" else ""
-    address = {
-        "inproc": f"inproc://broker-{next(_names)}",
-        "tcp": "tcp://127.0.0.1:0",
-        "tls": f"tls://127.0.0.1:0?certificates={folder}",
-        "unix": f"unix://{tmp_path}/broker.sock",
-    }[request.param]
-    with ServingThread(address) as serving:
+def broker(request: pytest.FixtureRequest) -> Iterator[ServingThread]:
+    with ServingThread(_address_of(request.param, request.getfixturevalue)) as serving:
         yield serving
+
+
+def _address_of(transport: str, fixture: Callable[[str], object]) -> str:
+    """Where a broker listens; a folder is made for those that need one, as to make a thousand takes seconds."""
+    if transport == "tls":
+        # Both ends have the broker's certificate, which can be a client's as well.
+        return f"tls://127.0.0.1:0?certificates={fixture('certificates')}/broker"
+    if transport == "unix":
+        return f"unix://{fixture('tmp_path')}/broker.sock"
+    return "tcp://127.0.0.1:0" if transport == "tcp" else f"inproc://broker-{next(_names)}"
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import threading
 
 import clients
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 cancelled = threading.Event()
 
 

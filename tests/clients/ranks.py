@@ -12,7 +12,7 @@ import clients
 
 T = TypeVar("T")
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 _names = itertools.count()
 
@@ -63,7 +63,7 @@ def trainers(
     def join(rank: int) -> clients.Trainer:
         bus = clients.connect(url, name=f"trainer-{rank}")
         told = None if on_change is None else (lambda change: on_change(rank, change))
-        return clients.Trainer(bus, world_size=world_size or count, rank=rank, timeout_s=10.0, on_change=told)
+        return clients.Trainer(bus, world_size=world_size or count, rank=rank, timeout_s=PATIENCE_S, on_change=told)
 
     return all_together(*(lambda rank=rank: join(rank) for rank in range(count)))
 

@@ -12,6 +12,9 @@ import uvloop
 from broker.config import ADMIN_OFF, Config
 from broker.server import Server
 
+PATIENCE_S = 60.0
+"""No wait for the server takes this long unless something is broken."""
+
 
 class ServingThread:
     """A server that listens until the context is left.
@@ -54,7 +57,7 @@ class ServingThread:
             finished.set()
 
         self._loop.call_soon_threadsafe(run)
-        assert finished.wait(10.0)
+        assert finished.wait(PATIENCE_S)
         return done[0]
 
     def cut_off(self, name: str) -> None:
@@ -69,16 +72,16 @@ class ServingThread:
 
     def wait_until_idle(self) -> None:
         """Waits until the server has closed its side of every session."""
-        asyncio.run_coroutine_threadsafe(self.server.idle.wait(), self._loop).result(10.0)
+        asyncio.run_coroutine_threadsafe(self.server.idle.wait(), self._loop).result(PATIENCE_S)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10.0), "the broker did not start"
+        assert self._ready.wait(PATIENCE_S), "the broker did not start"
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(10.0)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the broker did not stop"

@@ -13,7 +13,7 @@ from clients import aio
 from tests.clients.conftest import Connect
 from tests.clients.test_groups import on_all_ranks
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 BOTH = sorted(set(clients.__all__) & set(aio.__all__))
 
 

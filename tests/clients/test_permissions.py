@@ -21,7 +21,7 @@ from tests.clients.asynchronous import AsyncLoop
 from tests.clients.serving import ServingThread
 from tests.ucxx import need_ucxx
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 _names = itertools.count()
 Connect = Callable[..., clients.Client]
 Allow = Callable[..., None]

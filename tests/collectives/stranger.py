@@ -12,7 +12,7 @@ from broker.collectives import ring
 HEAD = struct.Struct("<IHHIIQQQ")
 MAGIC = 0x01524254
 MEET, PIECE, READY, HURRY, ABORT = 1, 2, 3, 4, 5
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Word(NamedTuple):

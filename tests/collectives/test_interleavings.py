@@ -18,6 +18,7 @@ from broker.collectives.member import MemberOperation
 from broker.errors import CollectiveError, CollectiveMismatchError, GenerationChangedError
 from broker.ids import SessionId
 from tests.collectives.harness import SECOND_NS, Cluster, claim, start
+from tests.thorough import rounds
 
 KINDS = [kind for kind in CollectiveKind if kind not in POINT_KINDS]
 
@@ -91,7 +92,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def jobs() -> list[Job]:
-    jobs = [Job(seed) for seed in range(100)]
+    jobs = [Job(seed) for seed in range(rounds(100))]
     for job in jobs:
         job.run()
     return jobs
@@ -125,7 +126,7 @@ def test_living_ranks_have_the_same_bits(jobs: list[Job]) -> None:
             if operations[0].error is None and kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.ALL_GATHER):
                 assert len({bytes(operation.finish()) for operation in operations}) == 1
                 compared += len(operations) > 1
-    assert compared > 100
+    assert compared > rounds(100)
 
 
 def test_every_failure_is_one_that_a_program_can_catch(jobs: list[Job]) -> None:

@@ -183,7 +183,7 @@ def outcomes_with_a_cut(positions: int, elements: int, cut: Cut, operations: int
 
 
 @pytest.mark.parametrize("positions", [2, 3, 4])
-@pytest.mark.parametrize("elements", [1, 3000, 150_000])
+@pytest.mark.parametrize("elements", [1, 3000, 30_000, 150_000])
 def test_wherever_a_link_breaks_all_agree_and_nothing_is_half_applied(positions: int, elements: int) -> None:
     choice = random.Random(positions * elements)
     words = [choice.randrange(0, 500) for _ in range(25)]

@@ -155,7 +155,7 @@ def test_kinds_that_are_mixed_up_name_their_claims(world: Callable[..., list[Any
 
 
 @pytest.mark.parametrize("positions", [2, 3, 4])
-@pytest.mark.parametrize("elements", [1, 3000, 70_001])
+@pytest.mark.parametrize("elements", [1, 3000, 30_000, 70_001])
 @pytest.mark.parametrize("kind", KINDS)
 def test_wherever_a_link_breaks_all_agree_and_nothing_is_half_applied(
     kind: CollectiveKind, positions: int, elements: int

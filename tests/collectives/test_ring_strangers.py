@@ -104,14 +104,14 @@ def play(each: Stranger, array_bytes: int) -> None:
 
 def test_who_falls_silent_when_this_one_is_ready_is_named_and_leaves_it_undecided(strangers: Stranger) -> None:
     engine = strangers.engine
-    task, array = begin(engine, 1, 3, timeout_s=0.05)
+    task, array = begin(engine, 1, 3, timeout_s=1.0)
     for position in (1, 2):
         strangers.meet(position, b"claim", array.tobytes())
     strangers.say(2, READY)
     word = strangers.hear_until(HURRY)
-    assert word.second == SECOND_NS // 20
+    assert word.second == SECOND_NS
     assert ended(engine, task) == Outcome.UNDECIDED
-    assert (task.positions, task.timeout_ns) == ([1], SECOND_NS // 20)
+    assert (task.positions, task.timeout_ns) == ([1], SECOND_NS)
     assert engine.settle(task, committed=False) == Outcome.MISSING
     assert (array == 1).all()
 

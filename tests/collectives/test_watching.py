@@ -176,13 +176,13 @@ def test_a_rank_that_does_not_come_fails_the_operation_in_the_words_that_its_ran
     watched = Watched()
 
     def work(engine: shm.Engine, position: int) -> int:
-        return run(engine, 10, timeout_s=0.2) if position else 0
+        return run(engine, 10, timeout_s=1.0) if position else 0
 
     assert on_threads(3, work, watched.memory)[1:] == [shm.Outcome.MISSING] * 2
     watched.look()
     (failed,) = watched.recorder.recent(10)
     assert failed.outcome is Outcome.MISSING
-    assert failed.failure == "group 'dp': operation 1: after 0.2 s ranks [4] had not arrived"
+    assert failed.failure == "group 'dp': operation 1: after 1 s ranks [4] had not arrived"
     assert watched.recorder.last_failure == failed
 
 
@@ -256,15 +256,15 @@ def test_a_process_that_is_stopped_in_the_middle_of_a_long_operation_is_the_one_
             watched.look()
         stopped = chance.randrange(3)
         processes[stopped].send(signal.SIGSTOP)
-        missing = wait_until_nothing_moves(watched)
-        assert missing == [RANKS[stopped]]
+        wait_until_all_wait_for(watched, RANKS[stopped])
     finally:
         for process in processes:
             process.kill()
 
 
-def wait_until_nothing_moves(watched: Watched) -> list[Rank]:
-    """Who is waited for once nothing has moved for half a second."""
+def wait_until_all_wait_for(watched: Watched, rank: Rank) -> None:
+    """Until nothing has moved for half a second, and only this rank is missing: a busy machine holds others up, too."""
+    missing: list[Rank] = []
     end_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < end_s:
         watched.look()
@@ -272,9 +272,11 @@ def wait_until_nothing_moves(watched: Watched) -> list[Rank]:
         waiting = [each for each in watched.watch.operations() if now_ns - each.moved_ns > SECOND_NS // 2]
         if waiting:
             # The newest one: the stopped rank can be the last that is still in the one before.
-            return list(waiting[-1].missing_ranks)
+            missing = list(waiting[-1].missing_ranks)
+            if missing == [rank]:
+                return
         time.sleep(0.01)
-    raise AssertionError("something goes on moving")
+    raise AssertionError(f"something goes on moving, or all wait for {missing} and not for [{rank}]")
 
 
 def test_rubbish_on_the_board_does_no_harm() -> None:

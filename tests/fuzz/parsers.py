@@ -29,7 +29,8 @@ from broker.protocol.frames import Frame
 from broker.protocol.handshake import answer_to_stranger, decode_greeting, encode_greeting
 from broker.protocol.measured import Measured
 from broker.protocol.operations import Operations
-from broker.protocol.session import Received, Session, make_scratch
+from broker.protocol.receiver import Received
+from broker.protocol.session import Session, make_scratch
 from broker.protocol.strangers import describe
 from broker.protocol.tensors import TensorMeta, read_tensor
 from broker.protocol.values import decode_value

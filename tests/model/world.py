@@ -16,7 +16,8 @@ from broker.limits import BATCH_WINDOW_NS
 from broker.protocol.bodies import Hello, Subscribe, Welcome
 from broker.protocol.codes import Code
 from broker.protocol.frames import Content, Flag, Frame, Kind, Lane
-from broker.protocol.session import Phase, Received, Session
+from broker.protocol.receiver import Received
+from broker.protocol.session import Phase, Session
 from broker.state import Settings
 from clients.connection.core import Core, Outbound, try_publish
 from clients.connection.signals import Pending, Signal

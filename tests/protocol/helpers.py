@@ -5,7 +5,8 @@ from __future__ import annotations
 from broker.buffers import Buffer
 from broker.protocol.bodies import Hello, Welcome
 from broker.protocol.frames import Frame
-from broker.protocol.session import Allocate, Received, Session
+from broker.protocol.receiver import Received
+from broker.protocol.session import Allocate, Session
 
 SECOND_NS = 1_000_000_000
 WELCOME = Welcome(1, "broker", 256 << 10, 1024, 16 << 20, 5000, 30_000)

@@ -13,7 +13,8 @@ from broker.limits import CHUNK_BYTES
 from broker.protocol.batches import Batch
 from broker.protocol.bodies import Failure, Hello, Subscribe, Topic, Welcome, decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.session import Deliver, Phase, Received, Session
+from broker.protocol.receiver import Deliver, Received
+from broker.protocol.session import Phase, Session
 from broker.protocol.sharing import Passage
 from broker.security.identity import ANYBODY, Identity
 from broker.state import BrokerState, Settings
@@ -325,7 +326,7 @@ class Talk:
             for peer in self.peers:
                 moved |= peer.reading and peer.receive_some() > 0
             self._close_sessions()
-            if self.state.has_more:
+            if self.state.has_more():
                 self.state.go_on(self.now_ns)
                 moved = True
 

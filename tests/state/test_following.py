@@ -38,7 +38,7 @@ def test_each_part_is_bounded_and_done_is_said_at_the_end() -> None:
     declare(publisher, "a/#", 7, lane="bulk")
     assert 0 < followers(topics) < PART
     before, parts = followers(topics), 1
-    while state.has_more:
+    while state.has_more():
         waiting = publisher.record.session.outbox.waiting
         state.go_on(talk.now_ns)
         assert followers(topics) - before <= PART
@@ -61,7 +61,7 @@ def test_others_go_on_meanwhile_and_new_topics_follow_at_once() -> None:
     talk.state.receive(publisher.record, Frame(Kind.PUBLISH, number=TOPICS + 1, payload=b"x"), talk.now_ns)
     assert talk.state.router.topics["b"].published == 1
     assert talk.state.router.topics["b"].policy.lane == "bulk"
-    assert talk.state.has_more
+    assert talk.state.has_more()
     talk.settle()
     assert reader.payloads() == [b"x"]
     assert followers(topics) == TOPICS
@@ -91,7 +91,7 @@ def test_who_has_gone_or_been_renamed_meanwhile_is_not_told() -> None:
     told = [frame.number for frame in publisher.all_of(Kind.POLICY)]
     assert sorted(told) == list(range(1, TOPICS))
     assert followers(topics) == TOPICS
-    assert not state.has_more
+    assert not state.has_more()
 
 
 def test_those_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 import clients
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Step:

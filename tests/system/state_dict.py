@@ -20,7 +20,7 @@ from broker.buffers import Buffer, Pieces
 from broker.limits import FRAME_PAYLOAD_BYTES_MAX, MIB
 from broker.protocol.bodies import Failure, Hello, Subscribe, decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.session import Received
+from broker.protocol.receiver import Received
 from broker.protocol.values import encode_value
 from broker.transport.addresses import parse_list
 from clients.connection.link import Link, dial, read

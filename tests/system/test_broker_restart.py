@@ -13,7 +13,7 @@ import clients
 from tests.background import in_background
 from tests.daemon import Daemon
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def kill(daemon: Daemon) -> None:
@@ -121,12 +121,12 @@ def test_a_broker_that_stops_answering_is_noticed_by_the_heartbeat() -> None:
 
 def test_a_client_stays_alive_while_its_application_computes() -> None:
     with (
-        Daemon("--heartbeat-interval-s", "0.2", "--heartbeat-timeout-s", "0.8", admin="off") as daemon,
+        Daemon("--heartbeat-interval-s", "0.2", "--heartbeat-timeout-s", "2.0", admin="off") as daemon,
         clients.connect(daemon.url, name="busy", reconnect_timeout_s=0.0) as bus,
         clients.connect(daemon.url, name="clock") as clock,
     ):
         subscription, ticks = bus.subscribe("work"), clock.subscribe("nothing")
-        for _ in range(4):
+        for _ in range(5):
             with pytest.raises(clients.TimeoutError):
                 ticks.next(0.5)
         assert bus.connected

@@ -26,7 +26,9 @@ PATIENCE_S = 120.0
 @contextmanager
 def limited_broker() -> Iterator[Daemon]:
     # Libraries reserve address space for each thread, and threads by the number of cores; neither is the broker's need.
-    with Daemon(admin="off", environment={"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}) as daemon:
+    environment = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    # A reader is stopped for as long as gigabytes take, on a busy machine as well.
+    with Daemon("--heartbeat-timeout-s", f"{2 * PATIENCE_S}", admin="off", environment=environment) as daemon:
         assert daemon.process is not None
         resource.prlimit(daemon.process.pid, resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         yield daemon

@@ -13,7 +13,7 @@ import clients
 from tests.background import in_background
 from tests.daemon import Daemon, Process
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

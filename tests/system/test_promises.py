@@ -11,7 +11,7 @@ import clients
 from tests.daemon import Daemon, Process
 from tests.system.talker import TOPIC
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 END = "end"
 
 

@@ -10,7 +10,7 @@ from broker.buffers import Buffer
 from broker.errors import ConnectionClosed
 from broker.transport import Address, Connection, Listener, registry
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 """No wait of these tests takes this long unless something is broken."""
 
 _opening: set[Connection] = set()

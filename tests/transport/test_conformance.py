@@ -167,10 +167,16 @@ def test_a_connection_is_readable_when_bytes_are_there(transport_pair: Transport
 
 
 def test_send_stops_at_a_peer_that_does_not_read_and_goes_on_when_it_does(transport_pair: TransportPair) -> None:
-    accepted = fill(transport_pair.dialled)
-    assert transport_pair.dialled.send([b"more"]) == 0
-    assert transport_pair.dialled.send([b"more", b"and more"]) == 0
-    assert not is_ready(transport_pair.dialled.fileno(), writable(transport_pair.dialled))
+    dialled = transport_pair.dialled
+    accepted = bytearray(fill(dialled))
+    # A kernel finds a little room once more when it asks the peer's, now and then, whether there is some.
+    for words in ([b"more"], [b"more", b"and more"]):
+        while sent_bytes := dialled.send(words):
+            accepted += b"".join(words)[:sent_bytes]
+            assert len(accepted) < 64 * MIB
+    while is_ready(dialled.fileno(), writable(dialled)):
+        accepted += fill(dialled)
+        assert len(accepted) < 64 * MIB
     assert receive_exactly(transport_pair.accepted, len(accepted)) == accepted
     send_all(transport_pair.dialled, [b"later"])
     assert receive_exactly(transport_pair.accepted, 5) == b"later"

@@ -20,6 +20,7 @@ import pytest
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import ARENA_BYTES_MAX, SHARED_PAGE_BYTES
 from broker.transport.shared_memory import SharedMemory
+from tests.descriptors import opened
 
 SIZE = 4 * SHARED_PAGE_BYTES
 ALL_SEALS = 0x1F & ~fcntl.F_SEAL_WRITE
@@ -147,7 +148,7 @@ def test_there_is_no_array_over_a_view_that_does_not_keep_the_holder(make: Calla
 
 def test_a_mapping_goes_with_the_last_view_and_the_descriptor_with_the_memory() -> None:
     gc.collect()
-    before, files = mappings(), len(os.listdir("/proc/self/fd"))
+    before, files = mappings(), len(opened())
     memory = SharedMemory.create(SIZE)
     view = memory.view(0, 10, Holder(memory))
     assert mappings() == before + 1
@@ -156,7 +157,7 @@ def test_a_mapping_goes_with_the_last_view_and_the_descriptor_with_the_memory() 
     view[:] = b"0123456789"
     del view
     assert mappings() == before
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(opened()) <= files
 
 
 def test_a_mapping_outlives_its_descriptor() -> None:

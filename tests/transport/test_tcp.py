@@ -11,6 +11,7 @@ import pytest
 
 from broker.errors import ConnectError, ConnectionClosed, ListenError
 from broker.transport import connect, listen, parse
+from tests.loopback import free_ports, own_host, refusing
 
 from .driving import PATIENCE_S, accept, receive_exactly, receive_until_closed, send_all
 
@@ -27,11 +28,6 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *targets: tuple[str, int]) -> No
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", target) for target in targets]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-
-
-def refusing_target() -> tuple[str, int]:
-    with socket.create_server(("127.0.0.1", 0)) as closed_soon:
-        return ("127.0.0.1", closed_soon.getsockname()[1])
 
 
 @pytest.fixture
@@ -92,8 +88,8 @@ def test_abort_resets_the_peer() -> None:
 
 
 def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listen("tcp://127.0.0.1:0") as listener:
-        resolve_to(monkeypatch, refusing_target(), ("127.0.0.1", listener.address.port))
+    with listen("tcp://127.0.0.1:0") as listener, refusing() as target:
+        resolve_to(monkeypatch, target, ("127.0.0.1", listener.address.port))
         with connect("tcp://cluster:4870", PATIENCE_S) as dialled:
             assert dialled.peer_address == str(listener.address)
 
@@ -110,19 +106,20 @@ def test_an_address_that_is_silent_leaves_time_for_the_next(
 def test_when_all_addresses_of_a_host_fail_each_is_named_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, silent_target: tuple[str, int]
 ) -> None:
-    refusing = refusing_target()
-    resolve_to(monkeypatch, refusing, silent_target)
-    with pytest.raises(ConnectError) as caught:
-        connect("tcp://cluster:4870", 0.1)
+    with refusing() as target:
+        resolve_to(monkeypatch, target, silent_target)
+        with pytest.raises(ConnectError) as caught:
+            connect("tcp://cluster:4870", 0.5)
     assert caught.value.address == "tcp://cluster:4870"
-    assert f"tcp://127.0.0.1:{refusing[1]}: nobody listens there" in caught.value.reason
+    assert f"tcp://127.0.0.1:{target[1]}: nobody listens there" in caught.value.reason
     assert f"tcp://127.0.0.1:{silent_target[1]}: no answer within" in caught.value.reason
 
 
 def test_a_reason_that_all_addresses_of_a_host_share_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolve_to(monkeypatch, refusing_target(), refusing_target())
-    with pytest.raises(ConnectError) as caught:
-        connect("tcp://cluster:4870", PATIENCE_S)
+    with refusing() as first, refusing() as second:
+        resolve_to(monkeypatch, first, second)
+        with pytest.raises(ConnectError) as caught:
+            connect("tcp://cluster:4870", PATIENCE_S)
     assert caught.value.reason.count("nobody listens there") == 1
 
 
@@ -151,7 +148,8 @@ class DialsFromItsTarget(socket.socket):
 
 
 def test_a_dial_that_reaches_only_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    host, port = refusing_target()
+    host = own_host()
+    port, _ = free_ports(host)
     monkeypatch.setattr(socket, "socket", DialsFromItsTarget)
     with pytest.raises(ConnectError, match="nobody listens there"):
         connect(f"tcp://{host}:{port}", PATIENCE_S)

@@ -83,7 +83,7 @@ class TlsListener(SocketListener):
         refuse_unrevoked(self._context, context, folder)
         self._context = context
 
-    def _connection(self, sock: socket.socket, peer: object) -> Connection:
+    def connection(self, sock: socket.socket, peer: object) -> Connection:
         assert isinstance(peer, tuple)
         try:
             connection = TlsConnection(

@@ -57,7 +57,7 @@ class UcxListener(SocketListener):
 
     __slots__ = ()
 
-    def _connection(self, sock: socket.socket, peer: object) -> Connection:
+    def connection(self, sock: socket.socket, peer: object) -> Connection:
         assert isinstance(peer, tuple)
         try:
             peer_address = address_text("ucx", (peer[0], peer[1]))

@@ -8,7 +8,7 @@ import pytest
 
 import clients
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def described(message: clients.Message) -> tuple[object, ...]:

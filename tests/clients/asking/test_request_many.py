@@ -14,7 +14,7 @@ from broker.limits import REPLIES_AHEAD, REPLIES_AHEAD_BYTES
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def deferred(message: clients.Message) -> object:
@@ -80,16 +80,22 @@ def test_a_failure_is_raised_after_the_replies_of_the_others(bus: clients.Client
 def test_it_ends_after_the_stall_time_without_a_reply(bus: clients.Client, other: clients.Client) -> None:
     other.respond("search", lambda message: "quick")
     other.respond("search", deferred)
-    replies = bus.request_many("search", timeout_s=None, stall_s=0.3)
-    assert values(replies) == ["quick"]
-    assert not replies.complete
+    got: list[object] = []
+    # The first reply may take longer than that on a busy machine.
+    while not got:
+        replies = bus.request_many("search", timeout_s=None, stall_s=0.3)
+        got = values(replies)
+        assert not replies.complete
+    assert got == ["quick"]
 
 
 def test_it_ends_at_its_time_out_although_a_responder_never_ends(bus: clients.Client, other: clients.Client) -> None:
     other.respond("endless", lambda message: (number for number in itertools.count()))
-    got = values(bus.request_many("endless", timeout_s=2.0))
+    got: list[object] = []
+    # The first reply may take longer than that on a busy machine.
+    while not got:
+        got = values(bus.request_many("endless", timeout_s=0.3))
     assert got == list(range(len(got)))
-    assert got
 
 
 @pytest.mark.parametrize("options", [{"timeout_s": -1}, {"stall_s": float("nan")}, {"max_replies": 0}])

@@ -12,7 +12,7 @@ import clients
 from tests.background import in_background
 from tests.clients.conftest import Connect
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def test_a_request_gets_what_the_function_returns(bus: clients.Client, other: clients.Client) -> None:
@@ -80,8 +80,10 @@ def test_a_retry_runs_the_function_no_second_time(bus: clients.Client, connect: 
 def test_a_request_that_times_out_is_cancelled_at_its_responder(bus: clients.Client, other: clients.Client) -> None:
     kept = Kept()
     other.respond("slow", kept)
-    with pytest.raises(clients.TimeoutError, match="a reply to a request on 'slow'"):
-        bus.request("slow", timeout_s=1.0)
+    # One that was given up before it came, as it may be on a busy machine, is not shown to the responder.
+    while kept.requests.empty():
+        with pytest.raises(clients.TimeoutError, match="a reply to a request on 'slow'"):
+            bus.request("slow", timeout_s=1.0)
     assert kept.cancelled.wait(PATIENCE_S)
     request = kept.requests.get(timeout=PATIENCE_S)
     assert request.cancelled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import clients
 from broker.limits import HANDLERS_WAITING_MAX
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -199,6 +200,7 @@ def test_functions_that_are_told_of_cancellations_run_one_after_the_other_and_ma
     bus: clients.Client, other: clients.Client
 ) -> None:
     told: queue.Queue[int] = queue.Queue()
+    asked: list[int] = []
 
     def keep(request: clients.Request) -> object:
         number = request.value
@@ -208,10 +210,13 @@ def test_functions_that_are_told_of_cancellations_run_one_after_the_other_and_ma
             raise ValueError(number)
 
         request.on_cancel(tell)
+        asked.append(number)
         return clients.DEFERRED
 
     other.respond("slow", keep)
-    for number in range(3):
+    numbers = itertools.count()
+    # One that was given up before it came, as it may be on a busy machine, is not shown to the responder.
+    while len(asked) < 3:
         with pytest.raises(clients.TimeoutError):
-            bus.request("slow", number, timeout_s=0.5)
-    assert sorted(told.get(timeout=PATIENCE_S) for _ in range(3)) == list(range(3))
+            bus.request("slow", next(numbers), timeout_s=0.5)
+    assert sorted(told.get(timeout=PATIENCE_S) for _ in range(3)) == asked[:3]

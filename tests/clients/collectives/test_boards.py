@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from clients.collectives import boards
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks
+from tests.descriptors import opened
 
 pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
 
@@ -199,6 +199,5 @@ def test_an_error_that_a_work_returns_keeps_nothing_of_the_way_it_came(broker: S
 def _boards() -> tuple[int, int]:
     """Descriptors and mappings of shared memory in this process, which is also the broker's."""
     gc.collect()
-    names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
-    descriptors = sum("memfd:tensorbus" in os.readlink(name) for name in names if os.path.lexists(name))
+    descriptors = sum("memfd:tensorbus" in each for each in opened())
     return descriptors, Path("/proc/self/maps").read_text().count("memfd:tensorbus")

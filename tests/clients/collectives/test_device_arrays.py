@@ -20,7 +20,7 @@ from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.clients.test_groups import OPTIONS, on_all_ranks
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 LONG = PLACED_BYTES_MIN
 """Elements of eight bytes: such an array goes in chunks, and in shared memory where there is some."""
 ADDRESSES = {

@@ -14,7 +14,7 @@ from clients.collectives.partial import Terms
 from tests.clients.conftest import Connect
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks, schedule  # noqa: F401 (a fixture)
 
-LONG_S = 15.0
+LONG_S = 60.0
 """A deadline that no test waits out, unless it fails."""
 
 

@@ -47,7 +47,7 @@ def is_shared(array: np.ndarray, group: clients.Group) -> bool:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("elements", [20_011, LONG + 5])
+@pytest.mark.parametrize("elements", [20_011, 280_011, LONG + 5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64])
 def test_the_result_is_in_out_and_the_array_is_as_it_was(
     connect: Connect, schedule: str, ranks: int, elements: int, dtype: type
@@ -65,7 +65,8 @@ def test_the_result_is_in_out_and_the_array_is_as_it_was(
             assert np.array_equal(array, (pattern + group.rank).astype(dtype))
         return shared
 
-    assert on_all_ranks(connect, ranks, work) == [schedule == "shm"] * ranks
+    due = schedule == "shm" and elements * np.dtype(dtype).itemsize >= windows.SHARED_BYTES_MIN
+    assert on_all_ranks(connect, ranks, work) == [due] * ranks
 
 
 def test_parts_of_arrays_and_arrays_in_turn(connect: Connect, schedule: str) -> None:
@@ -239,3 +240,22 @@ def test_an_interrupted_empty_holds_no_memory_while_its_error_is_kept(broker: Se
             group.empty(LONG, timeout_s=0.01)
         assert kept.value.__traceback__ is not None
         assert mapped() <= before
+
+
+def test_any_number_of_views_is_found_where_it_lies(connect: Connect, schedule: str) -> None:
+    """Where an array lies is remembered, of a bounded number."""
+
+    def work(group: clients.Group, _: clients.Client) -> object:
+        array, result, ordinary = group.empty(LONG), group.empty(LONG), np.empty(LONG, np.float32)
+        array[:] = np.arange(LONG) % 1000
+        for turn in range(2 * windows.FOUND_MAX):
+            start = 16 * turn
+            target = ordinary if turn % 3 == 2 else result
+            view = target[start : start + 10_000]
+            group.all_reduce(array[start : start + 10_000], out=view)
+            assert is_shared(view, group) == (schedule == "shm" and target is result)
+            assert view[0] == 2 * (start % 1000)
+        found = group._place.windows
+        return found is None or 0 < len(found._found) <= windows.FOUND_MAX
+
+    assert all(on_all_ranks(connect, 2, work))

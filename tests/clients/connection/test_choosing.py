@@ -20,7 +20,7 @@ from clients.connection.choosing import Candidate
 from clients.connection.views import candidates, way
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 ALL = ["zmq+tcp://0.0.0.0:3", "tcp://0.0.0.0:1", "ucx://10.0.0.7:2", "unix:///run/bus", "tls://0.0.0.0:4"]
 
 

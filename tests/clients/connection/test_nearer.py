@@ -19,7 +19,7 @@ from broker.protocol.handshake import decode_greeting, encode_greeting
 from broker.state.records import SessionRecord
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

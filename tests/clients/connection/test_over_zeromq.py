@@ -16,7 +16,7 @@ from tests.clients.asynchronous import AsyncLoop
 from tests.clients.ranks import all_together
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 MANY = 200
 
 Connect = Callable[[str], clients.Client]

@@ -10,7 +10,7 @@ from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.holding_back import publish_until_held_back
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 TOPIC = "$sys/pressure"
 
 

@@ -6,7 +6,7 @@ import clients
 from broker.limits import LINE_AFTER_MESSAGES
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 END = "end"
 
 

@@ -14,6 +14,7 @@ from broker.protocol.line import AVAILABLE
 from tests.clients.asynchronous import AsyncLoop
 from tests.clients.lines.lining import END, PATIENCE_S, begin, has_line, lines_of, rest, values
 from tests.clients.serving import ServingThread
+from tests.descriptors import opened
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
 
@@ -304,7 +305,7 @@ def test_a_forked_child_leaves_its_parents_lines_alone(bus: clients.Client, othe
 def test_a_closed_client_leaves_no_line_and_no_descriptor(broker: ServingThread, bus: clients.Client) -> None:
     bus.publish("warm", 1)
     bus.flush(PATIENCE_S)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(opened())
     for round_ in range(5):
         with clients.connect(broker.url) as reader, clients.connect(broker.url) as writer:
             subscription = reader.subscribe(f"t/{round_}")
@@ -314,7 +315,7 @@ def test_a_closed_client_leaves_no_line_and_no_descriptor(broker: ServingThread,
     bus.flush(PATIENCE_S)
     bus.flush(PATIENCE_S)
     assert lines_of(broker) == 0
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(opened()) <= before
 
 
 def test_of_many_topics_a_session_has_as_many_lines_as_it_may(

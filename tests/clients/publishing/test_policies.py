@@ -13,7 +13,7 @@ from broker.state.topics import TopicRecord
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 KIB = 1024
 
 

@@ -11,7 +11,7 @@ import clients
 from broker.limits import SHARED_BYTES_MIN
 from tests.clients.conftest import Connect
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import clients
 from tests.clients.conftest import Connect
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def weights(version: int, layers: int = 6, length: int = 100_000) -> dict[str, object]:

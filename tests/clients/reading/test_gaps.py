@@ -6,7 +6,7 @@ import pytest
 
 import clients
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 LOSING = pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "latest"])
 
 

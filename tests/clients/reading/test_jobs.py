@@ -17,6 +17,8 @@ from clients import DEFERRED, InvalidValue, Message
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 
+PATIENCE_S = 60.0
+
 
 @pytest.fixture(autouse=True)
 def policy(broker: ServingThread) -> None:
@@ -40,7 +42,7 @@ def works(broker: ServingThread) -> tuple[int, int, int]:
 def test_an_acknowledged_job_is_done(broker: ServingThread, bus: clients.Client) -> None:
     subscription = bus.subscribe("jobs", queue_group="g")
     bus.publish("jobs", {"layer": 3})
-    message = subscription.next(5.0)
+    message = subscription.next(PATIENCE_S)
     assert (message.value, message.is_job, message.deliveries, message.redelivered) == ({"layer": 3}, True, 1, False)
     message.ack()
     bus.flush()
@@ -50,8 +52,8 @@ def test_an_acknowledged_job_is_done(broker: ServingThread, bus: clients.Client)
 def test_a_refused_job_comes_again_and_says_so(broker: ServingThread, bus: clients.Client) -> None:
     subscription = bus.subscribe("jobs", queue_group="g")
     bus.publish("jobs", 1)
-    subscription.next(5.0).nack()
-    again = subscription.next(5.0)
+    subscription.next(PATIENCE_S).nack()
+    again = subscription.next(PATIENCE_S)
     assert (again.value, again.deliveries, again.redelivered) == (1, 2, True)
     again.ack()
     bus.flush()
@@ -61,16 +63,16 @@ def test_a_refused_job_comes_again_and_says_so(broker: ServingThread, bus: clien
 def test_a_refused_job_can_be_put_off(broker: ServingThread, bus: clients.Client) -> None:
     subscription = bus.subscribe("jobs", queue_group="g")
     bus.publish("jobs", 1)
-    subscription.next(5.0).nack(0.2)
+    subscription.next(PATIENCE_S).nack(0.2)
     bus.flush()
     assert works(broker) == (0, 1, 0)
-    assert subscription.next(5.0).deliveries == 2
+    assert subscription.next(PATIENCE_S).deliveries == 2
 
 
 def test_only_the_first_word_about_a_job_counts(broker: ServingThread, bus: clients.Client) -> None:
     subscription = bus.subscribe("jobs", queue_group="g")
     bus.publish("jobs", 1)
-    message = subscription.next(5.0)
+    message = subscription.next(PATIENCE_S)
     message.ack()
     message.ack()
     message.nack()
@@ -82,7 +84,7 @@ def test_only_the_first_word_about_a_job_counts(broker: ServingThread, bus: clie
 def test_a_message_that_is_no_job_cannot_be_settled(bus: clients.Client) -> None:
     subscription = bus.subscribe("jobs")
     bus.publish("jobs", 1)
-    message = subscription.next(5.0)
+    message = subscription.next(PATIENCE_S)
     assert (message.is_job, message.deliveries, message.redelivered) == (False, 1, False)
     with pytest.raises(InvalidValue, match="not to be acknowledged: it takes a queue_group"):
         message.ack()
@@ -94,11 +96,11 @@ def test_a_message_that_is_no_job_cannot_be_settled(bus: clients.Client) -> None
 def test_a_delay_that_cannot_be_is_refused_and_the_job_is_still_there(bus: clients.Client, delay_s: object) -> None:
     subscription = bus.subscribe("jobs", queue_group="g")
     bus.publish("jobs", 1)
-    message = subscription.next(5.0)
+    message = subscription.next(PATIENCE_S)
     with pytest.raises(InvalidValue, match="delay_s"):
         message.nack(delay_s)  # type: ignore[arg-type]
     message.nack()
-    assert subscription.next(5.0).redelivered
+    assert subscription.next(PATIENCE_S).redelivered
 
 
 @pytest.mark.parametrize("priority", [-1, 10, 1.5, "9", None])
@@ -116,7 +118,7 @@ def test_priorities_go_first_whatever_the_size(bus: clients.Client, other: clien
     with other.subscribe("jobs", queue_group="g", queue_messages=1) as subscription:
         values = []
         for _ in range(5):
-            message = subscription.next(5.0)
+            message = subscription.next(PATIENCE_S)
             values.append(message.value if isinstance(message.value, str) else "large")
             message.ack()
     assert values == ["large", "high", "middle", "low", "large"]
@@ -126,8 +128,8 @@ def test_large_jobs_are_redelivered_whole(bus: clients.Client, other: clients.Cl
     array = np.random.default_rng(0).standard_normal(300_000)
     first = other.subscribe("jobs", queue_group="g")
     bus.publish("jobs", array)
-    first.next(5.0).nack()
-    again = first.next(5.0)
+    first.next(PATIENCE_S).nack()
+    again = first.next(PATIENCE_S)
     assert again.redelivered
     np.testing.assert_array_equal(again.value, array)
     again.ack()
@@ -139,8 +141,8 @@ def test_a_dead_letter_tells_its_story(bus: clients.Client, other: clients.Clien
     array = np.arange(5)
     bus.publish("jobs", array, headers={"step": "3"})
     for _ in range(2):
-        subscription.next(5.0).nack()
-    letter = letters.next(5.0)
+        subscription.next(PATIENCE_S).nack()
+    letter = letters.next(PATIENCE_S)
     np.testing.assert_array_equal(letter.value, array)
     assert (letter.topic, letter.sender) == ("$dead/jobs", "first")
     assert letter.headers == {
@@ -159,12 +161,12 @@ def test_what_a_closed_client_had_goes_to_another_one(
     held = leaver.subscribe("jobs", queue_group="g")
     for index in range(3):
         bus.publish("jobs", index)
-    job = held.next(5.0)
+    job = held.next(PATIENCE_S)
     assert job.value == 0
     leaver.close()
     job.ack()
     heir = bus.subscribe("jobs", queue_group="g")
-    jobs = [heir.next(5.0) for _ in range(3)]
+    jobs = [heir.next(PATIENCE_S) for _ in range(3)]
     assert [job.value for job in jobs] == [0, 1, 2]
     assert all(job.redelivered for job in jobs)
 
@@ -177,15 +179,15 @@ def test_an_ack_of_an_old_session_is_no_error_and_the_job_comes_again(
     subscription = worker.subscribe("jobs", queue_group="g")
     worker.publish("jobs", "in hand")
     worker.publish("jobs", "not taken")
-    message = subscription.next(5.0)
+    message = subscription.next(PATIENCE_S)
     worker.flush()
     broker.cut_off("worker")
-    assert reconnected.wait(10.0)
+    assert reconnected.wait(PATIENCE_S)
     with caplog.at_level(logging.DEBUG, "clients.connection.operations"):
         message.ack()
         worker.flush()
     assert "job.settled_too_late" in caplog.text
-    jobs = [subscription.next(5.0) for _ in range(2)]
+    jobs = [subscription.next(PATIENCE_S) for _ in range(2)]
     # What was here and not taken is not handed out a second time.
     assert sorted((job.value, job.deliveries) for job in jobs) == [("in hand", 2), ("not taken", 2)]
     for job in jobs:
@@ -197,7 +199,7 @@ def test_an_ack_of_an_old_session_is_no_error_and_the_job_comes_again(
 def test_an_ack_after_the_subscription_has_ended_is_no_error(broker: ServingThread, bus: clients.Client) -> None:
     subscription = bus.subscribe("jobs", queue_group="g")
     bus.publish("jobs", 1)
-    message = subscription.next(5.0)
+    message = subscription.next(PATIENCE_S)
     subscription.close()
     message.ack()
     bus.flush()
@@ -233,7 +235,7 @@ def test_a_handler_that_returns_has_done_its_job(broker: ServingThread, bus: cli
     subscription = bus.subscribe("jobs", queue_group="g", queue_messages=1, handler=calls)
     for index in range(3):
         bus.publish("jobs", index)
-    assert calls.complete.wait(5.0)
+    assert calls.complete.wait(PATIENCE_S)
     subscription.close()
     assert calls.seen == [(0, 1), (1, 1), (2, 1)]
 
@@ -245,7 +247,7 @@ def test_a_handler_that_raises_refuses_its_job(connect: Connect, bus: clients.Cl
     worker = connect("worker")
     worker.subscribe("jobs", queue_group="g", handler=calls)
     bus.publish("jobs", "poison")
-    assert letters.next(5.0).value == "poison"
+    assert letters.next(PATIENCE_S).value == "poison"
     assert calls.seen == [("poison", 1), ("poison", 2)]
 
 
@@ -254,7 +256,7 @@ def test_a_handler_may_settle_itself(broker: ServingThread, connect: Connect, bu
     worker = connect("worker")
     worker.subscribe("jobs", queue_group="g", handler=calls)
     bus.publish("jobs", 1)
-    assert calls.complete.wait(5.0)
+    assert calls.complete.wait(PATIENCE_S)
     assert calls.seen == [(1, 1), (1, 2)]
 
 
@@ -263,7 +265,7 @@ def test_a_handler_may_keep_its_job(broker: ServingThread, connect: Connect, bus
     worker = connect("worker")
     worker.subscribe("jobs", queue_group="g", handler=calls)
     bus.publish("jobs", 1)
-    assert calls.complete.wait(5.0)
+    assert calls.complete.wait(PATIENCE_S)
     worker.flush()
     assert works(broker) == (0, 0, 1)
 
@@ -278,7 +280,7 @@ def test_requests_to_responders_of_an_acknowledged_topic_are_answered_and_are_no
         return request.value + 1
 
     connect("worker").respond("jobs", answer, queue_group="g")
-    assert bus.request("jobs", 41, timeout_s=5.0).value == 42
+    assert bus.request("jobs", 41, timeout_s=PATIENCE_S).value == 42
     assert seen == [(False, 1)]
     assert not broker.call(lambda: broker.server.state.router.topics["jobs"].works)
 
@@ -292,7 +294,7 @@ def test_a_job_may_be_acknowledged_from_any_thread(tcp_broker: ServingThread) ->
     with clients.connect(tcp_broker.url) as bus, bus.subscribe("jobs", queue_group="g") as subscription:
         for index in range(200):
             bus.publish("jobs", index)
-        messages = [subscription.next(5.0) for _ in range(200)]
+        messages = [subscription.next(PATIENCE_S) for _ in range(200)]
         threads = [threading.Thread(target=lambda part=messages[n::4]: [m.ack() for m in part]) for n in range(4)]
         for thread in threads:
             thread.start()
@@ -307,8 +309,8 @@ def test_what_becomes_of_jobs_can_be_seen(broker: ServingThread, bus: clients.Cl
     for value in ("twice", "next"):
         bus.publish("jobs", value)
     for _ in range(2):
-        subscription.next(5.0).nack()
-    assert subscription.next(5.0).value == "next"
+        subscription.next(PATIENCE_S).nack()
+    assert subscription.next(PATIENCE_S).value == "next"
     bus.publish("jobs", "waits")
     bus.flush()
 

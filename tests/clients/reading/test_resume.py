@@ -11,7 +11,7 @@ import clients
 from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Reader:

@@ -195,7 +195,7 @@ def test_a_late_rank_begins_with_the_step_of_the_slowest() -> None:
         all_together(*(pushing(member, 1.0, 1) for member in members[:2]))
         members[1].push(gradients_of(1.0), step=2)
         with clients.connect(url) as bus:
-            late = clients.Trainer(bus, world_size=3, timeout_s=10.0)
+            late = clients.Trainer(bus, world_size=3, timeout_s=PATIENCE_S)
             assert (late.rank, late.pull().step) == (2, 2)
 
 
