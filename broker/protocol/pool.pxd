@@ -3,7 +3,7 @@
 import cython
 
 
-cdef Py_ssize_t _GRAIN_BYTES, _ALIGNMENT_BYTES, _LATEST_MAX, _REFERENCES_WHEN_FREE
+cdef Py_ssize_t _GRAIN_BYTES, _ALIGNMENT_BYTES, _LATEST_MAX, _OTHERS_MAX, _REFERENCES_WHEN_FREE
 
 
 cdef class _Kept:

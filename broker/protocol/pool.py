@@ -28,6 +28,9 @@ _GRAIN_BYTES: Final = 4096
 _ALIGNMENT_BYTES: Final = 64
 _LATEST_MAX: Final = 8
 """Buffers of a size that are looked at first, of those that were given out last: some are still in the cache."""
+_OTHERS_MAX: Final = 2
+"""And of the others, in turn. A look that finds nothing adds a buffer, so with one at a time the end would never be
+reached."""
 UNUSED_NS: Final = 30_000_000_000
 """How often the pool lets go of what nobody has asked for since the last time."""
 
@@ -73,10 +76,11 @@ class _Shelf:
         # so others get their turn too.
         if _references(self.kept, 0) == _REFERENCES_WHEN_FREE:
             return self._take(0)
-        position = self._next = self._next % size
-        if _references(self.kept, position) == _REFERENCES_WHEN_FREE:
-            return self._take(position)
-        self._next += 1
+        for _ in range(_OTHERS_MAX):
+            position = self._next % size
+            if _references(self.kept, position) == _REFERENCES_WHEN_FREE:
+                return self._take(position)
+            self._next = position + 1
         return None
 
     def _take(self, position: int) -> _Kept:

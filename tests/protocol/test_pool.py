@@ -48,6 +48,23 @@ def test_a_buffer_that_nobody_refers_to_is_handed_out_again() -> None:
     assert pool.held_bytes == 8192
 
 
+def test_of_several_free_buffers_the_one_that_was_given_out_last_comes_first() -> None:
+    pool = BufferPool(1 << 20)
+    buffers = [pool.acquire(8192) for _ in range(5)]
+    last = address(buffers[-1])
+    del buffers
+    assert {address(pool.acquire(8192)) for _ in range(20)} == {last}
+
+
+def test_where_some_are_kept_for_good_the_others_still_go_round() -> None:
+    pool = BufferPool(256 << 20)
+    kept = [pool.acquire(8192) for _ in range(12)]
+    under_way: deque[np.ndarray] = deque(maxlen=20)
+    for _ in range(2000):
+        under_way.append(pool.acquire(8192))
+    assert pool.held_bytes <= 3 * (len(kept) + len(under_way)) * 8192
+
+
 def test_a_view_of_any_kind_keeps_its_buffer() -> None:
     keep = [
         lambda buffer: buffer,

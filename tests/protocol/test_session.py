@@ -14,7 +14,7 @@ from broker.limits import (
 )
 from broker.protocol.bodies import Hello, Refusal, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import HEADER_BYTES, Frame, Kind, encode
+from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, encode
 from broker.protocol.handshake import MAGIC, PREAMBLE, encode_greeting
 from broker.protocol.session import Phase, make_scratch
 from tests.protocol.helpers import SECOND_NS, WELCOME, allocate, opened, pair, read, sent_by, session
@@ -228,6 +228,26 @@ def test_a_long_payload_is_received_into_its_final_memory() -> None:
     (frame,) = read(broker, wire(Frame(Kind.PUBLISH, number=1, body=b"\x80", payload=payload)))
     assert frame.payload is given_out[0]
     assert frame.payload == payload
+
+
+def test_behind_a_chunk_little_is_read_ahead_that_would_have_to_be_copied_until_the_last_one() -> None:
+    broker = opened()
+    whole = sum(map(len, broker.receive_buffers()))
+    assert whole == SCRATCH_BYTES
+    chunk = Frame(Kind.CHUNK, stream=1, payload=bytes(PLACED_BYTES_MIN))
+    header = wire(chunk)[: -len(chunk.payload)]
+    read(broker, header)
+    read(broker, chunk.payload)
+    assert sum(map(len, broker.receive_buffers())) < PLACED_BYTES_MIN
+    (found,) = read(broker, wire(Frame(Kind.FLUSH, target=7)))
+    assert found.target == 7
+    assert sum(map(len, broker.receive_buffers())) == whole
+    read(
+        broker,
+        wire(Frame(Kind.CHUNK, Flag.LAST, stream=1, sequence=PLACED_BYTES_MIN, payload=chunk.payload)),
+        size_max=256,
+    )
+    assert sum(map(len, broker.receive_buffers())) == whole
 
 
 @pytest.mark.parametrize(("size", "placed"), [(PLACED_BYTES_MIN - 1, False), (PLACED_BYTES_MIN, True)])
