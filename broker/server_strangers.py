@@ -142,11 +142,16 @@ class Strangers:
         assert self._epoll is not None
         sock, place = taken
         assert isinstance(place, tuple)
+        descriptor = sock.fileno()
+        try:
+            self._epoll.register(descriptor, _EVENTS)
+        except OSError as error:
+            # The system watches so many, and no more (fs.epoll.max_user_watches).
+            sock.close()
+            raise ConnectionClosed(in_plain_words(error)) from error
         now_ns = time.monotonic_ns()
         stranger = _Waiting(self, self._arrivals.number(), sock, (place[0], place[1]), listener, now_ns)
-        descriptor = sock.fileno()
         self._waiting[descriptor] = stranger
-        self._epoll.register(descriptor, _EVENTS)
         self._arrivals.arrive(stranger)
         if descriptor in self._waiting:
             self._scarcity.accepted(stranger, descriptor, now_ns)
