@@ -265,8 +265,7 @@ class Server:
         if stranger is None:
             self._run()
         else:
-            # What they have said is there.
-            self._readable(link)
+            self._readable(link)  # What they have said is there.
 
     def _greeted(self, link: _Link, listener: Listener, received: Received, now_ns: int) -> None:
         """The first that a session says: whoever says hello is let in, or not."""

@@ -33,17 +33,10 @@ from broker.limits import (
     QUEUED_BYTES_MAX,
     SCRATCH_BYTES,
 )
+from broker.protocol import handshake
 from broker.protocol.bodies import Failure, Hello, Refusal, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import EMPTY, HEADER, HEADER_BYTES, KIND_MAX, LANES, Flag, Frame, Kind, Lane, check_header
-from broker.protocol.handshake import (
-    VERSION_MAX,
-    answer_to,
-    answer_to_stranger,
-    decode_greeting,
-    encode_greeting,
-    too_late,
-)
 from broker.protocol.outbox import Outbox, Source
 from broker.protocol.receiver import CallingReceiver, Deliver, Receiver
 from broker.wires import CallingWire, Wire
@@ -170,7 +163,7 @@ class Session:
         self._amid = False
         self._last_stream = 0
         if hello is not None:
-            self._send_raw(encode_greeting(hello))
+            self._send_raw(handshake.encode_greeting(hello))
 
     def set_heartbeat(self, interval_s: float, timeout_s: float) -> None:
         """Changes the heartbeat, as the Welcome says."""
@@ -235,12 +228,12 @@ class Session:
         """Reads what is in the scratch up to `end`; returns where it has come to."""
         data = self._scratch[:end]
         try:
-            greeting = decode_greeting(data)
+            greeting = handshake.decode_greeting(data)
         except ProtocolError as error:
             if self.is_client:
                 raise
             self._move(Event.FAILED, error)
-            self._send_raw(answer_to(error, bytes(data[:16])))
+            self._send_raw(handshake.answer_to(error, bytes(data[:16])))
             return end
         if greeting is None:
             return 0
@@ -419,12 +412,12 @@ class Session:
 
     def welcome(self, welcome: Welcome) -> None:
         """The broker's end: answers the Hello."""
-        self._send_raw(encode_greeting(welcome, VERSION_MAX, VERSION_MAX))
+        self._send_raw(handshake.encode_greeting(welcome, handshake.VERSION_MAX, handshake.VERSION_MAX))
 
     def refuse(self, code: Code, reason: str, *, path: str = "", life: int = 0) -> None:
         """The broker's end: answers the Hello with a refusal; the session is over."""
         self._move(Event.CLOSE, ConnectionClosed(reason, code))
-        self._send_raw(encode_greeting(Refusal(code, reason, path, life)))
+        self._send_raw(handshake.encode_greeting(Refusal(code, reason, path, life)))
 
     def close(self, code: Code, reason: str) -> None:
         """Closes in order: what is queued still leaves, then a CLOSE with the reason."""
@@ -449,8 +442,8 @@ class Session:
         if self.phase is _AWAIT_HELLO:
             if now_ns - self.opened_ns > self._hello_timeout_s * 1e9:
                 if not self.is_client and not self.unsent:
-                    self._send_raw(answer_to_stranger(b""))
-                self.fail(too_late(self._hello_timeout_s))
+                    self._send_raw(handshake.answer_to_stranger(b""))
+                self.fail(handshake.too_late(self._hello_timeout_s))
         elif self.phase is _OPEN:
             if silent_ns > self.heartbeat_timeout_ns:
                 seconds = self.heartbeat_timeout_ns / 1e9
