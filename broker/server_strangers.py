@@ -18,7 +18,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Final
@@ -123,12 +123,13 @@ class Strangers:
 
     def wait_at(self, listener: Listener) -> bool:
         """Whether those who come to a listener have to wait here."""
-        if listener.address.scheme not in _IS_WHOLE:
-            return False
-        if self._epoll is None:
+        return listener.address.scheme in _IS_WHOLE
+
+    def start(self, listeners: Sequence[Listener]) -> None:
+        """From here on they may come to these. Ends with `close`."""
+        if any(map(self.wait_at, listeners)):
             self._epoll = select.epoll()
             self._loop.add_reader(self._epoll.fileno(), self._look)
-        return True
 
     def accept(self, listener: SocketListener) -> bool:
         """Has the next one at a listener wait here; says whether there was one.

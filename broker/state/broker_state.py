@@ -14,14 +14,7 @@ from typing import Final
 
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
 from broker.ids import SessionId, SubscriptionNumber
-from broker.limits import (
-    BROKER_POOL_BYTES_MAX,
-    CHUNK_BYTES,
-    INBOX_MESSAGES,
-    NAME_BYTES_MAX,
-    QUEUE_BYTES,
-    TENANTS_MAX,
-)
+from broker.limits import BROKER_POOL_BYTES_MAX, CHUNK_BYTES, INBOX_MESSAGES, NAME_BYTES_MAX, QUEUE_BYTES, TENANTS_MAX
 from broker.protocol.bodies import Declare, Failure, Hello, Settle, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
