@@ -1,6 +1,6 @@
 """How long a broker's event loop is at a time with strangers, while everybody else waits.
 
-    python -m bench.strangers                 # a minute
+    python -m bench.strangers                 # a minute and a half
 
 A broker runs with a probe in its event loop, which asks in each turn what the turn has taken of the processor: the
 longest one counts, and how busy the machine is makes little difference. Interrupts do, though: what the kernel does in
