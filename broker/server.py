@@ -53,9 +53,6 @@ READS_MAX: Final = 64
 """Reads in a row of a connection that has failed; the next tick goes on."""
 ACCEPT_PAUSE_S: Final = 0.2
 """After the process has run out of descriptors: when to try again."""
-ACCEPTS_MAX: Final = 1
-"""Connections that are accepted before the others get their turn: each takes as long as several messages, and when
-thousands come, 64 at a time were 64 times as long to wait for those who are there."""
 
 
 class _Heard(Receiver):
@@ -161,6 +158,7 @@ class Server:
         except BaseException:
             self._stop_listening()
             raise
+        self._strangers.start(self.listeners)
         for listener in self.listeners:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
             listener.stays_watched()
@@ -227,29 +225,28 @@ class Server:
     # Connections.
 
     def _accept(self, listener: Listener) -> None:
-        for _ in range(ACCEPTS_MAX):
-            connection = None
-            try:
-                if isinstance(listener, SocketListener) and self._strangers.wait_at(listener):
-                    came = self._strangers.accept(listener)
-                else:
-                    connection = listener.accept()
-                    came = connection is not None
-            except LimitExceeded as error:
-                if not self._accept_paused:
-                    log.error("server.accept_paused cause=%s", error)
-                self._accept_paused = True
-                self._loop.remove_reader(listener.fileno())
-                self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
-                return
-            except ConnectionClosed as error:
-                log.error("server.accept_failed cause=%s", error)
-                return
-            if not came:
-                return
+        """Accepts one, and then the others have their turn: when thousands come, they would wait for all of these."""
+        connection = None
+        try:
+            if isinstance(listener, SocketListener) and self._strangers.wait_at(listener):
+                came = self._strangers.accept(listener)
+            else:
+                connection = listener.accept()
+                came = connection is not None
+        except LimitExceeded as error:
+            if not self._accept_paused:
+                log.error("server.accept_paused cause=%s", error)
+            self._accept_paused = True
+            self._loop.remove_reader(listener.fileno())
+            self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again, listener)
+            return
+        except ConnectionClosed as error:
+            log.error("server.accept_failed cause=%s", error)
+            return
+        if came:
             self._accept_paused = False
-            if connection is not None:
-                self._let_in(listener, connection, None)
+        if connection is not None:
+            self._let_in(listener, connection, None)
 
     def _let_in(self, listener: Listener, connection: Connection, stranger: Stranger | None) -> None:
         """A session begins, of somebody who has just come or was a stranger until now."""

@@ -18,7 +18,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Final
@@ -123,12 +123,13 @@ class Strangers:
 
     def wait_at(self, listener: Listener) -> bool:
         """Whether those who come to a listener have to wait here."""
-        if listener.address.scheme not in _IS_WHOLE:
-            return False
-        if self._epoll is None:
+        return listener.address.scheme in _IS_WHOLE
+
+    def start(self, listeners: Sequence[Listener]) -> None:
+        """From here on they may come to these. Ends with `close`."""
+        if any(map(self.wait_at, listeners)):
             self._epoll = select.epoll()
             self._loop.add_reader(self._epoll.fileno(), self._look)
-        return True
 
     def accept(self, listener: SocketListener) -> bool:
         """Has the next one at a listener wait here; says whether there was one.
@@ -142,11 +143,16 @@ class Strangers:
         assert self._epoll is not None
         sock, place = taken
         assert isinstance(place, tuple)
+        descriptor = sock.fileno()
+        try:
+            self._epoll.register(descriptor, _EVENTS)
+        except OSError as error:
+            # The system watches so many, and no more (fs.epoll.max_user_watches).
+            sock.close()
+            raise ConnectionClosed(in_plain_words(error)) from error
         now_ns = time.monotonic_ns()
         stranger = _Waiting(self, self._arrivals.number(), sock, (place[0], place[1]), listener, now_ns)
-        descriptor = sock.fileno()
         self._waiting[descriptor] = stranger
-        self._epoll.register(descriptor, _EVENTS)
         self._arrivals.arrive(stranger)
         if descriptor in self._waiting:
             self._scarcity.accepted(stranger, descriptor, now_ns)
