@@ -22,12 +22,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from bench.children import Child, end_all, program
+from bench.machine import processor_ns
 from broker import limits
 from broker.limits import KIB, MIB
 
@@ -51,14 +51,6 @@ DEFAULTS: Final = {
 }
 UNITS: Final = {"chunk": (KIB, "KiB"), "window": (MIB, "MiB"), "batch": (1, "us")}
 ROLES: Final = ("publisher", "broker", "subscriber")
-
-
-def processor_ms(process_id: int) -> float:
-    """What all threads of a process have used so far."""
-    spent_ns = 0
-    for task in Path(f"/proc/{process_id}/task").iterdir():
-        spent_ns += int((task / "schedstat").read_text().split()[0])
-    return spent_ns / 1e6
 
 
 # What the processes do.
@@ -184,13 +176,13 @@ def measure(kind: str, value: int) -> dict[str, float]:
         publisher.say("go")
         subscriber.line()
         ids = [child.process_id for child in (publisher, broker, subscriber)]
-        before = [processor_ms(one) for one in ids]
+        before = [processor_ns(one) for one in ids]
         figures: dict[str, float] = json.loads(subscriber.line())
-        spent = [processor_ms(one) - earlier for one, earlier in zip(ids, before, strict=True)]
+        spent_ms = [(processor_ns(one) - earlier) / 1e6 for one, earlier in zip(ids, before, strict=True)]
     finally:
         end_all(children)
     per = figures.pop("per")
-    return figures | {role: ms / per for role, ms in zip(ROLES, spent, strict=True)} | {"all": sum(spent) / per}
+    return figures | {role: ms / per for role, ms in zip(ROLES, spent_ms, strict=True)} | {"all": sum(spent_ms) / per}
 
 
 def compare(kind: str, repeats: int) -> None:

@@ -44,6 +44,7 @@ import numpy as np
 import numpy.typing as npt
 
 import clients
+from bench.machine import processor_ns
 from bench.slices import interval, resampled, turns
 
 SETTLE_S: Final = 0.5
@@ -108,7 +109,7 @@ class Flood:
 
     def toggle(self) -> None:
         """Begins or ends a flood, and waits until that is so."""
-        used_s, dropped = processor_s(self._broker_pid), dropped_packets()
+        used_s, dropped = processor_ns(self._broker_pid) / 1e9, dropped_packets()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("!")
@@ -124,12 +125,7 @@ class Flood:
             done.broker_processor_s += used_s - self._used_s
             done.dropped_packets += dropped - self._dropped
         self._flooding = not self._flooding
-        self._used_s, self._dropped = processor_s(self._broker_pid), dropped_packets()
-
-
-def processor_s(pid: int) -> float:
-    """What a process has used of processors, in seconds."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+        self._used_s, self._dropped = processor_ns(self._broker_pid) / 1e9, dropped_packets()
 
 
 def dropped_packets() -> int:

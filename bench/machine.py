@@ -52,6 +52,11 @@ def busy_s(stat: str) -> float:
     return (sum(ticks) - sum(ticks[column] for column in IDLE_COLUMNS)) / os.sysconf("SC_CLK_TCK")
 
 
+def processor_ns(pid: int) -> int:
+    """Processor time that all threads of a process have taken, in nanoseconds."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
 def own_s() -> float:
     """Processor time of this process and of its children that have ended."""
     uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

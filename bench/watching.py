@@ -50,6 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 import clients
+from bench.machine import processor_ns
 from bench.slices import interval, resampled, turns
 
 TOPIC: Final = "watched"
@@ -162,11 +163,6 @@ def watch(admin: str, on: Event, pages: int, tap: bool) -> None:  # noqa: FBT001
                         pass
         for stream in streams:
             stream.close()
-
-
-def processor_ns(pid: int) -> int:
-    """Processor time that all threads of a process have taken, in nanoseconds."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
 class Scene:

@@ -32,7 +32,7 @@ from broker.protocol.handshake import answer_to, decode_greeting, encode_greetin
 from broker.server_scarcity import Scarcity
 from broker.state.arrivals import Arrivals, Stranger
 from broker.transport.base import Connection, Listener
-from broker.transport.sockets import SocketListener, in_plain_words
+from broker.transport.sockets import SocketListener, drop_received, in_plain_words
 from broker.transport.tcp import address_text
 from broker.transport.tls.records import has_whole_record
 
@@ -214,7 +214,7 @@ class Strangers:
 
     def _close(self, stranger: _Waiting, cause: BrokerError) -> None:
         del self._waiting[stranger.socket.fileno()]
-        received_bytes = _drained_bytes(stranger.socket)
+        received_bytes = drop_received(stranger.socket, _DROPPED_READS_MAX, _DROPPED_BYTES)
         stranger.socket.close()
         self._end(stranger, received_bytes, cause)
 
@@ -252,19 +252,3 @@ class Strangers:
 @lru_cache(maxsize=16)
 def _refusal(reason: str) -> bytes:
     return encode_greeting(Refusal(Code.LIMIT, reason))
-
-
-def _drained_bytes(sock: socket.socket) -> int:
-    """Reads what is there, for nobody: closing over unread bytes makes the kernel send a reset, and drop what the peer
-    has yet to read. Returns how many bytes there were."""
-    drained_bytes = 0
-    try:
-        for _ in range(_DROPPED_READS_MAX):
-            size = len(sock.recv(_DROPPED_BYTES, socket.MSG_DONTWAIT))
-            drained_bytes += size
-            if not size:
-                break
-    except OSError:
-        # Nothing more is there, or the link has failed already.
-        return drained_bytes
-    return drained_bytes

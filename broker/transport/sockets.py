@@ -90,6 +90,31 @@ def enlarge_send_buffer(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_SEND_BUFFER_BYTES)
 
 
+def drop_received(sock: socket.socket, reads_max: int, read_bytes: int) -> int:
+    """Reads what is there, for nobody: closing over unread bytes makes the kernel send a reset, and drop what the peer
+    has yet to read.
+
+    Args:
+        sock: the socket.
+        reads_max: bounds the reads,
+        read_bytes: each of which takes so much at most.
+
+    Returns:
+        How many bytes there were.
+    """
+    dropped_bytes = 0
+    try:
+        for _ in range(reads_max):
+            size = len(sock.recv(read_bytes, socket.MSG_DONTWAIT))
+            dropped_bytes += size
+            if not size:
+                break
+    except OSError:
+        # Nothing more is there, or the link has failed already: either way nothing is left to drop.
+        return dropped_bytes
+    return dropped_bytes
+
+
 class SocketWire(Wire):
     """The bytes of a connected stream socket that does not block. It is its connection's, and ends with it."""
 
@@ -158,8 +183,7 @@ class SocketConnection(Connection):
         if self._closed:
             return
         self._closed = True
-        # Closing over unread bytes makes the kernel send a reset and drop what the peer has not acknowledged.
-        self._drop_received()
+        drop_received(self._socket, _DROPPED_READS_MAX, SCRATCH_BYTES)
         self._socket.close()
 
     def end_sending(self) -> None:
@@ -179,15 +203,6 @@ class SocketConnection(Connection):
         self._closed = True
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self._socket.close()
-
-    def _drop_received(self) -> None:
-        try:
-            for _ in range(_DROPPED_READS_MAX):
-                if not self._socket.recv(SCRATCH_BYTES):
-                    return
-        except OSError:
-            # Nothing more is there, or the link has failed already: either way nothing is left to drop.
-            return
 
 
 class SocketListener(Listener):

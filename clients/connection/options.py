@@ -12,13 +12,12 @@ from broker.protocol.frames import Flag
 from broker.protocol.traces import is_recorded
 from broker.protocol.values import Encoded
 from broker.topics.names import check_filter
-from broker.topics.policy import check_declaration
+from broker.topics.policy import OVERFLOWS, check_declaration
 from clients.connection import environment
 from clients.connection.checks import check_name, text_bytes, whole_number
 from clients.publishing.outbound import Outbound
 from clients.reading.messages import Answer, Message
 
-OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "latest")
 _WHOLE_NUMBERS: Final = (
     "ring_messages", "ring_bytes", "batch_bytes", "batch_window_us", "max_message_bytes", "max_deliveries",
 )  # fmt: skip

@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 
-from bench.watching import Slice, cost, costs_of, processor_ns, verdict
+from bench.machine import processor_ns
+from bench.watching import Slice, cost, costs_of, verdict
 
 
 def test_the_interval_holds_the_true_cost_and_is_the_narrower_the_more_pairs_there_are() -> None:
