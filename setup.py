@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -37,6 +38,16 @@ class BuildApart(build_ext):
         apart = copy.copy(self)
         apart.build_temp = str(Path(self.build_temp) / ext.name)
         build_ext.build_extension(apart, ext)
+
+
+def check_machine(byte_order: str = sys.byteorder) -> None:
+    """Refuses to build where numbers in shared memory and in arrays would be taken for other ones.
+
+    Raises:
+        SystemExit: the machine has the byte order that nothing here was written for.
+    """
+    if byte_order != "little":
+        raise SystemExit(f"tensorbus: this machine is {byte_order}-endian, and tensorbus takes a little-endian one")
 
 
 def named_headers(typed: Path) -> list[Path]:
@@ -92,4 +103,5 @@ def extensions() -> list[Extension]:
 
 # A process that translates may import this file, and has nothing to set up.
 if __name__ == "__main__":
+    check_machine()
     setup(ext_modules=extensions(), cmdclass={"build_ext": BuildApart})

@@ -38,6 +38,11 @@ FOREIGN_VARIABLES: Final = frozenset(
     }
 )  # fmt: skip
 """Variables with the prefix that are not settings: the file's name, and what clients and the command line read."""
+_OF_A_SERVICE: Final = re.compile(
+    r"SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?", re.ASCII
+)
+"""What Kubernetes adds to the environment of each pod beside a service that is called tensorbus, and Docker's links do
+(kubernetes.io, Concepts, Service, "Environment variables"). The daemon has no setting of such a name."""
 
 ADMIN_DEFAULT: Final = "127.0.0.1:4871"
 OFF: Final = "off"
@@ -64,6 +69,11 @@ class LogFormat(StrEnum):
 
     CONSOLE = "console"
     JSON = "json"
+
+
+def is_foreign(variable: str) -> bool:
+    """Whether a variable with the prefix has nothing to say to the daemon."""
+    return variable in FOREIGN_VARIABLES or bool(_OF_A_SERVICE.fullmatch(variable.removeprefix(VARIABLE_PREFIX)))
 
 
 def environment() -> Mapping[str, str]:
@@ -243,7 +253,7 @@ def _given(
             _check_known(name, name, str(file))
             yield name, value, str(file)
     for variable in sorted(variables):
-        if variable.startswith(VARIABLE_PREFIX) and variable not in FOREIGN_VARIABLES:
+        if variable.startswith(VARIABLE_PREFIX) and not is_foreign(variable):
             name = variable.removeprefix(VARIABLE_PREFIX).lower()
             if name in _TABLES:
                 raise ConfigError("setting", variable, f"{name} can only be set in a file; see --config")
@@ -288,13 +298,18 @@ class _Kind:
     accept: Callable[[object], object | None]
 
 
-_SIZE = re.compile(r"(\d+) ?(B|KiB|MiB|GiB)")
+_SIZE = re.compile(r"(\d{1,20}) ?(B|KiB|MiB|GiB)", re.ASCII)
 _UNIT_BYTES: Final = {"B": 1, "KiB": limits.KIB, "MiB": limits.MIB, "GiB": 1024 * limits.MIB}
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 def _accept_text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if isinstance(value, str) and value and "\0" not in value else None
+
+
+def _accept_shown(value: object) -> str | None:
+    # Also no half of a character, which has no place in what is told to clients.
+    return value if isinstance(value, str) and value and value.isprintable() else None
 
 
 def _accept_texts(value: object) -> tuple[str, ...] | None:
@@ -353,11 +368,12 @@ def _accept_admin(value: object) -> str | None:
     if value == ADMIN_OFF:
         return ADMIN_OFF
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    return f"{host}:{port}" if host and port.isascii() and port.isdigit() and int(port) < 65536 else None
+    known = host and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536
+    return f"{host}:{port}" if known else None
 
 
 _KINDS: Final[dict[object, _Kind]] = {
-    str: _Kind("text that is not empty", str, _accept_text),
+    str: _Kind("text that is not empty and can be shown", str, _accept_shown),
     tuple[str, ...]: _Kind(
         "a list of addresses", lambda text: [part.strip() for part in text.split(",")], _accept_texts
     ),

@@ -103,8 +103,12 @@ class Contexts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 def file_of(variables: Mapping[str, str]) -> Path:
     """Where contexts are kept, by the XDG Base Directory Specification."""
-    folder = variables.get("XDG_CONFIG_HOME") or f"{variables.get('HOME') or '~'}/.config"
-    return Path(folder).expanduser() / "tensorbus" / "contexts.toml"
+    home = variables.get("HOME") or os.path.expanduser("~")
+    if home == "~":
+        # A user that the system does not know, as in a container, is at home where such are.
+        home = ""
+    folder = os.path.expanduser(variables.get("XDG_CONFIG_HOME") or f"{home}/.config")
+    return Path(folder) / "tensorbus" / "contexts.toml"
 
 
 def read(file: Path) -> Contexts:
@@ -115,7 +119,8 @@ def read(file: Path) -> Contexts:
     """
     try:
         mode, text = file.stat().st_mode, file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        # Users of services have homes such as /nonexistent and /dev/null.
         return Contexts()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("contexts", str(file), f"cannot be read: {error}") from error

@@ -127,6 +127,8 @@ class PermissionDenied(BrokerError):
 class LimitExceeded(BrokerError):
     """A bound of the broker or of this client was reached; the text names the limit, its value and how to raise it.
 
+    One that begins below its value, as that of memory does, says `advice` from where on.
+
     Attributes:
         limit: the name of the limit.
         value: what was asked for.
@@ -139,7 +141,8 @@ class LimitExceeded(BrokerError):
         self.value = value
         self.maximum = maximum
         self.advice = advice
-        super().__init__(f"{limit}: {value} is over the limit of {maximum}" + (f"; {advice}" if advice else ""))
+        compared = "is over the limit of" if value > maximum else "of"
+        super().__init__(f"{limit}: {value} {compared} {maximum}" + (f"; {advice}" if advice else ""))
 
 
 class ProtocolError(BrokerError):
@@ -163,7 +166,8 @@ class NoResponders(BrokerError):
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
-        super().__init__(f"nobody responds at {topic!r}: start a responder, or check the topic's spelling")
+        advice = "start a responder, or check the topic's spelling; whoever only subscribes is not waited for"
+        super().__init__(f"nobody responds at {topic!r}: {advice}")
 
 
 class RequestFailed(BrokerError):

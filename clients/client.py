@@ -24,7 +24,7 @@ from clients.collectives.compression import Compression
 from clients.connection import link, operations
 from clients.connection.checks import check_callable, check_connect
 from clients.connection.core import Core, Reconnected
-from clients.connection.driver import Driver
+from clients.connection.driver import Driver, seconds
 from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
     declaration,
@@ -72,8 +72,19 @@ class Client:
     ) -> None:
         """See `connect`."""
         check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
-        self._core = Core(name, self._reply, self._settle)
-        self._driver = Driver(
+
+        # They know the driver and not the client, which would never be gone otherwise.
+        def reply(request: Message, answer: Answer) -> Awaitable[None]:
+            direct.reply(driver, request, answer)
+            return _SENT
+
+        def settle(delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
+            with driver.lock:
+                operations.settle(driver, delivery, refused=refused, delay_s=delay_s)
+            return _SENT
+
+        self._core = Core(name, reply, settle)
+        self._driver = driver = Driver(
             self._core,
             secured(url, tls),
             link.hello(name, token, tenant, shared=shared_memory),
@@ -81,8 +92,9 @@ class Client:
             reconnect_timeout_s=reconnect_timeout_s,
             on_reconnect=on_reconnect,
         )
-        self._handlers = Handlers(self._driver)
+        self._handlers = Handlers(driver)
         self._callbacks = Callbacks()
+        self._hold = driver.holding.hold()
 
     @property
     def name(self) -> str:
@@ -128,6 +140,9 @@ class Client:
             TimeoutError: no room in time. A message of 16 KiB or more, or one with ack, may have arrived all the same.
             ConnectionClosed: the client is closed, or the connection ended before the message had left.
         """
+        if timeout_s is not PUBLISH_TIMEOUT_S and timeout_s is not None:
+            # Most messages wait for nothing, and would never find out.
+            seconds(timeout_s)
         encoded: Encoded | None = None
         known_lane = lane is None or (type(lane) is str and lane in PLAIN_LANES)
         if known_lane and headers is None and ack is None and not priority:
@@ -404,15 +419,6 @@ class Client:
         message = request_message(topic, value, headers, lane, 0)
         gathering = requesting.Gathering(self._driver, message, timeout_s, stall_s, max_replies)
         return Replies(self._driver, gathering, self._handlers.aside)
-
-    def _reply(self, request: Message, answer: Answer) -> Awaitable[None]:
-        direct.reply(self._driver, request, answer)
-        return _SENT
-
-    def _settle(self, delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
-        with self._driver.lock:
-            operations.settle(self._driver, delivery, refused=refused, delay_s=delay_s)
-        return _SENT
 
     def group(
         self,

@@ -10,6 +10,7 @@ from clients.reading.subscription_state cimport SubscriptionState
 cdef class Subscription:
     cdef public Driver _driver
     cdef public SubscriptionState _state
+    cdef object _hold
     cdef object __weakref__
 
     @cython.locals(driver=Driver, state=SubscriptionState)

@@ -27,6 +27,7 @@ class Subscription:
         """Made by `Client.subscribe`."""
         self._driver = driver
         self._state = state
+        self._hold = driver.holding.hold()
 
     @property
     def filter(self) -> str:

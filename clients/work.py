@@ -36,6 +36,7 @@ class Work(Started):
     ) -> None:
         """Made by a Group."""
         self._driver = driver
+        self._hold = driver.holding.hold()
         driver.expect_results(more=True)
         super().__init__(place, operation, signal, prepared, grace_s)
 
@@ -89,6 +90,7 @@ class SharedWork(StartedShared, Work):
     ) -> None:
         """Made by a Group. The driver's lock is held."""
         self._driver = driver
+        self._hold = driver.holding.hold()
         StartedShared.__init__(self, place, operation, prepared, grace_s)
         operation.way.submit(operation.task)
 

@@ -45,6 +45,34 @@ def test_flags_win_over_variables_over_the_file_over_defaults(tmp_path: Path) ->
     assert origins["admin"] == "default"
 
 
+def test_what_kubernetes_says_of_a_service_called_tensorbus_is_no_setting() -> None:
+    variables = {
+        "TENSORBUS_SERVICE_HOST": "10.0.0.11",
+        "TENSORBUS_SERVICE_PORT": "4870",
+        "TENSORBUS_SERVICE_PORT_BUS": "4870",
+        "TENSORBUS_PORT": "tcp://10.0.0.11:4870",
+        "TENSORBUS_PORT_4870_TCP": "tcp://10.0.0.11:4870",
+        "TENSORBUS_PORT_4870_TCP_PROTO": "tcp",
+        "TENSORBUS_PORT_4870_TCP_PORT": "4870",
+        "TENSORBUS_PORT_4870_TCP_ADDR": "10.0.0.11",
+    }
+    assert set(load({}, variables, None).origins.values()) == {"default"}
+    for unknown in ("TENSORBUS_SERVICE", "TENSORBUS_PORTS", "TENSORBUS_PORT_4870"):
+        with pytest.raises(ConfigError, match="unknown, in the environment"):
+            load({}, {**variables, unknown: "1"}, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ring_bytes", "9" * 5000 + "KiB"), ("admin", "host:" + "9" * 5000), ("ring_messages", "9" * 5000)],
+)
+def test_a_number_that_is_too_long_for_python_is_refused(name: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"setting {name} .*expected"):
+        load({name: value}, {}, None)
+    with pytest.raises(ConfigError, match=f"setting {name} .*expected"):
+        load({}, {}, write(tmp_path, f'{name} = "{value}"'))
+
+
 def test_a_flag_that_was_not_given_decides_nothing() -> None:
     loaded = load({"listen": (), "admin": None}, {"TENSORBUS_ADMIN": "off"}, None)
     assert loaded.config.admin == "off"
@@ -325,3 +353,14 @@ def test_tables_of_topics_are_bounded(tmp_path: Path) -> None:
     tables = "".join(f"[[topics]]\nfilter = 'a/{n}'\nlane = 'bulk'\n" for n in range(limits.DECLARATIONS_MAX + 1))
     with pytest.raises(ConfigError, match="number of tables .* 1025: the limit is 1024"):
         load({}, {}, write(tmp_path, tables))
+
+
+@pytest.mark.parametrize("name", ["a\udcff", "a\nb", "a\0"])
+def test_a_name_that_nobody_could_be_told_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="setting name .*expected text that is not empty and can be shown"):
+        load({}, {"TENSORBUS_NAME": name}, None)
+
+
+def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="setting audit .*expected a path"):
+        load({}, {}, write(tmp_path, r'audit = "a\u0000b"'))

@@ -49,7 +49,12 @@ def test_every_error_is_documented() -> None:
             errors.LimitExceeded("sessions", 5, 4, "raise sessions_max"),
             "sessions: 5 is over the limit of 4; raise sessions_max",
         ),
-        (errors.NoResponders("a"), "nobody responds at 'a': start a responder, or check the topic's spelling"),
+        (errors.LimitExceeded("memory", 85, 100, "from 85 % on"), "memory: 85 of 100; from 85 % on"),
+        (
+            errors.NoResponders("a"),
+            "nobody responds at 'a': start a responder, or check the topic's spelling; whoever only subscribes is not "
+            "waited for",
+        ),
         (errors.RequestFailed("a", "KeyError: 'x'"), "the responder at 'a' failed: KeyError: 'x'"),
         (errors.CollectiveError("dp", "gone"), "group 'dp': gone"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import broker
 from tests.conftest import ROOT
 
 pytest.importorskip("Cython", reason="nothing is compiled without Cython")
@@ -80,3 +82,14 @@ def test_an_editable_install_compiles_modules_at_once(tree: Path) -> None:
 def test_without_a_compiler_nothing_is_compiled_and_nothing_fails(tree: Path) -> None:
     build(tree, CC="/bin/false")
     assert not list((tree / "broker").glob("*.so"))
+
+
+def test_a_machine_that_is_not_little_endian_is_refused_by_name() -> None:
+    specification = importlib.util.spec_from_file_location("tensorbus_setup", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(setup)
+    setup.check_machine()
+    with pytest.raises(SystemExit, match="this machine is big-endian"):
+        setup.check_machine("big")
+    with pytest.raises(ImportError, match="this machine is big-endian"):
+        broker._check_machine("big")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TypeVar
 
 import msgspec
@@ -36,13 +35,6 @@ def ask(bus: clients.Client, what: str, kind: type[T], items_max: int = ITEMS_MA
         return [(msgspec.convert(item, kind, str_keys=False), item) for item in view(bus, what, items_max=items_max)]
     except msgspec.ValidationError as error:
         raise ProtocolError(f"the broker, of another version, tells something else of its {what}: {error}") from error
-
-
-def discard_output() -> None:
-    """Lets the interpreter flush, at its end, what nobody reads."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def ranks_text(ranks: list[int]) -> str:

@@ -5,6 +5,7 @@ A command imports what it needs when it runs, so that `tensorbus pub` starts wit
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -13,12 +14,14 @@ from typing import IO, Final, TypeVar
 
 import click
 
+from broker.cli import streams
 from broker.cli.context import context
 from broker.cli.options import as_json as _as_json
 from broker.cli.options import at_broker as _at_broker
-from broker.cli.options import echo_json, overflow, seconds, with_context
+from broker.cli.options import echo_json, overflow, replay, seconds, with_context
 from broker.cli.options import url as _url
-from broker.cli.recordings import diff, record, replay
+from broker.cli.recordings import diff, record
+from broker.cli.recordings import replay as replay_recording
 from broker.cli.security import certs, tokens
 from broker.cli.terminal import printable
 from broker.config import PERMISSIONS, TENANTS, TOPICS, Config, admin_address, describe, environment, load
@@ -76,12 +79,19 @@ class _Commands(click.Group):
                     formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found])
 
     def invoke(self, ctx: click.Context) -> object:
+        streams.take()
         try:
             return super().invoke(ctx)
         except ConnectError as error:
             raise _NotAsked(str(error)) from error
         except BrokerError as error:
             raise _Failure(str(error)) from error
+        except OSError as error:
+            streams.settle_output()
+            if error.errno == errno.EPIPE:
+                # Whoever reads the output has seen enough.
+                raise
+            raise _Failure(streams.words_of(error)) from error
 
 
 def _tell_version(ctx: click.Context, flag: click.Parameter, wanted: bool) -> None:
@@ -173,7 +183,7 @@ def pub(
 @click.option("--count", type=click.IntRange(min=1), help="End after N messages.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with all there is to a message.")
 @click.option("--raw", is_flag=True, help="The payloads as they travelled, with nothing between them.")
-@click.option("--replay", metavar="latest|all|SEQUENCE", help="Begin with what the topics have retained.")
+@replay
 @overflow
 @seconds("--reconnect-timeout", 30.0, "How long to look for a broker that has gone.")
 @_url
@@ -183,7 +193,7 @@ def sub(
     count: int | None,
     as_json: bool,
     raw: bool,
-    replay: str | None,
+    replay: str | int | None,
     overflow: str | None,
     reconnect_timeout_s: float,
     url: str | None,
@@ -198,8 +208,7 @@ def sub(
     if as_json and raw:
         raise click.UsageError("--json and --raw exclude each other.")
     form = Form.JSON if as_json else Form.RAW if raw else Form.TEXT
-    start = int(replay) if replay is not None and replay.isdecimal() else replay
-    subscribe(url, topic_filter, form, count, replay=start, overflow=overflow, reconnect_timeout_s=reconnect_timeout_s)
+    subscribe(url, topic_filter, form, count, replay=replay, overflow=overflow, reconnect_timeout_s=reconnect_timeout_s)
 
 
 @main.command()
@@ -330,5 +339,5 @@ def completion(shell: str, *, as_json: bool) -> None:
         click.echo(script)
 
 
-for command in (certs, tokens, context, record, replay, diff):
+for command in (certs, tokens, context, record, replay_recording, diff):
     main.add_command(command)

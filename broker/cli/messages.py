@@ -14,7 +14,7 @@ import click
 
 import clients
 from broker.cli import values as cli_values
-from broker.cli.connect import discard_output
+from broker.cli.streams import discard_output
 from broker.errors import InvalidValue
 
 _LOOK_S: Final = 1.0

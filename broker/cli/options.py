@@ -7,9 +7,10 @@ TENSORBUS_ADMIN finds the context's; so does what reads TENSORBUS_TLS.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import click
 
@@ -17,6 +18,9 @@ from broker.config import adopt, environment
 from broker.topics.policy import OVERFLOWS
 
 C = TypeVar("C", bound=Callable[..., None])
+_NUMBER_MAX: Final = 1e9
+"""Of seconds thirty years; clocks and the kernel's calls do not take much more."""
+_SEQUENCE_DIGITS_MAX: Final = 19
 
 
 def with_context(command: C) -> C:
@@ -41,6 +45,9 @@ def _adopt(flag: str | None) -> None:
     from broker import contexts
 
     variables = environment()
+    if not flag and variables.get("TENSORBUS_URL"):
+        # Whatever the file of contexts says, and whether it can be read.
+        return
     chosen = contexts.choose(contexts.read(contexts.file_of(variables)), flag, variables)
     if chosen is not None:
         adopt(chosen.variables())
@@ -75,6 +82,40 @@ def echo_json(told: Mapping[str, object]) -> None:
     click.echo(json.dumps(told, ensure_ascii=False, separators=(",", ":")))
 
 
+class _Finite(click.FloatRange):
+    """A number that is one: Python reads `nan` as a number too, of which no bound holds."""
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))  # type: ignore[arg-type]
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+def finite(least: float = 0.0, most: float = _NUMBER_MAX, *, above: bool = False) -> click.FloatRange:
+    """The type of a number that can be counted with.
+
+    Args:
+        least: the smallest.
+        most: the largest.
+        above: whether it has to be larger than `least`.
+    """
+    return _Finite(least, most, min_open=above)
+
+
+def _start(text: str) -> str | int:
+    """A sequence, or a word, which the client knows or refuses."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _SEQUENCE_DIGITS_MAX else text
+
+
+replay = click.option(
+    "--replay",
+    type=_start,
+    metavar="latest|all|SEQUENCE",
+    help="Begin with what the topics have retained.",
+)
+
+
 def seconds(flag: str, default_s: float, text: str, *, least: float = 0.0, above: bool = False) -> Callable[[C], C]:
     """An option for a duration, such as `--timeout` for the argument `timeout_s`.
 
@@ -88,7 +129,7 @@ def seconds(flag: str, default_s: float, text: str, *, least: float = 0.0, above
     return click.option(
         flag,
         f"{flag.removeprefix('--').replace('-', '_')}_s",
-        type=click.FloatRange(min=least, min_open=above),
+        type=finite(least, above=above),
         default=default_s,
         show_default=True,
         metavar="SECONDS",

@@ -98,10 +98,14 @@ def record(
     with clients.connect(url, name=f"tensorbus-record-{os.getpid()}") as bus:
         writer = Writer(file, Start([topic_filter], time.time_ns(), url or ""), append=append)
         try:
-            with (
-                bus.subscribe(topic_filter, replay=replay, overflow=overflow) as subscription,
-                _asked_to_end() as asked,
-            ):
+            try:
+                subscription = bus.subscribe(topic_filter, replay=replay, overflow=overflow)
+            except BaseException:
+                if not append:
+                    # It would be in the way of the next try.
+                    file.unlink(missing_ok=True)
+                raise
+            with subscription, _asked_to_end() as asked:
                 try:
                     for message in _arrivals(subscription, writer, bounds, asked):
                         writer.add(message)

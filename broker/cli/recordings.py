@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from broker.cli.options import as_json, overflow, url
+from broker.cli.options import as_json, finite, overflow, url
+from broker.cli.options import replay as replay_from
 from broker.config import size_of
 
 if TYPE_CHECKING:
@@ -46,11 +47,9 @@ _count = click.option("--count", type=click.IntRange(min=1), metavar="N", help="
 )
 @click.option("--append", is_flag=True, help="Go on with FILE; what is torn at its end is cut off.")
 @_count
-@click.option(
-    "--duration", "duration_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End then."
-)
+@click.option("--duration", "duration_s", type=finite(above=True), metavar="SECONDS", help="End then.")
 @click.option("--max-size", "bytes_max", type=_size, metavar="SIZE", help="End when FILE is so long, as 500MiB.")
-@click.option("--replay", metavar="latest|all|SEQUENCE", help="Begin with what the topics have retained.")
+@replay_from
 @overflow
 @as_json
 @url
@@ -62,7 +61,7 @@ def record(
     count: int | None,
     duration_s: float | None,
     bytes_max: int | None,
-    replay: str | None,
+    replay: str | int | None,
     overflow: str | None,
     as_json: bool,
     url: str | None,
@@ -74,9 +73,8 @@ def record(
     """
     from broker.cli.record import Bounds, record
 
-    start = int(replay) if replay is not None and replay.isdecimal() else replay
     bounds = Bounds(count, duration_s, bytes_max)
-    told = record(url, topic_filter, file, bounds, append=append, replay=start, overflow=overflow)
+    told = record(url, topic_filter, file, bounds, append=append, replay=replay, overflow=overflow)
     _tell(told, "recorded", as_json=as_json)
 
 

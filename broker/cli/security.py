@@ -8,10 +8,12 @@ from typing import Final, TypeVar
 
 import click
 
-from broker.cli.options import as_json
+from broker.cli.options import as_json, finite
 from broker.limits import WORLD_SIZE_MAX
 
 C = TypeVar("C", bound=Callable[..., None])
+DAYS_MAX: Final = 36_500.0
+"""A hundred years; no certificate counts for longer than its authority anyway."""
 _FOLDER: Final = click.Path(path_type=Path, file_okay=False)
 
 _folder = click.argument("folder", metavar="DIR", type=_FOLDER)
@@ -31,7 +33,7 @@ _file = click.option(
 def _days(command: C) -> C:
     return click.option(
         "--days",
-        type=click.FloatRange(min=0, min_open=True),
+        type=finite(most=DAYS_MAX, above=True),
         default=365.0,
         show_default=True,
         help="How long they count.",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ import uvloop
 from broker import logs
 from broker.answers import show_to_clients
 from broker.cli.options import echo_json
+from broker.cli.streams import settle_output
 from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
 from broker.limits import LOG_INTERVAL_S
@@ -26,6 +28,7 @@ from broker.telemetry import exporting_tracer
 from broker.tracing import Traces
 from broker.transport.addresses import Address
 
+log = logging.getLogger(__name__)
 GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
 
@@ -115,8 +118,7 @@ async def _serve(
             admin = Admin(server)
             lines.append({"admin": await admin.start(config.admin)})
         _settle_memory()
-        for line in lines:
-            echo(line)
+        _tell(lines, echo)
         await stopping.wait()
     finally:
         await server.stop()
@@ -124,6 +126,16 @@ async def _serve(
             await admin.stop()
         if traces is not None:
             traces.close()
+
+
+def _tell(lines: Sequence[Mapping[str, str]], echo: Callable[[Mapping[str, object]], None]) -> None:
+    """Says where it listens. A broker goes on, also when whoever has started it reads no further."""
+    try:
+        for line in lines:
+            echo(line)
+    except OSError as error:
+        settle_output()
+        log.warning("server.output_closed listening=%s cause=%s", lines, error.strerror)
 
 
 def _dialled(address: Address, config: Config) -> Address:

@@ -20,6 +20,7 @@ from broker.security.roles import role_of
 from broker.security.tokens import Token, add_token, new_token, read_tokens, revoke_token
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_LASTS_MAX: Final = timedelta(days=36_500)
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw])")
 
 
@@ -54,7 +55,10 @@ def duration(text: str) -> timedelta:
     found = _DURATION.fullmatch(text)
     if not found or not int(found[1]):
         raise InvalidValue("duration", text, "write a number and s, m, h, d or w, such as 12h or 30d")
-    return timedelta(seconds=int(found[1]) * _UNITS_S[found[2]])
+    lasts = timedelta(seconds=int(found[1]) * _UNITS_S[found[2]])
+    if lasts > _LASTS_MAX:
+        raise InvalidValue("duration", text, f"is longer than {_LASTS_MAX.days}d; without --expires it is for ever")
+    return lasts
 
 
 def revoke(file: Path, numbers: Sequence[str], *, as_json: bool) -> None:

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.live import Live
 
 import clients
-from broker.cli.connect import ask, connect, discard_output
+from broker.cli.connect import ask, connect
+from broker.cli.streams import discard_output
 from broker.cli.top_data import Look, Refresh, Server, Session, Topic, refresh
 from broker.cli.top_view import as_json, picture
 from broker.errors import BrokerError

@@ -70,6 +70,9 @@ def _ask(admin: str, path: str) -> list[msgspec.Raw]:
         raise ConnectError(
             f"http://{admin}", f"what answers there is no broker's HTTP interface ({_ADVICE})"
         ) from error
+    except ValueError as error:
+        # Not told, because it may be a secret.
+        raise ConnectError(f"http://{admin}", "that is no host's name, or $TENSORBUS_TOKEN is no token") from error
     finally:
         connection.close()
 

@@ -84,10 +84,13 @@ class CertificateAuthority:
         try:
             self._certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
             key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
+            # The last is of a key that has a password.
             problem = f"there is no authority: {error}; tensorbus certs init makes one"
             raise InvalidValue("folder", str(folder), problem) from error
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            problem = "is of another kind than tensorbus makes; sign with what has made it, or make an authority here"
+            raise InvalidValue("key of the authority", str(folder / "ca.key"), problem)
         self._key = key
 
     @classmethod

@@ -55,7 +55,6 @@ class Arrivals:
     Attributes:
         half_open: connections that have yet to say hello, the oldest first.
         opened: sessions that have.
-        pushed_out: half-open connections that had to make room, ever.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Arrivals:
         """
         self.half_open: dict[SessionId, Newcomer] = {}
         self.opened: set[SessionId] = set()
-        self.pushed_out = 0
         self._sessions_max = sessions_max
         self._half_open_max = half_open_max
         self._hello_timeout_ns = int(hello_timeout_s * 1e9)
@@ -114,7 +112,6 @@ class Arrivals:
         self.half_open[newcomer.id] = newcomer
         if len(self.half_open) > self._half_open_max:
             oldest = self.half_open[next(iter(self.half_open))]
-            self.pushed_out += 1
             self.refuse(oldest, self._too_many)
 
     def open(self, record: SessionRecord) -> LimitExceeded | None:

@@ -243,7 +243,7 @@ class BrokerState:
         tenant.disconnect(record)
         if record.shares is not None:
             record.shares.disconnect(reads_on=reads_on)
-        tenant.groups.disconnect(record, now_ns)
+        tenant.groups.disconnect(record)
         if record.name:
             tenant.announce("$sys/sessions", {"event": "closed", "session": session_id, "name": record.name})
 

@@ -235,7 +235,7 @@ class Groups:
             )
         return group
 
-    def disconnect(self, session: SessionRecord, now_ns: int) -> None:
+    def disconnect(self, session: SessionRecord) -> None:
         """A session is over: its groups lose a member."""
         for name in list(session.groups):
             group = self._by_name[name]

@@ -38,5 +38,5 @@ cdef class Requests:
     cpdef replied(self, SessionRecord session, str inbox, unsigned long long number)
     @cython.locals(subscription=Subscription)
     cdef _stop(self, Request request)
-    cdef _tell_lost(self, Request request, SessionRecord session, str reason)
+    cdef _tell_lost(self, Request request, str reason)
     cdef _send(self, SessionRecord session, Frame frame)

@@ -172,7 +172,7 @@ class Requests:
         if new is not None and new.responder:
             self._expect(request, new, message)
         else:
-            self._tell_lost(request, old.session, f"{old.session.name!r} does not respond any more")
+            self._tell_lost(request, f"{old.session.name!r} does not respond any more")
 
     def disconnect(self, session: SessionRecord) -> None:
         """A session is over: nobody replies for it, and nobody reads what others reply to it."""
@@ -184,9 +184,9 @@ class Requests:
         for request in dict.fromkeys(asked.values()):
             for subscription in [known for known in request.asked if known.session is session]:
                 del request.asked[subscription]
-                self._tell_lost(request, session, f"the session of {session.name!r} has ended")
+                self._tell_lost(request, f"the session of {session.name!r} has ended")
 
-    def _tell_lost(self, request: Request, session: SessionRecord, reason: str) -> None:
+    def _tell_lost(self, request: Request, reason: str) -> None:
         """Tells a requester of one responder that it need not wait for; `count` says how many are left."""
         body = encode_body(Failure(Code.RESPONDER_LOST, reason))
         left = len(request.asked)

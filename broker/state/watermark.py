@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from broker.state.tenants import Tenant
 
 NAME: Final = "memory_max_bytes"
-ADVICE: Final = "let readers catch up, keep less for replay, or give the broker more memory"
 NEW_WORK: Final = frozenset(map(int, (Kind.SUBSCRIBE, Kind.JOIN, Kind.DECLARE)))
 """What is refused from REFUSE on, besides messages and sessions."""
 SHED_BYTES_MIN: Final = 1 << 20
@@ -49,6 +48,11 @@ class Level(IntEnum):
 
 BEGINS_PERCENT: Final = (0, 75, 85, 95)
 HYSTERESIS_PERCENT: Final = 5
+ADVICE: Final = (
+    f"from {BEGINS_PERCENT[Level.REFUSE]} % on nothing new is taken, until it is below "
+    f"{BEGINS_PERCENT[Level.REFUSE] - HYSTERESIS_PERCENT} % again: let readers catch up, keep less for replay, or give "
+    "the broker more memory"
+)
 
 
 class Watermark:
@@ -58,7 +62,6 @@ class Watermark:
         level: what holds now.
         used_bytes: what the broker used at the last look.
         limit_bytes: what there was for it.
-        shed_sessions: how many sessions were closed for it, ever.
     """
 
     def __init__(self, tenants: Mapping[str, Tenant]) -> None:
@@ -67,7 +70,6 @@ class Watermark:
         """
         self.level = Level.NORMAL
         self.used_bytes = self.limit_bytes = 0
-        self.shed_sessions = 0
         self._tenants = tenants
 
     def look(self, used_bytes: int, limit_bytes: int, sessions: Iterable[SessionRecord]) -> SessionRecord | None:
@@ -129,7 +131,6 @@ class Watermark:
         heaviest = max(sessions, key=waiting_bytes, default=None)
         if heaviest is None or waiting_bytes(heaviest) < SHED_BYTES_MIN:
             return None
-        self.shed_sessions += 1
         words = f"{waiting_bytes(heaviest)} bytes wait for this session and memory has run out ({self.refusal()})"
         heaviest.session.fail(ProtocolError(words, Code.LIMIT))
         return heaviest

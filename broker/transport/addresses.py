@@ -17,6 +17,8 @@ from broker.errors import InvalidValue
 from broker.limits import NAME_BYTES_MAX, SOCKET_PATH_BYTES_MAX
 
 PORT_MAX: Final = 65_535
+PORT_DIGITS_MAX: Final = 10
+"""With zeros in front; of thousands Python makes no number at all."""
 
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _INPROC_NAME: Final = re.compile(r"[^\s,\x00-\x1f\x7f]+")
@@ -79,7 +81,7 @@ def _parse_host_port(text: str, scheme: str, rest: str) -> Address:
     host, separator, port = rest.rpartition(":")
     if not separator or port.endswith("]"):
         raise InvalidValue("address", text, f"no port; write {scheme}://host:port")
-    if not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
+    if not (port.isascii() and port.isdigit() and len(port) <= PORT_DIGITS_MAX and int(port) <= PORT_MAX):
         raise InvalidValue("address", text, f"the port must be a number from 0 to {PORT_MAX}, not {port!r}")
     return Address(scheme, host=_parse_host(text, scheme, host), port=int(port))
 

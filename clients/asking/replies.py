@@ -26,6 +26,7 @@ class Replies:
         self._driver = driver
         self._gathering = gathering
         self._aside = aside
+        self._hold = driver.holding.hold()
 
     @property
     def complete(self) -> bool:

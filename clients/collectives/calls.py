@@ -21,6 +21,7 @@ class Calls(GroupBase):
         """Made by `Client.group`."""
         super().__init__(place, compression)
         self._driver = driver
+        self._hold = driver.holding.hold()
 
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place

@@ -28,6 +28,7 @@ cdef class Driver:
     cdef Wakeup _wake
     cdef Wire _wire
     cdef object _acquire, _release, _keeper_wake, _keeper
+    cdef public object holding
     cdef object __weakref__
 
     cpdef block(self, Signal signal, timeout_s, what)

@@ -25,7 +25,7 @@ from typing import Final, TypeVar
 
 from broker.clock import monotonic_ns
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
-from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
+from broker.limits import ANSWER_TIMEOUT_S, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.line import AVAILABLE
@@ -36,6 +36,7 @@ from broker.wires import Wire
 from clients.connection import lifetimes
 from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core, Reconnected
+from clients.connection.holding import Holding
 from clients.connection.link import INTERRUPTED, UNLINKED, Link, dial
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
@@ -83,6 +84,7 @@ class Driver:
             PermissionDenied: the broker does not let this client in.
         """
         self.core = core
+        self.holding = Holding(core)
         self._lock_anew()
         self._addresses = addresses
         self._greeting = greeting
@@ -109,17 +111,14 @@ class Driver:
         try:
             link = dial(addresses, greeting, connect_timeout_s, core.allocate)
         except BaseException:
-            self._wake.close()
-            self._keeper_wake.close()
+            self._close_wakes()
             raise
         core.places.call = self.call
         with self.lock:
             self._adopt(link)
         self._keeper = threading.Thread(target=self._keep, name=f"tensorbus-keeper-{core.name}", daemon=True)
-        self._keeper.start()
         lifetimes.open_drivers.add(self)
-
-    # For callers.
+        self._keeper.start()
 
     def run(self, operation: Coroutine[object, None, T]) -> T:
         """Runs an operation that is written once for both kinds of client; here every wait in it blocks.
@@ -232,13 +231,15 @@ class Driver:
                 self._closing = True
                 self._say_goodbye(reason, timeout_s)
                 self._shut(ConnectionClosed(reason, Code.NORMAL))
-        lifetimes.open_drivers.discard(self)
         if threading.current_thread() is not self._keeper:
             self._keeper.join(timeout_s)
             if not self._keeper.is_alive():
                 with self.lock:
-                    self._wake.close()
-                    self._keeper_wake.close()
+                    self._close_wakes()
+
+    def _close_wakes(self) -> None:
+        self._wake.close()
+        self._keeper_wake.close()
 
     def abandon(self) -> None:
         """In a forked child: lets go of the parent's connection without a word on it."""
@@ -250,8 +251,7 @@ class Driver:
         link = self._detach()
         if link is not None:
             link.connection.disown()
-        self._wake.close()
-        self._keeper_wake.close()
+        self._close_wakes()
         self.core.close(ConnectionClosed("this client belongs to the parent process; connect again after fork"))
 
     def _say_goodbye(self, reason: str, timeout_s: float) -> None:
@@ -270,8 +270,6 @@ class Driver:
                 self.block(never, 0.01, "the last frames to leave")
             except TimeoutError:
                 self.flush()
-
-    # The pump.
 
     def _pump(self, timeout_s: float | None) -> None:
         """Polls once and reads what is there. The lock is held, and given up while polling."""
@@ -354,8 +352,6 @@ class Driver:
         if failure is not None and (session.phase is Phase.CLOSED or not self._closing):
             self._lose(ConnectionClosed.by(failure))
 
-    # The link's life.
-
     def _lock_anew(self) -> None:
         self.lock = threading.Lock()
         self._acquire, self._release = self.lock.acquire, self.lock.release
@@ -404,8 +400,6 @@ class Driver:
         self._wake.set()
         self._keeper_wake.set()
 
-    # The keeper.
-
     def _keep(self) -> None:
         try:
             self._keep_alive()
@@ -414,10 +408,17 @@ class Driver:
             log.exception("keeper.failed name=%r", self.core.name)
             with self.lock:
                 self._shut(ConnectionClosed(f"the client failed: {type(error).__name__}: {error}"))
+        lifetimes.open_drivers.discard(self)
+        with self.lock:
+            # Who still polls is about to see the end; then `close` does this.
+            if not self._pumping:
+                self._close_wakes()
 
     def _keep_alive(self) -> None:
         last_tick_ns = 0
         while True:
+            if self.holding.gone:
+                self.close("nothing refers to the client any more", ANSWER_TIMEOUT_S)
             with self.lock:
                 if self.core.closed is not None:
                     self._shut(self.core.closed)

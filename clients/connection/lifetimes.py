@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from typing import Final, Protocol
 
 EXIT_TIMEOUT_S: Final = 1.0
@@ -36,6 +37,10 @@ os.register_at_fork(after_in_child=_abandon_all)
 
 @atexit.register
 def _close_all() -> None:
-    """A program that ends without closing its clients loses nothing that it has published."""
+    """A program that ends without closing its clients loses nothing that it has published.
+
+    However many they are, it does not wait for longer than for one: their broker may be what does not answer.
+    """
+    end_s = time.monotonic() + EXIT_TIMEOUT_S
     for driver in list(open_drivers):
-        driver.close("the program ended", EXIT_TIMEOUT_S)
+        driver.close("the program ended", max(0.0, end_s - time.monotonic()))

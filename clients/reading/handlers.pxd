@@ -17,6 +17,7 @@ cdef class Handlers:
     cdef set _in_order, _threads
     cdef Py_ssize_t _aside
     cdef bint _stopping
+    cdef object _hold
 
     cpdef _add_due(self, what)
     cdef _next(self)

@@ -21,6 +21,7 @@ from broker.errors import LimitExceeded
 from broker.limits import HANDLERS_WAITING_MAX
 from clients.connection import operations
 from clients.connection.driver import Driver
+from clients.connection.holding import Hold
 from clients.connection.signals import Signal
 from clients.reading.messages import DEFERRED, Message
 from clients.reading.subscription_state import SubscriptionState
@@ -64,10 +65,13 @@ class Handlers:
         self._threads: set[threading.Thread] = set()
         self._aside = 0
         self._stopping = False
+        self._hold: Hold | None = None
+        """From the first handler on: what refers to nothing of the client can be called by it."""
 
     def add(self, subscription: SubscriptionState, handler: Handler) -> None:
         """From now on a handler gets the subscription's messages."""
         with self.driver.lock:
+            self._hold = self._hold or self.driver.holding.hold()
             self._handlers[subscription] = handler
             if not subscription.wishes.responder:
                 self._in_order.add(subscription)

@@ -6,4 +6,4 @@ cdef class Seen:
     cdef object _wishes
     cdef bint _goes_on
 
-    cpdef first_of(self, str topic, int lane)
+    cpdef first_of(self, int lane)

@@ -45,8 +45,8 @@ class Seen:
         if self._goes_on and self.moment is None:
             self.moment = moment
 
-    def first_of(self, topic: str, lane: int) -> None:
-        """A topic's first message in a lane is about to be noted; where that leads nowhere, it stays the only one."""
+    def first_of(self, lane: int) -> None:
+        """Another topic is about to be noted in a lane; where that leads nowhere, it stays the only one."""
         if self._goes_on and len(self.lanes[lane]) >= SEEN_TOPICS_MAX:
             log.warning("subscription.does_not_resume filter=%r topics=%d", self._wishes.filter, len(self.lanes[lane]))
             self._goes_on, self.moment = False, None

@@ -112,7 +112,7 @@ class SubscriptionState(Signal):
         lane = message._lane
         seen = self.seen.lanes[lane]
         if topic not in seen:
-            self.seen.first_of(topic, lane)
+            self.seen.first_of(lane)
         seen[topic] = message.sequence
         self._lanes[lane].append(message)
         self.pending += 1
@@ -136,7 +136,7 @@ class SubscriptionState(Signal):
         """Another session need not send a topic's messages up to this one."""
         seen = self.seen.lanes[lane]
         if topic not in seen:
-            self.seen.first_of(topic, lane)
+            self.seen.first_of(lane)
         seen[topic] = sequence
 
     def _gap_ahead(self, topic: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -63,6 +64,28 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path, text: str) -> 
     file.write_text(text)
     with pytest.raises(ConfigError, match="cannot be read"):
         read(file)
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/nonexistent"])
+def test_who_has_no_home_has_no_contexts(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(file_of({"HOME": home})) == Contexts()
+    # A user that the system does not know.
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    assert file_of({}) == Path("/.config/tensorbus/contexts.toml")
+
+
+def test_a_file_of_contexts_that_is_broken_harms_nobody_who_names_a_broker(
+    daemon: Daemon, home: dict[str, str]
+) -> None:
+    file = file_of(home)
+    file.parent.mkdir()
+    file.write_text("= =")
+    status, _, errors = run("pub", "a", "x", environment=home)
+    assert (status, errors.count("\n")) == (1, 1)
+    assert "cannot be read" in errors
+    assert run("pub", "a", "x", "--url", daemon.url, environment=home) == (0, "", "")
+    assert run("pub", "a", "x", environment={**home, "TENSORBUS_URL": daemon.url}) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a.b", "x" * 65, "ü", "../a"])

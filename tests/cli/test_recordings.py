@@ -174,3 +174,27 @@ def test_two_recordings_are_compared_message_by_message(tmp_path: Path) -> None:
         "b from me: message 2 is missing in A, 1 in all",
         "c from me: message 1 is missing in B, 1 in all",
     ]
+
+
+def test_a_recording_that_could_not_begin_is_not_in_the_way_of_the_next(daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "a.rec"
+    status, _, errors = run("record", "a", "-o", str(file), "--replay", "some", "--url", daemon.url)
+    assert (status, errors.count("\n")) == (1, 1)
+    assert run("record", "a", "-o", str(file), "--duration", "0.05", "--url", daemon.url)[0] == 0
+    # What was there before stays.
+    assert run("record", "a", "-o", str(file), "--append", "--replay", "some", "--url", daemon.url)[0] == 1
+    assert file.exists()
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "1e300", "-1"])
+def test_a_number_that_cannot_be_counted_with_is_a_wrong_command_line(number: str, tmp_path: Path) -> None:
+    for arguments in (
+        ("record", "a", "-o", str(tmp_path / "a.rec"), "--duration", number),
+        ("certs", "init", str(tmp_path / "pki"), "--days", number),
+        ("top", "--once", "--interval", number),
+        ("stuck", "--after", number),
+        ("bench", "--duration", number),
+    ):
+        status, output, errors = run(*arguments)
+        assert (status, output, "Traceback" in errors) == (2, "", False), arguments
+    assert list(tmp_path.iterdir()) == []

@@ -92,6 +92,12 @@ def test_a_duration_that_is_none_is_refused(text: str) -> None:
         duration(text)
 
 
+def test_a_time_beyond_the_calendar_is_refused() -> None:
+    assert duration("36500d") == timedelta(days=36_500)
+    with pytest.raises(InvalidValue, match="is longer than 36500d"):
+        duration("999999w")
+
+
 def test_a_token_where_it_does_not_belong_is_shown_nowhere(tmp_path: Path) -> None:
     secret = "V2xsLW5v"
     token = f"tb_0123456789ab_{secret}"

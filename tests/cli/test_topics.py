@@ -96,6 +96,15 @@ def test_a_filter_that_cannot_be_is_one_line(daemon: Daemon) -> None:
     assert errors.startswith("tensorbus: topic filter 'a//b': level 2 is empty")
 
 
+@pytest.mark.parametrize("token", ["a\nb", "\u20ac"])
+def test_a_token_that_no_header_can_have_is_one_line_and_not_told(daemon: Daemon, token: str) -> None:
+    admin = daemon.admin_url.removeprefix("http://")
+    status, output, errors = run("topics", "--admin", admin, environment={"TENSORBUS_TOKEN": token})
+    assert (status, output, errors.count("\n")) == (3, "", 1)
+    assert "$TENSORBUS_TOKEN is no token" in errors
+    assert token not in errors
+
+
 def test_the_address_may_be_in_the_environment(daemon: Daemon) -> None:
     variables = {"TENSORBUS_ADMIN": daemon.admin_url.removeprefix("http://")}
     assert run("topics", "metrics/#", environment=variables)[1].startswith("metrics/loss\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import signal
 import sys
 import threading
 
@@ -11,9 +13,10 @@ import pytest
 
 import clients
 from clients import aio
+from clients.connection import lifetimes
 from tests.clients.ranks import all_together, embedded_url
 from tests.clients.serving import ServingThread
-from tests.daemon import Process
+from tests.daemon import Daemon, Process
 from tests.descriptors import opened
 
 PATIENCE_S = 60.0
@@ -143,6 +146,76 @@ def test_a_program_that_ends_without_close_loses_nothing(tcp_broker: ServingThre
         with Process(tcp_broker.url, module="tests.clients.leaving") as process:
             assert process.wait() == 0
         assert [subscription.next(PATIENCE_S).value for _ in range(2000)] == list(range(2000))
+
+
+def sessions_of(serving: ServingThread) -> int:
+    return int(serving.call(lambda: len(serving.server.state.sessions)))
+
+
+def test_a_client_that_nothing_refers_to_is_closed_and_that_is_a_warning(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url) as reader:
+        subscription = reader.subscribe("last", queue_messages=10_000)
+        before = len(opened()), threading.active_count()
+        for number in range(30):
+            bus = clients.connect(tcp_broker.url, name="forgotten")
+            bus.publish("last", number)
+            with pytest.warns(ResourceWarning, match="unclosed client 'forgotten': close it, or use `with`"):
+                del bus
+        # In order: what was published still leaves.
+        assert sorted(subscription.next(PATIENCE_S).value for _ in range(30)) == list(range(30))
+        for thread in threading.enumerate():
+            if thread.name == "tensorbus-keeper-forgotten":
+                thread.join(PATIENCE_S)
+        while sessions_of(tcp_broker) > 1:
+            pass
+        assert len(opened()) <= before[0]
+        assert threading.active_count() <= before[1]
+
+
+def test_a_client_stays_while_anything_of_it_is_there(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url) as bus:
+        subscription = clients.connect(tcp_broker.url).subscribe("a")
+        group = clients.connect(tcp_broker.url).group("dp", world_size=1)
+        replies = clients.connect(tcp_broker.url).request_many("asked", timeout_s=PATIENCE_S)
+        clients.connect(tcp_broker.url, name="answers").respond("asked", lambda request: request.topic)
+        work = clients.connect(tcp_broker.url).group("alone", world_size=1).all_reduce(np.ones(3), async_op=True)
+        gc.collect()
+        assert work.wait(PATIENCE_S).tolist() == [1.0] * 3
+        assert group.all_reduce(np.ones(2)).tolist() == [1.0] * 2
+        assert [reply.value for reply in replies] == ["asked"]
+        bus.publish("a", 1)
+        assert subscription.next(PATIENCE_S).value == 1
+        with pytest.warns(ResourceWarning, match="unclosed client") as warned:
+            del subscription, group, replies, work
+        assert len(warned) == 4
+        # A responder may be all that a client is for.
+        assert bus.request("asked", timeout_s=PATIENCE_S).value == "asked"
+        (answers,) = [driver for driver in lifetimes.open_drivers if driver.core.name == "answers"]
+        answers.close("the test is over", PATIENCE_S)
+
+
+def test_a_client_that_has_given_up_leaves_nothing_when_it_is_forgotten(tcp_broker: ServingThread) -> None:
+    bus = clients.connect(tcp_broker.url, name="lost", reconnect_timeout_s=0)
+    before = len(opened())
+    tcp_broker.cut_off("lost")
+    with pytest.raises(clients.ConnectionClosed):
+        bus.flush(PATIENCE_S)
+    driver = bus._driver
+    for thread in threading.enumerate():
+        if thread.name == "tensorbus-keeper-lost":
+            thread.join(PATIENCE_S)
+    assert driver not in lifetimes.open_drivers
+    assert len(opened()) < before
+
+
+def test_a_program_with_many_clients_of_a_broker_that_has_stopped_ends_soon() -> None:
+    with Daemon() as daemon, Process(daemon.url, module="tests.clients.crowd") as process:
+        assert process.read_line() == "connected"
+        daemon.process.signal(signal.SIGSTOP)
+        process.signal(signal.SIGINT)
+        # Each of its 100 clients would wait for a second.
+        assert process.wait() == 0
+        daemon.process.signal(signal.SIGCONT)
 
 
 def test_what_is_published_last_arrives_though_the_broker_is_just_writing_to_who_closes() -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import suppress
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from uuid import UUID
 
 import msgpack
 import numpy as np
@@ -41,6 +47,43 @@ def test_plain_values_come_back_and_are_what_msgpack_reads(value: object) -> Non
         assert msgpack.unpackb(payload) == value
         assert decode_value(Content.MESSAGEPACK, None, msgpack.packb(value)) == value
     assert there_and_back(value) == value
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Step:
+    number: int = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "comes_back"),
+    [
+        (datetime(2026, 1, 2, 3, tzinfo=timezone(timedelta(hours=1))), datetime(2026, 1, 2, 2, tzinfo=UTC)),
+        (datetime(2026, 1, 2, 3, 4, 5), "2026-01-02T03:04:05"),
+        (date(2026, 1, 2), "2026-01-02"),
+        (time(3, 4), "03:04:00"),
+        (timedelta(seconds=3), "PT3S"),
+        (Decimal("1.10"), "1.10"),
+        (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (Colour.RED, "red"),
+        (Step(), {"number": 3}),
+    ],
+)
+def test_what_messagepack_does_not_have_comes_back_as_documented(value: object, comes_back: object) -> None:
+    assert there_and_back(value) == comes_back
+    assert there_and_back({"a": [value]}) == {"a": [comes_back]}
+    assert there_and_back([np.zeros(1), value])[1] == comes_back
+
+
+@pytest.mark.parametrize("value", [1 + 2j, Path("/x"), range(3), 1 << 64, -(1 << 63) - 1])
+def test_what_has_no_form_on_the_wire_is_refused(value: object) -> None:
+    with pytest.raises(InvalidValue, match="cannot be sent"):
+        encode_value(value)
+    with pytest.raises(InvalidValue, match="cannot be sent"):
+        encode_value({"a": [value]})
 
 
 def test_bytes_stay_bytes_and_are_not_copied() -> None:

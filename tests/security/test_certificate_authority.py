@@ -13,6 +13,13 @@ from broker.errors import InvalidValue
 
 x509 = pytest.importorskip("cryptography.x509", reason="certificates are made with the library cryptography")
 
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519  # noqa: E402
+from cryptography.hazmat.primitives.serialization import (  # noqa: E402
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: E402
 
 from broker.security.certificate_authority import CertificateAuthority  # noqa: E402
@@ -62,6 +69,19 @@ def test_no_certificate_outlives_its_authority(tmp_path: Path) -> None:
     authority = CertificateAuthority.create(tmp_path, days=2)
     found = certificate(authority.issue("trainer-3", days=100)[0] / "tls.crt")
     assert found.not_valid_after_utc <= datetime.now(UTC) + timedelta(days=2)
+
+
+def test_an_authority_whose_key_cannot_sign_is_refused(tmp_path: Path) -> None:
+    CertificateAuthority.create(tmp_path)
+    key = ec.generate_private_key(ec.SECP256R1())
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (tmp_path / "ca.key").write_bytes(locked)
+    with pytest.raises(InvalidValue, match="there is no authority: .*encrypted"):
+        CertificateAuthority(tmp_path)
+    other = ed25519.Ed25519PrivateKey.generate()
+    (tmp_path / "ca.key").write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with pytest.raises(InvalidValue, match="is of another kind than tensorbus makes"):
+        CertificateAuthority(tmp_path)
 
 
 def test_a_second_authority_is_not_put_over_the_first(tmp_path: Path) -> None:

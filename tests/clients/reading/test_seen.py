@@ -19,7 +19,7 @@ def asked(seen: Seen) -> tuple[int | None, dict[str, tuple[int, int, int]]]:
 
 
 def saw(seen: Seen, topic: str, sequence: int) -> None:
-    seen.first_of(topic, 1)
+    seen.first_of(1)
     seen.lanes[1][topic] = sequence
 
 
