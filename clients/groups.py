@@ -81,6 +81,18 @@ class Group(Meetings):
         feedback: str | None = None,
     ) -> Work: ...
 
+    @overload
+    def all_reduce(
+        self,
+        array: object,
+        op: str = ...,
+        *,
+        timeout_s: float = ...,
+        async_op: bool = ...,
+        compression: str | None = ...,
+        feedback: str | None = ...,
+    ) -> object: ...
+
     def all_reduce(
         self,
         array: object,

@@ -287,6 +287,11 @@ class MemberOperation:
         # A flat memoryview of no bytes cannot be cast.
         return array.cast("B") if expected else memoryview(b"")
 
+    def let_go(self) -> None:
+        """The array is the caller's again, who has given this up: what is still to be sent with the claim is a copy."""
+        if not self.opened:
+            self._contribution = memoryview(self._contribution.tobytes())
+
     def next_round(self) -> Round | None:
         """The next contribution to send, or None while this operation has to wait (or has nothing more to send)."""
         if self.done or self._sent >= self._rounds_allowed:

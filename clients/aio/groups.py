@@ -14,7 +14,7 @@ from broker.errors import InvalidValue
 from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
 from clients.aio.driver import AsyncDriver
-from clients.aio.work import ManyWork, SharedWork, Work
+from clients.aio.work import ManyWork, SharedWork, Work, take
 from clients.collectives import (
     channels,
     collective,
@@ -304,7 +304,7 @@ class Group(GroupBase):
         try:
             await joining.decided(self._driver, self._place)
             work = self._start(prepared, timeout_s, priority)
-            return work if async_op else await work.wait()
+            return work if async_op else await take(work)
         except BaseException:
             # Also what could not begin has failed.
             prepared.abandon()
@@ -314,7 +314,7 @@ class Group(GroupBase):
         await joining.decided(self._driver, self._place)
         works = [self._start(prepared, timeout_s, priority) for prepared in many.operations]
         work = ManyWork(works, many.complete)
-        return work if async_op else await work.wait()
+        return work if async_op else await take(work)
 
     async def __aenter__(self) -> Self:
         return self

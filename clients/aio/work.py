@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from broker.collectives.member import MemberOperation
@@ -73,7 +74,8 @@ class SharedWork(StartedShared, Work):
             await driver.wait(operation.signal, self._grace_s if timeout_s is None else timeout_s, what)
             try:
                 result = await shared_operation.finish(driver, self._place, operation)
-            except BaseException:
+            except Exception:
+                # Not when this is cancelled: then nothing is known yet.
                 self._prepared.abandon()
                 raise
             self._value = self._prepared.complete(result)
@@ -102,3 +104,36 @@ class ManyWork(StartedMany, Work):
                 self._value = self._complete_all([await work.wait() for work in self._works])
                 self._finished = True
         return self._value
+
+
+async def take(work: Work) -> object:
+    """Waits for a Work of which its program has no handle: if this is cancelled, the operation is given up.
+
+    The arrays are then the caller's again: as they were, or with the result if all has ended well in that moment.
+    """
+    try:
+        return await work.wait()
+    except asyncio.CancelledError:
+        await _abandon(work)
+        raise
+
+
+async def _abandon(work: Work) -> None:
+    """Gives an operation up. When this returns, nothing writes to its arrays, and nobody gets what is written there."""
+    work.cancel()
+    if isinstance(work, ManyWork):
+        for each in work._works:
+            await _abandon(each)
+    elif not isinstance(work, SharedWork):
+        # Behind the claim goes GIVE_UP, and nobody takes the result.
+        work._operation.let_go()
+    else:
+        # What has begun has its arrays until it has ended, so nobody cancels this. What has not will find that it is
+        # given up.
+        while work._shared.task.sequence and not work._finished:
+            try:
+                await work.wait()
+            except asyncio.CancelledError:
+                continue
+            except BrokerError:
+                break

@@ -32,8 +32,13 @@ class Calls(GroupBase):
         return Work(self._driver, place, operation, signal, prepared, timeout_s + GRACE_S)
 
     def _decide(self) -> None:
-        """Waits, under the lock, until it is known how operations go: moments, when a generation has just begun."""
-        if not self._place.decided.ready:
+        """Waits, under the lock, until it is known how operations go: moments, when a generation has just begun.
+
+        Raises:
+            GenerationChangedError: the members have changed; whoever calls hears of it before they are linked.
+        """
+        while not self._place.decided.ready:
+            self._place.member.raise_change()
             self._driver.block(self._place.decided, joining.DECISION_S, "the members to be linked")
 
     def _call(self, prepared: Prepared, timeout_s: float, *, async_op: bool = False, priority: int = 0) -> object:

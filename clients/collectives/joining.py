@@ -43,7 +43,7 @@ async def join(
     place = pending.place
     assert place is not None
     try:
-        await decided(driver, place)
+        await _linked(driver, place)
         if place.refused is not None:
             raise place.refused
     except BaseException:
@@ -56,10 +56,22 @@ async def decided(driver: Driver, place: Place) -> None:
     """Waits until it is known how the operations of the place's generation go.
 
     Raises:
+        GenerationChangedError: the members have changed; whoever calls hears of it before they are linked.
         CollectiveError: the broker does not say it.
     """
-    if place.decided.ready:
-        return
+    while not place.decided.ready:
+        place.member.raise_change()
+        await _decision(driver, place)
+
+
+async def _linked(driver: Driver, place: Place) -> None:
+    """As `decided`, of a place whose members may change until its owner has it."""
+    while not place.decided.ready:
+        await _decision(driver, place)
+
+
+async def _decision(driver: Driver, place: Place) -> None:
+    """Waits until a decision has come, or another generation."""
     try:
         await driver.wait(place.decided, DECISION_S, "the members to be linked")
     except TimeoutError as error:

@@ -57,7 +57,8 @@ class Place:
         closed: why the place is lost, once it is.
         way: how the generation carries operations out, if not through the broker.
         schedule: what the application asks for.
-        decided: ready when it is known whether the generation has a way; no operation is begun before.
+        decided: ready when it is known whether the generation has a way; no operation is begun before. Each
+            generation has its own.
         refused: why its first generation, or the first with links, does not go as the application asks. Members that
             leave for this reason change the generation, for those that look later.
         plain: the way, if there is nothing to be told before the next operation.
@@ -122,10 +123,11 @@ class Place:
     def _meet(self, told: Membership) -> None:
         """Has links made to the others, if the broker introduces them; else it is decided how operations go."""
         self._unlinked = told.unlinked
+        before, self.decided = self.decided, Signal(ready=not told.peers or self._entrance is None)
+        # Who waits for the last generation is told of this one.
+        before.set()
         if not told.peers or self._entrance is None:
-            self.decided.set()
             return
-        self.decided.clear()
         done = partial(self._entrance.call, self._met, told)
         self._meeting = Meeting(self.number, told.generation, self.member.rank, told.peers, told.secret, done)
         self._entrance.meet(self._meeting)

@@ -122,6 +122,8 @@ async def finish(driver: Driver, place: Place, operation: SharedOperation) -> me
     status = operation.status
     if status in (ring.Outcome.OVER, ring.Outcome.UNDECIDED):
         way.lost(place)
+        # What this member has finished is certain now, and others may wait to hear it.
+        place.report()
         driver.flush()
     if status == ring.Outcome.UNDECIDED:
         status = operation.settled = await way.settle(driver, task)

@@ -23,6 +23,7 @@ Whoever comes after it gets GroupFinishedError: the others do not answer any mor
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
@@ -40,7 +41,7 @@ from broker.limits import COLLECTIVE_TIMEOUT_S
 from clients.collectives.state_sync import arrays_in, changeable, fill, snapshot
 from clients.connection.checks import whole_number
 from clients.groups import Group
-from clients.training.rejoining import join_again
+from clients.training.rejoining import carry_out, join_again
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class Elastic:
         if isinstance(error, GenerationChangedError):
             change = error
         elif isinstance(error, ConnectionClosed) and self._rejoin is not None:
-            self.group, change = join_again(self._rejoin, self.group, self._timeout_s)
+            self.group, change = carry_out(join_again(self._rejoin, self.group, self._timeout_s, time.sleep))
         else:
             return False
         self._behind = True

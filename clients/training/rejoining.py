@@ -1,25 +1,45 @@
-"""Becoming a member of a group again, after the connection was lost and the place in the group with it."""
+"""Becoming a member of a group again, after the connection was lost and the place in the group with it.
+
+As in outer_loop.py, what waits is a generator that yields what a call has given.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Generator
+from typing import Final, Protocol, TypeVar, cast
 
 from broker.errors import CollectiveError, GenerationChangedError, GroupFinishedError, RankTimeoutError
-from clients.groups import Group
 
 REJOIN_DELAY_S: Final = 0.05
 """Between two tries: the broker may not have noticed yet that the old place is free."""
 
+M = TypeVar("M", bound="Membership")
+T = TypeVar("T")
 
-def join_again(rejoin: Callable[[], Group], old: Group, timeout_s: float) -> tuple[Group, GenerationChangedError]:
+
+class Membership(Protocol):
+    """What a Group of either kind of client tells of its members."""
+
+    name: str
+
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def ranks(self) -> tuple[int, ...]: ...
+
+
+def join_again(
+    rejoin: Callable[[], object], old: M, timeout_s: float, pause: Callable[[float], object]
+) -> Generator[object, object, tuple[M, GenerationChangedError]]:
     """The new membership, and how the members have changed by it.
 
     Args:
         rejoin: joins the group once.
         old: the membership that was lost.
         timeout_s: for how long it is tried, in seconds.
+        pause: waits, for so many seconds.
 
     Raises:
         GroupFinishedError: the others have come to their end.
@@ -28,13 +48,24 @@ def join_again(rejoin: Callable[[], Group], old: Group, timeout_s: float) -> tup
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:
-            group = rejoin()
+            joined = yield rejoin()
             break
         except (GroupFinishedError, RankTimeoutError):
             raise
         except CollectiveError:
             if time.monotonic() > deadline_s:
                 raise
-            time.sleep(REJOIN_DELAY_S)
+            yield pause(REJOIN_DELAY_S)
+    group = cast(M, joined)
     lost = sorted(set(old.ranks) - set(group.ranks))
     return group, GenerationChangedError(group.name, group.generation, lost, group.ranks)
+
+
+def carry_out(calls: Generator[object, object, T]) -> T:
+    """Goes through calls that have been carried out when they are yielded, and gives what comes of all."""
+    try:
+        result = next(calls)
+        while True:
+            result = calls.send(result)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]

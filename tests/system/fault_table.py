@@ -30,7 +30,7 @@ class Table:
     Attributes:
         done: faults after which all was well, by kind.
         problems: those after which it was not, by kind and problem.
-        told_ms: from a fault to the last survivor's typed error, by kind.
+        told_ms: from a fault, or a survivor's later call, to the last survivor's typed error, by kind.
         whole_ms: from a fault to the first operation with all ranks, by kind.
         since_ms: to that from the moment in which the newcomer's program ran, if there was one, by kind: the rest is an
             interpreter's start and its imports.

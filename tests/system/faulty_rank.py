@@ -10,7 +10,9 @@ CLOCK_MONOTONIC, in nanoseconds:
     started AT                                its program runs
     joined GENERATION                         it has a place
     whole GENERATION AT                       the first operation with all ranks is done
-    over GENERATION DONE ERROR LOST AT        an operation has failed, after so many that were done in that generation
+    over GENERATION DONE ERROR LOST CALLED AT
+                                              an operation has failed, after so many that were done in that generation;
+                                              when it was called, or waited for, and when that raised
     lost ERROR                                the place is lost
     wrong WORDS                               what must not be
 
@@ -23,7 +25,9 @@ import mmap
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +36,7 @@ import clients
 from clients.collectives import entrance
 
 Array = npt.NDArray[np.generic]
+T = TypeVar("T")
 
 BYTES_MAX = 3 << 20
 DTYPES = ("float32", "int64", "float16", "uint8")
@@ -49,6 +54,32 @@ PATTERN = np.arange(BYTES_MAX, dtype=np.int64) % 7
 
 class Wrong(Exception):
     """What a group must never do."""
+
+
+class Watched:
+    """A group, and when its rank called what has failed: before and after that the rank works, as a program does.
+
+    Attributes:
+        called_ns: when the call was made that has failed, or what has failed was waited for.
+        failed_ns: when that raised.
+    """
+
+    def __init__(self, group: clients.Group) -> None:
+        self._group = group
+        self.called_ns = self.failed_ns = 0
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(self._group, name)
+        return partial(self.watch, value) if callable(value) else value
+
+    def watch(self, function: Callable[..., T], *arguments: object, **options: object) -> T:
+        """Calls a function that may wait for other ranks."""
+        called_ns = time.monotonic_ns()
+        try:
+            return function(*arguments, **options)
+        except clients.BrokerError:
+            self.called_ns, self.failed_ns = called_ns, time.monotonic_ns()
+            raise
 
 
 class Step:
@@ -186,7 +217,7 @@ def burst(group: clients.Group, step: Step, own: Array) -> Iterator[None]:
         failures.append(error)
     failed = False
     for work, array in zip(works, arrays, strict=False):
-        if is_done(work, failures):
+        if is_done(group, work, failures):
             if failed:
                 raise Wrong(f"{step!r}: an operation was done behind one that had failed")
             expect(step, "the result", array, step.reduced())
@@ -202,12 +233,18 @@ def burst(group: clients.Group, step: Step, own: Array) -> Iterator[None]:
         raise failures.pop()
 
 
-def is_done(work: clients.Work, failures: list[clients.BrokerError]) -> bool:
+def is_done(group: clients.Group, work: clients.Work, failures: list[clients.BrokerError]) -> bool:
     """Waits; says whether the operation was done, and else adds why not to the failures."""
-    error = work.exception(TIMEOUT_S + 5.0)
-    if error is not None:
-        failures.append(error)
-    return error is None
+    try:
+        # What fails behind the first one tells nothing new.
+        if failures:
+            work.wait(TIMEOUT_S + 5.0)
+        else:
+            cast(Watched, group).watch(work.wait, TIMEOUT_S + 5.0)
+    except clients.BrokerError as error:
+        failures.append(error.with_traceback(None))
+        return False
+    return True
 
 
 def say(*words: object) -> None:
@@ -215,9 +252,10 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-def go_on(group: clients.Group, seed: str, counter: memoryview) -> None:
+def go_on(joined: clients.Group, seed: str, counter: memoryview) -> None:
     """Carries out operations until the place is lost."""
-    whole = -1
+    whole, watched = -1, Watched(joined)
+    group = cast(clients.Group, watched)
     while True:
         # Another generation may begin between the two questions; then the next operation says so.
         generation, ranks, done = group.generation, group.ranks, 0
@@ -231,7 +269,8 @@ def go_on(group: clients.Group, seed: str, counter: memoryview) -> None:
                     say("whole", generation, time.monotonic_ns())
         except clients.GenerationChangedError as error:
             lost = ",".join(map(str, error.lost_ranks)) or "-"
-            say("over", generation, done, type(error).__name__, lost, time.monotonic_ns())
+            told = type(error).__name__, lost, watched.called_ns, watched.failed_ns
+            say("over", generation, done, *told)
 
 
 def main(url: str, rank: int, world_size: int, schedule: str, seed: str, progress: str) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 
+import clients
 from broker.collectives import ring, shm
 from tests.system import collective_faults
+from tests.system.collective_faults import told_ns
 from tests.system.fault_table import Table
+from tests.system.faulty_rank import Watched
 
 FAULTS = 12
 
@@ -32,3 +37,26 @@ def test_a_table_counts_what_was_well_and_what_was_not() -> None:
     assert kill == ["kill", "3", "0", "0", "0", "20", "30", "30", *["500"] * 3, *["40"] * 3]
     assert cut == ["cut", "1", "0", "0", "1", *["-"] * 9]
     assert everything[:5] == ["all", "4", "0", "0", "1"]
+
+
+def test_the_time_until_a_survivor_is_told_is_that_of_its_call_and_not_of_its_own_work() -> None:
+    waited = ["over", "1", "7", "GenerationChangedError", "3", "100", "250"]
+    came_late = ["over", "1", "7", "GenerationChangedError", "3", "240", "250"]
+    named_later = ["over", "2", "0", "GenerationChangedError", "3", "900", "1000"]
+    assert told_ns([waited], 200) == 50
+    assert told_ns([came_late], 200) == 10
+    assert told_ns([waited, named_later], 200) == 800
+
+
+def test_a_rank_notes_when_it_called_what_has_failed() -> None:
+    class Failing:
+        generation = 3
+
+        def barrier(self) -> NoReturn:
+            raise clients.GenerationChangedError("faults", 4, [1], (0,))
+
+    group = Watched(Failing())  # type: ignore[arg-type]
+    assert group.generation == 3
+    with pytest.raises(clients.GenerationChangedError):
+        group.barrier()
+    assert 0 < group.called_ns <= group.failed_ns

@@ -83,6 +83,19 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wires]:
     wires.cut()
 
 
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """From when it is set on nobody goes to meet others, so that the broker waits for all."""
+    apart, meet = threading.Event(), Entrance.meet
+
+    def meeting(self: Entrance, meeting: Meeting) -> None:
+        if not apart.is_set():
+            meet(self, meeting)
+
+    monkeypatch.setattr(Entrance, "meet", meeting)
+    return apart
+
+
 def misplaced(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """The second client to join says that it is somewhere else."""
     reach, asked = Entrance.reach, []
@@ -294,6 +307,38 @@ def test_a_link_that_is_cut_begins_a_generation_with_new_links_and_nobody_lost(c
         # It is decided before the next operation begins.
         assert totals(groups) == [[6.0] * 5] * 3
         assert [group.schedule for group in groups] == ["ring"] * 3
+
+
+def test_a_change_is_told_before_those_who_are_left_are_linked(connect: Connect, apart: threading.Event) -> None:
+    buses = [connect(name) for name in "abcd"]
+    groups = join_all(*((bus, {}) for bus in buses))
+    assert totals(groups) == [[10.0] * 5] * 4
+    apart.set()
+    buses[3].close()
+    while len(groups[0].ranks) == 4:
+        buses[0].flush()
+    (change,) = totals(groups[:1])
+    assert isinstance(change, clients.GenerationChangedError)
+    assert change.lost_ranks == [3]
+    assert not groups[0]._place.decided.ready, "it was told when the others were linked"
+
+
+def test_who_waits_to_be_linked_is_told_of_the_next_change(connect: Connect, apart: threading.Event) -> None:
+    buses = [connect(name) for name in "abcd"]
+    groups = join_all(*((bus, {}) for bus in buses))
+    apart.set()
+    buses[3].close()
+    assert isinstance(totals(groups[:1])[0], clients.GenerationChangedError)
+    place, told = groups[0]._place, []
+    waiting = threading.Thread(target=lambda: told.extend([*totals(groups[:1]), place.decided.ready]))
+    waiting.start()
+    # It waits, on whatever thread, or is about to.
+    buses[2].close()
+    waiting.join(PATIENCE_S)
+    change, decided = told
+    assert isinstance(change, clients.GenerationChangedError)
+    assert change.lost_ranks == [2]
+    assert not decided
 
 
 def test_links_that_break_before_anything_is_finished_are_given_up(connect: Connect, wires: Wires) -> None:
