@@ -316,3 +316,13 @@ class RankBehindError(CollectiveError):
         self.missed = missed
         text = f"operation {sequence} is over and forgotten, and {missed} after it; regroup and sync_state"
         super().__init__(group, text)
+
+
+def without_frames(cause: BrokerError) -> BrokerError:
+    """The failure, and what it comes from, without the frames of the calls in which they were raised: these refer to
+    the buffers of a write, and so to memory of others, for as long as the failure is known."""
+    error: BaseException | None = cause
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    return cause

@@ -51,6 +51,10 @@ SCRATCH_BYTES: Final = 64 * KIB
 PLACED_BYTES_MIN: Final = 16 * KIB
 """Payloads from this length on are received straight into their final buffer; below, a copy is cheaper."""
 
+REUSED_BYTES_MIN: Final = 1 * MIB
+"""Arrays from this length on, which an application asks a client for, are made in memory that earlier ones have left;
+shorter ones the allocator keeps by itself."""
+
 # Batches (docs/wire.md section 6).
 BATCH_BYTES: Final = 64 * KIB
 """A batch is sent when it holds this much."""
@@ -258,6 +262,9 @@ ZEROMQ_STRANGERS_MAX: Final = 1024
 """Peers of which it is remembered that they were told that they send rubbish; it stands in the log once for each."""
 ZEROMQ_SOCKETS_MAX: Final = 65_535
 """Clients of one process; libzmq's most."""
+ZEROMQ_KEPT_BYTES: Final = 16 * MIB
+"""Blocks up to so long the allocator keeps when they are free, and twice as much at the end of its heap: all that a
+few windows take. At most 32 MiB, or glibc goes on as before."""
 ZEROMQ_LINGER_S: Final = 2.0
 """How long a closed connection goes on delivering, and so the most that the end of a process waits for it."""
 

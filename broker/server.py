@@ -252,6 +252,8 @@ class Server:
         """A session begins, of somebody who has just come or was a stranger until now."""
         now_ns = time.monotonic_ns()
         record = self.state.connect(connection.peer_address, now_ns, connection.passage, stranger=stranger)
+        if connection.lends:
+            record.session.lend = self.state.pool.counted(connection.lend)
         self._scarcity.accepted(record, connection.fileno(), now_ns)
         link = self._links[record.id] = _Link(connection, record, _Heard(self.state, record))
         link.deliver = partial(self._greeted, link, listener)

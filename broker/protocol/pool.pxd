@@ -34,6 +34,7 @@ cdef class BufferPool:
     cpdef tick(self, long long now_ns)
     cpdef let_go(self)
     cdef bint _trim(self, Py_ssize_t wanted_bytes) except -1
+    cpdef count(self, Py_ssize_t size_bytes)
 
 
 cdef Py_ssize_t _references(list kept, Py_ssize_t position) except -1

@@ -122,10 +122,7 @@ class BufferPool:
 
         It is the caller's as long as the caller refers to it, to a view or to a memoryview of it.
         """
-        self._unlooked_bytes += size_bytes
-        if self._unlooked_bytes >= MEMORY_LOOK_BYTES:
-            self._unlooked_bytes = 0
-            self.look()
+        self.count(size_bytes)
         rounded = -(-size_bytes // _GRAIN_BYTES) * _GRAIN_BYTES
         shelf = self._shelves.get(rounded)
         if shelf is None:
@@ -138,6 +135,24 @@ class BufferPool:
                 shelf.kept.append(kept)
                 self.held_bytes += rounded
         return kept.buffer[kept.start : kept.start + size_bytes]
+
+    def count(self, size_bytes: int) -> None:
+        """Memory was given out, by the pool or by somebody else."""
+        self._unlooked_bytes += size_bytes
+        if self._unlooked_bytes >= MEMORY_LOOK_BYTES:
+            self._unlooked_bytes = 0
+            self.look()
+
+    def counted(self, lend: Callable[[int], memoryview | None]) -> Callable[[int], memoryview | None]:
+        """Somebody who lends memory that is not the pool's, and what they lend counted."""
+
+        def counting(size_bytes: int) -> memoryview | None:
+            lent = lend(size_bytes)
+            if lent is not None:
+                self.count(size_bytes)
+            return lent
+
+        return counting
 
     def tick(self, now_ns: int) -> None:
         """Time passes: what is free and was not asked for of late is let go of."""

@@ -30,7 +30,9 @@ cdef class Session:
     cdef public unsigned int _last_stream
     cdef long long _last_ping_ns
     cdef unsigned char *_data
+    cdef public object lend
 
+    @cython.locals(placed=Frame)
     cpdef list receive_buffers(self)
 
     @cython.locals(placed=Frame, rest=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, receiver=Receiver)

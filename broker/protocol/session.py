@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from broker.buffers import Buffer
-from broker.errors import BrokerError, ConnectionClosed, ProtocolError
+from broker.errors import BrokerError, ConnectionClosed, ProtocolError, without_frames
 from broker.limits import (
     CHUNK_BYTES,
     CONTROL_QUEUE_BYTES_MAX,
@@ -108,6 +108,7 @@ class Session:
         refusal: of a client's end, the broker's refusal.
         is_client: which end this is.
         passage: how shared memory passes to the other end; None where it cannot.
+        lend: gives the memory in which so many bytes, the next ones, lie already; see Connection.lend.
         unsent: the buffers of the next write. When there are none, and nothing waits in the outbox, a frame may be
             appended to them at once, and its bytes added to `unsent_bytes`: it need not pass the outbox.
     """
@@ -148,6 +149,7 @@ class Session:
         self.set_heartbeat(heartbeat_interval_s, heartbeat_timeout_s)
         self._last_ping_ns = now_ns
         self._allocate = allocate
+        self.lend: Callable[[int], memoryview | None] | None = None
         self._scratch = make_scratch() if scratch is None else scratch
         if cython.compiled:
             self._data = _address(self._scratch)
@@ -177,7 +179,11 @@ class Session:
 
         They have to be `received` before another session that shares the scratch is asked.
         """
-        if self._placed is not None and not self._deaf:
+        placed = self._placed
+        if placed is not None and not self._deaf:
+            if self.is_client and placed.kind == _CHUNK and placed.flags & _LAST:
+                # The next message had better begin when this one has been taken, and may have its memory.
+                return [self._placed_rest]
             return [self._placed_rest, self._scratch[:_OVERRUN_BYTES]]
         kept = len(self._rest)
         if not kept:
@@ -209,8 +215,8 @@ class Session:
         start, end = 0, len(self._rest) + size
         try:
             if placed is not None:
-                self._placed = None
-                self._amid = placed.kind == _CHUNK and not placed.flags & _LAST
+                self._placed, self._placed_rest = None, _NO_BYTES
+                self._amid = placed.kind == _CHUNK and (self.is_client or not placed.flags & _LAST)
                 self._take(placed, now_ns, receiver)
             else:
                 self._amid = False
@@ -267,10 +273,12 @@ class Session:
             frame.payload = self._copied(payload_start, size) if size and not placed else EMPTY
             start = frame_end
             if placed:
-                memory = self._allocate(frame, size)
-                frame.payload = memory
                 have = min(size, end - start)
-                memory[:have] = self._scratch[start : start + have]
+                memory = self.lend(size) if self.lend is not None and kind == _CHUNK and not have else None
+                if memory is None:
+                    memory = self._allocate(frame, size)
+                    memory[:have] = self._scratch[start : start + have]
+                frame.payload = memory
                 start += have
                 if have < size:
                     self._placed, self._placed_rest = frame, memory[have:]
@@ -460,7 +468,7 @@ class Session:
             return
         self.phase = following
         if cause is not None and self.failure is None:
-            self.failure = _without_frames(cause)
+            self.failure = without_frames(cause)
         if following is _CLOSED:
             self._let_go()
 
@@ -477,16 +485,6 @@ class Session:
         return (
             f"<Session {self.phase.name} received={self.received_bytes} sent={self.sent_bytes} {self.outbox!r}{cause}>"
         )
-
-
-def _without_frames(cause: BrokerError) -> BrokerError:
-    """The failure, and what it comes from, without the frames of the calls in which they were raised: these refer to
-    the buffers of a write, and so to memory of others, for as long as the failure is known."""
-    error: BaseException | None = cause
-    while error is not None and error.__traceback__ is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-    return cause
 
 
 def _close_frame(code: int, reason: str) -> Frame:

@@ -123,6 +123,22 @@ class Connection(_Closing):
         return None
 
     @property
+    def lends(self) -> bool:
+        """Whether `lend` may ever lend something."""
+        return False
+
+    def lend(self, size_bytes: int) -> memoryview | None:
+        """Memory in which the next bytes lie already, so many and no more, for an owner that passes them on unchanged.
+
+        What is given as the first buffer of the next `receive_into`, whole, is filled by it without a copy. It is the
+        owner's from then on, to read.
+
+        Returns:
+            None where the bytes are to be received into memory of the owner's.
+        """
+        return None
+
+    @property
     def wire(self) -> Wire:
         """The same `receive_into` and `send` for whoever calls them for every message, with lists of buffers."""
         return CallingWire(self.receive_into, self.send)

@@ -39,6 +39,7 @@ from clients.connection.options import (
 )
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.securing import Folder, secured
+from clients.publishing.arenas import ordinary_array
 from clients.reading.handlers import FAILED, settle_handled
 from clients.reading.messages import Answer, Delivery, Message, Sent
 
@@ -127,7 +128,10 @@ class Client:
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
         """An uninitialised array to be filled and published, without any copy on the broker's host."""
-        return self._core.arenas.array(*array_form(shape, dtype))
+        lengths, kind, size_bytes = array_form(shape, dtype)
+        if not self._core.arenas.suits(size_bytes):
+            return ordinary_array(self._core.incoming.pool, lengths, kind, size_bytes)
+        return self._core.arenas.array(lengths, kind, size_bytes)
 
     async def flush(self, timeout_s: float | None = ANSWER_TIMEOUT_S) -> None:
         """Waits until everything that was published so far has reached the broker."""

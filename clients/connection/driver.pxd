@@ -7,6 +7,7 @@ from broker.protocol.session cimport Session
 from broker.transport.calls cimport wait_for_either
 from broker.wires cimport Wire
 from clients.connection.core cimport Core
+from clients.reading.incoming cimport Incoming
 from clients.reading.lines cimport Lines
 from clients.publishing.outgoing cimport Outgoing
 from clients.connection.signals cimport Signal
@@ -39,7 +40,7 @@ cdef class Driver:
     @cython.locals(session=Session, events=int, lines=Lines, took=bint)
     cdef _pump(self, timeout_s)
     cdef bint _read_lines(self, bint wakes=*) except -1
-    cdef _read_all(self)
-    @cython.locals(size=Py_ssize_t, _=int, wire=Wire)
-    cdef _read(self, Session session)
+    cdef _read_all(self, bint ahead=*)
+    @cython.locals(size=Py_ssize_t, buffers=list, short=bint, _=int, wire=Wire, incoming=Incoming, assembled=Py_ssize_t)
+    cdef _read(self, Session session, bint ahead)
     cpdef _lose(self, error)

@@ -146,9 +146,7 @@ class Driver:
         """As `wait`. The lock is held by the caller and is given up meanwhile."""
         self.core.before_waiting()
         self.flush(waits=True)
-        if signal.ready:
-            return
-        if self._read_lines() and signal.ready:
+        if signal.ready or (self._read_lines() and signal.ready):
             return
         deadline = None if timeout_s is None else time.monotonic() + seconds(timeout_s)
         while not signal.ready:
@@ -263,11 +261,10 @@ class Driver:
         link.session.close(Code.NORMAL, reason)
         self.core.closing()
         self.flush()
-        never = Signal()
         deadline = time.monotonic() + timeout_s
         while self._link is not None and link.session.phase is Phase.CLOSING and time.monotonic() < deadline:
             try:
-                self.block(never, 0.01, "the last frames to leave")
+                self.block(Signal(), 0.01, "the last frames to leave")
             except TimeoutError:
                 self.flush()
 
@@ -292,7 +289,7 @@ class Driver:
         if (ready or (woken and not took)) and session is self._session:
             if events != READABLE:
                 self.flush()
-            self._read_all()
+            self._read_all(ahead=False)
         if self._followers:
             self._condition.notify_all()
 
@@ -309,31 +306,34 @@ class Driver:
             self._condition.notify_all()
         return True
 
-    def _read_all(self) -> None:
+    def _read_all(self, ahead: bool = True) -> None:
         """Reads until nothing is there, unless another thread is about to. The lock is held."""
         self._read_lines()
         if self._session is not None and not self._pumping:
-            self._read(self._session)
+            self._read(self._session, ahead)
 
     def read_arrived(self) -> None:
         """Reads until nothing is there, also while another thread polls. The lock is held."""
         self._read_lines()
         if self._session is not None:
-            self._read(self._session)
+            self._read(self._session, True)
             if self._pumping or self._followers:
                 # What they wait for may be among it.
                 self.wake_waiters()
 
-    def _read(self, session: Session) -> None:
-        wire = self._wire
+    def _read(self, session: Session, ahead: bool) -> None:
+        wire, incoming, assembled = self._wire, self.core.incoming, self.core.incoming.assembled
         try:
             for _ in range(READS_MAX):
-                size = wire.receive_into(session.receive_buffers())
+                buffers = session.receive_buffers()
+                size = wire.receive_into(buffers)
                 if not size:
                     break
                 session.received(size, monotonic_ns(), self.core)
-                # A short read has emptied the socket; asking again would only cost a system call.
-                if size < SHORT_READ_BYTES or session.failure is not None:
+                # A short read has emptied the socket; asking again would only cost a system call. Whoever waits for a
+                # large message takes it while it is in the processor's cache, and the next one may have its memory.
+                short = size < SHORT_READ_BYTES and size < len(buffers[0])
+                if short or session.failure is not None or (incoming.assembled != assembled and not ahead):
                     break
         except ConnectionClosed as error:
             self._lose(error)

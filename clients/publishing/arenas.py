@@ -30,12 +30,14 @@ from broker.limits import (
     ARENA_BYTES,
     ARENAS_MAX,
     LOANS_MAX,
+    REUSED_BYTES_MIN,
     SHARED_AHEAD_BYTES,
     SHARED_BYTES_MAX,
     SHARED_BYTES_MIN,
     SHARED_PAGE_BYTES,
 )
 from broker.protocol.frames import Frame
+from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
 from broker.protocol.sharing import PLACE, arena_ends, arena_frame, released
 from broker.transport.copying import copy
@@ -373,3 +375,20 @@ def _rounded(size_bytes: int) -> int:
     """The size of the block for a message: one of four between each power of two and the next, in whole pages."""
     step = max(SHARED_PAGE_BYTES, 1 << max(0, (size_bytes - 1).bit_length() - 3))
     return -(-size_bytes // step) * step
+
+
+def ordinary_array(
+    pool: BufferPool, lengths: tuple[int, ...], kind: np.dtype[np.generic], size_bytes: int
+) -> npt.NDArray[np.generic]:
+    """An array in this process's own memory; a long one in memory that an earlier one has left: fresh pages have to be
+    made and zeroed first, which takes a good part of the time that their bytes take to leave.
+
+    Args:
+        pool: of the client, whose lock is held.
+        lengths: of the axes.
+        kind: of the elements.
+        size_bytes: of all of them.
+    """
+    if size_bytes < REUSED_BYTES_MIN or kind.hasobject:
+        return np.empty(lengths, kind)
+    return pool.acquire(size_bytes).view(kind.base).reshape(lengths + kind.shape)

@@ -12,6 +12,7 @@ from clients.connection import operations
 from clients.connection.checks import array_form
 from clients.connection.core import try_publish
 from clients.connection.driver import Driver
+from clients.publishing.arenas import ordinary_array
 from clients.publishing.outbound import Outbound
 from clients.publishing.outgoing import SENT
 
@@ -43,6 +44,9 @@ def publish_shared(driver: Driver, message: Outbound, timeout_s: float, *, ackno
 def empty_shared(driver: Driver, shape: int | Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
     """An array to be filled and published, in shared memory where there is some; see `Client.empty`."""
     arenas, (lengths, kind, size_bytes) = driver.core.arenas, array_form(shape, dtype)
+    if not arenas.suits(size_bytes):
+        with driver.lock:
+            return ordinary_array(driver.core.incoming.pool, lengths, kind, size_bytes)
     if not arenas.has_room(size_bytes):
         driver.run(operations.room(driver, size_bytes))
     return arenas.array(lengths, kind, size_bytes)

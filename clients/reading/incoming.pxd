@@ -23,6 +23,7 @@ cdef class Incoming:
     cdef object _reply, _on_reply, _settle, _on_reply_aborted, _life
     cdef dict _publications, _assemblies
     cdef SubscriptionState _inbox
+    cdef public Py_ssize_t assembled
 
     @cython.locals(subscription=SubscriptionState, flags=int)
     cpdef deliver(self, Frame frame)

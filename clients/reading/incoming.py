@@ -61,6 +61,8 @@ class Incoming:
         self.pool = BufferPool(POOL_BYTES_MAX)
         self.leases = Leases()
         self.latencies = Latencies()
+        self.assembled = 0
+        """Large messages that have come whole, or whose end has come."""
         self._reply = reply
         self._on_reply = on_reply
         self._settle = settle
@@ -242,6 +244,8 @@ class Incoming:
             raise ProtocolError(f"CHUNK of stream {frame.stream}, which no DELIVER has opened")
         assembly = self._assemblies[frame.stream]
         size = len(frame.payload)
+        if frame.flags & Flag.LAST:
+            self.assembled += 1
         if assembly.memory is None:
             if frame.flags & Flag.LAST:
                 del self._assemblies[frame.stream]

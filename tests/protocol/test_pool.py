@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.limits import MEMORY_LOOK_BYTES
 from broker.protocol.pool import UNUSED_NS, BufferPool
 
 CHUNK = 262_144
@@ -97,6 +98,16 @@ def test_what_is_over_the_bound_is_given_out_and_forgotten() -> None:
     assert pool.held_bytes == 3 * CHUNK
     assert len({address(buffer) for buffer in buffers}) == 10
     assert pool.acquire(100 * CHUNK).nbytes == 100 * CHUNK
+
+
+def test_what_others_lend_counts_until_memory_is_looked_at_and_what_they_do_not_lend_does_not() -> None:
+    pool, looks = BufferPool(1 << 20), []
+    pool.look = lambda: looks.append(1)
+    lend = pool.counted(lambda size_bytes: memoryview(bytes(16)) if size_bytes else None)
+    for _ in range(2 * MEMORY_LOOK_BYTES // CHUNK):
+        assert lend(0) is None
+        assert lend(CHUNK) == bytes(16)
+    assert len(looks) == 2
 
 
 def test_free_buffers_of_other_sizes_make_room() -> None:

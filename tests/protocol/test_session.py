@@ -250,6 +250,49 @@ def test_behind_a_chunk_little_is_read_ahead_that_would_have_to_be_copied_until_
     assert sum(map(len, broker.receive_buffers())) == whole
 
 
+def test_a_client_takes_in_nothing_behind_the_end_of_a_large_message_with_it() -> None:
+    client, _ = pair()
+    payload = bytes(PLACED_BYTES_MIN)
+    data = wire(Frame(Kind.CHUNK, stream=1, payload=payload), Frame(Kind.CHUNK, Flag.LAST, stream=1, payload=payload))
+    header_bytes = (len(data) - 2 * len(payload)) // 2
+    read(client, data[:header_bytes])
+    assert sum(map(len, client.receive_buffers())) > len(payload)
+    read(client, data[header_bytes : -len(payload)])
+    assert [len(buffer) for buffer in client.receive_buffers()] == [len(payload)]
+    (last,) = read(client, payload)
+    assert last.flags == Flag.LAST
+    assert 0 < sum(map(len, client.receive_buffers())) < PLACED_BYTES_MIN
+    read(client, wire(Frame(Kind.DROPPED)))
+    assert sum(map(len, client.receive_buffers())) == SCRATCH_BYTES
+
+
+def test_a_chunk_may_stay_in_memory_in_which_all_of_it_has_come() -> None:
+    lent: list[memoryview | None] = []
+
+    def lend(size_bytes: int) -> memoryview | None:
+        lent.append(memoryview(b"x" * size_bytes) if len(lent) else None)
+        return lent[-1]
+
+    broker = opened()
+    broker.lend = lend
+    payload = b"y" * PLACED_BYTES_MIN
+    header = wire(Frame(Kind.CHUNK, stream=1, payload=payload))[: -len(payload)]
+    # Nobody is asked about what is no chunk, or of which something has been copied already.
+    read(broker, wire(Frame(Kind.PUBLISH, payload=payload)))
+    read(broker, header + payload)
+    assert lent == []
+    read(broker, header)
+    (chunk,) = read(broker, payload)
+    assert lent == [None]
+    assert chunk.payload == payload
+    read(broker, header)
+    (rest, *_) = broker.receive_buffers()
+    assert rest.obj is lent[1].obj
+    found: list[Frame] = []
+    broker.received(len(payload), 0, lambda received, _: found.append(received))
+    assert found[0].payload is lent[1]
+
+
 @pytest.mark.parametrize(("size", "placed"), [(PLACED_BYTES_MIN - 1, False), (PLACED_BYTES_MIN, True)])
 def test_a_short_payload_is_copied_and_costs_no_allocation(size: int, *, placed: bool) -> None:
     asked: list[int] = []

@@ -21,6 +21,7 @@ from broker.errors import ConnectError, ConnectionClosed, InvalidValue, ListenEr
 from broker.limits import MIB, ZEROMQ_MESSAGE_BYTES_MAX, ZEROMQ_MESSAGE_CHARGE_BYTES, ZEROMQ_WINDOW_BYTES
 from broker.transport import Connection, Listener, connect, listen
 from broker.transport.zeromq.messages import HEADER, HEADER_BYTES, OPEN, Kind, reason_of
+from broker.transport.zeromq.stream import put_parts
 
 from .driving import PATIENCE_S, accept, fill, is_ready, receive_exactly, receive_until_closed, send_all, wait_readable
 
@@ -206,6 +207,48 @@ def test_a_grant_without_bound_does_not_make_more_wait_than_a_window(listener: L
             stranger.send(HEADER.pack(Kind.DATA, 0) + b"!")
             assert receive_exactly(accepted, 1) == b"!"
             assert len(fill(accepted)) <= ZEROMQ_WINDOW_BYTES + ZEROMQ_MESSAGE_BYTES_MAX
+
+
+class Given:
+    """What a ZeroMQ socket is given."""
+
+    def __init__(self) -> None:
+        self.parts: list[object] = []
+
+    def send(self, part: object, flags: int) -> None:
+        self.parts.append(part)
+
+
+def test_long_parts_are_lent_as_they_came_and_passed_on_as_they_are(listener: Listener) -> None:
+    payload, scratch = os.urandom(100_000), memoryview(bytearray(4096))
+    with connect(listener.address, PATIENCE_S) as dialled, accept(listener) as accepted:
+        send_all(dialled, [b"head", payload, b"tail", payload])
+        while not (size := accepted.receive_into([scratch])):
+            wait_readable(accepted)
+        assert (size, scratch[:4]) == (4, b"head")
+        assert accepted.lend(len(payload) - 1) is None
+        lent = accepted.lend(len(payload))
+        assert accepted.receive_into([lent, scratch]) == len(payload) + 4
+        assert (lent, scratch[:4]) == (payload, b"tail")
+        assert accepted.lend(len(payload)) == payload
+        assert receive_exactly(accepted, len(payload)) == payload, "what was lent and not taken is copied"
+        assert accepted.lend(len(payload)) is None
+        for passes_on, kinds in ((True, (bytes, zmq.Frame, memoryview)), (False, (bytes, memoryview, memoryview))):
+            given = Given()
+            put_parts(given, [b"x", lent, lent[1:]], passes_on=passes_on)
+            assert tuple(map(type, given.parts)) == kinds
+        send_all(accepted, [b"x", lent, lent[1:]])
+        assert receive_exactly(dialled, 2 * len(payload)) == b"x" + payload + payload[1:]
+        assert lent == payload
+
+
+def test_of_a_long_part_that_was_taken_in_part_nothing_is_lent(listener: Listener) -> None:
+    payload = os.urandom(100_000)
+    with connect(listener.address, PATIENCE_S) as dialled, accept(listener) as accepted:
+        send_all(dialled, [payload])
+        assert receive_exactly(accepted, 1) == payload[:1]
+        assert [accepted.lend(len(payload) - taken) for taken in (0, 1)] == [None, None]
+        assert receive_exactly(accepted, len(payload) - 1) == payload[1:]
 
 
 def test_a_peer_that_comes_back_under_its_name_does_not_go_on_where_it_was(listener: Listener) -> None:

@@ -62,6 +62,10 @@ class RouterStream(Stream):
         self.link = link
         self.probes = 0
 
+    @property
+    def lends(self) -> bool:
+        return True
+
     def _put(self, parts: Sequence[Buffer]) -> None:
         self._hub.put(self.identity, parts)
 
@@ -136,7 +140,7 @@ class Hub:
             self._socket.send(identity, zmq.NOBLOCK | zmq.SNDMORE)
         except zmq.ZMQError as error:
             raise PeerGone from error
-        put_parts(self._socket, parts)
+        put_parts(self._socket, parts, passes_on=True)
 
     def forget(self, stream: RouterStream) -> None:
         """A stream was closed."""

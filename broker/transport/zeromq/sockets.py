@@ -8,12 +8,14 @@ import stat
 import struct
 from typing import Final
 
+import numpy as np
 import zmq
 
 from broker.limits import (
     HEARTBEAT_INTERVAL_S,
     HEARTBEAT_TIMEOUT_S,
     HELLO_TIMEOUT_S,
+    ZEROMQ_KEPT_BYTES,
     ZEROMQ_LINGER_S,
     ZEROMQ_MESSAGE_BYTES_MAX,
     ZEROMQ_SOCKETS_MAX,
@@ -37,9 +39,20 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     """This process's ZeroMQ, whose thread moves the bytes of all its sockets; made for the first one."""
     global _context
     if _context is None:
+        _keep_what_is_freed()
         _context = zmq.Context()
         _context.set(zmq.MAX_SOCKETS, ZEROMQ_SOCKETS_MAX)
     return _context
+
+
+def _keep_what_is_freed() -> None:
+    """Lets the allocator keep the memory of messages for the next ones, instead of pages that are fresh each time.
+
+    glibc's gives blocks of 128 KiB and more back to the system at once, until one that is longer has been freed: then
+    it keeps what is up to that long, and twice as much in all at the end of its heap (mallopt(3), M_MMAP_THRESHOLD). A
+    block that nobody touches costs nothing. Others have their own ways, and take no harm.
+    """
+    np.empty(ZEROMQ_KEPT_BYTES, np.uint8)
 
 
 def finish() -> None:

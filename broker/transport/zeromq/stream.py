@@ -37,8 +37,8 @@ class Stream(Connection):
     """One end of a connection. The lock is that of the ZeroMQ socket, which several streams may share."""
 
     __slots__ = (
-        "_arrived", "_blocked", "_end", "_granted", "_inbox", "_lock", "_lost", "_may_send", "_readiness", "_sent",
-        "_sent_max", "_taken",
+        "_arrived", "_blocked", "_end", "_granted", "_inbox", "_lent", "_lock", "_lost", "_may_send", "_readiness",
+        "_sent", "_sent_max", "_taken",
     )  # fmt: skip
 
     def __init__(self, lock: threading.Lock, readiness: Readiness, local_address: str, peer_address: str) -> None:
@@ -47,6 +47,7 @@ class Stream(Connection):
         self._readiness = readiness
         # Each with what it adds to the position when it has been taken: the last part of a message has all of it.
         self._inbox: deque[tuple[memoryview, int]] = deque()
+        self._lent: memoryview | None = None
         self._arrived = self._taken = self._sent = 0
         self._granted = self._sent_max = ZEROMQ_WINDOW_BYTES
         self._blocked = self._may_send = False
@@ -97,16 +98,27 @@ class Stream(Connection):
             self._tell()
             return received_bytes
 
+    def lend(self, size_bytes: int) -> memoryview | None:
+        with self._lock:
+            first = self._inbox[0][0] if self._inbox and self.lends else None
+            self._lent = first if first is not None and len(first) == size_bytes and whole_part(first) else None
+            return self._lent
+
     def _fill(self, buffers: Sequence[memoryview]) -> int:
         """Copies from the inbox into the buffers in turn."""
         rooms = [buffer.cast("B") for buffer in buffers[:IOV_BUFFERS_MAX] if buffer.nbytes]
         inbox, received_bytes = self._inbox, 0
+        lent, self._lent = self._lent, None
         for room in rooms:
             at, size = 0, len(room)
             while at < size and inbox:
                 data, charge = inbox[0]
+                if self.lends and len(data) >= PLACED_BYTES_MIN and (at or received_bytes) and whole_part(data):
+                    # Whoever sees what is in front of it may ask for it.
+                    return received_bytes + at
                 count = min(size - at, len(data))
-                room[at : at + count] = data[:count]
+                if lent is None or data is not lent or room.obj is not lent.obj or count != size:
+                    room[at : at + count] = data[:count]
                 at += count
                 if count == len(data):
                     inbox.popleft()
@@ -305,12 +317,24 @@ def _next_message(rest: list[Buffer], header: bytes) -> tuple[list[Buffer], int]
     return parts, ZEROMQ_MESSAGE_BYTES_MAX - room
 
 
-def put_parts(socket: zmq.Socket[bytes], parts: Sequence[Buffer], flags: int = zmq.NOBLOCK) -> None:
+def whole_part(data: Buffer) -> zmq.Frame | None:
+    """The part of a message whose bytes these are, all of them; None when they are something else."""
+    part: object = data.obj if type(data) is memoryview else None
+    return part if type(part) is zmq.Frame and len(part) == len(data) else None
+
+
+def put_parts(socket: zmq.Socket[bytes], parts: Sequence[Buffer], *, passes_on: bool = False) -> None:
     """Gives all parts of a message to a socket, which copies them.
+
+    Args:
+        socket: takes them without waiting.
+        parts: of the message.
+        passes_on: parts that have come as they are, whole, are not copied: nobody writes to them any more.
 
     Raises:
         zmq.ZMQError: of the first part only.
     """
     last = len(parts) - 1
     for index, part in enumerate(parts):
-        socket.send(part, flags if index == last else flags | zmq.SNDMORE)
+        came = whole_part(part) if passes_on else None
+        socket.send(part if came is None else came, zmq.NOBLOCK if index == last else zmq.NOBLOCK | zmq.SNDMORE)

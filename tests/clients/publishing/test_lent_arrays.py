@@ -157,6 +157,20 @@ def test_many_may_be_asked_for_at_once_without_waiting_for_readers_of_none(
     assert bus._core.arenas.lent_bytes == len(arrays) * MIB
 
 
+def test_ordinary_memory_is_used_again_when_nobody_refers_to_it(connect: Connect) -> None:
+    plain = connect("plain", shared_memory=False)
+    array = plain.empty((3, MIB), np.int16)
+    assert (array.shape, array.dtype, array.flags.writeable) == ((3, MIB), np.int16, True)
+    view, first = array[1:], array.ctypes.data
+    del array
+    other = plain.empty((3, MIB), np.int16)
+    assert not np.shares_memory(view, other)
+    other[:] = 1
+    plain.publish("a", other)
+    del view
+    assert plain.empty((3, MIB), np.int16).ctypes.data == first
+
+
 def test_who_comes_over_another_way_gets_ordinary_memory(connect: Connect) -> None:
     plain = connect("plain", shared_memory=False)
     array = plain.empty(NUMBERS)

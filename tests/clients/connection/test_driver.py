@@ -1,0 +1,32 @@
+"""How a synchronous client reads what comes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import clients
+from tests.clients.ranks import PATIENCE_S
+from tests.clients.serving import ServingThread
+
+NUMBERS = 64 * 1024
+
+
+def test_who_waits_gets_a_large_message_before_the_next_one_is_read_and_that_gets_its_memory(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The keeper would read while nobody waits.
+    monkeypatch.setattr("clients.connection.driver.IDLE_S", 10 * PATIENCE_S)
+    with clients.connect(tcp_broker.url) as bus, clients.connect(tcp_broker.url) as other:
+        arrays = bus.subscribe("arrays")
+        for number in range(5):
+            other.publish("arrays", np.full(NUMBERS, number))
+        other.flush(timeout_s=PATIENCE_S)
+        places = set()
+        for number in range(5):
+            array = arrays.next(timeout_s=PATIENCE_S).value
+            assert arrays.pending == 0
+            assert array.min() == array.max() == number
+            places.add(array.ctypes.data)
+            del array
+        assert len(places) == 1
