@@ -25,9 +25,8 @@ BRING_BACK := for library in $$(find broker clients -name '*.so.away'); do mv $$
 demo: $(VENV)/demo.stamp
 	$(RUN) -m examples.training_loop
 
-# More workers than a small machine has cores: half of the tests' time is waiting. Each begins with a part of its own, so
-# that what a module sets up is seldom set up twice, and takes from others when it has no more.
-QUICK := -n 4 --dist worksteal -m "not measurement"
+# More processes than a small machine has cores: half of the tests' time is waiting (tests/side_by_side.py).
+QUICK := --processes 4 -m "not measurement"
 
 test: $(VENV)/dev.stamp
 	@$(BRING_BACK)

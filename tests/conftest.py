@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from tests import auditing
 from tests.certificates import make_certificates
+from tests.side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401 - pytest finds them here
 from tests.thorough import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
