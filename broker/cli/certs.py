@@ -43,10 +43,11 @@ def issue(
     *,
     as_json: bool,
 ) -> None:
-    """Signs certificates of an authority that exists."""
+    """Signs certificates of an authority that exists; a broker's new one is for the hosts of its last one."""
     authority = CertificateAuthority(folder)
     for name in names:
-        _tell(*authority.issue(name, tuple(roles) or (role_of(name),), tenant, hosts, days), as_json=as_json)
+        at = hosts or authority.hosts_of(name)
+        _tell(*authority.issue(name, tuple(roles) or (role_of(name),), tenant, at, days), as_json=as_json)
 
 
 def revoke(folder: Path, wanted: Sequence[str], *, as_json: bool) -> None:
@@ -88,4 +89,5 @@ def _tell(folder: Path, one: Issued, *, as_json: bool) -> None:
     if as_json:
         echo_json({"folder": str(folder), **msgspec.structs.asdict(one)})
         return
-    click.echo(f"{folder}: {one.name}, role {'+'.join(one.roles)}, until {one.expires}")
+    dialled = f", dialled at {', '.join(one.hosts)}" if one.hosts else ""
+    click.echo(f"{folder}: {one.name}, role {'+'.join(one.roles)}, until {one.expires}{dialled}")

@@ -114,6 +114,9 @@ def record(
                     lost = subscription.dropped
                     writer.close(lost)
         except OSError as error:
+            if not append and not file.stat().st_size:
+                # Nothing had room, not even the beginning: it would be in the way of the next try.
+                file.unlink()
             raise InvalidValue("recording", str(file), f"cannot be written on: {error.strerror}") from error
         finally:
             writer.close()

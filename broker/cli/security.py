@@ -98,7 +98,7 @@ def issue(
 ) -> None:
     """Sign a certificate for each NAME, in the place of an older one.
 
-    With --host it is a broker's.
+    With --host it is a broker's; a broker's new one is for the hosts of its last one, if none is given.
     """
     from broker.cli import certs as cli_certs
 

@@ -205,6 +205,14 @@ class CertificateAuthority:
             self._write_revocations([one for one in issued if one.revoked])
         return found
 
+    def hosts_of(self, name: str) -> list[str]:
+        """For which hosts the last certificate of a name is; none if it is no broker's, or there is none.
+
+        Raises:
+            InvalidValue: the list of what was signed cannot be read.
+        """
+        return next((one.hosts for one in reversed(self.issued()) if one.name == name), [])
+
     def issued(self) -> list[Issued]:
         """What was signed, the oldest first.
 

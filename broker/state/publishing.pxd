@@ -20,6 +20,7 @@ cdef class Publishing:
     cdef public long long window_messages, window_bytes
     cdef public bint pushing_back
     cdef public object refusal
+    cdef object _room
     cdef long long _half_messages, _half_bytes
 
     @cython.locals(

@@ -20,7 +20,6 @@ from broker.protocol.bodies import Failure, Topic, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, payload_bytes
 from broker.protocol.sharing import charge
-from broker.security.permissions import Rights
 from broker.security.roles import Verb
 from broker.state.authority import Authority
 from broker.state.delivery import Subscription
@@ -29,7 +28,8 @@ from broker.state.pressure import Pressure
 from broker.state.publish_policies import for_publishers
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
-from broker.state.topics import INBOX, NOTHING_KEPT, Publisher, Router, TopicRecord
+from broker.state.room import Room, may
+from broker.state.topics import NOTHING_KEPT, Publisher, Router, TopicRecord
 from broker.state.works import Work
 from broker.topics.messages import Chunk, Message, Stream
 from broker.topics.names import check_topic
@@ -62,6 +62,7 @@ class Publishing:
         flow: Flow,
     ) -> None:
         self.router = router
+        self._room = Room(router)
         self.authority = authority
         self.flow = flow
         self.shared_bytes = 0
@@ -97,12 +98,12 @@ class Publishing:
             session.streams = {stream: other for stream, other in session.streams.items() if other is not old}
             self._abort(old, f"the publisher {session.name!r} has named its topic anew")
             self._forget(old)
-        may_publish, may_request = _may(session.rights, name)
+        may_publish, may_request = may(session.rights, name)
         try:
             # A topic that one has no right to does not come into being.
-            record = self.router.topic(name) if may_publish or may_request else TopicRecord(name, NOTHING_KEPT)
-        except LimitExceeded as error:
-            raise ProtocolError(str(error), Code.LIMIT) from error
+            record = self._room.topic(name) if may_publish or may_request else TopicRecord(name, NOTHING_KEPT)
+        except LimitExceeded:
+            record, may_publish = TopicRecord(name, NOTHING_KEPT), False
         if record.line is not None:
             # It has one publisher.
             record.line.settle()
@@ -138,8 +139,10 @@ class Publishing:
         if flags & _SHARED:
             stream, first = _borrowed(session, frame)
             self.shared_bytes += frame.total_bytes
-        if publisher.restricted and self._deny(session, publisher, frame, count):
-            return
+        if publisher.restricted:
+            if self._deny(session, publisher, frame, count):
+                return
+            topic = publisher.topic
         if topic.special or self.refusal is not None:
             if self._refuse(session, publisher, frame, count):
                 return
@@ -256,15 +259,20 @@ class Publishing:
                 self._half_used(session, publisher)
 
     def _deny(self, session: SessionRecord, publisher: Publisher, frame: Frame, count: int) -> bool:
-        """Refuses what the session may not publish or request; says whether it did."""
+        """Refuses what the session may not publish or request, or has no topic for; says whether it did."""
         verb = Verb.REQUEST if frame.flags & _REQUEST else Verb.PUBLISH
-        name = publisher.topic.name
-        if _may(session.rights, name)[verb is Verb.REQUEST]:
-            return False
+        name, full = publisher.topic.name, None
+        if may(session.rights, name)[verb is Verb.REQUEST]:
+            full = self._room.settle(publisher, self._move)
+            if full is None:
+                self.tell_policy(session, publisher)
+                return False
         if frame.flags & _CHUNKED:
             self._swallow(session, publisher, frame)
         answered = frame.flags & (_ACKNOWLEDGE | _REQUEST)
-        if answered or not publisher.refusal_told:
+        if full is not None:
+            self._answer(session, publisher, frame, failure_of(full))
+        elif answered or not publisher.refusal_told:
             publisher.refusal_told = publisher.refusal_told or not answered
             try:
                 self.authority.deny(session, verb, name)
@@ -277,7 +285,7 @@ class Publishing:
     def follow_rights(self, session: SessionRecord) -> None:
         """What a session may do has changed: it is asked anew about the topics that it has named."""
         for publisher in list(session.publishers.values()):
-            may_publish, may_request = _may(session.rights, publisher.topic.name)
+            may_publish, may_request = may(session.rights, publisher.topic.name)
             restricted = not (may_publish and may_request)
             if publisher.restricted and (may_publish or may_request):
                 try:
@@ -409,6 +417,8 @@ class Publishing:
     def _forget(self, publisher: Publisher) -> None:
         topic = publisher.topic
         topic.publishers -= 1
+        if not topic.publishers:
+            self._room.left()
         if publisher.held_back:
             topic.held_back = tuple(other for other in topic.held_back if other is not publisher)
             self.pressure.look_again(topic)
@@ -483,17 +493,3 @@ def _priority(priority: int) -> int:
     if priority > PRIORITY_MAX:
         raise ProtocolError(f"message with priority {priority}: priorities are 0 to {PRIORITY_MAX}")
     return priority
-
-
-def _may(rights: Rights, topic: str) -> tuple[bool, bool]:
-    """Whether somebody may publish to a topic, and whether they may request there.
-
-    Replies go to inboxes: they are for those who may respond to something, whoever has asked them.
-    """
-    if not rights.limited:
-        return True, True
-    if topic.startswith(INBOX):
-        responds = rights.rules(Verb.RESPOND)
-        may_reply = responds is None or bool(responds.allow)
-        return may_reply, may_reply
-    return rights.may(Verb.PUBLISH, topic), rights.may(Verb.REQUEST, topic)

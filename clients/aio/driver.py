@@ -7,6 +7,7 @@ import builtins
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -68,6 +69,16 @@ class AsyncDriver:
         self._ticking: asyncio.TimerHandle | None = None
         self._submitted: list[SharedOperation] = []
         self._bell: Wakeup | None = None
+
+    def __del__(self) -> None:
+        # Its loop is closed, and nobody has closed the client: what is not a socket would stay open.
+        if self.core.closed is not None or self._link is None:
+            return
+        for descriptor in (self.core.completions, -1 if self._bell is None else self._bell.descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        text = f"unclosed client {self.core.name!r}: close it, or use `async with`"
+        warnings.warn(text, ResourceWarning, stacklevel=2)
 
     async def connect(self) -> None:
         """Connects.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 import clients
+from broker.cli.record import Bounds, record
+from broker.errors import InvalidValue
 from clients.recordings import Reader, Start, Writer
 from tests.clients.test_recordings import message
 from tests.daemon import PATIENCE_S, Daemon, Process, run
@@ -174,6 +178,23 @@ def test_two_recordings_are_compared_message_by_message(tmp_path: Path) -> None:
         "b from me: message 2 is missing in A, 1 in all",
         "c from me: message 1 is missing in B, 1 in all",
     ]
+
+
+def test_a_recording_for_whose_beginning_there_was_no_room_is_not_in_the_way(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(writer: Writer, lost: int = 0) -> None:
+        if writer._file.closed:
+            return
+        writer._file.close()
+        os.truncate(writer._file.name, 0)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Writer, "close", full)
+    file = tmp_path / "a.rec"
+    with pytest.raises(InvalidValue, match="cannot be written on: No space left on device"):
+        record(daemon.url, "a", file, Bounds(duration_s=0.01), append=False, replay=None, overflow=None)
+    assert not file.exists()
 
 
 def test_a_recording_that_could_not_begin_is_not_in_the_way_of_the_next(daemon: Daemon, tmp_path: Path) -> None:

@@ -92,6 +92,19 @@ def test_a_duration_that_is_none_is_refused(text: str) -> None:
         duration(text)
 
 
+@pytest.mark.usefixtures("certificates")
+def test_a_brokers_new_certificate_is_one_that_clients_accept(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    assert run("certs", "init", str(job), "--host", "broker.example", "--name", "monitor")[0] == 0
+    status, output, errors = run("certs", "issue", str(job), "broker", "monitor")
+    assert (status, errors) == (0, "")
+    assert "dialled at localhost, 127.0.0.1, ::1, broker.example\n" in output
+    with Daemon("--certificates", str(job / "broker"), listen=("tls://127.0.0.1:0",), admin="off") as daemon:
+        clients.connect(daemon.url, tls=job / "monitor").close()
+    listed = [json.loads(line) for line in run("certs", "list", str(job), "--json")[1].splitlines()]
+    assert [len(one["hosts"]) for one in listed] == [4, 0, 4, 0]
+
+
 def test_a_time_beyond_the_calendar_is_refused() -> None:
     assert duration("36500d") == timedelta(days=36_500)
     with pytest.raises(InvalidValue, match="is longer than 36500d"):

@@ -260,3 +260,21 @@ def test_a_fault_of_the_brokers_own_ends_the_session_that_has_shown_it_and_no_ot
         assert subscription.next(PATIENCE_S).value == 1
     assert "session.fault" in caplog.text
     assert "a fault that nobody knew of" in caplog.text
+
+
+def test_whoever_names_one_topic_too_many_goes_on_with_the_others(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url) as bus, bus.subscribe("t/#") as subscription:
+        bus.publish("t/0", 0, ack="accepted")
+        router = tcp_broker.server.state.router
+        tcp_broker.call(lambda: setattr(router, "topics_max", len(router.topics)))
+        with pytest.raises(clients.LimitExceeded, match="topics_max: .* is over the limit of .*use fewer topic names"):
+            bus.publish("t/1", 1, ack="accepted")
+        bus.publish("t/2", 2)
+        with pytest.raises(clients.LimitExceeded, match="topics_max"):
+            bus.flush(PATIENCE_S)
+        with pytest.raises(clients.LimitExceeded, match="topics_max"):
+            bus.request("t/3", timeout_s=PATIENCE_S)
+        assert bus.publish("t/0", 10, ack="accepted") == 2
+        tcp_broker.call(lambda: setattr(router, "topics_max", 100))
+        assert bus.publish("t/1", 11, ack="accepted") == 1
+        assert [subscription.next(PATIENCE_S).value for _ in range(3)] == [0, 10, 11]

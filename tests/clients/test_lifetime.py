@@ -7,6 +7,7 @@ import gc
 import signal
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -192,6 +193,24 @@ def test_a_client_stays_while_anything_of_it_is_there(tcp_broker: ServingThread)
         assert bus.request("asked", timeout_s=PATIENCE_S).value == "asked"
         (answers,) = [driver for driver in lifetimes.open_drivers if driver.core.name == "answers"]
         answers.close("the test is over", PATIENCE_S)
+
+
+def test_an_asynchronous_client_that_nobody_has_closed_leaves_nothing_open(tcp_broker: ServingThread) -> None:
+    async def forget() -> None:
+        bus = await aio.connect(tcp_broker.url, name="forgotten")
+        await bus.publish("a", 1, ack="accepted")
+
+    clients.connect(tcp_broker.url).close()
+    tcp_broker.wait_until_idle()
+    before = len(opened())
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        asyncio.run(forget())
+        gc.collect()
+    # Python has its own word on the socket.
+    assert [each.category for each in warned if "unclosed client 'forgotten'" in str(each.message)] == [ResourceWarning]
+    tcp_broker.wait_until_idle()
+    assert len(opened()) <= before
 
 
 def test_a_client_that_has_given_up_leaves_nothing_when_it_is_forgotten(tcp_broker: ServingThread) -> None:

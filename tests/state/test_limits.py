@@ -74,7 +74,7 @@ def test_topics_of_a_session_are_limited_but_a_number_may_change_its_topic(monke
     assert "limit of 3" in str(publisher.session.failure)
 
 
-def test_when_all_topics_are_used_up_only_sessions_that_want_more_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_all_topics_are_used_up_only_messages_to_more_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.state.topics.TOPICS_MAX", 3)
     talk = Talk()
     publisher, greedy, reader = talk.peer(), talk.peer(), talk.peer()
@@ -82,12 +82,27 @@ def test_when_all_topics_are_used_up_only_sessions_that_want_more_are_closed(mon
     publisher.publish("a", b"x")
     publisher.publish("b", b"x")
     greedy.publish("c", b"x")
-    assert greedy.session.failure.code == Code.LIMIT
-    assert "topics_max" in str(greedy.session.failure)
+    greedy.publish("c", b"x", flags=Flag.ACKNOWLEDGE, target=7)
+    greedy.publish("c", b"x", flags=Flag.REQUEST, target=8)
+    greedy.publish_large("c", bytes(2 * CHUNK_BYTES))
+    # Each one is told, by the number of the topic or to whom it waits for an answer.
+    told = [frame for frame in greedy.frames if frame.kind == Kind.ERROR]
+    assert [(frame.number, frame.target) for frame in told] == [(1, 0), (0, 7), (0, 8), (1, 0)]
+    assert {(each.code, each.limit, each.value, each.maximum) for each in greedy.failures()} == {
+        (Code.LIMIT, "topics_max", 4, 3)
+    }
     reader.put(Kind.JOIN, body=Join("dp", 1), target=1)
     publisher.publish("a", b"y")
-    assert reader.payloads() == [b"x", b"x", b"y"]
+    greedy.publish("a", b"z")
+    assert reader.payloads() == [b"x", b"x", b"y", b"z"]
     assert len(reader.all_of(Kind.JOINED)) == 1
+    assert len(talk.state.router.topics) == 3
+    # There is room again, and the same publisher goes on.
+    publisher.die()
+    greedy.publish("c", b"now", flags=Flag.ACKNOWLEDGE, target=9)
+    assert reader.payloads()[-1] == b"now"
+    assert greedy.all_of(Kind.DONE)[-1].target == 9
+    assert greedy.is_open
 
 
 def test_inboxes_of_sessions_that_are_gone_make_room_for_topics(monkeypatch: pytest.MonkeyPatch) -> None:
