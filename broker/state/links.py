@@ -253,7 +253,10 @@ class Links:
         cause = "".join(letter for letter in trouble.cause if letter.isprintable())[:_CAUSE_LETTERS_MAX]
         if part.phase is _Phase.MEETING:
             self._failed(group, links, part, session, trouble.rank, cause)
-        elif part.phase is _Phase.LINKED and not part.trouble:
+            return
+        words = "links.broke group=%r generation=%d rank=%d cause=%s"
+        log.debug(words, group.name, part.generation, part.ranks[session], cause)
+        if part.phase is _Phase.LINKED and not part.trouble:
             part.trouble = f"rank {part.ranks[session]}: {cause}"
             part.deadline_ns = 0
 

@@ -56,6 +56,11 @@ class Work(Started):
         self._driver.flush()
         return asked
 
+    def _let_go(self) -> bool:
+        """Whether the operation, which is given up, still has its arrays."""
+        self._operation.let_go()
+        return self._operation.opened
+
 
 class SharedWork(StartedShared, Work):
     """As Work, of an operation without the broker."""
@@ -81,6 +86,9 @@ class SharedWork(StartedShared, Work):
             self._value = self._prepared.complete(result)
             self._finished = True
         return self._value
+
+    def _let_go(self) -> bool:
+        return self._shared.task.sequence > 0
 
 
 class ManyWork(StartedMany, Work):
@@ -124,16 +132,13 @@ async def _abandon(work: Work) -> None:
     if isinstance(work, ManyWork):
         for each in work._works:
             await _abandon(each)
-    elif not isinstance(work, SharedWork):
-        # Behind the claim goes GIVE_UP, and nobody takes the result.
-        work._operation.let_go()
-    else:
-        # What has begun has its arrays until it has ended, so nobody cancels this. What has not will find that it is
-        # given up.
-        while work._shared.task.sequence and not work._finished:
-            try:
-                await work.wait()
-            except asyncio.CancelledError:
-                continue
-            except BrokerError:
-                break
+        return
+    # What has begun has its arrays until it has ended, so nobody cancels this: others may have parts of them, and parts
+    # may be on their way. What has not begun will find that it is given up.
+    while work._let_go() and not work._finished:
+        try:
+            await work.wait()
+        except asyncio.CancelledError:
+            continue
+        except BrokerError:
+            break

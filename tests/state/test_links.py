@@ -204,9 +204,15 @@ def test_a_word_about_a_generation_that_is_over_changes_nothing() -> None:
     assert decisions(members[0]) == [(2, "auto", "")]
 
 
-def test_a_lost_link_begins_another_generation_of_the_same_members(world: World) -> None:
+def test_a_lost_link_begins_another_generation_of_the_same_members(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = world.linked()
-    world.say(first, 1, LinkState.BROKEN, cause="reset")
+    with caplog.at_level("DEBUG", logger="broker.state.links"):
+        world.say(first, 1, LinkState.BROKEN, cause="reset")
+    assert [record.getMessage() for record in caplog.records] == [
+        "links.broke group='dp' generation=1 rank=0 cause=reset"
+    ]
     assert told(first).generation == 1
     world.talk.tick(LINK_GRACE_S + 0.3)
     for member in (first, second):

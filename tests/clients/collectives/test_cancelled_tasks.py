@@ -138,7 +138,7 @@ def test_a_task_that_is_cancelled_at_any_moment_has_its_array_back_whole(url: st
                 assert error is None or isinstance(error, clients.CollectiveAbortedError)
                 if not tasks[0].cancelled():
                     assert error is None
-                # Through the broker only who waits takes a result, so who is cancelled has none, whatever became of it.
+                # Through the broker one whose claim has not left yet is not waited for, and may still end well.
                 if way != "star" or not tasks[0].cancelled():
                     assert found[0] == (2.0 if error is None else 1.0)
                 assert arrays[1].min() == arrays[1].max() == (2.0 if error is None else 1.0)
