@@ -289,7 +289,8 @@ class Driver:
         if (ready or (woken and not took)) and session is self._session:
             if events != READABLE:
                 self.flush()
-            self._read_all(ahead=False)
+            # What others wait for may come behind a large message.
+            self._read_all(ahead=self._followers > 0)
         if self._followers:
             self._condition.notify_all()
 
