@@ -74,8 +74,8 @@ class Fork:
         except subprocess.TimeoutExpired:
             return None
 
-    def wait(self, timeout_s: float) -> int:
-        """Waits for its end; returns its exit status.
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Waits for its end, without a time-out for as long as it takes; returns its exit status.
 
         Raises:
             subprocess.TimeoutExpired: it still runs.
@@ -83,8 +83,8 @@ class Fork:
         if self.returncode is None:
             poll = select.poll()
             poll.register(self._socket.fileno(), select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s)
+            if not poll.poll(None if timeout_s is None else timeout_s * 1000):
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s or 0.0)
             self.returncode = self._read_number()
             self._socket.close()
         return self.returncode
