@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from tests import auditing
 from tests.certificates import make_certificates
+from tests.forks import template
 from tests.side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401 - pytest finds them here
 from tests.thorough import rounds
 
@@ -55,6 +56,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # garbage several times.
     gc.collect()
     gc.freeze()
+    if session.config.option.processes > 1 and not session.config.option.collectonly:
+        # One for all of them, which may be ready before it is asked for anything.
+        template()
 
 
 ENDING = ("tensorbus-broker-", "tensorbus-door")

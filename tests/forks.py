@@ -2,7 +2,7 @@
 
 A new interpreter takes half a second of processor time until it has imported numpy and the rest; a fork takes 20 ms.
 The tests start hundreds. Each is a process of its own all the same, with its own arguments, environment and files,
-which can be killed. The template is started once by each process that runs tests:
+which can be killed. The template is started once by the process that runs the tests; its forks have it as well:
 
     tests  --request, the files 0 to 2 and one end of a socket--> template --fork--> runs the module as __main__
     tests  <--pid, and the exit status when it has ended, on the other end-- template
@@ -13,10 +13,12 @@ which can be killed. The template is started once by each process that runs test
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -28,12 +30,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from tests import auditing
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTED = ("clients", "broker.admin", "broker.cli", "broker.cli.messages", "broker.cli.serve", "broker.cli.topics")
-"""What the template has imported; the transports on top."""
+IMPORTED = ("clients.aio", "broker.transport.tcp", "broker.transport.unix")
+PACKAGES = ("broker.admin", "broker.cli")
+"""What the template has imported: modules, and all modules of packages but those that need what is not installed."""
 REQUEST_BYTES_MAX = 1 << 17
 NUMBER = struct.Struct("<i")
 
@@ -70,8 +74,8 @@ class Fork:
         except subprocess.TimeoutExpired:
             return None
 
-    def wait(self, timeout_s: float) -> int:
-        """Waits for its end; returns its exit status.
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Waits for its end, without a time-out for as long as it takes; returns its exit status.
 
         Raises:
             subprocess.TimeoutExpired: it still runs.
@@ -79,8 +83,8 @@ class Fork:
         if self.returncode is None:
             poll = select.poll()
             poll.register(self._socket.fileno(), select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s)
+            if not poll.poll(None if timeout_s is None else timeout_s * 1000):
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s or 0.0)
             self.returncode = self._read_number()
             self._socket.close()
         return self.returncode
@@ -173,13 +177,31 @@ def _become(data: bytes, files: Sequence[int]) -> tuple[str, list[str]]:
     return module, arguments
 
 
+def leave_alone(modules: Mapping[str, ModuleType]) -> None:
+    """Has the end of a fork not take these modules apart, which may become more until then.
+
+    Python would clear one after the other, and so copy most of the memory that the forks share. What the program that
+    runs has made is destroyed as ever, and so is what was imported later.
+    """
+    # Nobody gives this reference back.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(modules))
+    # What is registered first comes last.
+    atexit.register(lambda: [sys.modules.pop(name, None) for name in modules])
+
+
 def main() -> None:
     """Is the template, and then each of its forks."""
     auditing.watch(ROOT)
+    imported: dict[str, ModuleType] = {}
+    leave_alone(imported)
     for name in IMPORTED:
         importlib.import_module(name)
-    importlib.import_module("broker.transport.tcp")
-    importlib.import_module("broker.transport.unix")
+    for name in PACKAGES:
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
+            with suppress(ModuleNotFoundError):
+                importlib.import_module(module.name)
+    # Without these no interpreter ends.
+    imported.update((name, sys.modules[name]) for name in sys.modules.keys() - {"__main__", "builtins", "sys"})
     # The collector would write to every object, and so copy the memory that the forks share.
     gc.collect()
     gc.freeze()

@@ -71,3 +71,24 @@ def test_an_interrupt_raises_in_it() -> None:
     started.send_signal(signal.SIGINT)
     assert read_all(output).rstrip().endswith("KeyboardInterrupt")
     assert started.wait(PATIENCE_S) == -signal.SIGINT
+
+
+def test_what_commands_import_was_imported_before() -> None:
+    names = "aiohttp", "broker.admin.http", "broker.cli.serve", "broker.cli.groups", "rich.table"
+    started, output = fork(f"import sys; print(set({names!r}) - sys.modules.keys())")
+    assert read_all(output) == "set()\n"
+    assert started.wait(PATIENCE_S) == 0
+
+
+def test_at_its_end_it_destroys_what_it_has_made_and_calls_whom_it_has_to() -> None:
+    program = """
+import atexit, threading, time
+class Made:
+    def __del__(self): print("destroyed")
+made = Made()
+atexit.register(print, "called")
+threading.Thread(target=lambda: print("joined")).start()
+"""
+    started, output = fork(program)
+    assert read_all(output) == "joined\ncalled\ndestroyed\n"
+    assert started.wait(PATIENCE_S) == 0

@@ -224,7 +224,7 @@ def test_promtool_finds_nothing_wrong_with_the_alerts_and_their_own_tests_pass()
 def test_every_panel_and_every_alert_works_on_a_real_prometheus_while_the_example_runs(tmp_path: Path) -> None:
     arguments = ["--mode", "all", "--trainers", "2", "--plain", "--out", str(tmp_path / "out")]
     open_queries = {query: title for title, query in panel_queries()}
-    with Process(*arguments, "--admin", "127.0.0.1:0", module="examples.training_loop") as example:
+    with Process(*arguments, "--admin", "127.0.0.1:0", module="tests.examples.forked") as example:
         line = ""
         while not line.startswith("admin on "):
             line = example.read_line(START_S)

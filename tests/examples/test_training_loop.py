@@ -191,13 +191,16 @@ def test_shards_of_a_step_are_its_batch_and_an_epoch_uses_each_sample_once() -> 
     assert batches.shard(0, 0, 1).tolist() != batches.shard(batches.steps_per_epoch, 0, 1).tolist()
 
 
-# The command, with real processes.
+# The command, with real processes. Most of its runs have forks in place of new interpreters.
+COMMAND, FORKED = "examples.training_loop", "tests.examples.forked"
 
 
 @contextmanager
-def running_command(tmp_path: Path, *arguments: str) -> Iterator[tuple[Process, dict[str, int], str]]:
+def running_command(
+    tmp_path: Path, *arguments: str, module: str = FORKED
+) -> Iterator[tuple[Process, dict[str, int], str]]:
     """The command, the numbers of the processes that it has started, and its broker's address."""
-    with Process("--plain", "--out", str(tmp_path), *arguments, module="examples.training_loop") as process:
+    with Process("--plain", "--out", str(tmp_path), *arguments, module=module) as process:
         try:
             line = process.read_line()
             started = re.fullmatch(r"started broker \(pid (\d+)\) at (\S+)", line)
@@ -320,7 +323,8 @@ def test_a_trainer_that_comes_after_the_end_says_so_and_does_not_fail(tmp_path: 
 
 
 def test_one_command_trains_and_leaves_a_plot_a_history_and_no_process(tmp_path: Path) -> None:
-    with running_command(tmp_path, "--mode", "ps-async", "--epochs", "30") as (process, pids, _):
+    arguments = ("--mode", "ps-async", "--epochs", "30")
+    with running_command(tmp_path, *arguments, module=COMMAND) as (process, pids, _):
         read_started(process, pids, "ps-async.trainer-1")
         said = process.read_rest().decode()
         assert process.wait() == 0, f"{said}\n{process.errors}"
@@ -335,18 +339,18 @@ def test_one_command_trains_and_leaves_a_plot_a_history_and_no_process(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("victim", "number", "status", "says"),
+    ("victim", "number", "status", "says", "module"),
     [
-        ("", signal.SIGINT, 130, "interrupted"),
-        ("", signal.SIGTERM, 143, ""),
-        ("broker", signal.SIGKILL, 1, "broker was ended by SIGKILL"),
-        ("ps-sync.server", signal.SIGKILL, 1, "ps-sync.server was ended by SIGKILL"),
+        ("", signal.SIGINT, 130, "interrupted", COMMAND),
+        ("", signal.SIGTERM, 143, "", COMMAND),
+        ("broker", signal.SIGKILL, 1, "broker was ended by SIGKILL", FORKED),
+        ("ps-sync.server", signal.SIGKILL, 1, "ps-sync.server was ended by SIGKILL", FORKED),
     ],
 )
 def test_an_interrupted_command_ends_all_its_processes(
-    tmp_path: Path, victim: str, number: signal.Signals, status: int, says: str
+    tmp_path: Path, victim: str, number: signal.Signals, status: int, says: str, module: str
 ) -> None:
-    with running_command(tmp_path, "--mode", "ps-sync", "--epochs", "100000") as (process, pids, _):
+    with running_command(tmp_path, "--mode", "ps-sync", "--epochs", "100000", module=module) as (process, pids, _):
         read_started(process, pids, "ps-sync.trainer-1")
         os.kill(pids.get(victim, process.pid), number)
         process.read_rest()

@@ -1,0 +1,60 @@
+"""The training example with processes that are forks, as it may be one itself.
+
+    python -m tests.examples.forked ARGUMENTS       as python -m examples.training_loop ARGUMENTS
+
+It starts a broker, a monitor, servers and trainers. Each is a process that can be killed, as in the example, but not a
+new interpreter, which takes as much processor time as all that a trainer does in a short run.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import IO
+
+from examples.training_loop import __main__ as command
+from examples.training_loop import monitor, processes, server, trainer
+from tests import forks
+
+IMPORTED = monitor, server, trainer
+"""What the forks need."""
+
+
+class Child(forks.Fork):
+    """What the example asks of subprocess.Popen."""
+
+    def __init__(
+        self, command: Sequence[str], *, stdin: int, stdout: int | None, stderr: IO[bytes], start_new_session: bool
+    ) -> None:
+        _, _, module, *arguments = command
+        reading, writing = os.pipe() if stdout == subprocess.PIPE else (None, os.dup(1))
+        with open(os.devnull, "rb") as nothing, open(writing, "wb") as output:
+            super().__init__(module, arguments, os.environ, (nothing.fileno(), output.fileno(), stderr.fileno()))
+        self.stdout = None if reading is None else open(reading, "rb")  # noqa: SIM115 - it is closed with the child
+
+
+def main() -> None:
+    """Is the example, then the template of its processes, and then each of these."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if template := os.fork():
+        theirs.close()
+        forks.template = lambda: ours  # type: ignore[assignment]
+        processes.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Child})  # type: ignore[assignment]
+        try:
+            command.main(prog_name="python -m tests.examples.forked")
+        finally:
+            ours.close()
+            os.waitpid(template, 0)
+    ours.close()
+    module, sys.argv[1:] = forks.serve(theirs)
+    theirs.detach()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
