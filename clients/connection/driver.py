@@ -37,6 +37,7 @@ from clients.connection import lifetimes
 from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core, Reconnected
 from clients.connection.link import INTERRUPTED, UNLINKED, Link, dial
+from clients.connection.locks import Lock
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
 
@@ -53,6 +54,8 @@ NO_BATCH_S: Final = 60.0
 SHORT_READ_BYTES: Final = 4096
 READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
+_READABLE, _WRITABLE = READABLE, WRITABLE
+_SHORT_READ_BYTES, _READS_MAX = SHORT_READ_BYTES, READS_MAX
 
 T = TypeVar("T")
 
@@ -280,19 +283,19 @@ class Driver:
         if lines.count and not lines.sleeps():
             self._read_lines()
             return
-        events = WRITABLE | READABLE if session.has_unsent() else READABLE
+        events = _WRITABLE | _READABLE if session.has_unsent() else _READABLE
         self._pumping = True
-        self._release()
+        self.lock.release()
         try:
             ready, woken = wait_for_either(self._descriptor, events, self._wake.descriptor, timeout_s)
         finally:
-            self._acquire()
+            self.lock.acquire()
             self._pumping = False
         if woken:
             self._wake.clear()
         took = self._read_lines(wakes=True)
         if (ready or (woken and not took)) and session is self._session:
-            if events != READABLE:
+            if events != _READABLE:
                 self.flush()
             self._read_all()
         if self._followers:
@@ -329,13 +332,13 @@ class Driver:
     def _read(self, session: Session) -> None:
         wire = self._wire
         try:
-            for _ in range(READS_MAX):
+            for _ in range(_READS_MAX):
                 size = wire.receive_into(session.receive_buffers())
                 if not size:
                     break
                 session.received(size, monotonic_ns(), self.core)
                 # A short read has emptied the socket; asking again would only cost a system call.
-                if size < SHORT_READ_BYTES or session.failure is not None:
+                if size < _SHORT_READ_BYTES or session.failure is not None:
                     break
         except ConnectionClosed as error:
             self._lose(error)
@@ -357,9 +360,9 @@ class Driver:
     # The link's life.
 
     def _lock_anew(self) -> None:
-        self.lock = threading.Lock()
-        self._acquire, self._release = self.lock.acquire, self.lock.release
-        self._condition = threading.Condition(self.lock)
+        self.lock = Lock()
+        # What it asks of a lock is what this one has.
+        self._condition = threading.Condition(self.lock)  # type: ignore[arg-type]
 
     def _detach(self) -> Link | None:
         """Lets go of the link, and returns it."""
