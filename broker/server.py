@@ -49,6 +49,7 @@ _UNMEASURED = TURNS_UNMEASURED
 TICK_S: Final = 0.05
 READS_AT_ONCE: Final = 2
 """Of one connection before the others have their turn: all of a message of some 100 KiB."""
+_READS_AT_ONCE = READS_AT_ONCE
 READS_MAX: Final = 64
 """Reads in a row of a connection that has failed; the next tick goes on."""
 ACCEPT_PAUSE_S: Final = 0.2
@@ -299,7 +300,7 @@ class Server:
         record = link.record
         session = record.session
         try:
-            for _ in range(READS_AT_ONCE):
+            for _ in range(_READS_AT_ONCE):
                 buffers = session.receive_buffers()
                 wanted = len(buffers[0])
                 size = link.wire.receive_into(buffers)

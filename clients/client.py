@@ -144,13 +144,15 @@ class Client:
             # Most messages wait for nothing, and would never find out.
             seconds(timeout_s)
         encoded: Encoded | None = None
-        known_lane = lane is None or (type(lane) is str and lane in PLAIN_LANES)
-        if known_lane and headers is None and ack is None and not priority:
-            encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
-            content, tensor, payload = encoded
+        number = PLAIN_LANES.get(lane) if lane is None or type(lane) is str else None
+        if number is not None and headers is None and ack is None and not priority:
+            if type(value) is bytes:
+                content, tensor, payload = _BYTES, None, value
+            else:
+                content, tensor, payload = encoded = encode_value(value)
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
                 batched = lane is None and not urgent
-                if publish_directly(self._driver, topic, PLAIN_LANES[lane], content, payload, batched, urgent):
+                if publish_directly(self._driver, topic, number, content, payload, batched, urgent):
                     return None
         message, acknowledge = outbound(
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded

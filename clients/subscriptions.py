@@ -60,7 +60,7 @@ class Subscription:
             if message is not None:
                 return message
         # The lock's `with`, without what that looks up.
-        driver._acquire()
+        driver.lock.acquire()
         try:
             message = take(driver, state)
             if message is None and state.closed is None:
@@ -72,7 +72,7 @@ class Subscription:
                     state.readers -= 1
                 message = take(driver, state)
         finally:
-            driver._release()
+            driver.lock.release()
         if message is not None:
             return message
         return driver.run(operations.next_message(driver, state, timeout_s))

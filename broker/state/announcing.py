@@ -38,6 +38,7 @@ def _announcement(session: SessionRecord, topic: str, sender: str) -> tuple[int,
     if len(session.announced) >= TOPICS_PER_SESSION_MAX:
         # Numbers are used again from the start; the receiver takes the newest meaning.
         session.announced.clear()
+        session.renumbered += 1
     number = len(session.announced) + 1
     session.announced[topic, sender] = number
     return number, Frame(Kind.TOPIC, number=number, body=encode_body(Topic(topic, sender)))

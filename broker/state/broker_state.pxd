@@ -4,6 +4,7 @@ import cython
 
 from broker.protocol.frames cimport Frame
 from broker.protocol.pool cimport BufferPool
+from broker.state.following cimport Following
 from broker.state.publishing cimport Publishing
 from broker.state.records cimport SessionRecord
 from broker.state.topics cimport Router
@@ -13,12 +14,13 @@ cdef int _PUBLISH, _CHUNK
 
 
 cdef class BrokerState:
-    cdef public object arrivals, watermark, settings, local_path, addresses, sessions_opened, requests, pressure, subscribing, sharing, following, groups, viewer
+    cdef public object arrivals, watermark, settings, local_path, addresses, sessions_opened, requests, pressure, subscribing, sharing, groups, viewer
     cdef public object authority, own, ended, wake, quotas, latencies, on_tenant, _group_numbers, _observing
     cdef public long long now_ns
     cdef public dict sessions, ready, tenants
     cdef public bint draining
     cdef public Router router
+    cdef public Following following
     cdef public Publishing publishing
     cdef public BufferPool pool
     cdef object _scratch

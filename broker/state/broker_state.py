@@ -272,8 +272,10 @@ class BrokerState:
 
     def has_more(self) -> bool:
         """Whether `go_on` has something to do; whoever runs the state calls it soon, and others in between."""
-        if self.following or len(self.tenants) == 1:
-            return bool(self.following)
+        if self.following.waits():
+            return True
+        if len(self.tenants) == 1:
+            return False
         waiting = [each for each in self.tenants.values() if each.following]
         return bool(waiting)
 

@@ -52,8 +52,10 @@ cdef class LaneSource:
     cdef public Message message
     cdef object _chunk
     cdef long long _chunk_sent_bytes, _sent_bytes
-    cdef unsigned int _stream_number
+    cdef unsigned int _stream_number, _publication
     cdef bint _given_up
+    cdef str _topic, _sender
+    cdef long long _renumbered
 
     cpdef attach(self)
     cpdef Py_ssize_t pull(self, list buffers) except -1
@@ -62,7 +64,7 @@ cdef class LaneSource:
     @cython.locals(
         subscription=Subscription, queue=Queue, session=SessionRecord, size=Py_ssize_t, flags=int,
         count=cython.longlong, stream_number='unsigned int', body=bytes, body_bytes=Py_ssize_t,
-        payload_size=Py_ssize_t, assignment=Assignment,
+        payload_size=Py_ssize_t, assignment=Assignment, publication='unsigned int',
     )
     cpdef Py_ssize_t send(self, Message message, list buffers) except -1
     @cython.locals(size=Py_ssize_t, start='long long', last=bint, flags=int)

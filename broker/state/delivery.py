@@ -288,8 +288,8 @@ class LaneSource:
     """
 
     __slots__ = (
-        "_chunk", "_chunk_sent_bytes", "_given_up", "_sent_bytes", "_stream_number", "attached", "lane", "message",
-        "subscription",
+        "_chunk", "_chunk_sent_bytes", "_given_up", "_publication", "_renumbered", "_sender", "_sent_bytes",
+        "_stream_number", "_topic", "attached", "lane", "message", "subscription",
     )  # fmt: skip
 
     def __init__(self, subscription: Subscription, lane: int) -> None:
@@ -302,6 +302,11 @@ class LaneSource:
         self._sent_bytes = 0
         self._stream_number = 0
         self._given_up = False
+        # Of the last message: which number of the session stands for its topic and publisher.
+        self._topic: str | None = None
+        self._sender: str | None = None
+        self._publication = 0
+        self._renumbered = 0
 
     @property
     def lag_bytes(self) -> int:
@@ -388,9 +393,15 @@ class LaneSource:
         subscription = self.subscription
         queue, session = subscription.queue, subscription.session
         size = 0
-        publication = session.announced.get((message.topic, message.sender))
-        if publication is None:
-            publication, size = announce(session, message, buffers)
+        # Most messages are of the same topic and publisher as the one before.
+        if message.topic is self._topic and message.sender is self._sender and session.renumbered == self._renumbered:
+            publication = self._publication
+        else:
+            known = session.announced.get((message.topic, message.sender))
+            if known is None:
+                known, size = announce(session, message, buffers)
+            publication = self._publication = known
+            self._topic, self._sender, self._renumbered = message.topic, message.sender, session.renumbered
         if queue.gaps:
             size += _tell_gap(subscription, message, publication, buffers)
         flags, count, stream_number = message.flags & _KEPT_FLAGS, message.count, 0

@@ -2,3 +2,5 @@
 
 cdef class Following:
     cdef object _router, _publishing, _sessions, _waiting
+
+    cpdef bint waits(self) except -1

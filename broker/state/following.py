@@ -34,7 +34,11 @@ class Following:
         self._waiting: deque[Iterator[None]] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return self.waits()
+
+    def waits(self) -> bool:
+        """Whether some wait. Asked after every message."""
+        return len(self._waiting) > 0
 
     def check(self) -> None:
         """Refuses another declaration while too many wait.

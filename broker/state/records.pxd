@@ -6,6 +6,7 @@ from broker.protocol.session cimport Session
 cdef class SessionRecord:
     cdef public object id, identity, rights, tenant, shares, bell, bell_identity
     cdef public int lines
+    cdef public long long renumbered
     cdef public Session session
     cdef public str inbox, peer, name, host
     cdef public long long opened_ns

@@ -95,6 +95,7 @@ class SessionRecord:
         self.lines = 0
         self.groups: set[str] = set()
         self.announced: dict[tuple[str, str], int] = {}
+        self.renumbered = 0
 
     def __repr__(self) -> str:
         return f"<SessionRecord {self.id} {self.name!r} {self.peer} {self.session.phase.value}>"

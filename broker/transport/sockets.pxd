@@ -2,12 +2,18 @@
 
 import cython
 
-from broker.transport.calls cimport read_once, write_once
+from broker.transport.calls cimport _receive, _send, read_once, write_once
 from broker.wires cimport Wire
+
+
+cdef int _NOTHING
 
 
 cdef class SocketWire(Wire):
     cdef object _socket
+    cdef int _descriptor
+
+    cpdef end(self)
 
     cpdef Py_ssize_t receive_into(self, list buffers) except -1
     @cython.locals(size=Py_ssize_t)

@@ -25,6 +25,12 @@ from broker.transport.base import Connection, Listener
 from broker.transport.calls import NOTHING, read_once, write_once
 from broker.wires import Wire
 
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
+
+_NOTHING: Final = NOTHING
 # Lingering for zero seconds is how one asks tcp for a reset (socket(7), struct linger); Unix-domain sockets ignore it.
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 
@@ -118,25 +124,31 @@ def drop_received(sock: socket.socket, reads_max: int, read_bytes: int) -> int:
 class SocketWire(Wire):
     """The bytes of a connected stream socket that does not block. It is its connection's, and ends with it."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_descriptor", "_socket")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._descriptor = sock.fileno()
+
+    def end(self) -> None:
+        """Its connection is about to close the socket, whose number is free for another file then."""
+        self._descriptor = -1
 
     def receive_into(self, buffers: list[memoryview]) -> int:
         return self.receive(buffers, None)
 
     def receive(self, buffers: list[memoryview], descriptors: list[int] | None) -> int:
         """As `receive_into`, and takes the open files that came with the bytes; None takes none."""
-        if len(buffers) > IOV_BUFFERS_MAX:
-            buffers = buffers[:IOV_BUFFERS_MAX]
         try:
-            size = read_once(self._socket, buffers, descriptors)
+            if cython.compiled and len(buffers) <= 2:
+                size = _receive(self._descriptor, buffers, descriptors)  # type: ignore[name-defined]  # noqa: F821
+            else:
+                size = read_once(self._socket, buffers[:IOV_BUFFERS_MAX], descriptors)
         except OSError as error:
             raise self.failure(error) from error
         if size > 0:
             return size
-        if size != NOTHING and sum([buffer.nbytes for buffer in buffers]) > 0:
+        if size != _NOTHING and sum([buffer.nbytes for buffer in buffers]) > 0:
             raise ConnectionClosed("the peer closed the connection")
         return 0
 
@@ -145,10 +157,11 @@ class SocketWire(Wire):
 
     def write(self, buffers: list[Buffer]) -> int:
         """Sends, and nothing beside the bytes."""
-        if len(buffers) > IOV_BUFFERS_MAX:
-            buffers = buffers[:IOV_BUFFERS_MAX]
         try:
-            size = write_once(self._socket, buffers)
+            if cython.compiled and len(buffers) <= 8:
+                size = _send(self._descriptor, buffers)  # type: ignore[name-defined]  # noqa: F821
+            else:
+                size = write_once(self._socket, buffers[:IOV_BUFFERS_MAX])
         except OSError as error:
             raise self.failure(error) from error
         return size if size > 0 else 0
@@ -183,6 +196,7 @@ class SocketConnection(Connection):
         if self._closed:
             return
         self._closed = True
+        self._bytes.end()
         drop_received(self._socket, _DROPPED_READS_MAX, SCRATCH_BYTES)
         self._socket.close()
 
@@ -195,12 +209,14 @@ class SocketConnection(Connection):
 
     def disown(self) -> None:
         self._closed = True
+        self._bytes.end()
         self._socket.close()
 
     def abort(self) -> None:
         if self._closed:
             return
         self._closed = True
+        self._bytes.end()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self._socket.close()
 

@@ -7,11 +7,16 @@ from broker.protocol.session cimport Session
 from broker.transport.calls cimport wait_for_either
 from broker.wires cimport Wire
 from clients.connection.core cimport Core
+from clients.connection.locks cimport Lock
+from clients.connection.signals cimport Signal
+from clients.publishing.outgoing cimport Outgoing
 from clients.reading.incoming cimport Incoming
 from clients.reading.lines cimport Lines
-from clients.publishing.outgoing cimport Outgoing
-from clients.connection.signals cimport Signal
 from clients.connection.wakeup cimport Wakeup
+
+
+cdef int _READABLE, _WRITABLE, _READS_MAX
+cdef Py_ssize_t _SHORT_READ_BYTES
 
 
 cpdef seconds(timeout_s)
@@ -19,7 +24,8 @@ cpdef seconds(timeout_s)
 
 cdef class Driver:
     cdef public Core core
-    cdef public object lock, _link
+    cdef public Lock lock
+    cdef public object _link
     cdef object _condition, _addresses, _greeting, _connect_timeout_s, _reconnect_timeout_s, _on_reconnect
     cdef bint _pumping, _closing, _keeper_watches
     cdef Py_ssize_t _followers, _eager
@@ -28,7 +34,7 @@ cdef class Driver:
     cdef int _descriptor
     cdef Wakeup _wake
     cdef Wire _wire
-    cdef object _acquire, _release, _keeper_wake, _keeper
+    cdef object _keeper_wake, _keeper
     cdef public object holding
     cdef object __weakref__
 
@@ -37,7 +43,7 @@ cdef class Driver:
     cpdef flush(self, bint waits=*)
     cpdef batch_opened(self)
     cpdef wake_waiters(self)
-    @cython.locals(session=Session, events=int, lines=Lines, took=bint)
+    @cython.locals(session=Session, events=int, lines=Lines, took=bint, ready=bint, woken=bint)
     cdef _pump(self, timeout_s)
     cdef bint _read_lines(self, bint wakes=*) except -1
     cdef _read_all(self, bint ahead=*)

@@ -38,6 +38,7 @@ from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core, Reconnected
 from clients.connection.holding import Holding
 from clients.connection.link import INTERRUPTED, UNLINKED, Link, dial
+from clients.connection.locks import Lock
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
 
@@ -54,6 +55,8 @@ NO_BATCH_S: Final = 60.0
 SHORT_READ_BYTES: Final = 4096
 READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
+_READABLE, _WRITABLE = READABLE, WRITABLE
+_SHORT_READ_BYTES, _READS_MAX = SHORT_READ_BYTES, READS_MAX
 
 T = TypeVar("T")
 
@@ -275,19 +278,19 @@ class Driver:
         if lines.count and not lines.sleeps():
             self._read_lines()
             return
-        events = WRITABLE | READABLE if session.has_unsent() else READABLE
+        events = _WRITABLE | _READABLE if session.has_unsent() else _READABLE
         self._pumping = True
-        self._release()
+        self.lock.release()
         try:
             ready, woken = wait_for_either(self._descriptor, events, self._wake.descriptor, timeout_s)
         finally:
-            self._acquire()
+            self.lock.acquire()
             self._pumping = False
         if woken:
             self._wake.clear()
         took = self._read_lines(wakes=True)
         if (ready or (woken and not took)) and session is self._session:
-            if events != READABLE:
+            if events != _READABLE:
                 self.flush()
             # What others wait for may come behind a large message.
             self._read_all(ahead=self._followers > 0)
@@ -325,7 +328,7 @@ class Driver:
     def _read(self, session: Session, ahead: bool) -> None:
         wire, incoming, assembled = self._wire, self.core.incoming, self.core.incoming.assembled
         try:
-            for _ in range(READS_MAX):
+            for _ in range(_READS_MAX):
                 buffers = session.receive_buffers()
                 size = wire.receive_into(buffers)
                 if not size:
@@ -333,7 +336,7 @@ class Driver:
                 session.received(size, monotonic_ns(), self.core)
                 # A short read has emptied the socket; asking again would only cost a system call. Whoever waits for a
                 # large message takes it while it is in the processor's cache, and the next one may have its memory.
-                short = size < SHORT_READ_BYTES and size < len(buffers[0])
+                short = size < _SHORT_READ_BYTES and size < len(buffers[0])
                 if short or session.failure is not None or (incoming.assembled != assembled and not ahead):
                     break
         except ConnectionClosed as error:
@@ -354,9 +357,9 @@ class Driver:
             self._lose(ConnectionClosed.by(failure))
 
     def _lock_anew(self) -> None:
-        self.lock = threading.Lock()
-        self._acquire, self._release = self.lock.acquire, self.lock.release
-        self._condition = threading.Condition(self.lock)
+        self.lock = Lock()
+        # What it asks of a lock is what this one has.
+        self._condition = threading.Condition(self.lock)  # type: ignore[arg-type]
 
     def _detach(self) -> Link | None:
         """Lets go of the link, and returns it."""

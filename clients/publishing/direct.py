@@ -33,7 +33,7 @@ def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes,
     if type(topic) is not str:
         return False
     # The lock's `with`, without what that looks up.
-    driver._acquire()
+    driver.lock.acquire()
     try:
         if not _UNBROKEN and batched and add(outgoing.filling, topic, content, payload):
             return True
@@ -46,5 +46,5 @@ def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes,
         elif done is _BATCH_OPENED:
             driver.batch_opened()
     finally:
-        driver._release()
+        driver.lock.release()
     return True

@@ -46,6 +46,7 @@ _HEADER_BYTES = HEADER_BYTES
 _PUBLISH = int(Kind.PUBLISH)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _BATCH, _ACKNOWLEDGE = int(Flag.BATCH), int(Flag.ACKNOWLEDGE)
+_BATCHED_BYTES_MAX, _ENTRY_BODY_BYTES_MAX, _BATCH_GAP_NS = BATCHED_BYTES_MAX, ENTRY_BODY_BYTES_MAX, BATCH_GAP_NS
 SENT: Final = Signal(ready=True)
 """What publishing returns when a frame is queued and the link is to be given what waits."""
 BATCHED: Final = Signal(ready=True)
@@ -347,11 +348,11 @@ class Outgoing:
         Returns:
             BATCHED, BATCH_OPENED or SENT; None when the message is to go alone.
         """
-        if len(payload) > BATCHED_BYTES_MAX or len(body) > ENTRY_BODY_BYTES_MAX:
+        if len(payload) > _BATCHED_BYTES_MAX or len(body) > _ENTRY_BODY_BYTES_MAX:
             return None
         gap_ns, topic.last_ns = now_ns - topic.last_ns, now_ns
         if topic.batch is None:
-            topic.rapid = 0 if gap_ns > BATCH_GAP_NS else topic.rapid + 1
+            topic.rapid = 0 if gap_ns > _BATCH_GAP_NS else topic.rapid + 1
             if topic.rapid < topic.burst_messages:
                 return None
         return self._add_to_batch(topic, content, body, payload, time_ns, now_ns)

@@ -1,0 +1,93 @@
+"""The client's lock, compiled and plain alike."""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+
+import pytest
+
+from clients.connection import locks
+from tests.test_compiled import plain
+
+PLAIN = plain("clients.connection.locks")
+
+
+@pytest.fixture(params=[locks, PLAIN], ids=["as it is", "plain"])
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    return request.param  # type: ignore[no-any-return]
+
+
+def test_it_is_taken_once_and_given_back(module: ModuleType) -> None:
+    lock = module.Lock()
+    assert lock.acquire()
+    assert not lock.acquire(False)
+    lock.release()
+    with lock:
+        assert not lock.acquire(False)
+    assert lock.acquire(False)
+
+
+def test_what_nobody_has_cannot_be_given_back(module: ModuleType) -> None:
+    lock = module.Lock()
+    with pytest.raises(RuntimeError, match="unlocked"):
+        lock.release()
+    assert lock.acquire()
+    lock.release()
+    with pytest.raises(RuntimeError, match="unlocked"):
+        lock.release()
+    assert lock.acquire(False)
+    assert not lock.acquire(False)
+
+
+def test_threads_wait_for_it_and_each_has_it_alone(module: ModuleType) -> None:
+    lock, count, inside = module.Lock(), 0, []
+
+    def work() -> None:
+        nonlocal count
+        for _ in range(200):
+            with lock:
+                inside.append(None)
+                seen = count
+                assert len(inside) == 1
+                count = seen + 1
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60.0)
+    assert count == 800
+
+
+def test_who_waits_is_woken(module: ModuleType) -> None:
+    lock, taken = module.Lock(), threading.Event()
+
+    def wait() -> None:
+        lock.acquire()
+        taken.set()
+
+    lock.acquire()
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert not taken.is_set()
+    lock.release()
+    assert taken.wait(60.0)
+    thread.join(60.0)
+
+
+def test_a_condition_takes_it_for_a_lock(module: ModuleType) -> None:
+    lock = module.Lock()
+    condition, told = threading.Condition(lock), []
+
+    def tell() -> None:
+        with lock:
+            told.append(True)
+            condition.notify_all()
+
+    thread = threading.Thread(target=tell)
+    with lock:
+        thread.start()
+        assert condition.wait_for(lambda: bool(told), 60.0)
+    thread.join(60.0)
