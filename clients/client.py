@@ -15,6 +15,7 @@ from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
+from broker.topics.owners import HOME
 from clients.asking import direct, requesting
 from clients.asking.exchanges import Request
 from clients.asking.replies import Replies
@@ -69,18 +70,22 @@ class Client:
         reconnect_timeout_s: float,
         on_reconnect: Callable[[Reconnected], None] | None,
         shared_memory: bool,
+        worker: int = HOME,
+        workers: int = 0,
     ) -> None:
-        """See `connect`."""
+        """See `connect`; `worker` and `workers` are as of `link.hello`."""
         check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
         self._core = Core(name, self._reply, self._settle)
+        greeting = link.hello(name, token, tenant, shared=shared_memory, worker=worker, workers=workers)
         self._driver = Driver(
             self._core,
             secured(url, tls),
-            link.hello(name, token, tenant, shared=shared_memory),
+            greeting,
             connect_timeout_s=connect_timeout_s,
             reconnect_timeout_s=reconnect_timeout_s,
             on_reconnect=on_reconnect,
         )
+        self._workers = greeting.workers
         self._handlers = Handlers(self._driver)
         self._callbacks = Callbacks()
 
