@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import ConnectionClosed, InvalidValue
-from broker.limits import ANSWER_TIMEOUT_S
+from broker.limits import ANSWER_TIMEOUT_S, TOPICS_PER_SESSION_MAX
 from broker.protocol.codes import Code
 from broker.topics.owners import HOME, owner, owners
 from clients.asking.replies import Replies
@@ -46,12 +46,30 @@ def _at_owner(method: F) -> F:
     return cast("F", called)
 
 
+def _publishing(method: F) -> F:
+    """`publish`: as `_at_owner`, but what each topic's owner has for it is kept, as messages may be many."""
+
+    @wraps(method)
+    def called(bus: WorkersClient, topic: str, value: object, **options: object) -> object:
+        try:
+            publish = bus._publishers[topic]
+        except (KeyError, TypeError):
+            publish = bus._owner(topic).publish
+            if isinstance(topic, str) and len(bus._publishers) < TOPICS_PER_SESSION_MAX:
+                bus._publishers[topic] = publish
+        return publish(topic, value, **options)
+
+    return cast("F", called)
+
+
 def _asking(method: F) -> F:
     """As `_at_owner`, of a method that waits for a reply: a handler that calls it steps aside."""
     at_owner = _at_owner(method)
 
     @wraps(method)
     def called(bus: WorkersClient, topic: str, *arguments: object, **options: object) -> object:
+        if not bus._turns.held:
+            return at_owner(bus, topic, *arguments, **options)
         with bus._turns.aside():
             return at_owner(bus, topic, *arguments, **options)
 
@@ -148,6 +166,7 @@ class WorkersClient(Client):
         self._workers = home._workers
         self._connect = connect
         self._clients: list[Client | None] = [home, *([None] * (home._workers - 1))]
+        self._publishers: dict[str, Callable[..., object]] = {}
         self._opening = threading.Lock()
         self._turns = Turns()
         self._closed = False
@@ -191,7 +210,7 @@ class WorkersClient(Client):
         """Whether there is a connection at this moment, with each worker that was needed so far."""
         return all(client.connected for client in self._opened())
 
-    publish = _at_owner(Client.publish)
+    publish = _publishing(Client.publish)
     pressure = _at_owner(Client.pressure)
     request = _asking(Client.request)
     request_many = _gathering(Client.request_many)

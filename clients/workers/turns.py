@@ -22,6 +22,11 @@ class Turns:
         self._lock = threading.Lock()
         self._holder = 0
 
+    @property
+    def held(self) -> bool:
+        """Whether this thread has the turn."""
+        return self._holder == threading.get_ident()
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """While its context is open, no other one is."""
@@ -35,7 +40,7 @@ class Turns:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """While its context is open, others may have the turn that this thread has; without one it does nothing."""
-        if self._holder != threading.get_ident():
+        if not self.held:
             yield
             return
         self._holder = 0
