@@ -105,6 +105,7 @@ class Config:
         name: the broker's name in logs, metrics and the dashboard.
         log_level: the least severe log records that are written.
         log_format: console for people, or json, one object per line.
+        workers: processes that serve, each a share of the topics; of several, worker K has the admin port plus K.
         admin_names: names by which the HTTP interface may be asked for, besides localhost, this machine's and figures.
         sessions_max: sessions open at once.
         half_open_max: connections that have yet to say hello.
@@ -139,6 +140,7 @@ class Config:
     name: str = field(default_factory=socket.gethostname)
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.CONSOLE
+    workers: int = 1
     admin_names: tuple[str, ...] = ()
     sessions_max: int = limits.SESSIONS_MAX
     half_open_max: int = limits.HALF_OPEN_MAX

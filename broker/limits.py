@@ -23,6 +23,8 @@ each: thousands that have come at once are over at once."""
 STRANGER_BYTES_MAX: Final = 4 * KIB
 """What may lie in the kernel of a hello, or of the opening of TLS, before a session reads it. It is longer than nearly
 all of them, and shorter than any receive buffer, or the rest would never come."""
+WORKERS_MAX: Final = 64
+"""Of one broker. Each wakes for each connection, and a client that reads everything has a connection to each."""
 STRANGERS_LOGGED_MAX: Final = 10
 """Lines about connections that never became sessions, in STRANGERS_LOGGED_S; of more, their number."""
 STRANGERS_LOGGED_S: Final = 10.0

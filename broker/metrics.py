@@ -64,9 +64,10 @@ class Metrics:
     def __init__(self, server: Server) -> None:
         self._told: dict[str, tuple[float, bytes]] = {}
         self._registry = CollectorRegistry()
-        self._registry.register(_BrokerCollector(server))
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        settings = server.state.settings
+        for collector in (_BrokerCollector(server), ProcessCollector(registry=None), PlatformCollector(registry=None)):
+            # One of several workers says which: they are scraped one by one, as one broker.
+            self._registry.register(_OfWorker(collector, settings.worker) if settings.workers else collector)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The metrics of this moment; or what was told before, for 50 times as long as that has taken, if it was long.
@@ -88,6 +89,20 @@ class Metrics:
         if taken_s > LONG_S:
             self._told[content_type] = time.monotonic() + taken_s / SHARE, text
         return text, content_type
+
+
+class _OfWorker(Collector):
+    """Metrics with the label `worker`."""
+
+    def __init__(self, collector: Collector, worker: int) -> None:
+        self._collector = collector
+        self._worker = {"worker": str(worker)}
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields every metric of the other collector."""
+        for metric in self._collector.collect():
+            metric.samples = [sample._replace(labels=self._worker | sample.labels) for sample in metric.samples]
+            yield metric
 
 
 class _BrokerCollector(Collector):

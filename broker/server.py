@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from broker.config import Config
 from broker.errors import ConnectionClosed, LimitExceeded, PermissionDenied, ProtocolError
 from broker.histograms import Histogram
 from broker.ids import SessionId
-from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, REPORT_INTERVAL_MS, TURNS_UNMEASURED
+from broker.limits import CLOSE_TIMEOUT_S, LINGERING_MAX, TURNS_UNMEASURED
 from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.receiver import Deliver, Received, Receiver
@@ -29,14 +28,13 @@ from broker.protocol.session import Phase
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.server_admission import Admission
-from broker.server_boards import board_maker
-from broker.server_lines import line_memory
 from broker.server_scarcity import Scarcity
+from broker.server_seat import Seat
+from broker.server_settings import settings_of
 from broker.server_strangers import Strangers
 from broker.state.arrivals import Stranger
 from broker.state.broker_state import BrokerState
 from broker.state.records import SessionRecord
-from broker.state.settings import Settings
 from broker.transport import registry
 from broker.transport.base import Connection, Listener
 from broker.transport.hangups import Hangups
@@ -94,37 +92,17 @@ class Server:
         turns: how long it takes from when a connection has something to read until that has been passed on.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, seat: Seat | None = None) -> None:
+        """Args:
+        config: the settings.
+        seat: of one of several workers; None where the broker is one.
+        """
         self.config = config
+        self._seat = seat
         self.admission = Admission(config)
-        self.state = BrokerState(
-            Settings(
-                name=config.name,
-                wall_offset_ns=time.time_ns() - time.monotonic_ns(),
-                sessions_max=config.sessions_max,
-                half_open_max=config.half_open_max,
-                connections_per_address_max=config.connections_per_address_max,
-                subscriptions_per_session_max=config.subscriptions_per_session_max,
-                hello_timeout_s=config.hello_timeout_s,
-                heartbeat_interval_s=config.heartbeat_interval_s,
-                heartbeat_timeout_s=config.heartbeat_timeout_s,
-                ring_messages=config.ring_messages,
-                ring_bytes=config.ring_bytes,
-                publish_window_messages=config.publish_window_messages,
-                publish_window_bytes=config.publish_window_bytes,
-                shared_memory=config.shared_memory,
-                arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
-                declarations=config.topics,
-                audit=self.admission.audit,
-                permissions=config.permissions,
-                quotas=config.tenants,
-                report_ms=REPORT_INTERVAL_MS if config.latency_metrics else 0,
-                boards=board_maker(enabled=config.shared_memory),
-                line_memory=line_memory(enabled=config.shared_memory),
-            )
-        )
+        self.state = BrokerState(settings_of(config, self.admission.audit, seat))
         self._scarcity = Scarcity(self.state, config.memory_max_bytes)
-        self._strangers = Strangers(self.state.arrivals, self._scarcity, self._let_in)
+        self._strangers = Strangers(self.state.arrivals, self._scarcity, self._let_in, seat)
         self.listeners: list[Listener] = []
         self.started_ns = time.monotonic_ns()
         self.turns = Histogram()
@@ -153,8 +131,12 @@ class Server:
             ListenError: an address cannot be listened on, or strangers could get in there. Nothing is left listening.
         """
         try:
-            for address in self.admission.places(addresses):
-                self.listeners.append(registry.listen(address))
+            if self._seat is not None:
+                # Whoever has bound the addresses has asked whether they may be.
+                self.listeners += self._seat.listeners
+            else:
+                for address in self.admission.places(addresses):
+                    self.listeners.append(registry.listen(address))
             self.admission.listening(self.listeners)
         except BaseException:
             self._stop_listening()
@@ -273,6 +255,10 @@ class Server:
         link.deliver = _Heard(self.state, record)
         if not isinstance(received, Hello):
             self.state.receive(record, received, now_ns)
+            return
+        problem = self._seat.problem(received) if self._seat is not None else ""
+        if problem:
+            record.session.refuse(Code.VERSION, problem)
             return
         try:
             self.admission.admit(listener, link.connection, record, received)

@@ -15,6 +15,7 @@ from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
+from broker.topics.owners import HOME
 from clients.asking import direct, requesting
 from clients.asking.exchanges import Request
 from clients.asking.replies import Replies
@@ -69,8 +70,10 @@ class Client:
         reconnect_timeout_s: float,
         on_reconnect: Callable[[Reconnected], None] | None,
         shared_memory: bool,
+        worker: int = HOME,
+        workers: int = 0,
     ) -> None:
-        """See `connect`."""
+        """See `connect`; `worker` and `workers` are as of `link.hello`."""
         check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
 
         # They know the driver and not the client, which would never be gone otherwise.
@@ -84,14 +87,16 @@ class Client:
             return _SENT
 
         self._core = Core(name, reply, settle)
+        greeting = link.hello(name, token, tenant, shared=shared_memory, worker=worker, workers=workers)
         self._driver = driver = Driver(
             self._core,
             secured(url, tls),
-            link.hello(name, token, tenant, shared=shared_memory),
+            greeting,
             connect_timeout_s=connect_timeout_s,
             reconnect_timeout_s=reconnect_timeout_s,
             on_reconnect=on_reconnect,
         )
+        self._workers = greeting.workers
         self._handlers = Handlers(driver)
         self._callbacks = Callbacks()
         self._hold = driver.holding.hold()

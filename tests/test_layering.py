@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "broker.protocol",
         "broker.transport",
         "broker.topics.names",
+        "broker.topics.owners",
         "broker.topics.policy",
         "broker.collectives.member",
         "broker.collectives.encoding",

@@ -24,11 +24,14 @@ from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
 from broker.limits import LOG_INTERVAL_S
 from broker.server import Server
+from broker.server_seat import Seat
 from broker.telemetry import exporting_tracer
 from broker.tracing import Traces
 from broker.transport.addresses import Address
 
 log = logging.getLogger(__name__)
+Echo = Callable[[Mapping[str, object]], None]
+
 GC_ALLOCATIONS: Final = 20_000
 """Between two collections. Messages are freed by their reference count; cycles are rare and small."""
 
@@ -52,9 +55,23 @@ def run(config: Config, read_again: Callable[[], Config], *, as_json: bool = Fal
             raise InvalidValue("listen", address, "no other process could reach it; listen at tcp:// or unix://")
     handler = logs.start(sys.stderr, config.log_level, config.log_format)
     _raise_descriptor_limit()
+    echo = echo_json if as_json else _echo_words
+
+    def serve(config: Config, tell: Echo, seat: Seat | None = None, lifeline: int | None = None) -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(config, handler, read_again, tell, seat, lifeline))
+        finally:
+            handler.tell_left_out(at_the_end=True)
+
+    if config.workers == 1:
+        serve(config, echo)
+        return
+    from broker.cli.workers import Workers
+
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, handler, read_again, echo_json if as_json else _echo_words))
+        with Workers(config, serve, echo) as workers:
+            workers.run()
     finally:
         handler.tell_left_out(at_the_end=True)
 
@@ -98,11 +115,25 @@ async def _serve(
     config: Config,
     handler: logs.EventHandler,
     read_again: Callable[[], Config],
-    echo: Callable[[Mapping[str, object]], None],
+    echo: Echo,
+    seat: Seat | None,
+    lifeline: int | None,
 ) -> None:
+    """Serves until a signal, or the end of whoever has started this worker.
+
+    Args:
+        config: the settings.
+        handler: of the log.
+        read_again: see `run`.
+        echo: is told where this listens, once it does.
+        seat: of one of several workers; None where the broker is one.
+        lifeline: a descriptor that is readable once this worker is to end.
+    """
     stopping = _catch_signals()
+    if lifeline is not None:
+        _end_with(lifeline, stopping)
     _tell_left_out(asyncio.get_running_loop(), handler)
-    server = Server(config)
+    server = Server(config, seat)
     server.admission.also("permissions and quotas", lambda: _take_over(server, read_again))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     show_to_clients(server)
@@ -136,6 +167,17 @@ def _tell(lines: Sequence[Mapping[str, str]], echo: Callable[[Mapping[str, objec
     except OSError as error:
         settle_output()
         log.warning("server.output_closed listening=%s cause=%s", lines, error.strerror)
+
+
+def _end_with(lifeline: int, stopping: asyncio.Event) -> None:
+    """Has the end of somebody else stop this process, in order."""
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(lifeline)
+        stopping.set()
+
+    loop.add_reader(lifeline, ended)
 
 
 def _dialled(address: Address, config: Config) -> Address:

@@ -30,6 +30,10 @@ class Hello(msgspec.Struct, tag="hello", omit_defaults=True):
     """The version of lines (section 20) that the client can write; 0 for none."""
     choose: bool = False
     """Whether the client would like to know where else the broker listens."""
+    worker: int = -1
+    """Which of the broker's workers is meant, from 0; -1 of a client that knows nothing of workers."""
+    workers: int = 0
+    """How many the client has been told there are; 0 when it has not been told."""
 
     def __repr__(self) -> str:
         return (
@@ -55,6 +59,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     """How often the client may tell of the times that messages take to reach it; 0 is never."""
     offers: list[str] = []
     """Where the broker listens, for a client that has asked for it."""
+    workers: int = 0
+    """How many workers the broker has, among which topics are spread; 0 where it is one."""
 
 
 class Refusal(msgspec.Struct, tag="refusal", omit_defaults=True):

@@ -385,6 +385,7 @@ class BrokerState:
                 shared=self.sharing.begin(record, wanted=hello.shared),
                 report_ms=settings.report_ms,
                 offers=self.addresses if hello.choose else [],
+                workers=settings.workers,
             )
         )
         if record.shares is not None:

@@ -33,6 +33,8 @@ class Settings:
         line_memory: makes memory of so many bytes for a line; raises InvalidValue or LimitExceeded where there is none.
             None when there are no lines.
         report_ms: how often clients tell of the times that messages take to reach them, in milliseconds; 0 is never.
+        worker: which of the broker's workers this is, from 0.
+        workers: how many there are, among which topics are spread; 0 where the broker is one.
         boards: what makes the boards of groups whose members are all on this host; None when there are none.
     """
 
@@ -57,5 +59,7 @@ class Settings:
     quotas: Mapping[str, Quotas] = field(default_factory=lambda: MappingProxyType({}))
     audit: Audit = unrecorded
     report_ms: int = 0
+    worker: int = 0
+    workers: int = 0
     boards: BoardMaker | None = None
     line_memory: LineMemory | None = None

@@ -261,6 +261,9 @@ class SocketListener(Listener):
     def close(self) -> None:
         self._socket.close()
 
+    def inherited(self) -> None:  # noqa: B027 - most leave nothing behind
+        """Says that this process has the listener from another one, whose files are not to be removed here."""
+
     @abstractmethod
     def connection(self, sock: socket.socket, peer: object) -> Connection:
         """The connection over a socket that was accepted; `peer` is what accept(2) said of the other end.

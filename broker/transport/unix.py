@@ -81,13 +81,17 @@ class UnixListener(SocketListener):
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         super().__init__(sock, address)
-        self._file = SocketFile(address.path)
+        self._file: SocketFile | None = SocketFile(address.path)
 
     def close(self) -> None:
         if self.fileno() < 0:
             return
-        self._file.remove()
+        if self._file is not None:
+            self._file.remove()
         super().close()
+
+    def inherited(self) -> None:
+        self._file = None
 
     def connection(self, sock: socket.socket, peer: object) -> Connection:
         enlarge_send_buffer(sock)

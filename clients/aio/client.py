@@ -17,6 +17,7 @@ from broker.devices import Device, read_device
 from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.pressure import Pressure
+from broker.topics.owners import HOME
 from clients.aio.driver import AsyncDriver
 from clients.aio.groups import Group
 from clients.aio.replies import Replies
@@ -64,19 +65,6 @@ async def connect(
 ) -> Client:
     """Connects to a broker; arguments and errors as for `clients.connect`. The client belongs to the running loop."""
     check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
-
-    def settle(delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
-        return client._settle(delivery, refused=refused, delay_s=delay_s)
-
-    core = Core(name, lambda *answer: client._reply(*answer), settle)
-    driver = AsyncDriver(
-        core,
-        secured(url or environment.broker_url(), tls),
-        link.hello(name, environment.token() if token is None else token, tenant, shared=shared_memory),
-        connect_timeout_s=connect_timeout_s,
-        reconnect_timeout_s=reconnect_timeout_s,
-        on_reconnect=on_reconnect,
-    )
     kind = Client
     if environment.tracing() if tracing is None else tracing:
         from clients.aio.traced import TracedClient
@@ -85,9 +73,33 @@ async def connect(
         # Without OpenTelemetry this says so, before anything is dialled.
         tracer()
         kind = TracedClient
-    client = kind(core, driver)
-    await driver.connect()
-    return client
+    addresses = secured(url or environment.broker_url(), tls)
+    proof = environment.token() if token is None else token
+
+    async def connected(worker: int, workers: int, called: str) -> tuple[Client, int]:
+        def settle(delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
+            return client._settle(delivery, refused=refused, delay_s=delay_s)
+
+        core = Core(called, lambda *answer: client._reply(*answer), settle)
+        greeting = link.hello(called, proof, tenant, shared=shared_memory, worker=worker, workers=workers)
+        driver = AsyncDriver(
+            core,
+            addresses,
+            greeting,
+            connect_timeout_s=connect_timeout_s,
+            reconnect_timeout_s=reconnect_timeout_s,
+            on_reconnect=on_reconnect,
+        )
+        client = kind(core, driver)
+        await driver.connect()
+        return client, greeting.workers
+
+    client, workers = await connected(HOME, 0, name)
+    if workers == 1:
+        return client
+    from clients.aio.workers import WorkersClient
+
+    return WorkersClient(client, workers, connected)
 
 
 class Client:

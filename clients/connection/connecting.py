@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.limits import CONNECT_TIMEOUT_S
+from broker.topics.owners import HOME
 from clients.client import Client
 from clients.connection import environment
 from clients.connection.core import Reconnected
 from clients.connection.securing import Folder
+from clients.workers.client import WorkersClient
 
 
 def connect(
@@ -58,14 +60,22 @@ def connect(
         # Without OpenTelemetry this says so, before anything is dialled.
         tracer()
         kind = TracedClient
-    return kind(
-        url or environment.broker_url(),
-        name=name,
-        token=environment.token() if token is None else token,
-        tls=tls,
-        tenant=tenant,
-        connect_timeout_s=connect_timeout_s,
-        reconnect_timeout_s=reconnect_timeout_s,
-        on_reconnect=on_reconnect,
-        shared_memory=shared_memory,
-    )
+    addresses, proof = url or environment.broker_url(), environment.token() if token is None else token
+
+    def connected(worker: int, workers: int, called: str) -> Client:
+        return kind(
+            addresses,
+            name=called,
+            token=proof,
+            tls=tls,
+            tenant=tenant,
+            connect_timeout_s=connect_timeout_s,
+            reconnect_timeout_s=reconnect_timeout_s,
+            on_reconnect=on_reconnect,
+            shared_memory=shared_memory,
+            worker=worker,
+            workers=workers,
+        )
+
+    client = connected(HOME, 0, name)
+    return client if client._workers == 1 else WorkersClient(client, connected)

@@ -24,6 +24,7 @@ from broker.protocol.frames import Frame
 from broker.protocol.line import AVAILABLE, VERSION
 from broker.protocol.receiver import Deliver, Received
 from broker.protocol.session import Allocate, Phase, Session
+from broker.topics.owners import HOME
 from broker.transport import registry
 from broker.transport.addresses import Address
 from broker.transport.base import Connection
@@ -57,7 +58,7 @@ class Link:
     """Of a client that chose: the broker's addresses, and why it took none that is better."""
 
 
-def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
+def hello(name: str, token: str, tenant: str, *, shared: bool, worker: int = HOME, workers: int = 0) -> Hello:
     """What a client says about itself.
 
     Args:
@@ -65,9 +66,14 @@ def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
         token: proves who it is.
         tenant: whose topics it sees.
         shared: whether it shares memory with a broker on this host, where the transport can pass it.
+        worker: which of the broker's workers is meant.
+        workers: how many there are; 0 when that is not known yet, and `dial` is to find out.
     """
     lines = VERSION if AVAILABLE else 0
-    return Hello(name, token, tenant, "tensorbus-python/0.1", os.getpid(), socket.gethostname(), shared, lines=lines)
+    host, library = socket.gethostname(), "tensorbus-python/0.1"
+    return Hello(
+        name, token, tenant, library, os.getpid(), host, shared, lines=lines, worker=worker, workers=workers
+    )  # fmt: skip
 
 
 def _unlinked(buffers: Sequence[Buffer]) -> int:
@@ -83,7 +89,7 @@ def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, alloca
 
     Args:
         addresses: tried in turn; all share the time-out.
-        greeting: see `hello`.
+        greeting: see `hello`; how many workers the broker has is written there, and holds for each later dial.
         timeout_s: for everything up to the broker's Welcome, in seconds.
         allocate: see Session.
 
@@ -97,10 +103,26 @@ def dial(addresses: Sequence[Address], greeting: Hello, timeout_s: float, alloca
         share_s = max(0.05, (deadline - time.monotonic()) / (len(addresses) - position))
         try:
             opens = _open_best if address.scheme == AUTO else _open
-            return opens(address, greeting, share_s, allocate)
+            link = opens(address, greeting, share_s, allocate)
+            _count_workers(link, address, greeting)
+            return link
         except ConnectError as error:
             reasons.append(error.reason if len(addresses) == 1 else f"{address}: {error.reason}")
     raise ConnectError(", ".join(str(address) for address in addresses), "; ".join(reasons))
+
+
+def _count_workers(link: Link, address: Address, greeting: Hello) -> None:
+    """Learns how many workers a broker has, or that it has not as many as it had.
+
+    Raises:
+        ConnectError: it has not; the link is closed.
+    """
+    count = link.welcome.workers or 1
+    if greeting.workers not in (0, count):
+        link.connection.close()
+        had = f"the broker there has {count} workers, and this client was told of {greeting.workers}"
+        raise ConnectError(str(address), f"{had}: topics have other places now; close the client and connect anew")
+    greeting.workers = count
 
 
 def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocate, *, follows: bool = True) -> Link:

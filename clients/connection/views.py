@@ -17,6 +17,7 @@ from clients.connection.checks import text_bytes
 from clients.connection.choosing import Candidate
 from clients.connection.link import candidates_of
 from clients.connection.operations import Deadline, Driver, answer, online
+from clients.workers.client import everywhere
 
 ITEMS_MAX: Final = 4096
 """Of one view: as many as there may be sessions. Of 100,000 topics nobody reads the list."""
@@ -36,7 +37,8 @@ def view(
 
     Returns:
         The one server, or sessions, topics or groups, oldest first, with the keys of `/api/v1/...`. Topics come without
-        their policies; what would not fit a frame, such as a group with very many ranks, has shorter lists.
+        their policies; what would not fit a frame, such as a group with very many ranks, has shorter lists. Of a broker
+        with several workers, what all of them have, worker by worker; of a client each worker has a session.
 
     Raises:
         InvalidValue: there is no such view, or a filter that cannot be.
@@ -44,8 +46,11 @@ def view(
         ConnectionClosed: the connection ended.
     """
     text_bytes("view", what)
-    driver = bus._driver
-    return driver.run(_view(driver, what, topic_filter, items_max, timeout_s))
+    items: list[dict[str, object]] = []
+    for client in everywhere(bus):
+        driver = client._driver
+        items += driver.run(_view(driver, what, topic_filter, items_max - len(items), timeout_s))
+    return items
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import uvloop
 
 from broker.config import ADMIN_OFF, Config
 from broker.server import Server
+from broker.server_seat import Seat
 
 PATIENCE_S = 60.0
 """No wait for the server takes this long unless something is broken."""
@@ -24,8 +25,9 @@ class ServingThread:
         server: to look into; only `call` may touch it while it runs.
     """
 
-    def __init__(self, *addresses: str, **settings: object) -> None:
+    def __init__(self, *addresses: str, seat: Seat | None = None, **settings: object) -> None:
         self._config = Config(listen=addresses, admin=ADMIN_OFF, name="test", drain_timeout_s=1.0, **settings)
+        self._seat = seat
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="test-broker", daemon=True)
         self.url = ""
@@ -40,7 +42,7 @@ class ServingThread:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
-        self.server = Server(self._config)
+        self.server = Server(self._config, self._seat)
         self.server.start(self._config.listen)
         self.url = str(self.server.listeners[0].address)
         self._ready.set()

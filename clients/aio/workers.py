@@ -1,0 +1,289 @@
+"""The asynchronous client of a broker with several workers; `clients.workers` says what it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from functools import wraps
+from typing import Protocol, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.errors import ConnectionClosed, TimeoutError
+from broker.limits import ANSWER_TIMEOUT_S
+from broker.protocol.codes import Code
+from broker.topics.owners import HOME, owner, owners
+from clients.aio.client import Client, Handler
+from clients.aio.groups import Group
+from clients.aio.replies import Replies
+from clients.aio.subscriptions import Subscription
+from clients.connection import operations
+from clients.connection.checks import check_callable
+from clients.connection.operations import Deadline
+from clients.connection.signals import Signal
+from clients.reading.messages import Message
+from clients.workers.client import check_dead_letter
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class Connect(Protocol):
+    """Connects with one worker; gives the client, and how many workers there are."""
+
+    def __call__(self, worker: int, workers: int, called: str) -> Coroutine[object, None, tuple[Client, int]]: ...
+
+
+def _at_owner(method: F) -> F:
+    """A method about one topic: its owner's client has it."""
+    name = method.__name__
+
+    @wraps(method)
+    async def called(bus: WorkersClient, topic: str, *arguments: object, **options: object) -> object:
+        return await getattr(await bus._owner(topic), name)(topic, *arguments, **options)
+
+    return cast("F", called)
+
+
+def _gathering(method: F) -> F:
+    """`request_many`: the owner is looked for when the first reply is."""
+
+    @wraps(method)
+    def called(bus: WorkersClient, topic: str, *arguments: object, **options: object) -> Replies:
+        replies = bus._home.request_many(topic, *arguments, **options)  # type: ignore[arg-type]
+        return _LateReplies(replies, lambda: bus._owner(topic))
+
+    return cast("F", called)
+
+
+def _declaring(method: F) -> F:
+    """`declare`: at the owner of a topic, or at all workers."""
+
+    @wraps(method)
+    async def called(bus: WorkersClient, topic_filter: str, **settings: object) -> None:
+        check_dead_letter(topic_filter, settings.get("dead_letter"))
+        for worker in bus._places(topic_filter):
+            await (await bus._client(worker)).declare(topic_filter, **settings)  # type: ignore[arg-type]
+
+    return cast("F", called)
+
+
+def _subscribing(method: F) -> F:
+    """`subscribe`: at the owner of a topic, or at all workers; a handler handles all of it, a message at a time."""
+
+    @wraps(method)
+    async def called(
+        bus: WorkersClient, topic_filter: str, *, handler: Handler | None = None, **options: object
+    ) -> Subscription:
+        if handler is not None:
+            check_callable("handler", handler)
+            options["handler"] = _one_at_a_time(handler)
+        parts = await bus._parts("subscribe", topic_filter, (), options)
+        return parts[0] if len(parts) == 1 else MergedSubscription(parts, read=handler is None)
+
+    return cast("F", called)
+
+
+def _one_at_a_time(handler: Handler) -> Handler:
+    """A handler that handles no message before it is done with another worker's."""
+    turn = asyncio.Lock()
+
+    async def called(message: Message) -> object:
+        async with turn:
+            outcome = handler(message)
+            return await outcome if inspect.isawaitable(outcome) else outcome
+
+    return called
+
+
+def _responding(method: F) -> F:
+    """`respond`: at the owner of a topic, or at all workers."""
+
+    @wraps(method)
+    async def called(bus: WorkersClient, topic_filter: str, *arguments: object, **options: object) -> Subscription:
+        parts = await bus._parts("respond", topic_filter, arguments, options)
+        return parts[0] if len(parts) == 1 else MergedSubscription(parts, read=False)
+
+    return cast("F", called)
+
+
+def _of_group(method: F) -> F:
+    """`group`: at its owner."""
+
+    @wraps(method)
+    async def called(bus: WorkersClient, name: str, **options: object) -> Group:
+        return await (await bus._owner(name)).group(name, **options)  # type: ignore[arg-type]
+
+    return cast("F", called)
+
+
+class WorkersClient(Client):
+    """As Client, of all workers together; `clients.aio.connect` returns one where a broker has several."""
+
+    def __init__(self, home: Client, workers: int, connect: Connect) -> None:
+        """Args:
+        home: of the first worker.
+        workers: how many there are, as it has said.
+        connect: makes the clients of the others.
+        """
+        super().__init__(home._core, home._driver)
+        self._home = home
+        self._workers = workers
+        self._connect = connect
+        self._clients: list[Client | None] = [home, *([None] * (workers - 1))]
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    async def _client(self, worker: int) -> Client:
+        """The client of a worker; see `clients.workers.client.WorkersClient`."""
+        client = self._clients[worker]
+        if client is not None:
+            return client
+        async with self._opening:
+            client = self._clients[worker]
+            if client is None:
+                if self._closed:
+                    raise ConnectionClosed("the client was closed", Code.NORMAL)
+                name = self.name or f"client-{self._core.session_number}"
+                client, _ = await self._connect(worker, self._workers, name)
+                self._clients[worker] = client
+            return client
+
+    async def _owner(self, name: str) -> Client:
+        return await self._client(owner(name, self._workers) if isinstance(name, str) else HOME)
+
+    def _places(self, topic_filter: str) -> Sequence[int]:
+        return owners(topic_filter, self._workers) if isinstance(topic_filter, str) else (HOME,)
+
+    async def _parts(
+        self, call: str, topic_filter: str, arguments: Sequence[object], options: dict[str, object]
+    ) -> list[Subscription]:
+        """A subscription at each worker that is concerned, or none at all."""
+        parts: list[Subscription] = []
+        async with AsyncExitStack() as undoing:
+            for worker in self._places(topic_filter):
+                client = await self._client(worker)
+                parts.append(await getattr(client, call)(topic_filter, *arguments, **options))
+                undoing.push_async_callback(parts[-1].close)
+            undoing.pop_all()
+        return parts
+
+    def _opened(self) -> list[Client]:
+        return [client for client in self._clients if client is not None]
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at this moment, with each worker that was needed so far."""
+        return all(client.connected for client in self._opened())
+
+    publish = _at_owner(Client.publish)
+    pressure = _at_owner(Client.pressure)
+    request = _at_owner(Client.request)
+    request_many = _gathering(Client.request_many)
+    declare = _declaring(Client.declare)
+    subscribe = _subscribing(Client.subscribe)
+    respond = _responding(Client.respond)
+    group = _of_group(Client.group)
+
+    def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
+        """An uninitialised array to be filled and published; it is copied once, unless its topic is the first worker's.
+
+        See Client.
+        """
+        return self._home.empty(shape, dtype)
+
+    async def flush(self, timeout_s: float | None = ANSWER_TIMEOUT_S) -> None:
+        """Waits until everything that was published so far has reached the broker."""
+        for client in self._opened():
+            await client.flush(timeout_s)
+
+    async def close(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""
+        async with self._opening:
+            self._closed = True
+        for client in self._opened():
+            await client.close(timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<aio.Client {self.name!r} workers={self._workers} {self._opened()}>"
+
+
+class MergedSubscription(Subscription):
+    """As Subscription, of the topics of several workers together; see `clients.workers.subscriptions`."""
+
+    def __init__(self, parts: Sequence[Subscription], *, read: bool) -> None:
+        """Args:
+        parts: at each worker one.
+        read: whether its messages are taken here; else responders take them.
+        """
+        super().__init__(parts[0]._driver, parts[0]._state)
+        self._parts = parts
+        self._came = Signal()
+        self._first = 0
+        for part in parts if read else ():
+            part._state.on_message = self._came.set
+
+    @property
+    def dropped(self) -> int:
+        """Messages that the overflow policy has dropped, in the broker or here."""
+        return sum(part.dropped for part in self._parts)
+
+    @property
+    def pending(self) -> int:
+        """Messages that have reached this process and were not taken."""
+        return sum(part.pending for part in self._parts)
+
+    async def next(self, timeout_s: float | None = None) -> Message:
+        """The next message of any of the topics; cancelling loses none. See Subscription."""
+        deadline = Deadline(timeout_s)
+        while True:
+            self._came.clear()
+            message = self._take()
+            if message is not None:
+                # Whoever else waits here looks whether there is more.
+                self._came.set()
+                return message
+            for part in self._parts:
+                if part._state.closed is not None:
+                    raise part._state.closed
+            for part in self._parts[1:]:
+                part._driver.core.before_waiting()
+                part._driver.flush()
+            try:
+                await self._driver.wait(self._came, deadline.remaining_s, self._state.what)
+            except TimeoutError as error:
+                raise TimeoutError(self._state.what, deadline.timeout_s or 0.0) from error
+
+    def _take(self) -> Message | None:
+        """The next message that is here, of each part in turn."""
+        count = len(self._parts)
+        for place in (*range(self._first, count), *range(self._first)):
+            part = self._parts[place]
+            message = operations.take(part._driver, part._state)
+            if message is not None:
+                self._first = (place + 1) % count
+                return message
+        return None
+
+    async def close(self) -> None:
+        """Ends the subscription. Messages that are here can still be taken."""
+        for part in self._parts:
+            await part.close()
+
+
+class _LateReplies(Replies):
+    """Replies of a worker whose client is looked for, and connected, when the first one is wanted."""
+
+    def __init__(self, replies: Replies, find: Callable[[], Awaitable[Client]]) -> None:
+        super().__init__(replies._gathering)
+        self._replies = replies
+        """It would give the request up when nothing referred to it."""
+        self._find: Callable[[], Awaitable[Client]] | None = find
+
+    async def __anext__(self) -> Message:
+        if self._find is not None:
+            client = await self._find()
+            self._gathering._driver, self._find = client._driver, None
+        return await super().__anext__()

@@ -1,0 +1,518 @@
+"""Several workers behind one port: to a client they are one broker, whatever becomes of one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+
+import clients
+from broker.protocol.bodies import Hello, Refusal, Welcome
+from broker.protocol.handshake import encode_greeting
+from broker.topics.owners import owner
+from clients import aio
+from clients.connection.views import view
+from tests.background import in_background
+from tests.daemon import PATIENCE_S, Daemon
+from tests.fuzz.conversations import connect as connect_bare
+from tests.system.workers import answer, dial, greet, parent, topic_of, wait_until, worker_pids
+
+READS = "[permissions]\neverybody = ['r']\n[permissions.roles.r]\nallow = { subscribe = ['#'], publish = ['#'] }\n"
+MUTE = "[permissions]\neverybody = ['r']\n[permissions.roles.r]\nallow = { publish = ['#'] }\n"
+TOPICS = [f"gradients/{number}" for number in range(24)]
+
+
+@pytest.fixture(params=[2, 3])
+def workers(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture
+def daemon(workers: int, tmp_path: Path) -> Iterator[Daemon]:
+    listen = ("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus.sock")
+    with Daemon("--workers", str(workers), listen=listen, admin="off") as serving:
+        yield serving
+
+
+# Topics.
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["tcp", "unix"])
+@pytest.mark.parametrize("shared", [False, True], ids=["bytes", "shared"])
+def test_messages_of_many_topics_arrive_once_and_in_order(daemon: Daemon, at: int, shared: bool) -> None:
+    url = daemon.urls[at]
+    with clients.connect(url, shared_memory=shared) as bus, clients.connect(url, shared_memory=shared) as reader:
+        every = reader.subscribe("gradients/#")
+        single = {topic: reader.subscribe(topic) for topic in TOPICS}
+        for number in range(20):
+            for topic in TOPICS:
+                bus.publish(topic, number)
+        bus.flush(PATIENCE_S)
+        seen: dict[str, list[int]] = {topic: [] for topic in TOPICS}
+        for _ in range(20 * len(TOPICS)):
+            message = every.next(PATIENCE_S)
+            seen[message.topic].append(message.value)
+        assert seen == {topic: list(range(20)) for topic in TOPICS}
+        assert every.pending == every.dropped == 0
+        for subscription in single.values():
+            assert [subscription.next(PATIENCE_S).value for _ in range(20)] == list(range(20))
+        with pytest.raises(clients.TimeoutError):
+            every.next(0.0)
+
+
+def test_large_arrays_go_whichever_worker_has_their_topic(daemon: Daemon, workers: int) -> None:
+    array = np.arange(300_000, dtype="float32")
+    with clients.connect(daemon.url) as bus, clients.connect(daemon.url) as reader:
+        every = reader.subscribe("weights/#")
+        for worker in range(workers):
+            placed = bus.empty(array.shape)
+            placed[...] = array
+            bus.publish(topic_of(worker, workers, "weights"), placed)
+            bus.publish(topic_of(worker, workers, "weights"), array)
+        for _ in range(2 * workers):
+            assert np.array_equal(every.next(PATIENCE_S).value, array)
+
+
+def test_what_is_accepted_is_kept_and_replayed(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus:
+        for topic in TOPICS:
+            assert [bus.publish(topic, number, ack="accepted") for number in range(3)] == [1, 2, 3]
+        latest = bus.subscribe("gradients/+", replay="latest")
+        assert Counter(latest.next(PATIENCE_S).topic for _ in TOPICS) == Counter(TOPICS)
+        assert latest.pending == 0
+        everything = bus.subscribe("gradients/+", replay="all")
+        assert sum(everything.next(PATIENCE_S).value for _ in range(3 * len(TOPICS))) == 3 * len(TOPICS)
+
+
+def test_a_policy_for_a_filter_holds_everywhere(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus, clients.connect(daemon.url) as other:
+        bus.declare("gradients/#", max_message_bytes=4)
+        for topic in TOPICS:
+            with pytest.raises(clients.LimitExceeded):
+                other.publish(topic, b"much too long", ack="accepted")
+        with pytest.raises(clients.InvalidValue, match="leave it out"):
+            bus.declare("jobs/#", dead_letter="lost")
+
+
+def test_a_handler_handles_the_messages_of_all_topics_one_after_the_other(daemon: Daemon) -> None:
+    handled: list[str] = []
+    inside, overlaps, done = [0], [0], threading.Event()
+
+    def handle(message: clients.Message) -> None:
+        inside[0] += 1
+        overlaps[0] += inside[0] - 1
+        handled.append(message.topic)
+        os.sched_yield()
+        inside[0] -= 1
+        if len(handled) == 10 * len(TOPICS):
+            done.set()
+
+    with clients.connect(daemon.url) as bus:
+        bus.subscribe("gradients/#", handler=handle)
+        for _ in range(10):
+            for topic in TOPICS:
+                bus.publish(topic, 1)
+        assert done.wait(PATIENCE_S)
+    assert Counter(handled) == Counter(10 * TOPICS)
+    assert overlaps == [0]
+
+
+def test_a_reader_that_waits_is_woken_by_whichever_worker_has_the_message(daemon: Daemon, workers: int) -> None:
+    with clients.connect(daemon.url) as bus, clients.connect(daemon.url) as reader:
+        every = reader.subscribe("#")
+        for worker in range(workers):
+            thread, outcome = in_background(lambda: every.next(PATIENCE_S).value)
+            bus.publish(topic_of(worker, workers), worker, urgent=True)
+            thread.join(PATIENCE_S)
+            assert outcome == [worker]
+
+
+def test_closing_ends_the_wait_of_a_reader_and_what_is_here_can_be_taken(daemon: Daemon, workers: int) -> None:
+    with clients.connect(daemon.url) as bus:
+        every = bus.subscribe("#")
+        for worker in range(workers):
+            bus.publish(topic_of(worker, workers), worker)
+        bus.flush(PATIENCE_S)
+        wait_until(lambda: every.pending == workers)
+        every.close()
+        assert sorted(message.value for message in every) == list(range(workers))
+        again = bus.subscribe("#")
+        thread, outcome = in_background(lambda: again.next(PATIENCE_S))
+        bus.close()
+        thread.join(PATIENCE_S)
+        assert isinstance(outcome[0], clients.ConnectionClosed)
+        with pytest.raises(clients.ConnectionClosed):
+            bus.publish("a", 1)
+
+
+# Requests and jobs.
+
+
+def test_requests_find_responders_at_each_topic(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus, clients.connect(daemon.url) as server:
+        server.respond("gradients/+", lambda request: (request.topic, request.value + 1))
+        for number, topic in enumerate(TOPICS):
+            assert bus.request(topic, number, timeout_s=PATIENCE_S).value == [topic, number + 1]
+            assert [reply.value for reply in bus.request_many(topic, 0, timeout_s=PATIENCE_S)] == [[topic, 1]]
+        with pytest.raises(clients.NoResponders):
+            bus.request("nobody", 1)
+
+
+def test_responders_of_one_client_may_ask_each_other_whichever_workers_they_are_at(
+    daemon: Daemon, workers: int
+) -> None:
+    first, last = topic_of(0, workers), topic_of(workers - 1, workers)
+    with clients.connect(daemon.url) as bus, clients.connect(daemon.url) as asker:
+        bus.respond(last, lambda request: request.value * 2)
+        bus.respond(first, lambda request: bus.request(last, request.value, timeout_s=PATIENCE_S).value + 1)
+
+        def count(request: clients.Request) -> Iterator[int]:
+            yield from (bus.request(last, number, timeout_s=PATIENCE_S).value for number in range(3))
+
+        bus.respond("counting", count)
+        assert asker.request(first, 20, timeout_s=PATIENCE_S).value == 41
+        assert [reply.value for reply in asker.request_many("counting", timeout_s=PATIENCE_S)] == [0, 2, 4]
+
+
+def test_each_job_of_a_queue_group_goes_to_one_member(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        bus, *members = [stack.enter_context(clients.connect(daemon.url)) for _ in range(3)]
+        bus.declare("gradients/+", acknowledge=True, lease_s=600.0)
+        done = [member.subscribe("gradients/+", queue_group="g", queue_messages=4) for member in members]
+        for topic in TOPICS:
+            for number in range(4):
+                bus.publish(topic, number)
+        bus.flush(PATIENCE_S)
+        taken: list[tuple[str, int]] = []
+
+        def work(subscription: clients.Subscription) -> None:
+            while len(taken) < 4 * len(TOPICS):
+                try:
+                    message = subscription.next(0.2)
+                except clients.TimeoutError:
+                    continue
+                taken.append((message.topic, message.value))
+                message.ack()
+
+        threads = [in_background(lambda each=each: work(each))[0] for each in done]
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert Counter(taken) == Counter((topic, number) for topic in TOPICS for number in range(4))
+
+
+def test_dead_letters_are_read_where_they_are_looked_for(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus:
+        bus.declare("gradients/+", acknowledge=True, max_deliveries=1)
+        for topic in TOPICS[:6]:
+            dead = bus.subscribe(f"$dead/{topic}")
+            jobs = bus.subscribe(topic, queue_group="g")
+            bus.publish(topic, topic)
+            jobs.next(PATIENCE_S).nack()
+            assert dead.next(PATIENCE_S).value == topic
+
+
+# Groups, and what the broker says of itself.
+
+
+def test_groups_reduce_at_whichever_worker_they_are(daemon: Daemon, workers: int) -> None:
+    names = [topic_of(worker, workers, "group") for worker in range(workers)]
+
+    def rank(number: int) -> list[float]:
+        with clients.connect(daemon.url) as bus:
+            sums = []
+            for name in names:
+                with bus.group(name, world_size=2, rank=number, timeout_s=PATIENCE_S) as group:
+                    array = np.full(1000, number + 1.0)
+                    group.all_reduce(array, timeout_s=PATIENCE_S)
+                    sums.append(float(array[0]))
+            return sums
+
+    outcomes = [in_background(lambda number=number: rank(number)) for number in range(2)]
+    for thread, _ in outcomes:
+        thread.join(PATIENCE_S)
+    assert [outcome for _, outcome in outcomes] == [[[3.0] * workers]] * 2
+
+
+def test_who_comes_is_told_once_and_groups_by_their_workers(daemon: Daemon, workers: int) -> None:
+    name = topic_of(workers - 1, workers, "group")
+    with clients.connect(daemon.url, name="watcher") as watcher:
+        sessions = watcher.subscribe("$sys/sessions")
+        groups = watcher.subscribe("$sys/groups/#")
+        one = watcher.subscribe(f"$sys/groups/{name}")
+        with clients.connect(daemon.url, name="visitor") as visitor:
+            visitor.subscribe("#")
+            with visitor.group(name, world_size=1, timeout_s=PATIENCE_S):
+                assert groups.next(PATIENCE_S).topic == one.next(PATIENCE_S).topic == f"$sys/groups/{name}"
+        told = [sessions.next(PATIENCE_S).value for _ in range(2)]
+        assert [(each["event"], each["name"]) for each in told] == [("opened", "visitor"), ("closed", "visitor")]
+        watcher.flush(PATIENCE_S)
+        assert sessions.pending == 0
+
+
+def publish_until_held_back(bus: clients.Client, topic: str) -> None:
+    for number in range(20_000):
+        bus.publish(topic, number, timeout_s=0.2)
+
+
+def test_pressure_is_told_of_each_topic_and_announced(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus, clients.connect(daemon.url, name="slow") as slow:
+        announced = bus.subscribe("$sys/pressure")
+        for topic in TOPICS[:4]:
+            slow.subscribe(topic, queue_messages=1)
+            with pytest.raises(clients.TimeoutError):
+                publish_until_held_back(bus, topic)
+            assert bus.pressure(topic, timeout_s=PATIENCE_S).blocked_publishers == 1
+            assert announced.next(PATIENCE_S).value["topic"] == topic
+
+
+def test_views_show_what_all_workers_have(daemon: Daemon, workers: int) -> None:
+    with clients.connect(daemon.url, name="viewer") as bus:
+        for topic in TOPICS:
+            bus.publish(topic, 1)
+        bus.flush(PATIENCE_S)
+        assert {item["name"] for item in view(bus, "topics")} >= set(TOPICS)
+        assert [item["name"] for item in view(bus, "sessions")] == ["viewer"] * workers
+        assert len(view(bus, "server")) == workers
+        assert len(view(bus, "topics", items_max=3)) == 3
+
+
+# The asynchronous client.
+
+
+def test_the_asynchronous_client_does_the_same(daemon: Daemon, workers: int) -> None:
+    async def work() -> None:
+        async with await aio.connect(daemon.url) as bus, await aio.connect(daemon.url) as reader:
+            every = await reader.subscribe("gradients/#")
+            handled: list[str] = []
+            done, inside = asyncio.Event(), [0]
+
+            async def handle(message: clients.Message) -> None:
+                inside[0] += 1
+                assert inside[0] == 1
+                await asyncio.sleep(0)
+                inside[0] -= 1
+                handled.append(message.topic)
+                if len(handled) == 5 * len(TOPICS):
+                    done.set()
+
+            await reader.subscribe("gradients/#", handler=handle)
+            for number in range(5):
+                for topic in TOPICS:
+                    await bus.publish(topic, number)
+            await bus.flush(PATIENCE_S)
+            seen: dict[str, list[int]] = {topic: [] for topic in TOPICS}
+            for _ in range(5 * len(TOPICS)):
+                message = await every.next(PATIENCE_S)
+                seen[message.topic].append(message.value)
+            assert seen == {topic: list(range(5)) for topic in TOPICS}
+            async with asyncio.timeout(PATIENCE_S):
+                await done.wait()
+            assert Counter(handled) == Counter(5 * TOPICS)
+            with pytest.raises(clients.TimeoutError):
+                await every.next(0.01)
+
+            waiting = asyncio.create_task(every.next(PATIENCE_S))
+            await asyncio.sleep(0)
+            await bus.publish(topic_of(workers - 1, workers, "gradients"), "woken", urgent=True)
+            assert (await waiting).value == "woken"
+
+            await reader.respond("answers/+", lambda request: request.value + 1)
+            for number in range(6):
+                assert (await bus.request(f"answers/{number}", number, timeout_s=PATIENCE_S)).value == number + 1
+                replies = bus.request_many(f"answers/{number}", number, timeout_s=PATIENCE_S)
+                assert [reply.value async for reply in replies] == [number + 1]
+            with pytest.raises(clients.InvalidValue):
+                bus.request_many("answers/1", max_replies=0)
+
+            for worker in range(workers):
+                name = topic_of(worker, workers, "group")
+                joined = await asyncio.gather(*(each.group(name, world_size=2) for each in (bus, reader)))
+                arrays = [np.ones(10), np.ones(10)]
+                await asyncio.gather(*(each.all_reduce(array) for each, array in zip(joined, arrays, strict=True)))
+                assert [array[0] for array in arrays] == [2.0, 2.0]
+
+    asyncio.run(work())
+
+
+# The door.
+
+
+def test_a_hello_reaches_the_worker_that_it_names(daemon: Daemon, workers: int) -> None:
+    lives: dict[int, set[int]] = {}
+    for url in daemon.urls:
+        for worker in 3 * list(range(workers)):
+            welcome = greet(url, Hello("visitor", worker=worker))
+            assert isinstance(welcome, Welcome)
+            assert welcome.workers == workers
+            lives.setdefault(worker, set()).add(welcome.life)
+    assert all(len(each) == 1 for each in lives.values())
+    assert len(set.union(*lives.values())) == workers
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (Hello("old"), "of which this client knows nothing"),
+        (Hello("many", worker=0, workers=9), "and the client was told of 9"),
+        (Hello("beyond", worker=9), "there is no such worker"),
+    ],
+)
+def test_who_cannot_be_served_is_told_why(daemon: Daemon, hello: Hello, reason: str) -> None:
+    for url in daemon.urls:
+        refusal = greet(url, hello)
+        assert isinstance(refusal, Refusal)
+        assert reason in refusal.reason
+
+
+def test_a_hello_may_come_a_byte_at_a_time_and_with_more_behind_it(daemon: Daemon, workers: int) -> None:
+    for url in daemon.urls:
+        with dial(url) as sock:
+            hello = encode_greeting(Hello("slow", worker=workers - 1))
+            for position in range(len(hello)):
+                sock.sendall(hello[position : position + 1])
+            assert isinstance(answer(sock), Welcome)
+        with dial(url) as sock:
+            # The frame is none: the session says so, and closes.
+            sock.sendall(encode_greeting(Hello("hasty", worker=workers - 1)) + b"\xff" * 52)
+            assert isinstance(answer(sock), Welcome)
+            while sock.recv(65_536):
+                pass
+
+
+def test_strangers_that_say_rubbish_or_nothing_keep_nobody_out(daemon: Daemon, workers: int) -> None:
+    with ExitStack() as stack:
+        half = encode_greeting(Hello("half", worker=workers - 1))[:-3]
+        for number in range(120):
+            sock = stack.enter_context(connect_bare(daemon.url))
+            sock.sendall((b"", half, b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n")[number % 4])
+        with clients.connect(daemon.url) as bus:
+            every = bus.subscribe("#")
+            for topic in TOPICS:
+                bus.publish(topic, topic)
+            assert {every.next(PATIENCE_S).value for _ in TOPICS} == set(TOPICS)
+    assert "Traceback" not in daemon.errors
+
+
+def test_connections_that_are_passed_on_leave_no_descriptor_behind(daemon: Daemon, workers: int) -> None:
+    def open_files() -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (parent(daemon), *worker_pids(daemon))]
+
+    def visit(rounds: int) -> None:
+        for url in daemon.urls:
+            for worker in rounds * list(range(workers)):
+                assert isinstance(greet(url, Hello("visitor", worker=worker)), Welcome)
+                dial(url).close()
+
+    visit(2)
+    wait_until(lambda: max(open_files()) < 100)
+    # What is there for good is: what a first visit has opened.
+    before = open_files()
+    visit(20)
+    wait_until(lambda: all(now <= then for now, then in zip(open_files(), before, strict=True)))
+
+
+# Workers that end.
+
+
+def test_a_killed_worker_is_started_again_and_the_topics_of_the_others_notice_nothing(workers: int) -> None:
+    told: list[clients.Reconnected] = []
+    heard = threading.Event()
+
+    def on_reconnect(event: clients.Reconnected) -> None:
+        told.append(event)
+        heard.set()
+
+    with Daemon("--workers", str(workers), admin="off") as daemon:
+        victim, healthy = topic_of(1, workers), topic_of(0, workers)
+        with clients.connect(daemon.url) as bus, clients.connect(daemon.url, on_reconnect=on_reconnect) as reader:
+            every = reader.subscribe("#")
+            kept = reader.subscribe(healthy)
+            bus.publish(victim, "before", ack="accepted")
+            assert every.next(PATIENCE_S).value == "before"
+            os.kill(worker_pids(daemon)[1], signal.SIGKILL)
+            for number in range(50):
+                bus.publish(healthy, number, ack="accepted")
+                assert kept.next(PATIENCE_S).value == every.next(PATIENCE_S).value == number
+            # It is there again, empty, and readers go on as after a restart of a broker.
+            assert heard.wait(PATIENCE_S)
+            assert len(told) == 1
+            assert "#" in told[0].subscriptions
+            assert healthy not in told[0].subscriptions
+            assert bus.publish(victim, "after", ack="accepted", timeout_s=PATIENCE_S) == 1
+            assert every.next(PATIENCE_S).value == "after"
+        assert "worker.ended worker=1" in daemon.errors
+        assert "status=-9" in daemon.errors
+        assert "worker.started worker=1" in daemon.errors
+
+
+def test_a_client_that_comes_while_a_worker_is_away_waits_for_it(workers: int) -> None:
+    with Daemon("--workers", str(workers), admin="off") as daemon:
+        os.kill(worker_pids(daemon)[0], signal.SIGKILL)
+        with clients.connect(daemon.url, connect_timeout_s=PATIENCE_S) as bus:
+            assert bus.publish(topic_of(0, workers), 1, ack="accepted") == 1
+            assert bus.publish(topic_of(1, workers), 1, ack="accepted") == 1
+
+
+def test_the_end_delivers_what_waits_and_leaves_nothing(daemon: Daemon, workers: int, tmp_path: Path) -> None:
+    pids = worker_pids(daemon)
+    assert len(pids) == workers
+    with clients.connect(daemon.url, reconnect_timeout_s=0.0) as bus:
+        every = bus.subscribe("#")
+        for topic in TOPICS:
+            bus.publish(topic, 1, ack="accepted")
+        assert daemon.terminate() == 0
+        assert sum(message.value for message in every) == len(TOPICS)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not (tmp_path / "bus.sock").exists()
+    assert "Traceback" not in daemon.errors
+
+
+def test_when_the_parent_is_killed_its_workers_end(daemon: Daemon) -> None:
+    pids = worker_pids(daemon)
+    daemon.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_each_worker_tells_of_itself_over_http(workers: int) -> None:
+    with Daemon("--workers", str(workers)) as daemon:
+        assert daemon.process is not None
+        urls = [daemon.admin_url]
+        urls += [daemon.process.read_line().removeprefix("admin on ") for _ in range(1, workers)]
+        for number, url in enumerate(urls):
+            with urlopen(f"{url}/healthz") as response:
+                assert response.read() == b"ok"
+            with urlopen(f"{url}/metrics") as response:
+                text = response.read().decode()
+            samples = [line for line in text.splitlines() if line and not line.startswith("#")]
+            assert samples
+            assert all(f'worker="{number}"' in line for line in samples)
+
+
+def test_each_worker_takes_over_new_permissions(tmp_path: Path, workers: int) -> None:
+    file = tmp_path / "bus.toml"
+    file.write_text(READS)
+    with Daemon("--workers", str(workers), "--config", str(file), admin="off") as daemon:
+        assert daemon.process is not None
+        with clients.connect(daemon.url) as bus:
+            topics = [topic_of(worker, workers, "a") for worker in range(workers)]
+            for topic in topics:
+                bus.subscribe(topic, timeout_s=PATIENCE_S).close()
+            file.write_text(MUTE)
+            daemon.process.signal(signal.SIGHUP)
+            wait_until(lambda: daemon.errors.count("credentials.reloaded what='permissions and quotas'") == workers)
+            for topic in topics:
+                with pytest.raises(clients.PermissionDenied):
+                    bus.subscribe(topic, timeout_s=PATIENCE_S)
+
+
+def test_the_owner_is_what_all_agree_on(workers: int) -> None:
+    assert {owner(topic, workers) for topic in TOPICS} == set(range(workers))
