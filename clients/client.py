@@ -25,7 +25,7 @@ from clients.collectives.compression import Compression
 from clients.connection import link, operations
 from clients.connection.checks import check_callable, check_connect
 from clients.connection.core import Core, Reconnected
-from clients.connection.driver import Driver, seconds
+from clients.connection.driver import Driver
 from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
     declaration,
@@ -35,6 +35,7 @@ from clients.connection.options import (
     subscribe_wishes,
 )
 from clients.connection.pressure import pressure as ask_pressure
+from clients.connection.pump import seconds
 from clients.connection.securing import Folder, secured
 from clients.groups import Group
 from clients.publishing.direct import publish as publish_directly

@@ -4,7 +4,8 @@ import cython
 
 from broker.clock cimport monotonic_ns, wall_ns
 from clients.connection.core cimport Core, try_publish
-from clients.connection.driver cimport Driver, seconds
+from clients.connection.driver cimport Driver
+from clients.connection.pump cimport seconds
 from clients.asking.exchanges cimport Exchange, Request
 from clients.reading.messages cimport Message
 from clients.publishing.outbound cimport Outbound

@@ -17,8 +17,9 @@ from broker.protocol.values import Encoded, encode_value
 from clients.asking import requesting
 from clients.asking.exchanges import Exchange, Request
 from clients.connection.core import try_publish
-from clients.connection.driver import Driver, seconds
+from clients.connection.driver import Driver
 from clients.connection.options import request_message
+from clients.connection.pump import seconds
 from clients.publishing.outbound import Outbound
 from clients.publishing.outgoing import SENT
 from clients.publishing.outgoing_topic import LANES

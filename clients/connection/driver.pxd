@@ -1,52 +1,9 @@
 """The types with which driver.py is compiled."""
 
-import cython
-
-from broker.clock cimport monotonic_ns
-from broker.protocol.session cimport Session
-from broker.transport.calls cimport wait_for_either
-from broker.wires cimport Wire
-from clients.connection.core cimport Core
-from clients.connection.locks cimport Lock
-from clients.connection.signals cimport Signal
-from clients.publishing.outgoing cimport Outgoing
-from clients.reading.incoming cimport Incoming
-from clients.reading.lines cimport Lines
-from clients.connection.wakeup cimport Wakeup
+from clients.connection.pump cimport Pump
 
 
-cdef int _READABLE, _WRITABLE, _READS_MAX
-cdef Py_ssize_t _SHORT_READ_BYTES
-
-
-cpdef seconds(timeout_s)
-
-
-cdef class Driver:
-    cdef public Core core
-    cdef public Lock lock
-    cdef public object _link
-    cdef object _condition, _addresses, _greeting, _connect_timeout_s, _reconnect_timeout_s, _on_reconnect
-    cdef bint _pumping, _closing, _keeper_watches
-    cdef Py_ssize_t _followers, _eager
-    cdef double _last_wait
-    cdef Session _session
-    cdef int _descriptor
-    cdef Wakeup _wake
-    cdef Wire _wire
-    cdef object _keeper_wake, _keeper
+cdef class Driver(Pump):
+    cdef object _addresses, _greeting, _connect_timeout_s, _reconnect_timeout_s, _on_reconnect, _keeper
+    cdef Py_ssize_t _eager
     cdef public object holding
-    cdef object __weakref__
-
-    cpdef block(self, Signal signal, timeout_s, what)
-    @cython.locals(outgoing=Outgoing, session=Session)
-    cpdef flush(self, bint waits=*)
-    cpdef batch_opened(self)
-    cpdef wake_waiters(self)
-    @cython.locals(session=Session, events=int, lines=Lines, took=bint, ready=bint, woken=bint)
-    cdef _pump(self, timeout_s)
-    cdef bint _read_lines(self, bint wakes=*) except -1
-    cdef _read_all(self, bint ahead=*)
-    @cython.locals(size=Py_ssize_t, buffers=list, short=bint, _=int, wire=Wire, incoming=Incoming, assembled=Py_ssize_t)
-    cdef _read(self, Session session, bint ahead)
-    cpdef _lose(self, error)
