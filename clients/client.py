@@ -152,10 +152,8 @@ class Client:
         encoded: Encoded | None = None
         number = PLAIN_LANES.get(lane) if lane is None or type(lane) is str else None
         if number is not None and headers is None and ack is None and not priority:
-            if type(value) is bytes:
-                content, tensor, payload = _BYTES, None, value
-            else:
-                content, tensor, payload = encoded = encode_value(value)
+            encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
+            content, tensor, payload = encoded
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
                 batched = lane is None and not urgent
                 if publish_directly(self._driver, topic, number, content, payload, batched, urgent):

@@ -34,6 +34,7 @@ class SessionRecord:
         resuming: what a subscription has received that is about to come back: its number, and sequences by topic.
         bell: the eventfd, with `bell_identity`, that wakes the client when there is something on a line; None when it
             reads none.
+        renumbered: how often the numbers in `announced` have begun again.
         lines: the version of lines that it can write, 0 for none.
         shares: what shared memory it has lent and reads; None when it shares none.
         groups: names of the collective groups in which it is a member or waits to be one.
@@ -55,6 +56,7 @@ class SessionRecord:
         "peer",
         "process",
         "publishers",
+        "renumbered",
         "resuming",
         "rights",
         "session",

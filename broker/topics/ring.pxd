@@ -5,6 +5,10 @@ import cython
 from broker.topics.messages cimport Message
 
 
+cdef Py_ssize_t _FEW
+cdef long long _RETAINED_BYTES_MAX
+
+
 cdef class Ring:
     cdef public long long messages_max, bytes_max, held_messages, held_bytes
     cdef public long long next_sequence

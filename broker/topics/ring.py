@@ -11,6 +11,7 @@ from broker.topics.policy import TopicPolicy
 
 _FEW: Final = 8
 """Messages up to which a tuple is as fast as a deque, which takes 760 bytes even when it holds nothing."""
+_RETAINED_BYTES_MAX = RETAINED_BYTES_MAX
 
 
 class Ring:
@@ -110,7 +111,7 @@ class Ring:
         while count := len(self._messages):
             if self.held_bytes <= self.bytes_max and (self.held_messages <= self.messages_max or count <= least):
                 break
-            if self.keeps_last and count == 1 and self.held_bytes <= RETAINED_BYTES_MAX:
+            if self.keeps_last and count == 1 and self.held_bytes <= _RETAINED_BYTES_MAX:
                 break
             self._drop_oldest()
 

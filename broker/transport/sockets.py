@@ -139,6 +139,7 @@ class SocketWire(Wire):
 
     def receive(self, buffers: list[memoryview], descriptors: list[int] | None) -> int:
         """As `receive_into`, and takes the open files that came with the bytes; None takes none."""
+        size: int
         try:
             if cython.compiled and len(buffers) <= 2:
                 size = _receive(self._descriptor, buffers, descriptors)  # type: ignore[name-defined]  # noqa: F821
@@ -157,6 +158,7 @@ class SocketWire(Wire):
 
     def write(self, buffers: list[Buffer]) -> int:
         """Sends, and nothing beside the bytes."""
+        size: int
         try:
             if cython.compiled and len(buffers) <= 8:
                 size = _send(self._descriptor, buffers)  # type: ignore[name-defined]  # noqa: F821

@@ -18,13 +18,14 @@ except ModuleNotFoundError:
 class Lock:
     """As threading.Lock, but for time-outs. A child after fork makes its own."""
 
-    __slots__ = ("_lock",)
+    __slots__ = ("_held", "_lock", "_under")
 
     def __init__(self) -> None:
         if cython.compiled:
-            self._under = _allocated()  # type: ignore[name-defined]  # noqa: F821
+            self._under: cython.p_void = _allocated()  # type: ignore[name-defined]  # noqa: F821
         else:
             self._lock = threading.Lock()
+        self._held = False
 
     def acquire(self, blocking: bool = True) -> bool:
         """Takes it; says whether it has, which is always so for who waits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol.batches import split_batch
-from broker.protocol.bodies import MessageBody, Topic, encode_body
+from broker.protocol.bodies import MessageBody, Topic, decode_body, encode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from tests.state.harness import Talk
@@ -59,6 +59,26 @@ def test_a_topic_is_announced_once_per_publisher_and_session() -> None:
     assert len(reader.all_of(Kind.TOPIC)) == 2
     senders = [reader.names()[frame.number].sender for frame in reader.delivered()]
     assert senders == ["p1", "p2"] * 3
+
+
+def test_numbers_that_begin_again_mean_what_the_newest_announcement_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.state.announcing.TOPICS_PER_SESSION_MAX", 2)
+    talk = Talk()
+    publisher, reader = talk.peer(), talk.peer()
+    reader.subscribe("a/#")
+    reader.subscribe("b/#")
+    topics = ["a/1", "b/1", "b/2", "a/1", "a/1", "b/1", "b/2", "a/1"]
+    for topic in topics:
+        publisher.publish(topic, topic.encode())
+    names: dict[int, str] = {}
+    meant = []
+    for frame in reader.frames:
+        if frame.kind == Kind.TOPIC:
+            names[frame.number] = decode_body(frame.body, Topic).name
+        elif frame.kind == Kind.DELIVER:
+            meant.append(names[frame.number])
+    assert meant == topics
+    assert reader.payloads() == [topic.encode() for topic in topics]
 
 
 def test_a_batch_is_passed_on_unopened_and_shared() -> None:
