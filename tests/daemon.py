@@ -124,7 +124,7 @@ class Process:
         """Sends it a signal; when it is to stop, returns once it has stopped."""
         self._process.send_signal(number)
         if number == signal.SIGSTOP:
-            while self.running and not _has_stopped(self.pid):
+            while self.running and not has_stopped(self.pid):
                 time.sleep(0.001)
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
@@ -270,7 +270,7 @@ class Daemon:
         return f"<Daemon running={self.running} urls={list(self.urls)} admin={self.admin_url}>"
 
 
-def _has_stopped(pid: int) -> bool:
+def has_stopped(pid: int) -> bool:
     """Whether none of a process's threads does anything more: a signal reaches those that run after a while."""
     states = []
     for task in Path(f"/proc/{pid}/task").iterdir():

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import gc
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -39,6 +41,8 @@ IMPORTED = ("clients.aio", "broker.transport.tcp", "broker.transport.unix")
 PACKAGES = ("broker.admin", "broker.cli")
 """What the template has imported: modules, and all modules of packages but those that need what is not installed."""
 REQUEST_BYTES_MAX = 1 << 17
+FILES_MAX = 250
+"""As many as the kernel takes at once (SCM_MAX_FD), about."""
 NUMBER = struct.Struct("<i")
 
 
@@ -46,19 +50,25 @@ class Fork:
     """A process that was started by the template; what subprocess.Popen offers of it that the tests need."""
 
     def __init__(
-        self, module: str, arguments: Sequence[str], environment: Mapping[str, str], files: tuple[int, int, int]
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        files: tuple[int, int, int],
+        passed: Sequence[int] = (),
     ) -> None:
         """Args:
         module: what it runs, as `python -m` does.
         arguments: of its command line.
         environment: all of its variables.
         files: its standard input, output and error.
+        passed: descriptors that it has under the same numbers; they stay the caller's.
         """
         self.returncode: int | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        request = json.dumps([module, *arguments, dict(environment)]).encode()
+        request = json.dumps([module, arguments, dict(environment), passed]).encode()
         with theirs:
-            socket.send_fds(template(), [request], [*files, theirs.fileno()])
+            socket.send_fds(template(), [request], [theirs.fileno(), *files, *passed])
         self.pid = self._read_number()
 
     def _read_number(self) -> int:
@@ -142,15 +152,15 @@ def serve(requests: socket.socket) -> tuple[str, list[str]]:
                 poll.unregister(descriptor)
                 os.close(descriptor)
                 continue
-            data, files, _, _ = socket.recv_fds(requests, REQUEST_BYTES_MAX, 4)
+            data, (*files,), _, _ = socket.recv_fds(requests, REQUEST_BYTES_MAX, FILES_MAX)
             if not data:
                 os._exit(0)
             child = os.fork()
             if not child:
                 return _become(data, files)
-            for file in files[:3]:
+            status = socket.socket(fileno=files.pop(0))
+            for file in files:
                 os.close(file)
-            status = socket.socket(fileno=files[3])
             status.send(NUMBER.pack(child))
             ended = os.pidfd_open(child)
             running[ended] = child, status
@@ -168,10 +178,14 @@ def _tell_end(child: int, status: socket.socket) -> None:
 
 
 def _become(data: bytes, files: Sequence[int]) -> tuple[str, list[str]]:
-    module, *arguments, environment = json.loads(data)
-    for number, file in enumerate(files[:3]):
-        os.dup2(file, number)
-    os.closerange(3, max(files) + 1024)
+    module, arguments, environment, passed = json.loads(data)
+    wanted = dict(zip((0, 1, 2, *passed), files[1:], strict=True))
+    # First out of the way, as one may have the number that another one is to have.
+    free = max(*files, *passed) + 1
+    for number, copy in [(number, fcntl.fcntl(file, fcntl.F_DUPFD, free)) for number, file in wanted.items()]:
+        os.dup2(copy, number)
+    for before, number in itertools.pairwise([*sorted(wanted), free + 1024]):
+        os.closerange(before + 1, number)
     os.environ.clear()
     os.environ.update(environment)
     return module, arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ PROGRAM = "tests.asked"
 """What its arguments say, as Python."""
 
 
-def fork(program: str, *, name: str = "", stdin: bytes = b"") -> tuple[Fork, int]:
+def fork(program: str, *, name: str = "", stdin: bytes = b"", passed: Sequence[int] = ()) -> tuple[Fork, int]:
     """Starts a process; returns it and the reading end of its standard output and error."""
     reading, writing = os.pipe()
     inputs, input_end = os.pipe()
     os.write(input_end, stdin)
     os.close(input_end)
-    started = Fork(PROGRAM, [program], {"NAME": name}, (inputs, writing, writing))
+    started = Fork(PROGRAM, [program], {"NAME": name}, (inputs, writing, writing), passed)
     os.close(inputs)
     os.close(writing)
     return started, reading
@@ -50,6 +51,23 @@ def test_the_exit_status_is_that_of_python() -> None:
         started, output = fork(program)
         assert read_all(output).rstrip().endswith(said)
         assert started.wait(PATIENCE_S) == status
+
+
+def test_it_has_the_descriptors_that_are_passed_to_it_under_their_numbers_and_no_others() -> None:
+    pipes = [os.pipe() for _ in range(20)]
+    passed = [end for _, end in reversed(pipes)]
+    program = f"""
+import os
+print(sorted(int(name) for name in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + name)))
+for number in {passed}:
+    os.write(number, b"%d" % number)
+"""
+    started, output = fork(program, passed=passed)
+    assert read_all(output) == f"{[0, 1, 2, *sorted(passed)]}\n"
+    assert started.wait(PATIENCE_S) == 0
+    for reading, writing in pipes:
+        os.close(writing)
+        assert read_all(reading) == str(writing)
 
 
 def test_it_runs_until_it_is_killed() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.daemon import has_stopped
+from tests.forks import Fork
+
 PATIENCE_S = 60.0
 
 
@@ -19,40 +19,39 @@ class Process:
 
     def __init__(self, arguments: Sequence[str], descriptors: Sequence[int]) -> None:
         """The descriptors are passed on; they stay the caller's."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.collectives.engine_rank", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            pass_fds=descriptors,
-        )
+        inputs, input_end = os.pipe()
+        output, output_end = os.pipe()
+        with open(inputs, "rb"), open(output_end, "wb"):
+            files = inputs, output_end, 2
+            self._fork = Fork("tests.collectives.engine_rank", arguments, os.environ, files, descriptors)
+        self._wishes, self._outcomes = open(input_end, "w"), open(output)  # noqa: SIM115 - closed by end
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._fork.pid
 
     def begin(self, **wishes: object) -> None:
         """Lets it begin an operation."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(wishes) + "\n")
-        self.process.stdin.flush()
+        print(json.dumps(wishes), file=self._wishes, flush=True)
 
     def outcome(self) -> dict[str, object]:
         """What has become of the operation that it began."""
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
+        return json.loads(self._outcomes.readline())  # type: ignore[no-any-return]
 
     def send(self, number: int) -> None:
         """Sends a signal; when it is to stop, returns once it has stopped."""
-        os.kill(self.process.pid, number)
-        if number == signal.SIGSTOP:
-            os.waitpid(self.process.pid, os.WUNTRACED)
+        os.kill(self.pid, number)
+        while number == signal.SIGSTOP and not has_stopped(self.pid):
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """Kills it, and returns when it is gone."""
-        self.process.kill()
+        self._fork.kill()
         self.end()
 
     def end(self) -> None:
         """Lets it end."""
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
-        self.process.wait(PATIENCE_S)
+        self._outcomes.close()
+        self._wishes.close()
+        self._fork.wait(PATIENCE_S)
