@@ -85,7 +85,8 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wires]:
 
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """From when it is set on nobody goes to meet others, so that the broker waits for all."""
+    """From when it is set on nobody goes to meet others, and the broker waits for all."""
+    monkeypatch.setattr("broker.state.links.LINK_MEETING_S", 10 * PATIENCE_S)
     apart, meet = threading.Event(), Entrance.meet
 
     def meeting(self: Entrance, meeting: Meeting) -> None:
