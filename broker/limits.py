@@ -248,28 +248,6 @@ HTTP_RESERVED: Final = 8
 HTTP_ASK_S: Final = 10.0
 """How long a connection may take until its first request is whole, with the handshake of TLS."""
 
-# ZeroMQ (docs/wire.md section 16).
-ZEROMQ_WINDOW_BYTES: Final = 4 * MIB
-"""What one end may have under way to the other, in libzmq's queues and in the sockets: what a peer that does not read
-costs, and what a control message may find in front of it."""
-ZEROMQ_MESSAGE_BYTES_MAX: Final = 1 * MIB
-"""Bytes of the stream in one message. A message may begin anywhere within the window, and so go over it by as much."""
-ZEROMQ_MESSAGE_CHARGE_BYTES: Final = 256
-"""What a message takes of the window beside its bytes: what it costs its reader even when it is empty."""
-ZEROMQ_UNREAD_MESSAGES_MAX: Final = 256
-"""Messages that libzmq takes from one peer's socket ahead of us; it bounds one that ignores its window."""
-ZEROMQ_PUMP_MESSAGES_MAX: Final = 512
-"""Messages that are taken in before the event loop gets its turn, whatever a stranger sends."""
-ZEROMQ_STRANGERS_MAX: Final = 1024
-"""Peers of which it is remembered that they were told that they send rubbish; it stands in the log once for each."""
-ZEROMQ_SOCKETS_MAX: Final = 65_535
-"""Clients of one process; libzmq's most."""
-ZEROMQ_KEPT_BYTES: Final = 16 * MIB
-"""Blocks up to so long the allocator keeps when they are free, and twice as much at the end of its heap: all that a
-few windows take. At most 32 MiB, or glibc goes on as before."""
-ZEROMQ_LINGER_S: Final = 2.0
-"""How long a closed connection goes on delivering, and so the most that the end of a process waits for it."""
-
 # UCX (docs/wire.md section 21).
 UCX_RING_BYTES: Final = 4 * MIB
 """What one end may have sent that the other has not read, and so the memory that an end has for each direction."""

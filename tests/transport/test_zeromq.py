@@ -18,8 +18,9 @@ import zmq
 import zmq.auth
 
 from broker.errors import ConnectError, ConnectionClosed, InvalidValue, ListenError
-from broker.limits import MIB, ZEROMQ_MESSAGE_BYTES_MAX, ZEROMQ_MESSAGE_CHARGE_BYTES, ZEROMQ_WINDOW_BYTES
+from broker.limits import MIB
 from broker.transport import Connection, Listener, connect, listen
+from broker.transport.zeromq.bounds import MESSAGE_BYTES_MAX, MESSAGE_CHARGE_BYTES, WINDOW_BYTES
 from broker.transport.zeromq.messages import HEADER, HEADER_BYTES, OPEN, Kind, reason_of
 from broker.transport.zeromq.stream import put_parts
 
@@ -146,7 +147,7 @@ def test_a_part_that_is_too_long_ends_its_link_and_no_other(listener: Listener) 
         with Stranger(listener) as stranger:
             stranger.send(OPEN)
             opened = accept(listener)
-            stranger.send(HEADER.pack(Kind.DATA, 0), bytes(ZEROMQ_MESSAGE_BYTES_MAX + HEADER_BYTES + 1))
+            stranger.send(HEADER.pack(Kind.DATA, 0), bytes(MESSAGE_BYTES_MAX + HEADER_BYTES + 1))
             received, error = receive_until_closed(opened)
             opened.close()
         assert received == b""
@@ -156,7 +157,7 @@ def test_a_part_that_is_too_long_ends_its_link_and_no_other(listener: Listener) 
 
 
 def position_after(*lengths: int) -> int:
-    return sum(length + ZEROMQ_MESSAGE_CHARGE_BYTES for length in lengths)
+    return sum(length + MESSAGE_CHARGE_BYTES for length in lengths)
 
 
 FAULTS = {
@@ -189,14 +190,14 @@ def test_a_peer_that_ignores_its_window_is_cut_off(listener: Listener) -> None:
         stranger.send(OPEN)
         with accept(listener) as accepted:
             position, block = 0, bytes(MIB)
-            for _ in range(ZEROMQ_WINDOW_BYTES // MIB + 2):
+            for _ in range(WINDOW_BYTES // MIB + 2):
                 stranger.send(HEADER.pack(Kind.DATA, position), block)
                 position += position_after(MIB)
             kind, reason = stranger.answer()
             assert kind == Kind.RESET
             assert "was granted" in reason
             received, _ = receive_until_closed(accepted)
-            assert len(received) <= ZEROMQ_WINDOW_BYTES
+            assert len(received) <= WINDOW_BYTES
 
 
 def test_a_grant_without_bound_does_not_make_more_wait_than_a_window(listener: Listener) -> None:
@@ -206,7 +207,7 @@ def test_a_grant_without_bound_does_not_make_more_wait_than_a_window(listener: L
             stranger.send(HEADER.pack(Kind.GRANT, 2**63))
             stranger.send(HEADER.pack(Kind.DATA, 0) + b"!")
             assert receive_exactly(accepted, 1) == b"!"
-            assert len(fill(accepted)) <= ZEROMQ_WINDOW_BYTES + ZEROMQ_MESSAGE_BYTES_MAX
+            assert len(fill(accepted)) <= WINDOW_BYTES + MESSAGE_BYTES_MAX
 
 
 class Given:

@@ -2,7 +2,7 @@
 
 A link that is closed over bytes that nobody has read, such as a GRANT that comes just then, is reset by TCP, and what
 the peer has not read is lost. So a socket stays open after END until the peer's END or RESET, which follow on ours, at
-most ZEROMQ_LINGER_S. A thread that lives as long as there are such sockets looks after them.
+most LINGER_S. A thread that lives as long as there are such sockets looks after them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 import zmq
 
-from broker.limits import ZEROMQ_LINGER_S
+from broker.transport.zeromq.bounds import LINGER_S
 from broker.transport.zeromq.messages import Kind
 
 _STEP_MS: Final = 20
@@ -28,7 +28,7 @@ def close_when_read(socket: zmq.Socket[bytes]) -> None:
     """Closes a DEALER that has sent END, soon; it belongs to nobody else from here on."""
     global _thread
     with _lock:
-        _lingering.append((time.monotonic() + ZEROMQ_LINGER_S, socket))
+        _lingering.append((time.monotonic() + LINGER_S, socket))
         if _thread is None:
             _thread = threading.Thread(target=_look_after_them, name="tensorbus-zeromq-closing", daemon=True)
             try:
@@ -42,7 +42,7 @@ def finish() -> None:
     """At the process's end: waits until all are closed."""
     thread = _thread
     if thread is not None:
-        thread.join(ZEROMQ_LINGER_S + 1.0)
+        thread.join(LINGER_S + 1.0)
     else:
         _look_after_them()
 

@@ -21,10 +21,11 @@ import zmq
 
 from broker.buffers import Buffer
 from broker.errors import ConnectionClosed
-from broker.limits import LISTEN_BACKLOG, ZEROMQ_PUMP_MESSAGES_MAX, ZEROMQ_STRANGERS_MAX
+from broker.limits import LISTEN_BACKLOG
 from broker.transport.addresses import Address
 from broker.transport.base import Connection, Listener
 from broker.transport.readiness import Readiness
+from broker.transport.zeromq.bounds import PUMP_MESSAGES_MAX, STRANGERS_MAX
 from broker.transport.zeromq.dealer import end_monitor, read_event
 from broker.transport.zeromq.messages import HEADER, VERSION, Kind, Malformed, read_header, reset
 from broker.transport.zeromq.sockets import end_of, has_input
@@ -216,7 +217,7 @@ class Hub:
                 self._take(identity)
                 taken += 1
             burst = 64
-            if taken >= ZEROMQ_PUMP_MESSAGES_MAX:
+            if taken >= PUMP_MESSAGES_MAX:
                 self.wakes.set()
                 break
         self._pumps += 1
@@ -285,7 +286,7 @@ class Hub:
 
     def _stranger(self, identity: bytes, message: zmq.Frame, problem: str) -> None:
         if identity not in self._told:
-            while len(self._told) >= ZEROMQ_STRANGERS_MAX:
+            while len(self._told) >= STRANGERS_MAX:
                 del self._told[next(iter(self._told))]
             self._told[identity] = None
             peer = end_of(_link_of(message), self._address.scheme, peer=True)

@@ -11,22 +11,14 @@ from typing import Final
 import numpy as np
 import zmq
 
-from broker.limits import (
-    HEARTBEAT_INTERVAL_S,
-    HEARTBEAT_TIMEOUT_S,
-    HELLO_TIMEOUT_S,
-    ZEROMQ_KEPT_BYTES,
-    ZEROMQ_LINGER_S,
-    ZEROMQ_MESSAGE_BYTES_MAX,
-    ZEROMQ_SOCKETS_MAX,
-    ZEROMQ_UNREAD_MESSAGES_MAX,
-)
+from broker.limits import HEARTBEAT_INTERVAL_S, HEARTBEAT_TIMEOUT_S, HELLO_TIMEOUT_S
 from broker.transport.addresses import Address
 from broker.transport.zeromq import closing
+from broker.transport.zeromq.bounds import KEPT_BYTES, LINGER_S, MESSAGE_BYTES_MAX, SOCKETS_MAX, UNREAD_MESSAGES_MAX
 from broker.transport.zeromq.messages import HEADER_BYTES
 
 _MILLISECONDS: Final = 1000
-LINGER_MS: Final = int(ZEROMQ_LINGER_S * _MILLISECONDS)
+LINGER_MS: Final = int(LINGER_S * _MILLISECONDS)
 _CREDENTIALS: Final = struct.Struct("3i")
 """struct ucred of unix(7): process, user, group."""
 
@@ -41,7 +33,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     if _context is None:
         _keep_what_is_freed()
         _context = zmq.Context()
-        _context.set(zmq.MAX_SOCKETS, ZEROMQ_SOCKETS_MAX)
+        _context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
     return _context
 
 
@@ -52,11 +44,11 @@ def _keep_what_is_freed() -> None:
     it keeps what is up to that long, and twice as much in all at the end of its heap (mallopt(3), M_MMAP_THRESHOLD). A
     block that nobody touches costs nothing. Others have their own ways, and take no harm.
     """
-    np.empty(ZEROMQ_KEPT_BYTES, np.uint8)
+    np.empty(KEPT_BYTES, np.uint8)
 
 
 def finish() -> None:
-    """At the process's end: waits until what was put has left, at most ZEROMQ_LINGER_S, and ends ZeroMQ."""
+    """At the process's end: waits until what was put has left, at most LINGER_S, and ends ZeroMQ."""
     global _context
     closing.finish()
     ending, _context = _context, None
@@ -80,8 +72,8 @@ def make_socket(kind: int, address: Address) -> zmq.Socket[bytes]:
     made = context().socket(kind)
     # Windows bound what waits; a mark would block or drop. The other one slows down a peer that ignores its window.
     made.set(zmq.SNDHWM, 0)
-    made.set(zmq.RCVHWM, ZEROMQ_UNREAD_MESSAGES_MAX)
-    made.set(zmq.MAXMSGSIZE, ZEROMQ_MESSAGE_BYTES_MAX + HEADER_BYTES)
+    made.set(zmq.RCVHWM, UNREAD_MESSAGES_MAX)
+    made.set(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX + HEADER_BYTES)
     made.set(zmq.LINGER, LINGER_MS)
     made.set(zmq.HANDSHAKE_IVL, int(HELLO_TIMEOUT_S * _MILLISECONDS))
     made.set(zmq.HEARTBEAT_IVL, int(HEARTBEAT_INTERVAL_S * _MILLISECONDS))

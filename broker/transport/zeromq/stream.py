@@ -12,19 +12,14 @@ import zmq
 
 from broker.buffers import Buffer
 from broker.errors import ConnectionClosed
-from broker.limits import (
-    IOV_BUFFERS_MAX,
-    PLACED_BYTES_MIN,
-    ZEROMQ_MESSAGE_BYTES_MAX,
-    ZEROMQ_MESSAGE_CHARGE_BYTES,
-    ZEROMQ_WINDOW_BYTES,
-)
+from broker.limits import IOV_BUFFERS_MAX, PLACED_BYTES_MIN
 from broker.transport.base import Connection
 from broker.transport.readiness import Readiness
+from broker.transport.zeromq.bounds import MESSAGE_BYTES_MAX, MESSAGE_CHARGE_BYTES, WINDOW_BYTES
 from broker.transport.zeromq.messages import HEADER, HEADER_BYTES, Kind, Malformed, reason_of, reset
 
 _DATA, _GRANT, _END, _RESET = int(Kind.DATA), int(Kind.GRANT), int(Kind.END), int(Kind.RESET)
-_GRANT_STEP_BYTES: Final = ZEROMQ_WINDOW_BYTES // 2
+_GRANT_STEP_BYTES: Final = WINDOW_BYTES // 2
 _PEER_CLOSED: Final = "the peer closed the connection"
 _CLOSED_HERE: Final = "it was closed on this side"
 
@@ -49,7 +44,7 @@ class Stream(Connection):
         self._inbox: deque[tuple[memoryview, int]] = deque()
         self._lent: memoryview | None = None
         self._arrived = self._taken = self._sent = 0
-        self._granted = self._sent_max = ZEROMQ_WINDOW_BYTES
+        self._granted = self._sent_max = WINDOW_BYTES
         self._blocked = self._may_send = False
         self._end: ConnectionClosed | None = None
         self._lost: ConnectionClosed | None = None
@@ -91,7 +86,7 @@ class Stream(Connection):
                 self._pump()
             received_bytes = self._fill(buffers)
             if received_bytes:
-                if self._taken + ZEROMQ_WINDOW_BYTES - self._granted >= _GRANT_STEP_BYTES and self._end is None:
+                if self._taken + WINDOW_BYTES - self._granted >= _GRANT_STEP_BYTES and self._end is None:
                     self._grant()
             elif self._end is not None and not self._inbox and any(buffer.nbytes for buffer in buffers):
                 raise ConnectionClosed(self._end.reason)
@@ -129,7 +124,7 @@ class Stream(Connection):
         return received_bytes
 
     def _grant(self) -> None:
-        self._granted = self._taken + ZEROMQ_WINDOW_BYTES
+        self._granted = self._taken + WINDOW_BYTES
         try:
             self._put((HEADER.pack(_GRANT, self._granted),))
         except PeerGone:
@@ -148,7 +143,7 @@ class Stream(Connection):
             self._data_arrived(position, parts)
         elif kind == _GRANT:
             # Whoever grants without bound still finds no more than a window waiting for it.
-            self._sent_max = max(self._sent_max, min(position, self._sent + ZEROMQ_WINDOW_BYTES))
+            self._sent_max = max(self._sent_max, min(position, self._sent + WINDOW_BYTES))
             self._may_send = self._blocked and self._sent < self._sent_max
         elif kind == _END:
             self._check_position(position)
@@ -164,9 +159,9 @@ class Stream(Connection):
         if position >= self._granted:
             raise Malformed(f"bytes at position {position}, where {self._granted} was granted")
         total_bytes = sum(len(part) for part in parts) - HEADER_BYTES
-        if total_bytes > ZEROMQ_MESSAGE_BYTES_MAX:
-            raise Malformed(f"a message of {total_bytes} bytes, the limit is {ZEROMQ_MESSAGE_BYTES_MAX}")
-        charge = total_bytes + ZEROMQ_MESSAGE_CHARGE_BYTES
+        if total_bytes > MESSAGE_BYTES_MAX:
+            raise Malformed(f"a message of {total_bytes} bytes, the limit is {MESSAGE_BYTES_MAX}")
+        charge = total_bytes + MESSAGE_CHARGE_BYTES
         self._arrived += charge
         first = parts[0][HEADER_BYTES:]
         filled = [part for part in (first, *parts[1:]) if part]
@@ -224,7 +219,7 @@ class Stream(Connection):
                 while rest and self._sent < self._sent_max:
                     parts, size = _next_message(rest, HEADER.pack(_DATA, self._sent))
                     self._put(parts)
-                    self._sent += size + ZEROMQ_MESSAGE_CHARGE_BYTES
+                    self._sent += size + MESSAGE_CHARGE_BYTES
                     sent_bytes += size
             except PeerGone:
                 self._peer_gone()
@@ -297,7 +292,7 @@ def _next_message(rest: list[Buffer], header: bytes) -> tuple[list[Buffer], int]
     """
     parts: list[Buffer] = []
     short: list[Buffer] = [header]
-    room = ZEROMQ_MESSAGE_BYTES_MAX
+    room = MESSAGE_BYTES_MAX
     while rest and room:
         buffer = rest.pop()
         if len(buffer) > room:
@@ -314,7 +309,7 @@ def _next_message(rest: list[Buffer], header: bytes) -> tuple[list[Buffer], int]
         parts.append(buffer)
     if short:
         parts.append(b"".join(short))
-    return parts, ZEROMQ_MESSAGE_BYTES_MAX - room
+    return parts, MESSAGE_BYTES_MAX - room
 
 
 def whole_part(data: Buffer) -> zmq.Frame | None:
