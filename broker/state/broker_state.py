@@ -14,8 +14,8 @@ from typing import Final
 
 from broker.errors import ConnectionClosed, InvalidValue, LimitExceeded, PermissionDenied, ProtocolError
 from broker.ids import SessionId, SubscriptionNumber
-from broker.limits import BROKER_POOL_BYTES_MAX, CHUNK_BYTES, INBOX_MESSAGES, NAME_BYTES_MAX, QUEUE_BYTES, TENANTS_MAX
-from broker.protocol.bodies import Declare, Failure, Hello, Settle, Subscribe, Welcome, decode_body, encode_body
+from broker.limits import BROKER_POOL_BYTES_MAX, INBOX_MESSAGES, NAME_BYTES_MAX, QUEUE_BYTES, TENANTS_MAX
+from broker.protocol.bodies import Declare, Failure, Hello, Settle, Subscribe, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, kind_name
 from broker.protocol.line import VERSION as LINES_VERSION
@@ -371,23 +371,9 @@ class BrokerState:
         # It may be any number, of any length.
         record.lines = hello.lines if hello.lines == LINES_VERSION else 0
         self.sessions_opened += 1
-        settings = self.settings
-        record.session.welcome(
-            Welcome(
-                session=record.id,
-                broker=settings.name,
-                chunk_bytes=CHUNK_BYTES,
-                publish_window_messages=settings.publish_window_messages,
-                publish_window_bytes=settings.publish_window_bytes,
-                heartbeat_interval_ms=int(settings.heartbeat_interval_s * 1000),
-                heartbeat_timeout_ms=int(settings.heartbeat_timeout_s * 1000),
-                life=settings.life,
-                shared=self.sharing.begin(record, wanted=hello.shared),
-                report_ms=settings.report_ms,
-                offers=self.addresses if hello.choose else [],
-                workers=settings.workers,
-            )
-        )
+        shared = self.sharing.begin(record, wanted=hello.shared)
+        offers = self.addresses if hello.choose else []
+        record.session.welcome(self.settings.welcome(record.id, offers, shared=shared))
         if record.shares is not None:
             record.shares.reads = record.rights.reads_all
         # `block`, because a reply that is dropped is a requester that waits for it.

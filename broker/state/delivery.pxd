@@ -4,6 +4,7 @@ import cython
 
 from broker.protocol.frames cimport encode, pack_header, payload_bytes
 from broker.protocol.session cimport Session
+from broker.state.losses cimport DropNotice, tell_gap
 from broker.state.records cimport SessionRecord
 from broker.topics.messages cimport Assignment, Message
 from broker.topics.queues cimport Queue
@@ -35,14 +36,6 @@ cdef class Subscription:
     cpdef refund(self, long long messages, long long size_bytes)
     @cython.locals(source=LaneSource)
     cdef _restore(self, long long messages, long long size_bytes)
-
-
-cdef class DropNotice:
-    cdef Subscription _subscription
-    cdef public bint attached
-    cdef public long long told
-
-    cpdef Py_ssize_t pull(self, list buffers) except -1
 
 
 cdef class LaneSource:

@@ -15,8 +15,9 @@ from broker.limits import CHUNK_BYTES, FRAME_PAYLOAD_BYTES_MAX, STREAM_LAG_BYTES
 from broker.protocol.batches import ENTRY_BYTES
 from broker.protocol.bodies import Failure, encode_body
 from broker.protocol.codes import Code
-from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode, pack_header, payload_bytes
+from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, encode, pack_header, payload_bytes
 from broker.state.announcing import announce
+from broker.state.losses import DropNotice, tell_gap
 from broker.state.sharing import Loan
 from broker.topics.messages import Assignment, Chunk, Message, Stream
 from broker.topics.policy import Overflow
@@ -100,7 +101,7 @@ class Subscription:
         self.lost = lost
         queue.on_loss = self._lose
         self.sources = _NO_SOURCES
-        self.notice = DropNotice(self)
+        self.notice = DropNotice(number, queue)
         self.blocking: dict[TopicRecord, None] = {}
         self.delivered = 0
         self.evicted = 0
@@ -258,28 +259,6 @@ class Subscription:
         return f"<Subscription {self.number} {self.filter!r} of {self.session.name!r} {self.queue!r}>"
 
 
-class DropNotice:
-    """Tells a subscriber how many messages it has lost: one frame, however many are lost before it leaves."""
-
-    __slots__ = ("_subscription", "attached", "told")
-
-    def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
-        self.attached = False
-        self.told = 0
-
-    def pull(self, buffers: list[Buffer]) -> int:
-        """Appends one frame; see Source."""
-        dropped = self._subscription.queue.dropped
-        if dropped == self.told:
-            self.attached = False
-            return 0
-        self.told = dropped
-        return encode(
-            Frame(Kind.DROPPED, lane=Lane.CONTROL, number=self._subscription.number, sequence=dropped), buffers
-        )
-
-
 class LaneSource:
     """The frames of one lane of a subscription, as the outbox asks for them.
 
@@ -403,7 +382,7 @@ class LaneSource:
             publication = self._publication = known
             self._topic, self._sender, self._renumbered = message.topic, message.sender, session.renumbered
         if queue.gaps:
-            size += _tell_gap(subscription, message, publication, buffers)
+            size += tell_gap(queue, subscription.number, message, publication, buffers)
         flags, count, stream_number = message.flags & _KEPT_FLAGS, message.count, 0
         body, payload = message.body, message.payload
         body_bytes, payload_size = len(body), payload_bytes(payload)
@@ -498,14 +477,3 @@ def _lent(session: SessionRecord, stream: Stream) -> bytes | None:
     if session.shares is None or not isinstance(stream.loan, Loan):
         return None
     return session.shares.lend(stream.loan)
-
-
-def _tell_gap(subscription: Subscription, message: Message, publication: int, buffers: list[Buffer]) -> int:
-    """Tells how many messages were lost ahead of this one."""
-    gaps = subscription.queue.gaps
-    lost = gaps.take(message.topic, message.sequence) if gaps is not None else 0
-    if not lost:
-        return 0
-    return encode(
-        Frame(Kind.GAP, lane=message.lane, number=publication, target=subscription.number, sequence=lost), buffers
-    )

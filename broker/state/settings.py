@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from broker import limits
+from broker.protocol.bodies import Welcome
 from broker.security.audit import Audit, unrecorded
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
@@ -63,3 +64,26 @@ class Settings:
     workers: int = 0
     boards: BoardMaker | None = None
     line_memory: LineMemory | None = None
+
+    def welcome(self, session: int, offers: list[str], *, shared: bool) -> Welcome:
+        """What a client is told when it is let in.
+
+        Args:
+            session: its session's number.
+            offers: where else it may find the broker.
+            shared: whether memory is shared with it.
+        """
+        return Welcome(
+            session=session,
+            broker=self.name,
+            chunk_bytes=limits.CHUNK_BYTES,
+            publish_window_messages=self.publish_window_messages,
+            publish_window_bytes=self.publish_window_bytes,
+            heartbeat_interval_ms=int(self.heartbeat_interval_s * 1000),
+            heartbeat_timeout_ms=int(self.heartbeat_timeout_s * 1000),
+            life=self.life,
+            shared=shared,
+            report_ms=self.report_ms,
+            offers=offers,
+            workers=self.workers,
+        )
