@@ -67,6 +67,19 @@ def test_a_large_tensor_arrives_whole_and_a_control_message_is_not_kept_behind_i
         assert control.next(PATIENCE_S).value == "now"
 
 
+def test_the_broker_passes_chunks_on_in_the_memory_in_which_they_have_come(
+    connect: Connect, broker: ServingThread
+) -> None:
+    bus, others = connect("first"), [connect("second"), connect("third")]
+    tensors = [other.subscribe("tensors") for other in others]
+    for number in range(20):
+        bus.publish("tensors", np.full(MIB, number, np.uint16))
+        for each in tensors:
+            value = each.next(PATIENCE_S).value
+            assert value.min() == value.max() == number
+    assert broker.server.state.pool.held_bytes == 0
+
+
 def test_requests_are_answered(connect: Connect) -> None:
     bus, other = connect("first"), connect("second")
     other.respond("double", lambda message: message.value * 2)
