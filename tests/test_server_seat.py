@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,7 +161,7 @@ def test_a_server_lets_in_who_was_passed_on_to_it(seats: list[Seat], listeners: 
             with near, far:
                 near.settimeout(PATIENCE_S)
                 near.sendall(encode_greeting(Hello("visitor", worker=2)))
-                assert seats[0].give(2, far, listener, 0)
+                assert seats[0].give(2, far, listener, time.monotonic_ns())
                 far.close()
                 welcome = answer(near)
                 assert isinstance(welcome, Welcome)
@@ -170,7 +171,7 @@ def test_a_server_lets_in_who_was_passed_on_to_it(seats: list[Seat], listeners: 
         with near, far:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             near.close()
-            assert seats[0].give(2, far, listeners[0], 0)
+            assert seats[0].give(2, far, listeners[0], time.monotonic_ns())
         broker.wait_until_idle()
         wait_until(lambda: not broker.call(lambda: len(broker.server._strangers)))
 
