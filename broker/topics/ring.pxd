@@ -15,7 +15,9 @@ cdef class Ring:
     @cython.locals(before=cython.longlong)
     cpdef long long append(self, Message message) except? -1
 
-    @cython.locals(least=Py_ssize_t)
+    cdef _many(self)
+
+    @cython.locals(least=Py_ssize_t, count=Py_ssize_t)
     cdef _let_go(self)
 
     @cython.locals(oldest=Message)

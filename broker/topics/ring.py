@@ -10,7 +10,7 @@ from broker.topics.messages import Message
 from broker.topics.policy import TopicPolicy
 
 _FEW: Final = 8
-"""Messages up to which a list is as fast as a deque, which takes 760 bytes even when it holds nothing."""
+"""Messages up to which a tuple is as fast as a deque, which takes 760 bytes even when it holds nothing."""
 
 
 class Ring:
@@ -51,7 +51,7 @@ class Ring:
         self.next_sequence = 1
         self.held_messages = 0
         self.held_bytes = 0
-        self._messages: deque[Message] | list[Message] = []
+        self._messages: deque[Message] | tuple[Message, ...] = ()
         self._arriving: tuple[Message, ...] = ()
 
     @classmethod
@@ -87,13 +87,10 @@ class Ring:
         if message.stream is not None and not message.stream.complete:
             return self._append_arriving(message)
         messages = self._messages
-        if not messages:
-            # Most topics hold one message: a list to which it is appended has room for four.
-            self._messages = [message]
+        if isinstance(messages, tuple) and len(messages) < _FEW:
+            self._messages = (*messages, message)
         else:
-            if len(messages) == _FEW and isinstance(messages, list):
-                messages = self._messages = deque(messages)
-            messages.append(message)
+            self._many().append(message)
         message.holders += 1
         self.held_messages += message.count
         self.held_bytes += message.size_bytes
@@ -101,19 +98,29 @@ class Ring:
             self._let_go()
         return self.held_bytes - before
 
-    def _let_go(self) -> None:
+    def _many(self) -> deque[Message]:
+        """The complete messages, in what takes many of them."""
         messages = self._messages
+        if isinstance(messages, tuple):
+            messages = self._messages = deque(messages)
+        return messages
+
+    def _let_go(self) -> None:
         least = 1 if self.messages_max or self.keeps_last else 0
-        while messages and (
-            self.held_bytes > self.bytes_max or (self.held_messages > self.messages_max and len(messages) > least)
-        ):
-            if self.keeps_last and len(messages) == 1 and self.held_bytes <= RETAINED_BYTES_MAX:
+        while count := len(self._messages):
+            if self.held_bytes <= self.bytes_max and (self.held_messages <= self.messages_max or count <= least):
+                break
+            if self.keeps_last and count == 1 and self.held_bytes <= RETAINED_BYTES_MAX:
                 break
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        oldest = self._messages[0]
-        del self._messages[0]
+        messages = self._messages
+        oldest = messages[0]
+        if isinstance(messages, tuple):
+            self._messages = messages[1:]
+        else:
+            messages.popleft()
         self.held_messages -= oldest.count
         self.held_bytes -= oldest.size_bytes
         oldest.release()
@@ -141,10 +148,10 @@ class Ring:
             As `append`.
         """
         before, arriving = self.held_bytes, 0
-        messages = self._messages
         if message in self._arriving:
             message.holders += 1
             arriving = self.discard(message)
+            messages = self._many()
             newer = []
             while messages and messages[-1].sequence > message.sequence:
                 newer.append(messages.pop())
@@ -154,7 +161,7 @@ class Ring:
             self.held_bytes += message.size_bytes
             self._let_go()
         else:
-            while messages and messages[0].sequence < message.sequence:
+            while self._messages and self._messages[0].sequence < message.sequence:
                 self._drop_oldest()
         return self.held_bytes - before - arriving
 
@@ -175,7 +182,7 @@ class Ring:
         held_bytes = self.held_bytes + self._arriving_bytes
         while self._messages:
             self._drop_oldest()
-        self._messages = []
+        self._messages = ()
         while self._arriving:
             self.discard(self._arriving[0])
         return held_bytes
