@@ -469,7 +469,7 @@ def test_a_killed_worker_is_started_again_and_the_topics_of_the_others_notice_no
             assert every.next(PATIENCE_S).value == "after"
         assert "worker.ended worker=1" in daemon.errors
         assert "status=-9" in daemon.errors
-        assert "worker.started worker=1" in daemon.errors
+        wait_until(lambda: "worker.started worker=1" in daemon.errors)
 
 
 def test_a_client_that_comes_while_a_worker_is_away_waits_for_it(workers: int) -> None:
