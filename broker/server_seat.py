@@ -29,8 +29,8 @@ from broker.transport.sockets import SocketListener, in_plain_words
 
 log = logging.getLogger(__name__)
 
-_NOTE: Final = struct.Struct("<Iq")
-"""Of the listener at which somebody has come its place among all, and when they came, by the monotonic clock."""
+_NOTE: Final = struct.Struct("<I")
+"""Of the listener at which somebody has come its place among all."""
 _SEND: Final = socket.MSG_NOSIGNAL
 _RECEIVE: Final = socket.MSG_CMSG_CLOEXEC
 _ROOM_BYTES: Final = socket.CMSG_LEN(array.array("i").itemsize)
@@ -104,7 +104,7 @@ class Seat:
             )
         return ""
 
-    def give(self, worker: int, sock: socket.socket, listener: SocketListener, opened_ns: int) -> bool:
+    def give(self, worker: int, sock: socket.socket, listener: SocketListener) -> bool:
         """Passes a connection on, which stays the caller's to close.
 
         Returns:
@@ -113,7 +113,7 @@ class Seat:
         Raises:
             ConnectionClosed: it cannot.
         """
-        note = _NOTE.pack(self.listeners.index(listener), opened_ns)
+        note = _NOTE.pack(self.listeners.index(listener))
         try:
             # Not send_fds and recv_fds, which do not pass flags on (3.11).
             rights = array.array("i", [sock.fileno()])
@@ -126,8 +126,8 @@ class Seat:
             raise ConnectionClosed(f"worker {worker} cannot be reached: {in_plain_words(error)}") from error
         return True
 
-    def take(self) -> tuple[SocketListener, socket.socket, int] | None:
-        """Whoever was passed on to this worker next: where they came, their connection, and when they came.
+    def take(self) -> tuple[SocketListener, socket.socket] | None:
+        """Whoever was passed on to this worker next: where they came, and their connection.
 
         The connection is the caller's. None when nobody waits, or when there was no descriptor left for them.
         """
@@ -140,8 +140,8 @@ class Seat:
             # The kernel has closed the connection.
             log.error("worker.connection_lost worker=%d cause=no descriptor is left for it", self.number)
             return None
-        position, opened_ns = _NOTE.unpack(note)
-        return self.listeners[position], socket.socket(fileno=descriptors[0]), opened_ns
+        (position,) = _NOTE.unpack(note)
+        return self.listeners[position], socket.socket(fileno=descriptors[0])
 
     def __repr__(self) -> str:
         return f"<Seat {self.number} of {self.count} listeners={len(self.listeners)}>"

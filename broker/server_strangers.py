@@ -52,6 +52,7 @@ _ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _DROPPED_READS_MAX, _DROPPED_BYTES = 16, 16 * KIB
 _PEER_CLOSED: Final = ConnectionClosed("the peer closed the connection")
 _FAULT: Final = ConnectionClosed("the broker has a fault here, which is in its log", Code.INTERNAL)
+_AWAY: Final = ConnectionClosed("the worker that has these topics is away, or overloaded; try again", Code.LIMIT)
 _SHUT_DOWN: Final = ConnectionClosed("the broker is shutting down", Code.SHUTDOWN)
 
 
@@ -160,7 +161,7 @@ class Strangers:
         taken = listener.take()
         if taken is None:
             return False
-        self._arrive(listener, *taken, time.monotonic_ns())
+        self._arrive(listener, *taken)
         return True
 
     def _take(self) -> None:
@@ -169,16 +170,16 @@ class Strangers:
         taken = self._seat.take()
         if taken is None:
             return
-        listener, sock, opened_ns = taken
+        listener, sock = taken
         try:
-            self._arrive(listener, sock, sock.getpeername(), opened_ns)
+            self._arrive(listener, sock, sock.getpeername())
         except OSError as error:
             sock.close()
             log.info("worker.connection_gone address=%s cause=%s", listener.address, in_plain_words(error))
         except ConnectionClosed as error:
             log.error("server.accept_failed cause=%s", error)
 
-    def _arrive(self, listener: SocketListener, sock: socket.socket, place: object, opened_ns: int) -> None:
+    def _arrive(self, listener: SocketListener, sock: socket.socket, place: object) -> None:
         """Has somebody wait here.
 
         Raises:
@@ -194,11 +195,13 @@ class Strangers:
             # The system watches so many, and no more (fs.epoll.max_user_watches).
             sock.close()
             raise ConnectionClosed(in_plain_words(error)) from error
-        stranger = _Waiting(self, self._arrivals.number(), sock, words, listener, opened_ns)
+        # Also of whom another worker has passed on: their hello is whole, however long they had to wait for this one.
+        now_ns = time.monotonic_ns()
+        stranger = _Waiting(self, self._arrivals.number(), sock, words, listener, now_ns)
         self._waiting[descriptor] = stranger
         self._arrivals.arrive(stranger)
         if descriptor in self._waiting:
-            self._scarcity.accepted(stranger, descriptor, opened_ns)
+            self._scarcity.accepted(stranger, descriptor, now_ns)
 
     def _look(self) -> None:
         """Some of them have said something, or closed."""
@@ -242,7 +245,7 @@ class Strangers:
     def _pass_on(self, stranger: _Waiting, seat: Seat, worker: int) -> None:
         """Gives a stranger to the worker that they have asked for; later, if it has too many to take at the moment."""
         try:
-            gone = seat.give(worker, stranger.socket, stranger.listener, stranger.opened_ns)
+            gone = seat.give(worker, stranger.socket, stranger.listener)
         except ConnectionClosed as error:
             self.turn_away(stranger, error)
             return
@@ -274,6 +277,9 @@ class Strangers:
 
     def turn_away(self, stranger: _Waiting, why: BrokerError, start: bytes = b"") -> None:
         """Tells a stranger why they cannot stay, and closes; `start` is what they have said first."""
+        if isinstance(why, ProtocolError) and stranger.socket.fileno() in self._delayed:
+            # Their hello is whole.
+            why = _AWAY
         # Before TLS is spoken there is nobody who could be told.
         if stranger.listener.address.scheme != "tls":
             words = answer_to(why, start) if isinstance(why, ProtocolError) else _refusal(str(why))

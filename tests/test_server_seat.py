@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.limits import STRANGER_BYTES_MAX
-from broker.protocol.bodies import Hello, Welcome
+from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.handshake import encode_greeting
 from broker.server_seat import Doors, Seat
 from broker.transport.addresses import parse
@@ -75,13 +75,13 @@ def test_a_connection_arrives_with_all_that_was_said_over_it(
     first, second = socket.socketpair()
     with first, second:
         first.sendall(b"hello")
-        assert seats[0].give(2, second, listeners[1], 12_345)
+        assert seats[0].give(2, second, listeners[1])
         assert seats[1].take() is None
         taken = seats[2].take()
         assert taken is not None
-        listener, sock, opened_ns = taken
+        listener, sock = taken
         with sock:
-            assert (listener, opened_ns) == (listeners[1], 12_345)
+            assert listener is listeners[1]
             assert sock.recv(64) == b"hello"
             second.close()
             sock.sendall(b"welcome")
@@ -97,17 +97,17 @@ def test_a_full_door_lets_nobody_more_in_until_somebody_was_taken(
     first, second = socket.socketpair()
     with first, second:
         waiting = 0
-        while seats[0].give(1, second, listeners[0], waiting):
+        while seats[0].give(1, second, listeners[waiting % 2]):
             waiting += 1
             assert waiting < 100_000
         assert waiting > 50
-        assert not seats[2].give(1, second, listeners[0], 0)
+        assert not seats[2].give(1, second, listeners[0])
         for number in range(waiting):
             taken = seats[1].take()
             assert taken is not None
-            assert taken[2] == number
+            assert taken[0] is listeners[number % 2]
             taken[1].close()
-        assert seats[2].give(1, second, listeners[0], 7)
+        assert seats[2].give(1, second, listeners[0])
         taken = seats[1].take()
         assert taken is not None
         taken[1].close()
@@ -121,7 +121,7 @@ def test_who_waits_at_a_door_that_is_closed_is_cut_off(listeners: list[SocketLis
     with first:
         first.settimeout(60.0)
         with second:
-            assert seat.give(1, second, listeners[0], 0)
+            assert seat.give(1, second, listeners[0])
         doors.close()
         assert first.recv(64) == b""
 
@@ -133,7 +133,7 @@ def test_a_server_keeps_for_another_worker_whom_that_has_no_room_for(
     filler, other = socket.socketpair()
     with filler, other:
         waiting = 0
-        while seats[0].give(1, other, listeners[0], 0):
+        while seats[0].give(1, other, listeners[0]):
             waiting += 1
         with ServingThread("tcp://127.0.0.1:0", seat=seats[0], hello_timeout_s=3600.0) as broker:
             strangers = broker.server._strangers
@@ -154,13 +154,32 @@ def test_a_server_keeps_for_another_worker_whom_that_has_no_room_for(
                 assert not broker.call(lambda: broker.server.state.arrivals._by_address)
 
 
+def test_whom_their_worker_has_no_room_for_in_time_is_told_so(
+    seats: list[Seat], listeners: list[SocketListener]
+) -> None:
+    filler, other = socket.socketpair()
+    with filler, other:
+        while seats[0].give(1, other, listeners[0]):
+            pass
+        place = listeners[0].address.host, listeners[0].address.port
+        with (
+            ServingThread("tcp://127.0.0.1:0", seat=seats[0], hello_timeout_s=0.2) as broker,
+            socket.create_connection(place, PATIENCE_S) as sock,
+        ):
+            sock.sendall(encode_greeting(Hello("hasty", worker=1)))
+            refusal = answer(sock)
+            assert isinstance(refusal, Refusal)
+            assert "is away, or overloaded; try again" in refusal.reason
+            wait_until(lambda: not broker.call(lambda: len(broker.server._strangers._delayed)))
+
+
 def test_a_server_lets_in_who_was_passed_on_to_it(seats: list[Seat], listeners: list[SocketListener]) -> None:
     with ServingThread("tcp://127.0.0.1:0", seat=seats[2]) as broker:
         for listener, (near, far) in zip(listeners, (tcp_pair(), socket.socketpair()), strict=True):
             with near, far:
                 near.settimeout(PATIENCE_S)
                 near.sendall(encode_greeting(Hello("visitor", worker=2)))
-                assert seats[0].give(2, far, listener, 0)
+                assert seats[0].give(2, far, listener)
                 far.close()
                 welcome = answer(near)
                 assert isinstance(welcome, Welcome)
@@ -170,7 +189,7 @@ def test_a_server_lets_in_who_was_passed_on_to_it(seats: list[Seat], listeners: 
         with near, far:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             near.close()
-            assert seats[0].give(2, far, listeners[0], 0)
+            assert seats[0].give(2, far, listeners[0])
         broker.wait_until_idle()
         wait_until(lambda: not broker.call(lambda: len(broker.server._strangers)))
 

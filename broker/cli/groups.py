@@ -150,8 +150,8 @@ def show_stuck(url: str | None, after_s: float, *, as_json: bool) -> bool:
 
 def _failures_of_gone(bus: clients.Client) -> list[FailureView]:
     """Of groups whose ranks have all left, as they do when a program ends over a failure."""
-    ((server, _),) = ask(bus, "server", _Server)
-    return [each for each in server.failures if each.ago_s < FAILURE_TOLD_S]
+    servers = [server for server, _ in ask(bus, "server", _Server)]
+    return [each for server in servers for each in server.failures if each.ago_s < FAILURE_TOLD_S]
 
 
 def _stuck_of(group: _Group) -> list[_Stuck]:

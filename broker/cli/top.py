@@ -20,7 +20,7 @@ from rich.live import Live
 import clients
 from broker.cli.connect import ask, connect
 from broker.cli.streams import discard_output
-from broker.cli.top_data import Look, Refresh, Server, Session, Topic, refresh
+from broker.cli.top_data import Look, Refresh, Server, Session, Topic, refresh, together
 from broker.cli.top_view import as_json, picture
 from broker.errors import BrokerError
 from clients.connection.views import view
@@ -81,10 +81,10 @@ def _look(bus: clients.Client) -> Look:
         before_ns = time.perf_counter_ns()
         bus.flush(PATIENCE_S)
         trips.append((time.perf_counter_ns() - before_ns) / 1e9)
-    (server, _), *_ = ask(bus, "server", Server)
+    servers = [server for server, _ in ask(bus, "server", Server)]
     return Look(
         time.monotonic(),
-        server,
+        together(servers),
         [session for session, _ in ask(bus, "sessions", Session, ITEMS_MAX)],
         [topic for topic, _ in ask(bus, "topics", Topic, ITEMS_MAX)],
         view(bus, "groups"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -50,6 +50,7 @@ class Session(msgspec.Struct):
     dropped_messages: int
     subscriptions: list[Subscription]
     tenant: str = ""
+    worker: int = 0
 
 
 class Topic(msgspec.Struct):
@@ -166,7 +167,7 @@ def refresh(before: Look | None, now: Look, *, rows_max: int = ROWS_MAX) -> Refr
 
     dropped = sum(new.dropped_messages.values()) - (sum(old.dropped_messages.values()) if old is not None else 0)
     trips = now.round_trips_s or [0.0]
-    sessions = _session_rows({} if before is None else {each.id: each for each in before.sessions}, now, interval_s)
+    sessions = _session_rows({} if before is None else {_key(each): each for each in before.sessions}, now, interval_s)
     topics = _topic_rows(
         {} if before is None else {(each.tenant, each.name): each for each in before.topics}, now, interval_s
     )
@@ -189,15 +190,35 @@ def refresh(before: Look | None, now: Look, *, rows_max: int = ROWS_MAX) -> Refr
     )
 
 
+def together(workers: Sequence[Server]) -> Server:
+    """What the workers of a broker have counted together; it runs for as long as the youngest one."""
+    first, *others = workers
+    for other in others:
+        for field in first.__struct_fields__:
+            mine, theirs = getattr(first, field), getattr(other, field)
+            if field == "uptime_s":
+                first.uptime_s = min(mine, theirs)
+            elif isinstance(mine, dict):
+                setattr(first, field, {key: mine.get(key, 0) + theirs.get(key, 0) for key in mine | theirs})
+            elif isinstance(mine, int) and field != "process":
+                setattr(first, field, mine + theirs)
+    return first
+
+
+def _key(session: Session) -> tuple[int, int]:
+    """Workers number their sessions by themselves."""
+    return session.worker, session.id
+
+
 def _per_s(now: int, before: int | None, interval_s: float) -> float:
     """Of what began since the look before, all counts."""
     return max(0, now - (before or 0)) / interval_s if interval_s else 0.0
 
 
-def _session_rows(before: Mapping[int, Session], now: Look, interval_s: float) -> list[SessionRow]:
+def _session_rows(before: Mapping[tuple[int, int], Session], now: Look, interval_s: float) -> list[SessionRow]:
     rows = []
     for session in now.sessions:
-        old = before.get(session.id)
+        old = before.get(_key(session))
         rows.append(
             SessionRow(
                 name=session.name,

@@ -38,7 +38,8 @@ def view(
     Returns:
         The one server, or sessions, topics or groups, oldest first, with the keys of `/api/v1/...`. Topics come without
         their policies; what would not fit a frame, such as a group with very many ranks, has shorter lists. Of a broker
-        with several workers, what all of them have, worker by worker; of a client each worker has a session.
+        with several workers, what all of them have, one after the other, each with the key `worker`: a server for each,
+        and a session of a client at each.
 
     Raises:
         InvalidValue: there is no such view, or a filter that cannot be.
@@ -47,9 +48,11 @@ def view(
     """
     text_bytes("view", what)
     items: list[dict[str, object]] = []
-    for client in everywhere(bus):
+    workers = everywhere(bus)
+    for worker, client in enumerate(workers):
         driver = client._driver
-        items += driver.run(_view(driver, what, topic_filter, items_max - len(items), timeout_s))
+        found = driver.run(_view(driver, what, topic_filter, items_max - len(items), timeout_s))
+        items += found if len(workers) == 1 else [{**item, "worker": worker} for item in found]
     return items
 
 

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 import clients
-from broker.cli.top_data import Look, Refresh, Server, Session, Subscription, Topic, refresh
+from broker.cli.top_data import Look, Refresh, Server, Session, Subscription, Topic, refresh, together
 from broker.cli.top_view import as_json, picture, rate_text
 from tests.daemon import PATIENCE_S, ROOT, Daemon, Process, run
 
@@ -63,6 +63,21 @@ def test_totals_become_rates_and_what_has_most_traffic_comes_first() -> None:
         ("a", 0.5, 0.0),
     ]
     assert (told.round_trip_p50_s, told.round_trip_p99_s) == (2e-5, 3e-5)
+
+
+def test_what_workers_have_counted_is_added_up() -> None:
+    first = server(uptime_s=9.0, published_messages=5, dropped_messages={"latest": 1})
+    second = server(uptime_s=3.0, process=8, topics=5, published_messages=7, dropped_messages={"latest": 2, "block": 4})
+    told = together([first, second])
+    assert (told.uptime_s, told.process, told.topics, told.published_messages) == (3.0, 7, 7, 12)
+    assert told.dropped_messages == {"latest": 3, "block": 4}
+    assert together([server()]) == server()
+
+
+def test_sessions_of_several_workers_that_have_the_same_number_are_told_apart() -> None:
+    before = look(10, [session(1, 100), msgspec.structs.replace(session(1, 500), worker=1)])
+    now = look(11, [session(1, 150), msgspec.structs.replace(session(1, 520), worker=1)])
+    assert [row.received_bytes_per_s for row in refresh(before, now).sessions] == [50.0, 20.0]
 
 
 def test_the_first_refresh_has_no_rates() -> None:

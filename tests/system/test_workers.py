@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -22,7 +23,7 @@ from broker.topics.owners import owner
 from clients import aio
 from clients.connection.views import view
 from tests.background import in_background
-from tests.daemon import PATIENCE_S, Daemon
+from tests.daemon import PATIENCE_S, Daemon, run
 from tests.fuzz.conversations import connect as connect_bare
 from tests.system.workers import answer, dial, greet, parent, topic_of, wait_until, worker_pids
 
@@ -282,7 +283,24 @@ def test_views_show_what_all_workers_have(daemon: Daemon, workers: int) -> None:
         assert {item["name"] for item in view(bus, "topics")} >= set(TOPICS)
         assert [item["name"] for item in view(bus, "sessions")] == ["viewer"] * workers
         assert len(view(bus, "server")) == workers
+        assert [item["worker"] for item in view(bus, "server")] == list(range(workers))
         assert len(view(bus, "topics", items_max=3)) == 3
+
+
+def test_commands_show_all_workers_as_one_broker(daemon: Daemon, workers: int) -> None:
+    with clients.connect(daemon.url, name="publisher") as bus:
+        for topic in TOPICS:
+            bus.publish(topic, 1, ack="accepted")
+        with bus.group(topic_of(workers - 1, workers, "group"), world_size=1, timeout_s=PATIENCE_S):
+            status, output, errors = run("top", "--once", "--interval", "0.1", "--json", "--url", daemon.url)
+            assert status == 0, errors
+            shown = json.loads(output)
+            assert {each["name"] for each in shown["topics"]} == set(TOPICS)
+            assert shown["topics_open"] == len(TOPICS)
+            assert len(shown["groups"]) == 1
+            assert run("groups", daemon.url)[0] == 0
+            status, output, errors = run("stuck", daemon.url)
+            assert (status, output) == (0, "nothing is stuck in 1 group\n"), errors
 
 
 # The asynchronous client.
@@ -451,7 +469,7 @@ def test_a_killed_worker_is_started_again_and_the_topics_of_the_others_notice_no
             assert every.next(PATIENCE_S).value == "after"
         assert "worker.ended worker=1" in daemon.errors
         assert "status=-9" in daemon.errors
-        assert "worker.started worker=1" in daemon.errors
+        wait_until(lambda: "worker.started worker=1" in daemon.errors)
 
 
 def test_a_client_that_comes_while_a_worker_is_away_waits_for_it(workers: int) -> None:
