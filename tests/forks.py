@@ -157,6 +157,10 @@ def serve(requests: socket.socket) -> tuple[str, list[str]]:
                 os._exit(0)
             child = os.fork()
             if not child:
+                # Whoever closes these later would close what has their numbers by then.
+                requests.detach()
+                for _, other in running.values():
+                    other.detach()
                 return _become(data, files)
             status = socket.socket(fileno=files.pop(0))
             for file in files:
@@ -221,7 +225,6 @@ def main() -> None:
     gc.freeze()
     requests = socket.socket(fileno=int(sys.argv[1]))
     module, sys.argv[1:] = serve(requests)
-    requests.detach()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

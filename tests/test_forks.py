@@ -55,6 +55,8 @@ def test_the_exit_status_is_that_of_python() -> None:
 
 def test_it_has_the_descriptors_that_are_passed_to_it_under_their_numbers_and_no_others() -> None:
     pipes = [os.pipe() for _ in range(20)]
+    # For each the template has descriptors of its own, some with the same numbers.
+    others = [fork("import signal; signal.pause()") for _ in range(20)]
     passed = [end for _, end in reversed(pipes)]
     program = f"""
 import os
@@ -68,6 +70,10 @@ for number in {passed}:
     for reading, writing in pipes:
         os.close(writing)
         assert read_all(reading) == str(writing)
+    for other, reading in others:
+        other.kill()
+        other.wait(PATIENCE_S)
+        os.close(reading)
 
 
 def test_it_runs_until_it_is_killed() -> None:

@@ -52,7 +52,6 @@ def main() -> None:
             os.waitpid(template, 0)
     ours.close()
     module, sys.argv[1:] = forks.serve(theirs)
-    theirs.detach()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
