@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,4 +13,17 @@ from tests.daemon import Daemon
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
     with Daemon(admin="off") as serving:
+        yield serving
+
+
+@pytest.fixture(params=[2, 3])
+def workers(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture
+def several(workers: int, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon with so many workers, at tcp and at unix."""
+    listen = ("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus.sock")
+    with Daemon("--workers", str(workers), listen=listen, admin="off") as serving:
         yield serving
