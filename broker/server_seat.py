@@ -138,7 +138,7 @@ class Seat:
         descriptors = array.array("i", b"".join(data for _, _, data in beside))
         if len(note) != _NOTE.size or not descriptors:
             # The kernel has closed the connection.
-            log.error("worker.connection_lost worker=%d cause=no descriptor is left for it", self.number)
+            log.error("worker.connection_lost worker=%d cause=%s", self.number, "no descriptor is left for it")
             return None
         (position,) = _NOTE.unpack(note)
         return self.listeners[position], socket.socket(fileno=descriptors[0])
