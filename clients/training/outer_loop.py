@@ -25,6 +25,7 @@ result, or has the error thrown in: the faces in local_sgd.py and aio/local_sgd.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from typing import Final, Generic, Protocol, TypeVar, cast
@@ -88,7 +89,7 @@ T = TypeVar("T")
 Calls = Generator[object, object, T]
 
 
-class OuterLoop(Generic[G, R]):
+class OuterLoop(ABC, Generic[G, R]):
     """The outer loop around inner steps that the program makes with its own optimizer. For one thread, or one task.
 
     Attributes:
@@ -156,9 +157,9 @@ class OuterLoop(Generic[G, R]):
     def _made(self) -> None:
         """The last thing of the constructor: where it can wait, it meets the others."""
 
+    @abstractmethod
     def _pause(self, delay_s: float) -> object:
         """Waits for so long, or gives an awaitable that does."""
-        raise NotImplementedError
 
     @property
     def anchor(self) -> dict[str, FloatArray]:
