@@ -87,7 +87,7 @@ class _Waiting:
         sock: socket.socket,
         place: tuple[str, int] | str,
         listener: SocketListener,
-        opened_ns: int,
+        now_ns: int,
     ) -> None:
         """`place`: what the socket says of the other end, in words where that is no address."""
         self._of = of
@@ -95,7 +95,7 @@ class _Waiting:
         self.socket = sock
         self.place = place
         self.listener = listener
-        self.opened_ns = opened_ns
+        self.opened_ns = now_ns
 
     @property
     def peer(self) -> str:

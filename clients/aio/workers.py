@@ -15,7 +15,6 @@ import numpy.typing as npt
 from broker.errors import ConnectionClosed, TimeoutError
 from broker.limits import ANSWER_TIMEOUT_S
 from broker.protocol.codes import Code
-from broker.topics.owners import HOME, owner, owners
 from clients.aio.client import Client, Handler
 from clients.aio.groups import Group
 from clients.aio.replies import Replies
@@ -26,6 +25,7 @@ from clients.connection.operations import Deadline
 from clients.connection.signals import Signal
 from clients.reading.messages import Message
 from clients.workers.client import check_dead_letter
+from clients.workers.parts import Inners, Parts
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -52,7 +52,7 @@ def _gathering(method: F) -> F:
 
     @wraps(method)
     def called(bus: WorkersClient, topic: str, *arguments: object, **options: object) -> Replies:
-        replies = bus._home.request_many(topic, *arguments, **options)  # type: ignore[arg-type]
+        replies = bus._clients.home.request_many(topic, *arguments, **options)  # type: ignore[arg-type]
         return _LateReplies(replies, lambda: bus._owner(topic))
 
     return cast("F", called)
@@ -64,7 +64,7 @@ def _declaring(method: F) -> F:
     @wraps(method)
     async def called(bus: WorkersClient, topic_filter: str, **settings: object) -> None:
         check_dead_letter(topic_filter, settings.get("dead_letter"))
-        for worker in bus._places(topic_filter):
+        for worker in bus._clients.owners(topic_filter):
             await (await bus._client(worker)).declare(topic_filter, **settings)  # type: ignore[arg-type]
 
     return cast("F", called)
@@ -129,10 +129,8 @@ class WorkersClient(Client):
         connect: makes the clients of the others.
         """
         super().__init__(home._core, home._driver)
-        self._home = home
-        self._workers = workers
         self._connect = connect
-        self._clients: list[Client | None] = [home, *([None] * (workers - 1))]
+        self._clients = Inners(home, workers)
         self._opening = asyncio.Lock()
         self._closed = False
 
@@ -147,15 +145,12 @@ class WorkersClient(Client):
                 if self._closed:
                     raise ConnectionClosed("the client was closed", Code.NORMAL)
                 name = self.name or f"client-{self._core.session_number}"
-                client, _ = await self._connect(worker, self._workers, name)
+                client, _ = await self._connect(worker, self._clients.workers, name)
                 self._clients[worker] = client
             return client
 
     async def _owner(self, name: str) -> Client:
-        return await self._client(owner(name, self._workers) if isinstance(name, str) else HOME)
-
-    def _places(self, topic_filter: str) -> Sequence[int]:
-        return owners(topic_filter, self._workers) if isinstance(topic_filter, str) else (HOME,)
+        return await self._client(self._clients.owner(name))
 
     async def _parts(
         self, call: str, topic_filter: str, arguments: Sequence[object], options: dict[str, object]
@@ -163,20 +158,17 @@ class WorkersClient(Client):
         """A subscription at each worker that is concerned, or none at all."""
         parts: list[Subscription] = []
         async with AsyncExitStack() as undoing:
-            for worker in self._places(topic_filter):
+            for worker in self._clients.owners(topic_filter):
                 client = await self._client(worker)
                 parts.append(await getattr(client, call)(topic_filter, *arguments, **options))
                 undoing.push_async_callback(parts[-1].close)
             undoing.pop_all()
         return parts
 
-    def _opened(self) -> list[Client]:
-        return [client for client in self._clients if client is not None]
-
     @property
     def connected(self) -> bool:
         """Whether there is a connection at this moment, with each worker that was needed so far."""
-        return all(client.connected for client in self._opened())
+        return self._clients.connected
 
     publish = _at_owner(Client.publish)
     pressure = _at_owner(Client.pressure)
@@ -192,22 +184,22 @@ class WorkersClient(Client):
 
         See Client.
         """
-        return self._home.empty(shape, dtype)
+        return self._clients.home.empty(shape, dtype)
 
     async def flush(self, timeout_s: float | None = ANSWER_TIMEOUT_S) -> None:
         """Waits until everything that was published so far has reached the broker."""
-        for client in self._opened():
+        for client in self._clients:
             await client.flush(timeout_s)
 
     async def close(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""
         async with self._opening:
             self._closed = True
-        for client in self._opened():
+        for client in self._clients:
             await client.close(timeout_s)
 
     def __repr__(self) -> str:
-        return f"<aio.Client {self.name!r} workers={self._workers} {self._opened()}>"
+        return f"<aio.Client {self.name!r} {self._clients!r}>"
 
 
 class MergedSubscription(Subscription):
@@ -219,58 +211,49 @@ class MergedSubscription(Subscription):
         read: whether its messages are taken here; else responders take them.
         """
         super().__init__(parts[0]._driver, parts[0]._state)
-        self._parts = parts
+        self._parts = Parts(parts)
+        self._others = [part._driver for part in parts[1:]]
         self._came = Signal()
-        self._first = 0
         for part in parts if read else ():
             part._state.on_message = self._came.set
 
     @property
     def dropped(self) -> int:
         """Messages that the overflow policy has dropped, in the broker or here."""
-        return sum(part.dropped for part in self._parts)
+        return self._parts.dropped
 
     @property
     def pending(self) -> int:
         """Messages that have reached this process and were not taken."""
-        return sum(part.pending for part in self._parts)
+        return self._parts.pending
 
     async def next(self, timeout_s: float | None = None) -> Message:
         """The next message of any of the topics; cancelling loses none. See Subscription."""
         deadline = Deadline(timeout_s)
         while True:
             self._came.clear()
-            message = self._take()
+            message = self._parts.take(_take)
             if message is not None:
                 # Whoever else waits here looks whether there is more.
                 self._came.set()
                 return message
-            for part in self._parts:
-                if part._state.closed is not None:
-                    raise part._state.closed
-            for part in self._parts[1:]:
-                part._driver.core.before_waiting()
-                part._driver.flush()
+            self._parts.check_open()
+            for driver in self._others:
+                driver.core.before_waiting()
+                driver.flush()
             try:
                 await self._driver.wait(self._came, deadline.remaining_s, self._state.what)
             except TimeoutError as error:
                 raise TimeoutError(self._state.what, deadline.timeout_s or 0.0) from error
 
-    def _take(self) -> Message | None:
-        """The next message that is here, of each part in turn."""
-        count = len(self._parts)
-        for place in (*range(self._first, count), *range(self._first)):
-            part = self._parts[place]
-            message = operations.take(part._driver, part._state)
-            if message is not None:
-                self._first = (place + 1) % count
-                return message
-        return None
-
     async def close(self) -> None:
         """Ends the subscription. Messages that are here can still be taken."""
         for part in self._parts:
             await part.close()
+
+
+def _take(part: Subscription) -> Message | None:
+    return operations.take(part._driver, part._state)
 
 
 class _LateReplies(Replies):

@@ -18,11 +18,11 @@ import numpy.typing as npt
 from broker.errors import ConnectionClosed, InvalidValue
 from broker.limits import ANSWER_TIMEOUT_S, TOPICS_PER_SESSION_MAX
 from broker.protocol.codes import Code
-from broker.topics.owners import HOME, owner, owners
 from clients.asking.replies import Replies
 from clients.client import Client
 from clients.groups import Group
 from clients.subscriptions import Subscription
+from clients.workers.parts import Inners
 from clients.workers.subscriptions import MergedSubscription
 from clients.workers.turns import Turns
 
@@ -165,7 +165,7 @@ class WorkersClient(Client):
         )  # fmt: skip
         self._workers = home._workers
         self._connect = connect
-        self._clients: list[Client | None] = [home, *([None] * (home._workers - 1))]
+        self._clients = Inners(home, home._workers)
         self._publishers: dict[str, Callable[..., object]] = {}
         self._opening = threading.Lock()
         self._turns = Turns()
@@ -192,23 +192,19 @@ class WorkersClient(Client):
             return client
 
     def _owner(self, name: str) -> Client:
-        return self._client(owner(name, self._workers) if isinstance(name, str) else HOME)
+        return self._client(self._clients.owner(name))
 
     def _owners(self, topic_filter: str) -> Iterator[Client]:
-        workers = owners(topic_filter, self._workers) if isinstance(topic_filter, str) else (HOME,)
-        return map(self._client, workers)
+        return map(self._client, self._clients.owners(topic_filter))
 
     def everywhere(self) -> list[Client]:
         """The clients of all workers, in the order of these."""
         return [self._client(worker) for worker in range(self._workers)]
 
-    def _opened(self) -> list[Client]:
-        return [client for client in self._clients if client is not None]
-
     @property
     def connected(self) -> bool:
         """Whether there is a connection at this moment, with each worker that was needed so far."""
-        return all(client.connected for client in self._opened())
+        return self._clients.connected
 
     publish = _publishing(Client.publish)
     pressure = _at_owner(Client.pressure)
@@ -224,11 +220,11 @@ class WorkersClient(Client):
 
         See Client.
         """
-        return self._client(HOME).empty(shape, dtype)
+        return self._clients.home.empty(shape, dtype)
 
     def flush(self, timeout_s: float | None = ANSWER_TIMEOUT_S) -> None:
         """Waits until everything that was published so far has reached the broker; see Client."""
-        for client in self._opened():
+        for client in self._clients:
             client.flush(timeout_s)
 
     def close(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
@@ -237,11 +233,11 @@ class WorkersClient(Client):
             self._closed = True
         # Handlers of other connections may be waiting for the turn of the one that calls this.
         with self._turns.aside():
-            for client in self._opened():
+            for client in self._clients:
                 client.close(timeout_s)
 
     def __repr__(self) -> str:
-        return f"<Client {self.name!r} workers={self._workers} {self._opened()}>"
+        return f"<Client {self.name!r} {self._clients!r}>"
 
 
 def everywhere(bus: Client) -> Sequence[Client]:

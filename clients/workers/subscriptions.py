@@ -17,6 +17,7 @@ from clients.connection import operations
 from clients.connection.operations import Deadline
 from clients.reading.messages import Message
 from clients.subscriptions import Subscription
+from clients.workers.parts import Parts
 
 
 class MergedSubscription(Subscription):
@@ -28,10 +29,9 @@ class MergedSubscription(Subscription):
         read: whether its messages are taken here; else handlers take them.
         """
         super().__init__(parts[0]._driver, parts[0]._state)
-        self._parts = parts
+        self._parts = Parts(parts)
         self._came = threading.Condition()
         self._comings = 0
-        self._next = 0
         for part in parts if read else ():
             with part._driver.lock:
                 part._state.on_message = self._coming
@@ -39,61 +39,39 @@ class MergedSubscription(Subscription):
     @property
     def dropped(self) -> int:
         """Messages that the overflow policy has dropped, in the broker or here."""
-        return sum(part.dropped for part in self._parts)
+        return self._parts.dropped
 
     @property
     def pending(self) -> int:
         """Messages that have reached this process and were not taken."""
-        return sum(part.pending for part in self._parts)
+        return self._parts.pending
 
     def next(self, timeout_s: float | None = None) -> Message:
         """The next message of any of the topics; see Subscription."""
         deadline = Deadline(timeout_s)
-        message = self._take()
+        message = self._parts.take(_take)
         if message is not None:
             return message
         with self._read():
             while True:
                 seen = self._comings
-                message = self._take()
+                message = self._parts.take(_take)
                 if message is not None:
                     return message
-                self._check_open()
+                self._parts.check_open()
                 with self._came:
                     if self._comings != seen or self._came.wait(deadline.remaining_s):
                         continue
-                message = self._take(arrived=True)
+                message = self._parts.take(_take_arrived)
                 if message is not None:
                     return message
-                self._check_open()
+                self._parts.check_open()
                 raise TimeoutError(self._state.what, deadline.timeout_s or 0.0)
 
     def close(self) -> None:
         """Ends the subscription. Messages that are here can still be taken."""
         for part in self._parts:
             part.close()
-
-    def _take(self, *, arrived: bool = False) -> Message | None:
-        """The next message that is here, of each part in turn; with `arrived`, what has come counts, read or not."""
-        first, count = self._next, len(self._parts)
-        for offset in range(count):
-            place = (first + offset) % count
-            part = self._parts[place]
-            driver = part._driver
-            with driver.lock:
-                if arrived:
-                    driver.read_arrived()
-                message = operations.take(driver, part._state)
-            if message is not None:
-                self._next = (place + 1) % count
-                return message
-        return None
-
-    def _check_open(self) -> None:
-        """Raises when a part will get no more messages: without it this would not be all of the topics."""
-        for part in self._parts:
-            if part._state.closed is not None:
-                raise part._state.closed
 
     def _coming(self) -> None:
         """A part has a message, or is closed. Its connection's lock is held."""
@@ -116,3 +94,16 @@ class MergedSubscription(Subscription):
             for part in self._parts:
                 with part._driver.lock:
                     part._driver.expect_results(more=False)
+
+
+def _take(part: Subscription) -> Message | None:
+    """What has been read counts."""
+    with part._driver.lock:
+        return operations.take(part._driver, part._state)
+
+
+def _take_arrived(part: Subscription) -> Message | None:
+    """What has come counts, read or not."""
+    with part._driver.lock:
+        part._driver.read_arrived()
+        return operations.take(part._driver, part._state)
