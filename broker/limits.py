@@ -217,6 +217,10 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 # Identities.
 TOKENS_MAX: Final = 65_536
 """Of one file, which is read as a whole when it changes."""
+TOKENS_BYTES_MAX: Final = 64 * MIB
+"""Of that file; a token takes some 300."""
+CERTIFICATE_FILE_BYTES_MAX: Final = 16 * MIB
+"""Of a list of revocations, or of an authority's list of what it has signed: some hundred thousand."""
 USERS_MAX: Final = 1024
 """Users of this host that the configuration lets in by name."""
 AUDIT_TEXT_MAX: Final = 2048

@@ -135,6 +135,8 @@ async def _serve(
     server = Server(config, seat)
     server.admission.also("permissions and quotas", lambda: _take_over(server, read_again))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
+    # One that has come since the start (broker/__main__.py) is heard now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     show_to_clients(server)
     traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None
     admin = None

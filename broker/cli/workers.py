@@ -180,7 +180,7 @@ class Workers:
             if number == signal.SIGHUP:
                 self._take_over()
                 for worker in self._workers:
-                    if worker.ready:
+                    if worker.ended >= 0:
                         os.kill(worker.pid, signal.SIGHUP)
             elif self._stopping:
                 self._kill()
@@ -282,7 +282,8 @@ class Workers:
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        # SIGHUP waits until there is somebody who hears it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         ours.close()
         self._selector.close()
         self._wakes.close()

@@ -34,6 +34,7 @@ from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
 from broker.state.settings import Settings
+from broker.state.share import kept_to_share
 from broker.state.singles import opened
 from broker.state.subscribing import Subscribing
 from broker.state.topics import Router, TopicRecord, offer
@@ -107,7 +108,7 @@ class Tenant:
         )  # fmt: skip
         self._topics_max = self.router.topics_max
         self.bound(quotas)
-        self.handlers: dict[int, Handler] = {
+        handlers: dict[int, Handler] = {
             Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
             Kind.STREAM_ABORT: lambda session, frame, _: self.publishing.abort(session, frame),
             Kind.SUBSCRIBE: self.subscribing.subscribe,
@@ -121,6 +122,7 @@ class Tenant:
             Kind.BELL: self.lines.bell,
             **self.groups.handlers,
         }
+        self.handlers = kept_to_share(handlers, settings, refuse)
 
     def bound(self, quotas: Quotas) -> None:
         """From now on the tenant has these quotas."""

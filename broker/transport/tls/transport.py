@@ -15,7 +15,7 @@ from broker.transport.base import Connection, Listener, Transport
 from broker.transport.sockets import SocketListener, connect_error, listen_error
 from broker.transport.tcp import address_text, dialled_socket, listening_socket, look_up_own, prepared
 from broker.transport.tls.connection import TlsConnection
-from broker.transport.tls.contexts import FILES, dialler_context, listener_context, refuse_unrevoked
+from broker.transport.tls.contexts import FILES, check_successor, dialler_context, expired, listener_context
 from broker.transport.tls.hello import protocol_of
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,10 @@ class TlsTransport(Transport):
             context = listener_context(_folder(address))
         except InvalidValue as error:
             raise ListenError(str(address), str(error)) from error
+        problem = expired(context, _folder(address))
+        if problem:
+            # Other addresses may still be of use.
+            log.error("listener.certificate_expired address=%s cause=%s", address, problem)
         try:
             sock = listening_socket(*look_up_own(address))
             return TlsListener(sock, replace(address, port=sock.getsockname()[1]), context)
@@ -88,7 +92,7 @@ class TlsListener(SocketListener):
     def reload(self) -> None:
         folder = _folder(self.address)
         context = listener_context(folder)
-        refuse_unrevoked(self._context, context, folder)
+        check_successor(self._context, context, folder)
         self._context = context
 
     def inherited(self) -> None:
