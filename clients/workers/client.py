@@ -232,9 +232,10 @@ class WorkersClient(Client):
         with self._opening:
             self._closed = True
         # Handlers of other connections may be waiting for the turn of the one that calls this.
-        with self._turns.aside():
+        with self._turns.aside(), ExitStack() as stack:
+            # All of them, also when this is interrupted.
             for client in self._clients:
-                client.close(timeout_s)
+                stack.callback(client.close, timeout_s)
 
     def __repr__(self) -> str:
         return f"<Client {self.name!r} {self._clients!r}>"

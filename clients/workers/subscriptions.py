@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from broker.errors import TimeoutError
 from clients.connection import operations
@@ -70,8 +70,10 @@ class MergedSubscription(Subscription):
 
     def close(self) -> None:
         """Ends the subscription. Messages that are here can still be taken."""
-        for part in self._parts:
-            part.close()
+        with ExitStack() as stack:
+            # All of them, also when one worker does not answer.
+            for part in self._parts:
+                stack.callback(part.close)
 
     def _coming(self) -> None:
         """A part has a message, or is closed. Its connection's lock is held."""

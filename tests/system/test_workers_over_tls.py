@@ -24,6 +24,7 @@ from broker.transport.addresses import for_worker, parse
 from broker.transport.tls.contexts import dialler_context
 from broker.transport.tls.hello import protocol_of
 from clients import aio
+from clients.connection.views import view
 from tests.certificates import make_certificates
 from tests.daemon import PATIENCE_S, Daemon
 from tests.system.workers import topic_of, wait_until, worker_pids
@@ -175,6 +176,11 @@ def test_a_certificate_says_who_somebody_is_at_every_worker(daemon: Daemon, fold
             assert message.sender.partition("/")[0] == "trainer-0"
             with pytest.raises(clients.PermissionDenied):
                 trainer.publish(topic_of(worker, WORKERS, "metrics/trainer-1"), worker, ack="accepted")
+
+
+def test_nobody_is_told_where_on_its_host_the_brokers_keys_lie(daemon: Daemon, trusted: Path) -> None:
+    with clients.connect(daemon.url) as bus:
+        assert [server["listeners"] for server in view(bus, "server")] == [[daemon.url]] * WORKERS
 
 
 # The door.
