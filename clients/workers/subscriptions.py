@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 from broker.errors import TimeoutError
 from clients.connection import operations
+from clients.connection.lifetimes import with_locks
 from clients.connection.operations import Deadline
 from clients.reading.messages import Message
 from clients.subscriptions import Subscription
@@ -32,6 +33,7 @@ class MergedSubscription(Subscription):
         self._parts = Parts(parts)
         self._came = threading.Condition()
         self._comings = 0
+        with_locks.add(self)
         for part in parts if read else ():
             with part._driver.lock:
                 part._state.on_message = self._coming
@@ -74,6 +76,10 @@ class MergedSubscription(Subscription):
             # All of them, also when one worker does not answer.
             for part in self._parts:
                 stack.callback(part.close)
+
+    def forked(self) -> None:
+        """In a forked child: its end is about to be told, and wakes nobody there."""
+        self._came = threading.Condition()
 
     def _coming(self) -> None:
         """A part has a message, or is closed. Its connection's lock is held."""

@@ -16,11 +16,13 @@ import pytest
 import clients
 from broker.topics.owners import owner
 from clients import aio
+from clients.connection.lifetimes import FORKED
 from clients.connection.views import view
 from clients.workers.parts import Parts
 from clients.workers.subscriptions import MergedSubscription
 from tests.background import in_background
-from tests.daemon import PATIENCE_S, Daemon, run
+from tests.daemon import PATIENCE_S, Daemon, Process, run
+from tests.system.forking_at_workers import WORKERS
 from tests.system.workers import topic_of, wait_until
 
 TOPICS = [f"gradients/{number}" for number in range(24)]
@@ -400,3 +402,12 @@ def test_a_subscription_or_a_client_whose_close_is_cancelled_is_closed_at_every_
 
 def test_the_owner_is_what_all_agree_on(workers: int) -> None:
     assert {owner(topic, workers) for topic in TOPICS} == set(range(workers))
+
+
+def test_in_a_forked_child_the_client_is_closed_for_every_worker_and_nothing_is_waited_for() -> None:
+    with Daemon("--workers", str(WORKERS), admin="off") as daemon:
+        with Process(daemon.url, module="tests.system.forking_at_workers") as process:
+            lines = process.read_rest().decode().splitlines()
+            assert process.wait() == 0
+        assert lines[:4] == [f"child: {FORKED}"] * 4
+        assert lines[4:] == ["parent: 0", "parent: 1"]
