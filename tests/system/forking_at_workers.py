@@ -1,4 +1,4 @@
-"""A program that forks while it has clients of several workers, and a thread in the middle of them; see test_workers."""
+"""A program that forks while it has clients of several workers, and a thread within them; test_workers starts it."""
 
 from __future__ import annotations
 
