@@ -53,6 +53,7 @@ class Tenant:
         name: empty for those that belong to none.
         sessions: by their numbers; those that have not said hello are with the tenant of those that have none.
         handlers: what frames ask for that are about nothing but the tenant, by their kinds.
+        wall_offset_ns: wall-clock time minus monotonic time; whoever runs the state keeps it right, as clocks are set.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Tenant:
         self.quotas = quotas
         self.sessions: dict[SessionId, SessionRecord] = {}
         self._clock = clock
-        self._wall_offset_ns = settings.wall_offset_ns
+        self.wall_offset_ns = settings.wall_offset_ns
         defaults = TopicPolicy(ring_messages=settings.ring_messages, ring_bytes=settings.ring_bytes)
         self.router = Router(
             Policies(defaults, settings.declarations), clock=clock, unblock=lambda work: self.publishing.unblock(work)
@@ -251,7 +252,7 @@ class Tenant:
         self._route(record, batch, lane)
 
     def _route(self, record: TopicRecord, entries: list[tuple[int, bytes]], lane: Lane) -> None:
-        sequence, time_ns = record.ring.next_sequence, self._clock() + self._wall_offset_ns
+        sequence, time_ns = record.ring.next_sequence, self._clock() + self.wall_offset_ns
         content, payload = entries[-1]
         flags = 0
         if len(entries) > 1:
