@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from broker.cli.main import main
+import signal
+import sys
+
+
+def main() -> None:
+    """The command `tensorbus`. To import what it is made of takes a while, so what cannot wait comes first."""
+    if sys.argv[1:2] == ["serve"]:
+        # A wish to read the files again, which would end the daemon until there is somebody who hears it, waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    from broker.cli.main import main as command
+
+    command(prog_name="tensorbus")
+
 
 if __name__ == "__main__":
-    main(prog_name="tensorbus")
+    main()

@@ -23,6 +23,7 @@ from broker import limits
 from broker.config_permissions import describe_permissions, describe_tenants, read_permissions, read_tenants
 from broker.config_topics import describe_topics, read_topics
 from broker.errors import ConfigError
+from broker.files import read_file
 from broker.masking import masked
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
@@ -200,13 +201,16 @@ def admin_address(flag: str | None, variables: Mapping[str, str]) -> str:
     return str(address)
 
 
-def load(flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None) -> Loaded:
+def load(
+    flags: Mapping[str, object], environment: Mapping[str, str], file: Path | None, *, again: bool = False
+) -> Loaded:
     """Joins the sources of settings; the first one that has a setting wins.
 
     Args:
         flags: values by setting; None or an empty tuple is a flag that was not given.
         environment: the environment variables.
         file: the TOML file; None takes the one that TENSORBUS_CONFIG names, if any.
+        again: whether the file was read before; of a pipe nothing is left then.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type or out of range, or the file cannot be read. A value is
@@ -216,7 +220,7 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], file: Path
         file = Path(environment[FILE_VARIABLE])
     values: dict[str, object] = {"listen": default_listen(environment)}
     origins = {entry.name: "default" for entry in fields(Config)}
-    for name, value, origin in _given(flags, environment, file):
+    for name, value, origin in _given(flags, environment, file, again=again):
         values[name] = _checked(name, value, origin)
         origins[name] = origin
     # Each value was checked against the field's type.
@@ -247,11 +251,11 @@ def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
 
 
 def _given(
-    flags: Mapping[str, object], variables: Mapping[str, str], file: Path | None
+    flags: Mapping[str, object], variables: Mapping[str, str], file: Path | None, *, again: bool
 ) -> Iterator[tuple[str, object, str]]:
     """Yields (setting, value, origin) from each source, the weakest source first."""
     if file is not None:
-        for name, value in _read_file(file).items():
+        for name, value in _read_file(file, again=again).items():
             _check_known(name, name, str(file))
             yield name, value, str(file)
     for variable in sorted(variables):
@@ -268,11 +272,16 @@ def _given(
             yield name, _parsed(name, value, flag) if isinstance(value, str) else value, flag
 
 
-def _read_file(file: Path) -> dict[str, object]:
+def _read_file(file: Path, *, again: bool) -> dict[str, object]:
     try:
-        return read_toml(file.read_text(encoding="utf-8"))
+        data = read_file(file, limits.TOML_BYTES_MAX, pipe=not again)
     except OSError as exc:
         raise ConfigError("config file", str(file), f"cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        once = "; what was read from it at the start holds" if again else ""
+        raise ConfigError("config file", str(file), f"cannot be read: it {exc}{once}") from exc
+    try:
+        return read_toml(data.decode())
     except ValueError as exc:
         raise ConfigError("config file", str(file), f"is not TOML: {exc}") from exc
 

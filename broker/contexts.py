@@ -30,6 +30,8 @@ from typing import Final
 import msgspec
 
 from broker.errors import ConfigError, InvalidValue
+from broker.files import read_file
+from broker.limits import TOML_BYTES_MAX
 from broker.toml import read_toml
 
 VARIABLE: Final = "TENSORBUS_CONTEXT"
@@ -118,11 +120,11 @@ def read(file: Path) -> Contexts:
         ConfigError: it cannot be read, or others can read it and it has a token.
     """
     try:
-        mode, text = file.stat().st_mode, file.read_text(encoding="utf-8")
+        mode, text = file.stat().st_mode, read_file(file, TOML_BYTES_MAX).decode()
     except (FileNotFoundError, NotADirectoryError):
         # Users of services have homes such as /nonexistent and /dev/null.
         return Contexts()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError("contexts", str(file), f"cannot be read: {error}") from error
     try:
         found = msgspec.convert(read_toml(text), Contexts)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from broker.masking import masked
 
 _SHOWN_MAX: Final = 200
 """Characters of a value that is wrong: enough to know it again."""
+_PLAIN: Final = (str, bytes, int, float, complex, type(None))
 
 
 class BrokerError(Exception):
@@ -25,10 +26,26 @@ class BrokerError(Exception):
         One that was raised keeps the frames that it went through, and everything in them: whoever keeps the error
         as well, and is in these frames, would stay until the garbage collector comes by.
         """
-        other = type(self).__new__(type(self))
-        other.args = self.args
-        other.__dict__.update(self.__dict__)
-        return other
+        return _made(type(self), self.args, self.__dict__)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """So that another process, such as a pool's parent, can read it: it waits for ever for what it cannot read."""
+        return _made, (type(self), self.args, self._told())
+
+    def _told(self) -> dict[str, object]:
+        """The attributes, as far as another process can have them."""
+        return dict(self.__dict__)
+
+
+E = TypeVar("E", bound=BrokerError)
+
+
+def _made(kind: type[E], arguments: tuple[object, ...], attributes: Mapping[str, object]) -> E:
+    """An error with this text and these attributes, whatever its kind makes of other arguments."""
+    error = kind.__new__(kind)
+    error.args = arguments
+    error.__dict__.update(attributes)
+    return error
 
 
 def _shown(value: object) -> str:
@@ -48,7 +65,7 @@ class InvalidValue(BrokerError, ValueError):
 
     Attributes:
         what: the argument, in words (`"topic"`).
-        value: the value that was given.
+        value: the value that was given; in a copy for another process its text, where it is neither text nor number.
         problem: what is wrong with it and what to do, in words.
     """
 
@@ -58,6 +75,11 @@ class InvalidValue(BrokerError, ValueError):
         self.problem = problem
         # Whoever puts a token where it does not belong shall not find it in a log.
         super().__init__(masked(f"{what} {_shown(value)}: {problem}"))
+
+    def _told(self) -> dict[str, object]:
+        # It may be anything, a lock or a client among them.
+        value = self.value if isinstance(self.value, _PLAIN) else _shown(self.value)
+        return {**self.__dict__, "value": value}
 
 
 class ConfigError(InvalidValue):

@@ -23,6 +23,9 @@ each: thousands that have come at once are over at once."""
 STRANGER_BYTES_MAX: Final = 4 * KIB
 """What may lie in the kernel of a hello, or of the opening of TLS, before a session reads it. It is longer than nearly
 all of them, and shorter than any receive buffer, or the rest would never come."""
+STRANGER_RECORDS_MAX: Final = 16
+"""In which TLS's first message may come where there are several workers: they look for the name of one in it each time
+that more has come. Libraries put it into one or two."""
 WORKERS_MAX: Final = 64
 """Of one broker. Each wakes for each connection, and a client that reads everything has a connection to each."""
 STRANGERS_LOGGED_MAX: Final = 10
@@ -214,6 +217,10 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 # Identities.
 TOKENS_MAX: Final = 65_536
 """Of one file, which is read as a whole when it changes."""
+TOKENS_BYTES_MAX: Final = 64 * MIB
+"""Of that file; a token takes some 300."""
+CERTIFICATE_FILE_BYTES_MAX: Final = 16 * MIB
+"""Of a list of revocations, or of an authority's list of what it has signed: some hundred thousand."""
 USERS_MAX: Final = 1024
 """Users of this host that the configuration lets in by name."""
 AUDIT_TEXT_MAX: Final = 2048

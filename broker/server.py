@@ -466,6 +466,10 @@ class Server:
 
     def _look_around(self, now_ns: int) -> None:
         """What is due now and then, whether somebody says something or not."""
+        # Clocks are set, at the start of a machine as a rule, and the monotonic one stands while it is suspended.
+        wall_offset_ns = time.time_ns() - now_ns
+        for tenant in self.state.tenants.values():
+            tenant.wall_offset_ns = wall_offset_ns
         for link in self._hangups.find():
             self._read_to_the_end(link)
         self._look_for_ends()

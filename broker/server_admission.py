@@ -286,6 +286,11 @@ def _identity_of(certificate: Certificate) -> Identity:
     return Identity(certificate.name, certificate.units, certificate.organization, "certificate", certificate.serial)
 
 
+def dialled(address: Address, config: Config) -> Address:
+    """An address as clients use it: they have certificates of their own."""
+    return replace(address, options=()) if address.scheme == "tls" and config.certificates else address
+
+
 def is_local(address: Address) -> bool:
     """Whether only processes of this host reach an address.
 

@@ -1,8 +1,9 @@
 """One worker of a broker among the others: which connections are its own, and how the others are passed on.
 
 All workers accept at the same sockets, which the process that has started them has bound. Whoever comes to any of them
-says in the hello which one is meant. Until then a connection is a socket from which nothing has been read
-(server_strangers.py), so it can be given away as it is, with all that has come over it:
+says in the hello which one is meant; over TLS in that of TLS (transport/tls/hello.py), as the broker's own comes
+encrypted. Until then a connection is a socket from which nothing has been read (server_strangers.py), so it can be
+given away as it is, with all that has come over it, before the handshake of TLS begins:
 
     client --hello, worker 2--> worker 0 --SOCK_SEQPACKET: note, descriptor--> worker 2 --> let in
 
@@ -26,6 +27,7 @@ from broker.limits import STRANGER_BYTES_MAX
 from broker.protocol.bodies import Hello
 from broker.protocol.handshake import decode_greeting
 from broker.transport.sockets import SocketListener, in_plain_words
+from broker.transport.tls.hello import worker_named
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +78,11 @@ class Seat:
         """Readable when somebody is passed on to this worker."""
         return self._doors.taking[self.number].fileno()
 
-    def worker_of(self, start: bytes) -> int:
+    def worker_of(self, start: bytes, scheme: str) -> int:
         """Who is to let in whoever has said this first; this one, where that cannot be said, which tells them why."""
+        if scheme == "tls":
+            named = worker_named(start)
+            return named if 0 <= named < self.count else self.number
         try:
             greeting = decode_greeting(memoryview(start))
         except ProtocolError:
@@ -100,7 +105,8 @@ class Seat:
         if hello.worker != self.number:
             return (
                 f"this is worker {self.number} of {self.count}, and the hello for worker {hello.worker} cannot be "
-                f"passed on: there is no such worker, or the hello is longer than {STRANGER_BYTES_MAX} bytes"
+                f"passed on: there is no such worker, the hello is longer than {STRANGER_BYTES_MAX} bytes, or over TLS "
+                "ALPN does not name the worker, as the client library of the broker's version does"
             )
         return ""
 

@@ -10,8 +10,9 @@ TLS, such a connection is a socket and a few words about it, and no Connection, 
 What has come is looked at where it lies, in the kernel (MSG_PEEK), so that the session reads it as if nothing had been.
 An epoll of their own tells once of each byte, and a few of them at a time, and in between everybody else has a turn.
 
-Of several workers, the one to which somebody has come need not be the one that is meant: with the whole hello they are
-passed on (server_seat.py), also where they came over a Unix-domain socket, which is why they wait there then.
+Of several workers, the one to which somebody has come need not be the one that is meant: with the whole hello, that of
+TLS where it is spoken, they are passed on (server_seat.py), also where they came over a Unix-domain socket, which is
+why they wait there then.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from broker.transport.base import Connection, Listener
 from broker.transport.descriptors import peer_credentials
 from broker.transport.sockets import SocketListener, drop_received, in_plain_words
 from broker.transport.tcp import address_text
+from broker.transport.tls.hello import has_whole_hello
 from broker.transport.tls.records import has_whole_record
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,8 @@ _IS_WHOLE: Final[Mapping[str, Callable[[bytes], bool]]] = {
     "unix": _has_greeting,
 }
 """Until when strangers wait, by the scheme."""
+_IS_WHOLE_TO_ONE_OF_SEVERAL: Final[Mapping[str, Callable[[bytes], bool]]] = {**_IS_WHOLE, "tls": has_whole_hello}
+"""Which has to find out who is meant."""
 _NETWORKED: Final = ("tcp", "tls")
 """Where they always do. Elsewhere they are this host's, or a library's."""
 
@@ -131,6 +135,7 @@ class Strangers:
         self._scarcity = scarcity
         self._let_in = let_in
         self._seat = seat
+        self._is_whole = _IS_WHOLE if seat is None else _IS_WHOLE_TO_ONE_OF_SEVERAL
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, _Waiting] = {}
         """By their descriptors."""
@@ -222,9 +227,10 @@ class Strangers:
                 self._close(stranger, _FAULT)
 
     def _look_at(self, stranger: _Waiting, *, ended: bool) -> None:
+        scheme = stranger.listener.address.scheme
         try:
             start = stranger.socket.recv(STRANGER_BYTES_MAX, _PEEK)
-            whole = len(start) == STRANGER_BYTES_MAX or _IS_WHOLE[stranger.listener.address.scheme](start)
+            whole = len(start) == STRANGER_BYTES_MAX or self._is_whole[scheme](start)
         except BlockingIOError:
             return
         except OSError as error:
@@ -234,7 +240,7 @@ class Strangers:
             self.turn_away(stranger, error, start[:16])
             return
         if whole:
-            worker = self._seat.worker_of(start) if self._seat is not None else -1
+            worker = self._seat.worker_of(start, scheme) if self._seat is not None else -1
             if self._seat is None or worker == self._seat.number:
                 self._promote(stranger)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from clients.asking.responding import Callbacks, Responder
 from clients.collectives import joining
 from clients.collectives.compression import Compression
 from clients.connection import link, operations
-from clients.connection.checks import check_callable, check_connect
+from clients.connection.checks import check_callable, check_connect, stays_here
 from clients.connection.core import Core, Reconnected
 from clients.connection.driver import Driver
 from clients.connection.options import (
@@ -473,6 +473,9 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise stays_here(self, "Connect in the other process, with the same address")
 
     def __repr__(self) -> str:
         state = "connected" if self.connected else "closed" if self._core.closed else "reconnecting"

@@ -39,8 +39,10 @@ class Rounds:
 
     def __init__(self, group: GroupBase, every: int) -> None:
         """Raises:
-        InvalidValue: `every` is below 1.
+        InvalidValue: the group is none, or `every` is below 1.
         """
+        if not isinstance(group, GroupBase):
+            raise InvalidValue("group", group, "is no group: give what bus.group(name, world_size=...) has returned")
         if whole_number("every", every) < 1:
             raise InvalidValue("every", every, "is below 1")
         self.topic = f"{TOPIC}/{group.name}/{group.rank}"
@@ -79,9 +81,11 @@ class Digests(Rounds):
         every: of so many rounds, one is looked at.
 
         Raises:
-            InvalidValue: `every` is below 1.
+            InvalidValue: the client or the group is none, or `every` is below 1.
         """
         super().__init__(group, every)
+        if not isinstance(bus, Client):
+            raise InvalidValue("bus", bus, "is no client: give what clients.connect() has returned")
         self._bus = bus
 
     def note(self, value: object, label: str = "") -> str:

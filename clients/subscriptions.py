@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self, SupportsIndex
 
 from broker.errors import ConnectionClosed
 from broker.limits import ANSWER_TIMEOUT_S
 from clients.connection import operations
+from clients.connection.checks import stays_here
 from clients.connection.driver import Driver
 from clients.connection.operations import take
 from clients.publishing.filling import UNBROKEN
@@ -98,6 +99,9 @@ class Subscription:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise stays_here(self, "Connect in the other process, and subscribe there")
 
     def __repr__(self) -> str:
         return f"<Subscription {self.filter!r} pending={self.pending} dropped={self.dropped}>"

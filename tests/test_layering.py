@@ -22,6 +22,7 @@ OPEN = (
     "broker.conventions",
     "broker.devices",
     "broker.errors",
+    "broker.files",
     "broker.histograms",
     "broker.ids",
     "broker.limits",

@@ -16,10 +16,12 @@ from broker.server_seat import Doors, Seat
 from broker.transport.addresses import parse
 from broker.transport.sockets import SocketListener
 from broker.transport.tcp import TcpTransport
+from broker.transport.tls.hello import protocol_of
 from broker.transport.unix import UnixTransport
 from tests.clients.serving import PATIENCE_S, ServingThread
 from tests.descriptors import opened
 from tests.system.workers import answer, wait_until
+from tests.transport.hellos import spoken
 
 
 @pytest.fixture
@@ -44,7 +46,16 @@ def seats(listeners: list[SocketListener]) -> Iterator[list[Seat]]:
 @pytest.mark.parametrize("worker", [0, 1, 2])
 def test_a_hello_says_whose_it_is(seats: list[Seat], worker: int) -> None:
     said = encode_greeting(Hello("a", worker=worker)) + b"and more"
-    assert [seat.worker_of(said) for seat in seats] == [worker] * 3
+    for scheme in ("tcp", "unix"):
+        assert [seat.worker_of(said, scheme) for seat in seats] == [worker] * 3
+
+
+@pytest.mark.parametrize("worker", [0, 1, 2])
+def test_over_tls_what_stands_in_the_clear_says_whose_it_is(seats: list[Seat], worker: int) -> None:
+    assert [seat.worker_of(spoken(protocol_of(worker)), "tls") for seat in seats] == [worker] * 3
+    assert [seat.worker_of(spoken(), "tls") for seat in seats] == [0] * 3
+    for said in (spoken(protocol_of(3)), b"rubbish", encode_greeting(Hello("a", worker=worker))):
+        assert [seat.worker_of(said, "tls") for seat in seats] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +69,7 @@ def test_a_hello_says_whose_it_is(seats: list[Seat], worker: int) -> None:
     ],
 )
 def test_what_cannot_be_passed_on_stays_where_it_is(seats: list[Seat], said: bytes) -> None:
-    assert [seat.worker_of(said) for seat in seats] == [0, 1, 2]
+    assert [seat.worker_of(said, "tcp") for seat in seats] == [0, 1, 2]
 
 
 def test_who_cannot_have_a_session_is_told_why(seats: list[Seat]) -> None:

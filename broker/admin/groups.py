@@ -6,6 +6,7 @@ answer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -258,10 +259,8 @@ def _member(server: Server, number: SessionId, rank: int | None, since_ns: int |
     if record is None:
         return MemberView(rank, number, "", "", 0, 0.0, waiting_s, None)
     silent_s = seconds(max(0, now_ns - record.session.last_received_ns))
-    wall_ns = now_ns + server.state.settings.wall_offset_ns
-    return MemberView(
-        rank, number, record.name, record.host, record.process, silent_s, waiting_s, last_message(record, wall_ns)
-    )
+    last = last_message(record, time.time_ns())
+    return MemberView(rank, number, record.name, record.host, record.process, silent_s, waiting_s, last)
 
 
 def _operation(operation: OperationSnapshot, now_ns: int) -> OperationView:

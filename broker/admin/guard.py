@@ -29,7 +29,7 @@ from broker.server import Server
 from broker.transport.addresses import Address
 from broker.transport.proofs import Certificate
 from broker.transport.tcp import is_loopback
-from broker.transport.tls.contexts import listener_context, refuse_unrevoked
+from broker.transport.tls.contexts import check_successor, listener_context
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Guard:
             return
         folder = self._server.config.certificates
         context = listener_context(folder)
-        refuse_unrevoked(self._current, context, folder)
+        check_successor(self._current, context, folder)
         self._current = context
         # The one thing that is taken from the context before it is asked for.
         self.context.verify_flags |= context.verify_flags

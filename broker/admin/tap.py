@@ -223,7 +223,7 @@ class Taps:
         return await self._streams.serve(request, lambda response: self._watch(response, visitor, tenant, topic))
 
     async def _watch(self, response: web.StreamResponse, visitor: Visitor, tenant: Tenant, topic: str) -> None:
-        state, router = self._server.state, tenant.router
+        router = tenant.router
         tap = Tap(spectator(tenant), topic)
         router.add(tap)
         try:
@@ -232,7 +232,7 @@ class Taps:
                 tap.look_back(known.ring.last())
             while not self._streams.stopping.is_set() and visitor.may_read(tenant.name, topic):
                 known = router.topics.get(topic)
-                seen = tap.take(time.monotonic_ns() + state.settings.wall_offset_ns)
+                seen = tap.take(time.time_ns())
                 told = Told(topic, known is not None, 0 if known is None else known.published, seen)
                 await self._streams.send(response, msgspec.json.encode(told))
                 await self._streams.pause(INTERVAL_S)

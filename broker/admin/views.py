@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
@@ -56,7 +57,8 @@ def server_view(server: Server, now_ns: int, tenants: Sequence[Tenant] | None = 
         python=platform.python_version(),
         compiled_modules=compiled_modules(),
         shared_memory=server.config.shared_memory,
-        listeners=[str(listener.address) for listener in server.listeners],
+        # Without their options, which name files of this host.
+        listeners=[str(replace(listener.address, options=())) for listener in server.listeners],
         draining=state.draining,
         sessions=sessions_open(tenants),
         subscriptions=subscriptions_open(tenants),

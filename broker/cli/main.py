@@ -142,7 +142,7 @@ def serve(file: Path | None, *, show_config: bool, as_json: bool, **settings: ob
         return
     from broker.cli.serve import run
 
-    run(loaded.config, lambda: load(settings, environment(), file).config, as_json=as_json)
+    run(loaded.config, lambda: load(settings, environment(), file, again=True).config, as_json=as_json)
 
 
 def _show_config(described: Sequence[tuple[str, str, str]], *, as_json: bool) -> None:

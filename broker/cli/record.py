@@ -97,14 +97,10 @@ def record(
     started_s, topics = time.monotonic(), set[str]()
     with clients.connect(url, name=f"tensorbus-record-{os.getpid()}") as bus:
         writer = Writer(file, Start([topic_filter], time.time_ns(), url or ""), append=append)
+        begun = append
         try:
-            try:
-                subscription = bus.subscribe(topic_filter, replay=replay, overflow=overflow)
-            except BaseException:
-                if not append:
-                    # It would be in the way of the next try.
-                    file.unlink(missing_ok=True)
-                raise
+            subscription = bus.subscribe(topic_filter, replay=replay, overflow=overflow)
+            begun = True
             with subscription, _asked_to_end() as asked:
                 try:
                     for message in _arrivals(subscription, writer, bounds, asked):
@@ -113,12 +109,17 @@ def record(
                 finally:
                     lost = subscription.dropped
                     writer.close(lost)
+        except BrokerError:
+            # Of which TimeoutError is an OSError as well.
+            raise
         except OSError as error:
-            if not append and not file.stat().st_size:
-                # Nothing had room, not even the beginning: it would be in the way of the next try.
-                file.unlink()
+            # Nothing had room, not even the beginning.
+            begun = append or file.stat().st_size > 0
             raise InvalidValue("recording", str(file), f"cannot be written on: {error.strerror}") from error
         finally:
+            if not begun:
+                # It would be in the way of the next try.
+                file.unlink(missing_ok=True)
             writer.close()
     elapsed_s = round(time.monotonic() - started_s, 3)
     return Told(str(file), writer.messages, writer.payload_bytes, len(topics), elapsed_s, lost)

@@ -9,7 +9,6 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +23,10 @@ from broker.config import ADMIN_OFF, Config
 from broker.errors import InvalidValue
 from broker.limits import LOG_INTERVAL_S
 from broker.server import Server
+from broker.server_admission import dialled
 from broker.server_seat import Seat
 from broker.telemetry import exporting_tracer
 from broker.tracing import Traces
-from broker.transport.addresses import Address
 
 log = logging.getLogger(__name__)
 Echo = Callable[[Mapping[str, object]], None]
@@ -70,7 +69,7 @@ def run(config: Config, read_again: Callable[[], Config], *, as_json: bool = Fal
     from broker.cli.workers import Workers
 
     try:
-        with Workers(config, serve, echo) as workers:
+        with Workers(config, serve, echo, read_again) as workers:
             workers.run()
     finally:
         handler.tell_left_out(at_the_end=True)
@@ -136,12 +135,14 @@ async def _serve(
     server = Server(config, seat)
     server.admission.also("permissions and quotas", lambda: _take_over(server, read_again))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
+    # One that has come since the start (broker/__main__.py) is heard now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     show_to_clients(server)
     traces = Traces(server.state, exporting_tracer(config.name)) if config.tracing else None
     admin = None
     server.start(config.listen)
     try:
-        lines = [{"listening": str(_dialled(listener.address, config))} for listener in server.listeners]
+        lines = [{"listening": str(dialled(listener.address, config))} for listener in server.listeners]
         if config.admin != ADMIN_OFF:
             # Importing aiohttp takes as long as all the rest of the start.
             from broker.admin.http import Admin
@@ -178,11 +179,6 @@ def _end_with(lifeline: int, stopping: asyncio.Event) -> None:
         stopping.set()
 
     loop.add_reader(lifeline, ended)
-
-
-def _dialled(address: Address, config: Config) -> Address:
-    """An address as clients use it: they have certificates of their own."""
-    return replace(address, options=()) if address.scheme == "tls" and config.certificates else address
 
 
 def _take_over(server: Server, read_again: Callable[[], Config]) -> None:

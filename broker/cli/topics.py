@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+import ssl
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
 from typing import Final
 from urllib.parse import quote
 
@@ -56,7 +57,29 @@ def show(admin: str, topic_filter: str | None, *, as_json: bool) -> None:
 
 
 def _ask(admin: str, path: str) -> list[msgspec.Raw]:
-    connection, token = _connection(admin), environment.token()
+    host, _, port = admin.rpartition(":")
+    address = Address("tcp", host=host.removeprefix("[").removesuffix("]"), port=int(port))
+    folder = environment.tls()
+    # Not urllib, which would ask the proxy of the environment.
+    plain = HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
+    if not folder:
+        return _ask_over(plain, f"http://{admin}", path)
+    private = HTTPSConnection(address.host, address.port, timeout=TIMEOUT_S, context=dialler_context(folder))
+    try:
+        return _ask_over(private, f"https://{admin}", path)
+    except _NoTls:
+        # Of one that listens on loopback alone. A token is not told to others in the clear.
+        if not is_loopback(address):
+            raise
+        return _ask_over(plain, f"http://{admin}", path)
+
+
+class _NoTls(ConnectError):
+    """What answers does not speak TLS."""
+
+
+def _ask_over(connection: HTTPConnection, url: str, path: str) -> list[msgspec.Raw]:
+    token = environment.token()
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
@@ -64,28 +87,23 @@ def _ask(admin: str, path: str) -> list[msgspec.Raw]:
         if response.status != 200:
             raise BrokerError(msgspec.json.decode(body, type=_Refusal).error)
         return msgspec.json.decode(body, type=_Answer).topics
-    except OSError as error:
-        raise ConnectError(f"http://{admin}", f"{error.strerror or error}: {_ADVICE}") from error
-    except (HTTPException, msgspec.DecodeError) as error:
+    except ssl.SSLCertVerificationError as error:
+        raise ConnectError(url, f"its certificate is not accepted: {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise _NoTls(url, f"what answers there does not speak TLS ({_ADVICE})") from error
+    except RemoteDisconnected as error:
         raise ConnectError(
-            f"http://{admin}", f"what answers there is no broker's HTTP interface ({_ADVICE})"
+            url, f"{error}; if it speaks https, name certificates, $TENSORBUS_TLS ({_ADVICE})"
         ) from error
+    except OSError as error:
+        raise ConnectError(url, f"{error.strerror or error}: {_ADVICE}") from error
+    except (HTTPException, msgspec.DecodeError) as error:
+        raise ConnectError(url, f"what answers there is no broker's HTTP interface ({_ADVICE})") from error
     except ValueError as error:
         # Not told, because it may be a secret.
-        raise ConnectError(f"http://{admin}", "that is no host's name, or $TENSORBUS_TOKEN is no token") from error
+        raise ConnectError(url, "that is no host's name, or $TENSORBUS_TOKEN is no token") from error
     finally:
         connection.close()
-
-
-def _connection(admin: str) -> HTTPConnection:
-    """The way to the HTTP interface: with TLS where it is beyond loopback and this process has certificates."""
-    host, _, port = admin.rpartition(":")
-    address = Address("tcp", host=host.removeprefix("[").removesuffix("]"), port=int(port))
-    folder = environment.tls()
-    # Not urllib, which would ask the proxy of the environment.
-    if folder and not is_loopback(address):
-        return HTTPSConnection(address.host, address.port, timeout=TIMEOUT_S, context=dialler_context(folder))
-    return HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
 
 
 def _paragraph(topic: TopicView) -> str:

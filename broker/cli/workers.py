@@ -34,7 +34,7 @@ from broker.config import ADMIN_OFF, Config
 from broker.errors import BrokerError, ConfigError
 from broker.limits import WORKERS_MAX
 from broker.masking import masked
-from broker.server_admission import Admission
+from broker.server_admission import Admission, dialled
 from broker.server_seat import Doors, Seat
 from broker.transport import registry
 from broker.transport.addresses import parse
@@ -42,7 +42,7 @@ from broker.transport.sockets import SocketListener
 
 log = logging.getLogger(__name__)
 
-SHARED_SCHEMES: Final = ("tcp", "unix")
+SHARED_SCHEMES: Final = ("tcp", "tls", "unix")
 DELAY_FIRST_S: Final = 0.1
 DELAY_MAX_S: Final = 5.0
 """Before a worker is started again: twice as long each time, from the first after it has lived for long."""
@@ -75,8 +75,8 @@ def check_workers(config: Config) -> None:
         if parse(text).scheme not in SHARED_SCHEMES:
             raise ConfigError(
                 what, count, f"several cannot share {text}: what is said first there cannot be seen by who accepts, so "
-                "a client cannot be passed on to the worker that it means. Listen at tcp:// or unix:// alone, or serve "
-                "with --workers 1",
+                "a client cannot be passed on to the worker that it means. Listen at tcp://, tls:// or unix:// alone, "
+                "or serve with --workers 1",
             )  # fmt: skip
     for policy in config.topics:
         if policy.settings.get("dead_letter"):
@@ -120,13 +120,20 @@ class _Worker:
 class Workers:
     """All workers of one broker; `run` returns when they have ended."""
 
-    def __init__(self, config: Config, serve: Serve, echo: Callable[[Mapping[str, object]], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        serve: Serve,
+        echo: Callable[[Mapping[str, object]], None],
+        read_again: Callable[[], Config],
+    ) -> None:
         """Binds the addresses.
 
         Args:
             config: the settings of all together.
             serve: is called in each worker's process.
             echo: is told where the workers listen, once all do.
+            read_again: gives the settings as they are when SIGHUP comes.
 
         Raises:
             ConfigError, InvalidValue, ListenError: it cannot be served so.
@@ -135,6 +142,7 @@ class Workers:
         self._config = config
         self._serve = serve
         self._echo = echo
+        self._read_again = read_again
         self._listeners = _bound(config)
         self._doors = Doors(config.workers)
         self._workers = [_Worker(number, admin_of(config.admin, number)) for number in range(config.workers)]
@@ -170,8 +178,9 @@ class Workers:
     def _signalled(self) -> None:
         for number in self._wakes.recv(64):
             if number == signal.SIGHUP:
+                self._take_over()
                 for worker in self._workers:
-                    if worker.ready:
+                    if worker.ended >= 0:
                         os.kill(worker.pid, signal.SIGHUP)
             elif self._stopping:
                 self._kill()
@@ -179,6 +188,12 @@ class Workers:
                 signal.raise_signal(number)
             else:
                 self._stop()
+
+    def _take_over(self) -> None:
+        """A worker that is started again has the permissions and quotas that the others have by then."""
+        with suppress(BrokerError):  # Each worker says in the log why it stays with what it has.
+            config = self._read_again()
+            self._config = replace(self._config, permissions=config.permissions, tenants=config.tenants)
 
     def _heard(self, worker: _Worker) -> None:
         """A worker serves, or has closed its end."""
@@ -197,7 +212,7 @@ class Workers:
     def _tell(self, scheme: str) -> None:
         self._told = True
         for listener in self._listeners:
-            self._echo({"listening": str(listener.address)})
+            self._echo({"listening": str(dialled(listener.address, self._config))})
         for worker in self._workers:
             if worker.admin != ADMIN_OFF:
                 self._echo({"admin": f"{scheme}://{worker.admin}"})
@@ -267,7 +282,8 @@ class Workers:
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        # SIGHUP waits until there is somebody who hears it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         ours.close()
         self._selector.close()
         self._wakes.close()

@@ -1,4 +1,5 @@
-/* hierarchical: an all_reduce of hosts that have several ranks each, of which each byte crosses between hosts once.
+/* hierarchical: an all_reduce of hosts that have several ranks each, of which each byte of a long array crosses between hosts once.
+   A short one, which goes with its claim (ring_engine_operation.c, short_bytes), has no plan, and crosses once for each pair of ranks.
 
    Ranks of a host have the order of their positions, and so have hosts, by their first one. The array is cut into a shard for
    each rank of the host that has fewest, and each shard into a part for each host. What several ranks of a host would all

@@ -35,9 +35,9 @@ def read_users(texts: Sequence[str], own_user: int) -> dict[int, Identity]:
     users = {number: Identity(_name(number), (ADMIN,), "", "unix") for number in (0, own_user)}
     for text in texts:
         user, separator, granted = text.partition("=")
-        granted, _, tenant = granted.partition("@")
+        granted, at, tenant = granted.partition("@")
         roles = tuple(granted.split("+"))
-        if not separator or not user or not all(roles):
+        if not separator or not user or not all(roles) or (at and not tenant):
             raise ConfigError("setting users", text, _FORM)
         number = _number(user)
         if number not in (0, own_user):

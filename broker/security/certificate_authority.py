@@ -22,6 +22,8 @@ from typing import Final
 import msgspec
 
 from broker.errors import BrokerError, InvalidValue
+from broker.files import read_file
+from broker.limits import CERTIFICATE_FILE_BYTES_MAX
 from broker.security.files import locked, replace_file
 from broker.security.revocations import serial_text
 
@@ -82,8 +84,8 @@ class CertificateAuthority:
         """
         self._folder = folder
         try:
-            self._certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-            key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+            self._certificate = x509.load_pem_x509_certificate(read_file(folder / "ca.crt", CERTIFICATE_FILE_BYTES_MAX))
+            key = load_pem_private_key(read_file(folder / "ca.key", CERTIFICATE_FILE_BYTES_MAX), None)
         except (OSError, ValueError, TypeError) as error:
             # The last is of a key that has a password.
             problem = f"there is no authority: {error}; tensorbus certs init makes one"
@@ -221,8 +223,8 @@ class CertificateAuthority:
         """
         file = self._folder / "issued.json"
         try:
-            return msgspec.json.decode(file.read_bytes(), type=list[Issued])
-        except (OSError, msgspec.DecodeError) as error:
+            return msgspec.json.decode(read_file(file, CERTIFICATE_FILE_BYTES_MAX), type=list[Issued])
+        except (OSError, ValueError, msgspec.DecodeError) as error:
             raise InvalidValue("list of certificates", str(file), f"cannot be read: {error}") from error
 
     def _write_issued(self, issued: Sequence[Issued]) -> None:

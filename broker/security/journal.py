@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -45,11 +47,11 @@ class AuditLog:
         self._left_out = 0
         self._failed = False
 
-    def _opened(self) -> BinaryIO:
+    def _opened(self) -> io.FileIO:
         try:
-            # Not touch(), which leaves the mode of an existing file as it is; that one is the owner's business.
+            # The mode of a file that exists is its owner's business.
             self._path.touch(mode=0o600)
-            return self._path.open("ab", buffering=0)
+            return io.FileIO(self._path, "ab", opener=_open_at_once)
         except OSError as error:
             raise ConfigError("setting audit", str(self._path), f"cannot be written: {error.strerror}") from error
 
@@ -95,7 +97,8 @@ class AuditLog:
     def _write(self, line: dict[str, object]) -> None:
         try:
             # One write for a line: two brokers may append to one file.
-            self._file.write(masked(msgspec.json.encode(line).decode()).encode() + b"\n")
+            if self._file.write(masked(msgspec.json.encode(line).decode()).encode() + b"\n") is None:
+                raise BlockingIOError(errno.EAGAIN, "nobody reads that pipe fast enough")
             self._failed = False
         except OSError as error:
             if not self._failed:
@@ -114,6 +117,11 @@ def _short(text: str) -> str:
     """A text as far as it is written: strangers say some of them."""
     # Masked first: of a token that is cut through the rest might not look like one.
     return text if len(text) <= AUDIT_TEXT_MAX else f"{masked(text)[:AUDIT_TEXT_MAX]}..."
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Waits for nobody: a pipe that nobody reads, or reads too slowly, is an error, and the daemon's loop goes on."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _iso(now_s: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from broker.errors import InvalidValue
+from broker.files import read_file
+from broker.limits import CERTIFICATE_FILE_BYTES_MAX
 
 
 def revoked_serials(file: Path) -> set[str]:
@@ -19,7 +21,7 @@ def revoked_serials(file: Path) -> set[str]:
         problem = "sessions that are open are not ended by it without the library cryptography: tensorbus[tls]"
         raise InvalidValue("list of revocations", str(file), problem) from error
     try:
-        revoked = x509.load_pem_x509_crl(file.read_bytes())
+        revoked = x509.load_pem_x509_crl(read_file(file, CERTIFICATE_FILE_BYTES_MAX))
     except (OSError, ValueError) as error:
         raise InvalidValue("list of revocations", str(file), f"cannot be read: {error}") from error
     return {serial_text(entry.serial_number) for entry in revoked}

@@ -20,7 +20,8 @@ from typing import Final
 import msgspec
 
 from broker.errors import InvalidValue, PermissionDenied
-from broker.limits import NAME_BYTES_MAX, TOKENS_MAX
+from broker.files import read_file
+from broker.limits import NAME_BYTES_MAX, TOKENS_BYTES_MAX, TOKENS_MAX
 from broker.security.files import locked, replace_file
 from broker.security.identity import Identity
 
@@ -141,17 +142,29 @@ def read_tokens(path: Path) -> Tokens:
         InvalidValue: it cannot be read or is not such a file.
     """
     try:
-        tokens = msgspec.json.decode(path.read_bytes(), type=_File).tokens
+        tokens = msgspec.json.decode(read_file(path, TOKENS_BYTES_MAX), type=_File).tokens
         for token in tokens:
-            if token.expires:
-                datetime.fromisoformat(token.expires)
+            _check_expires(token)
     except OSError as error:
         raise InvalidValue("tokens", str(path), f"cannot be read: {error.strerror}; {_ADVICE}") from error
-    except (msgspec.DecodeError, ValueError) as error:
+    except msgspec.DecodeError as error:
         raise InvalidValue("tokens", str(path), f"is not a file of tensorbus tokens: {error}") from error
+    except ValueError as error:
+        raise InvalidValue("tokens", str(path), f"is not a file of tensorbus tokens: it {error}") from error
     if len(tokens) > TOKENS_MAX:
         raise InvalidValue("tokens", str(path), f"has {len(tokens)} tokens, the limit is {TOKENS_MAX}; remove old ones")
     return Tokens(tokens)
+
+
+def _check_expires(token: Token) -> None:
+    """Raises:
+    ValueError: when it ends is no time.
+    """
+    try:
+        if token.expires:
+            datetime.fromisoformat(token.expires)
+    except ValueError as error:
+        raise ValueError(f"has a time that is none: {error}") from error
 
 
 def add_token(path: Path, token: Token) -> None:

@@ -37,6 +37,7 @@ from broker.state.queries import Viewer, answer_to
 from broker.state.records import SessionRecord
 from broker.state.revoking import revoke
 from broker.state.settings import Settings
+from broker.state.share import Handler, kept_to_share
 from broker.state.sharing import Sharing
 from broker.state.tenants import Tenant
 from broker.state.topics import INBOX
@@ -105,7 +106,7 @@ class BrokerState:
         self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
         self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
-        self._handlers: dict[int, Callable[[SessionRecord, Frame, int], None]] = {
+        handlers: dict[int, Handler] = {
             Kind.CREDIT: self._credit,
             Kind.QUERY: self._query,
             Kind.SETTLE: self._settle,
@@ -116,6 +117,7 @@ class BrokerState:
             Kind.RELEASE: self.sharing.release,
             Kind.MEASURED: self.latencies.measured,
         }
+        self._handlers = kept_to_share(handlers, settings, self._answer_error)
 
     def _tenant(self, name: str) -> Tenant:
         """A tenant, which comes into being with its first session.

@@ -24,7 +24,7 @@ class Settings:
     Attributes:
         name: what the broker calls itself.
         life: a number that no other broker has, nor this one when it starts again.
-        wall_offset_ns: wall-clock time minus monotonic time, for the time stamps of the broker's own messages.
+        wall_offset_ns: wall-clock time minus monotonic time at the start, for the stamps of the broker's own messages.
         shared_memory: whether clients on this host may send and receive messages in shared memory.
         arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.

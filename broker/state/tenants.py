@@ -34,6 +34,7 @@ from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
 from broker.state.settings import Settings
+from broker.state.share import kept_to_share
 from broker.state.singles import opened
 from broker.state.subscribing import Subscribing
 from broker.state.topics import Router, TopicRecord, offer
@@ -52,6 +53,7 @@ class Tenant:
         name: empty for those that belong to none.
         sessions: by their numbers; those that have not said hello are with the tenant of those that have none.
         handlers: what frames ask for that are about nothing but the tenant, by their kinds.
+        wall_offset_ns: wall-clock time minus monotonic time; whoever runs the state keeps it right, as clocks are set.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Tenant:
         self.quotas = quotas
         self.sessions: dict[SessionId, SessionRecord] = {}
         self._clock = clock
-        self._wall_offset_ns = settings.wall_offset_ns
+        self.wall_offset_ns = settings.wall_offset_ns
         defaults = TopicPolicy(ring_messages=settings.ring_messages, ring_bytes=settings.ring_bytes)
         self.router = Router(
             Policies(defaults, settings.declarations), clock=clock, unblock=lambda work: self.publishing.unblock(work)
@@ -107,7 +109,7 @@ class Tenant:
         )  # fmt: skip
         self._topics_max = self.router.topics_max
         self.bound(quotas)
-        self.handlers: dict[int, Handler] = {
+        handlers: dict[int, Handler] = {
             Kind.TOPIC: lambda session, frame, _: self.publishing.topic(session, frame),
             Kind.STREAM_ABORT: lambda session, frame, _: self.publishing.abort(session, frame),
             Kind.SUBSCRIBE: self.subscribing.subscribe,
@@ -121,6 +123,7 @@ class Tenant:
             Kind.BELL: self.lines.bell,
             **self.groups.handlers,
         }
+        self.handlers = kept_to_share(handlers, settings, refuse)
 
     def bound(self, quotas: Quotas) -> None:
         """From now on the tenant has these quotas."""
@@ -249,7 +252,7 @@ class Tenant:
         self._route(record, batch, lane)
 
     def _route(self, record: TopicRecord, entries: list[tuple[int, bytes]], lane: Lane) -> None:
-        sequence, time_ns = record.ring.next_sequence, self._clock() + self._wall_offset_ns
+        sequence, time_ns = record.ring.next_sequence, self._clock() + self.wall_offset_ns
         content, payload = entries[-1]
         flags = 0
         if len(entries) > 1:

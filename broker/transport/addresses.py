@@ -19,6 +19,8 @@ from broker.limits import NAME_BYTES_MAX, SOCKET_PATH_BYTES_MAX
 PORT_MAX: Final = 65_535
 PORT_DIGITS_MAX: Final = 10
 """With zeros in front; of thousands Python makes no number at all."""
+WORKER: Final = "worker"
+"""An option that no text has: see `for_worker`."""
 
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _INPROC_NAME: Final = re.compile(r"[^\s,\x00-\x1f\x7f]+")
@@ -66,6 +68,18 @@ def parse(text: str) -> Address:
     if parser is None:
         raise InvalidValue("address", text, f"unknown scheme {scheme!r}; known ones are {', '.join(_PARSERS)}")
     return parser(text, scheme, rest)
+
+
+def for_worker(address: Address, worker: int) -> Address:
+    """An address with the worker that is meant there, for a transport that has to say so before anything else can.
+
+    The others have it from the first thing that is said over them. Whoever says nothing means the first worker.
+    """
+    return (
+        replace(address, options=(*address.options, (WORKER, str(worker))))
+        if worker and address.scheme == "tls"
+        else address
+    )
 
 
 def parse_list(text: str) -> tuple[Address, ...]:

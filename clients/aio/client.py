@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from clients.asking.exchanges import Request
 from clients.collectives import joining
 from clients.collectives.compression import Compression
 from clients.connection import environment, link, operations
-from clients.connection.checks import array_form, check_callable, check_connect
+from clients.connection.checks import array_form, check_callable, check_connect, stays_here
 from clients.connection.core import Core, Reconnected
 from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
@@ -299,6 +299,9 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise stays_here(self, "Connect in the other process, with the same address")
 
     def __repr__(self) -> str:
         state = "connected" if self.connected else "closed" if self._core.closed else "reconnecting"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from broker.errors import InvalidValue
 from clients.aio.client import Client
 from clients.aio.groups import Group
 from clients.digests import Rounds, digest_of_arrays
@@ -15,6 +16,10 @@ class Digests(Rounds):
     def __init__(self, bus: Client, group: Group, *, every: int = 1) -> None:
         """See `clients.Digests`."""
         super().__init__(group, every)
+        if not isinstance(bus, Client):
+            raise InvalidValue(
+                "bus", bus, "is no client of clients.aio: give what await clients.aio.connect() has returned"
+            )
         self._bus = bus
 
     async def note(self, value: object, label: str = "") -> str:

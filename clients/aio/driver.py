@@ -54,6 +54,9 @@ class AsyncDriver:
         reconnect_timeout_s: float,
         on_reconnect: Callable[[Reconnected], None] | None,
     ) -> None:
+        # Before anything else, as it may end here: without a loop there is nothing to close.
+        self._link: Link | None = None
+        self._loop = asyncio.get_running_loop()
         self.core = core
         self.tasks: set[asyncio.Task[None]] = set()
         self._addresses = addresses
@@ -61,8 +64,6 @@ class AsyncDriver:
         self._connect_timeout_s = connect_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
         self._on_reconnect = on_reconnect
-        self._loop = asyncio.get_running_loop()
-        self._link: Link | None = None
         self._hangups: Hangups[Link] = Hangups()
         self._writing = False
         self._closing = False
@@ -72,7 +73,7 @@ class AsyncDriver:
 
     def __del__(self) -> None:
         # Its loop is closed, and nobody has closed the client: what is not a socket would stay open.
-        if self.core.closed is not None or self._link is None:
+        if self._link is None or self.core.closed is not None:
             return
         for descriptor in (self.core.completions, -1 if self._bell is None else self._bell.descriptor):
             if descriptor >= 0:
@@ -201,6 +202,9 @@ class AsyncDriver:
     def batch_opened(self) -> None:
         """A batch has to leave within the batch window even if nothing else happens."""
         topic = self.core.outgoing.open_batches[-1]
+        if self._loop.is_closed():
+            problem = "in which the client was made is closed, and nothing waits to leave any more: connect in this one"
+            raise InvalidValue("event loop", self._loop, problem)
         self._loop.call_later(topic.batch_window_ns / 1e9, self._send_batch, topic, topic.batch)
 
     def call(self, function: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from functools import wraps
+from functools import partial, wraps
 from typing import Protocol, TypeVar, cast
 
 import numpy as np
@@ -192,11 +192,13 @@ class WorkersClient(Client):
             await client.flush(timeout_s)
 
     async def close(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-        """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""
+        """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed.
+
+        Cancelled, it closes all connections as well.
+        """
         async with self._opening:
             self._closed = True
-        for client in self._clients:
-            await client.close(timeout_s)
+        await _all_of([partial(client.close, timeout_s) for client in self._clients])
 
     def __repr__(self) -> str:
         return f"<aio.Client {self.name!r} {self._clients!r}>"
@@ -247,9 +249,18 @@ class MergedSubscription(Subscription):
                 raise TimeoutError(self._state.what, deadline.timeout_s or 0.0) from error
 
     async def close(self) -> None:
-        """Ends the subscription. Messages that are here can still be taken."""
-        for part in self._parts:
-            await part.close()
+        """Ends the subscription. Messages that are here can still be taken. Cancelled, all of it ends as well."""
+        await _all_of([part.close for part in self._parts])
+
+
+async def _all_of(calls: Sequence[Callable[[], Coroutine[object, None, None]]]) -> None:
+    """Does one after the other, and all of them, also when one fails or is cancelled.
+
+    Nobody could still end what is left at a worker, and a subscription that nobody reads holds publishers back.
+    """
+    async with AsyncExitStack() as stack:
+        for call in reversed(calls):
+            stack.push_async_callback(call)
 
 
 def _take(part: Subscription) -> Message | None:

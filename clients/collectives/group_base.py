@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn, SupportsIndex
+
 from clients.collectives.compression import Compression
 from clients.collectives.membership import Place
+from clients.connection.checks import stays_here
 
 
 class GroupBase:
@@ -44,6 +47,9 @@ class GroupBase:
     def schedule(self) -> str:
         """How operations go at the moment: `shm`, `star`, or `ring` or `halving`, with auto the quicker for each."""
         return self._place.used_schedule
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise stays_here(self, "Connect in the other process, and join the group there")
 
     def __repr__(self) -> str:
         return f"<Group {self.name!r} rank={self.rank} of {self.ranks} generation={self.generation}>"

@@ -19,6 +19,16 @@ TIMEOUT_S_MAX: Final = 1e9
 """Thirty years; clocks and the kernel's calls do not take much more."""
 
 
+def stays_here(what: object, instead: str) -> TypeError:
+    """The error of whoever pickles or copies what lives by this process's connection.
+
+    Args:
+        what: it is.
+        instead: is to be done, in words.
+    """
+    return TypeError(f"{what!r} cannot be pickled or copied: it lives by a connection of this process. {instead}")
+
+
 def whole_number(name: str, value: object) -> int:
     """An integer of any kind, such as numpy's.
 

@@ -127,7 +127,7 @@ class Driver(Pump):
         if link is not None:
             link.connection.disown()
         self._close_wakes()
-        self.core.close(ConnectionClosed("this client belongs to the parent process; connect again after fork"))
+        self.core.close(ConnectionClosed(lifetimes.FORKED))
 
     def _keep(self) -> None:
         try:

@@ -6,6 +6,7 @@ import atexit
 import os
 import time
 from typing import Final, Protocol
+from weakref import WeakSet
 
 EXIT_TIMEOUT_S: Final = 1.0
 
@@ -22,11 +23,23 @@ class HasEnd(Protocol):
         ...
 
 
+class HasLocks(Protocol):
+    """What has locks of its own, of which another thread of the parent may have had one when it forked."""
+
+    def forked(self) -> None:
+        """In a forked child, before the clients are abandoned: nobody there gives a lock back."""
+        ...
+
+
+FORKED: Final = "this client belongs to the parent process; connect again after fork"
 open_drivers: Final[set[HasEnd]] = set()
+with_locks: Final[WeakSet[HasLocks]] = WeakSet()
 
 
 def _abandon_all() -> None:
     """A forked child shares its parent's connections, and none of its threads: the clients are not the child's."""
+    for each in list(with_locks):
+        each.forked()
     for driver in list(open_drivers):
         driver.abandon()
     open_drivers.clear()

@@ -26,7 +26,7 @@ from broker.protocol.receiver import Deliver, Received
 from broker.protocol.session import Allocate, Phase, Session
 from broker.topics.owners import HOME
 from broker.transport import registry
-from broker.transport.addresses import Address
+from broker.transport.addresses import Address, for_worker
 from broker.transport.base import Connection
 from broker.wires import CallingWire, Wire
 from clients.connection import choosing
@@ -136,7 +136,7 @@ def _open(address: Address, greeting: Hello, timeout_s: float, allocate: Allocat
         follows: whether a broker on this host may name a nearer way.
     """
     deadline = time.monotonic() + timeout_s
-    connection = registry.connect(address, timeout_s)
+    connection = registry.connect(for_worker(address, greeting.worker), timeout_s)
     wire = connection.wire
     local_host = connection.local_host
     passage = connection.passage if greeting.shared else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, NoReturn, Protocol, SupportsIndex
 
 from broker import devices
 from broker.buffers import Buffer
@@ -16,7 +16,7 @@ from broker.protocol.bodies import MessageBody, decode_body
 from broker.protocol.frames import Content, Lane
 from broker.protocol.session import Session
 from broker.protocol.values import decode_value
-from clients.connection.checks import seconds_of
+from clients.connection.checks import seconds_of, stays_here
 
 try:
     import cython
@@ -327,6 +327,9 @@ class Message:
                 "is not to be acknowledged: it takes a queue_group, and a topic declared with acknowledge=True",
             )
         return self._delivery
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise stays_here(self, "Pass on what is needed of it: message.topic, message.value, message.headers")
 
     def __repr__(self) -> str:
         return f"<Message {self.topic} sequence={self.sequence} from {self.sender!r} {self.size_bytes} bytes>"

@@ -20,6 +20,7 @@ from broker.limits import ANSWER_TIMEOUT_S, TOPICS_PER_SESSION_MAX
 from broker.protocol.codes import Code
 from clients.asking.replies import Replies
 from clients.client import Client
+from clients.connection.lifetimes import FORKED, with_locks
 from clients.groups import Group
 from clients.subscriptions import Subscription
 from clients.workers.parts import Inners
@@ -169,7 +170,8 @@ class WorkersClient(Client):
         self._publishers: dict[str, Callable[..., object]] = {}
         self._opening = threading.Lock()
         self._turns = Turns()
-        self._closed = False
+        self._closed: ConnectionClosed | None = None
+        with_locks.add(self)
 
     def _client(self, worker: int) -> Client:
         """The client of a worker.
@@ -184,8 +186,8 @@ class WorkersClient(Client):
         with self._opening:
             client = self._clients[worker]
             if client is None:
-                if self._closed:
-                    raise ConnectionClosed("the client was closed", Code.NORMAL)
+                if self._closed is not None:
+                    raise self._closed.again()
                 # The broker names who does not name themselves: the first worker has.
                 name = self.name or f"client-{self._core.session_number}"
                 client = self._clients[worker] = self._connect(worker, self._workers, name)
@@ -230,11 +232,17 @@ class WorkersClient(Client):
     def close(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Closes in order: what was published still leaves. Calls that wait raise ConnectionClosed."""
         with self._opening:
-            self._closed = True
+            self._closed = self._closed or ConnectionClosed("the client was closed", Code.NORMAL)
         # Handlers of other connections may be waiting for the turn of the one that calls this.
-        with self._turns.aside():
+        with self._turns.aside(), ExitStack() as stack:
+            # All of them, also when this is interrupted.
             for client in self._clients:
-                client.close(timeout_s)
+                stack.callback(client.close, timeout_s)
+
+    def forked(self) -> None:
+        """In a forked child: the connections that it has are closed, and it makes no others."""
+        self._opening = threading.Lock()
+        self._closed = ConnectionClosed(FORKED)
 
     def __repr__(self) -> str:
         return f"<Client {self.name!r} {self._clients!r}>"

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from broker.errors import TimeoutError
 from clients.connection import operations
+from clients.connection.lifetimes import with_locks
 from clients.connection.operations import Deadline
 from clients.reading.messages import Message
 from clients.subscriptions import Subscription
@@ -32,6 +33,7 @@ class MergedSubscription(Subscription):
         self._parts = Parts(parts)
         self._came = threading.Condition()
         self._comings = 0
+        with_locks.add(self)
         for part in parts if read else ():
             with part._driver.lock:
                 part._state.on_message = self._coming
@@ -70,8 +72,14 @@ class MergedSubscription(Subscription):
 
     def close(self) -> None:
         """Ends the subscription. Messages that are here can still be taken."""
-        for part in self._parts:
-            part.close()
+        with ExitStack() as stack:
+            # All of them, also when one worker does not answer.
+            for part in self._parts:
+                stack.callback(part.close)
+
+    def forked(self) -> None:
+        """In a forked child: its end is about to be told, and wakes nobody there."""
+        self._came = threading.Condition()
 
     def _coming(self) -> None:
         """A part has a message, or is closed. Its connection's lock is held."""

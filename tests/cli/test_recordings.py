@@ -207,6 +207,19 @@ def test_a_recording_that_could_not_begin_is_not_in_the_way_of_the_next(daemon: 
     assert file.exists()
 
 
+def test_a_broker_that_does_not_answer_is_not_taken_for_a_disk_that_is_full(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(bus: clients.Client, topic_filter: str, **options: object) -> clients.Subscription:
+        raise clients.TimeoutError(f"subscribe to {topic_filter!r}", 5.0)
+
+    monkeypatch.setattr(clients.Client, "subscribe", stopped)
+    file = tmp_path / "a.rec"
+    with pytest.raises(clients.TimeoutError, match="subscribe to 'a'"):
+        record(daemon.url, "a", file, Bounds(duration_s=0.01), append=False, replay=None, overflow=None)
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("number", ["nan", "inf", "1e300", "-1"])
 def test_a_number_that_cannot_be_counted_with_is_a_wrong_command_line(number: str, tmp_path: Path) -> None:
     for arguments in (

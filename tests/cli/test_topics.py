@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import clients
+from tests.certificates import make_certificates
 from tests.daemon import PATIENCE_S, Daemon, run
 from tests.holding_back import publish_until_held_back
 
@@ -179,3 +180,25 @@ def test_a_client_cannot_replace_what_the_file_fixes(daemon: Daemon) -> None:
         with pytest.raises(clients.PermissionDenied, match="fixed by the broker's configuration"):
             bus.declare("gradients/#", ring_messages=5)
         bus.declare("gradients/other", ring_messages=5)
+
+
+def test_an_interface_beyond_loopback_is_asked_over_tls_also_from_its_own_host(tmp_path: Path) -> None:
+    folder = make_certificates(tmp_path)
+    certificates = ("--certificates", str(folder / "broker"))
+    listen = ("tls://127.0.0.1:0",)
+    with (
+        Daemon(*certificates, listen=listen, admin="0.0.0.0:0") as private,
+        Daemon(*certificates, listen=listen) as plain,
+    ):
+        assert private.admin_url.startswith("https://")
+        port = private.admin_url.rpartition(":")[2]
+        shown = {"TENSORBUS_TLS": str(folder / "broker")}
+        status, _, errors = run("topics", "--admin", f"127.0.0.1:{port}", environment=shown)
+        assert (status, errors) == (0, "no topics\n")
+        status, _, errors = run("topics", "--admin", f"127.0.0.1:{port}")
+        assert status == 3
+        assert "if it speaks https, name certificates, $TENSORBUS_TLS" in errors
+        # With certificates as well, of one that is on loopback alone.
+        assert plain.admin_url.startswith("http://")
+        status, _, errors = run("topics", "--admin", plain.admin_url.removeprefix("http://"), environment=shown)
+        assert (status, errors) == (0, "no topics\n")

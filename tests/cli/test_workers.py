@@ -13,7 +13,7 @@ from broker.limits import WORKERS_MAX
 from broker.topics.policy import Declaration
 from tests.daemon import run
 
-LOCAL = ("tcp://127.0.0.1:0", "unix:///run/bus.sock")
+LOCAL = ("tcp://127.0.0.1:0", "unix:///run/bus.sock", "tls://127.0.0.1:0")
 
 
 def test_one_worker_is_the_default() -> None:
@@ -26,9 +26,9 @@ def test_what_all_can_accept_at_is_shared() -> None:
     check_workers(Config(listen=LOCAL, workers=2, admin="off"))
 
 
-@pytest.mark.parametrize("address", ["tls://127.0.0.1:0", "zmq+tcp://127.0.0.1:0", "ucx://127.0.0.1:0", "inproc://x"])
+@pytest.mark.parametrize("address", ["zmq+tcp://127.0.0.1:0", "ucx://127.0.0.1:0", "inproc://x"])
 def test_what_cannot_be_shared_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="Listen at tcp:// or unix:// alone, or serve with --workers 1"):
+    with pytest.raises(ConfigError, match="Listen at tcp://, tls:// or unix:// alone, or serve with --workers 1"):
         check_workers(Config(listen=(LOCAL[0], address), workers=2))
 
 
@@ -73,10 +73,10 @@ def test_each_worker_has_an_http_interface_of_its_own(admin: str, number: int, e
 def test_a_refusal_is_one_line_and_nothing_is_left(tmp_path: Path) -> None:
     path = tmp_path / "bus.sock"
     status, output, errors = run(
-        "serve", "--listen", f"unix://{path}", "--listen", "tls://127.0.0.1:0", "--workers", "2", "--admin", "off"
+        "serve", "--listen", f"unix://{path}", "--listen", "zmq+tcp://127.0.0.1:0", "--workers", "2", "--admin", "off"
     )
     assert (status, output) == (1, "")
-    assert errors.startswith("tensorbus: setting workers 2: several cannot share tls://127.0.0.1:0")
+    assert errors.startswith("tensorbus: setting workers 2: several cannot share zmq+tcp://127.0.0.1:0")
     assert errors.count("\n") == 1
     assert not path.exists()
 

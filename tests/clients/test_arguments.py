@@ -173,3 +173,24 @@ def test_an_asynchronous_client_in_another_loop_says_so_and_still_works_in_its_o
 def test_a_folder_of_certificates_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(clients.ConnectError, match="trainer-7.* is no folder"):
         clients.connect("tls://127.0.0.1:1", tls=tmp_path / "trainer-7", connect_timeout_s=5.0)
+
+
+def test_an_asynchronous_client_whose_loop_is_closed_says_so_rather_than_to_wait_for_it(
+    tcp_broker: ServingThread,
+) -> None:
+    bus = asyncio.run(clients.aio.connect(tcp_broker.url))
+
+    async def publish_many() -> None:
+        # Some leave at once; the first that has to wait for others would wait for ever.
+        for number in range(100_000):
+            await bus.publish("a", number)
+
+    with pytest.raises(clients.InvalidValue, match="in which the client was made is closed.*connect in this one"):
+        asyncio.run(publish_many())
+    asyncio.run(bus.close())
+
+
+def test_without_a_loop_there_is_no_asynchronous_client_and_nothing_is_left_of_it() -> None:
+    # What its end could not do would be a warning, and warnings are errors here.
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        clients.aio.connect("tcp://127.0.0.1:9").send(None)

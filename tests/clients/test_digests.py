@@ -29,6 +29,19 @@ def test_other_arrays_have_other_digests(other: np.ndarray) -> None:
     assert digest_of_arrays(np.arange(12.0).reshape(3, 4)) != digest_of_arrays(other)
 
 
+def test_what_is_no_group_or_no_client_is_told_so() -> None:
+    with clients.connect(embedded_url()) as bus:
+        with pytest.raises(clients.InvalidValue, match=r"group 'dp': is no group: give what bus.group"):
+            clients.Digests(bus, "dp")
+        group = bus.group("dp", world_size=1)
+        with pytest.raises(clients.InvalidValue, match="bus 'dp': is no client"):
+            clients.Digests("dp", group)
+        for wrong in ((bus, "dp"), (bus, group)):
+            with pytest.raises(clients.InvalidValue):
+                aio.Digests(*wrong)
+        assert clients.Digests(bus, group).note(np.zeros(3))
+
+
 def test_a_bit_in_any_array_of_many_changes_it() -> None:
     state = {"a": np.zeros(3), "b": [np.zeros(2), np.zeros(1)]}
     before = digest_of_arrays(state)

@@ -24,6 +24,7 @@ from tests.daemon import Daemon
 from tests.fuzz import parsers
 from tests.fuzz.conversations import Conversation, record, split
 from tests.fuzz.running import CORPUS
+from tests.transport.hellos import KEY_SHARE, alpn, in_records, written
 
 BYTES_MAX = 1024
 MEASURED = Measured([[1] * BUCKETS, [], []], [1000, 0, 0], 1)
@@ -106,6 +107,11 @@ WRITTEN: dict[str, Sequence[bytes | str]] = {
     "link": (
         links.greet(links.Greeting(1, 2, 0, 1, 0), bytes(32)), "10.0.0.1:4000", "[fe80::1]:65535",
     ),
+    "tls": (
+        in_records(written()), in_records(written((KEY_SHARE, bytes(40)), alpn(b"h2", b"tensorbus-worker/3"))),
+        in_records(written(alpn(b"tensorbus-worker/63")), [1, 3, 30, 50]), in_records(written(kind=2)),
+        b"\x15\x03\x01\0\x02\x02\x28",
+    ),
 }  # fmt: skip
 
 
@@ -127,8 +133,8 @@ def main() -> None:
                 made[parser].setdefault(data)
             if side is conversation.client:
                 made["broker"].update(dict.fromkeys(_passages(frames)))
-    for parser, written in WRITTEN.items():
-        for each in written:
+    for parser, inputs in WRITTEN.items():
+        for each in inputs:
             made[parser].setdefault(each.encode() if isinstance(each, str) else each)
     for parser, found in made.items():
         file = CORPUS / f"{parser}.hex"

@@ -39,6 +39,7 @@ from broker.topics.names import check_filter, check_topic, covers, levels, match
 from broker.topics.policy import check_declaration
 from broker.topics.trie import Trie
 from broker.transport import addresses
+from broker.transport.tls.hello import NOBODY, has_whole_hello, worker_named
 from broker.transport.zeromq.messages import Malformed, read_header, reason_of
 from tests.state.harness import Talk, feed
 
@@ -263,6 +264,16 @@ def link(data: bytes) -> None:
         return
 
 
+def tls(data: bytes) -> None:
+    """What somebody who begins to speak TLS says first to one of several workers."""
+    worker, whole = worker_named(data), has_whole_hello(data)
+    assert NOBODY <= worker < 100
+    for length in (len(data) - 1, len(data) // 2):
+        if length > 0 and has_whole_hello(data[:length]):
+            assert whole
+            assert worker_named(data[:length]) == worker
+
+
 PARSERS: Final[Mapping[str, Parser]] = MappingProxyType(
     {
         "frame": frame,
@@ -279,5 +290,6 @@ PARSERS: Final[Mapping[str, Parser]] = MappingProxyType(
         "http": http,
         "zeromq": zeromq,
         "link": link,
+        "tls": tls,
     }
 )

@@ -40,7 +40,9 @@ def test_nobody_makes_the_brokers_own_user_less_than_an_admin() -> None:
     assert read_users((f"{OWN}=monitor",), OWN)[OWN].roles == ("admin",)
 
 
-@pytest.mark.parametrize("text", ["nobody", "nobody=", "=trainer", "nobody=a+", "no-such-user-here=trainer"])
+@pytest.mark.parametrize(
+    "text", ["nobody", "nobody=", "=trainer", "nobody=a+", "nobody=a@", "root=admin@", "no-such-user-here=trainer"]
+)
 def test_a_malformed_user_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="USER=ROLE"):
         read_users((text,), os.getuid())

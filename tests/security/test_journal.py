@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import stat
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,23 @@ def test_a_file_that_cannot_be_written_is_told_at_the_start_and_harms_nobody_lat
         log.record(EVENT)
         log.record(EVENT)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["audit.failed"]
+
+
+def test_a_pipe_that_nobody_reads_is_an_error_and_holds_nobody_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="No such device or address"):
+        AuditLog(str(pipe))
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    audit = AuditLog(str(pipe), clock=itertools.count().__next__)
+    for _ in range(1000):
+        audit.record(replace(EVENT, detail="x" * 2000))
+    assert caplog.text.count("audit.failed") == 1
+    assert "nobody reads that pipe fast enough" in caplog.text
+    assert os.read(reading, 65_536).startswith(b'{"time":')
+    audit.record(replace(EVENT, detail="read again"))
+    assert b"read again" in os.read(reading, 1 << 20)
+    audit.close()
+    os.close(reading)

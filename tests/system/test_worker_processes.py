@@ -197,3 +197,8 @@ def test_each_worker_takes_over_new_permissions(tmp_path: Path, workers: int) ->
             for topic in topics:
                 with pytest.raises(clients.PermissionDenied):
                     bus.subscribe(topic, timeout_s=PATIENCE_S)
+            # One that is started again does not go back to what was there at the start.
+            os.kill(worker_pids(daemon)[1], signal.SIGKILL)
+            wait_until(lambda: "worker.started worker=1" in daemon.errors)
+            with clients.connect(daemon.url) as late, pytest.raises(clients.PermissionDenied):
+                late.subscribe(topics[1], timeout_s=PATIENCE_S)

@@ -7,8 +7,8 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -16,9 +16,13 @@ import pytest
 import clients
 from broker.topics.owners import owner
 from clients import aio
+from clients.connection.lifetimes import FORKED
 from clients.connection.views import view
+from clients.workers.parts import Parts
+from clients.workers.subscriptions import MergedSubscription
 from tests.background import in_background
-from tests.daemon import PATIENCE_S, Daemon, run
+from tests.daemon import PATIENCE_S, Daemon, Process, run
+from tests.system.forking_at_workers import WORKERS
 from tests.system.workers import topic_of, wait_until
 
 TOPICS = [f"gradients/{number}" for number in range(24)]
@@ -138,6 +142,30 @@ def test_closing_ends_the_wait_of_a_reader_and_what_is_here_can_be_taken(daemon:
         assert isinstance(outcome[0], clients.ConnectionClosed)
         with pytest.raises(clients.ConnectionClosed):
             bus.publish("a", 1)
+
+
+def subscribed(bus: clients.Client, watcher: clients.Client) -> int:
+    """How many subscriptions the workers have of a client."""
+    bus.flush(PATIENCE_S)
+    return sum(len(each["subscriptions"]) for each in view(watcher, "sessions") if each["name"] == bus.name)
+
+
+def test_when_one_worker_does_not_answer_the_others_parts_of_a_subscription_end_too(
+    daemon: Daemon, workers: int
+) -> None:
+    class Silent:
+        def close(self) -> None:
+            raise clients.TimeoutError("an answer", 5.0)
+
+    with clients.connect(daemon.url, name="reader") as bus, clients.connect(daemon.url) as watcher:
+        every = bus.subscribe("#")
+        assert isinstance(every, MergedSubscription)
+        kept, *others = every._parts
+        every._parts = Parts([Silent(), *others])  # type: ignore[list-item]
+        with pytest.raises(clients.TimeoutError):
+            every.close()
+        assert subscribed(bus, watcher) == 1
+        kept.close()
 
 
 # Requests and jobs.
@@ -346,5 +374,40 @@ def test_the_asynchronous_client_does_the_same(daemon: Daemon, workers: int) -> 
     asyncio.run(work())
 
 
+def test_a_subscription_or_a_client_whose_close_is_cancelled_is_closed_at_every_worker(daemon: Daemon) -> None:
+    async def work() -> list[str]:
+        bus = await aio.connect(daemon.url, name="reader")
+        for turns in range(8):
+            every = await bus.subscribe("#")
+            await cancelled(every.close(), turns)
+        await bus.flush(PATIENCE_S)
+        with clients.connect(daemon.url) as watcher:
+            assert [each["subscriptions"] for each in view(watcher, "sessions") if each["name"] == "reader"]
+            assert not any(each["subscriptions"] for each in view(watcher, "sessions"))
+            await cancelled(bus.close(), 1)
+            wait_until(lambda: not any(each["name"] == "reader" for each in view(watcher, "sessions")))
+        return [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+
+    async def cancelled(call: Coroutine[object, None, None], turns: int) -> None:
+        task = asyncio.create_task(call)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if turns:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    assert len(asyncio.run(work())) == 1
+
+
 def test_the_owner_is_what_all_agree_on(workers: int) -> None:
     assert {owner(topic, workers) for topic in TOPICS} == set(range(workers))
+
+
+def test_in_a_forked_child_the_client_is_closed_for_every_worker_and_nothing_is_waited_for() -> None:
+    with Daemon("--workers", str(WORKERS), admin="off") as daemon:
+        with Process(daemon.url, module="tests.system.forking_at_workers") as process:
+            lines = process.read_rest().decode().splitlines()
+            assert process.wait() == 0
+        assert lines[:4] == [f"child: {FORKED}"] * 4
+        assert lines[4:] == ["parent: 0", "parent: 1"]

@@ -14,7 +14,7 @@ import pytest
 from broker.errors import ConnectError, ConnectionClosed, InvalidValue, ListenError
 from broker.limits import KIB, MIB, TLS_EARLY_BYTES_MAX
 from broker.transport import Connection, Listener, listen, parse
-from broker.transport.tls import transport
+from broker.transport.tls import contexts, transport
 from broker.transport.tls.contexts import DENIED, dialler_context
 
 from .driving import (
@@ -272,7 +272,9 @@ def test_certificates_that_do_not_count_are_refused_with_words_for_each(certific
             open_both(dialled, accepted)
 
 
-def test_a_rank_cannot_pass_for_a_broker(certificates: Path) -> None:
+def test_a_rank_cannot_pass_for_a_broker(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever tries would not ask whether their certificate is fit for it.
+    monkeypatch.setattr(contexts, "check_purpose", lambda *arguments: None)
     with (
         listen(at(certificates, "trainer-0")) as listener,
         dial(listener, certificates, "broker") as dialled,

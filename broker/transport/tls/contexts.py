@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from broker.errors import ConnectionClosed, InvalidValue
+from broker.files import check_file
+from broker.transport.tls.fitness import check_purpose, has_expired
 
 AUTHORITY: Final = "ca.crt"
 CERTIFICATE: Final = "tls.crt"
@@ -50,15 +52,28 @@ def listener_context(folder: str) -> ssl.SSLContext:
     # A resumed session would not be asked for its certificate again, which may be revoked by then.
     context.num_tickets = 0
     _load(context, folder, own=True)
+    check_purpose(context, folder, (CERTIFICATE, AUTHORITY))
     return context
 
 
-def refuse_unrevoked(before: ssl.SSLContext, after: ssl.SSLContext, folder: str) -> None:
-    """Refuses to go on without a list of revocations where there was one: who was revoked would be let in again.
+def expired(context: ssl.SSLContext, folder: str) -> str:
+    """That the certificate of a listener has expired, in words; empty when it has not."""
+    if not has_expired(context, folder, (CERTIFICATE, AUTHORITY)):
+        return ""
+    return f"{CERTIFICATE}, or an authority above it, has expired: no client accepts it; {_ISSUE}"
+
+
+def check_successor(before: ssl.SSLContext, after: ssl.SSLContext, folder: str) -> None:
+    """Refuses to go on with a certificate that has expired, or without a list of revocations where there was one.
+
+    Who was revoked would be let in again.
 
     Raises:
-        InvalidValue: the list is gone.
+        InvalidValue: it has expired, or the list is gone.
     """
+    problem = expired(after, folder)
+    if problem:
+        raise InvalidValue("certificates", folder, problem)
     if before.verify_flags & _REVOCATIONS and not after.verify_flags & _REVOCATIONS:
         raise InvalidValue("certificates", folder, f"{REVOKED} is gone, and with it who was revoked; put it back")
 
@@ -85,6 +100,14 @@ def _context(protocol: int) -> ssl.SSLContext:
 
 def _load(context: ssl.SSLContext, folder: str, *, own: bool) -> None:
     directory = Path(folder)
+    for name in FILES:
+        # OpenSSL would read a device for ever.
+        try:
+            check_file(directory / name)
+        except OSError:
+            continue
+        except ValueError as error:
+            raise InvalidValue("certificates", folder, f"{name} cannot be used: it {error}") from error
     try:
         context.load_verify_locations(directory / AUTHORITY)
     except (OSError, ValueError) as error:

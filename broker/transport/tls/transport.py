@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from dataclasses import replace
@@ -9,12 +10,15 @@ from pathlib import Path
 
 from broker.errors import ConnectError, InvalidValue, ListenError
 from broker.limits import TLS_OPENING_MAX
-from broker.transport.addresses import Address
+from broker.transport.addresses import WORKER, Address
 from broker.transport.base import Connection, Listener, Transport
 from broker.transport.sockets import SocketListener, connect_error, listen_error
 from broker.transport.tcp import address_text, dialled_socket, listening_socket, look_up_own, prepared
 from broker.transport.tls.connection import TlsConnection
-from broker.transport.tls.contexts import FILES, dialler_context, listener_context, refuse_unrevoked
+from broker.transport.tls.contexts import FILES, check_successor, dialler_context, expired, listener_context
+from broker.transport.tls.hello import protocol_of
+
+log = logging.getLogger(__name__)
 
 CERTIFICATES = "certificates"
 """The option of an address that names the folder."""
@@ -30,11 +34,15 @@ class TlsTransport(Transport):
         return "tls"
 
     def connect(self, address: Address, timeout_s: float) -> Connection:
+        worker = dict(address.options).get(WORKER, "")
+        address = replace(address, options=tuple(option for option in address.options if option[0] != WORKER))
         try:
             # Anew each time: the files may have been replaced.
             context = dialler_context(_folder(address))
         except InvalidValue as error:
             raise ConnectError(str(address), str(error)) from error
+        if worker:
+            context.set_alpn_protocols([protocol_of(int(worker))])
         sock, target = dialled_socket(address, timeout_s)
         peer = str(replace(address, host=target[0], port=target[1]))
         try:
@@ -56,6 +64,10 @@ class TlsTransport(Transport):
             context = listener_context(_folder(address))
         except InvalidValue as error:
             raise ListenError(str(address), str(error)) from error
+        problem = expired(context, _folder(address))
+        if problem:
+            # Other addresses may still be of use.
+            log.error("listener.certificate_expired address=%s cause=%s", address, problem)
         try:
             sock = listening_socket(*look_up_own(address))
             return TlsListener(sock, replace(address, port=sock.getsockname()[1]), context)
@@ -80,8 +92,15 @@ class TlsListener(SocketListener):
     def reload(self) -> None:
         folder = _folder(self.address)
         context = listener_context(folder)
-        refuse_unrevoked(self._context, context, folder)
+        check_successor(self._context, context, folder)
         self._context = context
+
+    def inherited(self) -> None:
+        # Whoever has read the files may have done so long ago.
+        try:
+            self.reload()
+        except InvalidValue as error:
+            log.error("credentials.kept what=%r cause=%s", f"certificates at {self.address}", error)
 
     def connection(self, sock: socket.socket, peer: object) -> Connection:
         assert isinstance(peer, tuple)
