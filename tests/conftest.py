@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
 import re
 import threading
 import time
@@ -11,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Before anything imports numpy. A thread for each processor that waits for arrays to multiply keeps it busy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tests import auditing
 from tests.certificates import make_certificates
@@ -21,6 +26,19 @@ from tests.thorough import rounds
 ROOT = Path(__file__).resolve().parent.parent
 
 auditing.watch(ROOT)
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_memory() -> None:
+    """Has the C library keep memory of arrays for the next ones: the system would clear the pages of each anew."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)
+
+
+keep_memory()
 
 # The same examples on every run and no time limit per example: a busy machine must not make a test fail.
 settings.register_profile("tensorbus", max_examples=rounds(100), deadline=None, derandomize=True, print_blob=True)
