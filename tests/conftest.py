@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import re
@@ -27,18 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 auditing.watch(ROOT)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-def keep_memory() -> None:
-    """Has the C library keep memory of arrays for the next ones: the system would clear the pages of each anew."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(M_TRIM_THRESHOLD, 64 << 20)
-
-
-keep_memory()
+# What is collected stays, as most of what is imported does. To look for garbage among it again and again is in vain.
+gc.set_threshold(100_000, 20, 10)
 
 # The same examples on every run and no time limit per example: a busy machine must not make a test fail.
 settings.register_profile("tensorbus", max_examples=rounds(100), deadline=None, derandomize=True, print_blob=True)
@@ -74,6 +63,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # garbage several times.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 10)
     if session.config.option.processes > 1 and not session.config.option.collectonly:
         # One for all of them, which may be ready before it is asked for anything.
         template()
