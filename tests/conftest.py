@@ -58,15 +58,18 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"tensorbus: {sum(library is not None for library in modules.values())} of {len(modules)} modules compiled"
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    if session.config.option.processes > 1 and not session.config.option.collectonly:
+        # One for all of them, which imports what it needs on another processor while tests are collected.
+        template()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     # What was collected stays to the end. To look through all of it takes a quarter of a second, and some tests collect
     # garbage several times.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 10)
-    if session.config.option.processes > 1 and not session.config.option.collectonly:
-        # One for all of them, which may be ready before it is asked for anything.
-        template()
 
 
 ENDING = ("tensorbus-broker-", "tensorbus-door")
