@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import threading
 import time
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Before anything imports numpy. A thread for each processor that waits for arrays to multiply keeps it busy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tests import auditing
 from tests.certificates import make_certificates
@@ -21,6 +25,9 @@ from tests.thorough import rounds
 ROOT = Path(__file__).resolve().parent.parent
 
 auditing.watch(ROOT)
+
+# What is collected stays, as most of what is imported does. To look for garbage among it again and again is in vain.
+gc.set_threshold(100_000, 20, 10)
 
 # The same examples on every run and no time limit per example: a busy machine must not make a test fail.
 settings.register_profile("tensorbus", max_examples=rounds(100), deadline=None, derandomize=True, print_blob=True)
@@ -51,14 +58,18 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"tensorbus: {sum(library is not None for library in modules.values())} of {len(modules)} modules compiled"
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    if session.config.option.processes > 1 and not session.config.option.collectonly:
+        # One for all of them, which imports what it needs on another processor while tests are collected.
+        template()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     # What was collected stays to the end. To look through all of it takes a quarter of a second, and some tests collect
     # garbage several times.
     gc.collect()
     gc.freeze()
-    if session.config.option.processes > 1 and not session.config.option.collectonly:
-        # One for all of them, which may be ready before it is asked for anything.
-        template()
+    gc.set_threshold(10_000, 20, 10)
 
 
 ENDING = ("tensorbus-broker-", "tensorbus-door")

@@ -31,6 +31,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,8 @@ PACKAGES = ("broker.admin", "broker.cli")
 REQUEST_BYTES_MAX = 1 << 17
 FILES_MAX = 250
 """As many as the kernel takes at once (SCM_MAX_FD), about."""
+BEFORE_THE_INTERPRETER = "cpython.PyInterpreterState_Clear"
+"""What Python tells of when threads, modules and all that was in them have ended (PEP 578)."""
 NUMBER = struct.Struct("<i")
 
 
@@ -195,23 +198,53 @@ def _become(data: bytes, files: Sequence[int]) -> tuple[str, list[str]]:
     return module, arguments
 
 
-def leave_alone(modules: Mapping[str, ModuleType]) -> None:
+def leave_alone(modules: Mapping[str, ModuleType], statuses: Sequence[int]) -> None:
     """Has the end of a fork not take these modules apart, which may become more until then.
 
     Python would clear one after the other, and so copy most of the memory that the forks share. What the program that
-    runs has made is destroyed as ever, and so is what was imported later.
+    runs has made is destroyed as ever, and so is what was imported later. After that only Python's own is left, all
+    types and all names, which took longer than the rest of a short command. With that a fork does not begin when it has
+    ended in order, so that its status is known, and has loaded no machine code of which the template had none.
+
+    Args:
+        modules: those that the template has imported.
+        statuses: the exit status, once that is known.
     """
     # Nobody gives this reference back.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(modules))
+
+    def end() -> None:
+        later = [module for name, module in sys.modules.items() if name not in modules]
+        is_whole = any(isinstance(getattr(module, "__loader__", None), ExtensionFileLoader) for module in later)
+        for name in modules:
+            sys.modules.pop(name, None)
+        if not statuses or is_whole:
+            return
+        status, leave, last = statuses[0], os._exit, BEFORE_THE_INTERPRETER
+
+        def look(event: str, arguments: object) -> None:
+            # By then no module has names any more.
+            if event == last:
+                leave(status)
+
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                print(end="", file=stream, flush=True)
+        except (OSError, ValueError):
+            # With that, and what cannot be written, Python does as it does.
+            return
+        sys.addaudithook(look)
+
     # What is registered first comes last.
-    atexit.register(lambda: [sys.modules.pop(name, None) for name in modules])
+    atexit.register(end)
 
 
 def main() -> None:
     """Is the template, and then each of its forks."""
     auditing.watch(ROOT)
     imported: dict[str, ModuleType] = {}
-    leave_alone(imported)
+    statuses: list[int] = []
+    leave_alone(imported, statuses)
     for name in IMPORTED:
         importlib.import_module(name)
     for name in PACKAGES:
@@ -225,7 +258,13 @@ def main() -> None:
     gc.freeze()
     requests = socket.socket(fileno=int(sys.argv[1]))
     module, sys.argv[1:] = serve(requests)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            statuses.append((end.code or 0) & 0xFF)
+        raise
+    statuses.append(0)
 
 
 if __name__ == "__main__":

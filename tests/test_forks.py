@@ -46,7 +46,15 @@ def test_the_exit_status_is_that_of_python() -> None:
     for program, status, said in (
         ("raise SystemExit(3)", 3, ""),
         ("raise SystemExit('no')", 1, "no"),
+        ("raise SystemExit", 0, ""),
         ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        (
+            "import os, sys; os.dup2(os.open('/dev/full', 1), 1); print('lost')",
+            120,
+            "No space left on device",
+        ),
+        ("import sys; sys.stdout.close()", 0, ""),
+        ("import sys; sys.stdout = None", 0, ""),
     ):
         started, output = fork(program)
         assert read_all(output).rstrip().endswith(said)
@@ -116,3 +124,23 @@ threading.Thread(target=lambda: print("joined")).start()
     started, output = fork(program)
     assert read_all(output) == "joined\ncalled\ndestroyed\n"
     assert started.wait(PATIENCE_S) == 0
+
+
+def test_a_crash_at_its_end_is_noticed() -> None:
+    for program in (
+        "import os\nclass Made:\n    def __del__(self): os.abort()\nmade = Made()",
+        "import atexit, os; atexit.register(os.abort)",
+        "import os, sys\nclass Made:\n    def __del__(self, abort=os.abort): abort()\nsys.ours = Made()",
+    ):
+        started, output = fork(program)
+        assert started.wait(PATIENCE_S) == -signal.SIGABRT
+        assert read_all(output) == ""
+
+
+@pytest.mark.parametrize(("imported", "status"), [("broker.server", 0), ("zmq", -signal.SIGABRT)])
+def test_the_interpreter_ends_as_well_where_machine_code_was_loaded(imported: str, status: int) -> None:
+    # The C library's abort, which the interpreter is to call when nothing else is left to be done.
+    program = f"import ctypes, {imported}; ctypes.pythonapi.Py_AtExit(ctypes.CDLL(None).abort)"
+    started, output = fork(program)
+    assert started.wait(PATIENCE_S) == status
+    assert read_all(output) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
@@ -25,6 +26,14 @@ def digits_file() -> Path:
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
+@cache
+def table() -> npt.NDArray[np.float64]:
+    """A line for each image: its pixels, and its digit. It is read once, by whoever trains several models."""
+    rows = np.loadtxt(digits_file(), delimiter=",")
+    rows.flags.writeable = False
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Digits:
     """1,797 images of 8 x 8 pixels, scaled to 0..1, as vectors of 64, and the digits that they show.
@@ -41,8 +50,8 @@ class Digits:
     @classmethod
     def load(cls, seed: int) -> Self:
         """Splits the images at random, for a seed always in the same way."""
-        table = np.loadtxt(digits_file(), delimiter=",")
-        images, labels = table[:, :-1] / 16.0, table[:, -1].astype(np.int64)
+        rows = table()
+        images, labels = rows[:, :-1] / 16.0, rows[:, -1].astype(np.int64)
         order = np.random.default_rng(seed).permutation(len(images))
         tests = int(len(images) * TEST_SHARE)
         test, train = order[:tests], order[tests:]

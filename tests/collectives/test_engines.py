@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,23 @@ def all_reduce(
 
 def inputs(positions: int, elements: int) -> list[np.ndarray]:
     """Whole numbers, of which sums are exact in any order."""
-    return [
-        np.random.default_rng(each).integers(-9, 9, elements, endpoint=True).astype(np.float32)
-        for each in range(positions)
-    ]
+    return [whole_numbers(each, elements) for each in range(positions)]
+
+
+@lru_cache(32)
+def whole_numbers(seed: int, elements: int) -> np.ndarray:
+    """They are the same for many tests, and take longer to make than to add."""
+    numbers = np.random.default_rng(seed).integers(-9, 9, elements, endpoint=True).astype(np.float32)
+    numbers.flags.writeable = False
+    return numbers
+
+
+@lru_cache(16)
+def normal_numbers(seed: int, elements: int) -> np.ndarray:
+    """As above."""
+    numbers = np.random.default_rng(seed).normal(size=elements).astype(np.float32)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def small_numbers(dtype: str, positions: int, elements: int) -> list[bytes]:
@@ -94,15 +107,16 @@ def test_all_positions_get_the_sum(world: Callable[..., list[Any]], positions: i
 def test_every_op_of_every_dtype_is_as_with_numpy(world: Callable[..., list[Any]], op: ReduceOp, dtype: str) -> None:
     lengths, positions = [1, 63, 4097, 40_000], 3
     arrays = {length: small_numbers(dtype, positions, length) for length in lengths}
+    due = {length: bytearray(len(arrays[length][0])) for length in lengths}
+    for length in lengths:
+        accumulate(op, arrays[length], dtype, positions, due[length])
 
     def work(engine: Turns, position: int) -> None:
         for length in lengths:
-            expected = bytearray(len(arrays[length][0]))
-            accumulate(op, arrays[length], dtype, positions, expected)
             for schedule in ("ring", "halving"):
                 array = bytearray(arrays[length][position])
                 run(engine, all_reduce(length, positions, op, dtype=dtype, schedule=schedule), array, array)
-                assert array == expected
+                assert array == due[length]
 
     world(positions, work)
 
@@ -113,10 +127,7 @@ def test_blocks_come_out_alike_everywhere_and_near_the_exact_result(
     world: Callable[..., list[Any]], op: ReduceOp, positions: int
 ) -> None:
     lengths = [60, 5000, 600_000]
-    arrays = {
-        length: [np.random.default_rng(each).normal(size=length).astype(np.float32) for each in range(positions)]
-        for length in lengths
-    }
+    arrays = {length: [normal_numbers(each, length) for each in range(positions)] for length in lengths}
     results: dict[tuple[int, str], set[bytes]] = {}
 
     def work(engine: Turns, position: int) -> None:

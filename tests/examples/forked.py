@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import IO
 
 from examples.training_loop import __main__ as command
-from examples.training_loop import monitor, processes, server, trainer
+from examples.training_loop import data, monitor, processes, server, trainer
 from tests import forks
 
 IMPORTED = monitor, server, trainer
@@ -40,6 +40,8 @@ class Child(forks.Fork):
 
 def main() -> None:
     """Is the example, then the template of its processes, and then each of these."""
+    # All trainers and servers need it, which read it from a file else.
+    data.table()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if template := os.fork():
         theirs.close()

@@ -31,6 +31,8 @@ from tests.ucxx import NEEDS_UCXX
 
 TARGET_ACCURACY = 0.95
 NAMED_WITHIN_S = 1.0
+LATE = "came after the end of the training"
+"""What the command says of a trainer that was to take another one's place."""
 
 
 def train_alone(job: Job) -> tuple[list[float], float]:
@@ -262,20 +264,29 @@ def kill_one_of_three(tmp_path: Path) -> float:
 
 @pytest.mark.parametrize("mode", ["all-reduce", "ps-sync", "ps-async", "quorum", "local-sgd", "diloco"])
 def test_a_trainer_is_killed_another_one_takes_its_place_and_all_end_alike(tmp_path: Path, mode: str) -> None:
-    # An asynchronous trainer waits for nobody: the other one has to join before it has come to its end.
-    longer = ("--epochs", "50") if mode == "ps-async" else ()
-    arguments = ("--mode", mode, "--trainers", "2", "--elastic", "--no-plot", *longer)
-    with running_command(tmp_path, *arguments) as (process, pids, _):
-        read_started(process, pids, f"{mode}.trainer-1")
-        said = process.read_rest().decode()
-        assert process.wait() == 0, f"{said}\n{process.errors}"
+    said = LATE
+    # An asynchronous trainer waits for nobody. On a busy machine it may have come to its end before, but not each time.
+    for number in range(3 if mode == "ps-async" else 1):
+        if LATE in said:
+            said = kill_one_of_two(tmp_path / f"{number}", mode)
     assert f"{mode}.trainer-1 was killed; the others go on" in said
     # Asynchronous trainers pull different versions at their ends.
     alike = "" if mode == "ps-async" else ".*identical"
     accuracy = re.search(rf"2 \(lost 1, \+1\).* (\d+\.\d+)%{alike}", said)
     assert accuracy is not None, said
     assert float(accuracy[1]) / 100 >= TARGET_ACCURACY
+
+
+def kill_one_of_two(tmp_path: Path, mode: str) -> str:
+    """What the command says, all of whose processes have ended."""
+    longer = ("--epochs", "50") if mode == "ps-async" else ()
+    arguments = ("--mode", mode, "--trainers", "2", "--elastic", "--no-plot", *longer)
+    with running_command(tmp_path, *arguments) as (process, pids, _):
+        read_started(process, pids, f"{mode}.trainer-1")
+        said = process.read_rest().decode()
+        assert process.wait() == 0, f"{said}\n{process.errors}"
     assert not any(runs(pid) for pid in pids.values())
+    return said
 
 
 @pytest.mark.parametrize("mode", ["all-reduce", "ps-async", "quorum", "local-sgd"])

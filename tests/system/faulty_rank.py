@@ -48,7 +48,7 @@ TIMEOUT_S = 25.0
 LEFT = 77
 """What is written to an array after a failure, into which a rank that was stopped in the middle may still write."""
 RETRY_S = 0.02
-PATTERN = np.arange(BYTES_MAX, dtype=np.int64) % 7
+PATTERN = np.tile(np.arange(7, dtype=np.int64), BYTES_MAX // 7 + 1)[:BYTES_MAX]
 """Small numbers: their sums are exact in every dtype."""
 
 

@@ -52,17 +52,20 @@ def is_shared(array: np.ndarray, group: clients.Group) -> bool:
 def test_the_result_is_in_out_and_the_array_is_as_it_was(
     connect: Connect, schedule: str, ranks: int, elements: int, dtype: type
 ) -> None:
-    pattern = np.arange(elements) % 5
+    pattern = np.tile(np.arange(5), -(-elements // 5))[:elements]
+    given = [(pattern + rank).astype(dtype) for rank in range(ranks)]
+    sums = (pattern * ranks + ranks * (ranks - 1) // 2).astype(dtype)
+    wanted = {"sum": sums, "max": given[ranks - 1]}
 
     def work(group: clients.Group, _: clients.Client) -> object:
         array, result = group.empty(elements, dtype), group.empty(elements, dtype)
         shared = is_shared(array, group)
-        array[:] = (pattern + group.rank).astype(dtype)
-        for op, due in (("sum", pattern * ranks + ranks * (ranks - 1) // 2), ("max", pattern + ranks - 1)):
+        array[:] = given[group.rank]
+        for op, due in wanted.items():
             returned = group.all_reduce(array, op, out=result)
             assert returned is result
-            assert np.array_equal(result, due.astype(dtype))
-            assert np.array_equal(array, (pattern + group.rank).astype(dtype))
+            assert np.array_equal(result, due)
+            assert np.array_equal(array, given[group.rank])
         return shared
 
     due = schedule == "shm" and elements * np.dtype(dtype).itemsize >= windows.SHARED_BYTES_MIN
