@@ -16,10 +16,10 @@
    most left. So those that have a processor do the work of those that have none, and nobody waits for a position that has not
    claimed anything: once all is claimed, it cannot. A piece comes out the same whoever reduces it.
 
-   Where positions share processors, a long operation ends well only if its end finds all of them near the processor: one that
-   returns computes on, and keeps the others for a whole turn of the kernel's from seeing that they are done, too. So there
-   they run in moments, give way to one another often, and sleep at the end for moments that nobody has to cut short: who wakes up
-   by itself goes before who computes. */
+   Where positions share processors, the last one to return counts. One that returns computes on, and keeps those beside it for a
+   whole turn of the kernel's from seeing that they are done, too. So there a long operation runs in moments: positions give way to
+   one another often, so that none has had more than its share, and at the end sleep for moments that nobody has to cut short.
+   Who wakes up by itself, has had no more than its share and wants only a moment goes before one that computes. */
 #define _GNU_SOURCE
 #include "engine_operation.h"
 
