@@ -17,6 +17,7 @@
                 |   the pieces that somebody reduces; written by all (engine_direct.c)     |
                 |   bell u32, sleepers u32: the futex on which others wait for it         |
                 |   past_caches u32: of position 0, how all are to write to their stages  |
+                |   bound u32: which processor is the only one that it may use            |
                 |   places         of operations with s % 2: where in memory that all map its  |
                 |                   arrays lie; 0 is elsewhere (engine_direct.c)         |
                 |   row 0, row 1   claim (512) and small payload (4096) of operations     |
@@ -100,6 +101,7 @@ typedef struct {
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t bell;
     _Atomic uint32_t sleepers;
     _Atomic uint32_t past_caches; /* Of position 0: whether all write to their stages past the caches. */
+    _Atomic uint32_t bound;       /* The number of the only processor that it may use, and 1; 0 when there are more. */
     uint64_t places[TB_ROWS][2]; /* Of the source and the target. */
     tb_row rows[TB_ROWS];
     tb_record records[TB_RECORDS];

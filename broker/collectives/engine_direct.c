@@ -168,10 +168,23 @@ static int wait_for_claimed(tb_operation *operation)
     return ended;
 }
 
+/* Whether no other position can run on this one's processor. */
+static int is_alone(tb_engine *engine)
+{
+    uint32_t own = atomic_load(&tb_slot_of(engine->board, engine->position)->bound);
+    for (int position = 0; own && position < engine->positions; position++) {
+        uint32_t bound = atomic_load(&tb_slot_of(engine->board, position)->bound);
+        if (position != engine->position && (!bound || bound == own))
+            return 0;
+    }
+    return own != 0;
+}
+
 int tb_move_direct(tb_operation *operation)
 {
     tb_engine *engine = operation->engine;
-    int shared = engine->crowded && operation->task->bytes >= (size_t)SHARED_BYTES_MIN / engine->positions;
+    int is_long = operation->task->bytes >= (size_t)SHARED_BYTES_MIN / engine->positions;
+    int shared = engine->crowded && is_long && !is_alone(engine);
     uint64_t slice_ns = shared ? tb_run_in_moments() : 0, done = tb_mark(operation, operation->chunks);
     operation->naps = shared ? NAPS_MAX : 0;
     /* Before the first claim: whoever sees the claim sees that this position has begun. */
