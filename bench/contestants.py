@@ -35,7 +35,9 @@ ALL: Final[tuple[Contestant, ...]] = (
 )
 WITH_UCX: Final[tuple[Contestant, ...]] = (*ALL, Ucxx(), Ucxx(handled=False))
 """Everybody, and bare UCXX, which takes part where tensorbus speaks UCX too."""
-COLLECTIVE: Final[tuple[Contestant, ...]] = (Limit(), Tensorbus(), TensorbusShared(), Gloo(), Openmpi())
+COLLECTIVE: Final[tuple[Contestant, ...]] = (
+    Limit(), Limit(apart=True), Tensorbus(), TensorbusShared(), Gloo(), Openmpi(),
+)  # fmt: skip
 """Who has collectives; the first is the reference there."""
 NAMED: Final[tuple[Contestant, ...]] = tuple({one.name: one for one in (*COLLECTIVE, *WITH_UCX)}.values())
 """All but variants of the bounded kind."""

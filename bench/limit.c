@@ -28,9 +28,10 @@ void limit_barrier(flag *flags, int rank, int ranks, uint64_t turn)
         }
 }
 
-/* Each rank reduces its part of all arrays, piece by piece, into its own array and from there into the others. */
-void limit_all_reduce(flag *flags, int rank, int ranks, uint64_t turn, unsigned char *const *arrays, size_t bytes,
-                      size_t item_bytes, reduce kernel)
+/* Each rank reduces its part of all arrays, piece by piece, into its own array and from there into the others; or, where there
+   are `results`, from the registers past the caches into all of these. */
+void limit_all_reduce(flag *flags, int rank, int ranks, uint64_t turn, unsigned char *const *arrays,
+                      unsigned char *const *results, size_t bytes, size_t item_bytes, reduce kernel)
 {
     size_t step = (bytes / ranks + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES, start = rank * step, stop = start + step;
     if (stop > bytes || rank == ranks - 1)
@@ -39,8 +40,15 @@ void limit_all_reduce(flag *flags, int rank, int ranks, uint64_t turn, unsigned 
     for (; start < stop; start += PIECE_BYTES) {
         size_t piece = stop - start < PIECE_BYTES ? stop - start : PIECE_BYTES;
         const void *sources[RANKS_MAX];
-        for (int other = 0; other < ranks; other++)
+        void *targets[RANKS_MAX];
+        for (int other = 0; other < ranks; other++) {
             sources[other] = arrays[other] + start;
+            targets[other] = results ? results[other] + start : NULL;
+        }
+        if (results) {
+            kernel(targets[0], sources, ranks, piece / item_bytes, 1, ranks, targets + 1);
+            continue;
+        }
         kernel(arrays[rank] + start, sources, ranks, piece / item_bytes, 1, 0, NULL);
         for (int other = 0; other < ranks; other++)
             if (other != rank)

@@ -2,7 +2,9 @@
 
 The arrays lie in one piece of memory that all ranks map. Each rank reduces its part of all of them in one pass, with
 the same kernels as tensorbus, and writes the result into all of them; a spinning barrier stands before and after. So
-each array is read once and written once, which is the least that is possible in place.
+each array is read once and written once, which is the least that is possible in place. `limit/apart` writes the result
+to memory of its own, past the caches, as `tensorbus/shared` does: it reads and writes as many bytes, of twice as much
+memory, so that less of it is in the caches.
 
 It leaves out all that an application needs: arrays of its own, wherever they lie; claims, deadlines, a way to wait that
 leaves the processor to others; and any failure. A rank that dies leaves the others spinning over half-reduced arrays.
@@ -43,25 +45,32 @@ def compiler() -> str | None:
 
 
 class LimitCollective(Collective):
-    """A rank; its array is a part of the shared memory."""
+    """A rank; its array is a part of the shared memory, and so is its result, if that is to be apart."""
 
-    def __init__(self, directory: Path, task: Task) -> None:
+    def __init__(self, directory: Path, task: Task, *, apart: bool) -> None:
         self._library = ctypes.CDLL(str(directory / "limit.so"))
         self._rank, self._ranks = task.rank, task.world_size
         room = -(-task.size_bytes // FLAGS_BYTES) * FLAGS_BYTES
         descriptor = os.open(directory / "memory", os.O_RDWR)
         # All ranks say the same.
-        os.ftruncate(descriptor, FLAGS_BYTES + self._ranks * room)
-        self._memory = mmap.mmap(descriptor, FLAGS_BYTES + self._ranks * room)
+        size_bytes = FLAGS_BYTES + self._ranks * (1 + apart) * room
+        os.ftruncate(descriptor, size_bytes)
+        self._memory = mmap.mmap(descriptor, size_bytes)
         os.close(descriptor)
         self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._flags = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._places = [FLAGS_BYTES + rank * room for rank in range(self._ranks)]
+        places = [FLAGS_BYTES + each * room for each in range(self._ranks * (1 + apart))]
+        self._places, self._results = places[: self._ranks], places[self._ranks :]
         self._turn = ctypes.c_uint64(task.run * TURNS_OF_A_RUN)
 
     def empty(self, count: int, dtype: str) -> Array:
-        kind = numpy_dtype(dtype)
-        return np.frombuffer(self._memory, np.uint8, count * kind.itemsize, self._places[self._rank]).view(kind)
+        return self._array(self._places, count, numpy_dtype(dtype))
+
+    def _array(self, places: list[int], count: int, dtype: np.dtype[np.generic]) -> Array:
+        return np.frombuffer(self._memory, np.uint8, count * dtype.itemsize, places[self._rank]).view(dtype)
+
+    def result(self, array: Array) -> Array:
+        return self._array(self._results, array.size, array.dtype) if self._results else array
 
     def barrier(self) -> None:
         self._turn.value += 1
@@ -70,13 +79,16 @@ class LimitCollective(Collective):
     def all_reduce(self, array: Array) -> Callable[[], object]:
         known = kernels.Kernels()
         kernel = known.of(known.level, "sum", array.dtype.name)
-        arrays = (ctypes.c_void_p * self._ranks)(*(self._flags + place for place in self._places))
+        arrays, results = (
+            (ctypes.c_void_p * self._ranks)(*(self._flags + place for place in places)) if places else None
+            for places in (self._places, self._results)
+        )
         call, flags, turn = self._library.limit_all_reduce, ctypes.c_void_p(self._flags), self._turn
         rank, ranks, sizes = self._rank, self._ranks, [ctypes.c_size_t(n) for n in (array.nbytes, array.itemsize)]
 
         def reduce() -> None:
             turn.value += 2
-            call(flags, rank, ranks, ctypes.c_uint64(turn.value - 1), arrays, *sizes, kernel)
+            call(flags, rank, ranks, ctypes.c_uint64(turn.value - 1), arrays, results, *sizes, kernel)
 
         return reduce
 
@@ -84,17 +96,20 @@ class LimitCollective(Collective):
 class LimitBus(CollectiveBus):
     """Where the memory and the library are."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, apart: bool) -> None:
         self._directory = directory
+        self._apart = apart
 
     def collective(self, task: Task) -> Collective:
-        return LimitCollective(self._directory, task)
+        return LimitCollective(self._directory, task, apart=self._apart)
 
 
 class Limit(Contestant):
-    """The bare limit."""
+    """The bare limit, in place or with results apart."""
 
-    name = "limit"
+    def __init__(self, *, apart: bool = False) -> None:
+        self.name = "limit/apart" if apart else "limit"
+        self._apart = apart
 
     def missing(self) -> str:
         if compiler() is None:
@@ -105,7 +120,7 @@ class Limit(Contestant):
         return [sys.executable, "-m", "bench.limit", str(directory)]
 
     def connect(self, address: str, *, threads: bool = False) -> LimitBus:
-        return LimitBus(Path(address.removeprefix(ADDRESS)))
+        return LimitBus(Path(address.removeprefix(ADDRESS)), apart=self._apart)
 
 
 def main(directory: Path) -> None:

@@ -95,6 +95,6 @@ CASE = Case(
     ),
     points=points,
     roles={"all_reduce.rank": take_part},
-    contestants=("limit", "tensorbus", "tensorbus/shared", "gloo", "openmpi"),
-    compared=("limit", "gloo", "openmpi"),
+    contestants=("limit", "limit/apart", "tensorbus", "tensorbus/shared", "gloo", "openmpi"),
+    compared=("limit", "limit/apart", "gloo", "openmpi"),
 )

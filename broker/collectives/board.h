@@ -2,7 +2,7 @@
 
    The broker makes one for a generation whose members all share memory with it, and passes it to them. It writes the
    header, and later `state`. To tell people who is late it reads counters, logs, verdicts and records (board_log.c), and
-   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 4:
+   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 5:
 
      0          +------------------------------------------------------------------------+
                 | magic u64 | version u32 | positions u32 | bytes u64                    |
@@ -13,8 +13,11 @@
                 | slot of position 0                                                     |
                 |   arrived, left, staged, reduced, collected, offered, calls u64:        |
                 |   written by it alone                                                   |
+                |   claimed u64: of its part of arrays that lie in memory which all map,   |
+                |   the pieces that somebody reduces; written by all (engine_direct.c)     |
                 |   bell u32, sleepers u32: the futex on which others wait for it         |
                 |   past_caches u32: of position 0, how all are to write to their stages  |
+                |   bound u32: which processor is the only one that it may use            |
                 |   places         of operations with s % 2: where in memory that all map its  |
                 |                   arrays lie; 0 is elsewhere (engine_direct.c)         |
                 |   row 0, row 1   claim (512) and small payload (4096) of operations     |
@@ -30,12 +33,13 @@
                 +------------------------------------------------------------------------+
 
    Operations are numbered from 1, the same on all positions. Which call of the program each of them is, engine_turn.c
-   says. A counter holds s << 24 | chunks, so that it only grows, also over operations that failed half-way; `arrived`
-   and `left` hold s alone. Who writes where, and when:
+   says. A counter holds s << 24 | chunks, so that it only grows, also over operations that failed half-way; `claimed`
+   holds s << 24 | pieces, `arrived` and `left` s alone. Who writes where, and when:
 
      row, places    from the moment in which all have left s - 2
      stage          from the moment in which all have left s - 1, and a chunk's place again when all have collected
                     what was in it
+     claimed        by compare-and-swap, one piece more each time, once all have arrived
      verdict        once for each s, by compare-and-swap: COMMITTED by whoever sees that all there is to know is on the
                     board, something else by whoever sees a failure. Everybody obeys it, whatever it has seen itself,
                     so an operation succeeds on all positions or on none.
@@ -48,7 +52,7 @@
 #include "turns.h"
 
 enum {
-    TB_VERSION = 4,
+    TB_VERSION = 5,
     TB_VERDICTS = 64,
     TB_ROWS = 2,
     TB_RECORDS = 4,
@@ -93,9 +97,11 @@ typedef struct {
     _Atomic uint64_t collected;
     _Atomic uint64_t offered;  /* Calls that had been made when the present operation was chosen. */
     uint64_t calls[TB_ROWS];   /* Which call operation s is, in s % 2. */
+    _Alignas(TB_LINE_BYTES) _Atomic uint64_t claimed; /* On a line of its own: all write to it. */
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t bell;
     _Atomic uint32_t sleepers;
     _Atomic uint32_t past_caches; /* Of position 0: whether all write to their stages past the caches. */
+    _Atomic uint32_t bound;       /* The number of the only processor that it may use, and 1; 0 when there are more. */
     uint64_t places[TB_ROWS][2]; /* Of the source and the target. */
     tb_row rows[TB_ROWS];
     tb_record records[TB_RECORDS];

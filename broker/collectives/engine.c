@@ -9,10 +9,17 @@
 
 enum { SPIN_FIRST_NS = 20000 };
 
-static int processors(void)
+/* How many processors this process may use; *only is the number of one that there is alone, and 1. */
+static int processors(uint32_t *only)
 {
     cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+    CPU_ZERO(&set);
+    *only = 0;
+    int count = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+    for (int each = 0; count == 1 && each < CPU_SETSIZE; each++)
+        if (CPU_ISSET(each, &set))
+            *only = each + 1;
+    return count;
 }
 
 static void *map_board(int file, size_t bytes, int positions)
@@ -53,7 +60,9 @@ tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, in
     engine->positions = positions;
     engine->position = position;
     engine->spin_ns = SPIN_FIRST_NS;
-    engine->crowded = positions > processors();
+    uint32_t only;
+    engine->crowded = positions > processors(&only);
+    atomic_store(&tb_slot_of(board, position)->bound, only);
     return engine;
 }
 

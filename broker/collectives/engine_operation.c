@@ -5,7 +5,8 @@
      small     commit; reduce or copy out of everybody's row
      large     stage chunk k | reduce chunk k - 1 | collect chunk k - 2, each when the others are so far; commit when
                all is reduced
-     direct    in place of that, where all arrays lie in memory that all map: reduce the own part; commit when all have
+     direct    in place of that, where all arrays lie in memory that all map: reduce what nobody has claimed yet; commit
+               when all that was claimed is reduced (engine_direct.c)
      end       `left`; after a failure the array is as it was
 
    An array that fits into the stages is collected after the commit, and needs no copy to go back to. */
@@ -14,6 +15,7 @@
 
 #include <sched.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -32,6 +34,9 @@ enum {
     SLEEP_WAITS_MAX = 4096,
     LONG_PLACES = 4, /* Of the stage, for long arrays: so few stay in the processor's nearest cache. */
 };
+
+/* What the kernel makes of it is some 130 us, more than a moment: who wakes up goes before one that has run for longer. */
+static const struct timespec NAP = {.tv_nsec = 80000};
 
 /* The verdict. */
 
@@ -195,6 +200,11 @@ static int has_changed(void *of)
            atomic_load(&operation->engine->board->state) > (operation->gathering ? TB_OPEN : TB_DRAINING);
 }
 
+int tb_glance(tb_operation *operation, tb_counter counter, uint64_t value)
+{
+    return has_changed(operation) || tb_now_ns() >= operation->pulse_ns ? look(operation, counter, value) : 0;
+}
+
 static inline void pause_a_moment(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -249,13 +259,13 @@ static int wait_briefly(tb_engine *engine, _Atomic uint64_t *counter, uint64_t v
     return came;
 }
 
-static int wait_for(tb_operation *operation, int position, tb_counter counter, uint64_t value)
+int tb_wait_for(tb_operation *operation, int position, tb_counter counter, uint64_t value)
 {
     tb_slot *slot = tb_slot_of(operation->engine->board, position);
     _Atomic uint64_t *own = tb_counter_of(slot, counter);
     if (atomic_load_explicit(own, memory_order_acquire) >= value)
         return 0;
-    if (wait_briefly(operation->engine, own, value))
+    if (!operation->naps && wait_briefly(operation->engine, own, value))
         return 0;
     while (atomic_load_explicit(own, memory_order_acquire) < value) {
         int ended = look(operation, counter, value);
@@ -264,7 +274,11 @@ static int wait_for(tb_operation *operation, int position, tb_counter counter, u
         uint64_t now = tb_now_ns(), timeout_ns = SLICE_NS;
         if (operation->deadline_ns < now + timeout_ns)
             timeout_ns = operation->deadline_ns > now ? operation->deadline_ns - now : SLICE_NS / 50;
-        tb_park(slot, counter, value, timeout_ns, has_changed, operation);
+        if (operation->naps) {
+            operation->naps--;
+            nanosleep(&NAP, NULL);
+        } else
+            tb_park(slot, counter, value, timeout_ns, has_changed, operation);
     }
     return 0;
 }
@@ -274,16 +288,11 @@ static int wait_for_all(tb_operation *operation, tb_counter counter, uint64_t va
     int ended = 0;
     for (int position = 0; position < operation->engine->positions && !ended; position++)
         if (position != operation->engine->position)
-            ended = wait_for(operation, position, counter, value);
+            ended = tb_wait_for(operation, position, counter, value);
     return ended;
 }
 
 /* The parts. */
-
-static uint64_t mark(const tb_operation *operation, size_t chunks)
-{
-    return operation->sequence << TB_CHUNK_BITS | chunks;
-}
 
 static int begin(tb_operation *operation)
 {
@@ -334,41 +343,41 @@ static int stage(tb_operation *operation, size_t chunk)
     if (!chunk)
         ended = wait_for_all(operation, TB_LEFT, operation->sequence - 1);
     else if (chunk >= operation->places)
-        ended = wait_for_all(operation, TB_COLLECTED, mark(operation, chunk - operation->places + 1));
+        ended = wait_for_all(operation, TB_COLLECTED, tb_mark(operation, chunk - operation->places + 1));
     if (ended)
         return ended;
     tb_stage(operation, chunk);
-    tb_publish(operation->own, TB_STAGED, mark(operation, chunk + 1));
+    tb_publish(operation->own, TB_STAGED, tb_mark(operation, chunk + 1));
     return 0;
 }
 
 static int reduce(tb_operation *operation, size_t chunk)
 {
     if (operation->task->kernel) {
-        int ended = wait_for_all(operation, TB_STAGED, mark(operation, chunk + 1));
+        int ended = wait_for_all(operation, TB_STAGED, tb_mark(operation, chunk + 1));
         if (ended)
             return ended;
         if (operation->task->kind == TB_REDUCE_SCATTER || tb_reduces_in_place(operation))
             operation->touched = chunk + 1;
         tb_reduce_chunk(operation, chunk);
     }
-    tb_publish(operation->own, TB_REDUCED, mark(operation, chunk + 1));
+    tb_publish(operation->own, TB_REDUCED, tb_mark(operation, chunk + 1));
     return 0;
 }
 
 static int collect(tb_operation *operation, size_t chunk)
 {
-    int ended = wait_for_all(operation, TB_REDUCED, mark(operation, chunk + 1));
+    int ended = wait_for_all(operation, TB_REDUCED, tb_mark(operation, chunk + 1));
     if (ended)
         return ended;
     if (operation->touched <= chunk)
         operation->touched = chunk + 1;
     tb_collect(operation, chunk);
-    tb_publish(operation->own, TB_COLLECTED, mark(operation, chunk + 1));
+    tb_publish(operation->own, TB_COLLECTED, tb_mark(operation, chunk + 1));
     return 0;
 }
 
-static int commit(tb_operation *operation)
+int tb_commit(tb_operation *operation)
 {
     uint64_t word = atomic_load_explicit(verdict_of(operation), memory_order_acquire);
     return is_committed(operation, word) ? 0 : decide(operation, TB_COMMITTED, 0);
@@ -378,7 +387,7 @@ static int move_rows(tb_operation *operation)
 {
     int ended = gather(operation);
     if (!ended)
-        ended = commit(operation);
+        ended = tb_commit(operation);
     if (!ended)
         tb_finish_rows(operation);
     return ended;
@@ -402,13 +411,13 @@ static int move_chunks(tb_operation *operation)
             ended = reduce(operation, step - 1);
         if (!ended && step >= 2 && !held)
             ended = collect(operation, step - 2);
-        if (!ended && step && tb_now_ns() >= operation->pulse_ns)
-            ended = look(operation, TB_REDUCED, mark(operation, step <= chunks ? step - 1 : chunks));
+        if (!ended && step)
+            ended = tb_glance(operation, TB_REDUCED, tb_mark(operation, step <= chunks ? step - 1 : chunks));
     }
     if (!ended)
-        ended = wait_for_all(operation, TB_REDUCED, mark(operation, chunks));
+        ended = wait_for_all(operation, TB_REDUCED, tb_mark(operation, chunks));
     if (!ended)
-        ended = commit(operation);
+        ended = tb_commit(operation);
     for (size_t chunk = 0; held && !ended && chunk < chunks; chunk++)
         tb_collect(operation, chunk);
     if (ended && remembers)
@@ -416,26 +425,12 @@ static int move_chunks(tb_operation *operation)
     return ended;
 }
 
-static int move_direct(tb_operation *operation)
-{
-    tb_publish(operation->own, TB_STAGED, mark(operation, operation->chunks));
-    for (size_t piece = 0; tb_reduce_direct(operation, piece); piece++)
-        if (has_changed(operation) || tb_now_ns() >= operation->pulse_ns) {
-            int ended = look(operation, TB_ARRIVED, operation->sequence);
-            if (ended)
-                return ended;
-        }
-    tb_publish(operation->own, TB_REDUCED, mark(operation, operation->chunks));
-    int ended = wait_for_all(operation, TB_REDUCED, mark(operation, operation->chunks));
-    return ended ? ended : commit(operation);
-}
-
 static int move_array(tb_operation *operation)
 {
     if (operation->task->shared_source.place) {
         int ended = gather(operation);
         if (ended || tb_is_direct(operation))
-            return ended ? ended : move_direct(operation);
+            return ended ? ended : tb_move_direct(operation);
     }
     return move_chunks(operation);
 }

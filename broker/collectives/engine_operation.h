@@ -19,7 +19,23 @@ typedef struct {
     size_t touched;    /* Chunks of the target that may have changed. */
     uint64_t in_place; /* Of the chunks that were reduced last, a bit each, whether they were so in place. */
     int past_caches;   /* The present chunk goes to the stage past the processor's caches. */
+    int naps;          /* So many waits are short sleeps that nobody has to end; see engine_direct.c. */
 } tb_operation;
+
+/* What a counter holds when so many chunks of an operation are done. */
+static inline uint64_t tb_mark(const tb_operation *operation, size_t chunks)
+{
+    return operation->sequence << TB_CHUNK_BITS | chunks;
+}
+
+/* Ends an operation to which something has happened, if something has: looked for at times (engine_operation.c). */
+int tb_glance(tb_operation *operation, tb_counter counter, uint64_t value);
+
+/* Waits until a position's counter has a value; not 0 when the operation has ended before. */
+int tb_wait_for(tb_operation *operation, int position, tb_counter counter, uint64_t value);
+
+/* Gives the verdict that it is done, if there is none; 0 if it is. */
+int tb_commit(tb_operation *operation);
 
 /* The number of chunks that an operation moves in, and where its data lie in them. */
 size_t tb_chunks(const tb_operation *operation);
@@ -51,8 +67,8 @@ static inline int tb_reduces_in_place(const tb_operation *operation)
 /* Whether the arrays of all positions lie at the same place of memory that all map; once all have come (engine_direct.c). */
 int tb_is_direct(const tb_operation *operation);
 
-/* Reduces a piece of the own part of such arrays, and writes it to everybody's target; 0 if there is none any more. */
-int tb_reduce_direct(tb_operation *operation, size_t piece);
+/* Reduces such arrays, together with the others; returns what the operation has ended with, 0 for well. */
+int tb_move_direct(tb_operation *operation);
 
 /* The whole of an operation whose arrays lie in the rows. */
 void tb_write_row(tb_operation *operation);

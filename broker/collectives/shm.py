@@ -50,7 +50,7 @@ __all__ = [
 
 AVAILABLE: Final = bool(cython.compiled)
 """Whether this module can do anything: it has to be compiled."""
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the board's layout."""
 
 

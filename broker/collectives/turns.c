@@ -105,22 +105,32 @@ typedef struct {
     uint64_t runtime, deadline, period;
 } scheduling;
 
-/* This thread runs for moments and sleeps in between. Where the kernel lets a thread say so (Linux 6.12, for everybody), it
-   then goes before one that computes, such as the program's own, in place of waiting until that one's turn is over. */
-static void run_in_moments(void)
+/* Gives this thread turns of so long; returns how long they were, 0 if that is not to be had or was so already. */
+static uint64_t run_for(uint64_t slice_ns)
 {
     scheduling attributes = {.size = sizeof attributes};
     if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) || attributes.policy)
-        return;
+        return 0;
+    uint64_t before = attributes.runtime;
+    if (!before || before == slice_ns)
+        return 0;
     attributes.size = sizeof attributes;
-    attributes.runtime = MOMENT_NS;
-    syscall(SYS_sched_setattr, 0, &attributes, 0);
+    attributes.runtime = slice_ns;
+    return syscall(SYS_sched_setattr, 0, &attributes, 0) ? 0 : before;
+}
+
+uint64_t tb_run_in_moments(void) { return run_for(MOMENT_NS); }
+
+void tb_run_as_before(uint64_t slice_ns)
+{
+    if (slice_ns)
+        run_for(slice_ns);
 }
 
 static void *work(void *of)
 {
     tb_turns *turns = of;
-    run_in_moments();
+    tb_run_in_moments(); /* And sleeps in between. */
     pthread_mutex_lock(&turns->lock);
     while (!turns->stopping) {
         if (turns->busy || (!turns->first && !turns->has_leftover)) {

@@ -162,6 +162,12 @@ void tb_turns_cancel(tb_turns *turns, tb_task *task);
 /* Waits until an operation is not PENDING, at most so long; returns its status. */
 int tb_turns_wait(tb_turns *turns, tb_task *task, uint64_t timeout_ns);
 
+/* From now on this thread runs for moments: where the kernel lets a thread say so (Linux 6.12, for everybody), it goes before
+   one that computes, in place of waiting until that one's turn is over. Returns what tb_run_as_before needs; 0 if nothing was
+   changed. */
+uint64_t tb_run_in_moments(void);
+void tb_run_as_before(uint64_t slice_ns);
+
 uint64_t tb_now_ns(void);
 
 #endif

@@ -24,6 +24,10 @@ pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not com
 
 LONG = 3 << 20
 """Elements of float32 that do not fit into the stages, so that the array changes while others may still fail."""
+SLOTS_OFFSET, STAGE_BYTES, CLAIMED_OFFSET, CHUNK_BITS = 16384, 2 << 20, 128, 24
+"""Of the layout in board.h."""
+PIECE_BYTES = 128 << 10
+"""What a position claims at a time of arrays in common memory."""
 
 
 def all_reduce(elements: int, positions: int, op: ReduceOp = ReduceOp.SUM, claim: bytes = b"") -> shm.Plan:
@@ -110,8 +114,27 @@ def _window(number: int, arrays: list[np.ndarray], position: int) -> shm.Window:
     return shm.Window(number, addresses, position, arrays[0].nbytes, arrays)
 
 
+def _run_direct(engine: shm.Engine, position: int, sources: list[np.ndarray], targets: list[np.ndarray]) -> int:
+    """A sum of arrays that all see, as this position sees them."""
+    elements = sources[0].size
+    task = shm.Task(all_reduce(elements, len(sources)), sources[position], targets[position], 20 * SECOND_NS)
+    task.share(_window(1, sources, position), _window(2, targets, position))
+    return engine.run(task)
+
+
+def _slot(memory: SharedMemory, positions: int, position: int) -> int:
+    """The address of a position's slot (board.h)."""
+    slot_bytes = (memory.size_bytes - SLOTS_OFFSET) // positions - STAGE_BYTES
+    return memory.address + SLOTS_OFFSET + position * slot_bytes
+
+
+def _claimed(memory: SharedMemory, positions: int, part: int) -> ctypes.c_uint64:
+    """How much of a part is claimed."""
+    return ctypes.c_uint64.from_address(_slot(memory, positions, part) + CLAIMED_OFFSET)
+
+
 @pytest.mark.parametrize("elements", [2048, LONG])
-def test_of_common_memory_each_position_reduces_its_part_to_where_all_want_it(elements: int) -> None:
+def test_of_common_memory_one_position_reduces_each_piece_to_where_all_want_it(elements: int) -> None:
     sources = [np.full(elements, position + 1, np.float32) for position in range(2)]
     targets = [np.zeros(elements, np.float32) for _ in range(2)]
     elsewhere = np.zeros(elements, np.float32)
@@ -128,13 +151,75 @@ def test_of_common_memory_each_position_reduces_its_part_to_where_all_want_it(el
         return status
 
     assert on_threads(2, work) == [Outcome.COMMITTED] * 2
-    half = elements // 2
     assert (targets[1] == 3).all()
-    assert (targets[0][:half] == 3).all()
-    assert (targets[0][half:] == 0).all()
-    assert (elsewhere[:half] == 0).all()
-    assert (elsewhere[half:] == 3).all()
+    assert ((targets[0] == 3) != (elsewhere == 3)).all()
+    assert ((targets[0] == 0) != (elsewhere == 0)).all()
     assert [np.unique(source).tolist() for source in sources] == [[1.0], [2.0]]
+
+
+def test_who_is_done_with_its_part_takes_of_the_others_and_leaves_what_is_claimed() -> None:
+    memory, pieces = new_board(2), LONG * 4 // 2 // PIECE_BYTES
+    sources, targets, later = ([np.full(LONG, value, np.float32) for _ in range(2)] for value in (1, 0, 0))
+
+    def work(engine: shm.Engine, position: int) -> list[int]:
+        return [_run_direct(engine, position, sources, results) for results in (targets, later)]
+
+    # Of both parts of the first operation somebody else has claimed some, and leaves them undone.
+    _claimed(memory, 2, 0).value = 1 << CHUNK_BITS | pieces
+    _claimed(memory, 2, 1).value = 1 << CHUNK_BITS | pieces - 3
+    assert on_threads(2, work, memory) == [[Outcome.COMMITTED] * 2] * 2
+    last = 3 * PIECE_BYTES // 4
+    for target in targets:
+        assert (target[:-last] == 0).all()
+        assert (target[-last:] == 2).all()
+    assert all((target == 2).all() for target in later)
+
+
+def test_who_has_come_and_has_no_processor_is_not_waited_for() -> None:
+    memory = new_board(2)
+    sources = [np.full(LONG, position + 1, np.float32) for position in range(2)]
+    targets = [np.zeros(LONG, np.float32) for _ in range(2)]
+
+    def come_like_position_0() -> None:
+        """All that position 1 writes until it has come, which is what position 0 has written."""
+        _wait_for_sequence(memory, 0, 1, positions=2)
+        first, own = _slot(memory, 2, 0), _slot(memory, 2, 1)
+        # What says that it has come at the end.
+        ctypes.memmove(own + CLAIMED_OFFSET, first + CLAIMED_OFFSET, own - first - CLAIMED_OFFSET)
+        ctypes.memmove(own, first, CLAIMED_OFFSET)
+
+    engine = shm.Engine(memory.descriptor, memory.size_bytes, 2, 0)
+    other = threading.Thread(target=come_like_position_0)
+    other.start()
+    assert _run_direct(engine, 0, sources, targets) == Outcome.COMMITTED
+    other.join()
+    assert all((target == 3).all() for target in targets)
+    engine.close()
+
+
+def _turn_ns() -> int:
+    """How long the kernel gives this thread a processor when others want one; 0 where it does not say so."""
+    libc, words = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint64 * 6)(48)
+    number = {"x86_64": 315, "aarch64": 275}[os.uname().machine]
+    assert libc.syscall(number, 0, words, 48, 0) == 0
+    return words[3]
+
+
+def test_positions_that_share_a_processor_leave_its_turns_as_they_were() -> None:
+    sources = [np.full(LONG, position + 1, np.float32) for position in range(3)]
+    targets = [np.zeros(LONG, np.float32) for _ in range(3)]
+
+    def work(engine: shm.Engine, position: int) -> tuple[int, bool]:
+        before = _turn_ns()
+        return _run_direct(engine, position, sources, targets), _turn_ns() == before
+
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})
+    try:
+        assert on_threads(3, work) == [(Outcome.COMMITTED, True)] * 3
+    finally:
+        os.sched_setaffinity(0, processors)
+    assert all((target == 6).all() for target in targets)
 
 
 @pytest.mark.parametrize("begin", [0, 8191, 8193, 16384])
@@ -202,10 +287,9 @@ def test_ctrl_c_fails_the_operation_everywhere(ranks: tuple[SharedMemory, list[P
     assert (told["outcome"], told["positions"], told["intact"]) == ("INTERRUPTED", [0], True)
 
 
-def _wait_for_sequence(memory: SharedMemory, position: int, sequence: int) -> None:
+def _wait_for_sequence(memory: SharedMemory, position: int, sequence: int, *, positions: int = 3) -> None:
     """Until a position has arrived at an operation; its slot begins with that counter."""
-    slot_bytes = (memory.size_bytes - 16384) // 3 - (2 << 20)
-    counter = ctypes.c_uint64.from_address(memory.address + 16384 + position * slot_bytes)
+    counter = ctypes.c_uint64.from_address(_slot(memory, positions, position))
     never, deadline = threading.Event(), time.monotonic() + PATIENCE_S
     while counter.value < sequence:
         assert time.monotonic() < deadline, f"position {position} has not arrived at operation {sequence}"
