@@ -39,6 +39,7 @@ from clients.connection.pump import seconds
 from clients.connection.securing import Folder, secured
 from clients.groups import Group
 from clients.publishing.direct import publish as publish_directly
+from clients.publishing.direct import publish_large
 from clients.publishing.outgoing_topic import LANES
 from clients.publishing.sharing import empty_shared, publish_shared
 from clients.reading.handlers import Handler, Handlers
@@ -161,8 +162,11 @@ class Client:
         message, acknowledge = outbound(
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded
         )
-        if self._core.arenas.suits(len(message.payload)):
+        size_bytes = len(message.payload)
+        if self._core.arenas.suits(size_bytes):
             return publish_shared(self._driver, message, timeout_s, acknowledge=acknowledge)
+        if size_bytes >= PLACED_BYTES_MIN and not acknowledge and publish_large(self._driver, message, timeout_s):
+            return None
         return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:
