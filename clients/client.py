@@ -40,6 +40,7 @@ from clients.connection.securing import Folder, secured
 from clients.groups import Group
 from clients.publishing.direct import publish as publish_directly
 from clients.publishing.direct import publish_large
+from clients.publishing.outbound import Outbound
 from clients.publishing.outgoing_topic import LANES
 from clients.publishing.sharing import empty_shared, publish_shared
 from clients.reading.handlers import Handler, Handlers
@@ -159,14 +160,16 @@ class Client:
                 batched = lane is None and not urgent
                 if publish_directly(self._driver, topic, number, content, payload, batched, urgent):
                     return None
+            elif len(payload) >= PLACED_BYTES_MIN and type(topic) is str and not self._core.arenas.suits(len(payload)):
+                # It has no option to be checked.
+                plain = Outbound(topic, None if lane is None else number, content, tensor, payload)
+                if publish_large(self._driver, plain, timeout_s):
+                    return None
         message, acknowledge = outbound(
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded
         )
-        size_bytes = len(message.payload)
-        if self._core.arenas.suits(size_bytes):
+        if self._core.arenas.suits(len(message.payload)):
             return publish_shared(self._driver, message, timeout_s, acknowledge=acknowledge)
-        if size_bytes >= PLACED_BYTES_MIN and not acknowledge and publish_large(self._driver, message, timeout_s):
-            return None
         return self._driver.run(operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge))
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = "float32") -> npt.NDArray[np.generic]:

@@ -179,7 +179,7 @@ def unpace(sock: socket.socket) -> None:
     """Lets bytes go within a host as they are written, for a connected socket of which both ends are there.
 
     BBR measures a wire and spreads what is sent over the time that it takes there. Within a host there is none, and
-    what it finds is how fast the reader reads: it costs timers and small segments. Between hosts, the choice is theirs.
+    what it finds is how fast the reader reads. Between hosts, the choice is theirs.
     """
     try:
         if sock.getsockname()[0] != sock.getpeername()[0]:
