@@ -42,7 +42,7 @@ cdef class Server:
 
     @cython.locals(began_ns='long long')
     cpdef _readable(self, _Link link)
-    @cython.locals(session=Session, size=Py_ssize_t, wanted=Py_ssize_t, _=int, buffers=list)
+    @cython.locals(session=Session, size=Py_ssize_t, room=Py_ssize_t, _=int, buffers=list)
     cdef _read(self, _Link link)
     @cython.locals(record=SessionRecord, link=_Link, state=BrokerState)
     cpdef _run(self)

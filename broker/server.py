@@ -288,13 +288,13 @@ class Server:
         try:
             for _ in range(_READS_AT_ONCE):
                 buffers = session.receive_buffers()
-                wanted = len(buffers[0])
+                room = len(buffers[0]) if len(buffers) == 1 else len(buffers[0]) + len(buffers[1])
                 size = link.wire.receive_into(buffers)
                 if size:
                     session.received(size, monotonic_ns(), link.deliver)
-                # After a short read there is nothing more. After a full one there is: with what completes a chunk its
-                # readers are woken once, and not by its first half already.
-                if size < wanted:
+                # Where a read has left room there is nothing more. After a full one there is: with what completes a
+                # chunk its readers are woken once, and not by its first half already.
+                if size < room:
                     break
         except ConnectionClosed as error:
             session.lost(error)

@@ -39,6 +39,8 @@ from clients.connection.pump import seconds
 from clients.connection.securing import Folder, secured
 from clients.groups import Group
 from clients.publishing.direct import publish as publish_directly
+from clients.publishing.direct import publish_large
+from clients.publishing.outbound import Outbound
 from clients.publishing.outgoing_topic import LANES
 from clients.publishing.sharing import empty_shared, publish_shared
 from clients.reading.handlers import Handler, Handlers
@@ -157,6 +159,11 @@ class Client:
             if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
                 batched = lane is None and not urgent
                 if publish_directly(self._driver, topic, number, content, payload, batched, urgent):
+                    return None
+            elif len(payload) >= PLACED_BYTES_MIN and type(topic) is str and not self._core.arenas.suits(len(payload)):
+                # It has no option to be checked.
+                plain = Outbound(topic, None if lane is None else number, content, tensor, payload)
+                if publish_large(self._driver, plain, timeout_s):
                     return None
         message, acknowledge = outbound(
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded

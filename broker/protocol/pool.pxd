@@ -2,6 +2,8 @@
 
 import cython
 
+from cpython.ref cimport Py_REFCNT
+
 
 cdef Py_ssize_t _GRAIN_BYTES, _ALIGNMENT_BYTES, _LATEST_MAX, _OTHERS_MAX, _REFERENCES_WHEN_FREE
 
@@ -37,4 +39,5 @@ cdef class BufferPool:
     cpdef count(self, Py_ssize_t size_bytes)
 
 
+@cython.locals(each=_Kept)
 cdef Py_ssize_t _references(list kept, Py_ssize_t position) except -1

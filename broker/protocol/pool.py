@@ -22,6 +22,11 @@ import numpy.typing as npt
 
 from broker.limits import MEMORY_LOOK_BYTES
 
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
+
 ByteArray = npt.NDArray[np.uint8]
 
 _GRAIN_BYTES: Final = 4096
@@ -91,7 +96,10 @@ class _Shelf:
 
 
 def _references(kept: list[_Kept], position: int) -> int:
-    return sys.getrefcount(kept[position].buffer)
+    each = kept[position]
+    if cython.compiled:
+        return Py_REFCNT(each.buffer)  # type: ignore[name-defined, no-any-return]  # noqa: F821
+    return sys.getrefcount(each.buffer)
 
 
 _REFERENCES_WHEN_FREE: Final = _references([_Kept(np.empty(1, np.uint8), 0)], 0)

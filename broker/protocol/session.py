@@ -216,7 +216,7 @@ class Session:
         try:
             if placed is not None:
                 self._placed, self._placed_rest = None, _NO_BYTES
-                self._amid = placed.kind == _CHUNK and (self.is_client or not placed.flags & _LAST)
+                self._amid = placed.kind == _CHUNK
                 self._take(placed, now_ns, receiver)
             else:
                 self._amid = False

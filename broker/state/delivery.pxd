@@ -10,9 +10,9 @@ from broker.topics.messages cimport Assignment, Message
 from broker.topics.queues cimport Queue
 
 
-cdef Py_ssize_t _HEADER_BYTES
+cdef Py_ssize_t _HEADER_BYTES, _BEGUN_WITH_BYTES_MAX
 cdef object _BLOCK
-cdef int _DELIVER, _CHUNK, _BATCH, _CHUNKED, _SHARED, _KEPT_FLAGS
+cdef int _DELIVER, _CHUNK, _BATCH, _CHUNKED, _SHARED, _LAST, _KEPT_FLAGS
 
 
 cdef class Subscription:
@@ -27,7 +27,7 @@ cdef class Subscription:
     cdef public DropNotice notice
     cdef public long long delivered, evicted
 
-    @cython.locals(source=LaneSource, session=Session, queue=Queue)
+    @cython.locals(source=LaneSource, session=Session, queue=Queue, arriving=bint)
     cpdef offer(self, Message message)
     @cython.locals(queue=Queue)
     cpdef passed(self, Message message)

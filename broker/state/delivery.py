@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 
 _HEADER_BYTES, _BLOCK = HEADER_BYTES, Overflow.BLOCK
 _DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
-_BATCH, _CHUNKED, _SHARED = int(Flag.BATCH), int(Flag.CHUNKED), int(Flag.SHARED)
+_BATCH, _CHUNKED, _SHARED, _LAST = int(Flag.BATCH), int(Flag.CHUNKED), int(Flag.SHARED), int(Flag.LAST)
 _KEPT_FLAGS = int(Flag.BATCH | Flag.CHUNKED | Flag.REQUEST | Flag.TRACKED)
 
+BEGUN_WITH_BYTES_MAX: Final = 2 * CHUNK_BYTES
+"""A large message up to this length leaves with its first chunk, and not before. Far less than what a subscription lets
+wait, so its own length never holds its publisher back."""
+_BEGUN_WITH_BYTES_MAX = BEGUN_WITH_BYTES_MAX
 _NO_SOURCES: Final[dict[int, LaneSource]] = {}
 """Of all subscriptions that have got nothing yet."""
 
@@ -130,15 +134,17 @@ class Subscription:
             self.flush(self.session)
             return
         if self.queue.offer(message):
-            if not source.attached:
-                source.attach()
-            # Nothing holds back the publisher of a control message, so even a `block` subscription may give one up.
             stream = message.stream
-            if (
-                stream is not None
-                and not stream.complete
-                and (self.queue.overflow is not _BLOCK or message.lane == CONTROL)
-            ):
+            arriving = stream is not None and not stream.complete
+            if not source.attached:
+                short = message.size_bytes <= _BEGUN_WITH_BYTES_MAX
+                if stream is not None and arriving and short and not stream.received_bytes:
+                    # Its beginning alone would wake the reader for nothing.
+                    stream.waiters.append(source)
+                else:
+                    source.attach()
+            # Nothing holds back the publisher of a control message, so even a `block` subscription may give one up.
+            if stream is not None and arriving and (queue.overflow is not _BLOCK or message.lane == CONTROL):
                 stream.watchers.append(self)
         if self.queue.dropped != self.notice.told:
             self.tell_dropped()
@@ -311,8 +317,8 @@ class LaneSource:
             self.attach()
 
     def resume(self) -> None:
-        """The stream has more."""
-        if not self.attached and self.message is not None:
+        """The stream has more, or what waits here has begun to come."""
+        if not self.attached and (self.message is not None or self.subscription.queue.has_waiting(self.lane)):
             self.attach()
 
     def give_up(self) -> None:
@@ -440,7 +446,7 @@ class LaneSource:
             self._chunk, self._chunk_sent_bytes = following, 0
         size = len(payload)
         last = stream.complete and self._chunk is following and following.following is None
-        flags = int(Flag.LAST) if last else 0
+        flags = _LAST if last else 0
         buffers.append(
             pack_header(_CHUNK, flags, self.lane, 0, 0, 0, self._stream_number, 0, 0, size, 0, self._sent_bytes, 0)
         )

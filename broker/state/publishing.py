@@ -365,7 +365,7 @@ class Publishing:
         if publisher is None or message is None or message.stream is None:
             raise ProtocolError(f"CHUNK of stream {frame.stream}, which no PUBLISH has opened")
         stream = message.stream
-        complete = bool(frame.flags & Flag.LAST)
+        complete = frame.flags & _LAST != 0
         expected = message.size_bytes - len(message.body)
         arrived = stream.received_bytes + len(frame.payload)
         if not complete and len(frame.payload) < PLACED_BYTES_MIN:

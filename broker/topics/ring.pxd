@@ -15,9 +15,18 @@ cdef class Ring:
     cdef public bint keeps_last
     cdef object _messages
     cdef tuple _arriving
+    cdef long long _arriving_bytes
 
     @cython.locals(before=cython.longlong)
     cpdef long long append(self, Message message) except? -1
+
+    @cython.locals(before=cython.longlong)
+    cdef long long _append_arriving(self, Message message) except? -1
+
+    @cython.locals(before=cython.longlong, arriving=cython.longlong)
+    cpdef long long finish(self, Message message) except? -1
+
+    cpdef long long discard(self, Message message) except? -1
 
     cdef _many(self)
 

@@ -31,6 +31,7 @@ class Ring:
 
     __slots__ = (
         "_arriving",
+        "_arriving_bytes",
         "_messages",
         "bytes_max",
         "held_bytes",
@@ -54,6 +55,7 @@ class Ring:
         self.held_bytes = 0
         self._messages: deque[Message] | tuple[Message, ...] = ()
         self._arriving: tuple[Message, ...] = ()
+        self._arriving_bytes = 0
 
     @classmethod
     def of(cls, policy: TopicPolicy) -> Ring:
@@ -131,6 +133,7 @@ class Ring:
             return 0
         before = self._arriving_bytes
         self._arriving += (message,)
+        self._arriving_bytes += message.size_bytes
         message.holders += 1
         self._let_go_arriving()
         return self._arriving_bytes - before
@@ -153,11 +156,14 @@ class Ring:
             message.holders += 1
             arriving = self.discard(message)
             messages = self._many()
-            newer = []
-            while messages and messages[-1].sequence > message.sequence:
-                newer.append(messages.pop())
-            messages.append(message)
-            messages.extend(reversed(newer))
+            if not messages or messages[-1].sequence < message.sequence:
+                messages.append(message)
+            else:
+                newer = []
+                while messages and messages[-1].sequence > message.sequence:
+                    newer.append(messages.pop())
+                messages.append(message)
+                messages.extend(reversed(newer))
             self.held_messages += message.count
             self.held_bytes += message.size_bytes
             self._let_go()
@@ -170,13 +176,13 @@ class Ring:
         """Forgets a message that is arriving; returns the bytes that were held for it."""
         if message not in self._arriving:
             return 0
-        self._arriving = tuple(other for other in self._arriving if other is not message)
+        if len(self._arriving) == 1:
+            self._arriving = ()
+        else:
+            self._arriving = tuple([other for other in self._arriving if other is not message])
+        self._arriving_bytes -= message.size_bytes
         message.release()
         return message.size_bytes
-
-    @property
-    def _arriving_bytes(self) -> int:
-        return sum(message.size_bytes for message in self._arriving)
 
     def clear(self) -> int:
         """Lets go of everything; returns the bytes that were held."""

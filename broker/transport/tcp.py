@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import time
@@ -18,8 +19,15 @@ from broker.transport.registry import register
 from broker.transport.sockets import SocketConnection, SocketListener, connect_error, listen_error
 from broker.wires import Wire
 
+log = logging.getLogger(__name__)
+
 _ATTEMPT_S_MIN: Final = 0.001
 """A socket with a time-out of zero would not wait at all."""
+_PACING: Final = b"bbr"
+_UNPACED: Final = b"reno"
+"""What the kernel always has, and lets everybody have (tcp(7), tcp_allowed_congestion_control)."""
+_NAME_BYTES: Final = 16
+"""Of a congestion control's name in the kernel (linux/include/net/tcp.h, TCP_CA_NAME_MAX)."""
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
@@ -167,7 +175,25 @@ def prepared(sock: socket.socket) -> socket.socket:
     return sock
 
 
+def unpace(sock: socket.socket) -> None:
+    """Lets bytes go within a host as they are written, for a connected socket of which both ends are there.
+
+    BBR measures a wire and spreads what is sent over the time that it takes there. Within a host there is none, and
+    what it finds is how fast the reader reads. Between hosts, the choice is theirs.
+    """
+    try:
+        if sock.getsockname()[0] != sock.getpeername()[0]:
+            return
+        present = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _NAME_BYTES)
+        if present.rstrip(b"\0") == _PACING:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _UNPACED)
+    except OSError as error:
+        # It has ended already, which its reader finds out; or the kernel has no choice to offer.
+        log.debug("tcp.paced cause=%s", error)
+
+
 def _connected(sock: socket.socket, peer: SocketAddress) -> TcpConnection:
+    unpace(sock)
     return TcpConnection(sock, address_text("tcp", sock.getsockname()), address_text("tcp", peer))
 
 

@@ -14,7 +14,8 @@ from clients.asking.requests cimport PendingRequest, Requests
 from clients.connection.signals cimport Signal
 
 
-cdef int _DELIVER, _CHUNK, _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE, _TRACED
+cdef int _DELIVER, _CHUNK, _PUBLISH, _TOPIC, _CREDIT, _RESULT
+cdef int _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE, _TRACED, _CHUNKED
 
 
 cdef class Core(Receiver):

@@ -42,9 +42,11 @@ from clients.reading.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 
-_DELIVER, _CHUNK = int(Kind.DELIVER), int(Kind.CHUNK)
+_DELIVER, _CHUNK, _PUBLISH = int(Kind.DELIVER), int(Kind.CHUNK), int(Kind.PUBLISH)
+_TOPIC, _CREDIT, _RESULT = int(Kind.TOPIC), int(Kind.CREDIT), int(Kind.RESULT)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _REQUEST, _ACKNOWLEDGE, _TRACED = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE), int(Flag.TRACED)
+_CHUNKED = int(Flag.CHUNKED)
 
 
 class Bell(Protocol):
@@ -214,7 +216,7 @@ class Core(Receiver):
 
     def allocate(self, frame: Frame, size_bytes: int) -> memoryview:
         """Memory for a payload that is about to be received."""
-        if frame.kind == Kind.RESULT:
+        if frame.kind == _RESULT:
             memory = self.places.destination(frame, size_bytes)
             if memory is not None:
                 return memory
@@ -235,10 +237,10 @@ class Core(Receiver):
             self.incoming.deliver(frame)
         elif kind == _CHUNK:
             self.incoming.chunk(frame)
-        elif kind == Kind.TOPIC:
+        elif kind == _TOPIC:
             self.incoming.topic(frame)
-        elif kind == Kind.CREDIT:
-            if frame.flags & Flag.REQUEST:
+        elif kind == _CREDIT:
+            if frame.flags & _REQUEST:
                 self.responders.credit(frame)
             else:
                 self.outgoing.granted(frame)
@@ -464,7 +466,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
             outgoing.streams_room.clear()
             return outgoing.streams_room
         opening = Frame(
-            Kind.PUBLISH, message.flags | Flag.CHUNKED, lane, message.content,
+            _PUBLISH, message.flags | _CHUNKED, lane, message.content,
             number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),
             sequence=message.request, time_ns=wall_ns, body=body,
         )  # fmt: skip

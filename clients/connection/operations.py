@@ -181,10 +181,7 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
             return
         what = f"room on topic {message.topic!r}: a subscriber with overflow='block' does not keep up, or the broker"
         if isinstance(signal, StreamSource):
-            what = (
-                f"a message of {len(message.payload)} bytes on topic {message.topic!r} to leave: the broker, or a "
-                "subscriber with overflow='block', does not keep up"
-            )
+            what = leaving(message)
         if message.place is not None and signal is message.place.block.arena.answered:
             what = "the broker to map shared memory"
         if signal is core.online:
@@ -200,6 +197,14 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
             if signal.error is not None:
                 raise signal.error
             return
+
+
+def leaving(message: Outbound) -> str:
+    """What whoever waits for a large message to leave waits for, in words."""
+    return (
+        f"a message of {len(message.payload)} bytes on topic {message.topic!r} to leave: the broker, or a subscriber "
+        "with overflow='block', does not keep up"
+    )
 
 
 def follow_up(driver: Driver, done: Signal) -> None:

@@ -9,7 +9,7 @@ from clients.connection.signals cimport Signal
 
 
 cdef Py_ssize_t _HEADER_BYTES
-cdef int _CHUNK, _CONTROL
+cdef int _CHUNK, _CONTROL, _LAST
 
 
 cdef class StreamSource(Signal):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clients.publishing.outgoing import Outgoing
 
 _HEADER_BYTES = HEADER_BYTES
-_CHUNK, _CONTROL = int(Kind.CHUNK), int(Lane.CONTROL)
+_CHUNK, _CONTROL, _LAST = int(Kind.CHUNK), int(Lane.CONTROL), int(Flag.LAST)
 
 
 class StreamSource(Signal):
@@ -68,7 +68,7 @@ class StreamSource(Signal):
             self.attached = False
             return 0
         size = min(self._rest, CHUNK_BYTES)
-        flags = Flag.LAST if size == self._rest else 0
+        flags = _LAST if size == self._rest else 0
         buffers.append(pack_header(_CHUNK, flags, self.lane, 0, 0, 0, self.number, 0, 0, size, 0, self._position, 0))
         self._pieces.take(size, buffers)
         self._position += size

@@ -11,7 +11,14 @@ from clients.reading.messages cimport Message
 from clients.reading.subscription_state cimport SubscriptionState
 
 
-cdef int _BATCH, _CHUNKED, _TRACKED, _SHARED
+cdef int _BATCH, _CHUNKED, _TRACKED, _SHARED, _LAST, _CHUNK
+
+
+cdef class _Assembly:
+    cdef public Py_ssize_t arrived_bytes
+    cdef public Frame frame
+    cdef public object memory
+    cdef public SubscriptionState subscription
 
 
 cdef class Incoming:
@@ -34,5 +41,10 @@ cdef class Incoming:
     @cython.locals(message=Message)
     cdef _complete(self, SubscriptionState subscription, Frame frame)
     cdef _hand_out(self, SubscriptionState subscription, Message message)
+    @cython.locals(
+        size=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, last=bint, assembly=_Assembly, subscription=SubscriptionState
+    )
     cpdef chunk(self, Frame frame)
+    @cython.locals(assembly=_Assembly, start=Py_ssize_t)
+    cpdef allocate(self, Frame frame, Py_ssize_t size_bytes)
     cpdef bint give_credit(self, SubscriptionState subscription) except -1

@@ -107,9 +107,9 @@ def test_a_malformed_abort_closes_the_session_and_aborts_the_message(talk: Talk)
 @pytest.mark.parametrize(
     ("sizes", "last", "words"),
     [
-        ([CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES], False, "announced"),
+        ([CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES], False, "announced"),
         ([CHUNK_BYTES], True, "announced"),
-        ([CHUNK_BYTES, CHUNK_BYTES], False, "announced"),
+        ([CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES], False, "announced"),
     ],
     ids=["too long", "too short", "not marked as the last"],
 )
@@ -117,7 +117,7 @@ def test_a_large_message_of_another_length_than_announced_closes_the_session(
     talk: Talk, sizes: list[int], last: bool, words: str
 ) -> None:
     bad = talk.peer()
-    stream = bad.open_stream("a", 2 * CHUNK_BYTES)
+    stream = bad.open_stream("a", 3 * CHUNK_BYTES)
     for number, size in enumerate(sizes, start=1):
         bad.chunk(stream, bytes(size), last=last and number == len(sizes))
     expect_closed(bad, Code.PROTOCOL, words)

@@ -155,14 +155,58 @@ def test_a_message_behind_an_unfinished_one_is_delivered_when_that_is_complete()
     assert reader.large() == [2 * PART, 2 * PART]
 
 
-def test_another_lane_goes_on_while_a_large_message_waits_for_its_publisher() -> None:
+@pytest.mark.parametrize("chunks", [2, 3], ids=["begins with its first chunk", "has begun"])
+def test_another_lane_goes_on_while_a_large_message_waits_for_its_publisher(chunks: int) -> None:
     talk = Talk()
     first, second, reader = talk.peer(), talk.peer(), talk.peer()
     reader.subscribe("#")
-    first.open_stream("a", 2 * CHUNK_BYTES, lane=Lane.BULK)
+    first.open_stream("a", chunks * CHUNK_BYTES, lane=Lane.BULK)
     second.publish("b", b"default")
     second.publish("c", b"control", lane=Lane.CONTROL)
-    assert reader.payloads()[1:] == [b"default", b"control"]
+    assert reader.payloads()[chunks - 2 :] == [b"default", b"control"]
+
+
+def test_a_message_of_few_chunks_leaves_with_the_first_of_them_and_wakes_nobody_before() -> None:
+    talk = Talk()
+    publisher, reader = talk.peer(), talk.peer()
+    reader.subscribe("a")
+    stream = publisher.open_stream("a", 2 * CHUNK_BYTES)
+    assert reader.all_of(Kind.DELIVER) == []
+    publisher.chunk(stream, PART)
+    # It does not wait for the second one.
+    assert len(reader.all_of(Kind.DELIVER)) == 1
+    assert reader.chunk_bytes() == CHUNK_BYTES
+    publisher.chunk(stream, PART, last=True)
+    assert reader.large() == [bytes(2 * CHUNK_BYTES)]
+
+
+@pytest.mark.parametrize("overflow", ["block", "drop_oldest", "latest"])
+def test_a_message_whose_publisher_goes_before_its_first_chunk_counts_as_lost_and_the_next_one_comes(
+    overflow: str,
+) -> None:
+    talk = Talk()
+    bad, good, reader = talk.peer(), talk.peer(), talk.peer()
+    number = reader.subscribe("a", overflow)
+    reader.credit(number, 2, 8 * MIB)
+    bad.open_stream("a", 2 * CHUNK_BYTES)
+    bad.die()
+    assert reader.all_of(Kind.DELIVER) == []
+    assert reader.dropped(number) == 1
+    good.publish("a", b"next")
+    assert reader.payloads() == [b"next"]
+
+
+def test_messages_behind_one_that_has_not_begun_come_in_order() -> None:
+    talk = Talk()
+    first, second, reader = talk.peer(), talk.peer(), talk.peer()
+    reader.subscribe("#")
+    stream = first.open_stream("a", 2 * CHUNK_BYTES)
+    second.publish("b", b"small")
+    first.chunk(stream, PART)
+    first.chunk(stream, PART, last=True)
+    talk.settle()
+    assert reader.large() == [bytes(2 * CHUNK_BYTES)]
+    assert reader.payloads()[-1] == b"small"
 
 
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "latest"])

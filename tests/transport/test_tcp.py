@@ -11,6 +11,7 @@ import pytest
 
 from broker.errors import ConnectError, ConnectionClosed, ListenError
 from broker.transport import connect, listen, parse
+from broker.transport.tcp import unpace
 from tests.loopback import free_ports, own_host, refusing
 
 from .driving import PATIENCE_S, accept, receive_exactly, receive_until_closed, send_all
@@ -28,6 +29,62 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *targets: tuple[str, int]) -> No
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", target) for target in targets]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def congestion(sock: socket.socket) -> str:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).split(b"\0")[0].decode()
+
+
+def pair(client_host: str, server_host: str, sockets: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection."""
+    server = sockets.enter_context(socket.create_server((server_host, 0)))
+    client = sockets.enter_context(socket.create_connection(server.getsockname(), source_address=(client_host, 0)))
+    return client, sockets.enter_context(server.accept()[0])
+
+
+def choose(sock: socket.socket, name: str) -> None:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    except OSError as error:
+        pytest.skip(f"the kernel does not let this process choose {name} ({error})")
+
+
+def test_within_a_host_nothing_is_paced() -> None:
+    with ExitStack() as sockets:
+        for sock in pair("127.0.0.1", "127.0.0.1", sockets):
+            choose(sock, "bbr")
+            unpace(sock)
+            assert congestion(sock) == "reno"
+
+
+def test_what_is_not_paced_or_leaves_the_host_stays_as_the_host_has_it() -> None:
+    with ExitStack() as sockets:
+        for sock in pair("127.0.0.1", "127.0.0.1", sockets):
+            choose(sock, "cubic")
+            unpace(sock)
+            assert congestion(sock) == "cubic"
+        for sock in pair("127.0.0.1", "127.0.0.2", sockets):
+            choose(sock, "bbr")
+            unpace(sock)
+            assert congestion(sock) == "bbr"
+
+
+def test_both_ends_of_a_connection_within_a_host_are_as_good_as_unpaced() -> None:
+    with (
+        listen("tcp://127.0.0.1:0") as listener,
+        connect(listener.address, PATIENCE_S) as near,
+        accept(listener) as far,
+    ):
+        for end in (near, far):
+            with socket.socket(fileno=socket.dup(end.fileno())) as sock:
+                assert congestion(sock) != "bbr"
+
+
+def test_a_socket_that_has_ended_is_left_alone() -> None:
+    sock = socket.socket()
+    sock.close()
+    unpace(sock)
+    assert sock.fileno() == -1
 
 
 @pytest.fixture
