@@ -15,7 +15,7 @@ from clients.reading.incoming cimport Incoming
 from clients.reading.lines cimport Lines
 
 
-cdef int _READABLE, _WRITABLE, _READS_MAX
+cdef int _READABLE, _WRITABLE, _FIRST, _SECOND, _READS_MAX
 cdef Py_ssize_t _SHORT_READ_BYTES
 
 
@@ -42,7 +42,7 @@ cdef class Pump:
     cpdef flush(self, bint waits=*)
     cpdef batch_opened(self)
     cpdef wake_waiters(self)
-    @cython.locals(session=Session, events=int, lines=Lines, took=bint, ready=bint, woken=bint)
+    @cython.locals(session=Session, events=int, lines=Lines, took=bint, found=int, woken=bint)
     cdef _pump(self, timeout_s)
     cdef bint _read_lines(self, bint wakes=*) except -1
     cdef _read_all(self, bint ahead=*)

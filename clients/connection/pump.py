@@ -25,7 +25,7 @@ from broker.errors import BrokerError, ConnectionClosed, TimeoutError
 from broker.protocol.codes import Code
 from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Phase, Session
-from broker.transport.calls import READABLE, WRITABLE, wait_for_either
+from broker.transport.calls import FIRST, READABLE, SECOND, WRITABLE, wait_for_either
 from broker.wires import Wire
 from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 SHORT_READ_BYTES: Final = 4096
 READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
-_READABLE, _WRITABLE = READABLE, WRITABLE
+_READABLE, _WRITABLE, _FIRST, _SECOND = READABLE, WRITABLE, FIRST, SECOND
 _SHORT_READ_BYTES, _READS_MAX = SHORT_READ_BYTES, READS_MAX
 
 T = TypeVar("T")
@@ -185,14 +185,15 @@ class Pump:
         self._pumping = True
         self.lock.release()
         try:
-            ready, woken = wait_for_either(self._descriptor, events, self._wake.descriptor, timeout_s)
+            found = wait_for_either(self._descriptor, events, self._wake.descriptor, timeout_s)
         finally:
             self.lock.acquire()
             self._pumping = False
+        woken = found & _SECOND
         if woken:
             self._wake.clear()
         took = self._read_lines(wakes=True)
-        if (ready or (woken and not took)) and session is self._session:
+        if (found & _FIRST or (woken and not took)) and session is self._session:
             if events != _READABLE:
                 self.flush()
             # What others wait for may come behind a large message.
