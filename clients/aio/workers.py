@@ -253,7 +253,7 @@ class MergedSubscription(Subscription):
 
 
 def _take(part: Subscription) -> Message | None:
-    return operations.take(part._driver, part._state)
+    return operations.take(part._driver, part._driver.core, part._state)
 
 
 class _LateReplies(Replies):

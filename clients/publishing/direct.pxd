@@ -11,9 +11,10 @@ from clients.publishing.outgoing cimport Outgoing
 
 cdef object _SENT, _BATCH_OPENED
 cdef bint _UNBROKEN
+cdef int _DEFAULT
+cdef dict _LANES
+cdef Py_ssize_t _PLACED_BYTES_MIN
 
 
-@cython.locals(core=Core, outgoing=Outgoing)
-cpdef bint publish(
-    Driver driver, topic, int lane, int content, bytes payload, bint batched, bint urgent
-) except -1
+@cython.locals(core=Core, outgoing=Outgoing, lane=int, batched=bint)
+cpdef bint publish(Driver driver, topic, name, int content, bytes payload, bint urgent) except -1

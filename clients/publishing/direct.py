@@ -7,25 +7,37 @@ values, no room, no connection) goes that way from its start.
 from __future__ import annotations
 
 from broker.clock import monotonic_ns, wall_ns
+from broker.limits import PLACED_BYTES_MIN
 from clients.connection.driver import Driver
 from clients.publishing.filling import UNBROKEN, add
 from clients.publishing.outgoing import BATCH_OPENED, SENT
+from clients.publishing.outgoing_topic import LANES
 
 _SENT, _BATCH_OPENED, _UNBROKEN = SENT, BATCH_OPENED, UNBROKEN
+_DEFAULT = LANES["default"]
+_LANES = dict(LANES)
+_PLACED_BYTES_MIN = PLACED_BYTES_MIN
 
 
-def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes, batched: bool, urgent: bool) -> bool:
+def publish(driver: Driver, topic: str, name: str | None, content: int, payload: bytes, urgent: bool) -> bool:
     """Publishes a message without a body, if nothing stands in its way; says whether it has.
 
     Args:
         driver: of the client.
         topic: as the application has given it.
-        lane: in which it goes.
+        name: of the lane in which it goes, as the application has given it.
         content: of the payload.
-        payload: shorter than PLACED_BYTES_MIN.
-        batched: whether it may go into a batch that is open.
-        urgent: whether it may open none.
+        payload: long ones do not go this way.
+        urgent: whether it may open no batch, and go into none.
     """
+    if len(payload) >= _PLACED_BYTES_MIN:
+        return False
+    # A topic whose policy names another lane takes no message by this way.
+    lane, batched = _DEFAULT, not urgent and name is None
+    if name is not None:
+        if type(name) is not str or name not in _LANES:
+            return False
+        lane = _LANES[name]
     core = driver.core
     outgoing = core.outgoing
     if _UNBROKEN and batched and add(outgoing.filling, topic, content, payload):
