@@ -9,7 +9,7 @@ from clients.publishing.filling cimport add
 from clients.publishing.outgoing cimport Outgoing
 
 
-cdef object _SENT, _BATCH_OPENED
+cdef object _SENT, _BATCH_OPENED, _DEFAULT_NAME
 cdef bint _UNBROKEN
 cdef int _DEFAULT
 cdef dict _LANES

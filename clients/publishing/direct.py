@@ -6,6 +6,8 @@ values, no room, no connection) goes that way from its start.
 
 from __future__ import annotations
 
+from typing import Final
+
 from broker.clock import monotonic_ns, wall_ns
 from broker.limits import PLACED_BYTES_MIN
 from clients.connection.driver import Driver
@@ -14,7 +16,8 @@ from clients.publishing.outgoing import BATCH_OPENED, SENT
 from clients.publishing.outgoing_topic import LANES
 
 _SENT, _BATCH_OPENED, _UNBROKEN = SENT, BATCH_OPENED, UNBROKEN
-_DEFAULT = LANES["default"]
+_DEFAULT_NAME: Final = "default"
+_DEFAULT = LANES[_DEFAULT_NAME]
 _LANES = dict(LANES)
 _PLACED_BYTES_MIN = PLACED_BYTES_MIN
 
@@ -34,7 +37,7 @@ def publish(driver: Driver, topic: str, name: str | None, content: int, payload:
         return False
     # A topic whose policy names another lane takes no message by this way.
     lane, batched = _DEFAULT, not urgent and name is None
-    if name is not None:
+    if name is not None and name is not _DEFAULT_NAME:
         if type(name) is not str or name not in _LANES:
             return False
         lane = _LANES[name]
