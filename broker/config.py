@@ -35,7 +35,7 @@ FILE_VARIABLE: Final = "TENSORBUS_CONFIG"
 FOREIGN_VARIABLES: Final = frozenset(
     {
         FILE_VARIABLE, "TENSORBUS_URL", "TENSORBUS_TOKEN", "TENSORBUS_TLS", "TENSORBUS_CONTEXT", "TENSORBUS_KERNELS",
-        "TENSORBUS_LINK_ADDRESS", "TENSORBUS_LINK_CONGESTION",
+        "TENSORBUS_LINK_ADDRESS", "TENSORBUS_LINK_CONGESTION", "TENSORBUS_LOOK_US",
     }
 )  # fmt: skip
 """Variables with the prefix that are not settings: the file's name, and what clients and the command line read."""

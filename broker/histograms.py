@@ -11,6 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
+
 FIRST_NS: Final = 5_000
 BUCKETS: Final = 23
 """Of a histogram, with the last one, which has no bound."""
@@ -24,15 +29,23 @@ class Histogram:
     """How often times of each length came.
 
     Attributes:
-        counts: for each bucket, how many times were in it and not in one before.
         sum_ns: of all times.
     """
 
-    __slots__ = ("counts", "sum_ns")
+    __slots__ = ("_added", "_observed", "sum_ns")
 
     def __init__(self) -> None:
-        self.counts = [0] * BUCKETS
+        if not cython.compiled:
+            # Compiled they are numbers, and no objects, and 0 to begin with.
+            self._observed = [0] * BUCKETS
+        # What others have told, which is not bounded.
+        self._added = [0] * BUCKETS
         self.sum_ns = 0
+
+    @property
+    def counts(self) -> list[int]:
+        """For each bucket, how many times were in it and not in one before."""
+        return [self._observed[index] + self._added[index] for index in range(BUCKETS)]
 
     def observe(self, time_ns: int, weight: int = 1) -> None:
         """Adds a time, as often as `weight` says; one below 0 counts as 0."""
@@ -42,19 +55,21 @@ class Histogram:
         while rest > 0 and index < _LAST:
             rest >>= 1
             index += 1
-        self.counts[index] += weight
+        self._observed[index] += weight
         self.sum_ns += time_ns * weight
 
     def add(self, counts: Sequence[int], sum_ns: int) -> None:
         """Adds what another histogram has."""
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, counts, strict=True)]
+        self._added = [mine + theirs for mine, theirs in zip(self._added, counts, strict=True)]
         # Who reports may report anything, again and again.
         self.sum_ns = min(self.sum_ns + sum_ns, _SUM_MAX_NS)
 
     def take(self) -> tuple[list[int], int]:
         """The counts and the sum; from here on it is empty."""
         taken = self.counts, self.sum_ns
-        self.counts, self.sum_ns = [0] * BUCKETS, 0
+        self._added, self.sum_ns = [0] * BUCKETS, 0
+        for index in range(BUCKETS):
+            self._observed[index] = 0
         return taken
 
     @property

@@ -317,6 +317,11 @@ LINE_OFFER_S: Final = 10.0
 """How long an offered line waits for its publisher, which begins it as soon as it reads what the broker says."""
 LINES_MAX: Final = 128
 """Lines of each tenant: the broker looks at all of them before whatever depends on what was published."""
+LOOK_US: Final = 0
+"""How long a client's thread looks at its lines before it sleeps, while that pays. Not at all unless it is asked for:
+where both sides have a processor each, it gains much, and elsewhere nothing."""
+LOOK_US_MAX: Final = 1000
+"""That long no other thread of a client gets its lock, or Python's."""
 LINE_AFTER_MESSAGES: Final = 8
 """Small messages, each in a frame of its own, after which a topic may get a line."""
 LINE_AGAIN_MESSAGES: Final = 64

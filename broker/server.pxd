@@ -12,6 +12,7 @@ from broker.wires cimport Wire
 
 
 cdef int _UNMEASURED, _READS_AT_ONCE
+cdef object _OPEN, _CLOSED
 
 
 cdef class _Heard(Receiver):

@@ -314,7 +314,7 @@ class Server:
     def _run(self) -> None:
         """Carries out the state's instructions."""
         links, state = self._links, self.state
-        while state.ready:
+        while state.ready.records:
             for record in state.take_ready():
                 link = links.get(record.id)
                 if link is not None and not link.writing:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_FILE_BYTES_MAX: Final = 1 << 16
+"""More than any of these files has."""
 _GROUPS: Final = Path("/sys/fs/cgroup")
 _FILES: Final = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -64,10 +66,23 @@ def give_back() -> None:
 
 
 def _available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62
+    available = _number_of("MemAvailable:", _told_by(Path("/proc/meminfo")))
+    return 1 << 62 if available is None else available * 1024
+
+
+def _told_by(file: Path) -> str:
+    """What the system tells in a file. Messages wait for each of these calls, and there are no others."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _FILE_BYTES_MAX).decode("ascii")
+    finally:
+        os.close(descriptor)
+
+
+def _number_of(name: str, text: str) -> int | None:
+    """What stands behind a name at the beginning of a line; None where there is no such line."""
+    start = f"\n{text}".find(f"\n{name} ")
+    return None if start < 0 else int(text[start + len(name) :].split(maxsplit=1)[0])
 
 
 def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
@@ -90,8 +105,8 @@ def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
 def _left_of(folder: Path, names: tuple[str, str, str]) -> int:
     """What a control group still gives; very much where it has no limit."""
     limit_file, use_file, cache = names
-    limit = (folder / limit_file).read_text(encoding="ascii").strip()
+    limit = _told_by(folder / limit_file).strip()
     if limit == "max":
         return 1 << 62
-    stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-    return int(limit) - int((folder / use_file).read_text(encoding="ascii")) + int(stat.get(cache, 0))
+    cached = _number_of(cache, _told_by(folder / "memory.stat"))
+    return int(limit) - int(_told_by(folder / use_file)) + (cached or 0)

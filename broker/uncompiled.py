@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 compiled: Final = False
+
+
+def freelist(size: int) -> Callable[[T], T]:
+    """Compiled, so many objects of a class that are gone lie ready to be used again."""
+    return cclass
+
+
+def no_gc(made: T) -> T:
+    """Compiled, the garbage collector does not look at objects of a class."""
+    return made
+
+
+def cclass(made: T) -> T:
+    """Compiled, a class has the types of its .pxd file; what it is to be beside that is asked for above this."""
+    return made

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, NoReturn, Self, SupportsIndex
+from typing import NoReturn, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from broker.devices import Device, read_device
-from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, PLACED_BYTES_MIN, QUEUE_BYTES, QUEUE_MESSAGES
+from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
@@ -40,7 +40,6 @@ from clients.connection.securing import Folder, secured
 from clients.groups import Group
 from clients.publishing.direct import publish as publish_directly
 from clients.publishing.direct import publish_large
-from clients.publishing.outbound import Outbound
 from clients.publishing.outgoing_topic import LANES
 from clients.publishing.sharing import empty_shared, publish_shared
 from clients.reading.handlers import Handler, Handlers
@@ -48,8 +47,6 @@ from clients.reading.messages import Answer, Delivery, Message, Sent
 from clients.subscriptions import Subscription
 
 _SENT, _BYTES = Sent(), int(Content.BYTES)
-PLAIN_LANES: Final[Mapping[str | None, int]] = dict(LANES) | {None: LANES["default"]}
-"""A topic whose policy names another lane takes no message by the shortest way."""
 
 
 class Client:
@@ -152,19 +149,22 @@ class Client:
             # Most messages wait for nothing, and would never find out.
             seconds(timeout_s)
         encoded: Encoded | None = None
-        number = PLAIN_LANES.get(lane) if lane is None or type(lane) is str else None
-        if number is not None and headers is None and ack is None and not priority:
-            encoded = (_BYTES, None, value) if type(value) is bytes else encode_value(value)
-            content, tensor, payload = encoded
-            if tensor is None and type(payload) is bytes and len(payload) < PLACED_BYTES_MIN:
-                batched = lane is None and not urgent
-                if publish_directly(self._driver, topic, number, content, payload, batched, urgent):
+        if headers is None and ack is None and not priority:
+            if type(value) is bytes:
+                if publish_directly(self._driver, topic, lane, _BYTES, value, urgent):
                     return None
-            elif len(payload) >= PLACED_BYTES_MIN and type(topic) is str and not self._core.arenas.suits(len(payload)):
-                # It has no option to be checked.
-                plain = Outbound(topic, None if lane is None else number, content, tensor, payload)
-                if publish_large(self._driver, plain, timeout_s):
+                encoded = _BYTES, None, value
+            elif lane is None or (type(lane) is str and lane in LANES):
+                encoded = encode_value(value)
+                content, tensor, payload = encoded
+                if (
+                    tensor is None
+                    and type(payload) is bytes
+                    and publish_directly(self._driver, topic, lane, content, payload, urgent)
+                ):
                     return None
+            if encoded is not None and publish_large(self._driver, topic, lane, encoded, timeout_s):
+                return None
         message, acknowledge = outbound(
             topic, value, headers, lane, ack, urgent=urgent, priority=priority, encoded=encoded
         )

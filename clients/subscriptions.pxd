@@ -7,6 +7,9 @@ from clients.connection.operations cimport take
 from clients.reading.subscription_state cimport SubscriptionState
 
 
+cdef bint _UNBROKEN
+
+
 cdef class Subscription:
     cdef public Driver _driver
     cdef public SubscriptionState _state

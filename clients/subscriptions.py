@@ -16,6 +16,8 @@ from clients.publishing.filling import UNBROKEN
 from clients.reading.messages import Message
 from clients.reading.subscription_state import SubscriptionState
 
+_UNBROKEN = UNBROKEN
+
 
 class Subscription:
     """Messages of the topics that a filter matches, in the order of each publisher.
@@ -56,14 +58,15 @@ class Subscription:
             ConnectionClosed: the subscription or the client is closed and no message is left.
         """
         driver, state = self._driver, self._state
-        if UNBROKEN:
+        if _UNBROKEN:
             message = state.take_plain()
             if message is not None:
                 return message
         # The lock's `with`, without what that looks up.
         driver.lock.acquire()
         try:
-            message = take(driver, state)
+            # What there is to do besides, where nothing is here, is done before waiting.
+            message = take(driver, driver.core, state) if state.pending or state.is_special else None
             if message is None and state.closed is None:
                 # The same as operations.next_message, without its coroutines: the way that every message takes.
                 state.readers += 1
@@ -71,7 +74,7 @@ class Subscription:
                     driver.block(state, timeout_s, state.what)
                 finally:
                     state.readers -= 1
-                message = take(driver, state)
+                message = take(driver, driver.core, state)
         finally:
             driver.lock.release()
         if message is not None:

@@ -128,7 +128,7 @@ def test_every_kind_of_setting_reads_from_the_environment() -> None:
 def test_variables_of_the_clients_and_of_other_programs_are_left_alone() -> None:
     variables = {"TENSORBUS_URL": "tcp://h:1", "TENSORBUS_TOKEN": "secret", "PATH": "/bin", "OTHER": "1"}
     variables |= {"TENSORBUS_KERNELS": "avx2", "TENSORBUS_LINK_ADDRESS": "127.0.0.1"}
-    variables |= {"TENSORBUS_LINK_CONGESTION": "cubic"}
+    variables |= {"TENSORBUS_LINK_CONGESTION": "cubic", "TENSORBUS_LOOK_US": "0"}
     assert set(load({}, variables, None).origins.values()) == {"default"}
 
 

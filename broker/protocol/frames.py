@@ -144,6 +144,10 @@ FIELDS: Final = (
 )  # fmt: skip
 
 
+# A frame lives as long as its way through a few calls, and refers to nothing that could refer to it.
+@cython.no_gc
+@cython.freelist(8)
+@cython.cclass
 class Frame:
     """One frame. `payload` is flat bytes; whoever holds the frame holds the payload."""
 

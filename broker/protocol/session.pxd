@@ -9,6 +9,8 @@ from broker.wires cimport CallingWire, Wire
 
 cdef Py_ssize_t _HEADER_BYTES, _PLACED_BYTES_MIN
 cdef unsigned long long _MESSAGE_BYTES_MAX
+cdef object _AWAIT_HELLO, _OPEN, _CLOSING, _CLOSED, _NO_BYTES
+cdef bytes _EMPTY
 cdef int _KIND_MAX, _LANES, _PING, _PONG, _CLOSE, _CHUNK, _LAST
 
 

@@ -86,6 +86,7 @@ _HEADER_BYTES, _KIND_MAX, _LANES = HEADER_BYTES, KIND_MAX, LANES
 _PLACED_BYTES_MIN, _MESSAGE_BYTES_MAX = PLACED_BYTES_MIN, MESSAGE_BYTES_MAX
 _PING, _PONG, _CLOSE, _CHUNK, _LAST = int(Kind.PING), int(Kind.PONG), int(Kind.CLOSE), int(Kind.CHUNK), int(Flag.LAST)
 _NO_BYTES: Final = memoryview(b"")
+_EMPTY = EMPTY
 _OVERRUN_BYTES: Final = 4096
 """While a placed payload is under way: room for what follows it, small because it has to be copied. Also where the next
 chunk of a large message is awaited."""
@@ -269,8 +270,8 @@ class Session:
             frame_end = payload_start if placed else payload_start + size
             if frame_end > end:
                 break
-            frame.body = self._copied(body_start, body_bytes) if body_bytes else EMPTY
-            frame.payload = self._copied(payload_start, size) if size and not placed else EMPTY
+            frame.body = self._copied(body_start, body_bytes) if body_bytes else _EMPTY
+            frame.payload = self._copied(payload_start, size) if size and not placed else _EMPTY
             start = frame_end
             if placed:
                 have = min(size, end - start)

@@ -6,18 +6,20 @@ from broker.protocol.frames cimport Frame
 from broker.protocol.pool cimport BufferPool
 from broker.state.following cimport Following
 from broker.state.publishing cimport Publishing
-from broker.state.records cimport SessionRecord
+from broker.state.records cimport Ready, SessionRecord
 from broker.state.topics cimport Router
 
 
 cdef int _PUBLISH, _CHUNK
+cdef object _OPEN, _AWAIT_HELLO
 
 
 cdef class BrokerState:
     cdef public object arrivals, watermark, settings, local_path, addresses, sessions_opened, requests, pressure, subscribing, sharing, groups, viewer
     cdef public object authority, own, ended, wake, quotas, latencies, on_tenant, _group_numbers, _observing
     cdef public long long now_ns
-    cdef public dict sessions, ready, tenants
+    cdef public dict sessions, tenants
+    cdef public Ready ready
     cdef public bint draining
     cdef public Router router
     cdef public Following following
@@ -31,4 +33,3 @@ cdef class BrokerState:
     cpdef receive(self, SessionRecord record, received, long long now_ns)
     cpdef bint has_more(self) except -1
     cpdef list take_ready(self)
-    cpdef _flush(self, SessionRecord record)

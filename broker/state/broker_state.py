@@ -34,7 +34,7 @@ from broker.state.census import Census
 from broker.state.measured import Latencies
 from broker.state.observing import Observing
 from broker.state.queries import Viewer, answer_to
-from broker.state.records import SessionRecord
+from broker.state.records import Ready, SessionRecord
 from broker.state.revoking import revoke
 from broker.state.settings import Settings
 from broker.state.share import Handler, kept_to_share
@@ -75,6 +75,7 @@ class BrokerState:
         self.sessions: dict[SessionId, SessionRecord] = {}
         self.sessions_opened = 0
         self.draining = False
+        self.ready = Ready()
         self.authority = Authority(settings.permissions, settings.audit)
         self.quotas = settings.quotas
         self.ended = Totals()
@@ -87,9 +88,9 @@ class BrokerState:
             half_open_max=settings.half_open_max,
             hello_timeout_s=settings.hello_timeout_s,
             connections_per_address_max=settings.connections_per_address_max,
-            flush=self._flush,
+            flush=self.ready,
         )
-        self.sharing = Sharing(self._flush, settings.arena_descriptor_max, enabled=settings.shared_memory)
+        self.sharing = Sharing(self.ready, settings.arena_descriptor_max, enabled=settings.shared_memory)
         self.tenants: dict[str, Tenant] = {}
         self.watermark = Watermark(self.tenants)
         self._group_numbers = count(1)
@@ -104,7 +105,6 @@ class BrokerState:
         """Whoever runs the state sets it."""
         self.latencies = Latencies()
         self.pool = BufferPool(BROKER_POOL_BYTES_MAX)
-        self.ready: dict[SessionId, SessionRecord] = {}
         self._scratch = make_scratch()
         handlers: dict[int, Handler] = {
             Kind.CREDIT: self._credit,
@@ -132,7 +132,7 @@ class BrokerState:
             tenant = self.tenants[name] = Tenant(
                 name, self.settings, self.authority, quotas_of(self.quotas, name),
                 self._group_numbers, self._observing,
-                clock=lambda: self.now_ns, flush=self._flush, refuse=self._answer_error,
+                clock=lambda: self.now_ns, flush=self.ready, refuse=self._answer_error,
             )  # fmt: skip
             tenant.groups.wake = lambda at_ns: self.wake(at_ns)
             self.watermark.follow(tenant)
@@ -204,7 +204,7 @@ class BrokerState:
                 self._hello(record, received)
         except ProtocolError as error:
             record.session.fail(error)
-            self._flush(record)
+            self.ready.add(record)
 
     def _receive_for(self, tenant: Tenant, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         kind = frame.kind
@@ -239,7 +239,7 @@ class BrokerState:
             return
         self.arrivals.leave(record)
         record.session.lost(ConnectionClosed("disconnected"))
-        self.ready.pop(session_id, None)
+        self.ready.discard(record)
         self.authority.forget(session_id)
         tenant = record.tenant
         tenant.disconnect(record)
@@ -261,7 +261,7 @@ class BrokerState:
             session.tick(now_ns)
             session.check_queued()
             if session.has_unsent() or session.phase in (Phase.CLOSING, Phase.CLOSED):
-                self._flush(record)
+                self.ready.add(record)
         for tenant in self.tenants.values():
             tenant.tick(now_ns)
         self.pool.tick(now_ns)
@@ -296,7 +296,7 @@ class BrokerState:
         self.authority.permissions = permissions
         for record in list(self.sessions.values()):
             if record.name:
-                revoke(record, self.authority, self._flush)
+                revoke(record, self.authority, self.ready)
 
     def replace_quotas(self, quotas: Mapping[str, Quotas]) -> None:
         """From now on tenants have these; what is there already stays, even if it is more."""
@@ -311,7 +311,7 @@ class BrokerState:
             tenant.lines.settle()
         for record in self.sessions.values():
             record.session.close(Code.SHUTDOWN, reason)
-            self._flush(record)
+            self.ready.add(record)
 
     def drain_lines(self) -> None:
         """Takes in what was written to lines: somebody is about to look."""
@@ -324,10 +324,7 @@ class BrokerState:
         For each of them the server sends what `session.to_send()` gives, and closes the connection when the session's
         phase is CLOSED after that.
         """
-        # Compiled, list() would go by the view, its iterator and a list that grows.
-        ready = [record for record in self.ready.values()]  # noqa: C416
-        self.ready = {}
-        return ready
+        return self.ready.take()
 
     def totals(self, census: Census | None = None) -> Totals:
         """What was ever published, delivered, dropped, received and sent: of all that lives and all that is gone.
@@ -351,12 +348,12 @@ class BrokerState:
             record.session.refuse(
                 Code.LIMIT, f"name_bytes_max: the client's name is over the limit of {NAME_BYTES_MAX} bytes"
             )
-            self._flush(record)
+            self.ready.add(record)
             return
         if hello.local and self.local_path and self.settings.shared_memory:
             words = f"the same broker is nearer, at unix://{self.local_path}"
             record.session.refuse(Code.MOVED, words, path=self.local_path, life=self.settings.life)
-            self._flush(record)
+            self.ready.add(record)
             return
         problem = self.arrivals.open(record) or self.watermark.refusal()
         record.rights = self.authority.rights(record)
@@ -366,7 +363,7 @@ class BrokerState:
             self._enter(record, hello.tenant or record.identity.tenant)
         except (InvalidValue, LimitExceeded, PermissionDenied) as error:
             record.session.refuse(Code(failure_of(error).code), str(error))
-            self._flush(record)
+            self.ready.add(record)
             return
         record.name = record.identity.called(hello.name) or f"client-{record.id}"
         record.host, record.process = hello.host, hello.process
@@ -381,7 +378,7 @@ class BrokerState:
         # `block`, because a reply that is dropped is a requester that waits for it.
         inbox = Subscribe(f"{INBOX}{record.id}", "block", INBOX_MESSAGES, QUEUE_BYTES)
         record.tenant.subscribing.add(record, SubscriptionNumber(0), inbox)
-        self._flush(record)
+        self.ready.add(record)
         where = {"host": hello.host, "process": hello.process}
         record.tenant.announce("$sys/sessions", {"event": "opened", "session": record.id, "name": record.name} | where)
 
@@ -462,7 +459,7 @@ class BrokerState:
             return
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target, body=encode_body(answer)))
         record.session.check_queued()
-        self._flush(record)
+        self.ready.add(record)
 
     def _seen_by(self, record: SessionRecord) -> list[Tenant]:
         """The tenants of which a session may be told: its own, and of those that belong to none, where they may go."""
@@ -473,14 +470,11 @@ class BrokerState:
 
     def _flushed(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
-        self._flush(record)
+        self.ready.add(record)
 
     def _answer_error(self, record: SessionRecord, reference: int, failure: Failure) -> None:
         record.session.put(Frame(Kind.ERROR, lane=Lane.CONTROL, target=reference, body=encode_body(failure)))
-        self._flush(record)
-
-    def _flush(self, record: SessionRecord) -> None:
-        self.ready[record.id] = record
+        self.ready.add(record)
 
     def _allocate(self, frame: Frame, size_bytes: int) -> memoryview:
         return self.pool.acquire(size_bytes).data

@@ -5,7 +5,7 @@ import cython
 from broker.protocol.frames cimport encode, pack_header, payload_bytes
 from broker.protocol.session cimport Session
 from broker.state.losses cimport DropNotice, tell_gap
-from broker.state.records cimport SessionRecord
+from broker.state.records cimport Ready, SessionRecord
 from broker.topics.messages cimport Assignment, Message
 from broker.topics.queues cimport Queue
 
@@ -25,6 +25,8 @@ cdef class Subscription:
     cdef public object flush, unblock, lost, worker, rules
     cdef public dict sources, blocking
     cdef public DropNotice notice
+    cdef LaneSource _newest
+    cdef Ready _ready
     cdef public long long delivered, evicted
 
     @cython.locals(source=LaneSource, session=Session, queue=Queue, arriving=bint)

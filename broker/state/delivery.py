@@ -18,6 +18,7 @@ from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, encode, pack_header, payload_bytes
 from broker.state.announcing import announce
 from broker.state.losses import DropNotice, tell_gap
+from broker.state.records import Ready
 from broker.state.sharing import Loan
 from broker.topics.messages import Assignment, Chunk, Message, Stream
 from broker.topics.policy import Overflow
@@ -56,6 +57,8 @@ class Subscription:
     """
 
     __slots__ = (
+        "_newest",
+        "_ready",
         "blocking",
         "conversation",
         "delivered",
@@ -101,10 +104,12 @@ class Subscription:
         self.queue_group = queue_group
         self.responder = responder
         self.flush = flush
+        self._ready = flush if isinstance(flush, Ready) else None
         self.unblock = unblock
         self.lost = lost
         queue.on_loss = self._lose
         self.sources = _NO_SOURCES
+        self._newest: LaneSource | None = None
         self.notice = DropNotice(number, queue)
         self.blocking: dict[TopicRecord, None] = {}
         self.delivered = 0
@@ -114,10 +119,13 @@ class Subscription:
 
     def offer(self, message: Message) -> None:
         """Sends a message, or queues it by the subscription's policy, and wakes the session."""
-        source = self.sources.get(message.lane)
-        if source is None:
-            source = LaneSource(self, message.lane)
-            self.sources = {**self.sources, message.lane: source}
+        source = self._newest
+        if source is None or source.lane != message.lane:
+            source = self.sources.get(message.lane)
+            if source is None:
+                source = LaneSource(self, message.lane)
+                self.sources = {**self.sources, message.lane: source}
+            self._newest = source
         session, queue = self.conversation, self.queue
         if (
             not session.unsent_bytes
@@ -131,7 +139,10 @@ class Subscription:
             # Nothing waits anywhere on its way: it goes into the next write itself.
             queue.credit_messages -= message.count
             session.unsent_bytes += source.send(message, session.unsent)
-            self.flush(self.session)
+            if self._ready is not None:
+                self._ready.add(self.session)
+            else:
+                self.flush(self.session)
             return
         if self.queue.offer(message):
             stream = message.stream

@@ -111,6 +111,7 @@ class Publishing:
         publisher.restricted = not (may_publish and may_request)
         record.publishers += 1
         session.publishers[frame.number] = publisher
+        session.last_publisher = None
         self.tell_policy(session, publisher)
 
     def tell_policy(self, session: SessionRecord, publisher: Publisher) -> None:
@@ -125,7 +126,9 @@ class Publishing:
 
     def publish(self, session: SessionRecord, frame: Frame) -> None:
         """PUBLISH: a message, a batch, or the start of a large message."""
-        publisher = session.publishers.get(frame.number)
+        publisher = session.last_publisher
+        if publisher is None or publisher.number != frame.number:
+            publisher = session.last_publisher = session.publishers.get(frame.number)
         if publisher is None:
             raise ProtocolError(f"PUBLISH to topic number {frame.number}, which no TOPIC has named")
         flags, payload, topic = frame.flags, frame.payload, publisher.topic
@@ -412,6 +415,7 @@ class Publishing:
             self._abort(publisher, f"the publisher {session.name!r} is gone")
             self._forget(publisher)
         session.publishers.clear()
+        session.last_publisher = None
         session.streams.clear()
 
     def _forget(self, publisher: Publisher) -> None:

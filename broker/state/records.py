@@ -18,6 +18,43 @@ if TYPE_CHECKING:
     from broker.state.topics import Publisher
 
 
+class Ready:
+    """Sessions that have something to send or are over, each once, in the order in which they said so.
+
+    Called with a session it takes note of it. A class, as broker/wires.py says.
+    """
+
+    __slots__ = ("records",)
+
+    def __init__(self) -> None:
+        self.records: list[SessionRecord] = []
+
+    def add(self, record: SessionRecord) -> None:
+        """Takes note of a session."""
+        if not record.is_ready:
+            record.is_ready = True
+            self.records.append(record)
+
+    def __call__(self, record: SessionRecord) -> None:
+        self.add(record)
+
+    def discard(self, record: SessionRecord) -> None:
+        """A session is gone."""
+        if record.is_ready:
+            record.is_ready = False
+            self.records.remove(record)
+
+    def take(self) -> list[SessionRecord]:
+        """All of them; from here on each may be noted again."""
+        records, self.records = self.records, []
+        for record in records:
+            record.is_ready = False
+        return records
+
+    def __repr__(self) -> str:
+        return f"<Ready {len(self.records)} sessions>"
+
+
 class SessionRecord:
     """A client of the broker.
 
@@ -38,6 +75,8 @@ class SessionRecord:
         lines: the version of lines that it can write, 0 for none.
         shares: what shared memory it has lent and reads; None when it shares none.
         groups: names of the collective groups in which it is a member or waits to be one.
+        is_ready: whether it is among those that have something to send.
+        last_publisher: of `publishers`, by which its last message came.
     """
 
     __slots__ = (
@@ -49,6 +88,8 @@ class SessionRecord:
         "id",
         "identity",
         "inbox",
+        "is_ready",
+        "last_publisher",
         "leaving",
         "lines",
         "name",
@@ -86,7 +127,9 @@ class SessionRecord:
         self.name = ""
         self.host = ""
         self.process = 0
+        self.is_ready = False
         self.publishers: dict[int, Publisher] = {}
+        self.last_publisher: Publisher | None = None
         self.streams: dict[int, Publisher] = {}
         self.subscriptions: dict[int, Subscription] = {}
         self.leaving: list[Subscription] = []

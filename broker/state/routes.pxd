@@ -2,6 +2,6 @@
 
 
 cdef class Routes:
-    cdef public object version
+    cdef public long long version
     cdef public tuple everyone, queue_groups, works
     cdef public bint responds

@@ -19,7 +19,7 @@ cdef class TopicRecord:
     cdef public bint special
     cdef public Routes routes
     cdef public tuple held_back, arriving
-    cdef public long long publishers, published, published_bytes, refused
+    cdef public long long marked, publishers, published, published_bytes, refused
 
 
 cdef class Publisher:
@@ -39,7 +39,8 @@ cdef class Router:
     cdef public dict topics, lines
     cdef public long long retained_bytes
     cdef public Py_ssize_t topics_max
-    cdef public object moment
+    cdef public long long moment
+    cdef long long _version
     cdef public object _trie
     cdef object _first_sequence
     cdef public dict _inboxes

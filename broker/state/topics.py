@@ -50,20 +50,22 @@ class TopicRecord:
         refused: messages that were longer than the policy allows, ever.
         held_back: publishers without credit because a subscription is over its limit.
         marks: which of its messages was the first after a subscription began.
+        marked: the moment of the newest mark.
         line: on which its publisher writes to its readers itself, if it has one.
         works: its queue groups with acknowledgement, by name; they stay when their members go.
         arriving: large messages that become jobs when they are complete; they are held until then.
     """
 
     __slots__ = (
-        "arriving", "held_back", "line", "marks", "name", "policy", "published", "published_bytes", "publishers",
-        "refused", "ring", "routes", "special", "works",
+        "arriving", "held_back", "line", "marked", "marks", "name", "policy", "published", "published_bytes",
+        "publishers", "refused", "ring", "routes", "special", "works",
     )  # fmt: skip
 
     def __init__(self, name: str, policy: TopicPolicy) -> None:
         self.name = name
         self.ring = Ring.of(policy)
         self.marks = Marks()
+        self.marked = 0
         self.policy = policy
         self.special = _is_special(policy)
         self.routes: Routes | None = None
@@ -171,6 +173,7 @@ class Router:
         self.on_moved: Callable[[Message, Subscription, Subscription | None], None] = lambda message, old, new: None
         self.lines: dict[int, TopicLine] = {}
         self._trie: Trie[Subscription] = Trie()
+        self._version = self._trie.version  # As a number of this class.
         self._inboxes: dict[str, Subscription] = {}
         self._newest_routes = Routes(0)
 
@@ -207,7 +210,7 @@ class Router:
 
     def look_again(self) -> None:
         """What subscriptions may have has changed: where messages go is found anew."""
-        self._trie.version += 1
+        self._version = self._trie.version = self._trie.version + 1
 
     def begin(self) -> int:
         """A subscription begins; returns the moment that ends with it."""
@@ -266,6 +269,7 @@ class Router:
             self._inboxes[subscription.filter] = subscription
         else:
             self._trie.add(check_filter(subscription.filter), subscription)
+            self._version = self._trie.version
 
     def join(self, subscription: Subscription, replay: int | str | None) -> None:
         """A subscription of a queue group begins to work on the jobs of acknowledged topics.
@@ -357,6 +361,7 @@ class Router:
                 self._forget(subscription.filter)
             else:
                 self._trie.remove(subscription.filter, subscription)
+                self._version = self._trie.version
         for subscription in subscriptions:
             self._hand_over(subscription)
 
@@ -382,7 +387,7 @@ class Router:
     def routes(self, topic: TopicRecord) -> Routes:
         """Where a topic's messages go at the moment."""
         routes = topic.routes
-        if routes is None or routes.version != self._trie.version:
+        if routes is None or routes.version != self._version:
             routes = self._find_routes(topic)
         return routes
 
@@ -398,7 +403,7 @@ class Router:
         name = topic.name
         if name.startswith(INBOX):
             inbox = self._inboxes.get(name)
-            return Routes(self._trie.version, (inbox,) if inbox is not None else ())
+            return Routes(self._version, (inbox,) if inbox is not None else ())
         everyone: list[Subscription] = []
         grouped: list[Subscription] = []
         responds = False
@@ -414,13 +419,14 @@ class Router:
             # Requests are no jobs: whoever asks waits for the reply, and asks again.
             works = tuple(self.works.refresh(topic, [member for member in grouped if not member.responder]))
             groups = _grouped([member for member in grouped if member.responder])
-        return Routes(self._trie.version, tuple(everyone), tuple(map(tuple, groups.values())), works, responds=responds)
+        return Routes(self._version, tuple(everyone), tuple(map(tuple, groups.values())), works, responds=responds)
 
     def route(self, topic: TopicRecord, message: Message) -> None:
         """Gives a message, whose sequence is the topic's next one, to the ring and to everybody who wants it."""
         topic.published += message.count
         topic.published_bytes += message.size_bytes
-        if topic.marks.newest != self.moment:
+        if topic.marked != self.moment:
+            topic.marked = self.moment
             topic.marks.note(self.moment, message.sequence)
         self.retained_bytes += topic.ring.append(message)
         if self.retained_bytes > RETAINED_BYTES_MAX:
@@ -431,7 +437,7 @@ class Router:
             message.release()
             return
         routes = topic.routes
-        if routes is None or routes.version != self._trie.version:
+        if routes is None or routes.version != self._version:
             routes = self._find_routes(topic)
         if message.count == 1:
             for subscription in routes.everyone:

@@ -18,6 +18,11 @@ from typing import Final, Protocol
 
 from broker.buffers import Buffer
 
+try:
+    import cython
+except ModuleNotFoundError:
+    from broker import uncompiled as cython
+
 
 class Chunk:
     """A piece of a large message."""
@@ -121,6 +126,8 @@ class Stream:
             waiter.resume()
 
 
+@cython.freelist(8)
+@cython.cclass
 class Message:
     """One message, or one unopened batch of `count` messages, as all its subscribers share it.
 

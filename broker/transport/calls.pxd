@@ -32,7 +32,7 @@ cdef enum:
 cpdef Py_ssize_t read_once(sock, buffers, list descriptors=*) except -2
 cpdef Py_ssize_t write_once(sock, buffers) except -2
 cpdef ring(int descriptor)
-cpdef tuple wait_for_either(int first, int events, int second, timeout_s)
+cpdef int wait_for_either(int first, int events, int second, timeout_s) except -1
 
 
 cdef inline Py_ssize_t _receive(int sock, list buffers, list descriptors) except -2:
@@ -100,8 +100,8 @@ cdef inline Py_ssize_t _send(int sock, list buffers) except -2:
     return size
 
 
-cdef inline tuple _wait_for_either(int first, int events, int second, double timeout_s):
-    cdef double end_s = monotonic_s() + timeout_s, left_s = timeout_s
+cdef inline int _wait_for_either(int first, int events, int second, double timeout_s) except -1:
+    cdef double end_s = monotonic_s() + timeout_s if timeout_s >= 0 else 0.0, left_s = timeout_s
     cdef int ready, failed, timeout_ms = _SIGNALS_MS
     while True:
         if timeout_s >= 0:
@@ -110,11 +110,12 @@ cdef inline tuple _wait_for_either(int first, int events, int second, double tim
             ready = wait_once(first, events, second, timeout_ms)
             failed = errno
         if ready > 0 or (not ready and timeout_s >= 0 and monotonic_s() >= end_s):
-            return bool(ready & 1), bool(ready & 2)
+            return ready
         if ready < 0 and failed != EINTR:
             _raise(failed)
         PyErr_CheckSignals()
-        left_s = max(0.0, end_s - monotonic_s())
+        if timeout_s >= 0:
+            left_s = max(0.0, end_s - monotonic_s())
 
 
 cdef inline _ring(int descriptor):

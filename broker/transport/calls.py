@@ -26,6 +26,8 @@ except ModuleNotFoundError:
 NOTHING: Final = -1
 """In place of a number of bytes: the call would have to wait."""
 READABLE, WRITABLE = int(select.POLLIN), int(select.POLLOUT)
+FIRST, SECOND = 1, 2
+"""Which of two descriptors is ready, or their sum."""
 DESCRIPTORS_AT_ONCE_MAX: Final = 16
 """Of one write; the kernel takes 253. While there are more, a write takes one byte along, so that none is overtaken."""
 _RIGHTS_BYTES = socket.CMSG_SPACE(DESCRIPTORS_AT_ONCE_MAX * 4)
@@ -96,7 +98,7 @@ def ring(descriptor: int) -> None:
             os.eventfd_write(descriptor, 1)
 
 
-def wait_for_either(first: int, events: int, second: int, timeout_s: float | None) -> tuple[bool, bool]:
+def wait_for_either(first: int, events: int, second: int, timeout_s: float | None) -> int:
     """Waits until one of two descriptors is ready, or failed, or the time is over; without Python's lock.
 
     Args:
@@ -106,7 +108,7 @@ def wait_for_either(first: int, events: int, second: int, timeout_s: float | Non
         timeout_s: how long, in seconds, counted in whole milliseconds; None for ever.
 
     Returns:
-        Which of them are ready.
+        Which of them are ready: FIRST, SECOND, their sum, or 0.
     """
     if not cython.compiled:
         poller = select.poll()
@@ -114,6 +116,6 @@ def wait_for_either(first: int, events: int, second: int, timeout_s: float | Non
         poller.register(second, READABLE)
         timeout_ms = None if timeout_s is None else min(timeout_s * 1000, POLL_MS_MAX)
         ready = {descriptor for descriptor, _ in poller.poll(timeout_ms)}
-        return first in ready, second in ready
+        return FIRST * (first in ready) + SECOND * (second in ready)
     limit_s = -1.0 if timeout_s is None else timeout_s
     return _wait_for_either(first, events, second, limit_s)  # type: ignore[name-defined, no-any-return]  # noqa: F821

@@ -264,7 +264,7 @@ async def _all_of(calls: Sequence[Callable[[], Coroutine[object, None, None]]]) 
 
 
 def _take(part: Subscription) -> Message | None:
-    return operations.take(part._driver, part._state)
+    return operations.take(part._driver, part._driver.core, part._state)
 
 
 class _LateReplies(Replies):

@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from broker.errors import InvalidValue
+from broker.limits import LOOK_US, LOOK_US_MAX
 
 DEFAULT_URL: Final = "tcp://127.0.0.1:4870"
 
@@ -45,6 +46,19 @@ def link_address() -> str:
 def link_congestion() -> str:
     """$TENSORBUS_LINK_CONGESTION, or nothing: the congestion control of links, in the kernel's words."""
     return os.environ.get("TENSORBUS_LINK_CONGESTION", "")
+
+
+def look_ns() -> int:
+    """$TENSORBUS_LOOK_US, or LOOK_US: how long a thread may look at lines before it sleeps; in nanoseconds.
+
+    Raises:
+        InvalidValue: it is no whole number from 0 to LOOK_US_MAX.
+    """
+    look_us = _number("TENSORBUS_LOOK_US")
+    look_us = LOOK_US if look_us is None else look_us
+    if not 0 <= look_us <= LOOK_US_MAX:
+        raise InvalidValue("environment variable TENSORBUS_LOOK_US", look_us, f"is not from 0 to {LOOK_US_MAX}")
+    return look_us * 1000
 
 
 def rank() -> int | None:

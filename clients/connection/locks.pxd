@@ -1,4 +1,4 @@
-"""The types with which locks.py is compiled, and what lies under threading.Lock."""
+"""The types with which locks.py is compiled, and what rings for who waits."""
 
 import cython
 
@@ -8,38 +8,39 @@ from cpython.pythread cimport (
 )
 
 
+cdef bint _UNBROKEN
+
+
 @cython.final
 cdef class Lock:
-    cdef PyThread_type_lock _under
-    cdef bint _held
+    cdef PyThread_type_lock _bell
+    cdef bint _held, _rung
+    cdef Py_ssize_t _waiting
     cdef object _lock
 
     cpdef bint acquire(self, bint blocking=*) except -1
     cpdef release(self)
 
 
-cdef inline PyThread_type_lock _allocated() except NULL:
-    cdef PyThread_type_lock under = PyThread_allocate_lock()
-    if under is NULL:
+cdef inline PyThread_type_lock _silent_bell() except NULL:
+    cdef PyThread_type_lock bell = PyThread_allocate_lock()
+    if bell is NULL:
         raise MemoryError
-    return under
+    PyThread_acquire_lock(bell, NOWAIT_LOCK)
+    return bell
 
 
-cdef inline bint _taken(PyThread_type_lock under, bint blocking) except -1:
-    if PyThread_acquire_lock(under, NOWAIT_LOCK):
-        return True
-    if blocking:
-        with nogil:
-            PyThread_acquire_lock(under, WAIT_LOCK)
-    return blocking
+cdef inline void _sleep(PyThread_type_lock bell) noexcept:
+    with nogil:
+        PyThread_acquire_lock(bell, WAIT_LOCK)
 
 
-cdef inline void _given_back(PyThread_type_lock under) noexcept:
-    PyThread_release_lock(under)
+cdef inline void _ring(PyThread_type_lock bell) noexcept:
+    PyThread_release_lock(bell)
 
 
-cdef inline void _freed(PyThread_type_lock under, bint held) noexcept:
-    if under is not NULL:
-        if held:
-            PyThread_release_lock(under)
-        PyThread_free_lock(under)
+cdef inline void _freed(PyThread_type_lock bell, bint rung) noexcept:
+    if bell is not NULL:
+        if not rung:
+            PyThread_release_lock(bell)
+        PyThread_free_lock(bell)

@@ -1,38 +1,55 @@
 """A client's lock: taken for every message, and held for microseconds.
 
-Compiled, it is what lies under threading.Lock, without the arguments that this takes apart at each call. Whoever has to
-wait for it gives Python's lock up meanwhile, and no signal ends that.
+Compiled, nobody comes in between two steps of it, because a compiled function keeps Python's lock from beginning to
+end. So whether it is held is a flag. The system is asked only by who has to wait, who gives Python's lock up
+meanwhile and is ended by no signal, and by who gives it back to them:
+
+    release: not held; if somebody waits and was not rung for, ring      acquire: while held, sleep until it rings; held
+
+One ring is under way at a time. Whoever it wakes may find the lock taken by somebody who was quicker, and sleeps again.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from types import TracebackType
+from typing import Final
 
 try:
     import cython
 except ModuleNotFoundError:
     from broker import uncompiled as cython
 
+UNBROKEN: Final = bool(cython.compiled) and getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether no other thread can run in the middle of a compiled function that calls nothing written in Python."""
+_UNBROKEN = UNBROKEN
+
 
 class Lock:
     """As threading.Lock, but for time-outs. A child after fork makes its own."""
 
-    __slots__ = ("_held", "_lock", "_under")
+    __slots__ = ("_bell", "_held", "_lock", "_rung", "_waiting")
 
     def __init__(self) -> None:
-        if cython.compiled:
-            self._under: cython.p_void = _allocated()  # type: ignore[name-defined]  # noqa: F821
+        if _UNBROKEN:
+            self._bell: cython.p_void = _silent_bell()  # type: ignore[name-defined]  # noqa: F821
         else:
             self._lock = threading.Lock()
-        self._held = False
+        self._held = self._rung = False
+        self._waiting = 0
 
     def acquire(self, blocking: bool = True) -> bool:
         """Takes it; says whether it has, which is always so for who waits."""
-        if not cython.compiled:
+        if not _UNBROKEN:
             return self._lock.acquire(blocking)
-        if not _taken(self._under, blocking):  # type: ignore[name-defined]  # noqa: F821
-            return False
+        while self._held:
+            if not blocking:
+                return False
+            self._waiting += 1
+            _sleep(self._bell)  # type: ignore[name-defined]  # noqa: F821
+            self._waiting -= 1
+            self._rung = False
         self._held = True
         return True
 
@@ -42,13 +59,15 @@ class Lock:
         Raises:
             RuntimeError: nobody has it.
         """
-        if not cython.compiled:
+        if not _UNBROKEN:
             self._lock.release()
             return
         if not self._held:
             raise RuntimeError("release unlocked lock")
         self._held = False
-        _given_back(self._under)  # type: ignore[name-defined]  # noqa: F821
+        if self._waiting and not self._rung:
+            self._rung = True
+            _ring(self._bell)  # type: ignore[name-defined]  # noqa: F821
 
     def __enter__(self) -> bool:
         return self.acquire()
@@ -60,4 +79,4 @@ class Lock:
 
     def __dealloc__(self) -> None:
         if cython.compiled:
-            _freed(self._under, self._held)  # type: ignore[name-defined]  # noqa: F821
+            _freed(self._bell, self._rung)  # type: ignore[name-defined]  # noqa: F821

@@ -6,8 +6,7 @@ from clients.connection.core cimport Core
 from clients.reading.subscription_state cimport SubscriptionState
 
 
-@cython.locals(core=Core)
-cpdef take(driver, SubscriptionState subscription)
+cpdef take(driver, Core core, SubscriptionState subscription)
 
 @cython.locals(core=Core)
 cpdef follow_up(driver, done)

@@ -282,7 +282,7 @@ async def next_message(driver: Driver, subscription: SubscriptionState, timeout_
     """
     deadline = Deadline(timeout_s)
     while True:
-        message = take(driver, subscription)
+        message = take(driver, driver.core, subscription)
         if message is not None:
             return message
         if subscription.closed is not None:
@@ -290,9 +290,8 @@ async def next_message(driver: Driver, subscription: SubscriptionState, timeout_
         await wait_for(driver, subscription, deadline, subscription.what)
 
 
-def take(driver: Driver, subscription: SubscriptionState) -> Message | None:
-    """The next message if it is here; gives credit, or asks for one."""
-    core = driver.core
+def take(driver: Driver, core: Core, subscription: SubscriptionState) -> Message | None:
+    """The next message if it is here; gives credit, or asks for one. `core` is the driver's."""
     if core.session is not None and core.incoming.leases.due():
         core.incoming.leases.give_back(core.session)
         driver.flush()

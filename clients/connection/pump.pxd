@@ -13,9 +13,10 @@ from clients.connection.wakeup cimport Wakeup
 from clients.publishing.outgoing cimport Outgoing
 from clients.reading.incoming cimport Incoming
 from clients.reading.lines cimport Lines
+from clients.reading.looking cimport Looking
 
 
-cdef int _READABLE, _WRITABLE, _READS_MAX
+cdef int _READABLE, _WRITABLE, _FIRST, _SECOND, _READS_MAX
 cdef Py_ssize_t _SHORT_READ_BYTES
 
 
@@ -33,6 +34,7 @@ cdef class Pump:
     cdef Session _session
     cdef int _descriptor
     cdef Wakeup _wake
+    cdef Looking _looking
     cdef Wire _wire
     cdef object _keeper_wake
     cdef object __weakref__
@@ -42,7 +44,7 @@ cdef class Pump:
     cpdef flush(self, bint waits=*)
     cpdef batch_opened(self)
     cpdef wake_waiters(self)
-    @cython.locals(session=Session, events=int, lines=Lines, took=bint, ready=bint, woken=bint)
+    @cython.locals(session=Session, events=int, lines=Lines, took=bint, began_ns='long long', found=int, woken=bint)
     cdef _pump(self, timeout_s)
     cdef bint _read_lines(self, bint wakes=*) except -1
     cdef _read_all(self, bint ahead=*)

@@ -25,21 +25,23 @@ from broker.errors import BrokerError, ConnectionClosed, TimeoutError
 from broker.protocol.codes import Code
 from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Phase, Session
-from broker.transport.calls import READABLE, WRITABLE, wait_for_either
+from broker.transport.calls import FIRST, READABLE, SECOND, WRITABLE, wait_for_either
 from broker.wires import Wire
+from clients.connection import environment
 from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core
 from clients.connection.link import INTERRUPTED, UNLINKED, Link
 from clients.connection.locks import Lock
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
+from clients.reading.looking import Looking
 
 log = logging.getLogger(__name__)
 
 SHORT_READ_BYTES: Final = 4096
 READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
-_READABLE, _WRITABLE = READABLE, WRITABLE
+_READABLE, _WRITABLE, _FIRST, _SECOND = READABLE, WRITABLE, FIRST, SECOND
 _SHORT_READ_BYTES, _READS_MAX = SHORT_READ_BYTES, READS_MAX
 
 T = TypeVar("T")
@@ -61,7 +63,9 @@ class Pump:
 
         Raises:
             OSError: this process has no descriptor left.
+            InvalidValue: the environment says how long to look, and that cannot be.
         """
+        self._looking = Looking(environment.look_ns())
         self.core = core
         self._returns = returns
         self._lock_anew()
@@ -178,21 +182,28 @@ class Pump:
         """Polls once and reads what is there. The lock is held, and given up while polling."""
         session, lines = self._session, self.core.lines
         assert session is not None
-        if lines.count and not lines.sleeps():
-            self._read_lines()
-            return
+        began_ns = 0
+        if lines.count:
+            # Who has followers may have publishers too, who would have to wait for the lock.
+            if (not self._followers and self._looking.look(lines)) or not lines.sleeps():
+                self._read_lines()
+                return
+            began_ns = monotonic_ns()
         events = _WRITABLE | _READABLE if session.has_unsent() else _READABLE
         self._pumping = True
         self.lock.release()
         try:
-            ready, woken = wait_for_either(self._descriptor, events, self._wake.descriptor, timeout_s)
+            found = wait_for_either(self._descriptor, events, self._wake.descriptor, timeout_s)
         finally:
             self.lock.acquire()
             self._pumping = False
+        woken = found & _SECOND
         if woken:
             self._wake.clear()
         took = self._read_lines(wakes=True)
-        if (ready or (woken and not took)) and session is self._session:
+        if began_ns:
+            self._looking.slept(monotonic_ns() - began_ns, took)
+        if (found & _FIRST or (woken and not took)) and session is self._session:
             if events != _READABLE:
                 self.flush()
             # What others wait for may come behind a large message.

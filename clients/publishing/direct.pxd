@@ -12,15 +12,16 @@ from clients.publishing.outgoing cimport Outgoing
 from clients.publishing.streaming cimport StreamSource
 
 
-cdef object _SENT, _BATCH_OPENED
+cdef object _SENT, _BATCH_OPENED, _DEFAULT_NAME
 cdef bint _UNBROKEN
+cdef int _DEFAULT
+cdef dict _LANES
+cdef Py_ssize_t _PLACED_BYTES_MIN
 
 
-@cython.locals(core=Core, outgoing=Outgoing)
-cpdef bint publish(
-    Driver driver, topic, int lane, int content, bytes payload, bint batched, bint urgent
-) except -1
+@cython.locals(core=Core, outgoing=Outgoing, lane=int, batched=bint)
+cpdef bint publish(Driver driver, topic, name, int content, bytes payload, bint urgent) except -1
 
 
-@cython.locals(signal=Signal, stream=StreamSource)
-cpdef bint publish_large(Driver driver, Outbound message, timeout_s) except -1
+@cython.locals(signal=Signal, stream=StreamSource, message=Outbound, size_bytes=Py_ssize_t)
+cpdef bint publish_large(Driver driver, topic, name, encoded, timeout_s) except -1

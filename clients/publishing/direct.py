@@ -6,30 +6,46 @@ message, no room, no connection) goes that way from its start.
 
 from __future__ import annotations
 
+from typing import Final
+
 from broker.clock import monotonic_ns, wall_ns
+from broker.limits import PLACED_BYTES_MIN
+from broker.protocol.values import Encoded
 from clients.connection.core import try_publish
 from clients.connection.driver import Driver
 from clients.connection.operations import leaving
 from clients.publishing.filling import UNBROKEN, add
 from clients.publishing.outbound import Outbound
 from clients.publishing.outgoing import BATCH_OPENED, SENT
+from clients.publishing.outgoing_topic import LANES
 from clients.publishing.streaming import StreamSource
 
 _SENT, _BATCH_OPENED, _UNBROKEN = SENT, BATCH_OPENED, UNBROKEN
+_DEFAULT_NAME: Final = "default"
+_DEFAULT = LANES[_DEFAULT_NAME]
+_LANES = dict(LANES)
+_PLACED_BYTES_MIN = PLACED_BYTES_MIN
 
 
-def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes, batched: bool, urgent: bool) -> bool:
+def publish(driver: Driver, topic: str, name: str | None, content: int, payload: bytes, urgent: bool) -> bool:
     """Publishes a message without a body, if nothing stands in its way; says whether it has.
 
     Args:
         driver: of the client.
         topic: as the application has given it.
-        lane: in which it goes.
+        name: of the lane in which it goes, as the application has given it.
         content: of the payload.
-        payload: shorter than PLACED_BYTES_MIN.
-        batched: whether it may go into a batch that is open.
-        urgent: whether it may open none.
+        payload: long ones do not go this way.
+        urgent: whether it may open no batch, and go into none.
     """
+    if len(payload) >= _PLACED_BYTES_MIN:
+        return False
+    # A topic whose policy names another lane takes no message by this way.
+    lane, batched = _DEFAULT, not urgent and name is None
+    if name is not None and name is not _DEFAULT_NAME:
+        if type(name) is not str or name not in _LANES:
+            return False
+        lane = _LANES[name]
     core = driver.core
     outgoing = core.outgoing
     if _UNBROKEN and batched and add(outgoing.filling, topic, content, payload):
@@ -54,17 +70,26 @@ def publish(driver: Driver, topic: str, lane: int, content: int, payload: bytes,
     return True
 
 
-def publish_large(driver: Driver, message: Outbound, timeout_s: float | None) -> bool:
-    """Publishes a message in chunks, if it can begin at once; says whether it has, and then it has left.
+def publish_large(driver: Driver, topic: str, name: str | None, encoded: Encoded, timeout_s: float | None) -> bool:
+    """Publishes a value without options in chunks, if it can begin at once; says whether it has, and then it has left.
 
     Args:
         driver: of the client.
-        message: with a payload of PLACED_BYTES_MIN or more, which is not to be shared, and no acknowledgement.
+        topic: as the application has given it.
+        name: of the lane in which it goes, as the application has given it.
+        encoded: the value; short ones, and such as are to be shared, do not go this way.
         timeout_s: how long it may take to leave.
 
     Raises:
         TimeoutError, ConnectionClosed: as operations.publish.
     """
+    content, tensor, payload = encoded
+    size_bytes = len(payload)
+    if size_bytes < _PLACED_BYTES_MIN or type(topic) is not str or driver.core.arenas.suits(size_bytes):
+        return False
+    if name is not None and (type(name) is not str or name not in _LANES):
+        return False
+    message = Outbound(topic, None if name is None else _LANES[name], content, tensor, payload)
     driver.lock.acquire()
     try:
         signal = try_publish(driver.core, message, monotonic_ns(), wall_ns())

@@ -13,6 +13,7 @@ from clients.publishing.streaming cimport StreamSource
 
 cdef Py_ssize_t _HEADER_BYTES, _BATCHED_BYTES_MAX, _ENTRY_BODY_BYTES_MAX
 cdef long long _BATCH_GAP_NS
+cdef object _SENT
 cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE
 
 

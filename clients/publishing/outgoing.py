@@ -49,6 +49,7 @@ _BATCH, _ACKNOWLEDGE = int(Flag.BATCH), int(Flag.ACKNOWLEDGE)
 _BATCHED_BYTES_MAX, _ENTRY_BODY_BYTES_MAX, _BATCH_GAP_NS = BATCHED_BYTES_MAX, ENTRY_BODY_BYTES_MAX, BATCH_GAP_NS
 SENT: Final = Signal(ready=True)
 """What publishing returns when a frame is queued and the link is to be given what waits."""
+_SENT = SENT
 BATCHED: Final = Signal(ready=True)
 """What it returns when there is nothing else to do."""
 BATCH_OPENED: Final = Signal(ready=True)
@@ -138,6 +139,7 @@ class Outgoing:
                     "put what varies into the value",
                 )
             number = self.topics.pop(oldest).number
+            self.last_sent = None
             topic = self._by_number[number - 1] = OutgoingTopic(name, number)
         else:
             topic = OutgoingTopic(name, number)
@@ -198,7 +200,9 @@ class Outgoing:
         Returns:
             SENT when it is queued, BATCHED or BATCH_OPENED; None when it has to go the long way.
         """
-        session, topic = self.session, self.topics.get(name)
+        session, topic = self.session, self.last_sent
+        if topic is None or topic.name is not name:
+            topic = self.topics.get(name)
         if session is None or topic is None or topic.special:
             return None
         if lane != _CONTROL:
@@ -218,7 +222,7 @@ class Outgoing:
                 if self._on_line(topic, header, b"", payload, False):
                     self.unconfirmed += 1
                     self.last_sent = topic
-                    return SENT
+                    return _SENT
         elif session.outbox.control_bytes > CONTROL_QUEUE_BYTES_MAX:
             return None
         topic.line = None
@@ -226,13 +230,13 @@ class Outgoing:
         self.last_sent = topic
         if session.unsent_bytes or session.outbox.waiting:
             session.put(Frame(Kind.PUBLISH, 0, lane, content, number=topic.number, time_ns=wall_ns, payload=payload))
-            return SENT
+            return _SENT
         size = len(payload)
         session.unsent.append(pack_header(_PUBLISH, 0, lane, content, topic.number, 0, 0, 0, 0, size, 0, 0, wall_ns))
         if size:
             session.unsent.append(payload)
         session.unsent_bytes = _HEADER_BYTES + size
-        return SENT
+        return _SENT
 
     def _on_line(self, topic: OutgoingTopic, header: bytes, body: bytes, payload: bytes, acknowledge: bool) -> bool:
         """Writes a message to a topic's line; says whether that is done, else the line is over. Credit is taken."""

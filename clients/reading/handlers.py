@@ -203,7 +203,7 @@ class Handlers:
     def _turn_of(self, due: SubscriptionState) -> Step | None:
         """The handling of a subscription's next message; None when there is none any more."""
         handler = self._handlers.get(due)
-        message = operations.take(self.driver, due) if handler is not None else None
+        message = operations.take(self.driver, self.driver.core, due) if handler is not None else None
         if message is not None and due in self._in_order:
             # The rest when this one has been handled.
             del self._handlers[due]

@@ -7,7 +7,7 @@ from broker.protocol.pool cimport BufferPool
 from broker.protocol.session cimport Session
 from clients.reading.latencies cimport Latencies
 from clients.reading.leases cimport Leases
-from clients.reading.messages cimport Message
+from clients.reading.messages cimport Message, Publication
 from clients.reading.subscription_state cimport SubscriptionState
 
 
@@ -29,7 +29,9 @@ cdef class Incoming:
     cdef public Latencies latencies
     cdef object _reply, _on_reply, _settle, _on_reply_aborted, _life
     cdef dict _publications, _assemblies
-    cdef SubscriptionState _inbox
+    cdef SubscriptionState _inbox, _last_subscription
+    cdef unsigned int _last_target, _last_number
+    cdef Publication _last_publication
     cdef public Py_ssize_t assembled
 
     @cython.locals(subscription=SubscriptionState, flags=int)
@@ -37,8 +39,9 @@ cdef class Incoming:
     @cython.locals(message=Message)
     cpdef passed(self, SubscriptionState subscription, Frame frame, publication)
     cdef _open_batch(self, SubscriptionState subscription, Frame frame, publication)
-    cpdef publication(self, Frame frame)
-    @cython.locals(message=Message)
+    @cython.locals(publication=Publication)
+    cpdef Publication publication(self, Frame frame)
+    @cython.locals(message=Message, publication=Publication)
     cdef _complete(self, SubscriptionState subscription, Frame frame)
     cdef _hand_out(self, SubscriptionState subscription, Message message)
     @cython.locals(

@@ -75,6 +75,11 @@ class Incoming:
         self._assemblies: dict[int, _Assembly] = {}
         self._inbox = SubscriptionState(INBOX, Subscribe("$inbox"))
         self._life = 0
+        # Those of the last message, by their numbers: most following ones have the same.
+        self._last_target = INBOX
+        self._last_subscription = self._inbox
+        self._last_number = 0
+        self._last_publication: Publication | None = None
 
     def connected(self, session: Session, life: int) -> None:
         """A session is open; nothing is known in it yet.
@@ -89,6 +94,7 @@ class Incoming:
             for subscription in self.subscriptions.values():
                 subscription.seen.other_broker()
         self._publications.clear()
+        self._last_publication = None
         self._assemblies.clear()
         for subscription in (self._inbox, *self.subscriptions.values()):
             subscription.reconnected()
@@ -116,6 +122,7 @@ class Incoming:
         """TOPIC: the broker gives a number to a topic and its publisher."""
         body = decode_body(frame.body, Topic)
         self._publications[frame.number] = Publication(body.name, body.sender)
+        self._last_publication = None
 
     def began(self, frame: Frame) -> None:
         """DONE: a subscription has begun."""
@@ -139,7 +146,11 @@ class Incoming:
 
     def deliver(self, frame: Frame) -> None:
         """DELIVER: a message, a batch, or the start of a large message."""
-        subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
+        subscription: SubscriptionState | None = self._last_subscription
+        if frame.target != self._last_target or self._last_subscription.closed is not None:
+            subscription = self.subscriptions.get(frame.target) if frame.target else self._inbox
+            if subscription is not None:
+                self._last_target, self._last_subscription = frame.target, subscription
         flags = frame.flags
         if flags & _CHUNKED:
             self._open(subscription, frame)
@@ -215,13 +226,16 @@ class Incoming:
         Raises:
             ProtocolError: the broker has not said.
         """
-        publication = self._publications.get(frame.number)
-        if publication is None:
-            raise ProtocolError(f"DELIVER of topic number {frame.number}, which no TOPIC has named")
+        publication = self._last_publication
+        if publication is None or frame.number != self._last_number:
+            publication = self._publications.get(frame.number)
+            if publication is None:
+                raise ProtocolError(f"DELIVER of topic number {frame.number}, which no TOPIC has named")
+            self._last_number, self._last_publication = frame.number, publication
         return publication
 
     def _complete(self, subscription: SubscriptionState, frame: Frame) -> None:
-        publication = self._publications.get(frame.number) or self.publication(frame)
+        publication = self.publication(frame)
         message = Message.__new__(Message)
         message.fill(
             publication, frame.sequence, frame.time_ns, frame.lane, frame.content, frame.body, frame.payload,

@@ -32,6 +32,8 @@ cdef class Lines:
     @cython.locals(count=int)
     cdef _hand_out(self, LineIn line, Frame frame)
     @cython.locals(line=LineIn)
+    cpdef bint has_more(self) except -1
+    @cython.locals(line=LineIn)
     cpdef bint sleeps(self) except -1
     @cython.locals(line=LineIn)
     cpdef wakes(self)

@@ -152,6 +152,14 @@ class Lines:
         if self.incoming.session is not None:
             _leave(self.incoming.session, line.number)
 
+    def has_more(self) -> bool:
+        """Whether there is something to read."""
+        # Typed, a loop is quicker than `any`.
+        for line in self._lines:  # noqa: SIM110
+            if line.reader.has_more() and line.has_room():
+                return True
+        return False
+
     def sleeps(self) -> bool:
         """A thread is about to sleep: says so on all lines. Returns False when there is something to read instead."""
         for line in self._lines:

@@ -101,6 +101,8 @@ class Publication:
         self.sender = sender
 
 
+@cython.freelist(8)
+@cython.cclass
 class Message:
     """One message of a topic.
 

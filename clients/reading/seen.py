@@ -22,19 +22,44 @@ class Seen:
     """The last sequence of each topic in each lane, which is all that the order of a lane takes.
 
     Attributes:
-        lanes: by lane, the last sequence of each topic.
         moment: in the broker's count, when the subscription first began, 0 when that was on another broker; None as
             long as it has not, or when it is one that does not go on: a member of a queue group, whose messages have
             gone to others, or a responder, whose requesters ask again.
     """
 
-    __slots__ = ("_goes_on", "_wishes", "lanes", "moment")
+    __slots__ = ("_goes_on", "_lane", "_lanes", "_sequence", "_topic", "_wishes", "moment")
 
     def __init__(self, wishes: Subscribe) -> None:
         self._wishes = wishes
         self._goes_on = not wishes.queue_group and not wishes.responder
-        self.lanes: tuple[dict[str, int], ...] = tuple({} for _ in range(LANES))
+        self._lanes: tuple[dict[str, int], ...] = tuple({} for _ in range(LANES))
         self.moment: int | None = None
+        # Of the last message, of which most following ones have the topic and the lane: not yet among the others.
+        self._topic: str | None = None
+        self._lane = 0
+        self._sequence = 0
+
+    @property
+    def lanes(self) -> tuple[dict[str, int], ...]:
+        """By lane, the last sequence of each topic."""
+        self._note()
+        return self._lanes
+
+    def saw(self, topic: str, lane: int, sequence: int) -> None:
+        """A topic's messages up to this one need not come again in another session."""
+        if topic is not self._topic or lane != self._lane:
+            self._note()
+            self._topic, self._lane = topic, lane
+        self._sequence = sequence
+
+    def _note(self) -> None:
+        """The last message's topic joins the others."""
+        if self._topic is not None:
+            seen = self._lanes[self._lane]
+            if self._topic not in seen:
+                self._first_of(self._lane)
+            seen[self._topic] = self._sequence
+            self._topic = None
 
     def began(self, moment: int) -> None:
         """The broker has begun to send; what it sent before that, in an earlier session, stays seen.
@@ -45,13 +70,13 @@ class Seen:
         if self._goes_on and self.moment is None:
             self.moment = moment
 
-    def first_of(self, lane: int) -> None:
+    def _first_of(self, lane: int) -> None:
         """Another topic is about to be noted in a lane; where that leads nowhere, it stays the only one."""
-        if self._goes_on and len(self.lanes[lane]) >= SEEN_TOPICS_MAX:
-            log.warning("subscription.does_not_resume filter=%r topics=%d", self._wishes.filter, len(self.lanes[lane]))
+        if self._goes_on and len(self._lanes[lane]) >= SEEN_TOPICS_MAX:
+            log.warning("subscription.does_not_resume filter=%r topics=%d", self._wishes.filter, len(self._lanes[lane]))
             self._goes_on, self.moment = False, None
         if not self._goes_on:
-            self.lanes[lane].clear()
+            self._lanes[lane].clear()
 
     def other_broker(self) -> None:
         """What was seen came from another broker: all that this one has is new."""

@@ -19,6 +19,7 @@ cdef class SubscriptionState(Signal):
     cdef long long _dropped_before, _dropped_here, _dropped_there, _gaps_told
     cdef dict _gaps_ahead, _gaps_evicted, _gaps_skipped, _recent
     cdef tuple _lanes
+    cdef Message _alone
 
     cpdef bint has_room(self) except -1
 
@@ -29,9 +30,7 @@ cdef class SubscriptionState(Signal):
     cpdef take(self)
     cpdef ask(self)
 
-    @cython.locals(seen=dict)
     cpdef append(self, Message message)
     cpdef extend(self, list messages)
-    @cython.locals(seen=dict)
-    cpdef saw(self, str topic, int lane, long long sequence)
+    cdef _join(self)
     cdef _arrived(self)

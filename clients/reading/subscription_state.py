@@ -48,8 +48,9 @@ class SubscriptionState(Signal):
     """
 
     __slots__ = (
-        "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead", "_gaps_evicted",
-        "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent", "_threshold", "asked",
+        "_alone", "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead",
+        "_gaps_evicted", "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent",
+        "_threshold", "asked",
         "began_ns", "closed", "credit_due", "device", "drops_untold", "evicts", "has_max_lag", "held_bytes",
         "is_latest", "is_special", "number", "on_message", "pending", "readers", "seen", "what", "wishes",
     )  # fmt: skip
@@ -65,6 +66,8 @@ class SubscriptionState(Signal):
         self.on_message: Callable[[], None] | None = None
         self.asked = False
         self._lanes: tuple[deque[Message], ...] = tuple(deque() for _ in range(LANES))
+        # The only message that waits, as long as it is: most are taken before the next one comes.
+        self._alone: Message | None = None
         self._recent: dict[str, dict[int, Message]] = {}
         self.pending = 0
         self.held_bytes = 0
@@ -108,13 +111,12 @@ class SubscriptionState(Signal):
         topic = message._publication.topic
         if self._gaps_ahead or self._gaps_skipped:
             message.gap = self._gap_ahead(topic)
-        # As `saw`, without the call: each small message comes this way.
-        lane = message._lane
-        seen = self.seen.lanes[lane]
-        if topic not in seen:
-            self.seen.first_of(lane)
-        seen[topic] = message.sequence
-        self._lanes[lane].append(message)
+        self.seen.saw(topic, message._lane, message.sequence)
+        if not self.pending and not self.evicts:
+            self._alone = message
+        else:
+            self._join()
+            self._lanes[message._lane].append(message)
         self.pending += 1
         if self.evicts:
             self._make_room((message,))
@@ -125,19 +127,19 @@ class SubscriptionState(Signal):
         topic, last = messages[0].topic, messages[-1]
         if self._gaps_ahead or self._gaps_skipped:
             messages[0].gap = self._gap_ahead(topic)
-        self.saw(topic, last._lane, last.sequence)
+        self.seen.saw(topic, last._lane, last.sequence)
+        self._join()
         self._lanes[last._lane].extend(messages)
         self.pending += len(messages)
         if self.evicts:
             self._make_room(messages)
         self._arrived()
 
-    def saw(self, topic: str, lane: int, sequence: int) -> None:
-        """Another session need not send a topic's messages up to this one."""
-        seen = self.seen.lanes[lane]
-        if topic not in seen:
-            self.seen.first_of(lane)
-        seen[topic] = sequence
+    def _join(self) -> None:
+        """The message that has waited alone is about to have company."""
+        if self._alone is not None:
+            self._lanes[self._alone._lane].append(self._alone)
+            self._alone = None
 
     def _gap_ahead(self, topic: str) -> int:
         told = self._gaps_ahead.pop(topic, 0)
@@ -233,12 +235,17 @@ class SubscriptionState(Signal):
 
     def take(self) -> Message | None:
         """The next message of the most urgent lane that has one."""
-        for lane in self._lanes:
-            if lane:
-                message = lane.popleft()
-                break
-        else:
+        if not self.pending:
             return None
+        message = self._alone
+        if message is not None:
+            self._alone = None
+        else:
+            for lane in self._lanes:
+                if lane:
+                    message = lane.popleft()
+                    break
+        assert message is not None
         self.pending -= 1
         if self._recent:
             self._forget(message)
@@ -269,7 +276,7 @@ class SubscriptionState(Signal):
         """Messages have arrived that cannot be read: they count as dropped."""
         self._drop(topic, messages)
         self._gaps_skipped[topic] = self._gaps_skipped.get(topic, 0) + messages
-        self.saw(topic, frame.lane, frame.sequence + messages - 1)
+        self.seen.saw(topic, frame.lane, frame.sequence + messages - 1)
         self._owed_messages += messages
         self._owed_bytes += size_bytes
 
@@ -326,12 +333,14 @@ class SubscriptionState(Signal):
 
     def forget_jobs(self) -> None:
         """The session is over: what it had not taken of its jobs goes to others, or comes again."""
+        self._join()
         for message in [message for message in self._waiting() if message.is_job]:
             self._lanes[message._lane].remove(message)
             self.pending -= 1
         self.ready = bool(self.pending) or self.closed is not None
 
     def _waiting(self) -> Iterator[Message]:
+        self._join()
         return (message for lane in self._lanes for message in lane)
 
     def close(self, error: BrokerError) -> None:

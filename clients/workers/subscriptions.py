@@ -107,11 +107,11 @@ class MergedSubscription(Subscription):
 def _take(part: Subscription) -> Message | None:
     """What has been read counts."""
     with part._driver.lock:
-        return operations.take(part._driver, part._state)
+        return operations.take(part._driver, part._driver.core, part._state)
 
 
 def _take_arrived(part: Subscription) -> Message | None:
     """What has come counts, read or not."""
     with part._driver.lock:
         part._driver.read_arrived()
-        return operations.take(part._driver, part._state)
+        return operations.take(part._driver, part._driver.core, part._state)

@@ -116,13 +116,13 @@ def test_a_wait_says_which_descriptor_is_ready(module: ModuleType, pair: Pair) -
     here, there = pair
     wake = os.eventfd(0)
     try:
-        assert module.wait_for_either(here.fileno(), module.READABLE, wake, 0.0) == (False, False)
-        assert module.wait_for_either(here.fileno(), module.READABLE, wake, 0.001) == (False, False)
-        assert module.wait_for_either(here.fileno(), module.WRITABLE, wake, None) == (True, False)
+        assert module.wait_for_either(here.fileno(), module.READABLE, wake, 0.0) == 0
+        assert module.wait_for_either(here.fileno(), module.READABLE, wake, 0.001) == 0
+        assert module.wait_for_either(here.fileno(), module.WRITABLE, wake, None) == module.FIRST
         os.eventfd_write(wake, 1)
-        assert module.wait_for_either(here.fileno(), module.READABLE, wake, None) == (False, True)
+        assert module.wait_for_either(here.fileno(), module.READABLE, wake, None) == module.SECOND
         there.close()
-        assert module.wait_for_either(here.fileno(), module.READABLE, wake, 5.0) == (True, True)
+        assert module.wait_for_either(here.fileno(), module.READABLE, wake, 5.0) == module.FIRST + module.SECOND
     finally:
         os.close(wake)
 

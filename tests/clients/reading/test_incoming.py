@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from broker.errors import ProtocolError
+from broker.errors import ConnectionClosed, ProtocolError
 from broker.protocol.bodies import Subscribe, Topic, encode_body
-from broker.protocol.frames import Content, Flag, Frame, Kind
+from broker.protocol.frames import Content, Flag, Frame, Kind, Lane
 from clients.reading.incoming import Incoming
 from clients.reading.messages import Message, Publication
 from clients.reading.subscription_state import SubscriptionState
@@ -55,6 +55,55 @@ def test_a_damaged_structure_is_unreadable_and_its_successor_is_read() -> None:
     with pytest.raises(ProtocolError, match="malformed"):
         _ = damaged.value
     assert following.value == b"next"
+
+
+def deliver(subject: Incoming, payload: bytes, *, number: int = 1, target: int = 1, lane: int = Lane.DEFAULT) -> None:
+    subject.deliver(Frame(Kind.DELIVER, 0, lane, Content.BYTES, number=number, target=target, payload=payload))
+
+
+def taken(subscription: SubscriptionState) -> list[tuple[str, object]]:
+    messages = iter(subscription.take, None)
+    return [(message.topic, message.value) for message in messages]
+
+
+def test_a_number_that_is_given_anew_means_its_new_topic() -> None:
+    subject, subscription = incoming()
+    deliver(subject, b"old")
+    subject.topic(Frame(Kind.TOPIC, number=2, body=encode_body(Topic("u", "somebody"))))
+    deliver(subject, b"other", number=2)
+    subject.topic(Frame(Kind.TOPIC, number=2, body=encode_body(Topic("v", "somebody"))))
+    deliver(subject, b"new", number=2)
+    assert taken(subscription) == [("t", b"old"), ("u", b"other"), ("v", b"new")]
+
+
+def test_messages_go_to_the_subscription_that_they_name_and_to_none_that_has_ended() -> None:
+    subject, first = incoming()
+    second = subject.subscriptions[2] = SubscriptionState(2, Subscribe("t"))
+    for target in (1, 2, 2, 1):
+        deliver(subject, b"to %d" % target, target=target)
+    assert (taken(first), taken(second)) == ([("t", b"to 1")] * 2, [("t", b"to 2")] * 2)
+    subject.subscriptions.pop(1).close(ConnectionClosed("the subscription is closed"))
+    deliver(subject, b"late")
+    deliver(subject, b"to 2", target=2)
+    assert (taken(first), taken(second)) == ([], [("t", b"to 2")])
+
+
+def test_a_message_that_waits_alone_lets_a_more_urgent_one_pass() -> None:
+    subject, subscription = incoming()
+    for round_ in range(2):
+        for lane, payload in ((Lane.BULK, b"bulk"), (Lane.DEFAULT, b"default"), (Lane.CONTROL, b"control")):
+            deliver(subject, payload, lane=lane)
+            assert subscription.pending == 1 + (Lane.BULK - lane), round_
+        assert [value for _, value in taken(subscription)] == [b"control", b"default", b"bulk"]
+        assert not subscription.ready
+
+
+def test_a_job_that_waits_alone_is_forgotten_with_its_session() -> None:
+    subject, subscription = incoming()
+    subject.deliver(Frame(Kind.DELIVER, Flag.TRACKED, number=1, target=1, stream=1, count=1, payload=b"job"))
+    assert (subscription.pending, subscription.ready) == (1, True)
+    subject.disconnected()
+    assert (subscription.pending, subscription.ready, subscription.take()) == (0, False, None)
 
 
 def test_a_frame_of_an_unknown_topic_or_stream_is_a_fault_of_the_broker() -> None:

@@ -19,8 +19,7 @@ def asked(seen: Seen) -> tuple[int | None, dict[str, tuple[int, int, int]]]:
 
 
 def saw(seen: Seen, topic: str, sequence: int) -> None:
-    seen.first_of(1)
-    seen.lanes[1][topic] = sequence
+    seen.saw(topic, 1, sequence)
 
 
 def test_it_names_the_moment_at_which_it_first_began_in_every_later_session() -> None:
@@ -69,3 +68,22 @@ def test_members_of_queue_groups_do_not_go_on() -> None:
     assert asked(seen) == (None, {})
     frames: list[Frame] = list(seen.frames(1, 2, again=True))
     assert len(frames) == 1
+
+
+def test_topics_and_lanes_that_alternate_are_all_named_with_their_last_sequences() -> None:
+    seen = Seen(Subscribe("a/#"))
+    seen.began(5)
+    for sequence in (1, 2):
+        for lane in (0, 1, 2):
+            seen.saw("a/1", lane, 10 * sequence + lane)
+            seen.saw("a/2", lane, 20 * sequence + lane)
+    assert asked(seen) == (5, {"a/1": (20, 21, 22), "a/2": (40, 41, 42)})
+    seen.saw("a/2", 1, 50)
+    assert asked(seen) == (5, {"a/1": (20, 21, 22), "a/2": (40, 50, 42)})
+
+
+def test_members_of_queue_groups_note_one_topic_for_each_lane() -> None:
+    seen = Seen(Subscribe("a/#", queue_group="workers"))
+    for number in range(10):
+        seen.saw(f"a/{number}", 1, number + 1)
+    assert seen.lanes == ({}, {"a/9": 10}, {})
