@@ -47,7 +47,7 @@ from clients.connection.signals import Signal
 log = logging.getLogger(__name__)
 
 BLOCKS_MIN: Final = 8
-"""Of the first arena of a length: more than are under way as a rule."""
+"""Of the first arena of a length, and at least what may be under way."""
 UNUSED_NS: Final = 30_000_000_000
 """How often arenas go that were not used since the last time, and another one is tried where none was to be had."""
 
@@ -61,10 +61,23 @@ class Arena:
         used: whether a block of it was lent since unused arenas last went.
         lent: blocks that are not free.
         gone: whether its blocks are not to be lent any more.
+        name: by which number the broker and the readers know it, once the broker does.
         given: blocks that the application has, by their offsets, each with the array that was made over it.
     """
 
-    __slots__ = ("answered", "block_bytes", "blocks", "given", "gone", "lent", "mapped", "memory", "number", "used")
+    __slots__ = (
+        "answered",
+        "block_bytes",
+        "blocks",
+        "given",
+        "gone",
+        "lent",
+        "mapped",
+        "memory",
+        "name",
+        "number",
+        "used",
+    )
 
     def __init__(self, number: int, block_bytes: int, blocks: int) -> None:
         self.number = number
@@ -76,6 +89,7 @@ class Arena:
         self.used = True
         self.lent = 0
         self.gone = False
+        self.name = 0
         self.given: dict[int, tuple[ref[Block], ref[npt.NDArray[np.generic]]]] = {}
 
 
@@ -264,7 +278,8 @@ class Arenas:
         """Makes an arena, in the place of unused ones where they take up the room."""
         # Twice as many as there are, so that lengths that are rare take little of the room for others.
         there_are = sum(arena.blocks for arena in self._arenas.values() if arena.block_bytes == block_bytes)
-        blocks = max(1, min(ARENA_BYTES // block_bytes, max(BLOCKS_MIN, 2 * there_are)))
+        first = max(BLOCKS_MIN, SHARED_AHEAD_BYTES // block_bytes)
+        blocks = max(1, min(ARENA_BYTES // block_bytes, max(first, 2 * there_are)))
         size_bytes = block_bytes * blocks
         if self._full or block_bytes > SHARED_BYTES_MAX:
             return None
@@ -353,7 +368,7 @@ class Arenas:
         if arena is None:
             return
         if frame.count:
-            arena.mapped = True
+            arena.mapped, arena.name = True, frame.target
         else:
             log.warning("arena.refused_by_broker bytes=%d", arena.memory.size_bytes)
             with self._lock:
