@@ -452,6 +452,8 @@ class Publishing:
                 self.flow.blocking[topic] = None
             return
         blockers = self.router.routes(topic).blockers(publisher.message)
+        if topic.line is not None:
+            blockers += topic.line.blockers()
         if blockers:
             publisher.held_back = True
             topic.held_back += (publisher,)

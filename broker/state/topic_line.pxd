@@ -34,6 +34,7 @@ cdef class TopicLine:
     cdef public Drain _end
     cdef long long _messages, _data_bytes, _least
     cdef object _fault, _unread
+    cdef bint _lends
 
     @cython.locals(reader=LineReader)
     cdef _take_in(self)

@@ -19,6 +19,7 @@ from broker.state.line_leases import LineLeases
 from broker.state.records import SessionRecord
 from broker.state.sharing import Loan
 from broker.topics.messages import Message
+from broker.topics.policy import Overflow
 
 if TYPE_CHECKING:
     from broker.state.lines import Lines
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _PUBLISH, _DEFAULT = int(Kind.PUBLISH), int(Lane.DEFAULT)
 _ALLOWED_FLAGS = Flag.BATCH | Flag.ACKNOWLEDGE | Flag.SHARED
 _SHARED = Flag.SHARED
+_BLOCK: Final = Overflow.BLOCK
 _SHARED_COUNTS: Final = 15
 """Small messages to which one in shared memory is equal, beside itself, when it is asked whether a line has lasted."""
 _UNSENT_MAX: Final = 64
@@ -95,8 +97,9 @@ class TopicLine:
         # No more than that fits before what was drained is said to be.
         self._data_bytes = ring.size_bytes - DATA_OFFSET
         self._fault: ProtocolError | None = None
-        # How far the last of the readers was.
+        # How far the last of the readers was, and whether what was drained last lies in shared memory.
         self._least = 0
+        self._lends = False
         # What was drained and some reader has not read yet, each with the position behind it.
         self._unread: deque[tuple[int, Message]] = deque()
         self._end = Drain(ring, ring.address, ring.size_bytes)
@@ -170,6 +173,7 @@ class TopicLine:
         """A message was drained, which the readers have from the line."""
         self._messages += message.count
         self._unread.append((self._end.position, message))
+        self._lends = message.stream is not None
         if message.stream is not None:
             # It may have to be offered yet.
             message.holders += 1
@@ -201,12 +205,20 @@ class TopicLine:
         return self._least < 0 or any(reader.leases.full for reader in self.readers)
 
     def _is_out_of_credit(self) -> bool:
+        """Whether what a reader may get is decided in its queue from here on."""
         for reader in self.readers:
             for subscription in reader.subscriptions:
                 queue = subscription.queue
-                if queue.credit_messages <= 0 or queue.credit_bytes <= 0:
+                # Of large messages the line holds what a reader does not take, and its publisher waits.
+                waits = self._lends and queue.overflow is _BLOCK
+                if not waits and (queue.credit_messages <= 0 or queue.credit_bytes <= 0):
                     return True
         return False
+
+    def blockers(self) -> list[Subscription]:
+        """The readers that hold its publisher back."""
+        subscriptions = [subscription for reader in self.readers for subscription in reader.subscriptions]
+        return [each for each in subscriptions if each.queue.overflow is _BLOCK and each.queue.credit_bytes <= 0]
 
     def begin(self) -> bool:
         """The publisher writes from here on, its next message first. Lets the readers read, if they still can; else the

@@ -356,6 +356,30 @@ def test_a_reader_that_has_as_much_as_it_may_ends_the_line(
     assert lines(talk) == 0
 
 
+def test_a_reader_without_credit_holds_its_publisher_back_and_the_line_stays(publisher: Placer, talk: Talk) -> None:
+    reader = Placer(talk, "reader")
+    reader.peer.subscribe("a", queue_messages=1000, queue_bytes=20 * BLOCK_BYTES)
+    publisher.place_by_socket("a")
+    reader.map_arenas()
+    publisher.go_on_line("a", 7)
+    sent = 8
+    # A message takes a 64th of its bytes of the topic's credit, of which half is given back at once.
+    while not publisher.peer.record.publishers[1].held_back:
+        publisher.place("a")
+        sent += 1
+        reader.take()
+        publisher.drain("a")
+    assert lines(talk) == 1
+    assert sent >= 1024
+    credit = publisher.peer.topic_credit("a")
+    assert credit == (0, 0)
+    reader.take()
+    reader.peer.credit(1, sent, sent * BLOCK_BYTES)
+    assert publisher.peer.topic_credit("a")[0] > credit[0]
+    assert not publisher.peer.record.publishers[1].held_back
+    assert lines(talk) == 1
+
+
 # Who lies.
 
 
