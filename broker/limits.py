@@ -286,7 +286,7 @@ what topics retain and queues hold of them: so they cost at most four times what
 SHARED_CHARGE_SHIFT: Final = 6
 """A shared message takes a 64th of its bytes of its topic's credit, at most a frame's: they wait in nobody's socket,
 but they do wait. With the window of 2 MiB a publisher is at most 128 MiB ahead."""
-SHARED_AHEAD_BYTES: Final = 8 * MIB
+SHARED_AHEAD_BYTES: Final = 12 * MIB
 """Blocks in use, and at least two, from which on a publisher waits a moment for one to come back before it takes
 another: memory that goes round stays in the processor's cache, which is several times faster."""
 SHARED_PATIENCE_S: Final = 0.001
@@ -332,6 +332,9 @@ LINE_LASTING_MESSAGES: Final = 1024
 """A line that has carried fewer has ended soon."""
 LINE_QUEUE_MESSAGES_MIN: Final = 64
 """Who wants fewer messages unread gets them from the broker, which counts them one by one."""
+LINE_SHARED_PARTS: Final = 4
+"""A message in shared memory goes over a line if it is no longer than this part of its readers' queue_bytes, a fourth:
+some are under way, and a reader without credit ends the line."""
 
 # Collectives.
 ROUNDS_AHEAD: Final = 8

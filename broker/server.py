@@ -373,7 +373,7 @@ class Server:
         self._hangups.remove(descriptor)
         self._loop.remove_reader(descriptor)
         self._loop.remove_writer(descriptor)
-        reads_on = record.shares is not None and bool(record.shares.leases)
+        reads_on = self.state.still_reads(record)
         if reads_on:
             link.connection.end_sending()
             self._reading.add(descriptor, link)

@@ -139,6 +139,10 @@ class Line(msgspec.Struct):
 
     places: list[int]
     bells: list[int]
+    arenas: list[int] = []
+    """In which messages may lie, by the numbers by which readers know them: all of them have mapped these."""
+    shared_bytes_max: int = 0
+    """And how long such a message may be."""
 
 
 class Attach(msgspec.Struct):

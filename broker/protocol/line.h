@@ -17,6 +17,13 @@
      place      one for each reader, written by it, and for the bit `ejected` by the broker
      0          | taken u64      position << 1 | ejected                         |
      128        | sleeps u32     whether its bell has to be rung                 |
+     256        | released u64   how many entries it has let go of              |
+     384        | collected u64  of these, how many the broker knows of          |
+     392        | wanted u64     how many there have to be until it tells the    |
+                |                broker, which waits for them; 0 for never       |
+     1024       | which they are: number n, by the position behind the entry,    |
+                | lies at n % 384                                                |
+                +----------------------------------------------------------------+
 
    Positions only grow. All that matters is decided in two words:
 
@@ -29,6 +36,11 @@
    Sleeping: a reader sets `sleeps`, then looks at `head` once more. The publisher exchanges `head`, then looks at `sleeps`.
    With a full fence between the two steps on both sides, at least one of them sees the other.
 
+   Letting go: an entry whose payload is the place of a message in shared memory is the reader's to read until it says that
+   it has let go of it. It writes the position, then `released`, makes a full fence, and looks at `wanted`; the broker
+   writes `wanted`, makes a full fence, and looks at `released`. The broker reads `released` before `head`: what was let
+   go of by then was published before, and is drained by the time at which it is looked up.
+
    A line is closed once, for ever; ejecting follows closing. So nothing that somebody may still copy is ever overwritten. */
 #ifndef TENSORBUS_LINE_H
 #define TENSORBUS_LINE_H
@@ -39,11 +51,12 @@
 #include <string.h>
 
 enum {
-    TB_DIRECT_VERSION = 2,
+    TB_DIRECT_VERSION = 3,
     TB_DIRECT_DATA = 4096,     /* Where the data begins. */
     TB_DIRECT_HEADER = 52,     /* Bytes of a frame's header. */
     TB_DIRECT_FRONT = 8,       /* What is in front of it. */
     TB_DIRECT_READERS = 8,
+    TB_DIRECT_RELEASES = 384,  /* Entries that a reader has let go of and that the broker need not know of yet. */
     TB_DIRECT_ENTRY = 0x7f4e5452,
     TB_DIRECT_PAD = 0x7f444150,
 };
@@ -60,7 +73,12 @@ typedef struct {
 typedef struct {
     _Alignas(128) _Atomic uint64_t taken;
     _Alignas(128) _Atomic uint32_t sleeps;
+    _Alignas(128) _Atomic uint64_t released;
+    _Alignas(128) _Atomic uint64_t collected;
+    _Atomic uint64_t wanted;
+    _Alignas(1024) _Atomic uint64_t let_go[TB_DIRECT_RELEASES];
 } tb_place;
+_Static_assert(sizeof(tb_place) == 4096, "a place is a page");
 
 /* What a process knows of a line by itself: nobody else can change it. */
 typedef struct {
@@ -72,6 +90,12 @@ typedef struct {
     tb_place *places[TB_DIRECT_READERS];
     int readers;
 } tb_end;
+
+/* What a process knows of the entries that one reader lets go of: the reader how many it has, the broker how many it knows of. */
+typedef struct {
+    tb_place *place;
+    uint64_t count;
+} tb_releases;
 
 /* An entry that was found, with lengths that are known to lie in the ring. */
 typedef struct {
@@ -279,6 +303,70 @@ static inline uint64_t tb_eject(tb_end *end, int reader)
 static inline uint64_t tb_undrained(tb_end *end)
 {
     return end->position - atomic_load_explicit(&end->ring->drained, memory_order_acquire);
+}
+
+/* The reader has let go of an entry. Returns 0; 1 if the broker waits to be told; -1 if there is no room to say so. */
+static inline int tb_release(tb_releases *releases, uint64_t position)
+{
+    tb_place *place = releases->place;
+    uint64_t count = releases->count;
+    if (count - atomic_load_explicit(&place->collected, memory_order_acquire) >= TB_DIRECT_RELEASES)
+        return -1;
+    atomic_store_explicit(&place->let_go[count % TB_DIRECT_RELEASES], position, memory_order_relaxed);
+    releases->count = ++count;
+    atomic_store_explicit(&place->released, count, memory_order_release);
+    atomic_thread_fence(memory_order_seq_cst);
+    uint64_t wanted = atomic_load_explicit(&place->wanted, memory_order_relaxed);
+    return wanted && count >= wanted && atomic_exchange(&place->wanted, 0);
+}
+
+/* The reader is about to wait: whether the broker waits too, for what the reader has let go of. */
+static inline int tb_release_due(tb_releases *releases)
+{
+    tb_place *place = releases->place;
+    return atomic_load_explicit(&place->wanted, memory_order_relaxed)
+        && releases->count != atomic_load_explicit(&place->collected, memory_order_acquire)
+        && atomic_exchange(&place->wanted, 0);
+}
+
+/* How many entries the reader has let go of, as it says. */
+static inline uint64_t tb_released(tb_releases *releases)
+{
+    return atomic_load_explicit(&releases->place->released, memory_order_acquire);
+}
+
+/* The next entry of which the broker learns that the reader has let go of it. */
+static inline uint64_t tb_let_go(tb_releases *releases)
+{
+    return atomic_load_explicit(&releases->place->let_go[releases->count++ % TB_DIRECT_RELEASES], memory_order_relaxed);
+}
+
+/* The broker knows of as many as it has counted: the reader may write again where they were. */
+static inline void tb_collected(tb_releases *releases)
+{
+    atomic_store_explicit(&releases->place->collected, releases->count, memory_order_release);
+}
+
+/* The broker waits until so many more have been let go of; says whether they have. */
+static inline int tb_want(tb_releases *releases, uint64_t more)
+{
+    uint64_t wanted = releases->count + more;
+    atomic_store_explicit(&releases->place->wanted, wanted, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+    return tb_released(releases) - releases->count >= more;
+}
+
+/* How many entries all readers have let go of that the broker does not know of, as they say. */
+static inline uint64_t tb_collectable(tb_end *end)
+{
+    uint64_t least = ~(uint64_t)0;
+    for (int i = 0; i < end->readers; i++) {
+        uint64_t collected = atomic_load_explicit(&end->places[i]->collected, memory_order_relaxed);
+        uint64_t more = atomic_load_explicit(&end->places[i]->released, memory_order_relaxed) - collected;
+        if (more < least)
+            least = more;
+    }
+    return least > TB_DIRECT_RELEASES ? 0 : least;
 }
 
 #endif

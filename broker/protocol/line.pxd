@@ -10,9 +10,14 @@ from broker.protocol.frames cimport Frame, Header
 cdef extern from "broker/protocol/line.h" nogil:
     enum:
         TB_DIRECT_VERSION, TB_DIRECT_HEADER, TB_DIRECT_READERS, TB_NOTHING, TB_FOUND, TB_EJECTED, TB_RUBBISH
+        TB_DIRECT_RELEASES
 
     ctypedef struct tb_place:
         pass
+
+    ctypedef struct tb_releases:
+        tb_place *place
+        uint64_t count
 
     ctypedef struct tb_end:
         uint64_t position
@@ -45,6 +50,13 @@ cdef extern from "broker/protocol/line.h" nogil:
     uint64_t tb_taken(tb_end *end, int reader)
     uint64_t tb_eject(tb_end *end, int reader)
     uint64_t tb_undrained(tb_end *end)
+    int tb_release(tb_releases *releases, uint64_t position)
+    int tb_release_due(tb_releases *releases)
+    uint64_t tb_released(tb_releases *releases)
+    uint64_t tb_let_go(tb_releases *releases)
+    void tb_collected(tb_releases *releases)
+    int tb_want(tb_releases *releases, uint64_t more)
+    uint64_t tb_collectable(tb_end *end)
 
 
 cdef inline void *_pointer(uintptr_t address):
@@ -67,6 +79,7 @@ cdef class End:
 
 cdef class Writer(End):
     cpdef int write(self, bytes header, bytes body, bytes payload) except? -3
+    cpdef long long collectable(self) except -1
 
 
 cdef class Reader(End):
@@ -81,3 +94,16 @@ cdef class Drain(End):
     cpdef int take(self, Frame frame) except -1
     @cython.locals(word=uint64_t)
     cpdef long long taken(self, int reader) except? -2
+
+
+cdef class Releases:
+    cdef tb_releases _releases
+    cdef object _kept
+    cdef public list late
+
+    cpdef int release(self, unsigned long long position) except? -2
+    cpdef bint again(self) except -1
+    cpdef bint due(self) except -1
+    cpdef unsigned long long released(self) except? 7
+    cpdef list collect(self, unsigned long long until)
+    cpdef bint want(self, long long more) except -1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from broker.errors import InvalidValue, ProtocolError
 from broker.limits import FRAME_BODY_BYTES_MAX
-from broker.protocol.frames import HEADER_BYTES, LANES, Frame
+from broker.protocol.frames import HEADER_BYTES, LANES, Flag, Frame
 
 try:
     import cython
@@ -20,11 +20,15 @@ except ModuleNotFoundError:
 
 AVAILABLE = bool(cython.compiled)
 """Whether there can be lines."""
-VERSION = 2
+VERSION = 3
 DATA_OFFSET = 4096
 """What a ring has in front of its data, in bytes."""
 PLACE_BYTES = 4096
 READERS_MAX = 8
+RELEASES = 384
+"""Entries that a reader has let go of and that the broker need not know of yet."""
+NOTED, WAITED_FOR, FULL = 0, 1, -1
+"""What `Releases.release` says."""
 NO_ROOM, CLOSED = -1, -2
 """What `Writer.write` says instead of which readers sleep."""
 NOTHING, TAKEN, EJECTED = 0, 1, 2
@@ -32,6 +36,7 @@ NOTHING, TAKEN, EJECTED = 0, 1, 2
 
 if cython.compiled:
     assert (HEADER_BYTES, READERS_MAX, VERSION) == (TB_DIRECT_HEADER, TB_DIRECT_READERS, TB_DIRECT_VERSION)
+    assert RELEASES == TB_DIRECT_RELEASES
 
 
 class End:
@@ -68,7 +73,7 @@ class End:
 
     @property
     def position(self) -> int:
-        """How far this end has come, of a writer or of the broker."""
+        """How far this end has come: behind what was written or taken last."""
         return self._end.position
 
     @property
@@ -96,6 +101,10 @@ class Writer(End):
         """What the broker has not read yet."""
         return tb_undrained(cython.address(self._end))
 
+    def collectable(self) -> int:
+        """How many messages in shared memory all readers have let go of without the broker's knowing, as they say."""
+        return tb_collectable(cython.address(self._end))
+
 
 class Reader(End):
     """A reader's end, with its place. One thread at a time may call."""
@@ -118,7 +127,10 @@ class Reader(End):
                 raise ProtocolError("a line holds what is no frame")
             return look
         _fill(frame, cython.address(found))
-        return TAKEN if tb_reader_take(cython.address(self._end), start, found.behind) else EJECTED
+        if not tb_reader_take(cython.address(self._end), start, found.behind):
+            return EJECTED
+        self._end.position = found.behind
+        return TAKEN
 
     def has_more(self) -> bool:
         """Whether there is something to take."""
@@ -179,6 +191,79 @@ class Drain(End):
         return tb_eject(cython.address(self._end), reader)
 
 
+class Releases:
+    """The entries that one reader lets go of, in its place: the reader's end, or the broker's."""
+
+    def __init__(self, place: object, address: int) -> None:
+        """Args:
+            place: is kept.
+            address: of the place's first byte.
+
+        Raises:
+            InvalidValue: the module is not compiled.
+        """
+        if not (cython.compiled and address):
+            raise InvalidValue("place", address, "is of no use: the module is not compiled")
+        self._kept = place
+        self.late: list[int] = []
+        """Entries for which there was no room."""
+        self._releases.place = cython.cast("tb_place *", _pointer(address))
+        self._releases.count = tb_released(cython.address(self._releases))
+
+    # The reader's.
+
+    def release(self, position: int) -> int:
+        """It has let go of an entry, which it names by the position behind it. On any thread, and at any moment: not
+        even Python's collector runs in between.
+
+        Returns:
+            NOTED; WAITED_FOR when the broker is to be told; FULL when it is too, as there was no room: then it is late.
+        """
+        said = tb_release(cython.address(self._releases), position)
+        if said == FULL:
+            self.late.append(position)
+        return said
+
+    def again(self) -> bool:
+        """Tries once more to say what was late; says whether the broker is to be told."""
+        late, self.late, told = self.late, [], False
+        for position in late:
+            told = self.release(position) != NOTED or told
+        return told
+
+    def due(self) -> bool:
+        """Whether the broker waits for what the reader, which is about to wait too, has let go of: it is asked once."""
+        return tb_release_due(cython.address(self._releases)) != 0
+
+    # The broker's.
+
+    def released(self) -> int:
+        """How many entries the reader has let go of, as it says. To be read before the line is drained."""
+        return tb_released(cython.address(self._releases))
+
+    def collect(self, until: int) -> list[int]:
+        """The entries that the reader has let go of and the broker did not know of; it does from here on.
+
+        Args:
+            until: as many as `released` has said.
+
+        Raises:
+            ProtocolError: so many there cannot be.
+        """
+        if until - self._releases.count > RELEASES:
+            raise ProtocolError(f"a place in which {until} entries were let go of, after {self._releases.count}")
+        positions = []
+        while self._releases.count != until:
+            positions.append(tb_let_go(cython.address(self._releases)))
+        if positions:
+            tb_collected(cython.address(self._releases))
+        return positions
+
+    def want(self, more: int) -> bool:
+        """Asks the reader to tell when it has let go of so many more entries; says whether it has."""
+        return tb_want(cython.address(self._releases), more) != 0
+
+
 def format_ring(address: int, size_bytes: int) -> None:
     """Makes a ring of memory that is all zeros."""
     tb_ring_format(_pointer(address), size_bytes - DATA_OFFSET)
@@ -190,5 +275,6 @@ def check_entry(frame: Frame) -> None:
     Raises:
         ProtocolError: it cannot be a frame.
     """
-    if frame.lane >= LANES or len(frame.body) > FRAME_BODY_BYTES_MAX or frame.total_bytes:
+    total_bytes = 0 if frame.flags & Flag.SHARED else frame.total_bytes
+    if frame.lane >= LANES or len(frame.body) > FRAME_BODY_BYTES_MAX or total_bytes:
         raise ProtocolError(f"{frame!r} in a line")

@@ -120,9 +120,9 @@ def arena_ends(number: int) -> Frame:
     return Frame(Kind.ARENA, Flag.LAST, Lane.CONTROL, number=number)
 
 
-def mapped_frame(number: int, *, mapped: bool) -> Frame:
-    """MAPPED: whether an arena can be used."""
-    return Frame(Kind.MAPPED, lane=Lane.CONTROL, number=number, count=int(mapped))
+def mapped_frame(number: int, *, mapped: bool, name: int = 0) -> Frame:
+    """MAPPED: whether an arena can be used; to its publisher, by which number others know it."""
+    return Frame(Kind.MAPPED, lane=Lane.CONTROL, number=number, target=name, count=int(mapped))
 
 
 def release_frames(loans: Iterable[int]) -> list[Frame]:
@@ -137,6 +137,16 @@ def release_frames(loans: Iterable[int]) -> list[Frame]:
 def released(frame: Frame) -> list[int]:
     """The loans that a RELEASE names."""
     return decode_body(frame.body, Release).loans
+
+
+def look_frame() -> Frame:
+    """RELEASE without a body: what was let go of is said in the places of lines."""
+    return Frame(Kind.RELEASE, lane=Lane.CONTROL)
+
+
+def renamed(place: bytes, name: int) -> bytes:
+    """A place with another number for its arena."""
+    return name.to_bytes(4, "little") + place[4:]
 
 
 def place_of(payload: Buffer) -> tuple[int, int, int]:

@@ -114,7 +114,7 @@ class BrokerState:
             Kind.FLUSH: self._flushed,
             Kind.ARENA: self.sharing.arena,
             Kind.MAPPED: self.sharing.mapped,
-            Kind.RELEASE: self.sharing.release,
+            Kind.RELEASE: self._release,
             Kind.MEASURED: self.latencies.measured,
         }
         self._handlers = kept_to_share(handlers, settings, self._answer_error)
@@ -226,6 +226,11 @@ class BrokerState:
         if tenant.router.lines and frame.kind in _DEPENDS:
             tenant.lines.drain()
         handler(record, frame, now_ns)
+
+    def still_reads(self, record: SessionRecord) -> bool:
+        """Whether the process of a session that is over may still read what it was lent; its lines end for that."""
+        record.tenant.lines.disconnect(record)
+        return record.shares is not None and bool(record.shares.leases)
 
     def disconnect(self, session_id: SessionId, now_ns: int, *, reads_on: bool = False) -> None:
         """A session is over, however it ended; everybody who depends on it is told.
@@ -413,6 +418,12 @@ class BrokerState:
             # What it has read on lines is charged first; it may be that for which it gives credit.
             record.tenant.lines.take_in()
             subscription.grant(frame.count, frame.total_bytes)
+
+    def _release(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
+        if frame.body or record.shares is None:
+            self.sharing.release(record, frame, now_ns)
+        else:
+            record.tenant.lines.let_go(record)
 
     def _settle(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         subscription = record.subscriptions.get(frame.number)

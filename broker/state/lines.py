@@ -33,6 +33,7 @@ from broker.limits import (
     LINE_OFFER_S,
     LINE_QUEUE_MESSAGES_MIN,
     LINE_READERS_MAX,
+    LINE_SHARED_PARTS,
     LINES_MAX,
     LINES_PER_SESSION_MAX,
 )
@@ -40,14 +41,17 @@ from broker.protocol.bodies import Line, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import AVAILABLE, DATA_OFFSET, PLACE_BYTES, VERSION, format_ring
 from broker.protocol.session import Phase
-from broker.protocol.sharing import CommonMemory
+from broker.protocol.sharing import CommonMemory, mapped_frame
 from broker.security.roles import Verb
 from broker.state.delivery import Subscription
+from broker.state.introductions import Introduction
+from broker.state.line_leases import LineLeases
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
 from broker.state.routes import Routes
+from broker.state.sharing import Arena, Loan
 from broker.state.topic_line import LineReader, TopicLine
-from broker.topics.messages import Message
+from broker.topics.messages import Message, Stream
 from broker.topics.policy import Overflow
 
 if TYPE_CHECKING:
@@ -93,6 +97,9 @@ class Lines:
         # Those that their publishers know and have not begun.
         self._offered: dict[int, TopicLine] = {}
         self._last_number = 0
+        # Of lines that have ended.
+        self._leases: list[LineLeases] = []
+        self._introductions: list[Introduction] = []
         publishing.consider_line = self.consider
         publishing.requests.catch_up = self._take_in_requests
 
@@ -109,11 +116,15 @@ class Lines:
 
     def look(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         """DRAIN: something is on a line. With a count the line begins: that comes behind what the publisher has sent
-        before, and may itself be overtaken by a DRAIN in the control lane.
+        before, and may itself be overtaken by a DRAIN in the control lane. Without a line the publisher waits for
+        memory.
         """
         line = self._live.get(frame.stream)
         if line is not None and line.publisher.session is record:
             line.drain()
+            return
+        if not frame.stream:
+            self._give_back(record)
             return
         line = self._offered.get(frame.stream)
         if line is None or line.publisher.session is not record or not frame.count:
@@ -143,11 +154,69 @@ class Lines:
         if line is not None and any(reader.session is record for reader in line.readers):
             line.settle()
 
+    def introduce(self, record: SessionRecord, arena: Arena, own: int) -> None:
+        """A publisher has made memory. It is told that the broker has it when the readers of its lines do, too: what
+        lies elsewhere ends a line. Of readers that do not answer it does not wait longer than some ticks.
+        """
+        mapped = mapped_frame(own, mapped=True, name=arena.number)
+        lines = [line for line in self._live.values() if line.publisher.session is record and line.arenas]
+        left = len(lines)
+
+        def over() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self.send(record, mapped)
+
+        if not lines:
+            self.send(record, mapped)
+        for line in lines:
+            self._introduce(Introduction(self, line, arena, own, over))
+
+    def _introduce(self, introduction: Introduction) -> None:
+        self._introductions.append(introduction)
+        introduction.answered()
+
+    def let_go(self, record: SessionRecord) -> None:
+        """RELEASE without a body: there is something to look at in the reader's places."""
+        for line in list(self._live.values()):
+            if any(reader.session is record for reader in line.readers):
+                line.drain()
+        self._collect()
+
+    def _give_back(self, record: SessionRecord) -> None:
+        """A publisher waits for memory: its readers are asked to tell when they let go of some, if they have not."""
+        for _ in range(2):
+            for line in list(self._live.values()):
+                if line.publisher.session is record:
+                    line.drain()
+            self._collect()
+            shares = record.shares
+            if shares is None or shares.gives_back:
+                return
+            leases = [each for line in self._live.values() for each in line.leases()] + self._leases
+            if not sum(each.want() for each in leases if each.publisher is record):
+                return
+
+    def _collect(self) -> None:
+        """Looks what was let go of that came on lines that have ended."""
+        for each in self._leases:
+            each.look()
+            each.collect()
+        self._leases = [each for each in self._leases if len(each)]
+
     # What happens.
 
     def tick(self, now_ns: int) -> None:
         """Time passes: takes in what was written, and takes back offers that nobody has taken."""
         self.drain()
+        if self._leases:
+            self._collect()
+        for introduction in self._introductions:
+            introduction.looked += 1
+            if introduction.looked > 2:
+                introduction.give_up()
+        self._introductions = [each for each in self._introductions if not each.is_over]
         for line in list(self._offered.values()) if self._offered else ():
             line.offered_ns = line.offered_ns or now_ns
             if now_ns - line.offered_ns > LINE_OFFER_S * 1e9 and line.withdraw():
@@ -189,10 +258,17 @@ class Lines:
             if line.publisher.session is record:
                 del self._offered[line.number]
                 line.drop()
+        # They end as all of the session's leases do.
+        self._leases = [each for each in self._leases if each.reader is not record]
         record.bell = None
 
-    def consider(self, publisher: Publisher) -> None:
-        """Offers a publisher a line for its topic, if all who read that can read a line."""
+    def consider(self, publisher: Publisher, stream: Stream | None) -> None:
+        """Offers a publisher a line for its topic, if all who read that can read a line.
+
+        Args:
+            publisher: has sent so many messages one by one that a line may pay.
+            stream: of the last one, if that lies in shared memory.
+        """
         publisher.until_line = max(publisher.line_after, LINE_AGAIN_MESSAGES)
         if self._memory is None or publisher.session.lines != VERSION or publisher.session.shares is None:
             publisher.until_line = LINE_AFTER_MESSAGES_MAX
@@ -203,8 +279,23 @@ class Lines:
         lines = [*self._live.values(), *self._offered.values()]
         own = [line for line in lines if line.publisher.session is publisher.session]
         full = len(lines) >= LINES_MAX or len(own) >= LINES_PER_SESSION_MAX
-        if not full and all(line.publisher is not publisher for line in own):
-            self._offer_line(publisher, readers, self._memory)
+        if full or any(line.publisher is publisher for line in own):
+            return
+        arenas = _common_arenas(publisher, [session for session, _ in readers])
+        if stream is not None:
+            if stream.received_bytes > _shared_bytes_max(readers):
+                return
+            if isinstance(stream.loan, Loan) and stream.loan.arena.number not in arenas:
+                # The readers have just been told of it, or are about to be.
+                publisher.until_line = LINE_AFTER_MESSAGES
+                return
+        self._offer_line(publisher, readers, self._memory, arenas)
+        line = self._offered.get(self._last_number)
+        shares = publisher.session.shares
+        if stream is not None and line is not None and line.publisher is publisher and shares is not None:
+            for number, arena in list(shares.arenas.items()):
+                if arena.number not in arenas:
+                    self._introduce(Introduction(self, line, arena, number, lambda: None))
 
     def readers_of(self, publisher: Publisher) -> list[tuple[SessionRecord, list[Subscription]]] | None:
         """The sessions that read a publisher's topic, if they and the topic can do without the broker; else None."""
@@ -235,7 +326,11 @@ class Lines:
         return list(readers.items()) if len(readers) <= LINE_READERS_MAX else None
 
     def _offer_line(
-        self, publisher: Publisher, readers: list[tuple[SessionRecord, list[Subscription]]], memory: LineMemory
+        self,
+        publisher: Publisher,
+        readers: list[tuple[SessionRecord, list[Subscription]]],
+        memory: LineMemory,
+        arenas: dict[int, int],
     ) -> None:
         passage = publisher.session.session.passage
         assert passage is not None
@@ -244,10 +339,11 @@ class Lines:
             ring = memory(DATA_OFFSET + LINE_DATA_BYTES)
             format_ring(ring.address, ring.size_bytes)
             whole = [
-                LineReader(session, list(subscriptions), memory(PLACE_BYTES)) for session, subscriptions in readers
+                LineReader(session, list(subscriptions), memory(PLACE_BYTES), publisher.session)
+                for session, subscriptions in readers
             ]
             asks = _asks(publisher, readers)
-            line = TopicLine(self, self._last_number, publisher, ring, whole, asks)
+            line = TopicLine(self, self._last_number, publisher, ring, whole, asks, arenas)
             handles = [ring.handle(), *(reader.place.handle() for reader in whole)]
             highest = max(handle.descriptor for handle in handles)
             if highest > self._descriptor_max:
@@ -263,7 +359,10 @@ class Lines:
         for handle in (*handles, *bells):
             assert handle is not None
             passage.give(handle)
-        body = Line([reader.place.identity for reader in whole], [reader.session.bell_identity for reader in whole])
+        body = Line(
+            [reader.place.identity for reader in whole], [reader.session.bell_identity for reader in whole],
+            list(arenas), _shared_bytes_max(readers),
+        )  # fmt: skip
         frame = Frame(
             Kind.LINE, Flag.REQUEST if asks else 0, Lane.CONTROL,
             number=publisher.number, stream=line.number, count=VERSION,
@@ -276,6 +375,7 @@ class Lines:
     def ended(self, line: TopicLine, *, lasted: bool) -> None:
         """A line is not in use any more."""
         self._live.pop(line.number, None)
+        self._leases += line.leases()
         self._after(line.publisher, lasted=lasted)
 
     def _after(self, publisher: Publisher, *, lasted: bool) -> None:
@@ -323,6 +423,20 @@ def _all_who_read(routes: Routes) -> list[Subscription]:
         found.append(group[0])
     responders = sum(subscription.responder for subscription in found)
     return found if not routes.works and responders <= 1 else []
+
+
+def _common_arenas(publisher: Publisher, readers: list[SessionRecord]) -> dict[int, int]:
+    """The arenas in which messages may lie on a line: all readers have mapped them."""
+    shares = publisher.session.shares
+    assert shares is not None
+    mapped = [reader.shares.maps for reader in readers if reader.shares is not None]
+    return {arena.number: own for own, arena in shares.arenas.items() if all(maps(arena) for maps in mapped)}
+
+
+def _shared_bytes_max(readers: list[tuple[SessionRecord, list[Subscription]]]) -> int:
+    """How long a message in shared memory may be: with some under way, its readers have to have credit left."""
+    queues = [subscription.queue for _, subscriptions in readers for subscription in subscriptions]
+    return min(queue.bytes_max for queue in queues) // LINE_SHARED_PARTS
 
 
 def _asks(publisher: Publisher, readers: list[tuple[SessionRecord, list[Subscription]]]) -> int:

@@ -77,8 +77,9 @@ class Publishing:
         self._half_messages = window_messages - window_messages // 2
         self._half_bytes = window_bytes - window_bytes // 2
         self.flush = flush
-        self.consider_line: Callable[[Publisher], None] = lambda publisher: None
-        """Called when a publisher has sent so many messages one by one that a line may pay."""
+        self.consider_line: Callable[[Publisher, Stream | None], None] = lambda publisher, stream: None
+        """Called when a publisher has sent so many messages one by one that a line may pay, with the last one's stream
+        if that lies in shared memory."""
         self.traced: Callable[[TopicRecord, Message], None] | None = None
         """Routes a traced message, if somebody follows such."""
 
@@ -179,10 +180,11 @@ class Publishing:
         if flags and not self._follow_flags(session, publisher, frame, message, flags):
             return
         self.router.route(topic, message)
-        if not flags & ~_ONE_BY_ONE and frame.lane == _DEFAULT and topic.line is None and session.lines:
+        one_by_one = not flags & ~_ONE_BY_ONE or frame.flags == _SHARED
+        if one_by_one and frame.lane == _DEFAULT and topic.line is None and session.lines:
             publisher.until_line -= 1
             if not publisher.until_line:
-                self.consider_line(publisher)
+                self.consider_line(publisher, stream)
 
     def _follow_flags(
         self, session: SessionRecord, publisher: Publisher, frame: Frame, message: Message, flags: int
@@ -454,6 +456,8 @@ class Publishing:
                 self.flow.blocking[topic] = None
             return
         blockers = self.router.routes(topic).blockers(publisher.message)
+        if topic.line is not None:
+            blockers += topic.line.blockers()
         if blockers:
             publisher.held_back = True
             topic.held_back += (publisher,)

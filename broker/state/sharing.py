@@ -16,8 +16,9 @@ lives until they are done. What topics retain of it is copied, so that a short m
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import ref
 
@@ -116,11 +117,6 @@ class Arena:
             if self.owner is not None:
                 self.owner.gone(self)
 
-    def view(self, loan: Loan) -> memoryview:
-        """The bytes of a message, which keep its loan and the memory."""
-        assert self.memory is not None
-        return self.memory.view(loan.offset, loan.size_bytes, (loan, self.memory))
-
     def __repr__(self) -> str:
         return f"<Arena {self.number} loans={self.loans} {self.memory!r}>"
 
@@ -196,14 +192,14 @@ class Shares:
 
     # As a publisher.
 
-    def arena(self, frame: Frame, number: int, passage: Passage) -> None:
-        """ARENA: the session has made memory, or ends some."""
+    def arena(self, frame: Frame, number: int, passage: Passage) -> Arena | None:
+        """ARENA: the session has made memory, or ends some. Returns what it has made, of which it is to be told."""
         if frame.flags & Flag.LAST:
             arena = self._arenas.pop(frame.number, None)
             if arena is None:
                 raise ProtocolError(f"the end of arena {frame.number}, which there is not")
             arena.end(self._streams().get(arena, []) if arena.loans else [])
-            return
+            return None
         if frame.number in self._arenas:
             raise ProtocolError(f"a second arena {frame.number}")
         try:
@@ -222,10 +218,15 @@ class Shares:
         except (InvalidValue, LimitExceeded) as error:
             log.warning("arena.refused session=%r cause=%s", self._record.name, error)
             self._send(mapped_frame(frame.number, mapped=False))
-            return
+            return None
         arena = self._arenas[frame.number] = Arena(number, memory, self)
         self._living.add(arena)
-        self._send(mapped_frame(frame.number, mapped=True))
+        return arena
+
+    @property
+    def arenas(self) -> Mapping[int, Arena]:
+        """Those that the session publishes from, by its own numbers."""
+        return self._arenas
 
     def borrow(self, frame: Frame) -> tuple[Stream, Chunk]:
         """PUBLISH of a message that lies in shared memory.
@@ -240,7 +241,10 @@ class Shares:
         if loan_number in self._lent or len(self._lent) >= LOANS_MAX:
             raise ProtocolError(f"loan {loan_number} is in use, or {LOANS_MAX} are", Code.LIMIT)
         loan = Loan(arena, loan_number, offset, size_bytes)
-        stream, first = Stream.shared(arena.view(loan), loan)
+        memory = arena.memory
+        assert memory is not None
+        view = partial(memory.view, offset, size_bytes, (loan, memory))
+        stream, first = Stream.shared(loan, size_bytes, view)
         self._lent[loan_number] = ref(stream)
         return stream, first
 
@@ -256,6 +260,11 @@ class Shares:
     def gone(self, arena: Arena) -> None:
         """Nothing is lent any more of an arena that has ended."""
         self._living.discard(arena)
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether the session is about to be told that it may write again."""
+        return bool(self._over)
 
     def over(self, number: int) -> None:
         """A loan has ended: the session is told, of all that end until the frame leaves at once."""
@@ -278,15 +287,23 @@ class Shares:
 
     def lend(self, loan: Loan) -> bytes | None:
         """The place of a message for this session to read, or None when it has to get the bytes."""
-        leases = self.leases
-        if not self.reads or not self._known.get(loan.arena) or len(leases) >= LEASES_MAX:
+        if not self.maps(loan.arena) or len(self.leases) >= LEASES_MAX:
             return None
+        return PLACE.pack(loan.arena.number, self.hold(loan), loan.offset)
+
+    def maps(self, arena: Arena) -> bool:
+        """Whether the session reads what lies in an arena by itself."""
+        return self.reads and self._known.get(arena, False)
+
+    def hold(self, loan: Loan) -> int:
+        """The session has the right to read a message; returns the number of its lease."""
+        leases = self.leases
         number = self._last_lease % 0xFFFFFFFF + 1
         while number in leases:
             number = number % 0xFFFFFFFF + 1
         self._last_lease = number
         leases[number] = loan
-        return PLACE.pack(loan.arena.number, number, loan.offset)
+        return number
 
     def knows(self, arena: Arena, source: Resumed) -> bool:
         """Whether the session has said if it can read an arena, or will not be asked. It is told of it the first time.
@@ -384,7 +401,9 @@ class Sharing:
         shares, passage = self.shares(record, frame), record.session.passage
         assert passage is not None
         self._last_arena = self._last_arena % 0xFFFFFFFF + 1
-        shares.arena(frame, self._last_arena, passage)
+        arena = shares.arena(frame, self._last_arena, passage)
+        if arena is not None:
+            record.tenant.lines.introduce(record, arena, frame.number)
 
     def mapped(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         """MAPPED."""

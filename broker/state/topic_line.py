@@ -7,16 +7,19 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from broker.errors import LimitExceeded, ProtocolError
-from broker.limits import LINE_LASTING_MESSAGES
+from broker.limits import CHUNK_BYTES, LINE_LASTING_MESSAGES
 from broker.protocol.bodies import Attach, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import DATA_OFFSET, Drain, check_entry
 from broker.protocol.session import Phase
-from broker.protocol.sharing import CommonMemory
+from broker.protocol.sharing import CommonMemory, place_of, renamed
 from broker.state.announcing import announced
 from broker.state.delivery import Subscription
+from broker.state.line_leases import LineLeases
 from broker.state.records import SessionRecord
+from broker.state.sharing import Loan
 from broker.topics.messages import Message
+from broker.topics.policy import Overflow
 
 if TYPE_CHECKING:
     from broker.state.lines import Lines
@@ -25,7 +28,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PUBLISH, _DEFAULT = int(Kind.PUBLISH), int(Lane.DEFAULT)
-_ALLOWED_FLAGS: Final = Flag.BATCH | Flag.ACKNOWLEDGE
+_ALLOWED_FLAGS = Flag.BATCH | Flag.ACKNOWLEDGE | Flag.SHARED
+_SHARED = Flag.SHARED
+_BLOCK: Final = Overflow.BLOCK
+_SHARED_COUNTS: Final = 15
+"""Small messages to which one in shared memory is equal, beside itself, when it is asked whether a line has lasted."""
+_UNSENT_MAX: Final = 64
+"""Buffers of a session's next write, up to which more are put into it."""
 
 
 class LineReader:
@@ -35,14 +44,18 @@ class LineReader:
         session: which.
         subscriptions: for which it reads.
         place: memory in which it says how far it is.
+        leases: what it has of the line in shared memory.
     """
 
-    __slots__ = ("place", "session", "subscriptions")
+    __slots__ = ("leases", "place", "session", "subscriptions")
 
-    def __init__(self, session: SessionRecord, subscriptions: list[Subscription], place: CommonMemory) -> None:
+    def __init__(
+        self, session: SessionRecord, subscriptions: list[Subscription], place: CommonMemory, publisher: SessionRecord
+    ) -> None:
         self.session = session
         self.subscriptions = subscriptions
         self.place = place
+        self.leases = LineLeases(session, publisher, place)
 
 
 class TopicLine:
@@ -55,14 +68,24 @@ class TopicLine:
         readers: who read, in the order of their places.
         draining: whether what is published comes from it.
         asks: the flag that its messages may have because they are followed: of requests, or of last replies; or 0.
+        arenas: in which messages may lie, as all readers have mapped them: the publisher's own numbers, by those by
+            which readers know them.
         offered_ns: when the broker has first seen that its publisher has not begun it yet; 0 for not yet.
     """
 
     def __init__(
-        self, lines: Lines, number: int, publisher: Publisher, ring: CommonMemory, readers: list[LineReader], asks: int
+        self,
+        lines: Lines,
+        number: int,
+        publisher: Publisher,
+        ring: CommonMemory,
+        readers: list[LineReader],
+        asks: int,
+        arenas: dict[int, int],
     ) -> None:
         self.number = number
         self.asks = asks
+        self.arenas = arenas
         self.topic = publisher.topic
         self.publisher = publisher
         self.readers = readers
@@ -74,6 +97,9 @@ class TopicLine:
         # No more than that fits before what was drained is said to be.
         self._data_bytes = ring.size_bytes - DATA_OFFSET
         self._fault: ProtocolError | None = None
+        # How far the last of the readers was, and whether what was drained last lies in shared memory.
+        self._least = 0
+        self._lends = False
         # What was drained and some reader has not read yet, each with the position behind it.
         self._unread: deque[tuple[int, Message]] = deque()
         self._end = Drain(ring, ring.address, ring.size_bytes)
@@ -86,13 +112,21 @@ class TopicLine:
             self.settle()
 
     def take_in(self) -> bool:
-        """Takes in what was written since the last time; says whether the line goes on."""
+        """Takes in what was written since the last time, and what was let go of; says whether the line goes on."""
         if self.draining or self.topic.line is not self:
             return False
-        self._take_all()
+        self._take_in()
         if self._fault is not None:
             self.settle()
         return self._fault is None
+
+    def _take_in(self) -> None:
+        for reader in self.readers:
+            reader.leases.look()
+        self._take_all()
+        self._forget_read()
+        for reader in self.readers:
+            reader.leases.collect()
 
     def _take_all(self) -> None:
         """Publishes what the line holds, up to what its publisher may not have written."""
@@ -117,6 +151,8 @@ class TopicLine:
                     or (frame.sequence and not self.asks)
                 ):
                     raise ProtocolError(f"{frame!r} with flags {frame.flags} in lane {frame.lane} on a line")
+                if frame.flags & _SHARED:
+                    self._find(frame)
                 publish(session, frame)
         except ProtocolError as error:
             self._fault = error
@@ -125,29 +161,64 @@ class TopicLine:
             if end.position != before:
                 end.drained()
 
+    def _find(self, frame: Frame) -> None:
+        """A message in shared memory: names the place as its publisher does to the broker."""
+        name, _, _ = place_of(frame.payload)
+        own = self.arenas.get(name)
+        if own is None or self.publisher.session.shares is None:
+            raise ProtocolError(f"{frame!r} on a line, in arena {name}, which not all of its readers have")
+        frame.payload = renamed(bytes(frame.payload), own)
+
     def passed(self, message: Message) -> None:
         """A message was drained, which the readers have from the line."""
         self._messages += message.count
         self._unread.append((self._end.position, message))
+        self._lends = message.stream is not None
+        if message.stream is not None:
+            # It may have to be offered yet.
+            message.holders += 1
+            self._messages += _SHARED_COUNTS
+            self._lend(message.stream.loan)
         for reader in self.readers:
             for subscription in reader.subscriptions:
                 subscription.passed(message)
 
+    def _lend(self, loan: object) -> None:
+        """The readers have a message in shared memory, or are about to take it."""
+        assert isinstance(loan, Loan)
+        for reader in self.readers:
+            reader.leases.hold(self._end.position, loan)
+
+    def leases(self) -> list[LineLeases]:
+        """What its readers have of it in shared memory."""
+        return [reader.leases for reader in self.readers if len(reader.leases)]
+
+    def _forget_read(self) -> None:
+        """Forgets what all have read."""
+        self._least = min([self._end.taken(place) for place in range(len(self.readers))])
+        unread = self._unread
+        while unread and unread[0][0] <= self._least:
+            _forget(unread.popleft()[1])
+
     def _reader_left(self) -> bool:
-        """Forgets what all have read; says whether a reader does not want to read any more."""
-        positions = [self._end.taken(place) for place in range(len(self.readers))]
-        least, unread = min(positions), self._unread
-        while unread and unread[0][0] <= least:
-            unread.popleft()
-        return least < 0
+        """Whether a reader did not want to read any more when it was looked, or has as much as it may have."""
+        return self._least < 0 or any(reader.leases.full for reader in self.readers)
 
     def _is_out_of_credit(self) -> bool:
+        """Whether what a reader may get is decided in its queue from here on."""
         for reader in self.readers:
             for subscription in reader.subscriptions:
                 queue = subscription.queue
-                if queue.credit_messages <= 0 or queue.credit_bytes <= 0:
+                # Of large messages the line holds what a reader does not take, and its publisher waits.
+                waits = self._lends and queue.overflow is _BLOCK
+                if not waits and (queue.credit_messages <= 0 or queue.credit_bytes <= 0):
                     return True
         return False
+
+    def blockers(self) -> list[Subscription]:
+        """The readers that hold its publisher back."""
+        subscriptions = [subscription for reader in self.readers for subscription in reader.subscriptions]
+        return [each for each in subscriptions if each.queue.overflow is _BLOCK and each.queue.credit_bytes <= 0]
 
     def begin(self) -> bool:
         """The publisher writes from here on, its next message first. Lets the readers read, if they still can; else the
@@ -212,15 +283,17 @@ class TopicLine:
         if topic.line is not self or self.draining:
             return
         self._end.close()
-        self._take_all()
+        self._take_in()
         topic.line = None
-        self._lines.ended(self, lasted=self._messages >= LINE_LASTING_MESSAGES)
         for place, reader in enumerate(self.readers):
             position = self._end.eject(place)
+            reader.leases.eject(position)
             if reader.session.session.phase is Phase.OPEN:
                 self._take_over(reader, [message for behind, message in self._unread if behind > position])
                 self._lines.send(reader.session, Frame(Kind.ATTACH, Flag.LAST, target=self.number))
-        self._unread.clear()
+        while self._unread:
+            _forget(self._unread.popleft()[1])
+        self._lines.ended(self, lasted=self._messages >= LINE_LASTING_MESSAGES)
         self._lines.send(self.publisher.session, Frame(Kind.LINE, Flag.LAST, Lane.CONTROL, stream=self.number))
         self._blame()
 
@@ -247,13 +320,22 @@ class TopicLine:
         return f"<TopicLine {self.number} of {self.topic.name!r} to {len(self.readers)} readers>"
 
 
+def _forget(message: Message) -> None:
+    """All readers have a message, or were offered it."""
+    if message.stream is not None:
+        message.release()
+
+
 def _is_caught_up(subscription: Subscription) -> bool:
     """Whether nothing waits for a subscription that a message on a line could overtake, and it has room."""
-    queue = subscription.queue
+    queue, session = subscription.queue, subscription.session.session
+    if queue.waiting_messages and len(session.unsent) < _UNSENT_MAX:
+        # What has only just come goes into the next write itself, ahead of what is said of the line.
+        session.unsent_bytes += session.outbox.take(CHUNK_BYTES, session.unsent)
     return (
         not queue.waiting_messages
         and not queue.gaps
         and not subscription.is_under_way
         and queue.credit_messages > queue.messages_max // 2
-        and queue.credit_bytes > queue.bytes_max // 2
+        and queue.credit_bytes > queue.bytes_max // 4
     )

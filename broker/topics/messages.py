@@ -14,6 +14,7 @@ the last reader has moved past it:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from broker.buffers import Buffer
@@ -35,6 +36,29 @@ class Chunk:
 
 
 _NOTHING: Final = Chunk(b"")
+
+
+class LentChunk(Chunk):
+    """The whole of a message in shared memory. Most are passed on as they lie there, and nobody here looks at them."""
+
+    __slots__ = ("_bytes", "_view")
+
+    def __init__(self, view: Callable[[], Buffer]) -> None:
+        """`view`: makes the bytes, and keeps them where they are."""
+        self._view: Callable[[], Buffer] | None = view
+        self._bytes: Buffer = b""
+        self.following = None
+
+    @property
+    def payload(self) -> Buffer:
+        """The bytes."""
+        if self._view is not None:
+            self._bytes, self._view = self._view(), None
+        return self._bytes
+
+    @payload.setter
+    def payload(self, payload: Buffer) -> None:
+        self._bytes, self._view = payload, None
 
 
 class Waiter(Protocol):
@@ -86,12 +110,20 @@ class Stream:
         self.loan: object = None
 
     @classmethod
-    def shared(cls, payload: Buffer, loan: object) -> tuple[Stream, Chunk]:
-        """The stream of a message that lies in shared memory, and the chunk from which readers start."""
+    def shared(cls, loan: object, size_bytes: int, view: Callable[[], Buffer]) -> tuple[Stream, Chunk]:
+        """The stream of a message that lies in shared memory, and the chunk from which readers start.
+
+        Args:
+            loan: what keeps it there.
+            size_bytes: how long it is.
+            view: makes its bytes, which keep the loan too.
+        """
         stream = cls()
         first = stream.last
         stream.loan = loan
-        stream.append(payload, complete=True)
+        stream.last = first.following = LentChunk(view)
+        stream.received_bytes = size_bytes
+        stream.complete = True
         return stream, first
 
     def own(self) -> None:

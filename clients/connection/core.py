@@ -266,7 +266,7 @@ class Core(Receiver):
         elif kind == Kind.RELEASE:
             self.arenas.released(frame)
         elif kind == Kind.MAPPED:
-            self.arenas.mapped(frame)
+            (self.outgoing.lines if frame.stream else self.arenas).mapped(frame)
         elif kind == Kind.ARENA and self.session is not None:
             self.incoming.leases.arena(self.session, frame)
         elif kind == Kind.LINE:
@@ -458,7 +458,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
                 number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),
                 sequence=message.request, time_ns=wall_ns, body=body, payload=shared,
             )  # fmt: skip
-            return outgoing.publish_small(topic, frame, charge(len(payload)))
+            return outgoing.publish_shared(topic, frame, charge(len(payload)), message.place.block.arena.name)
     if len(payload) >= PLACED_BYTES_MIN:
         if topic.stream is not None:
             return topic.stream_over

@@ -138,12 +138,15 @@ async def room(driver: Driver, size_bytes: int) -> None:
     driver.read_arrived()
     deadline = Deadline(SHARED_PATIENCE_S + size_bytes / 1e9)
     while not arenas.has_room(size_bytes):
+        driver.core.outgoing.lines.wait_for_memory(driver.core.session)
         arenas.came_back.clear()
+        began = time.monotonic()
         try:
             await driver.wait(arenas.came_back, deadline.remaining_s, "shared memory to come back")
         except TimeoutError:
             arenas.widen(size_bytes)
             return
+        arenas.waited(time.monotonic() - began)
 
 
 async def place(driver: Driver, message: Outbound) -> None:

@@ -39,6 +39,7 @@ cdef class Pump:
     cdef object _keeper_wake
     cdef object __weakref__
 
+    cpdef publishes(self)
     cpdef block(self, Signal signal, timeout_s, what)
     @cython.locals(outgoing=Outgoing, session=Session)
     cpdef flush(self, bint waits=*)

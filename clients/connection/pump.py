@@ -39,6 +39,8 @@ from clients.reading.looking import Looking
 log = logging.getLogger(__name__)
 
 SHORT_READ_BYTES: Final = 4096
+READ_S: Final = 0.02
+"""How often who publishes large messages reads: before the keeper would."""
 READS_MAX: Final = 64
 """Reads in a row before the lock is given up."""
 _READABLE, _WRITABLE, _FIRST, _SECOND = READABLE, WRITABLE, FIRST, SECOND
@@ -230,8 +232,15 @@ class Pump:
         if self._session is not None and not self._pumping:
             self._read(self._session, ahead)
 
+    def publishes(self) -> None:
+        """Somebody publishes message after message and need not wait: reads now and then what comes of that, or the
+        keeper would, at each moment at which there is something. The lock is held."""
+        if monotonic_ns() / 1e9 - self._last_wait > READ_S:
+            self.read_arrived()
+
     def read_arrived(self) -> None:
         """Reads until nothing is there, also while another thread polls. The lock is held."""
+        self._last_wait = monotonic_ns() / 1e9
         self._read_lines()
         if self._session is not None:
             self._read(self._session, True)

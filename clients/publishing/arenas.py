@@ -47,7 +47,9 @@ from clients.connection.signals import Signal
 log = logging.getLogger(__name__)
 
 BLOCKS_MIN: Final = 8
-"""Of the first arena of a length: more than are under way as a rule."""
+"""Of the first arena of a length, and at least what may be under way."""
+FRESH_BYTES_PER_S: Final = 1.5e9
+"""How fast the system makes pages: 256 MiB took 0.17 s, in which as much was copied and summed four times."""
 UNUSED_NS: Final = 30_000_000_000
 """How often arenas go that were not used since the last time, and another one is tried where none was to be had."""
 
@@ -61,10 +63,23 @@ class Arena:
         used: whether a block of it was lent since unused arenas last went.
         lent: blocks that are not free.
         gone: whether its blocks are not to be lent any more.
+        name: by which number the broker and the readers know it, once the broker does.
         given: blocks that the application has, by their offsets, each with the array that was made over it.
     """
 
-    __slots__ = ("answered", "block_bytes", "blocks", "given", "gone", "lent", "mapped", "memory", "number", "used")
+    __slots__ = (
+        "answered",
+        "block_bytes",
+        "blocks",
+        "given",
+        "gone",
+        "lent",
+        "mapped",
+        "memory",
+        "name",
+        "number",
+        "used",
+    )
 
     def __init__(self, number: int, block_bytes: int, blocks: int) -> None:
         self.number = number
@@ -76,6 +91,7 @@ class Arena:
         self.used = True
         self.lent = 0
         self.gone = False
+        self.name = 0
         self.given: dict[int, tuple[ref[Block], ref[npt.NDArray[np.generic]]]] = {}
 
 
@@ -128,6 +144,7 @@ class Arenas:
         self._left: deque[int] = deque()
         self._held_bytes = 0
         self._ahead_bytes = SHARED_AHEAD_BYTES
+        self._waited_s = 0.0
         self._look_ns = 0
         self._full = False
         """Whether another arena was not to be had of late."""
@@ -175,11 +192,21 @@ class Arenas:
             with self._lock:
                 self._collect()
         # What only the application holds, the broker does not give back.
-        return not self._lent or self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
+        if not self._lent:
+            return True
+        if size_bytes > ARENA_BYTES and not self._free.get(_rounded(size_bytes)):
+            # An arena of its own, whose pages the system has to make first: that takes as long as several messages.
+            return self._waited_s * FRESH_BYTES_PER_S >= size_bytes
+        return self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
+
+    def waited(self, seconds: float) -> None:
+        """So long it was waited for memory to come back: when it was as long as fresh memory takes, that is made."""
+        self._waited_s += seconds
 
     def widen(self, size_bytes: int) -> None:
         """Readers take longer with what they have than is to be waited for."""
         self._ahead_bytes = min(self.lent_bytes + size_bytes, SHARED_BYTES_MAX)
+        self._waited_s += size_bytes / FRESH_BYTES_PER_S
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], size_bytes: int) -> npt.NDArray[np.generic]:
         """An array for the application to fill and publish, in a block if it suits and there is one."""
@@ -264,7 +291,8 @@ class Arenas:
         """Makes an arena, in the place of unused ones where they take up the room."""
         # Twice as many as there are, so that lengths that are rare take little of the room for others.
         there_are = sum(arena.blocks for arena in self._arenas.values() if arena.block_bytes == block_bytes)
-        blocks = max(1, min(ARENA_BYTES // block_bytes, max(BLOCKS_MIN, 2 * there_are)))
+        first = max(BLOCKS_MIN, SHARED_AHEAD_BYTES // block_bytes)
+        blocks = max(1, min(ARENA_BYTES // block_bytes, max(first, 2 * there_are)))
         size_bytes = block_bytes * blocks
         if self._full or block_bytes > SHARED_BYTES_MAX:
             return None
@@ -282,6 +310,7 @@ class Arenas:
             self._full = True
             return None
         self._last_arena += 1
+        self._waited_s = 0.0
         self._arenas[arena.number] = arena
         self._held_bytes += size_bytes
         free = self._free.setdefault(block_bytes, [])
@@ -353,7 +382,7 @@ class Arenas:
         if arena is None:
             return
         if frame.count:
-            arena.mapped = True
+            arena.mapped, arena.name = True, frame.target
         else:
             log.warning("arena.refused_by_broker bytes=%d", arena.memory.size_bytes)
             with self._lock:

@@ -12,7 +12,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import LINE_DATA_BYTES
+from broker.limits import LINE_DATA_BYTES, SHARED_AHEAD_BYTES
 from broker.protocol.bodies import Line, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import PLACE_BYTES, READERS_MAX, VERSION, Writer
@@ -23,6 +23,9 @@ from broker.transport.calls import ring
 log = logging.getLogger(__name__)
 
 _HALF_BYTES: Final = LINE_DATA_BYTES // 2
+_DEFAULT: Final = int(Lane.DEFAULT)
+_MAY_HAVE: Final = int(Flag.SHARED | Flag.ACKNOWLEDGE)
+_GIVEN_BACK_BYTES: Final = SHARED_AHEAD_BYTES // 2
 
 
 class LineOut:
@@ -31,11 +34,19 @@ class LineOut:
     Attributes:
         number: by which the broker knows it.
         asks: the flag of requests or of last replies, if such can travel on it; else 0.
+        arenas: in which messages may lie, by the numbers by which others know them.
+        shared_bytes_max: how long such a message may be.
     """
+
+    __slots__ = (
+        "__weakref__", "_bells", "_told", "_writer", "arenas", "asks", "number", "shared_bytes_max",
+    )  # fmt: skip
 
     def __init__(self, number: int, writer: Writer, bells: list[HasDescriptor], asks: int) -> None:
         self.number = number
         self.asks = asks
+        self.arenas: frozenset[int] = frozenset()
+        self.shared_bytes_max = 0
         self._writer = writer
         self._bells = bells
         # The broker has been told of what is before it, and may not have looked yet.
@@ -58,12 +69,36 @@ class LineOut:
             sleepers >>= 1
             reader += 1
 
+    def carries(self, frame: Frame, name: int) -> bool:
+        """Whether a message in shared memory can travel on it.
+
+        Args:
+            frame: with its place.
+            name: by which number others know its arena.
+        """
+        return (
+            name in self.arenas
+            and frame.total_bytes <= self.shared_bytes_max
+            and frame.lane == _DEFAULT
+            and not frame.count
+            and not frame.sequence
+            and not frame.flags & ~_MAY_HAVE
+        )
+
+    def gives_back(self, size_bytes: int) -> bool:
+        """Whether readers have let go of so much memory that the broker is to be told.
+
+        Args:
+            size_bytes: of each message there.
+        """
+        return self._writer.collectable() * size_bytes >= _GIVEN_BACK_BYTES
+
     def tells(self, soon: bool, low: bool) -> bool:
         """Whether the broker is to be told that there is something on the line; then it counts as told.
 
         Args:
             soon: whether its answer is waited for.
-            low: whether its credit soon is.
+            low: whether credit or memory soon is.
         """
         if not soon:
             undrained_bytes = self._writer.undrained_bytes
@@ -77,10 +112,16 @@ class LineOut:
 
 
 class LinesOut:
-    """What the publisher's lines share: the bells of those who read them."""
+    """What the publisher's lines share: the bells of those who read them.
+
+    Attributes:
+        lends: whether some memory may have to be given back on a line, in this session.
+    """
 
     def __init__(self) -> None:
+        self.lends = False
         self._bells: WeakValueDictionary[int, HasDescriptor] = WeakValueDictionary()
+        self._lines: WeakValueDictionary[int, LineOut] = WeakValueDictionary()
 
     def accept(self, session: Session, frame: Frame, topic: str) -> LineOut | None:
         """LINE: the broker offers one for a topic. None when it cannot be used, of which the broker is told."""
@@ -93,6 +134,18 @@ class LinesOut:
         if line is None:
             decline(session, frame.stream)
         return line
+
+    def mapped(self, frame: Frame) -> None:
+        """MAPPED that names a line: its readers have an arena by now."""
+        line = self._lines.get(frame.stream)
+        if line is not None:
+            line.arenas |= {frame.target}
+            self.lends = True
+
+    def wait_for_memory(self, session: Session | None) -> None:
+        """Tells the broker that this client waits for readers to let go of what they have from its lines."""
+        if self.lends and session is not None:
+            session.put(Frame(Kind.DRAIN, lane=Lane.CONTROL))
 
     def _line(self, passage: Passage, frame: Frame, told: Line, topic: str) -> LineOut | None:
         if not 0 < len(told.places) <= READERS_MAX or len(told.bells) != len(told.places):
@@ -107,7 +160,12 @@ class LinesOut:
         bells = [self._bell(passage, identity) for identity in told.bells]
         found = [bell for bell in bells if bell is not None]
         asks = (Flag.LAST if topic.startswith("$inbox/") else Flag.REQUEST) if frame.flags & Flag.REQUEST else 0
-        return LineOut(frame.stream, writer, found, asks) if len(found) == len(bells) else None
+        if len(found) != len(bells):
+            return None
+        line = self._lines[frame.stream] = LineOut(frame.stream, writer, found, asks)
+        line.arenas, line.shared_bytes_max = frozenset(told.arenas), told.shared_bytes_max
+        self.lends = self.lends or bool(told.arenas)
+        return line
 
     def _bell(self, passage: Passage, identity: int) -> HasDescriptor | None:
         arrived, known = passage.take(identity), self._bells.get(identity)

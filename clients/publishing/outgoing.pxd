@@ -35,10 +35,12 @@ cdef class Outgoing:
     )
     @cython.locals(line=LineOut, low=bint)
     cdef bint _on_line(
-        self, OutgoingTopic topic, bytes header, bytes body, bytes payload, bint acknowledge
+        self, OutgoingTopic topic, bytes header, bytes body, bytes payload, bint acknowledge, long long shared_bytes=*
     ) except -1
     @cython.locals(session=Session)
     cpdef publish_small(self, OutgoingTopic topic, Frame frame, charged_bytes=*)
+    @cython.locals(line=LineOut, flags=int, size_bytes='long long', body=bytes, header=bytes)
+    cpdef publish_shared(self, OutgoingTopic topic, Frame frame, long long charged_bytes, unsigned int name)
     @cython.locals(session=Session, size=Py_ssize_t, body_bytes=Py_ssize_t, header=bytes, line=LineOut)
     cpdef publish_one(
         self, OutgoingTopic topic, int flags, int lane, int content, unsigned int reference, int priority,

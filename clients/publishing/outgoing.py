@@ -36,6 +36,7 @@ from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, e
 from broker.protocol.codes import Code, error_for
 from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.session import Session
+from broker.protocol.sharing import renamed
 from broker.topics.names import check_topic
 from clients.connection.signals import Signal
 from clients.publishing.line_out import LinesOut, decline
@@ -107,6 +108,7 @@ class Outgoing:
         self.finishing.clear()
         for topic in self._by_number:
             topic.line = None
+        self.lines.lends = False
         for stream in list(self._streams.values()):
             self.stream_ended(stream, error)
         lost, self.unconfirmed = self.unconfirmed, 0
@@ -238,13 +240,18 @@ class Outgoing:
         session.unsent_bytes = _HEADER_BYTES + size
         return _SENT
 
-    def _on_line(self, topic: OutgoingTopic, header: bytes, body: bytes, payload: bytes, acknowledge: bool) -> bool:
-        """Writes a message to a topic's line; says whether that is done, else the line is over. Credit is taken."""
+    def _on_line(
+        self, topic: OutgoingTopic, header: bytes, body: bytes, payload: bytes, acknowledge: bool, shared_bytes: int = 0
+    ) -> bool:
+        """Writes a message, or the place of so many bytes, to a topic's line; says whether that is done, else the line
+        is over. Credit is taken."""
         line = topic.line
         if line is None or not line.write(header, body, payload):
             topic.line = None
             return False
         low = topic.credit_messages < self._window_messages // 2 or topic.credit_bytes < self._window_bytes // 2
+        if shared_bytes and not low:
+            low = line.gives_back(shared_bytes)
         if line.tells(acknowledge, low) and self.session is not None:
             self.session.put(Frame(Kind.DRAIN, lane=Lane.CONTROL, number=topic.number, stream=line.number))
         return True
@@ -289,6 +296,28 @@ class Outgoing:
         self.last_sent = topic
         session.put(frame)
         return SENT
+
+    def publish_shared(self, topic: OutgoingTopic, frame: Frame, charged_bytes: int, name: int) -> Signal:
+        """As `publish_small`, of a message in shared memory, in an arena that others know by this number."""
+        line, body, flags = topic.line, frame.body, frame.flags
+        if line is None or not line.carries(frame, name):
+            return self.publish_small(topic, frame, charged_bytes)
+        if topic.batch is not None:
+            self.send_batch(topic)
+        place, size_bytes = renamed(bytes(frame.payload), name), frame.total_bytes
+        topic.credit_messages -= 1
+        topic.credit_bytes -= len(body) + charged_bytes
+        header = pack_header(
+            _PUBLISH, flags, _DEFAULT, frame.content, topic.number, frame.target, 0, 0, len(body), len(place),
+            size_bytes, 0, frame.time_ns,
+        )  # fmt: skip
+        if self._on_line(topic, header, body, place, flags & _ACKNOWLEDGE != 0, size_bytes):
+            self.unconfirmed += 1
+            self.last_sent = topic
+            return SENT
+        topic.credit_messages += 1
+        topic.credit_bytes += len(body) + charged_bytes
+        return self.publish_small(topic, frame, charged_bytes)
 
     def publish_one(
         self, topic: OutgoingTopic, flags: int, lane: int, content: int, reference: int, priority: int, request: int,

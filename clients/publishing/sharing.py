@@ -37,6 +37,7 @@ def publish_shared(driver: Driver, message: Outbound, timeout_s: float, *, ackno
             shares = core.arenas.can_share(place)
             if shares and try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
                 driver.flush()
+                driver.publishes()
                 return None
     return driver.run(operations.publish(driver, message, timeout_s, acknowledge=acknowledge))
 

@@ -3,17 +3,18 @@
 import cython
 
 from broker.protocol.frames cimport Frame
-from broker.protocol.line cimport Reader
+from broker.protocol.line cimport Reader, Releases
 from clients.reading.incoming cimport Incoming
 from clients.reading.subscription_state cimport SubscriptionState
 
 
-cdef int _TAKEN, _PUBLISH, _DEFAULT, _BATCH, _ALLOWED, _BATCH_MESSAGES_MAX, _ENTRIES_AT_ONCE
+cdef int _TAKEN, _PUBLISH, _DEFAULT, _BATCH, _SHARED, _ALLOWED, _BATCH_MESSAGES_MAX, _ENTRIES_AT_ONCE
 
 
 cdef class LineIn:
     cdef public unsigned int number
     cdef public Reader reader
+    cdef public Releases releases
     cdef public object publication
     cdef public list subscriptions
     cdef public long long sequence

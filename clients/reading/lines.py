@@ -16,7 +16,7 @@ from broker.errors import InvalidValue, LimitExceeded, ProtocolError
 from broker.limits import BATCH_MESSAGES_MAX
 from broker.protocol.bodies import Attach, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.line import PLACE_BYTES, TAKEN, Reader, check_entry
+from broker.protocol.line import PLACE_BYTES, TAKEN, Reader, Releases, check_entry
 from broker.protocol.session import Session
 from clients.reading.incoming import Incoming
 from clients.reading.messages import Publication
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 _TAKEN = TAKEN
 _PUBLISH, _DEFAULT = int(Kind.PUBLISH), int(Lane.DEFAULT)
-_BATCH = int(Flag.BATCH)
-_ALLOWED = int(Flag.BATCH | Flag.ACKNOWLEDGE | Flag.REQUEST | Flag.LAST)
+_BATCH, _SHARED = int(Flag.BATCH), int(Flag.SHARED)
+_ALLOWED = int(Flag.BATCH | Flag.ACKNOWLEDGE | Flag.REQUEST | Flag.LAST | Flag.SHARED)
 _BATCH_MESSAGES_MAX = BATCH_MESSAGES_MAX
 _ENTRIES_AT_ONCE = 1024
 """Of one line, before others that want the client's lock get it."""
@@ -39,6 +39,7 @@ class LineIn:
     Attributes:
         number: by which the broker knows it.
         reader: this end of it.
+        releases: where it is said which messages in shared memory are not used any more.
         publication: whose messages of which topic come on it.
         subscriptions: for which it is read.
         sequence: of the next message.
@@ -48,12 +49,14 @@ class LineIn:
         self,
         number: int,
         reader: Reader,
+        releases: Releases,
         publication: Publication,
         subscriptions: list[SubscriptionState],
         sequence: int,
     ) -> None:
         self.number = number
         self.reader = reader
+        self.releases = releases
         self.publication = publication
         self.subscriptions = subscriptions
         self.sequence = sequence
@@ -99,11 +102,13 @@ class Lines:
             place.close_descriptor()
             reader = Reader(ring, ring.address, ring.size_bytes)
             reader.add(place, place.address)
+            releases = Releases(place, place.address)
         except (InvalidValue, LimitExceeded) as error:
             log.warning("line.refused topic=%r cause=%s", publication.topic, error)
             _leave(session, frame.target)
             return
-        self._lines = [*self._lines, LineIn(frame.target, reader, publication, subscriptions, frame.sequence)]
+        line = LineIn(frame.target, reader, releases, publication, subscriptions, frame.sequence)
+        self._lines = [*self._lines, line]
         self.count = len(self._lines)
         self.read(now_ns)
 
@@ -137,9 +142,12 @@ class Lines:
             or frame.lane != _DEFAULT
             or frame.flags & ~_ALLOWED
             or not 0 < count <= _BATCH_MESSAGES_MAX
+            or (frame.flags & _SHARED and frame.flags & _BATCH)
         ):
             raise ProtocolError(f"{frame!r} with flags {frame.flags} on a line")
         check_entry(frame)
+        if frame.flags & _SHARED:
+            frame.payload = self.incoming.leases.lined(line.releases, line.reader.position, frame)
         frame.sequence = line.sequence
         line.sequence += count
         for subscription in line.subscriptions:

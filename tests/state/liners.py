@@ -72,6 +72,7 @@ class Liner:
         self.line = 0
         self.writer: Writer
         self._readers: dict[int, Reader] = {}
+        self._places: dict[int, SharedMemory] = {}
         self._memory: list[SharedMemory] = []
         if bell:
             self.peer.put(Kind.BELL, sequence=BELL, lane=Lane.CONTROL)
@@ -140,7 +141,7 @@ class Liner:
             told = decode_body(frame.body, Attach)
             ring = self._adopt(told.ring, frame.total_bytes, read_only=True)
             reader = self._readers[frame.target] = Reader(ring, ring.address, ring.size_bytes)
-            place = self._adopt(told.place, PLACE_BYTES)
+            place = self._places[frame.target] = self._adopt(told.place, PLACE_BYTES)
             reader.add(place, place.address)
         return self._readers[frame.target]
 

@@ -7,7 +7,9 @@ of one whatever else the machine does.
 Where memory is shared, what moves is short: the child tells of each array that it publishes or takes, and is killed a
 random moment later, wherever that finds it.
 
-    python -m tests.system.nursery URL publish|read|share|hold KILLS SEED
+    python -m tests.system.nursery URL publish|read|share|hold|share-lined|hold-lined KILLS SEED
+
+Of the last two a child tells only of what goes over a line.
 """
 
 from __future__ import annotations
@@ -139,7 +141,40 @@ def hold(url: str, name: str, told: Callable[[], None]) -> None:
             held.popleft()
 
 
-SHARING: dict[str, Callable[[str, str, Callable[[], None]], None]] = {"share": share, "hold": hold}
+def share_lined(url: str, name: str, told: Callable[[], None]) -> None:
+    """As `share`; tells of arrays that are about to go over a line."""
+    bus = clients.connect(url, name=name)
+    number = 0
+    while True:
+        array = shared_array(number)
+        if number % 2:
+            lent = bus.empty(array.shape, array.dtype)
+            lent[:] = array
+            array = lent
+        topic = bus._core.outgoing.topics.get(TOPIC)
+        if topic is not None and topic.line is not None:
+            told()
+        bus.publish(TOPIC, array)
+        number += 1
+
+
+def hold_lined(url: str, name: str, told: Callable[[], None]) -> None:
+    """As `hold`; tells of arrays while it reads a line."""
+    bus = clients.connect(url, name=name)
+    held: deque[np.ndarray] = deque()
+    for message in bus.subscribe(TOPIC, queue_messages=64):
+        if bus._core.lines.count:
+            told()
+        held.append(message.value)
+        if is_torn(held[-1]) or is_torn(held[0]):
+            raise AssertionError(f"{message!r} or one before it is torn")
+        if len(held) > 6:
+            held.popleft()
+
+
+SHARING: dict[str, Callable[[str, str, Callable[[], None]], None]] = {
+    "share": share, "hold": hold, "share-lined": share_lined, "hold-lined": hold_lined,
+}  # fmt: skip
 ROLES: dict[str, Callable[[str, str], None]] = {"publish": publish, "read": read}
 
 

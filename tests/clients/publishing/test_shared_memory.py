@@ -366,7 +366,7 @@ def test_nothing_is_left_when_all_clients_have_gone(broker: ServingThread, conne
     publisher, reader = connect("publisher"), connect("reader")
     subscription = reader.subscribe("a")
     for first in range(5):
-        publisher.publish("a", numbers(first))
+        publisher.publish("a", numbers(first, 125_000))
         assert subscription.next(PATIENCE_S).value[0] == first
     assert broker.call(shared_files) == before + 1
     publisher.close()

@@ -1,0 +1,171 @@
+"""Publishers, readers and brokers are killed while arrays in shared memory go over a line.
+
+A thousand clients, as a run by hand:
+
+    TENSORBUS_TEST_KILLS=1000 python -m pytest tests/system/test_line_kills.py --timeout 1200
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clients
+from broker.protocol.line import AVAILABLE
+from tests.clients.serving import ServingThread
+from tests.daemon import Daemon, Process
+from tests.system.nursery import TOPIC, is_torn, shared_array
+from tests.thorough import rounds
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
+
+KILLS = int(os.environ.get("TENSORBUS_TEST_KILLS", rounds(90)))
+PATIENCE_S = 50.0 + KILLS
+STOP = "stop"
+
+
+@pytest.fixture
+def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingThread]:
+    # A topic that has lost its line soon gets the next one soon, too: each killed client is to see one.
+    monkeypatch.setattr("broker.state.lines.LINE_AFTER_MESSAGES_MAX", 16)
+    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
+        yield serving
+
+
+class Reader:
+    """Takes every array of the topic on a thread of its own, and looks at each again after some others.
+
+    Attributes:
+        numbers: by which the arrays were filled, in order.
+        lined: how many came while there was a line.
+        torn: messages that were not as a whole what had been published.
+    """
+
+    def __init__(self, bus: clients.Client) -> None:
+        self._bus = bus
+        self.subscription = bus.subscribe(TOPIC, queue_messages=64)
+        self.numbers: list[int] = []
+        self.lined = 0
+        self.torn: list[str] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        held: deque[np.ndarray] = deque()
+        for message in self.subscription:
+            if isinstance(message.value, str):
+                return
+            self.lined += self._bus._core.lines.count > 0
+            held.append(message.value)
+            self.numbers.append(int(held[-1][0]))
+            if is_torn(held[-1]) or is_torn(held[0]):
+                self.torn.append(repr(message))
+            if len(held) > 6:
+                held.popleft()
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+
+def kill(url: str, role: str, seed: int) -> None:
+    """Has a nursery kill clients one after the other."""
+    with Process(
+        url, role, str(KILLS), str(seed), module="tests.system.nursery", environment={"OPENBLAS_NUM_THREADS": "1"}
+    ) as nursery:
+        assert nursery.read_line(PATIENCE_S) == f"killed {KILLS}", nursery.errors
+        assert nursery.errors == ""
+
+
+def mappings() -> list[str]:
+    gc.collect()
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:tensorbus" in line]
+
+
+def wait_until_alone(broker: ServingThread, bus: clients.Client, sessions: int) -> None:
+    """Returns when the broker has dealt with the end of every other session."""
+    while broker.call(lambda: len(broker.server.state.sessions)) > sessions:
+        bus.flush(PATIENCE_S)
+
+
+def test_killed_publishers_leave_nothing_torn_and_nothing_behind(broker: ServingThread) -> None:
+    with clients.connect(broker.url, name="reader") as bus, clients.connect(broker.url, name="other") as other:
+        reader = Reader(bus)
+        kill(broker.url, "share-lined", seed=5)
+        wait_until_alone(broker, other, 2)
+        other.publish(TOPIC, STOP, ack="accepted")
+        reader.join()
+        assert reader.torn == []
+        # Of each publisher all that it had published, in order, from its first array on.
+        starts = [index for index, number in enumerate(reader.numbers) if not number]
+        parts = [reader.numbers[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        assert all(part == list(range(len(part))) for part in parts)
+        assert len(parts) == KILLS
+        assert reader.lined >= KILLS
+        other.declare(TOPIC, retain=False)
+        other.flush(PATIENCE_S)
+        while mappings():
+            # The last ones are let go of when the reader's client next speaks to the broker.
+            bus.flush(PATIENCE_S)
+            other.flush(PATIENCE_S)
+        assert broker.call(lambda: broker.server.state.own.lines._leases) == []
+
+
+def test_killed_readers_leave_nothing_behind_and_their_publisher_goes_on(broker: ServingThread) -> None:
+    with clients.connect(broker.url, name="reader") as bus, clients.connect(broker.url, name="publisher") as publisher:
+        reader = Reader(bus)
+        killer = threading.Thread(target=kill, args=(broker.url, "hold-lined", 9))
+        killer.start()
+        number = 0
+        while killer.is_alive():
+            publisher.publish(TOPIC, shared_array(number), timeout_s=PATIENCE_S)
+            number += 1
+        publisher.publish(TOPIC, STOP, ack="accepted")
+        reader.join()
+        assert reader.torn == []
+        assert reader.numbers == list(range(number))
+        assert reader.subscription.dropped == 0
+        assert reader.lined >= KILLS
+        publisher.declare(TOPIC, retain=False)
+        while publisher._core.arenas._lent:
+            # All that was lent comes back.
+            bus.flush(PATIENCE_S)
+            publisher.flush(PATIENCE_S)
+            gc.collect()
+        assert broker.call(lambda: broker.server.state.own.lines._leases) == []
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_when_the_broker_is_killed_no_array_is_torn_and_all_begins_anew(tmp_path: Path, moment: int) -> None:
+    with Daemon(listen=[f"unix://{tmp_path}/broker.sock"], admin="off") as daemon:
+        assert daemon.process is not None
+        back = threading.Event()
+        with (
+            clients.connect(daemon.url, name="reader", on_reconnect=lambda event: back.set()) as bus,
+            clients.connect(daemon.url, name="writer") as publisher,
+        ):
+            reader, number, lined = Reader(bus), 0, 0
+            while lined < 40 + 11 * moment:
+                publisher.publish(TOPIC, shared_array(number), timeout_s=PATIENCE_S)
+                lined += publisher._core.outgoing.topics[TOPIC].line is not None
+                number += 1
+            daemon.process.kill()
+            daemon.start()
+            assert back.wait(PATIENCE_S)
+            before, number = number, number + 200
+            for each in range(before, number):
+                publisher.publish(TOPIC, shared_array(each), timeout_s=PATIENCE_S)
+            publisher.publish(TOPIC, STOP, ack="accepted", timeout_s=PATIENCE_S)
+            reader.join()
+    assert reader.torn == []
+    # What was on the line is read, what was on its way to the broker may be lost, and nothing comes twice.
+    assert reader.numbers == sorted(set(reader.numbers))
+    assert reader.numbers[:lined] == list(range(lined))
+    assert reader.numbers[-200:] == list(range(before, number))
