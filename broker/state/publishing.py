@@ -170,7 +170,9 @@ class Publishing:
             frame.time_ns, body, payload, total_bytes + len(body), stream, first,
         )  # fmt: skip
         if frame.count and not flags & _BATCH:
-            message.priority = _priority(frame.count)
+            if frame.count > PRIORITY_MAX:
+                raise ProtocolError(f"message with priority {frame.count}: priorities are 0 to {PRIORITY_MAX}")
+            message.priority = frame.count
         if frame.lane != _CONTROL:
             # Control messages are free.
             publisher.used_messages += count
@@ -495,9 +497,3 @@ def _borrowed(session: SessionRecord, frame: Frame) -> tuple[Stream, Chunk]:
     if session.shares is None or frame.flags & (_BATCH | _CHUNKED):
         raise ProtocolError("a PUBLISH in shared memory that is also a batch or in chunks, or where none is shared")
     return session.shares.borrow(frame)
-
-
-def _priority(priority: int) -> int:
-    if priority > PRIORITY_MAX:
-        raise ProtocolError(f"message with priority {priority}: priorities are 0 to {PRIORITY_MAX}")
-    return priority

@@ -243,15 +243,13 @@ class Outgoing:
     def _on_line(
         self, topic: OutgoingTopic, header: bytes, body: bytes, payload: bytes, acknowledge: bool, shared_bytes: int = 0
     ) -> bool:
-        """Writes a message, or the place of so many bytes, to a topic's line; says whether that is done, else the line
-        is over. Credit is taken."""
+        """Writes a message, or the place of so many bytes, on a topic's line, which is over if it says no."""
         line = topic.line
         if line is None or not line.write(header, body, payload):
             topic.line = None
             return False
         low = topic.credit_messages < self._window_messages // 2 or topic.credit_bytes < self._window_bytes // 2
-        if shared_bytes and not low:
-            low = line.gives_back(shared_bytes)
+        low = low or (shared_bytes > 0 and line.gives_back(shared_bytes))
         if line.tells(acknowledge, low) and self.session is not None:
             self.session.put(Frame(Kind.DRAIN, lane=Lane.CONTROL, number=topic.number, stream=line.number))
         return True

@@ -8,7 +8,10 @@ way to the same answer, the harness compares.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Final
 
@@ -191,25 +194,24 @@ def address(data: bytes) -> None:
         assert addresses.parse(str(each)) == each
 
 
-class _Text:
+@contextmanager
+def _file_of(data: bytes) -> Iterator[Path]:
     """A file that is not on a disk."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read_text(self, encoding: str) -> str:
-        return self._data.decode(encoding)
-
-    def __str__(self) -> str:
-        return "fuzz.toml"
+    descriptor = os.memfd_create("fuzz.toml")
+    try:
+        os.write(descriptor, data)
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def toml(data: bytes) -> None:
     """A file of settings."""
-    try:
-        loaded = config.load({}, {}, _Text(data))  # type: ignore[arg-type]
-    except ConfigError:
-        return
+    with _file_of(data) as file:
+        try:
+            loaded = config.load({}, {}, file)
+        except ConfigError:
+            return
     config.describe(loaded)
 
 
