@@ -21,6 +21,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -30,6 +31,8 @@ from broker.transport.base import Connection
 from broker.transport.tcp import TcpConnection
 
 TOPIC = "parts"
+HELD_MAX = 6
+"""Arrays that a reader keeps and looks at again."""
 LARGE_NUMBERS = 1 << 19
 """Elements of a large message: 4 MiB of int64, in 16 chunks."""
 PIECE_BYTES = 128 << 10
@@ -113,36 +116,15 @@ def is_torn(array: np.ndarray) -> bool:
     return len(array) != 8192 << int(array[0]) % 7 or bool((array != array[0]).any())
 
 
-def share(url: str, name: str, told: Callable[[], None]) -> None:
-    """Publishes arrays in shared memory, every other one without a copy."""
-    bus = clients.connect(url, name=name)
-    number = 0
-    while True:
-        array = shared_array(number)
-        if number % 2:
-            lent = bus.empty(array.shape, array.dtype)
-            lent[:] = array
-            array = lent
-        told()
-        bus.publish(TOPIC, array)
-        number += 1
+def share(url: str, name: str, told: Callable[[], None], *, lined: bool = False) -> None:
+    """Publishes arrays in shared memory, every other one without a copy.
 
-
-def hold(url: str, name: str, told: Callable[[], None]) -> None:
-    """Reads arrays in shared memory, and each again after some others."""
-    bus = clients.connect(url, name=name)
-    held: deque[np.ndarray] = deque()
-    for message in bus.subscribe(TOPIC, queue_messages=8):
-        told()
-        held.append(message.value)
-        if is_torn(held[-1]) or is_torn(held[0]):
-            raise AssertionError(f"{message!r} or one before it is torn")
-        if len(held) > 6:
-            held.popleft()
-
-
-def share_lined(url: str, name: str, told: Callable[[], None]) -> None:
-    """As `share`; tells of arrays that are about to go over a line."""
+    Args:
+        url: of the broker.
+        name: of the client.
+        told: called before each array.
+        lined: only where it is about to go over a line.
+    """
     bus = clients.connect(url, name=name)
     number = 0
     while True:
@@ -152,28 +134,37 @@ def share_lined(url: str, name: str, told: Callable[[], None]) -> None:
             lent[:] = array
             array = lent
         topic = bus._core.outgoing.topics.get(TOPIC)
-        if topic is not None and topic.line is not None:
+        if not lined or (topic is not None and topic.line is not None):
             told()
         bus.publish(TOPIC, array)
         number += 1
 
 
-def hold_lined(url: str, name: str, told: Callable[[], None]) -> None:
-    """As `hold`; tells of arrays while it reads a line."""
+def hold(url: str, name: str, told: Callable[[], None], *, queue_messages: int = 8, lined: bool = False) -> None:
+    """Reads arrays in shared memory, and each again after some others.
+
+    Args:
+        url: of the broker.
+        name: of the client.
+        told: called for each array.
+        queue_messages: of the subscription.
+        lined: only while it reads a line.
+    """
     bus = clients.connect(url, name=name)
     held: deque[np.ndarray] = deque()
-    for message in bus.subscribe(TOPIC, queue_messages=64):
-        if bus._core.lines.count:
+    for message in bus.subscribe(TOPIC, queue_messages=queue_messages):
+        if not lined or bus._core.lines.count:
             told()
         held.append(message.value)
         if is_torn(held[-1]) or is_torn(held[0]):
             raise AssertionError(f"{message!r} or one before it is torn")
-        if len(held) > 6:
+        if len(held) > HELD_MAX:
             held.popleft()
 
 
 SHARING: dict[str, Callable[[str, str, Callable[[], None]], None]] = {
-    "share": share, "hold": hold, "share-lined": share_lined, "hold-lined": hold_lined,
+    "share": share, "hold": hold,
+    "share-lined": partial(share, lined=True), "hold-lined": partial(hold, queue_messages=64, lined=True),
 }  # fmt: skip
 ROLES: dict[str, Callable[[str, str], None]] = {"publish": publish, "read": read}
 

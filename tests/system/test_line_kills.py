@@ -10,18 +10,17 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import clients
 from broker.protocol.line import AVAILABLE
 from tests.clients.serving import ServingThread
 from tests.daemon import Daemon, Process
-from tests.system.nursery import TOPIC, is_torn, shared_array
+from tests.system.array_readers import ArrayReader
+from tests.system.nursery import TOPIC, shared_array
 from tests.thorough import rounds
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
@@ -37,42 +36,6 @@ def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingT
     monkeypatch.setattr("broker.state.lines.LINE_AFTER_MESSAGES_MAX", 16)
     with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
         yield serving
-
-
-class Reader:
-    """Takes every array of the topic on a thread of its own, and looks at each again after some others.
-
-    Attributes:
-        numbers: by which the arrays were filled, in order.
-        lined: how many came while there was a line.
-        torn: messages that were not as a whole what had been published.
-    """
-
-    def __init__(self, bus: clients.Client) -> None:
-        self._bus = bus
-        self.subscription = bus.subscribe(TOPIC, queue_messages=64)
-        self.numbers: list[int] = []
-        self.lined = 0
-        self.torn: list[str] = []
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        held: deque[np.ndarray] = deque()
-        for message in self.subscription:
-            if isinstance(message.value, str):
-                return
-            self.lined += self._bus._core.lines.count > 0
-            held.append(message.value)
-            self.numbers.append(int(held[-1][0]))
-            if is_torn(held[-1]) or is_torn(held[0]):
-                self.torn.append(repr(message))
-            if len(held) > 6:
-                held.popleft()
-
-    def join(self) -> None:
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
 
 
 def kill(url: str, role: str, seed: int) -> None:
@@ -97,11 +60,11 @@ def wait_until_alone(broker: ServingThread, bus: clients.Client, sessions: int) 
 
 def test_killed_publishers_leave_nothing_torn_and_nothing_behind(broker: ServingThread) -> None:
     with clients.connect(broker.url, name="reader") as bus, clients.connect(broker.url, name="other") as other:
-        reader = Reader(bus)
+        reader = ArrayReader(bus, 64)
         kill(broker.url, "share-lined", seed=5)
         wait_until_alone(broker, other, 2)
         other.publish(TOPIC, STOP, ack="accepted")
-        reader.join()
+        reader.join(PATIENCE_S)
         assert reader.torn == []
         # Of each publisher all that it had published, in order, from its first array on.
         starts = [index for index, number in enumerate(reader.numbers) if not number]
@@ -120,7 +83,7 @@ def test_killed_publishers_leave_nothing_torn_and_nothing_behind(broker: Serving
 
 def test_killed_readers_leave_nothing_behind_and_their_publisher_goes_on(broker: ServingThread) -> None:
     with clients.connect(broker.url, name="reader") as bus, clients.connect(broker.url, name="publisher") as publisher:
-        reader = Reader(bus)
+        reader = ArrayReader(bus, 64)
         killer = threading.Thread(target=kill, args=(broker.url, "hold-lined", 9))
         killer.start()
         number = 0
@@ -128,7 +91,7 @@ def test_killed_readers_leave_nothing_behind_and_their_publisher_goes_on(broker:
             publisher.publish(TOPIC, shared_array(number), timeout_s=PATIENCE_S)
             number += 1
         publisher.publish(TOPIC, STOP, ack="accepted")
-        reader.join()
+        reader.join(PATIENCE_S)
         assert reader.torn == []
         assert reader.numbers == list(range(number))
         assert reader.subscription.dropped == 0
@@ -151,7 +114,7 @@ def test_when_the_broker_is_killed_no_array_is_torn_and_all_begins_anew(tmp_path
             clients.connect(daemon.url, name="reader", on_reconnect=lambda event: back.set()) as bus,
             clients.connect(daemon.url, name="writer") as publisher,
         ):
-            reader, number, lined = Reader(bus), 0, 0
+            reader, number, lined = ArrayReader(bus, 64), 0, 0
             while lined < 40 + 11 * moment:
                 publisher.publish(TOPIC, shared_array(number), timeout_s=PATIENCE_S)
                 lined += publisher._core.outgoing.topics[TOPIC].line is not None
@@ -163,7 +126,7 @@ def test_when_the_broker_is_killed_no_array_is_torn_and_all_begins_anew(tmp_path
             for each in range(before, number):
                 publisher.publish(TOPIC, shared_array(each), timeout_s=PATIENCE_S)
             publisher.publish(TOPIC, STOP, ack="accepted", timeout_s=PATIENCE_S)
-            reader.join()
+            reader.join(PATIENCE_S)
     assert reader.torn == []
     # What was on the line is read, what was on its way to the broker may be lost, and nothing comes twice.
     assert reader.numbers == sorted(set(reader.numbers))

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import clients
 from tests.daemon import Daemon
-from tests.system.nursery import TOPIC, is_torn, shared_array
+from tests.system.array_readers import ArrayReader
+from tests.system.nursery import TOPIC, shared_array
 from tests.system.test_killed_clients import STOP, descriptors, kill_many, pid_of, wait_for_sessions
 from tests.thorough import rounds
 
@@ -38,39 +37,6 @@ def mapped_files(daemon: Daemon) -> set[str]:
     return {line.split()[4] for line in lines if "memfd:tensorbus" in line}
 
 
-class Reader:
-    """Takes every array of the topic on a thread of its own, and looks at each again after some others.
-
-    Attributes:
-        arrays: how many it has taken, and of these how many were shared.
-        torn: messages that were not as a whole what had been published.
-    """
-
-    def __init__(self, bus: clients.Client) -> None:
-        self.subscription = bus.subscribe(TOPIC, queue_messages=16)
-        self.arrays = self.shared = 0
-        self.torn: list[str] = []
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        held: deque[np.ndarray] = deque()
-        for message in self.subscription:
-            if isinstance(message.value, str):
-                return
-            self.arrays += 1
-            self.shared += not message.value.flags.writeable
-            held.append(message.value)
-            if is_torn(held[-1]) or is_torn(held[0]):
-                self.torn.append(repr(message))
-            if len(held) > 6:
-                held.popleft()
-
-    def join(self) -> None:
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
-
-
 def settle(daemon: Daemon, bus: clients.Client) -> None:
     """Returns when all killed clients are gone, and the topic keeps nothing of theirs."""
     wait_for_sessions(daemon, bus, 2)
@@ -84,14 +50,14 @@ def test_killed_publishers_leave_nothing_torn_and_nothing_behind(daemon: Daemon)
         bus.subscribe("first").close()
         settle(daemon, other)
         before = descriptors(daemon, other)
-        reader = Reader(bus)
+        reader = ArrayReader(bus, 16)
         kill_many(daemon, "share", KILLS, seed=5)
         settle(daemon, other)
         other.publish(TOPIC, STOP, ack="accepted")
-        reader.join()
+        reader.join(PATIENCE_S)
         assert reader.torn == []
-        assert reader.arrays >= KILLS
-        assert reader.shared >= reader.arrays // 2
+        assert len(reader.numbers) >= KILLS
+        assert reader.shared >= len(reader.numbers) // 2
         settle(daemon, bus)
         assert mapped_files(daemon) == set()
         assert descriptors(daemon, other) == before
@@ -102,7 +68,7 @@ def test_killed_readers_leave_nothing_behind_and_their_publisher_goes_on(daemon:
         bus.subscribe("first").close()
         settle(daemon, publisher)
         before = descriptors(daemon, publisher)
-        reader = Reader(bus)
+        reader = ArrayReader(bus, 16)
         killer = threading.Thread(target=kill_many, args=(daemon, "hold", KILLS, 9))
         killer.start()
         number = 0
@@ -110,8 +76,8 @@ def test_killed_readers_leave_nothing_behind_and_their_publisher_goes_on(daemon:
             publisher.publish(TOPIC, shared_array(number), timeout_s=PATIENCE_S)
             number += 1
         publisher.publish(TOPIC, STOP, ack="accepted")
-        reader.join()
-        assert (reader.torn, reader.arrays) == ([], number)
+        reader.join(PATIENCE_S)
+        assert (reader.torn, len(reader.numbers)) == ([], number)
         assert reader.subscription.dropped == 0
         settle(daemon, bus)
         # All that was lent has come back.
