@@ -186,7 +186,9 @@ def test_rubbish_for_an_address_ends_no_more_than_its_connection(listener: Liste
         with send_until_lost:
             wait_readable(accepted)
             accepted.receive_into([])
-            plain.shutdown(socket.SHUT_WR)
+            with suppress(OSError):
+                # Whoever has read the rubbish may have closed it by now.
+                plain.shutdown(socket.SHUT_WR)
             receive_until_closed(accepted)
             send_for_ever(accepted)
     still_works(listener)
