@@ -26,7 +26,7 @@ demo: $(VENV)/demo.stamp
 	$(RUN) -m examples.training_loop
 
 # More processes than a small machine has cores: half of the tests' time is waiting (tests/side_by_side.py).
-QUICK := --processes 6 -m "not measurement"
+QUICK := --processes 4 -m "not measurement"
 
 test: $(VENV)/dev.stamp
 	@$(BRING_BACK)

@@ -25,7 +25,7 @@ MESSAGE_BYTES = 1 << 20
 
 @pytest.fixture(params=["zmq+tcp", pytest.param("ucx", marks=NEEDS_UCXX)])
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    with Daemon(listen=[f"{request.param}://127.0.0.1:0"]) as serving:
+    with Daemon(listen=[f"{request.param}://127.0.0.1:0"], admin="off") as serving:
         yield serving
 
 
