@@ -222,7 +222,8 @@ def test_promtool_finds_nothing_wrong_with_the_alerts_and_their_own_tests_pass()
 @needs_prometheus
 @pytest.mark.timeout(240)
 def test_every_panel_and_every_alert_works_on_a_real_prometheus_while_the_example_runs(tmp_path: Path) -> None:
-    arguments = ["--mode", "all", "--trainers", "2", "--plain", "--out", str(tmp_path / "out")]
+    # It is ended once all has been seen; that takes a busy machine longer than a run of 25 epochs.
+    arguments = ["--mode", "all", "--trainers", "2", "--epochs", "100", "--plain", "--out", str(tmp_path / "out")]
     open_queries = {query: title for title, query in panel_queries()}
     with Process(*arguments, "--admin", "127.0.0.1:0", module="tests.examples.forked") as example:
         line = ""
