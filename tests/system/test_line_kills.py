@@ -109,10 +109,10 @@ def test_killed_readers_leave_nothing_behind_and_their_publisher_goes_on(broker:
 def test_when_the_broker_is_killed_no_array_is_torn_and_all_begins_anew(tmp_path: Path, moment: int) -> None:
     with Daemon(listen=[f"unix://{tmp_path}/broker.sock"], admin="off") as daemon:
         assert daemon.process is not None
-        back = threading.Event()
+        back = threading.Semaphore(0)
         with (
-            clients.connect(daemon.url, name="reader", on_reconnect=lambda event: back.set()) as bus,
-            clients.connect(daemon.url, name="writer") as publisher,
+            clients.connect(daemon.url, name="reader", on_reconnect=lambda event: back.release()) as bus,
+            clients.connect(daemon.url, name="writer", on_reconnect=lambda event: back.release()) as publisher,
         ):
             reader, number, lined = ArrayReader(bus, 64), 0, 0
             while lined < 40 + 11 * moment:
@@ -121,7 +121,8 @@ def test_when_the_broker_is_killed_no_array_is_torn_and_all_begins_anew(tmp_path
                 number += 1
             daemon.process.kill()
             daemon.start()
-            assert back.wait(PATIENCE_S)
+            # Both: a writer that has not noticed yet puts its next array on a line that has lost its reader.
+            assert back.acquire(timeout=PATIENCE_S) and back.acquire(timeout=PATIENCE_S)
             before, number = number, number + 200
             for each in range(before, number):
                 publisher.publish(TOPIC, shared_array(each), timeout_s=PATIENCE_S)
