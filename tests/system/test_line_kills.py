@@ -122,7 +122,8 @@ def test_when_the_broker_is_killed_no_array_is_torn_and_all_begins_anew(tmp_path
             daemon.process.kill()
             daemon.start()
             # Both: a writer that has not noticed yet puts its next array on a line that has lost its reader.
-            assert back.acquire(timeout=PATIENCE_S) and back.acquire(timeout=PATIENCE_S)
+            for _ in range(2):
+                assert back.acquire(timeout=PATIENCE_S)
             before, number = number, number + 200
             for each in range(before, number):
                 publisher.publish(TOPIC, shared_array(each), timeout_s=PATIENCE_S)
