@@ -24,6 +24,8 @@ from tests.forks import Fork
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 60.0
 """No wait of the tests takes this long unless something is broken; a busy machine may take a while to start Python."""
+SHOWN_BYTES = 4096
+"""How much of an output is shown where something is wrong with it."""
 READ_AT_START = {"MALLOC_ARENA_MAX"}
 """Variables that only a new interpreter reads."""
 
@@ -98,12 +100,22 @@ class Process:
         return line.decode()
 
     def read_rest(self, timeout_s: float = PATIENCE_S) -> bytes:
-        """Everything that it writes until it closes its standard output."""
-        deadline_s = time.monotonic() + timeout_s
-        while data := self._read(deadline_s):
-            self._unread += data
-        rest, self._unread = self._unread, b""
-        return rest
+        """Everything that it writes until it closes its standard output.
+
+        Raises:
+            TimeoutError: it has written nothing for so long; as long as it goes on, it may take its time.
+        """
+        parts = [self._unread]
+        self._unread = b""
+        try:
+            while data := self._read(time.monotonic() + timeout_s):
+                parts.append(data)
+        except TimeoutError as error:
+            said = b"".join(parts)
+            raise TimeoutError(
+                f"{error}\nbefore that {len(said)} bytes, the last of them {said[-SHOWN_BYTES:]!r}"
+            ) from None
+        return b"".join(parts)
 
     def _read(self, deadline_s: float) -> bytes:
         poll = select.poll()
@@ -114,7 +126,7 @@ class Process:
 
     def _story(self) -> str:
         state = "the process runs" if self.running else f"the process ended with {self._process.returncode}"
-        return f"{state}; unread {self._unread!r}; standard error:\n{self.errors}"
+        return f"{state}; unread {self._unread[-SHOWN_BYTES:]!r}; standard error:\n{self.errors}"
 
     def close_output(self) -> None:
         """Closes the reading end of its standard output, as `head` does when it has seen enough."""
