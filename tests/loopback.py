@@ -1,7 +1,8 @@
 """Addresses at which nobody listens, whatever runs beside the tests.
 
 A port that was free a moment ago may be a neighbour's now: the system gives out ports at any time. So one where nobody
-shall listen stays bound, and ports that shall be free are those of an address that no other process uses.
+shall listen stays bound, and ports that shall be free are those of an address that no other process uses. A broker that
+is started again where it was listens at such an address too.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import clients
 from tests.admin.test_http import ask_json
 from tests.clients.ranks import all_together
 from tests.holding_back import publish_until_held_back
+from tests.loopback import own_host
 
 from .daemon import PATIENCE_S, Daemon, Process
 
@@ -45,7 +46,9 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     # With a Unix socket, over which ranks share memory where that is compiled.
-    with Daemon("--name", "the-bus", listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus.sock")) as daemon:
+    host = own_host()
+    listen = (f"tcp://{host}:0", f"unix://{tmp_path}/bus.sock")
+    with Daemon("--name", "the-bus", listen=listen, admin=f"{host}:0") as daemon:
         yield daemon
 
 

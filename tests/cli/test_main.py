@@ -21,6 +21,7 @@ from broker.cli.serve import check_system
 from broker.errors import InvalidValue
 from broker.version import version
 from tests.daemon import PATIENCE_S, ROOT, Daemon, Process, run
+from tests.loopback import own_host
 
 
 def test_serve_prints_a_line_for_each_listener_and_for_the_admin_address(tmp_path: Path) -> None:
@@ -73,7 +74,9 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 def test_a_daemon_that_was_killed_can_be_started_again_at_its_addresses(tmp_path: Path) -> None:
-    with Daemon(listen=("tcp://127.0.0.1:0", f"unix://{tmp_path}/bus.sock")) as daemon:
+    host = own_host()
+    listen = (f"tcp://{host}:0", f"unix://{tmp_path}/bus.sock")
+    with Daemon(listen=listen, admin=f"{host}:0") as daemon:
         urls = daemon.urls
         assert daemon.kill() == -signal.SIGKILL
         daemon.start()

@@ -13,6 +13,7 @@ import pytest
 
 import clients
 from tests.daemon import PATIENCE_S, Daemon, Process, run
+from tests.loopback import own_host
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def test_sub_tells_what_its_policy_has_dropped(daemon: Daemon) -> None:
 
 
 def test_sub_survives_a_restart_of_the_broker() -> None:
-    with Daemon(admin="off") as daemon:
+    with Daemon(listen=(f"tcp://{own_host()}:0",), admin="off") as daemon:
         with clients.connect(daemon.url) as bus:
             bus.publish("sub/restart", "before")
             bus.flush()
@@ -217,7 +218,7 @@ def publish_until_printed(bus: clients.Client, topic: str, process: Process) -> 
 
 
 def test_sub_ends_with_0_at_ctrl_c_while_the_broker_is_gone() -> None:
-    with Daemon(admin="off") as daemon:
+    with Daemon(listen=(f"tcp://{own_host()}:0",), admin="off") as daemon:
         with clients.connect(daemon.url) as bus:
             bus.publish("sub/alone", "before")
             bus.flush()
@@ -230,7 +231,7 @@ def test_sub_ends_with_0_at_ctrl_c_while_the_broker_is_gone() -> None:
 
 
 def test_sub_gives_up_with_status_1_when_the_broker_is_gone_for_good() -> None:
-    with Daemon(admin="off") as daemon:
+    with Daemon(listen=(f"tcp://{own_host()}:0",), admin="off") as daemon:
         with clients.connect(daemon.url) as bus:
             bus.publish("sub/gone", "before")
             bus.flush()

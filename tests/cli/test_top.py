@@ -20,6 +20,7 @@ import clients
 from broker.cli.top_data import Look, Refresh, Server, Session, Subscription, Topic, refresh, together
 from broker.cli.top_view import as_json, picture, rate_text
 from tests.daemon import PATIENCE_S, ROOT, Daemon, Process, run
+from tests.loopback import own_host
 
 
 def server(**changes: object) -> Server:
@@ -173,7 +174,11 @@ def next_refresh(top: Process, wanted: str) -> dict[str, object]:
 
 
 def test_it_goes_on_when_the_broker_was_killed_and_started_again_and_ends_with_ctrl_c() -> None:
-    with Daemon() as daemon, Process("top", daemon.url, "--json", "--interval", "0.05") as top:
+    listen = (f"tcp://{own_host()}:0",)
+    with (
+        Daemon(listen=listen, admin="off") as daemon,
+        Process("top", daemon.url, "--json", "--interval", "0.05") as top,
+    ):
         next_refresh(top, "broker")
         daemon.kill()
         assert "the broker is gone" in str(next_refresh(top, "error")["error"])

@@ -38,6 +38,7 @@ from typing import Self
 
 from clients.collectives.ports import name_nearby
 from tests.daemon import Daemon, Process
+from tests.loopback import own_host
 from tests.system.fault_table import Broken, Table
 
 PATIENCE_S = 40.0
@@ -193,7 +194,7 @@ class Arena:
         self._directory = directory
         self._progress = directory / "progress"
         self._progress.write_bytes(bytes(8 * 64))
-        listen = [f"unix://{directory}/broker.sock"] if schedule == "shm" else ["tcp://127.0.0.1:0"]
+        listen = [f"unix://{directory}/broker.sock"] if schedule == "shm" else [f"tcp://{own_host()}:0"]
         self.daemon = Daemon(*HEARTBEATS, listen=listen, admin="off")
         self.ranks: list[Rank] = []
         self.found = Table()

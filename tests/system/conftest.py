@@ -1,4 +1,4 @@
-"""The daemon of most system tests: one for each, with nothing but TCP."""
+"""The daemon of most system tests: one for each, with nothing but TCP, at an address where it can be started again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon
+from tests.loopback import own_host
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    with Daemon(admin="off") as serving:
+    with Daemon(listen=(f"tcp://{own_host()}:0",), admin="off") as serving:
         yield serving
 
 
