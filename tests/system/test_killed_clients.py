@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,8 @@ from tests.daemon import Daemon, Process
 from tests.system.nursery import LARGE_NUMBERS, TOPIC, large
 from tests.thorough import rounds
 
-PATIENCE_S = 50.0
+PATIENCE_S = 150.0
+"""As long as hundreds of kills may take, or all that was published meanwhile, where others have the processors too."""
 NURSERIES = 2
 STOP = "stop"
 BROKEN_MESSAGES = rounds(300)
@@ -44,6 +46,13 @@ def descriptors(daemon: Daemon, bus: clients.Client) -> int:
         # The daemon closes its side of a question over HTTP in one of the next rounds of its loop.
         bus.flush(PATIENCE_S)
     return len(os.listdir(f"/proc/{pid_of(daemon)}/fd"))
+
+
+def wait_for_descriptors(daemon: Daemon, bus: clients.Client, count: int) -> None:
+    """Returns when the daemon has no more than so many: what it closes by itself may take it some rounds."""
+    end_s = time.monotonic() + PATIENCE_S
+    while (found := descriptors(daemon, bus)) > count:
+        assert time.monotonic() < end_s, f"{found} descriptors, of which {count} were there before"
 
 
 def resident_bytes(daemon: Daemon) -> int:
@@ -159,7 +168,7 @@ def test_no_subscriber_ever_sees_a_part_of_a_message_whose_publisher_was_killed(
             # Whatever had begun to arrive and never will is told, and nothing else is missing.
             assert reader.gaps == reader.subscription.dropped >= BROKEN_MESSAGES
         assert readers[0].received == readers[1].received
-        assert descriptors(daemon, first) == settled_descriptors
+        wait_for_descriptors(daemon, first, settled_descriptors)
         # The pool lets go of what is not needed for a minute; here it may be full.
         assert resident_bytes(daemon) < fresh_bytes + RING_BYTES + BROKER_POOL_BYTES_MAX + 64 * MIB
 
@@ -181,5 +190,5 @@ def test_subscribers_that_are_killed_cost_the_others_nothing(daemon: Daemon) -> 
         assert reader.wrong == []
         assert reader.received == {"publisher": number}
         assert reader.gaps == reader.subscription.dropped == 0
-        assert descriptors(daemon, bus) == settled_descriptors
+        wait_for_descriptors(daemon, bus, settled_descriptors)
         assert LARGE_NUMBERS * 8 * number // 2 > 100 * MIB
