@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
@@ -20,10 +20,17 @@ from tests.system.collective_faults import is_link
 
 def cut_links(broker_port: int) -> None:
     """Ends all connections of this process to other ranks."""
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
-            if is_link(sock, broker_port):
-                sock.shutdown(socket.SHUT_RDWR)
+    with ExitStack() as stack:
+        links = []
+        # All are found before one is cut: that one may be made anew before the next is looked at, by its thread.
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                sock = stack.enter_context(socket.socket(fileno=os.dup(int(name))))
+                if is_link(sock, broker_port):
+                    links.append(sock)
+        for link in links:
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
 
 
 def main(url: str, rank: int, world_size: int, elements: int) -> None:

@@ -89,6 +89,7 @@ class Subscriber:
     """
 
     def __init__(self, bus: clients.Client) -> None:
+        self._news = threading.Condition()
         self._subscription = bus.subscribe(TOPIC)
         self.lives: list[list[tuple[int, object, int]]] = [[]]
         self._thread = threading.Thread(target=self._run)
@@ -98,10 +99,17 @@ class Subscriber:
         for message in self._subscription:
             if message.value == STOP:
                 return
-            life = self.lives[-1]
-            if life and message.sequence <= life[-1][0]:
-                self.lives.append(life := [])
-            life.append((message.sequence, message.value, message.gap))
+            with self._news:
+                life = self.lives[-1]
+                if life and message.sequence <= life[-1][0]:
+                    self.lives.append(life := [])
+                life.append((message.sequence, message.value, message.gap))
+                self._news.notify()
+
+    def wait_for_life(self, number: int) -> None:
+        """Returns when something of so many lives of the broker has come."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.lives) >= number and self.lives[-1], PATIENCE_S)
 
     def join(self) -> None:
         self._thread.join(PATIENCE_S)
@@ -113,8 +121,10 @@ def test_subscribers_go_on_over_restarts_of_the_broker_without_a_hole_and_withou
         bus.declare(TOPIC, **RING)
         subscriber = Subscriber(reader)
         publisher = Publisher(bus)
-        for _ in range(BROKER_KILLS):
+        for number in range(BROKER_KILLS):
             publisher.wait_for(MESSAGES_PER_LIFE)
+            # Who is slow to come back has had nothing yet of this life, and would have nothing of it at all.
+            subscriber.wait_for_life(number + 1)
             assert daemon.process is not None
             # The reader is the last to come back.
             with reader._driver.lock:

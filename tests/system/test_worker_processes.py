@@ -110,7 +110,7 @@ def test_connections_that_are_passed_on_leave_no_descriptor_behind(daemon: Daemo
 
 def test_a_killed_worker_is_started_again_and_the_topics_of_the_others_notice_nothing(workers: int) -> None:
     told: list[clients.Reconnected] = []
-    heard = threading.Event()
+    heard, back = threading.Event(), threading.Event()
 
     def on_reconnect(event: clients.Reconnected) -> None:
         told.append(event)
@@ -118,7 +118,10 @@ def test_a_killed_worker_is_started_again_and_the_topics_of_the_others_notice_no
 
     with Daemon("--workers", str(workers), admin="off") as daemon:
         victim, healthy = topic_of(1, workers), topic_of(0, workers)
-        with clients.connect(daemon.url) as bus, clients.connect(daemon.url, on_reconnect=on_reconnect) as reader:
+        with (
+            clients.connect(daemon.url, on_reconnect=lambda event: back.set()) as bus,
+            clients.connect(daemon.url, on_reconnect=on_reconnect) as reader,
+        ):
             every = reader.subscribe("#")
             kept = reader.subscribe(healthy)
             bus.publish(victim, "before", ack="accepted")
@@ -129,6 +132,7 @@ def test_a_killed_worker_is_started_again_and_the_topics_of_the_others_notice_no
                 assert kept.next(PATIENCE_S).value == every.next(PATIENCE_S).value == number
             # It is there again, empty, and readers go on as after a restart of a broker.
             assert heard.wait(PATIENCE_S)
+            assert back.wait(PATIENCE_S)
             assert len(told) == 1
             assert "#" in told[0].subscriptions
             assert healthy not in told[0].subscriptions
