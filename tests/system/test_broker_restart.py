@@ -109,7 +109,7 @@ def test_nothing_hangs_when_the_broker_never_comes_back(daemon: Daemon, waits_in
 
 
 def test_a_broker_that_stops_answering_is_noticed_by_the_heartbeat() -> None:
-    with Daemon("--heartbeat-interval-s", "0.2", "--heartbeat-timeout-s", "1.0", admin="off") as daemon:
+    with Daemon("--heartbeat-interval-s", "0.2", "--heartbeat-timeout-s", "4.0", admin="off") as daemon:
         bus = clients.connect(daemon.url, name="waiting", reconnect_timeout_s=0.0)
         subscription = bus.subscribe("quiet")
         assert daemon.process is not None

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links 
 
 KINDS = ("synchronous", "asynchronous", "asynchronous", "synchronous")
 LARGE = 1_000_000
+LATE_MS = 200
+"""Much more than ranks that are not late come behind one another, on a busy machine too."""
 
 
 @pytest.fixture
@@ -120,13 +122,13 @@ def test_a_rank_that_is_killed_leaves_what_was_in_progress_void(daemon: Daemon) 
 
 
 def test_a_late_rank_is_first_among_the_stragglers_within_20_steps(daemon: Daemon) -> None:
-    with Ranks(daemon, (1000,) * 4, 20, (0, 0, 50, 0)) as ranks:
+    with Ranks(daemon, (1000,) * 4, 20, (0, 0, LATE_MS, 0)) as ranks:
         for rank in ranks:
             assert [rank.read_line(), rank.read_line()] == ["running", "done"]
         group = group_of(daemon, lambda group: group["recorded_operations"] == 20)
         late = group["stragglers"][0]
         assert (late["rank"], late["process"]) == (2, ranks[2].pid)
-        # It cannot be less than what it sleeps; how much more is the machine's affair.
+        # The others come later than they might when they get no processor, but not each time by so much.
         assert late["lateness_s"] > 0.04
         last = group["recent"][-1]
         assert (last["kind"], last["op"], last["dtype"], last["shape"]) == ("all_reduce", "mean", "float32", [1000])

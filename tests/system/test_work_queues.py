@@ -19,6 +19,8 @@ from tests.daemon import Process
 JOBS = 10_000
 WORKERS = 8
 KILLS = 12
+PATIENCE_S = 150.0
+"""As long as ten thousand jobs may take where eight workers and their broker share a processor with others."""
 
 
 @pytest.fixture
@@ -87,8 +89,8 @@ def test_every_job_is_done_though_workers_are_killed_at_random(broker: ServingTh
                 bus.publish("jobs/numbers", number)
                 if number % (JOBS // KILLS) == JOBS // KILLS // 2:
                     crew.kill(generator)
-            bus.flush(30.0)
-            deadline = time.monotonic() + 40.0
+            bus.flush(PATIENCE_S)
+            deadline = time.monotonic() + PATIENCE_S
             pause = bus.subscribe("nothing/comes/here")
             while metric(broker, "tensorbus_jobs_waiting") + metric(broker, "tensorbus_jobs_leased"):
                 assert time.monotonic() < deadline, f"{len(set(records(folder)))} jobs were done"
