@@ -28,6 +28,9 @@ SCHEDULES = [
     pytest.param("ring", marks=pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")),
 ]
 
+LATE_S = 0.2
+"""Much more than ranks that are not late come behind one another, on a busy machine too."""
+
 
 @contextmanager
 def broker(tmp_path: Path, schedule: str) -> Iterator[Daemon]:
@@ -106,14 +109,14 @@ def groups_told(daemon: Daemon, operations: int) -> list[dict[str, object]]:
 
 
 def late_loop(daemon: Daemon, rank: int, steps: int, schedule: str) -> clients.Client:
-    """A rank of three that makes some steps; rank 2 comes 50 ms late to each."""
+    """A rank of three that makes some steps; rank 2 comes LATE_S late to each."""
     bus = clients.connect(daemon.url, name=f"trainer-{rank}")
     group = bus.group("dp", world_size=3, rank=rank, timeout_s=PATIENCE_S, schedule=schedule)
     array = np.ones(1000, np.float32)
     for step in range(steps):
         bus.publish(f"metrics/trainer-{rank}/loss", {"step": step})
         if rank == 2:
-            time.sleep(0.05)
+            time.sleep(LATE_S)
         group.all_reduce(array, timeout_s=PATIENCE_S)
     return bus
 
@@ -131,7 +134,7 @@ def test_groups_shows_members_and_first_of_all_the_straggler(tmp_path: Path, sch
         assert (group["recorded_operations"], group["operations"], group["last_outcome"]) == (20, [], "done")
         first = group["stragglers"][0]
         assert (first["rank"], first["name"]) == (2, "trainer-2")
-        # It cannot be less than what it sleeps; how much more is the machine's affair.
+        # The others come later than they might when they get no processor, but not each time by so much.
         assert first["lateness_s"] > 0.04
         last = group["recent"][-1]
         assert (last["claim"], last["schedule"], last["bytes"]) == ("all_reduce sum float32 (1000,)", schedule, 4000)

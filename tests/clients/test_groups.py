@@ -151,16 +151,15 @@ def test_a_rank_that_does_not_come_is_named_at_the_deadline(connect: Connect) ->
     def work(group: clients.Group, _: clients.Client) -> object:
         if group.rank == 1:
             proceed.wait(PATIENCE_S)
-            timeout_s = 5.0
-        else:
-            timeout_s = 0.2
-        try:
-            group.all_reduce(np.ones(3), timeout_s=timeout_s)
-        except clients.RankTimeoutError as error:
-            return error.missing_ranks, isinstance(error, TimeoutError)
-        finally:
-            proceed.set()
-        return None
+        # On a busy machine one of the other two may be late as well, and is named to all; then they try again.
+        missing: list[int] = []
+        while missing != [1]:
+            with pytest.raises(clients.RankTimeoutError) as caught:
+                group.all_reduce(np.ones(3), timeout_s=PATIENCE_S if group.rank == 1 else 0.2)
+            missing = caught.value.missing_ranks
+            assert 1 in missing
+        proceed.set()
+        return missing, isinstance(caught.value, TimeoutError)
 
     assert on_all_ranks(connect, 3, work) == [([1], True)] * 3
 

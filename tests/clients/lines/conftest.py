@@ -10,10 +10,15 @@ import pytest
 import clients
 from tests.clients.serving import ServingThread
 
+NEVER_S = 3600.0
+
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[ServingThread]:
-    with ServingThread(f"unix://{tmp_path}/broker.sock") as serving:
+    # No heartbeat is among what passes the sockets, however long a test takes.
+    with ServingThread(
+        f"unix://{tmp_path}/broker.sock", heartbeat_interval_s=NEVER_S, heartbeat_timeout_s=2 * NEVER_S
+    ) as serving:
         yield serving
 
 

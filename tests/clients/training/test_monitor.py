@@ -10,6 +10,7 @@ import pytest
 import clients
 from tests.clients.ranks import PATIENCE_S, bus_of, embedded_url, trainers
 from tests.clients.serving import ServingThread
+from tests.loopback import own_host
 
 
 def snapshot_when(monitor: clients.Monitor, holds: Callable[[clients.Snapshot], bool]) -> clients.Snapshot:
@@ -35,9 +36,9 @@ def test_a_monitor_knows_who_is_connected() -> None:
 
 
 def test_sessions_of_a_broker_that_is_gone_are_forgotten() -> None:
-    with ServingThread("tcp://127.0.0.1:0") as broker:
+    with ServingThread(f"tcp://{own_host()}:0") as broker:
         url = broker.url
-        bus = clients.connect(url, name="monitor", reconnect_timeout_s=10.0)
+        bus = clients.connect(url, name="monitor", reconnect_timeout_s=PATIENCE_S)
         monitor = clients.Monitor(bus)
         gone = [clients.connect(url, name=f"gone-{number}", reconnect_timeout_s=0.0) for number in range(3)]
         assert len(snapshot_when(monitor, lambda snapshot: len(snapshot.sessions) == 4).sessions) == 4

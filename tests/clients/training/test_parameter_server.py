@@ -12,6 +12,7 @@ import pytest
 import clients
 from tests.clients.ranks import PATIENCE_S, all_together, bus_of, embedded_url, running, trainers
 from tests.clients.serving import ServingThread
+from tests.loopback import own_host
 
 QUICKLY_S = 0.1
 """How long something is watched that must not happen."""
@@ -271,7 +272,7 @@ def test_a_server_that_starts_later_than_the_trainers_is_waited_for() -> None:
 
 
 def test_trainers_and_server_go_on_with_a_new_broker() -> None:
-    with ServingThread("tcp://127.0.0.1:0") as broker:
+    with ServingThread(f"tcp://{own_host()}:0") as broker:
         url = broker.url
         bus = clients.connect(url, name="server")
         server = clients.ParameterServer(bus, start_parameters(), clients.SGD(1.0))

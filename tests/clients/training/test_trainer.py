@@ -11,6 +11,7 @@ import pytest
 import clients
 from tests.clients.ranks import PATIENCE_S, all_together, bus_of, embedded_url, running, trainers
 from tests.clients.serving import ServingThread
+from tests.loopback import own_host
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def test_a_rank_that_is_lost_while_all_synchronise_is_left_out() -> None:
 
 
 def test_trainers_go_on_with_a_new_broker() -> None:
-    with ServingThread("tcp://127.0.0.1:0") as broker:
+    with ServingThread(f"tcp://{own_host()}:0") as broker:
         url = broker.url
         members = trainers(url, 2)
         all_together(*(reduce(member) for member in members))
@@ -172,7 +173,7 @@ def test_trainers_go_on_with_a_new_broker() -> None:
 
 
 def test_a_place_that_the_broker_still_holds_for_the_old_connection_is_waited_for() -> None:
-    with ServingThread("tcp://127.0.0.1:0") as broker:
+    with ServingThread(f"tcp://{own_host()}:0") as broker:
         url = broker.url
         (member,) = trainers(url, 1)
     with ServingThread(url), clients.connect(url) as bus:
