@@ -103,6 +103,8 @@ class Crew:
     def fork(self, count: int) -> Connection | None:
         """Starts so many; returns in each of them its connection, and None in the parent."""
         self._shares = Shares(len(self._session.items), count)
+        factory: pytest.TempPathFactory = self._config._tmp_path_factory  # type: ignore[attr-defined]
+        folder = factory.getbasetemp()
         # What is flushed later would be written by each of them.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -113,6 +115,9 @@ class Crew:
                 ours.close()
                 for earlier in self._forks:
                     earlier.connection.close()
+                # Each its own. One that was asked for by name (--basetemp) each of them would empty, and make anew.
+                factory._basetemp = folder / f"p{number}"
+                factory._basetemp.mkdir(mode=0o700)
                 return theirs
             theirs.close()
             self._forks.append(Fork(number, pid, ours))

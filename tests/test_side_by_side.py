@@ -115,6 +115,19 @@ def test_each_test_is_run_once_and_each_process_tears_down_what_it_has_set_up(tm
     assert {pid for pid, _ in torn_down} == {pid for pid, _ in ran}
 
 
+def test_a_folder_for_temporary_files_that_is_named_is_emptied_before_the_tests_and_not_by_each_process(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "named"
+    folder.mkdir()
+    (folder / "old").touch()
+    status, said = run(tmp_path, GOOD, "--basetemp", str(folder), *FOUR)
+    assert status == 0, said
+    assert not (folder / "old").exists()
+    shared = {Path(line.split()[1]) for line in (tmp_path / "torn_down").read_text().splitlines()}
+    assert all(each.is_dir() and each.is_relative_to(folder) for each in shared)
+
+
 def test_what_comes_of_tests_is_told_as_by_one_process(tmp_path: Path) -> None:
     outcomes = [run(tmp_path, BAD, "-ra", *arguments) for arguments in ((), FOUR)]
     counts = []
