@@ -26,7 +26,7 @@ from tests.thorough import rounds
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
 
 KILLS = int(os.environ.get("TENSORBUS_TEST_KILLS", rounds(90)))
-PATIENCE_S = 50.0 + KILLS
+PATIENCE_S = 150.0 + KILLS
 STOP = "stop"
 
 
