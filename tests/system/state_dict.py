@@ -30,7 +30,7 @@ TENSOR_BYTES = 64 * MIB
 STEP = 1024
 SUBSCRIPTION = 1
 QUEUE_BYTES = 8 * MIB
-PATIENCE_S = 120.0
+PATIENCE_S = 400.0
 
 
 def state_dict(tensors: int) -> dict[str, np.ndarray]:

@@ -20,7 +20,8 @@ MEMORY_BYTES = 512 * MIB
 SEEN_BYTES_MAX = 256 * MIB
 """The most that it may have used."""
 GROWN_BYTES_MAX = 32 * MIB
-PATIENCE_S = 120.0
+PATIENCE_S = 400.0
+"""As long as four gibibytes may take with nothing compiled, where others have the processors too."""
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def grown_bytes(line: str, how: str) -> int:
     return int(grown)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_four_gibibytes_pass_through_a_broker_of_half_a_gibibyte_and_a_slow_reader_costs_nobody_anything() -> None:
     with limited_broker() as daemon, ExitStack() as stack:
         reader, slow = (start_reader(stack, daemon.url, 64, overflow) for overflow in ("block", "drop_newest"))
@@ -75,16 +76,16 @@ def test_four_gibibytes_pass_through_a_broker_of_half_a_gibibyte_and_a_slow_read
         assert slow.read_line(PATIENCE_S) == f"aborted code={int(Code.DROPPED)}"
 
 
-@pytest.mark.timeout(240)
 def test_a_reader_that_stops_holds_back_the_publisher_of_a_large_message_and_nothing_else() -> None:
     with limited_broker() as daemon, ExitStack() as stack:
         stopped = start_reader(stack, daemon.url, 64, "block")
-        publisher = start(stack, "publish", daemon.url, 64, 2.0)
-        assert stopped.read_line(PATIENCE_S) == "begun"
+        # Before the message begins: how far it would come in the publisher's time is the machine's affair.
         stopped.signal(signal.SIGSTOP)
+        publisher = start(stack, "publish", daemon.url, 64, 2.0)
         with clients.connect(daemon.url, name="other") as bus:
             for sequence in range(1, 100):
                 assert bus.publish("metrics/loss", 0.5, ack="accepted") == sequence
         assert grown_bytes(publisher.read_line(PATIENCE_S), "timed out") < GROWN_BYTES_MAX
         stopped.signal(signal.SIGCONT)
+        assert stopped.read_line(PATIENCE_S) == "begun"
         assert stopped.read_line(PATIENCE_S) == f"aborted code={int(Code.PUBLISHER_GONE)}"
