@@ -66,7 +66,8 @@ def test_an_editable_install_compiles_modules_at_once(tree: Path) -> None:
     compiler = tree / "compiler"
     compiler.write_text(
         f"#!/bin/sh\ncd {tree}\n"
-        "if mkdir first; then timeout 150 sh -c 'echo > meeting'; else timeout 150 cat meeting && touch met; fi\nexit 1\n"
+        "if mkdir first; then timeout 150 sh -c 'echo > meeting'; else timeout 150 cat meeting && touch met; fi\n"
+        "exit 1\n"
     )
     compiler.chmod(0o755)
     subprocess.run(
