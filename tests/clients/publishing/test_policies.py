@@ -161,22 +161,25 @@ def test_a_request_that_is_too_long_is_refused(bus: clients.Client, connect: Con
 
 def test_batches_that_leave_late_hold_up_no_others(bus: clients.Client, other: clients.Client) -> None:
     bus.declare("slow", batch_window_us=1_000_000, batch_bytes=512 * KIB)
-    late, prompt = other.subscribe("slow"), other.subscribe("prompt")
+    both = other.subscribe("+")
     for topic in ("slow", "prompt"):
         bus.publish(topic, -1)
     bus.flush(PATIENCE_S)
-    assert [late.next(PATIENCE_S).value, prompt.next(PATIENCE_S).value] == [-1, -1]
-    took_s = []
-    # The machine may be busy with something else, but not each time.
-    while min(took_s, default=1.0) >= 1.0 and len(took_s) < 5:
-        started = time.monotonic()
+    assert [both.next(PATIENCE_S).value for _ in range(2)] == [-1, -1]
+
+    def are_held_up() -> bool:
+        for number in range(100):
+            bus.publish("slow", number)
+        late = bool(bus._core.outgoing.open_batches)
+        for number in range(100):
+            bus.publish("prompt", number)
+        came = [both.next(PATIENCE_S) for _ in range(200)]
         for topic in ("slow", "prompt"):
-            for number in range(100):
-                bus.publish(topic, number)
-        assert [prompt.next(PATIENCE_S).value for _ in range(100)] == list(range(100))
-        took_s.append(time.monotonic() - started)
-        assert [late.next(PATIENCE_S).value for _ in range(100)] == list(range(100))
-    assert min(took_s) < 1.0
+            assert [message.value for message in came if message.topic == topic] == list(range(100))
+        return late and came[-1].topic == "prompt"
+
+    # A busy machine may come to the prompt ones when the window of the slow ones is over, but not each time.
+    assert not all(are_held_up() for _ in range(20))
 
 
 def test_without_settings_a_declaration_is_an_empty_one(broker: ServingThread, bus: clients.Client) -> None:
