@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,11 +38,11 @@ def _wait(fork: int) -> None:
     os.waitpid(fork, 0)
 
 
-def modules(config: pytest.Config) -> Iterator[Path]:
+def modules(config: pytest.Config) -> list[Path]:
     """The modules of tests in the folders that are collected, from the last one to the first."""
     folders = {Path(config.invocation_params.dir, argument) for argument in config.args}
     found = {path for folder in folders for pattern in config.getini("python_files") for path in folder.rglob(pattern)}
-    return reversed(sorted(found))
+    return sorted(found, reverse=True)
 
 
 def translate(path: Path, config: pytest.Config) -> None:
