@@ -104,13 +104,15 @@ class Setting:
 
     def __init__(self, url: str, pids: list[int], topics: list[str], size: int, *, urgent: bool) -> None:
         self._pids = pids
-        spawn = multiprocessing.get_context("spawn")
+        # Forks of a process that has imported this module: each would import all of it anew.
+        multiprocessing.set_forkserver_preload(["bench.workers"])
+        server = multiprocessing.get_context("forkserver")
         self._ends: list[Connection] = []
         self._children = []
         for topic in topics:
             for target, arguments in ((subscribe, (url, topic)), (publish, (url, topic, size, urgent))):
-                ours, theirs = spawn.Pipe()
-                self._children.append(spawn.Process(target=target, args=(*arguments, theirs)))
+                ours, theirs = server.Pipe()
+                self._children.append(server.Process(target=target, args=(*arguments, theirs)))
                 self._ends.append(ours)
         for child in self._children:
             child.start()

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,15 @@ from hypothesis import settings
 # Before anything imports numpy. A thread for each processor that waits for arrays to multiply keeps it busy.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tests import auditing
+from tests import auditing, rewriting
 from tests.certificates import make_certificates
 from tests.forks import template
 from tests.side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401 - pytest finds them here
 from tests.thorough import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
+TRANSLATED = pytest.StashKey[Callable[[], None]]()
+"""Waits for the fork that translates modules of tests."""
 
 auditing.watch(ROOT)
 
@@ -62,9 +64,11 @@ def pytest_collection(session: pytest.Session) -> None:
     if session.config.option.processes > 1 and not session.config.option.collectonly:
         # One for all of them, which imports what it needs on another processor while tests are collected.
         template()
+        session.stash[TRANSLATED] = rewriting.begin(session.config)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    session.stash.get(TRANSLATED, lambda: None)()
     # What was collected stays to the end. To look through all of it takes a quarter of a second, and some tests collect
     # garbage several times.
     gc.collect()

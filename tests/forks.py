@@ -46,6 +46,8 @@ FILES_MAX = 250
 """As many as the kernel takes at once (SCM_MAX_FD), about."""
 BEFORE_THE_INTERPRETER = "cpython.PyInterpreterState_Clear"
 """What Python tells of when threads, modules and all that was in them have ended (PEP 578)."""
+NEEDED = ("sys", "builtins", "__main__")
+"""Modules without which no interpreter ends."""
 NUMBER = struct.Struct("<i")
 
 
@@ -210,14 +212,20 @@ def leave_alone(modules: Mapping[str, ModuleType], statuses: Sequence[int]) -> N
         modules: those that the template has imported.
         statuses: the exit status, once that is known.
     """
-    # Nobody gives this reference back.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(modules))
+    keep = ctypes.pythonapi.Py_IncRef
+    # Nobody gives these references back.
+    keep(ctypes.py_object(modules))
 
     def end() -> None:
-        later = [module for name, module in sys.modules.items() if name not in modules]
-        is_whole = any(isinstance(getattr(module, "__loader__", None), ExtensionFileLoader) for module in later)
-        for name in modules:
-            sys.modules.pop(name, None)
+        # Only what is behind what the template has imported: to look at a module copies the memory that it lies in.
+        last_imported = next(reversed(modules))
+        names = list(itertools.takewhile(lambda name: name != last_imported, reversed(sys.modules)))
+        later = {name: sys.modules[name] for name in (*NEEDED, *reversed(names))}
+        loaders = [getattr(module, "__loader__", None) for module in later.values()]
+        is_whole = any(isinstance(loader, ExtensionFileLoader) for loader in loaders)
+        _swap(sys.modules, later)
+        # Now it has the others.
+        keep(ctypes.py_object(later))
         if not statuses or is_whole:
             return
         status, leave, last = statuses[0], os._exit, BEFORE_THE_INTERPRETER
@@ -239,6 +247,31 @@ def leave_alone(modules: Mapping[str, ModuleType], statuses: Sequence[int]) -> N
     atexit.register(end)
 
 
+def _swap(one: dict[str, ModuleType], other: dict[str, ModuleType]) -> None:
+    """Gives each dictionary what is in the other one, none of which is touched."""
+    first, second = (id(each) + object.__basicsize__ for each in (one, other))
+    length = dict.__basicsize__ - object.__basicsize__
+    content = ctypes.string_at(first, length)
+    ctypes.memmove(first, second, length)
+    ctypes.memmove(second, content, length)
+
+
+def keep_for_good(modules: Mapping[str, ModuleType]) -> None:
+    """Has nobody free what Python keeps beside modules: the files in their folders, and their first names.
+
+    Those a module of machine code has that Python initialises in one step (PyModuleDef_Base.m_copy).
+    """
+    definition_of, keep = ctypes.pythonapi.PyModule_GetDef, ctypes.pythonapi.Py_IncRef
+    definition_of.restype = ctypes.c_void_p
+    keep(ctypes.py_object(sys.path_importer_cache))
+    for module in modules.values():
+        # Behind what each object has come a function and a number.
+        if issubclass(type(module), ModuleType) and (definition := definition_of(ctypes.py_object(module))):
+            names = ctypes.c_void_p.from_address(definition + object.__basicsize__ + 2 * ctypes.sizeof(ctypes.c_void_p))
+            if names:
+                keep(names)
+
+
 def main() -> None:
     """Is the template, and then each of its forks."""
     auditing.watch(ROOT)
@@ -251,8 +284,8 @@ def main() -> None:
         for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
             with suppress(ModuleNotFoundError):
                 importlib.import_module(module.name)
-    # Without these no interpreter ends.
-    imported.update((name, sys.modules[name]) for name in sys.modules.keys() - {"__main__", "builtins", "sys"})
+    imported.update((name, module) for name, module in sys.modules.items() if name not in NEEDED)
+    keep_for_good(sys.modules)
     # The collector would write to every object, and so copy the memory that the forks share.
     gc.collect()
     gc.freeze()

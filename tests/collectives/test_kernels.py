@@ -121,10 +121,8 @@ def reduced(level: str, op: str, dtype: str, sources: Sequence[Bytes], out: Byte
     return one_nan(out.tobytes(), dtype)
 
 
-@pytest.mark.parametrize(("op", "dtype"), PAIRS)
-@settings(max_examples=rounds(40))
-@given(shape=shapes())
-def test_a_kernel_gives_the_bits_of_numpy(op: str, dtype: str, shape: Shape) -> None:
+def check_reduced(op: str, dtype: str, shape: Shape) -> None:
+    """Reduces arrays that lie so, at each level."""
     generator = np.random.default_rng(shape.seed)
     size = shape.elements * ITEM_BYTES[dtype]
     out, *sources = (filled(dtype, size, offset, generator, special=shape.special) for offset in shape.offsets)
@@ -144,6 +142,14 @@ def test_a_kernel_gives_the_bits_of_numpy(op: str, dtype: str, shape: Shape) -> 
         assert reduced(level, op, dtype, sources, out, streaming=shape.streaming) == wanted, level
         assert [source.tobytes() for source in others] == before, level
         assert (around[:start].tobytes(), around[start + size :].tobytes()) == margins, level
+
+
+# For each case hypothesis reads the source of such a function twice, which takes as long as some examples: it is short.
+@pytest.mark.parametrize(("op", "dtype"), PAIRS)
+@settings(max_examples=rounds(40))
+@given(shape=shapes())
+def test_a_kernel_gives_the_bits_of_numpy(op: str, dtype: str, shape: Shape) -> None:
+    check_reduced(op, dtype, shape)
 
 
 @pytest.mark.parametrize(("op", "dtype"), PAIRS)
@@ -166,17 +172,8 @@ def test_many_sources_that_fill_several_tiles_are_taken_in_order(
         assert reduced(level, op, dtype, sources, out, streaming=streaming) == wanted, level
 
 
-@pytest.mark.parametrize(("op", "dtype"), PAIRS)
-@settings(max_examples=20)
-@given(
-    elements=st.integers(0, 700),
-    offsets=st.lists(st.sampled_from([0, 16, 24, 48, 63]), min_size=1, max_size=5),
-    together=st.booleans(),
-    count=st.sampled_from([1, 2, 3, 9]),
-)
-def test_a_result_is_written_to_several_places_alike(
-    op: str, dtype: str, elements: int, offsets: list[int], together: bool, count: int
-) -> None:
+def check_places(op: str, dtype: str, elements: int, offsets: list[int], together: bool, count: int) -> None:
+    """Reduces so many arrays, at each level, to as many places as there are offsets."""
     assert KERNELS is not None
     generator = np.random.default_rng(elements)
     size = elements * ITEM_BYTES[dtype]
@@ -200,6 +197,20 @@ def test_a_result_is_written_to_several_places_alike(
         kernel(places[0].ctypes.data, addresses(sources), count, elements, divisor, len(places), copies)
         assert {one_nan(place.tobytes(), dtype) for place in places} == {wanted}, level
         assert [(left.tobytes(), right.tobytes()) for left, right in margins] == before, level
+
+
+@pytest.mark.parametrize(("op", "dtype"), PAIRS)
+@settings(max_examples=20)
+@given(
+    elements=st.integers(0, 700),
+    offsets=st.lists(st.sampled_from([0, 16, 24, 48, 63]), min_size=1, max_size=5),
+    together=st.booleans(),
+    count=st.sampled_from([1, 2, 3, 9]),
+)
+def test_a_result_is_written_to_several_places_alike(
+    op: str, dtype: str, elements: int, offsets: list[int], together: bool, count: int
+) -> None:
+    check_places(op, dtype, elements, offsets, together, count)
 
 
 @pytest.mark.parametrize("level", HERE)

@@ -353,7 +353,7 @@ def test_one_command_trains_and_leaves_a_plot_a_history_and_no_process(tmp_path:
     ("victim", "number", "status", "says", "module"),
     [
         ("", signal.SIGINT, 130, "interrupted", COMMAND),
-        ("", signal.SIGTERM, 143, "", COMMAND),
+        ("", signal.SIGTERM, 143, "", FORKED),
         ("broker", signal.SIGKILL, 1, "broker was ended by SIGKILL", FORKED),
         ("ps-sync.server", signal.SIGKILL, 1, "ps-sync.server was ended by SIGKILL", FORKED),
     ],
