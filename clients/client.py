@@ -321,7 +321,7 @@ class Client:
         state = self._driver.run(operations.subscribe(self._driver, wishes, timeout_s, device))
         if handler is not None:
             self._handlers.add(state, handler)
-        return Subscription(self._driver, state)
+        return Subscription(self._driver, state, read=handler is None)
 
     def respond(
         self,

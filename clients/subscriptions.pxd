@@ -13,7 +13,7 @@ cdef bint _UNBROKEN
 cdef class Subscription:
     cdef public Driver _driver
     cdef public SubscriptionState _state
-    cdef object _hold
+    cdef object _hold, _reader
     cdef object __weakref__
 
     @cython.locals(driver=Driver, state=SubscriptionState)

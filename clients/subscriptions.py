@@ -14,6 +14,7 @@ from clients.connection.driver import Driver
 from clients.connection.operations import take
 from clients.publishing.filling import UNBROKEN
 from clients.reading.messages import Message
+from clients.reading.readers import Reader
 from clients.reading.subscription_state import SubscriptionState
 
 _UNBROKEN = UNBROKEN
@@ -23,13 +24,15 @@ class Subscription:
     """Messages of the topics that a filter matches, in the order of each publisher.
 
     Iterating waits for each message and ends when the subscription is closed. Several threads may take messages; each
-    message goes to one of them. Closing it ends the waits of all.
+    message goes to one of them. Closing it ends the waits of all. One without a handler is closed by itself when
+    nothing refers to it any more, nor to a job of it that waits to be settled.
     """
 
-    def __init__(self, driver: Driver, state: SubscriptionState) -> None:
-        """Made by `Client.subscribe`."""
+    def __init__(self, driver: Driver, state: SubscriptionState, *, read: bool) -> None:
+        """Made by `Client.subscribe`; `read` where no handler takes its messages, so that it ends with this object."""
         self._driver = driver
         self._state = state
+        self._reader = Reader(state, driver.core.unread) if read else None
         self._hold = driver.holding.hold()
 
     @property

@@ -24,7 +24,7 @@ from clients.connection.checks import check_callable
 from clients.connection.operations import Deadline
 from clients.connection.signals import Signal
 from clients.reading.messages import Message
-from clients.workers.client import check_dead_letter
+from clients.workers.client import check_dead_letter, telling_where
 from clients.workers.parts import Inners, Parts
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -64,8 +64,13 @@ def _declaring(method: F) -> F:
     @wraps(method)
     async def called(bus: WorkersClient, topic_filter: str, **settings: object) -> None:
         check_dead_letter(topic_filter, settings.get("dead_letter"))
-        for worker in bus._clients.owners(topic_filter):
-            await (await bus._client(worker)).declare(topic_filter, **settings)  # type: ignore[arg-type]
+        workers = bus._clients.owners(topic_filter)
+        # All of them are there before it holds at any.
+        owners = [await bus._client(worker) for worker in workers]
+        with telling_where(topic_filter, workers) as agreed:
+            for worker, client in zip(workers, owners, strict=True):
+                await client.declare(topic_filter, **settings)  # type: ignore[arg-type]
+                agreed.append(worker)
 
     return cast("F", called)
 
@@ -212,7 +217,7 @@ class MergedSubscription(Subscription):
         parts: at each worker one.
         read: whether its messages are taken here; else responders take them.
         """
-        super().__init__(parts[0]._driver, parts[0]._state)
+        super().__init__(parts[0]._driver, parts[0]._state, read=False)
         self._parts = Parts(parts)
         self._others = [part._driver for part in parts[1:]]
         self._came = Signal()

@@ -224,12 +224,16 @@ class Door:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        """`sock` listens, does not block, and is the door's from now on."""
+        """`sock` listens, does not block, and is the door's from now on.
+
+        Raises:
+            OSError: this process may open no more files; the socket is not the door's.
+        """
         host, port = sock.getsockname()[:2]
         self.address = address_text(host, port)
+        self._wake = Wakeup()
         nearby = listen_nearby(self.address)
         self._socks = [sock] if nearby is None else [sock, nearby]
-        self._wake = Wakeup()
         self._lock = threading.Lock()
         self._new: deque[Meeting] = deque()
         self._meetings: dict[tuple[int, int], Meeting] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,8 @@ from clients.connection import environment
 
 if TYPE_CHECKING:
     from clients.collectives.ways import Schedule
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -45,7 +48,12 @@ class Entrance:
             sock = listen(host, ports) if host else None
             if sock is None:
                 return None
-            self._door = Door(sock)
+            try:
+                self._door = Door(sock)
+            except OSError as error:
+                sock.close()
+                log.warning("door.closed host=%s cause=%s: links between hosts are not used", host, error)
+                return None
         secret = secrets.token_bytes(SECRET_BYTES)
         asked = str(schedule) if schedule.linked else AUTO
         return Reach(schedule.link_version, [self._door.address], secret, host_identity(), asked)

@@ -72,15 +72,11 @@ def name_nearby(address: str) -> bytes:
 
 def listen_nearby(address: str) -> socket.socket | None:
     """A socket that listens there besides; None when somebody has taken the name."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        sock.bind(name_nearby(address))
-        sock.listen(LISTEN_BACKLOG)
+        return _listening(socket.AF_UNIX, name_nearby(address))
     except OSError as error:
-        sock.close()
         log.warning("door.apart address=%s cause=%s: ranks of this host meet as others do", address, error)
         return None
-    return sock
 
 
 def listen(host: str, ports: Sequence[int]) -> socket.socket | None:
@@ -88,16 +84,27 @@ def listen(host: str, ports: Sequence[int]) -> socket.socket | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     failure: OSError | None = None
     for port in ports:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            sock.bind((host, port))
-            sock.listen(LISTEN_BACKLOG)
+            return _listening(family, (host, port))
         except OSError as error:
-            sock.close()
             failure = error
             if error.errno != errno.EADDRINUSE:
                 break
-        else:
-            return sock
     log.warning("door.closed host=%s ports=%s cause=%s: links between hosts are not used", host, ports, failure)
     return None
+
+
+def _listening(family: socket.AddressFamily, address: bytes | tuple[str, int]) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        OSError: the address cannot be had, or this process may open no more files.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(address)
+        sock.listen(LISTEN_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock

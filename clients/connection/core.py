@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,6 +109,8 @@ class Core(Receiver):
         """Policies that this client has declared, by filter: a broker that was restarted is told again."""
         self.lost: Reconnected | None = None
         """What the last connection's end may have cost, until the next one is open."""
+        self.unread: deque[SubscriptionState] = deque()
+        """Subscriptions that nobody can read any more: the next tick ends them."""
         self._bell_told = False
         self._pendings: dict[int, Pending] = {}
         # Not from 0: a reply that was held back over a restart of the broker shall not fit another client's request.
@@ -201,6 +204,8 @@ class Core(Receiver):
     def tick(self, now_ns: int) -> None:
         """Time passes: heartbeats, batches that are due, memory that is not needed any more."""
         self.requests.end_abandoned(self.session)
+        while self.unread:
+            self.unsubscribe(self.unread.popleft())
         self.incoming.pool.tick(now_ns)
         if self.session is not None:
             self.session.tick(now_ns)

@@ -16,10 +16,15 @@ cdef class Lock:
     cdef PyThread_type_lock _bell
     cdef bint _held, _rung
     cdef Py_ssize_t _waiting
-    cdef object _lock
+    cdef object _lock, _owner
+    cdef unsigned long _thread
 
     cpdef bint acquire(self, bint blocking=*) except -1
     cpdef release(self)
+
+
+cdef extern from "pthread.h":
+    unsigned long _this_thread "pthread_self"() nogil
 
 
 cdef inline PyThread_type_lock _silent_bell() except NULL:

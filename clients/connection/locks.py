@@ -16,6 +16,8 @@ import threading
 from types import TracebackType
 from typing import Final
 
+from broker.errors import InvalidValue
+
 try:
     import cython
 except ModuleNotFoundError:
@@ -26,31 +28,54 @@ UNBROKEN: Final = bool(cython.compiled) and getattr(sys, "_is_gil_enabled", lamb
 _UNBROKEN = UNBROKEN
 
 
+def _interrupted() -> InvalidValue:
+    return InvalidValue(
+        "call of a client", "in a signal handler or __del__", "has interrupted another one on this thread, for which "
+        "it would have to wait: set a flag there, and call when that has returned",
+    )  # fmt: skip
+
+
 class Lock:
     """As threading.Lock, but for time-outs. A child after fork makes its own."""
 
-    __slots__ = ("_bell", "_held", "_lock", "_rung", "_waiting")
+    __slots__ = ("_bell", "_held", "_lock", "_owner", "_rung", "_thread", "_waiting")
 
     def __init__(self) -> None:
         if _UNBROKEN:
             self._bell: cython.p_void = _silent_bell()  # type: ignore[name-defined]  # noqa: F821
         else:
             self._lock = threading.Lock()
+            self._owner = 0
         self._held = self._rung = False
+        self._thread = 0
         self._waiting = 0
 
     def acquire(self, blocking: bool = True) -> bool:
-        """Takes it; says whether it has, which is always so for who waits."""
+        """Takes it; says whether it has, which is always so for who waits.
+
+        Raises:
+            InvalidValue: this thread has it already, and would wait for itself.
+        """
         if not _UNBROKEN:
-            return self._lock.acquire(blocking)
+            if not self._lock.acquire(blocking=False):
+                if not blocking:
+                    return False
+                if self._owner == threading.get_ident():
+                    raise _interrupted()
+                self._lock.acquire()
+            self._owner = threading.get_ident()
+            return True
         while self._held:
             if not blocking:
                 return False
+            if self._thread == _this_thread():  # type: ignore[name-defined]  # noqa: F821
+                raise _interrupted()
             self._waiting += 1
             _sleep(self._bell)  # type: ignore[name-defined]  # noqa: F821
             self._waiting -= 1
             self._rung = False
         self._held = True
+        self._thread = _this_thread()  # type: ignore[name-defined]  # noqa: F821
         return True
 
     def release(self) -> None:
@@ -60,6 +85,7 @@ class Lock:
             RuntimeError: nobody has it.
         """
         if not _UNBROKEN:
+            self._owner = 0
             self._lock.release()
             return
         if not self._held:

@@ -323,6 +323,7 @@ def settle(driver: Driver, delivery: Delivery, *, refused: bool, delay_s: float)
     if delivery.settled:
         return
     delivery.settled = True
+    delivery.reader = None
     if core.session is None or core.session is not delivery.session:
         log.debug("job.settled_too_late delivery=%d refused=%s: its session is over", delivery.number, refused)
         return

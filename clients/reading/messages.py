@@ -59,12 +59,13 @@ class Delivery:
         subscription: the number of the subscription that got it.
         number: by which the broker knows the delivery, in its session.
         count: how often the job was delivered, with this time.
+        reader: keeps the subscription open, once the job was taken.
         session: in which alone it can be settled.
         settle: does it.
         settled: whether that was done.
     """
 
-    __slots__ = ("count", "number", "session", "settle", "settled", "subscription")
+    __slots__ = ("count", "number", "reader", "session", "settle", "settled", "subscription")
 
     def __init__(self, subscription: int, number: int, count: int, session: Session | None, settle: Settle) -> None:
         self.subscription = subscription
@@ -73,6 +74,7 @@ class Delivery:
         self.session = session
         self.settle = settle
         self.settled = False
+        self.reader: object = None
 
 
 class Settle(Protocol):

@@ -10,7 +10,7 @@ from clients.connection.signals cimport Signal
 cdef class SubscriptionState(Signal):
     cdef public bint asked, credit_due, evicts, has_max_lag, is_latest, is_special
     cdef public Py_ssize_t pending, readers
-    cdef public object closed, device, number, on_message, what, wishes
+    cdef public object closed, device, number, on_message, reader, what, wishes
     cdef public Seen seen
     cdef public dict drops_untold
     cdef public long long held_bytes

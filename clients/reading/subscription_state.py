@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
+from weakref import ref
 
 from broker.devices import Device
 from broker.errors import BrokerError
@@ -19,7 +20,8 @@ from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.bodies import Subscribe, Subscribed, decode_body
 from broker.protocol.frames import LANES, Frame, Kind, Lane
 from clients.connection.signals import Signal
-from clients.reading.messages import Message
+from clients.reading.messages import Delivery, Message
+from clients.reading.readers import Reader
 from clients.reading.seen import Seen
 
 NEVER_NS: Final = (1 << 63) - 1
@@ -41,6 +43,7 @@ class SubscriptionState(Signal):
         dropped: messages that were dropped by the overflow policy, here or in the broker.
         credit_due: whether enough was taken that the broker is to be told.
         drops_untold: messages by topic that were dropped here and that the broker has not been told of.
+        reader: what the program has to read it with, while it has; None with a handler.
         readers: threads that wait for a message.
         began_ns: when it began in this session, by the wall clock; NEVER_NS before that.
         seen: what has arrived, so that a later session goes on behind it.
@@ -52,7 +55,7 @@ class SubscriptionState(Signal):
         "_gaps_evicted", "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent",
         "_threshold", "asked",
         "began_ns", "closed", "credit_due", "device", "drops_untold", "evicts", "has_max_lag", "held_bytes",
-        "is_latest", "is_special", "number", "on_message", "pending", "readers", "seen", "what", "wishes",
+        "is_latest", "is_special", "number", "on_message", "pending", "reader", "readers", "seen", "what", "wishes",
     )  # fmt: skip
 
     def __init__(self, number: int, wishes: Subscribe, device: Device | None = None) -> None:
@@ -81,6 +84,7 @@ class SubscriptionState(Signal):
         self._bytes_threshold = wishes.queue_bytes // 8
         self._follow(wishes.overflow or "block")
         self.credit_due = False
+        self.reader: ref[Reader] | None = None
         self.readers = 0
         self.began_ns = NEVER_NS
 
@@ -230,6 +234,8 @@ class SubscriptionState(Signal):
                 self._owed_messages += 1
                 self._owed_bytes += size
                 self.held_bytes -= size
+                if message._delivery is not None:
+                    self._keep_for(message._delivery)
                 return message
         return None
 
@@ -261,7 +267,14 @@ class SubscriptionState(Signal):
             self.credit_due = True
         if self.device is not None:
             message._device = self.device
+        if message._delivery is not None:
+            self._keep_for(message._delivery)
         return message
+
+    def _keep_for(self, delivery: Delivery) -> None:
+        """A job was taken: until it is settled or dropped the subscription stays, or it would go to somebody else."""
+        if self.reader is not None:
+            delivery.reader = self.reader()
 
     def taken(self, message: Message) -> None:
         """A message is not here any more, and what it took of the broker's credit is owed."""

@@ -123,8 +123,13 @@ def _declaring(method: F) -> F:
     @wraps(method)
     def called(bus: WorkersClient, topic_filter: str, **settings: object) -> None:
         check_dead_letter(topic_filter, settings.get("dead_letter"))
-        for client in bus._owners(topic_filter):
-            client.declare(topic_filter, **settings)  # type: ignore[arg-type]
+        workers = bus._clients.owners(topic_filter)
+        # All of them are there before it holds at any.
+        owners = [bus._client(worker) for worker in workers]
+        with telling_where(topic_filter, workers) as agreed:
+            for worker, client in zip(workers, owners, strict=True):
+                client.declare(topic_filter, **settings)  # type: ignore[arg-type]
+                agreed.append(worker)
 
     return cast("F", called)
 
@@ -137,6 +142,26 @@ def _of_group(method: F) -> F:
         return bus._owner(name).group(name, **options)  # type: ignore[arg-type]
 
     return cast("F", called)
+
+
+@contextmanager
+def telling_where(topic_filter: str, workers: Sequence[int]) -> Iterator[list[int]]:
+    """Gives a list of the workers that have agreed to a policy; an error is told at which of them it holds."""
+    agreed: list[int] = []
+    try:
+        yield agreed
+    except BaseException as error:
+        if len(workers) > 1 and (agreed or not isinstance(error, InvalidValue)):
+            asked, others = workers[len(agreed)], workers[len(agreed) + 1 :]
+            error.add_note(
+                f"declare({topic_filter!r}) at the broker's {len(workers)} workers: agreed: {_listed(agreed)}; "
+                f"failed at: {asked}; not asked: {_listed(others)}; declare it again"
+            )
+        raise
+
+
+def _listed(workers: Sequence[int]) -> str:
+    return ", ".join(map(str, workers)) or "none"
 
 
 def check_dead_letter(topic_filter: str, dead_letter: object) -> None:

@@ -9,8 +9,10 @@ While somebody waits here, the keepers of the connections read them, as they do 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from weakref import WeakMethod
 
 from broker.errors import TimeoutError
 from clients.connection import operations
@@ -29,14 +31,16 @@ class MergedSubscription(Subscription):
         parts: at each worker one.
         read: whether its messages are taken here; else handlers take them.
         """
-        super().__init__(parts[0]._driver, parts[0]._state)
+        super().__init__(parts[0]._driver, parts[0]._state, read=False)
         self._parts = Parts(parts)
         self._came = threading.Condition()
         self._comings = 0
         with_locks.add(self)
+        # Weakly: the connections are not to keep what they are to close when nothing refers to it any more.
+        coming = WeakMethod(self._coming)
         for part in parts if read else ():
             with part._driver.lock:
-                part._state.on_message = self._coming
+                part._state.on_message = partial(_tell, coming)
 
     @property
     def dropped(self) -> int:
@@ -102,6 +106,13 @@ class MergedSubscription(Subscription):
             for part in self._parts:
                 with part._driver.lock:
                     part._driver.expect_results(more=False)
+
+
+def _tell(coming: WeakMethod[Callable[[], None]]) -> None:
+    """Tells a merged subscription, if it is still there."""
+    tell = coming()
+    if tell is not None:
+        tell()
 
 
 def _take(part: Subscription) -> Message | None:

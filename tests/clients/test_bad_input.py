@@ -218,10 +218,11 @@ def test_too_many_subscriptions_are_refused_with_the_limit() -> None:
         ServingThread("tcp://127.0.0.1:0", subscriptions_per_session_max=3) as broker,
         clients.connect(broker.url) as bus,
     ):
-        for number in range(3):
-            bus.subscribe(f"fine/{number}")
+        subscriptions = [bus.subscribe(f"fine/{number}") for number in range(3)]
         with pytest.raises(clients.LimitExceeded, match="subscriptions_per_session_max"):
             bus.subscribe("one/more")
+        subscriptions.pop().close()
+        bus.subscribe("one/more").close()
 
 
 def test_a_length_that_lies_about_an_array_is_an_error_where_it_is_read(tcp_broker: ServingThread) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Iterator
@@ -24,7 +26,7 @@ from tests.background import in_background
 from tests.daemon import PATIENCE_S, Daemon, Process, run
 from tests.holding_back import publish_until_held_back
 from tests.system.forking_at_workers import WORKERS
-from tests.system.workers import topic_of, wait_until
+from tests.system.workers import topic_of, wait_until, worker_pids
 
 TOPICS = [f"gradients/{number}" for number in range(24)]
 
@@ -92,6 +94,68 @@ def test_a_policy_for_a_filter_holds_everywhere(daemon: Daemon) -> None:
                 other.publish(topic, b"much too long", ack="accepted")
         with pytest.raises(clients.InvalidValue, match="leave it out"):
             bus.declare("jobs/#", dead_letter="lost")
+
+
+@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+def test_a_policy_that_one_worker_does_not_answer_for_says_which_have(daemon: Daemon, workers: int, kind: str) -> None:
+    stopped = worker_pids(daemon)[-1]
+
+    async def declare_with_coroutines() -> pytest.ExceptionInfo[clients.TimeoutError]:
+        async with await aio.connect(daemon.url) as bus:
+            await bus.declare("gradients/#", retain=True)
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                with pytest.raises(clients.TimeoutError) as caught:
+                    await bus.declare("gradients/#", retain=False, timeout_s=0.5)
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+        return caught
+
+    def declare() -> pytest.ExceptionInfo[clients.TimeoutError]:
+        with clients.connect(daemon.url) as bus:
+            bus.declare("gradients/#", retain=True)
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                with pytest.raises(clients.TimeoutError) as caught:
+                    bus.declare("gradients/#", retain=False, timeout_s=0.5)
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+        return caught
+
+    caught = declare() if kind == "synchronous" else asyncio.run(declare_with_coroutines())
+    agreed = ", ".join(map(str, range(workers - 1)))
+    assert caught.value.__notes__ == [
+        f"declare('gradients/#') at the broker's {workers} workers: agreed: {agreed}; failed at: {workers - 1}; "
+        "not asked: none; declare it again"
+    ]
+
+
+def test_a_policy_that_cannot_be_holds_nowhere_and_says_no_more(daemon: Daemon) -> None:
+    with clients.connect(daemon.url) as bus, pytest.raises(clients.InvalidValue) as caught:
+        bus.declare("gradients/#", max_message_bytes=-1)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_a_subscription_to_all_workers_that_nothing_refers_to_is_closed_at_all_of_them(daemon: Daemon) -> None:
+    async def drop_with_coroutines() -> None:
+        async with await aio.connect(daemon.url) as reader:
+            await reader.subscribe("gradients/#", queue_messages=10)
+            gc.collect()
+            await asyncio.to_thread(publish_to_all)
+
+    def publish_to_all() -> None:
+        with clients.connect(daemon.url) as bus:
+            for topic in TOPICS[:6]:
+                # More than a publisher may send ahead of what is read.
+                for _ in range(300):
+                    bus.publish(topic, bytes(10_000), timeout_s=PATIENCE_S)
+            bus.flush(PATIENCE_S)
+
+    with clients.connect(daemon.url) as reader:
+        reader.subscribe("gradients/#", queue_messages=10)
+        gc.collect()
+        publish_to_all()
+    asyncio.run(drop_with_coroutines())
 
 
 def test_a_handler_handles_the_messages_of_all_topics_one_after_the_other(daemon: Daemon) -> None:
@@ -263,10 +327,12 @@ def test_who_comes_is_told_once_and_groups_by_their_workers(daemon: Daemon, work
         sessions = watcher.subscribe("$sys/sessions")
         groups = watcher.subscribe("$sys/groups/#")
         one = watcher.subscribe(f"$sys/groups/{name}")
-        with clients.connect(daemon.url, name="visitor") as visitor:
-            visitor.subscribe("#")
-            with visitor.group(name, world_size=1, timeout_s=PATIENCE_S):
-                assert groups.next(PATIENCE_S).topic == one.next(PATIENCE_S).topic == f"$sys/groups/{name}"
+        with (
+            clients.connect(daemon.url, name="visitor") as visitor,
+            visitor.subscribe("#"),
+            visitor.group(name, world_size=1, timeout_s=PATIENCE_S),
+        ):
+            assert groups.next(PATIENCE_S).topic == one.next(PATIENCE_S).topic == f"$sys/groups/{name}"
         told = [sessions.next(PATIENCE_S).value for _ in range(2)]
         assert [(each["event"], each["name"]) for each in told] == [("opened", "visitor"), ("closed", "visitor")]
         watcher.flush(PATIENCE_S)
@@ -276,8 +342,9 @@ def test_who_comes_is_told_once_and_groups_by_their_workers(daemon: Daemon, work
 def test_pressure_is_told_of_each_topic_and_announced(daemon: Daemon) -> None:
     with clients.connect(daemon.url) as bus, clients.connect(daemon.url, name="slow") as slow:
         announced = bus.subscribe("$sys/pressure")
+        full: list[clients.Subscription] = []
         for topic in TOPICS[:4]:
-            slow.subscribe(topic, queue_messages=1)
+            full.append(slow.subscribe(topic, queue_messages=1))
             publish_until_held_back(bus, topic)
             assert bus.pressure(topic, timeout_s=PATIENCE_S).blocked_publishers == 1
             assert announced.next(PATIENCE_S).value["topic"] == topic

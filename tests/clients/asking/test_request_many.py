@@ -36,8 +36,8 @@ def test_it_ends_when_all_responders_have_replied(bus: clients.Client, connect: 
 
 def test_a_plain_subscriber_is_not_waited_for(bus: clients.Client, other: clients.Client) -> None:
     other.respond("search", lambda message: "reply")
-    other.subscribe("search")
-    assert values(bus.request_many("search", timeout_s=None)) == ["reply"]
+    with other.subscribe("search"):
+        assert values(bus.request_many("search", timeout_s=None)) == ["reply"]
 
 
 def test_nobody_there_is_said_at_once(bus: clients.Client) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from typing import NoReturn
 
+import numpy as np
 import pytest
 
+import clients
 from broker.errors import InvalidValue
+from clients.collectives import door, ports
+from clients.collectives.entrance import Entrance
 from clients.collectives.ports import host_identity, listen, read_link_address
+from clients.collectives.ways import Schedule
+from tests.clients.serving import ServingThread
+
+
+def no_descriptor(*arguments: object) -> NoReturn:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +53,29 @@ def test_the_first_free_port_is_taken() -> None:
 def test_without_a_free_port_there_is_none_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with listen("127.0.0.1", [0]) as taken, caplog.at_level(logging.WARNING):
         assert listen("127.0.0.1", [taken.getsockname()[1]]) is None
+    assert "door.closed" in caplog.text
+
+
+def test_without_a_descriptor_a_group_is_joined_all_the_same_and_the_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with ServingThread("tcp://127.0.0.1:0") as broker, clients.connect(broker.url, shared_memory=False) as bus:
+        with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+            # Not a low limit: this process has it in common with its broker.
+            patch.setattr(ports, "_listening", no_descriptor)
+            group = bus.group("pair", world_size=1)
+        assert "door.closed" in caplog.text
+        assert "Too many open files" in caplog.text
+        assert group.all_reduce(np.ones(3)).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_door_that_lacks_a_descriptor_is_none_and_gives_back_its_socket(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(door, "Wakeup", no_descriptor)
+    with caplog.at_level(logging.WARNING):
+        # A socket that is not closed would be a ResourceWarning, which is an error.
+        assert Entrance(lambda call: call()).reach(Schedule.RING, "127.0.0.1") is None
     assert "door.closed" in caplog.text
 
 

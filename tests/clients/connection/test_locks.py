@@ -91,3 +91,11 @@ def test_a_condition_takes_it_for_a_lock(module: ModuleType) -> None:
         thread.start()
         assert condition.wait_for(lambda: bool(told), 60.0)
     thread.join(60.0)
+
+
+def test_who_has_it_does_not_wait_for_itself(module: ModuleType) -> None:
+    lock = module.Lock()
+    with lock, pytest.raises(ValueError, match="has interrupted another one on this thread"):
+        lock.acquire()
+    with lock:
+        assert not lock.acquire(False)

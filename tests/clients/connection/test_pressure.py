@@ -113,8 +113,7 @@ def test_a_watcher_that_does_not_read_loses_the_oldest_and_starts_no_loop(
 ) -> None:
     idle = bus.subscribe(TOPIC, queue_messages=1)
     watch = other.subscribe("$sys/#", queue_messages=100, overflow="drop_oldest")
-    for topic in ("a", "end"):
-        other.subscribe(topic, overflow="drop_newest", queue_messages=1)
+    dropping = [other.subscribe(topic, overflow="drop_newest", queue_messages=1) for topic in ("a", "end")]
     told = []
     for topic in ("a", "a", "a", "a", "end"):
         publish(bus, topic, 10)
@@ -127,3 +126,5 @@ def test_a_watcher_that_does_not_read_loses_the_oldest_and_starts_no_loop(
     bus.flush(PATIENCE_S)
     assert idle.pending == 1
     assert idle.dropped >= 4
+    for each in dropping:
+        each.close()

@@ -85,9 +85,9 @@ def test_every_reader_gets_everything_and_so_does_each_of_its_subscriptions(
     ],
 )
 def test_who_needs_the_broker_keeps_it(bus: clients.Client, other: clients.Client, options: dict[str, object]) -> None:
-    other.subscribe("a", **options)
-    begin(bus)
-    assert not has_line(bus)
+    with other.subscribe("a", **options):
+        begin(bus)
+        assert not has_line(bus)
 
 
 def test_without_shared_memory_there_is_no_line(broker: ServingThread, bus: clients.Client) -> None:
@@ -101,7 +101,7 @@ def test_without_shared_memory_there_is_no_line(broker: ServingThread, bus: clie
 def test_nothing_that_asks_can_tell_that_the_broker_reads_later(
     broker: ServingThread, bus: clients.Client, other: clients.Client
 ) -> None:
-    other.subscribe("a", queue_messages=5000)
+    unread = other.subscribe("a", queue_messages=5000)
     first = begin(bus)
     for number in range(first, 100):
         bus.publish("a", number, urgent=True)
@@ -119,6 +119,7 @@ def test_nothing_that_asks_can_tell_that_the_broker_reads_later(
     assert values(replayed, 111) == [*range(100), "n", *range(10)]
     latest = other.subscribe("a", replay="latest")
     assert latest.next(PATIENCE_S).value == 9
+    assert values(unread, 111) == [*range(100), "n", *range(10)]
 
 
 @pytest.mark.parametrize("what", ["another publisher", "another reader", "an array", "a lane", "a policy", "a request"])

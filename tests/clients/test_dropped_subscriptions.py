@@ -1,0 +1,125 @@
+"""What nobody can read any more is closed by itself, before it holds publishers back for ever."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+import pytest
+
+import clients
+from tests.clients.conftest import Connect
+from tests.clients.serving import ServingThread
+
+PATIENCE_S = 60.0
+MORE_THAN_A_WINDOW = [bytes(10_000)] * 300
+"""3 MB, where a publisher waits after 2 MiB while a subscription is there that is full."""
+
+
+def publish_more_than_a_window(bus: clients.Client, topic: str) -> None:
+    """Returns when no subscription to the topic holds it back."""
+    for value in MORE_THAN_A_WINDOW:
+        bus.publish(topic, value, timeout_s=PATIENCE_S)
+    bus.flush(PATIENCE_S)
+
+
+def test_a_name_that_is_given_to_another_subscription_leaves_none_behind(connect: Connect) -> None:
+    bus, reader = connect("publisher"), connect("reader")
+    subscription = reader.subscribe("losses", queue_messages=10)
+    # As a cell of a notebook that runs again.
+    subscription = reader.subscribe("losses", overflow="drop_oldest")
+    gc.collect()
+    publish_more_than_a_window(bus, "losses")
+    assert [each.policy for each in bus.pressure("losses").subscriptions] == ["drop_oldest"]
+    assert subscription.next(PATIENCE_S).topic == "losses"
+
+
+class Interrupted(BaseException):
+    """What a signal's handler raises, as that of Ctrl-C does."""
+
+
+@pytest.fixture
+def interrupting() -> Iterator[None]:
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_a_signal_within_a_with_closes_the_subscription(tcp_broker: ServingThread) -> None:
+    main = threading.main_thread().ident or 0
+    with clients.connect(tcp_broker.url, name="reader") as bus, clients.connect(tcp_broker.url) as other:
+        other.subscribe("interrupt", handler=lambda message: signal.pthread_kill(main, signal.SIGUSR1))
+        subscription = bus.subscribe("losses", queue_messages=10)
+        with pytest.raises(Interrupted):
+            _read_and_be_interrupted(subscription, other)
+        with pytest.raises(clients.ConnectionClosed):
+            subscription.next(PATIENCE_S)
+        publish_more_than_a_window(other, "losses")
+
+
+def _read_and_be_interrupted(subscription: clients.Subscription, other: clients.Client) -> None:
+    with subscription:
+        other.publish("interrupt", True)
+        subscription.next(PATIENCE_S)
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_a_signal_between_subscribe_and_with_leaves_none_open(tcp_broker: ServingThread) -> None:
+    with clients.connect(tcp_broker.url, name="reader") as bus:
+        with pytest.raises(Interrupted):
+            _subscribe_and_be_interrupted(bus)
+        publish_more_than_a_window(bus, "losses")
+
+
+def _subscribe_and_be_interrupted(bus: clients.Client) -> None:
+    subscription = bus.subscribe("losses", queue_messages=10)
+    signal.raise_signal(signal.SIGUSR1)
+    with subscription:
+        raise AssertionError("the signal came too late")
+
+
+def test_handlers_and_responders_go_on_without_their_subscription(connect: Connect) -> None:
+    bus, reader = connect("publisher"), connect("reader")
+    taken: SimpleQueue[object] = SimpleQueue()
+    reader.subscribe("losses", handler=lambda message: taken.put(message.value))
+    reader.respond("add", lambda request: request.value + 1)
+    reader.subscribe("read/by/nobody", queue_messages=10)
+    gc.collect()
+    # When that one has ended, they would have, too.
+    publish_more_than_a_window(bus, "read/by/nobody")
+    bus.publish("losses", 0.5)
+    assert taken.get(timeout=PATIENCE_S) == 0.5
+    assert bus.request("add", 1, timeout_s=PATIENCE_S).value == 2
+
+
+def test_a_job_keeps_its_subscription_until_it_is_settled(connect: Connect) -> None:
+    bus, reader = connect("publisher"), connect("reader")
+    bus.declare("jobs", acknowledge=True)
+    bus.publish("jobs", 1, ack="accepted")
+    job = reader.subscribe("jobs", queue_group="workers", queue_messages=1).next(PATIENCE_S)
+    reader.subscribe("read/by/nobody", queue_messages=10)
+    gc.collect()
+    publish_more_than_a_window(bus, "read/by/nobody")
+    other = bus.subscribe("jobs", queue_group="workers")
+    job.ack()
+    bus.publish("jobs", 2, ack="accepted")
+    again = other.next(PATIENCE_S)
+    assert (again.value, again.redelivered) == (2, False)
+
+
+def test_a_job_that_is_dropped_with_its_subscription_goes_to_another_member(connect: Connect) -> None:
+    bus, reader = connect("publisher"), connect("reader")
+    bus.declare("jobs", acknowledge=True, lease_s=3600.0)
+    bus.publish("jobs", 1, ack="accepted")
+    assert reader.subscribe("jobs", queue_group="workers").next(PATIENCE_S).value == 1
+    gc.collect()
+    assert bus.subscribe("jobs", queue_group="workers").next(PATIENCE_S).value == 1
