@@ -390,6 +390,13 @@ The page is told of it by the next look, at most 250 ms later (INTERVAL_S of adm
 to see that looks are rarer; the command takes what Python takes to start. A test adds this up, and
 `python -m tests.system.naming` measures it.
 """
+STANDS_STILL_NS: Final = 40_000_000
+"""Where an operation has not moved for so long, from one tick to the next one, the broker looks whether processes of
+members are ending."""
+PROCESSES_AT_ONCE: Final = 32
+"""It asks that of so many in one tick, and of the others in the next ones: 10 us each (measured)."""
+ENDING_THREADS_MAX: Final = 256
+"""A process with more threads is asked again later: in one that was killed most are gone at once."""
 QUORUM_ARRAY_BYTES_MAX: Final = 64 * MIB
 """Of an operation with a quorum: the broker holds it whole for each rank, because it learns late who takes part."""
 QUORUM_KEPT_MAX: Final = 256

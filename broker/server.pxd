@@ -39,7 +39,7 @@ cdef class Server:
     cdef long long _turn
     cdef public dict _links
     cdef public object _reading, _strangers
-    cdef object _hangups, _loop, _ticking, _scarcity, _seat
+    cdef object _endings, _hangups, _loop, _ticking, _scarcity, _seat
 
     @cython.locals(began_ns='long long')
     cpdef _readable(self, _Link link)

@@ -28,6 +28,7 @@ from broker.protocol.session import Phase
 from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.server_admission import Admission
+from broker.server_endings import Endings
 from broker.server_scarcity import Scarcity
 from broker.server_seat import Seat
 from broker.server_settings import settings_of
@@ -116,6 +117,7 @@ class Server:
         self._accept_paused = False
         self._going_on = False
         self._links: dict[SessionId, _Link] = {}
+        self._endings = Endings(self.state, self._links)
         self._hangups: Hangups[_Link] = Hangups()
         # Sessions that are over, of processes that may still read shared memory: until they close their ends.
         self._reading: Hangups[_Link] = Hangups()
@@ -426,6 +428,12 @@ class Server:
                 return
             self._readable(link)
 
+    def _is_ending(self, link: _Link) -> None:
+        """Its process will not say anything more, and closes its end when the kernel has given its memory back."""
+        self._hear_last_words(link)
+        link.record.session.lost(ConnectionClosed("its process is ending"))
+        self._close(link)
+
     def _shed(self, record: SessionRecord) -> None:
         """Closes a session at once: it does not read."""
         link = self._links.get(record.id)
@@ -477,6 +485,8 @@ class Server:
             self.reload()
         self._scarcity.tick(now_ns, self._shed)
         self.state.tick(now_ns)
+        for link in self._endings.find(now_ns):
+            self._is_ending(link)
         self._strangers.go_on()
         self._run()
         for link in list(self._links.values()):

@@ -267,6 +267,11 @@ class Group:
         effects += self._refuse_late(late)
         return effects
 
+    def still_ns(self, now_ns: int) -> int:
+        """For how long an operation in progress has not moved; one between two ranks, since the last of them came."""
+        came = (now_ns - max(operation.arrived_ns.values()) for operation in self._channels.operations)
+        return max(self._progress.still_ns(now_ns), max(came, default=0))
+
     def snapshot(self) -> GroupSnapshot:
         """The state of the group, for people."""
         return GroupSnapshot(

@@ -262,6 +262,10 @@ class LinkWatch:
             if sequence > self._last:
                 self._record(recorder, sequence, operation)
 
+    def still_ns(self, now_ns: int) -> int:
+        """For how long an operation in progress has not moved."""
+        return self._progress.still_ns(now_ns)
+
     def operations(self) -> tuple[OperationSnapshot, ...]:
         """The operations in progress, without those in which only members are that stand still."""
         return tuple(

@@ -101,6 +101,10 @@ class Progress:
         held = self._held.get(sequence)
         return None if held is None else held[1]
 
+    def still_ns(self, now_ns: int) -> int:
+        """For how long the one that stands still the longest has not moved; 0 when none is in progress."""
+        return max((now_ns - since_ns for _, since_ns in self._held.values()), default=0)
+
 
 class Recorder:
     """The last operations of one group.

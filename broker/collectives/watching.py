@@ -109,6 +109,10 @@ class BoardWatch:
             self._record(recorder, sequence, outcome or Outcome.BROKEN)
         self._progress.observe({sequence: self._moved(sequence) for sequence in self._in_progress()}, now_ns)
 
+    def still_ns(self, now_ns: int) -> int:
+        """For how long an operation in progress has not moved."""
+        return self._progress.still_ns(now_ns)
+
     def operations(self) -> tuple[OperationSnapshot, ...]:
         """The operations in progress when it was last looked, without those that nobody waits for any more."""
         shown = (self._snapshot(sequence) for sequence in self._in_progress())

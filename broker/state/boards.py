@@ -87,6 +87,11 @@ class Boards:
         if watch is not None:
             watch.look(group.recorder, now_ns)
 
+    def still_ns(self, group: Group, now_ns: int) -> int:
+        """For how long an operation on a group's board has not moved; 0 when it has none."""
+        watch = self._watches.get(group.number)
+        return 0 if watch is None else watch.still_ns(now_ns)
+
     def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
         """The state of a group at this moment, with what is in progress on its board."""
         self.look(group, now_ns)

@@ -37,7 +37,7 @@ from broker.collectives.recorder import Recorded
 from broker.collectives.snapshots import GroupSnapshot
 from broker.errors import InvalidValue, PermissionDenied, ProtocolError
 from broker.ids import GroupNumber, SessionId
-from broker.limits import FAILURES_OF_GONE_GROUPS, GROUPS_MAX, NAME_BYTES_MAX
+from broker.limits import FAILURES_OF_GONE_GROUPS, GROUPS_MAX, NAME_BYTES_MAX, STANDS_STILL_NS
 from broker.protocol import bodies
 from broker.protocol.bodies import CollectiveFailure, Failure, Join, Membership, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
@@ -270,6 +270,19 @@ class Groups:
     def snapshot(self, group: Group, now_ns: int) -> GroupSnapshot:
         """The state of a group at this moment, for people."""
         return self._watches.shown(group, self._boards.snapshot(group, now_ns), now_ns)
+
+    def standing_still(self, now_ns: int) -> list[SessionRecord]:
+        """The members of groups in which an operation has not moved for STANDS_STILL_NS, as of the last tick."""
+        return [
+            self._sessions[session]
+            for group in self.by_number.values()
+            if self._still_ns(group, now_ns) >= STANDS_STILL_NS
+            for session in group.sessions
+        ]
+
+    def _still_ns(self, group: Group, now_ns: int) -> int:
+        watches = self._boards, self._watches
+        return max(group.still_ns(now_ns), *(each.still_ns(group, now_ns) for each in watches))
 
     def end_due(self, now_ns: int) -> None:
         """As tick, but only for groups in which a deadline is over."""

@@ -84,6 +84,11 @@ class LinkWatches:
         while ended and now_ns >= ended[0].until_ns:
             ended.pop(0).watch.end(group.recorder, now_ns)
 
+    def still_ns(self, group: Group, now_ns: int) -> int:
+        """For how long an operation over a group's links has not moved, as far as members have told."""
+        watched = self._present.get(group.number)
+        return 0 if watched is None else watched.watch.still_ns(now_ns)
+
     def shown(self, group: Group, snapshot: GroupSnapshot, now_ns: int) -> GroupSnapshot:
         """The state of a group, with what is in progress over its links."""
         self.look(group, now_ns)

@@ -113,6 +113,11 @@ class Connection(_Closing):
         return None
 
     @property
+    def peer_process(self) -> int:
+        """The process at the other end, as the kernel numbers it for this one; 0 where it does not say."""
+        return 0
+
+    @property
     def local_host(self) -> str:
         """This end's own address on the network between the two, without a port; empty where there is none."""
         return ""

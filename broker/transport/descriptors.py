@@ -215,6 +215,10 @@ class LocalConnection(SocketConnection):
         return peer_credentials(self._socket)[1]
 
     @property
+    def peer_process(self) -> int:
+        return peer_credentials(self._socket)[0]
+
+    @property
     def passage(self) -> Passage:
         return self._passage
 

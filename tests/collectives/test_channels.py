@@ -199,3 +199,14 @@ def test_a_rank_that_begins_too_many_or_one_twice_closes_its_session() -> None:
     group.contribute(SessionId(1), 1, 1, 0, receive_claim(root=1), b"", 0, channel_number(1, 0, 0))
     with pytest.raises(ProtocolError, match="twice"):
         group.contribute(SessionId(1), 1, 1, 0, receive_claim(root=1), b"", 0, channel_number(1, 0, 0))
+
+
+def test_what_waits_for_its_other_end_stands_still() -> None:
+    group, ends = group_of(3), {0: end(0), 2: end(2)}
+    assert group.still_ns(7) == 0
+    send(ends[0], np.ones(4, np.float32))
+    exchange(group, ends, now_ns=2)
+    assert group.still_ns(7) == 5
+    ends[2].start(receive_claim())
+    exchange(group, ends, now_ns=7)
+    assert group.still_ns(9) == 0

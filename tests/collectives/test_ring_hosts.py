@@ -32,6 +32,10 @@ ALIKE = ["A", "AB", "AAA", "ABCD"]
 """One host, or one rank on each: there is nothing to be spared."""
 LENGTHS = [0, 1, 1025, 30_001, 300_007]
 MIB = 1 << 20
+SHORTS_BYTES = 128 << 10
+"""Arrays of all ranks that are no more travel with the claims (TB_SHORTS_BYTES of ring_engine.h)."""
+WORDS_BYTES_MAX = 300
+"""What two ranks say to each other in an operation, beside their arrays, each of them."""
 
 
 @pytest.fixture(params=WORLDS)
@@ -156,6 +160,19 @@ def test_each_byte_crosses_between_hosts_once(hosts: str) -> None:
     found = crossing(hosts, "hierarchical", elements)
     assert least <= found <= least + 40_000
     assert crossing(hosts, "ring", elements) > 1.2 * found
+
+
+@pytest.mark.parametrize("hosts", ["AABB", "ABAB", "AABBCC", "ABBB"])
+def test_a_short_array_crosses_once_for_each_pair_of_ranks_and_the_next_longer_one_once(hosts: str) -> None:
+    count, many = len(hosts), len(set(hosts))
+    elements = SHORTS_BYTES // count // 4
+    pairs = sum(first != second for first in hosts for second in hosts)
+    words_max = pairs * WORDS_BYTES_MAX
+    short = crossing(hosts, "hierarchical", elements)
+    assert 4 * elements * pairs <= short <= 4 * elements * pairs + words_max
+    longer = crossing(hosts, "hierarchical", elements + 1)
+    once = 2 * (many - 1) * 4 * (elements + 1)
+    assert once <= longer <= once + words_max
 
 
 @pytest.mark.parametrize("elements", [30_001, 600_011])

@@ -221,3 +221,22 @@ def test_what_is_recorded_at_the_end_of_a_board_has_the_times_of_its_members(wor
     (recorded,) = group.recorder.recent(9)
     assert recorded.arrived_ns[0] == world.talk.now_ns + 7
     assert recorded.arrived_ns[1] <= world.talk.now_ns + SLACK_NS
+
+
+def test_members_stand_still_while_an_operation_on_their_board_does_not_move(world: World) -> None:
+    members = [world.member(0), world.member(1)]
+    groups, reader = world.talk.state.groups, world.boards[0].reader
+
+    def standing_still() -> list[int]:
+        world.talk.tick(0.1)
+        return [record.id for record in groups.standing_still(world.talk.now_ns)]
+
+    assert standing_still() == []
+    reader.begin(1, 7, world.talk.now_ns)
+    assert [standing_still(), standing_still()] == [[], [member.record.id for member in members]]
+    reader.now[1] = reader.now[1]._replace(staged=reader.now[1].staged + 1, left=6)
+    reader.begin(0, 7, world.talk.now_ns)
+    assert standing_still() == []
+    assert len(standing_still()) == 2
+    members[0].die()
+    assert standing_still() == []

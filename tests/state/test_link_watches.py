@@ -174,3 +174,17 @@ def test_stuck_for_a_second_is_measured_from_what_moved_last(watched: Watched) -
 @pytest.mark.parametrize(("hosts", "schedule"), [("aab", "hierarchical"), ("abc", "ring"), ("aaa", "ring")])
 def test_the_schedule_that_members_of_such_hosts_take_is_shown(hosts: str, schedule: str) -> None:
     assert Watched(hosts).shown.schedule == schedule
+
+
+def test_members_stand_still_while_what_they_tell_of_does_not_move(watched: Watched) -> None:
+    groups = watched.talk.state.groups
+    watched.tick()
+    assert groups.standing_still(watched.talk.now_ns) == []
+    for _ in range(3):
+        watched.tell(watched.peers[0], Told(4, 150 * MS, 0, 0, 0), waits_for=0b110)
+        watched.tick()
+    assert groups.standing_still(watched.talk.now_ns) == [peer.record for peer in watched.peers]
+    for peer in watched.peers:
+        watched.tell(peer, Told(4, 250 * MS, 20 * MS, 1, 0))
+    watched.tick()
+    assert groups.standing_still(watched.talk.now_ns) == []
