@@ -92,7 +92,9 @@ def adopt(passage: Passage, frame: Frame, held: Iterable[Arena], bytes_max: int)
         ProtocolError: the frame is malformed.
     """
     if not bytes_max:
-        raise InvalidValue("arena of version", frame.count, "is in the memory of a device, and device_memory_bytes is 0")
+        raise InvalidValue(
+            "arena of version", frame.count, "is in the memory of a device, and device_memory_bytes is 0"
+        )
     told = decode_body(frame.body, DeviceArena)
     handle = passage.take_device(frame.sequence)
     size_bytes = frame.total_bytes + sum([arena.size_bytes for arena in held if arena.device])
@@ -118,6 +120,11 @@ class Introduced:
         self._number = number
         self._readers = readers
         self._told = False
+
+    def without(self, reader: Shares) -> None:
+        """A reader is gone, and will not answer."""
+        self._readers.remove(reader)
+        self.answered()
 
     def answered(self) -> None:
         """A reader has said whether it can map it."""
@@ -176,6 +183,7 @@ def refusal(router: Router, topic: TopicRecord, loan: Loan, frame: Frame) -> Fai
             return _failure(f"{subscription.session.name!r} reads {topic.name!r} in host memory, or on another host")
         if not shares.knows(loan.arena, _NOBODY):
             asked = True
+            _tell_of_others(shares, loan.arena)
         elif not shares.maps(loan.arena):
             return _failure(f"{subscription.session.name!r} cannot map the memory")
     return _failure(f"a reader of {topic.name!r} is new", is_new=True) if asked else None
@@ -203,6 +211,14 @@ def stays(publishing: _Publishing, session: SessionRecord, publisher: Publisher,
         publishing.answer(session, publisher, frame, failure)
         publishing.use(session, publisher, frame, 1, len(frame.body) + charge(frame.total_bytes))
     return failure is not None
+
+
+def _tell_of_others(reader: Shares, arena: Arena) -> None:
+    """Who is new to one arena of a publisher's is told of all, so that only one message is to be sent as bytes."""
+    others = () if arena.owner is None else arena.owner.arenas.values()
+    for other in others:
+        if other.device == arena.device:
+            reader.knows(other, _NOBODY)
 
 
 def _failure(reason: str, *, is_new: bool = False) -> Failure:

@@ -42,7 +42,7 @@ from broker.protocol.sharing import (
     released,
 )
 from broker.state import device_places
-from broker.state.device_places import PassedOn
+from broker.state.device_places import Introduced, PassedOn
 from broker.topics.messages import Stream
 
 if TYPE_CHECKING:
@@ -386,7 +386,11 @@ class Shares:
         for arena in (*self._known, *self._asked):
             arena.readers.discard(self)
         self._known.clear()
-        self._asked.clear()
+        asked, self._asked = self._asked, {}
+        for sources in asked.values():
+            for source in sources:
+                if isinstance(source, Introduced):
+                    source.without(self)
         arenas, self._arenas, streams = self._arenas, {}, self._streams()
         for arena in self._living:
             arena.owner = None

@@ -7,6 +7,7 @@ come back: the array goes through host memory then, as it does where not all rea
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -87,6 +88,7 @@ class DeviceArenas:
         self.came_back = Signal()
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._arenas: dict[int, DeviceArena] = {}
         self._free: dict[tuple[Device, int], list[tuple[DeviceArena, int]]] = {}
         self._over: deque[tuple[DeviceArena, int]] = deque()
@@ -102,6 +104,9 @@ class DeviceArenas:
 
     def disconnected(self) -> None:
         """The session is over. Its readers may still use what was lent there: it is left to them."""
+        if os.getpid() != self._process:
+            # A forked child: whichever thread of its parent held the lock is not here to give it up.
+            self._lock = threading.Lock()
         with self._lock:
             for arena in self._arenas.values():
                 arena.gone = True

@@ -115,6 +115,15 @@ def test_a_publisher_hears_of_its_arena_when_the_readers_of_its_topic_have_mappe
     assert placing.mapped() == [1]
 
 
+def test_a_reader_that_dies_before_it_has_answered_is_not_waited_for(talk: Talk) -> None:
+    one, two = Taking(talk, "one"), Taking(talk, "two")
+    placing = Placing(talk)
+    one.peer.die()
+    assert placing.mapped() == []
+    two.peer.die()
+    assert placing.mapped() == [1]
+
+
 def test_without_readers_there_it_is_mapped_at_once(talk: Talk) -> None:
     assert Placing(talk).mapped() == [1]
 
@@ -180,6 +189,16 @@ def test_a_reader_that_comes_later_is_told_with_the_next_message(talk: Talk, pla
     placing.place()
     assert placing.answers() == ["new", "new", "taken"]
     assert [len(reader.peer.delivered()) for reader in (taking, late)] == [1, 1]
+
+
+def test_a_reader_that_comes_later_is_told_of_all_memory_of_the_publisher_at_once(
+    talk: Talk, placing: Placing, taking: Taking
+) -> None:
+    placing.passage.arrived[55] = FakeMemory(55)
+    placing.announce(DeviceArena(GPU, TOKEN, "none"), number=10)
+    late = Taking(talk, "late")
+    placing.place()
+    assert len(late.peer.all_of(Kind.ARENA)) == 2
 
 
 def test_a_reader_that_cannot_map_it_makes_it_bytes_until_it_is_gone(talk: Talk, placing: Placing) -> None:

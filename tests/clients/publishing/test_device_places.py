@@ -21,6 +21,7 @@ from broker import devices
 from broker.devices import Copies
 from broker.limits import MIB
 from broker.limits_devices import DEVICE_BYTES_MIN
+from clients.publishing import device_arenas, device_out
 from tests import cupy_stand_in, device_stand_in
 from tests.clients.serving import ServingThread
 from tests.device_stand_in import StandInDriver
@@ -35,6 +36,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> StandInDriver:
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(devices.driver, "_drivers", [])
     monkeypatch.setattr(devices, "_counter", devices._Counter())
+    # However busy the machine is, each reader is waited for.
+    monkeypatch.setattr(device_out, "DEVICE_ANSWER_S", PATIENCE_S)
+    monkeypatch.setattr(device_out, "DEVICE_PATIENCE_S", PATIENCE_S)
     return device_stand_in.install()
 
 
@@ -176,6 +180,33 @@ def test_a_subscription_that_begins_between_two_messages(
         assert [first.next(PATIENCE_S).value.peek()[0] for _ in range(3)] == [0, 1, 2]
 
 
+def test_when_nobody_needs_bytes_any_more_it_is_asked_again(
+    bus: clients.Client, other: clients.Client, cupy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bus.subscribe("a", device="cuda:0") as subscription:
+        with other.subscribe("a"):
+            bus.publish("a", cupy.array(numbers(0)))
+        bus.publish("a", cupy.array(numbers(1)))
+        assert devices.copies().detours == 2
+        monkeypatch.setattr(device_arenas, "DEVICE_AGAIN_NS", 0)
+        bus._core.devices.put_off("a")
+        bus.publish("a", cupy.array(numbers(2)))
+        assert [subscription.next(PATIENCE_S).value.peek()[0] for _ in range(3)] == [0, 1, 2]
+    assert devices.copies().detours == 2
+
+
+def test_a_reader_that_does_not_answer_is_not_waited_for_long(
+    bus: clients.Client, broker: ServingThread, cupy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_out, "DEVICE_ANSWER_S", 0.05)
+    with clients.connect(broker.url) as other, other.subscribe("a", device="cuda:0") as subscription:
+        with other._driver.lock:
+            # It reads nothing.
+            bus.publish("a", cupy.array(numbers(4)))
+        assert np.array_equal(subscription.next(PATIENCE_S).value.peek(), numbers(4))
+    assert devices.copies().detours == 1
+
+
 def test_a_topic_that_keeps_values_gets_bytes(bus: clients.Client, other: clients.Client, cupy: ModuleType) -> None:
     bus.declare("kept", retain=True)
     bus.publish("kept", cupy.array(numbers(5)))
@@ -215,7 +246,10 @@ def test_short_arrays_and_those_in_lists_are_staged(
     assert devices.copies()[4:] == Copies()[4:]
 
 
-def test_all_memory_in_use_means_bytes(bus: clients.Client, other: clients.Client, cupy: ModuleType) -> None:
+def test_all_memory_in_use_means_bytes(
+    bus: clients.Client, other: clients.Client, cupy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_out, "DEVICE_PATIENCE_S", 0.0)
     with other.subscribe("a", device="cuda:0") as subscription:
         for first in range(60):
             bus.publish("a", cupy.array(numbers(first)))
