@@ -125,6 +125,7 @@ class Config:
         latency_metrics: whether clients measure how long messages take to reach them, and the broker its own turns.
         tracing: export spans of traced messages and of collectives by OTLP; takes `pip install tensorbus[otel]`.
         shared_memory: whether clients on this host may send and receive large messages in shared memory.
+        device_memory_bytes: how much memory of devices each publisher may share with readers on this host; 0 is none.
         certificates: a folder with ca.crt, tls.crt, tls.key and maybe ca.crl, for listeners at tls:// and for HTTP.
         tokens: a file of tokens by which clients may prove who they are (tensorbus tokens).
         users: other users of this host that are let in at unix sockets, each USER=ROLE[+ROLE][@TENANT].
@@ -160,6 +161,7 @@ class Config:
     latency_metrics: bool = True
     tracing: bool = False
     shared_memory: bool = True
+    device_memory_bytes: int = 0
     certificates: str = ""
     tokens: str = ""
     users: tuple[str, ...] = ()
@@ -397,6 +399,11 @@ _KINDS: Final[dict[object, _Kind]] = {
 _SIZE_KIND: Final = _Kind(
     'bytes above 0, as 4194304 or "4MiB"', lambda text: int(text) if text.isdecimal() else text, _accept_size
 )
+_NONE_TOO_KIND: Final = _Kind(
+    'bytes, or 0 for none, as 1073741824 or "1GiB"',
+    _SIZE_KIND.parse,
+    lambda value: 0 if value is not False and size_of(value) == 0 else _accept_size(value),
+)
 _USERS_KIND: Final = _Kind(
     f'a list of USER=ROLE, or "{OFF}"', lambda text: [part.strip() for part in text.split(",")], _accept_users
 )
@@ -424,6 +431,8 @@ def _kind(name: str) -> _Kind:
         return _PATH_KIND
     if name == "admin_names":
         return _NAMES_KIND
+    if name == "device_memory_bytes":
+        return _NONE_TOO_KIND
     return _SIZE_KIND if name.endswith("_bytes") else _KINDS[_TYPES[name]]
 
 

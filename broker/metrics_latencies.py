@@ -29,6 +29,7 @@ def latencies(server: Server) -> Iterator[Metric]:
     for what, text, count, size_bytes in (
         ("to_host", "from devices to host memory", copied.to_host, copied.to_host_bytes),
         ("to_device", "from host memory to devices", copied.to_device, copied.to_device_bytes),
+        ("within", "within devices, into and out of what processes share", copied.within, copied.within_bytes),
     ):
         yield counter(f"device_copies_{what}", f"Copies {text}, in clients.", count)
         yield counter(f"device_copied_bytes_{what}", f"Bytes copied {text}, in clients.", size_bytes)
@@ -36,6 +37,11 @@ def latencies(server: Server) -> Iterator[Metric]:
         "device_copies_pageable",
         "Staging buffers for arrays of devices that could not be pinned, in clients: copies through them are slower.",
         copied.pageable,
+    )
+    yield counter(
+        "device_detours",
+        "Arrays that went through host memory in clients that share memory of devices; their logs say why.",
+        copied.detours,
     )
     yield histogram(
         "turn",

@@ -37,6 +37,7 @@ def settings_of(config: Config, audit: Audit, seat: Seat | None) -> Settings:
         publish_window_messages=config.publish_window_messages,
         publish_window_bytes=config.publish_window_bytes,
         shared_memory=config.shared_memory,
+        device_memory_bytes=config.device_memory_bytes,
         arena_descriptor_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 * 3,
         declarations=config.topics,
         audit=audit,

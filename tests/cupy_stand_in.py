@@ -1,4 +1,4 @@
-"""A stand-in for cupy where there is no GPU: a module over numpy, with the few names that broker/devices.py uses.
+"""A stand-in for cupy where there is no GPU: a module over numpy, with the few names that broker/devices uses.
 
 It is no measure of speed, and says nothing of CUDA. It shows what the code asks for: how often it copies, on which
 stream and device, to which memory, and whether it waits. Whatever is asked of a stream is done when the stream is
@@ -121,6 +121,13 @@ class Pointer:
 
     def copy_from_host_async(self, memory: int, size: int, stream: Stream) -> None:
         self._copy("to device", memory, size, stream, inwards=True)
+
+    def copy_from_device_async(self, source: Pointer, size: int, stream: Stream) -> None:
+        target, origin = self._array._hidden, source._array._hidden
+        assert size == target.nbytes == origin.nbytes, "the whole array is copied"
+        assert Device().id == self._array.device.id, "the target's device is the current one"
+        copies.append(Copy("within", size, False, self._array.device.id, stream.ptr))
+        stream.queued.append(lambda: ctypes.memmove(target.ctypes.data, origin.ctypes.data, size))
 
 
 class Array:

@@ -107,7 +107,7 @@ def test_published_and_delivered_messages_are_counted_and_survive_their_sessions
     assert growth("tensorbus_received_bytes_total") > 15
     assert growth("tensorbus_sent_bytes_total") > 15
     counters = [key for key in before if key[0].endswith("_total") and key[0].startswith("tensorbus_")]
-    assert len(counters) == 28
+    assert len(counters) == 31
     assert [key for key in counters if not before[key] <= during[key] <= after[key]] == []
 
 

@@ -61,6 +61,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     """Where the broker listens, for a client that has asked for it."""
     workers: int = 0
     """How many workers the broker has, among which topics are spread; 0 where it is one."""
+    device_bytes: int = 0
+    """How much memory of devices the client may share as a publisher; 0 is none, and none comes either."""
 
 
 class Refusal(msgspec.Struct, tag="refusal", omit_defaults=True):
@@ -114,6 +116,8 @@ class Subscribe(msgspec.Struct, omit_defaults=True):
     """Of a subscription that was cut off: the moment that DONE gave when it began, 0 when that was another broker's."""
     max_lag: int | None = None
     """How many sequences a message may be behind its topic's newest before it is dropped; only with `drop_oldest`."""
+    devices: list[str] = []
+    """UUIDs of devices in whose memory messages may lie."""
 
 
 class Resume(msgspec.Struct):

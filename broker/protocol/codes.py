@@ -28,6 +28,19 @@ class Code(IntEnum):
     INTERNAL = 16
     RESPONDER_LOST = 17
     MOVED = 18
+    STAGED = 19
+
+
+class NotInPlace(errors.BrokerError):
+    """A message in the memory of a device is not taken as it is: its publisher is to send the bytes.
+
+    Attributes:
+        is_new: whether a reader has only now been told of the memory, so that the next one may well be taken.
+    """
+
+    def __init__(self, reason: str, *, is_new: bool) -> None:
+        self.is_new = is_new
+        super().__init__(reason)
 
 
 def error_for(failure: Failure, what: str) -> errors.BrokerError:
@@ -41,6 +54,8 @@ def error_for(failure: Failure, what: str) -> errors.BrokerError:
         return errors.InvalidValue("request", what, reason)
     if code == Code.PROTOCOL:
         return errors.ProtocolError(reason)
+    if code == Code.STAGED:
+        return NotInPlace(reason, is_new=bool(failure.value))
     if code == Code.NO_RESPONDERS:
         return errors.NoResponders(what)
     if code == Code.RESPONDER_LOST:

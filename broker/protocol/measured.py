@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from broker.devices import Copies
@@ -9,6 +11,8 @@ from broker.errors import ProtocolError
 from broker.histograms import BUCKETS
 from broker.limits import REPORTED_MAX
 from broker.protocol.frames import LANES
+
+_COPIED_MIN: Final = Copies._fields.index("within")
 
 
 class Measured(msgspec.Struct, omit_defaults=True):
@@ -20,13 +24,24 @@ class Measured(msgspec.Struct, omit_defaults=True):
         sums_us: of each lane, all their times together, in microseconds.
         early: messages that had come before they were published, by their publishers' clocks. They count as 0 too.
         copied: between host and devices, of the client's process: copies to the host, their bytes, copies to devices,
-            their bytes, and staging buffers that could not be pinned. Empty where there were none.
+            their bytes, and staging buffers that could not be pinned; then, if there were any, copies within devices,
+            their bytes, and arrays that took a detour through the host. Empty where there were none.
     """
 
     counts: list[list[int]]
     sums_us: list[int]
     early: int = 0
     copied: list[int] = []
+
+    def __post_init__(self) -> None:
+        # Brokers of before there were others know the first five.
+        if not any(self.copied[_COPIED_MIN:]):
+            self.copied = self.copied[:_COPIED_MIN]
+
+    @property
+    def all_copied(self) -> Copies:
+        """What was copied, in a report that has been checked."""
+        return Copies(*self.copied)
 
     def check(self) -> None:
         """Refuses what cannot be.
@@ -37,7 +52,7 @@ class Measured(msgspec.Struct, omit_defaults=True):
         shaped = len(self.counts) == len(self.sums_us) == LANES and all(
             len(counts) in (0, BUCKETS) for counts in self.counts
         )
-        shaped = shaped and len(self.copied) in (0, len(Copies._fields))
+        shaped = shaped and len(self.copied) in (0, _COPIED_MIN, len(Copies._fields))
         numbers = [self.early, *self.copied, *self.sums_us, *(count for counts in self.counts for count in counts)]
         if not shaped or not all(0 <= number <= REPORTED_MAX for number in numbers):
             raise ProtocolError(

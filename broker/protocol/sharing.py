@@ -28,6 +28,8 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 PLACE: Final = struct.Struct("<IIQ")
 VERSION: Final = 1
 """Of the layout of arenas, which is that of broker/transport/shared_memory.py."""
+DEVICE_VERSION: Final = 2
+"""Of arenas in the memory of a device, which is that of broker/devices/memory.py."""
 RELEASED_AT_ONCE_MAX: Final = 8192
 """Loans that one RELEASE names; with its numbers it is less than a body may be."""
 
@@ -100,6 +102,34 @@ class Passage(Protocol):
         """An eventfd that has arrived; None when there is none. What is returned closes it."""
         ...
 
+    def take_device(self, identity: int) -> HasDescriptor | None:
+        """The next descriptor of a device's memory that has arrived with this number, which several may have; None when
+        there is none. What is returned closes it."""
+        ...
+
+
+class DeviceMemory(HasDescriptor, Protocol):
+    """What an arena lies in, in the memory of a device, which the broker only passes on."""
+
+    size_bytes: int
+    identity: int
+    name: str
+    token: bytes
+
+
+class DeviceArena(msgspec.Struct, omit_defaults=True):
+    """ARENA of version 2: what there is to know of memory of a device.
+
+    Attributes:
+        device: its UUID.
+        token: the first bytes of the memory.
+        topic: from its publisher: on which messages in it will come first, so that its readers can be told.
+    """
+
+    device: str
+    token: bytes
+    topic: str = ""
+
 
 class Release(msgspec.Struct):
     """RELEASE: the loans of messages whose bytes are needed no more."""
@@ -112,6 +142,15 @@ def arena_frame(number: int, memory: Memory) -> Frame:
     return Frame(
         Kind.ARENA, lane=Lane.CONTROL, number=number, count=VERSION,
         total_bytes=memory.size_bytes, sequence=memory.identity,
+    )  # fmt: skip
+
+
+def device_arena_frame(number: int, memory: DeviceMemory, topic: str = "") -> Frame:
+    """ARENA: here is memory of a device."""
+    return Frame(
+        Kind.ARENA, lane=Lane.CONTROL, number=number, count=DEVICE_VERSION,
+        total_bytes=memory.size_bytes, sequence=memory.identity,
+        body=encode_body(DeviceArena(memory.name, memory.token, topic)),
     )  # fmt: skip
 
 

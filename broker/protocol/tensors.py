@@ -158,7 +158,7 @@ def as_array(value: object) -> Array | None:
 
     Takes numpy arrays and scalars, torch tensors (also bfloat16, and ones that require a gradient), objects with
     `__dlpack__`, `__array_interface__`, `__cuda_array_interface__` or the buffer protocol; what is on a device is
-    copied to the host (broker/devices.py). `bytes` and `bytearray` are not arrays here.
+    copied to the host (broker/devices). `bytes` and `bytearray` are not arrays here.
 
     Returns:
         The array, or None when the value is none of these.

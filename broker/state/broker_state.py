@@ -90,7 +90,10 @@ class BrokerState:
             connections_per_address_max=settings.connections_per_address_max,
             flush=self.ready,
         )
-        self.sharing = Sharing(self.ready, settings.arena_descriptor_max, enabled=settings.shared_memory)
+        self.sharing = Sharing(
+            self.ready, settings.arena_descriptor_max,
+            enabled=settings.shared_memory, device_bytes_max=settings.device_memory_bytes,
+        )  # fmt: skip
         self.tenants: dict[str, Tenant] = {}
         self.watermark = Watermark(self.tenants)
         self._group_numbers = count(1)

@@ -38,7 +38,7 @@ class Latencies:
             histogram.add(counts or [0] * BUCKETS, min(sum_us * 1000, SUM_NS_MAX - histogram.sum_ns))
         self.early += report.early
         if report.copied:
-            self.copied = Copies(*map(operator.add, self.copied, report.copied))
+            self.copied = Copies(*map(operator.add, self.copied, report.all_copied))
 
     def __repr__(self) -> str:
         return f"<Latencies messages={[lane.total for lane in self.lanes]} early={self.early}>"

@@ -23,15 +23,17 @@ from broker.protocol.sharing import charge
 from broker.security.roles import Verb
 from broker.state.authority import Authority
 from broker.state.delivery import Subscription
+from broker.state.device_places import stays
 from broker.state.flow import Flow
 from broker.state.pressure import Pressure
 from broker.state.publish_policies import for_publishers
 from broker.state.records import SessionRecord
 from broker.state.requests import Requests
 from broker.state.room import Room, may
+from broker.state.sharing import borrowed
 from broker.state.topics import NOTHING_KEPT, Publisher, Router, TopicRecord
 from broker.state.works import Work
-from broker.topics.messages import Chunk, Message, Stream
+from broker.topics.messages import Message, Stream
 from broker.topics.names import check_topic
 
 log = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ class Publishing:
             raise ProtocolError(f"batch of {count} messages in {len(payload)} bytes; the limit is {BATCH_MESSAGES_MAX}")
         lane, stream, first = frame.lane, None, None
         if flags & _SHARED:
-            stream, first = _borrowed(session, frame)
+            stream, first = borrowed(session, frame)
             self.shared_bytes += frame.total_bytes
         if publisher.restricted:
             if self._deny(session, publisher, frame, count):
@@ -156,6 +158,8 @@ class Publishing:
                 lane = _LANES[topic.policy.lane]
         body = frame.body
         if stream is not None:
+            if stays(self, session, publisher, frame, stream):
+                return
             # To all but those who can share it, it is a large message that has arrived at once.
             total_bytes, taken_bytes = frame.total_bytes, charge(frame.total_bytes)
             flags, payload = flags ^ (_SHARED | _CHUNKED), b""
@@ -246,7 +250,7 @@ class Publishing:
         publisher.topic.refused += refused
         self._tell_refusal(session, publisher, frame, longest, maximum)
         frame.flags &= ~_ACKNOWLEDGE
-        self._use(session, publisher, frame, refused, used_bytes)
+        self.use(session, publisher, frame, refused, used_bytes)
         return refused == count
 
     def _swallow(self, session: SessionRecord, publisher: Publisher, frame: Frame) -> None:
@@ -257,7 +261,7 @@ class Publishing:
         )  # fmt: skip
         publisher.acknowledge = publisher.request = 0
 
-    def _use(self, session: SessionRecord, publisher: Publisher, frame: Frame, messages: int, size_bytes: int) -> None:
+    def use(self, session: SessionRecord, publisher: Publisher, frame: Frame, messages: int, size_bytes: int) -> None:
         """What is refused takes credit like any other."""
         if frame.lane != _CONTROL:
             publisher.used_messages += messages
@@ -278,15 +282,15 @@ class Publishing:
             self._swallow(session, publisher, frame)
         answered = frame.flags & (_ACKNOWLEDGE | _REQUEST)
         if full is not None:
-            self._answer(session, publisher, frame, failure_of(full))
+            self.answer(session, publisher, frame, failure_of(full))
         elif answered or not publisher.refusal_told:
             publisher.refusal_told = publisher.refusal_told or not answered
             try:
                 self.authority.deny(session, verb, name)
             except PermissionDenied as error:
-                self._answer(session, publisher, frame, failure_of(error))
+                self.answer(session, publisher, frame, failure_of(error))
         size_bytes = charge(frame.total_bytes) if frame.flags & _SHARED else len(frame.payload)
-        self._use(session, publisher, frame, count, len(frame.body) + size_bytes)
+        self.use(session, publisher, frame, count, len(frame.body) + size_bytes)
         return True
 
     def follow_rights(self, session: SessionRecord) -> None:
@@ -337,9 +341,9 @@ class Publishing:
         failure = Failure(Code.LIMIT, words, "max_message_bytes", size_bytes, maximum)
         if maximum < 0 and self.refusal is not None:
             failure = failure_of(self.refusal)
-        self._answer(session, publisher, frame, failure)
+        self.answer(session, publisher, frame, failure)
 
-    def _answer(self, session: SessionRecord, publisher: Publisher, frame: Frame, failure: Failure) -> None:
+    def answer(self, session: SessionRecord, publisher: Publisher, frame: Frame, failure: Failure) -> None:
         """Tells a publisher why a message was refused: whoever waits for an answer to it, else about the topic."""
         answered = frame.flags & (_ACKNOWLEDGE | _REQUEST)
         number, target = (0, frame.target) if answered else (publisher.number, 0)
@@ -491,9 +495,3 @@ class Publishing:
         for publisher in waiting:
             publisher.held_back = False
             self.top_up(publisher.session, publisher)
-
-
-def _borrowed(session: SessionRecord, frame: Frame) -> tuple[Stream, Chunk]:
-    if session.shares is None or frame.flags & (_BATCH | _CHUNKED):
-        raise ProtocolError("a PUBLISH in shared memory that is also a batch or in chunks, or where none is shared")
-    return session.shares.borrow(frame)

@@ -26,6 +26,7 @@ class Settings:
         life: a number that no other broker has, nor this one when it starts again.
         wall_offset_ns: wall-clock time minus monotonic time at the start, for the stamps of the broker's own messages.
         shared_memory: whether clients on this host may send and receive messages in shared memory.
+        device_memory_bytes: how much memory of devices each publisher may share with readers on this host; 0 is none.
         arena_descriptor_max: the highest number that the descriptor of an arena may have, so that others are left.
         declarations: policies of topics that the configuration fixes.
         permissions: who may do what.
@@ -54,6 +55,7 @@ class Settings:
     publish_window_messages: int = limits.PUBLISH_WINDOW_MESSAGES
     publish_window_bytes: int = limits.PUBLISH_WINDOW_BYTES
     shared_memory: bool = True
+    device_memory_bytes: int = 0
     arena_descriptor_max: int = (1 << 31) - 1
     declarations: tuple[Declaration, ...] = ()
     permissions: Permissions = field(default_factory=Permissions)
@@ -86,4 +88,5 @@ class Settings:
             report_ms=self.report_ms,
             offers=offers,
             workers=self.workers,
+            device_bytes=self.device_memory_bytes if shared else 0,
         )

@@ -3,6 +3,7 @@
 
 cdef class Arena:
     cdef public object number, memory, owner
+    cdef public str device
     cdef public long long size_bytes, loans, lent_bytes
     cdef public bint ended
     cdef public set readers
@@ -18,9 +19,9 @@ cdef class Loan:
 
 
 cdef class Shares:
-    cdef public dict leases
+    cdef public dict leases, devices
     cdef public bint reads
-    cdef object _record, _flush, _descriptor_max
+    cdef object _record, _flush, _descriptor_max, _device_bytes_max
     cdef public dict _lent, _known
     cdef dict _arenas, _asked
     cdef set _living

@@ -28,17 +28,21 @@ from broker.limits import ARENA_SPARSE, ARENAS_MAX, LEASES_MAX, LOANS_MAX, SHARE
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, encode
 from broker.protocol.sharing import (
+    DEVICE_VERSION,
     PLACE,
     VERSION,
     Memory,
     Passage,
     arena_ends,
     arena_frame,
+    device_arena_frame,
     mapped_frame,
     place_of,
     release_frames,
     released,
 )
+from broker.state import device_places
+from broker.state.device_places import Introduced, PassedOn
 from broker.topics.messages import Stream
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ class Arena:
 
     Attributes:
         number: by which readers know it.
+        device: in whose memory it lies, by its UUID; empty of the host's.
         memory: in which it lies, as long as the broker needs that.
         size_bytes: its length.
         owner: its publisher's shares, while that has a session.
@@ -72,11 +77,14 @@ class Arena:
         readers: the shares of sessions that were told of it.
     """
 
-    __slots__ = ("_streams", "ended", "lent_bytes", "loans", "memory", "number", "owner", "readers", "size_bytes")
+    __slots__ = (
+        "_streams", "device", "ended", "lent_bytes", "loans", "memory", "number", "owner", "readers", "size_bytes"
+    )  # fmt: skip
 
     def __init__(self, number: int, memory: Memory, owner: Shares) -> None:
         self.number = number
         self.memory: Memory | None = memory
+        self.device = memory.name if isinstance(memory, PassedOn) else ""
         self.size_bytes = memory.size_bytes
         self.owner: Shares | None = owner
         self.ended = False
@@ -94,7 +102,8 @@ class Arena:
         self.ended = True
         if self.memory is not None:
             self.memory.close_descriptor()
-        self._streams = streams
+        # Those on a device lie in what their readers map, and nobody here can copy them.
+        self._streams = [] if self.device else streams
         self.look()
 
     def look(self) -> None:
@@ -162,6 +171,7 @@ class Shares:
         "_asked",
         "_attached",
         "_descriptor_max",
+        "_device_bytes_max",
         "_flush",
         "_known",
         "_last_lease",
@@ -169,14 +179,22 @@ class Shares:
         "_living",
         "_over",
         "_record",
+        "devices",
         "leases",
         "reads",
     )
 
-    def __init__(self, record: SessionRecord, flush: Callable[[SessionRecord], None], descriptor_max: int) -> None:
+    def __init__(
+        self,
+        record: SessionRecord,
+        flush: Callable[[SessionRecord], None],
+        descriptor_max: int,
+        device_bytes_max: int = 0,
+    ) -> None:
         self._record = record
         self._flush = flush
         self._descriptor_max = descriptor_max
+        self._device_bytes_max = device_bytes_max
         self._arenas: dict[int, Arena] = {}
         # Those that have ended as well, until nothing in them is lent.
         self._living: set[Arena] = set()
@@ -189,6 +207,8 @@ class Shares:
         self.leases: dict[int, Loan] = {}
         self.reads = True
         """Whether it may have others' memory: who may not read all topics would find there what it must not see."""
+        self.devices: dict[int, frozenset[str]] = {}
+        """Of subscriptions that take messages in the memory of devices, the UUIDs of these."""
 
     # As a publisher.
 
@@ -203,17 +223,21 @@ class Shares:
         if frame.number in self._arenas:
             raise ProtocolError(f"a second arena {frame.number}")
         try:
-            if frame.count != VERSION:
+            memory: Memory
+            if frame.count == DEVICE_VERSION:
+                memory = device_places.adopt(passage, frame, self._living, self._device_bytes_max)
+            elif frame.count != VERSION:
                 raise InvalidValue("arena of version", frame.count, f"is not of version {VERSION}")
-            memory = passage.adopt(frame.sequence, frame.total_bytes)
+            else:
+                memory = passage.adopt(frame.sequence, frame.total_bytes)
             if len(self._living) >= ARENAS_MAX:
                 raise LimitExceeded("arenas_max", len(self._living) + 1, ARENAS_MAX)
             if memory.descriptor > self._descriptor_max:
                 # The system gives out the lowest number that is free: so many are in use.
                 words = "the others are for connections: raise RLIMIT_NOFILE (ulimit -n)"
                 raise LimitExceeded("descriptors", memory.descriptor, self._descriptor_max, words)
-            size_bytes = sum(arena.size_bytes for arena in self._living) + memory.size_bytes
-            if size_bytes > SHARED_BYTES_MAX:
+            size_bytes = sum(arena.size_bytes for arena in self._living if not arena.device) + memory.size_bytes
+            if size_bytes > SHARED_BYTES_MAX and frame.count == VERSION:
                 raise LimitExceeded("shared_bytes_max", size_bytes, SHARED_BYTES_MAX)
         except (InvalidValue, LimitExceeded) as error:
             log.warning("arena.refused session=%r cause=%s", self._record.name, error)
@@ -287,6 +311,9 @@ class Shares:
 
     def lend(self, loan: Loan) -> bytes | None:
         """The place of a message for this session to read, or None when it has to get the bytes."""
+        if loan.arena.device:
+            # It was taken only because this session maps the arena, and there is no other way for it.
+            return PLACE.pack(loan.arena.number, self.hold(loan), loan.offset)
         if not self.maps(loan.arena) or len(self.leases) >= LEASES_MAX:
             return None
         return PLACE.pack(loan.arena.number, self.hold(loan), loan.offset)
@@ -321,7 +348,11 @@ class Shares:
             waiting = self._asked[arena] = []
             arena.readers.add(self)
             passage.give(arena.memory)
-            self._send(arena_frame(arena.number, arena.memory))
+            memory, number = arena.memory, arena.number
+            if isinstance(memory, PassedOn):
+                self._send(device_arena_frame(number, memory))
+            else:
+                self._send(arena_frame(number, memory))
         if source not in waiting:
             waiting.append(source)
         return False
@@ -355,7 +386,11 @@ class Shares:
         for arena in (*self._known, *self._asked):
             arena.readers.discard(self)
         self._known.clear()
-        self._asked.clear()
+        asked, self._asked = self._asked, {}
+        for sources in asked.values():
+            for source in sources:
+                if isinstance(source, Introduced):
+                    source.without(self)
         arenas, self._arenas, streams = self._arenas, {}, self._streams()
         for arena in self._living:
             arena.owner = None
@@ -365,6 +400,11 @@ class Shares:
         if not reads_on:
             self.leases.clear()
 
+    def tell(self, frame: Frame) -> None:
+        """Tells the session something, while there is one."""
+        if self._record.session.passage is not None:
+            self._send(frame)
+
     def _send(self, frame: Frame) -> None:
         self._record.session.put(frame)
         self._flush(self._record)
@@ -373,17 +413,37 @@ class Shares:
         return f"<Shares arenas={len(self._arenas)} lent={len(self._lent)} leases={len(self.leases)}>"
 
 
+def borrowed(session: SessionRecord, frame: Frame) -> tuple[Stream, Chunk]:
+    """PUBLISH of a message that lies in shared memory.
+
+    Raises:
+        ProtocolError: it cannot be there.
+    """
+    if session.shares is None or frame.flags & (Flag.BATCH | Flag.CHUNKED):
+        raise ProtocolError("a PUBLISH in shared memory that is also a batch or in chunks, or where none is shared")
+    return session.shares.borrow(frame)
+
+
 class Sharing:
     """All shared memory of a broker."""
 
-    def __init__(self, flush: Callable[[SessionRecord], None], descriptor_max: int, *, enabled: bool) -> None:
+    def __init__(
+        self,
+        flush: Callable[[SessionRecord], None],
+        descriptor_max: int,
+        *,
+        enabled: bool,
+        device_bytes_max: int = 0,
+    ) -> None:
         """Args:
         flush: called when a session has something to send.
         descriptor_max: the highest number that the descriptor of an arena may have.
         enabled: whether sessions may share memory.
+        device_bytes_max: how much memory of devices each may share.
         """
         self._flush = flush
         self._enabled = enabled
+        self._device_bytes_max = device_bytes_max
         self._descriptor_max = descriptor_max
         self._last_arena = 0
 
@@ -393,7 +453,7 @@ class Sharing:
         if not (self._enabled and wanted and passage is not None):
             return False
         passage.enabled = True
-        record.shares = Shares(record, self._flush, self._descriptor_max)
+        record.shares = Shares(record, self._flush, self._descriptor_max, self._device_bytes_max)
         return True
 
     def arena(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
@@ -402,7 +462,9 @@ class Sharing:
         assert passage is not None
         self._last_arena = self._last_arena % 0xFFFFFFFF + 1
         arena = shares.arena(frame, self._last_arena, passage)
-        if arena is not None:
+        if arena is not None and arena.device:
+            device_places.introduce(record, arena, frame)
+        elif arena is not None:
             record.tenant.lines.introduce(record, arena, frame.number)
 
     def mapped(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:

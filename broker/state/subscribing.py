@@ -8,6 +8,7 @@ from functools import partial
 from broker.errors import InvalidValue, LimitExceeded, PermissionDenied
 from broker.ids import SubscriptionNumber
 from broker.limits import NAME_BYTES_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_MIN, QUEUE_MESSAGES_MAX
+from broker.limits_devices import DEVICE_NAME_BYTES_MAX, DEVICES_NAMED_MAX
 from broker.protocol.bodies import Failure, Resume, Subscribe, Subscribed, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Frame, Kind, Lane
@@ -164,6 +165,8 @@ class Subscribing:
             subscription.rules = record.rights.rules(verb_of(responder=wishes.responder))
         self._router.add(subscription)
         record.subscriptions[number] = subscription
+        if wishes.devices and record.shares is not None:
+            record.shares.devices[number] = frozenset(wishes.devices)
         return subscription
 
     def unsubscribe(self, record: SessionRecord, frame: Frame, now_ns: int) -> None:
@@ -173,6 +176,8 @@ class Subscribing:
             self._answer_error(record, frame.target, Failure(Code.NOT_FOUND, f"no subscription number {frame.number}"))
             return
         self._end(record, subscription)
+        if record.shares is not None:
+            record.shares.devices.pop(frame.number, None)
         record.session.put(Frame(Kind.DONE, lane=Lane.CONTROL, target=frame.target))
         self._flush(record)
 
@@ -231,6 +236,9 @@ def _problem_with(wishes: Subscribe) -> str | None:
         wishes.overflow != Overflow.DROP_OLDEST.value or wishes.max_lag < 0 or wishes.queue_group
     ):
         return f"max_lag {wishes.max_lag}: it takes overflow drop_oldest and no queue group, and is not below 0"
+    named = wishes.devices
+    if len(named) > DEVICES_NAMED_MAX or any(len(name) > DEVICE_NAME_BYTES_MAX for name in named):
+        return f"devices: more than {DEVICES_NAMED_MAX}, or one whose name is longer than {DEVICE_NAME_BYTES_MAX}"
     if isinstance(wishes.replay, int) and wishes.replay < 0:
         return f"replay {wishes.replay} is not a sequence: they start at 1"
     return None

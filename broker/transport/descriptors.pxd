@@ -9,6 +9,7 @@ cdef class Passage:
     cdef public bint enabled
     cdef object _leaving, _socket
     cdef dict _arrived
+    cdef list _devices
 
 
 cdef class LocalWire(SocketWire):

@@ -75,13 +75,15 @@ class Passage:
         enabled: whether both ends have agreed to pass descriptors.
     """
 
-    __slots__ = ("_arrived", "_leaving", "_socket", "enabled")
+    __slots__ = ("_arrived", "_devices", "_leaving", "_socket", "enabled")
 
     def __init__(self, sock: socket.socket) -> None:
         self.enabled = False
         self._socket = sock
         self._leaving: deque[HasDescriptor] = deque()
         self._arrived: dict[int, int] = {}
+        # Those of devices' memory have the number of the driver's file, all the same one: the others, in their order.
+        self._devices: list[tuple[int, int]] = []
 
     def give(self, memory: HasDescriptor) -> None:
         """Lets a memory's descriptor leave with the next write."""
@@ -104,6 +106,16 @@ class Passage:
         handle = Handle(descriptor)
         return handle if is_eventfd(descriptor) else None
 
+    def take_device(self, identity: int) -> Handle | None:
+        """The next descriptor of a device's memory that has arrived with this number, which several may have."""
+        descriptor = self._arrived.pop(identity, -1)
+        for position, (known, next_one) in enumerate(self._devices):
+            if known == identity:
+                self._arrived[identity] = next_one
+                del self._devices[position]
+                break
+        return Handle(descriptor) if descriptor >= 0 else None
+
     def leaving(self) -> list[HasDescriptor]:
         """What the next write takes along."""
         return [self._leaving.popleft() for _ in range(min(len(self._leaving), DESCRIPTORS_AT_ONCE_MAX))]
@@ -121,16 +133,22 @@ class Passage:
         """Takes descriptors over; those that nobody fetches, beyond a bound, are closed."""
         for descriptor in descriptors:
             identity = identity_of(descriptor)
-            if identity in self._arrived or len(self._arrived) >= DESCRIPTORS_WAITING_MAX:
+            if len(self._arrived) + len(self._devices) >= DESCRIPTORS_WAITING_MAX:
                 os.close(descriptor)
-            else:
+            elif identity not in self._arrived:
                 self._arrived[identity] = descriptor
+            elif stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                self._devices.append((identity, descriptor))
+            else:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Closes what nobody has fetched."""
         self._leaving.clear()
         while self._arrived:
             os.close(self._arrived.popitem()[1])
+        while self._devices:
+            os.close(self._devices.pop()[1])
 
 
 _CREDENTIALS: Final = struct.Struct("3i")

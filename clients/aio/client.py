@@ -40,6 +40,7 @@ from clients.connection.options import (
 )
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.securing import Folder, secured
+from clients.publishing import device_out
 from clients.publishing.arenas import ordinary_array
 from clients.reading.handlers import FAILED, settle_handled
 from clients.reading.messages import Answer, Delivery, Message, Sent
@@ -135,6 +136,11 @@ class Client:
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> int | None:
         """Publishes a value. When this returns, the value may be changed; when it is cancelled, it may have arrived."""
+        devices = self._core.devices
+        if devices is not None and devices.suits(value):
+            placed = await device_out.publish(self._driver, topic, value, headers, lane, ack, priority, timeout_s)
+            if placed:
+                return None if ack is None else placed
         message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent, priority=priority)
         return await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)
 

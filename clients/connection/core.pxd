@@ -22,7 +22,7 @@ cdef class Core(Receiver):
     cdef public str name
     cdef public Session session
     cdef public Requests requests
-    cdef public object session_number, closed, responders, places, arenas, lost, unread
+    cdef public object session_number, closed, responders, places, arenas, devices, lost, unread
     cdef public Signal online
     cdef public Outgoing outgoing
     cdef public Incoming incoming

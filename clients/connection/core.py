@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from broker.devices import Device
+from broker.devices.memory import names
 from broker.errors import BrokerError, ConnectionClosed
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import (
@@ -33,6 +34,7 @@ from clients.collectives.membership import PendingJoin, failure_error, turn_down
 from clients.collectives.places import Places
 from clients.connection.signals import Pending, Signal
 from clients.publishing.arenas import Arenas
+from clients.publishing.device_arenas import DeviceArenas
 from clients.publishing.outbound import Outbound
 from clients.publishing.outgoing import Outgoing
 from clients.reading.drops import tell_drops
@@ -105,6 +107,8 @@ class Core(Receiver):
         self.completions = -1
         """An eventfd that is to tell of operations on boards, where the driver has one."""
         self.arenas = Arenas()
+        self.devices: DeviceArenas | None = None
+        """Memory of devices that is published from; None where the broker takes none."""
         self.declarations: dict[str, Declare] = {}
         """Policies that this client has declared, by filter: a broker that was restarted is told again."""
         self.lost: Reconnected | None = None
@@ -127,6 +131,7 @@ class Core(Receiver):
         for wishes in self.declarations.values():
             self.send(Frame(Kind.DECLARE, lane=Lane.CONTROL, body=encode_body(wishes)))
         self.arenas.connected(enabled=welcome.shared and session.passage is not None)
+        self.devices = DeviceArenas(welcome.device_bytes) if welcome.device_bytes and welcome.shared else None
         self.outgoing.connected(session, welcome.publish_window_messages, welcome.publish_window_bytes)
         # Whoever waits for a `latest` subscription's next message has asked the old session for it.
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
@@ -147,6 +152,9 @@ class Core(Receiver):
         self.lines.disconnected()
         self.incoming.disconnected()
         self.arenas.disconnected()
+        if self.devices is not None:
+            self.devices.disconnected()
+            self.devices = None
         lost = self.outgoing.disconnected(error)
         if self.lost is not None:
             lost += self.lost.lost_messages_max
@@ -211,6 +219,8 @@ class Core(Receiver):
             self.session.tick(now_ns)
             self.incoming.leases.give_back(self.session)
             self.arenas.tick(now_ns, self.session)
+            if self.devices is not None:
+                self.devices.tick(now_ns, self.session)
             self.places.tick(now_ns)
             self.incoming.latencies.tick(now_ns, self.session)
             tell_drops(self.incoming.subscriptions.values(), self.session)
@@ -270,8 +280,12 @@ class Core(Receiver):
             self.incoming.ended(frame)
         elif kind == Kind.RELEASE:
             self.arenas.released(frame)
+            if self.devices is not None:
+                self.devices.released(frame)
         elif kind == Kind.MAPPED:
             (self.outgoing.lines if frame.stream else self.arenas).mapped(frame)
+            if self.devices is not None:
+                self.devices.mapped(frame)
         elif kind == Kind.ARENA and self.session is not None:
             self.incoming.leases.arena(self.session, frame)
         elif kind == Kind.LINE:
@@ -372,6 +386,8 @@ class Core(Receiver):
 
     def _send_subscribe(self, subscription: SubscriptionState, reference: int, *, again: bool) -> None:
         self._tell_bell()
+        if subscription.device is not None:
+            subscription.wishes.devices = [] if self.devices is None else list(names())
         for frame in subscription.seen.frames(subscription.number, reference, again=again):
             self.send(frame)
 

@@ -12,14 +12,27 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Final
+from typing import Final, cast
 
+from broker.buffers import Buffer
+from broker.devices.memory import DeviceMemory
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
 from broker.limits import RELEASE_BYTES
+from broker.protocol.bodies import decode_body
 from broker.protocol.frames import Flag, Frame
 from broker.protocol.line import Releases
 from broker.protocol.session import Session
-from broker.protocol.sharing import VERSION, Memory, Passage, look_frame, mapped_frame, place_of, release_frames
+from broker.protocol.sharing import (
+    DEVICE_VERSION,
+    VERSION,
+    DeviceArena,
+    Memory,
+    Passage,
+    look_frame,
+    mapped_frame,
+    place_of,
+    release_frames,
+)
 
 log = logging.getLogger(__name__)
 
@@ -129,15 +142,18 @@ class Leases:
             raise ProtocolError("ARENA in a session that shares no memory")
         self._passage = session.passage
         try:
-            if frame.count != VERSION:
+            if frame.count == DEVICE_VERSION:
+                self._arenas[frame.number] = _on_device(session.passage, frame)
+            elif frame.count != VERSION:
                 raise InvalidValue("arena of version", frame.count, f"is not of version {VERSION}")
-            memory = self._arenas[frame.number] = session.passage.adopt(frame.sequence, frame.total_bytes)
-            memory.close_descriptor()
+            else:
+                memory = self._arenas[frame.number] = session.passage.adopt(frame.sequence, frame.total_bytes)
+                memory.close_descriptor()
         except (InvalidValue, LimitExceeded) as error:
             log.warning("arena.refused bytes=%d cause=%s", frame.total_bytes, error)
         session.put(mapped_frame(frame.number, mapped=frame.number in self._arenas))
 
-    def payload(self, frame: Frame) -> memoryview:
+    def payload(self, frame: Frame) -> Buffer:
         """The bytes of a message that lies in shared memory.
 
         Raises:
@@ -156,7 +172,7 @@ class Leases:
             raise ProtocolError(f"{size_bytes} bytes at {offset} of arena {number}, which has no such place")
         return memory, loan, offset
 
-    def lined(self, releases: Releases, position: int, frame: Frame) -> memoryview:
+    def lined(self, releases: Releases, position: int, frame: Frame) -> Buffer:
         """As `payload`, for a message that has come on a line.
 
         Args:
@@ -172,6 +188,9 @@ class Leases:
         except ProtocolError:
             releases.release(position)
             raise
+        if isinstance(memory, DeviceMemory):
+            releases.release(position)
+            raise ProtocolError(f"a place in {memory!r} on a line, which carries those in host memory alone")
         entry = releases, position
         self._held[entry] = memory, offset, frame.total_bytes
         self._releases[releases] = self._releases.get(releases, 0) + 1
@@ -220,3 +239,16 @@ class Leases:
                 del self._releases[releases]
         if due:
             session.put(look_frame())
+
+
+def _on_device(passage: Passage, frame: Frame) -> Memory:
+    """Memory of a device that has arrived.
+
+    Raises:
+        InvalidValue, LimitExceeded: it has not, or cannot be mapped.
+        ProtocolError: the frame is malformed.
+    """
+    told, handle = decode_body(frame.body, DeviceArena), passage.take_device(frame.sequence)
+    if handle is None:
+        raise InvalidValue("arena of device", told.device, "has come without its descriptor")
+    return cast(Memory, DeviceMemory.adopt(handle.descriptor, told.device, frame.total_bytes, told.token))

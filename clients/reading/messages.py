@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, NoReturn, Protocol, SupportsIndex
 from broker import devices
 from broker.buffers import Buffer
 from broker.devices import Device
+from broker.devices.memory import DevicePayload
 from broker.errors import InvalidValue, ProtocolError
 from broker.limits import REFUSAL_DELAY_S_MAX
 from broker.protocol.batches import ENTRY_BYTES, split_batch
@@ -17,6 +18,7 @@ from broker.protocol.frames import Content, Lane
 from broker.protocol.session import Session
 from broker.protocol.values import decode_value
 from clients.connection.checks import seconds_of, stays_here
+from clients.reading.placed import read_placed
 
 try:
     import cython
@@ -207,6 +209,8 @@ class Message:
 
     def _read(self, device: Device | None) -> object:
         tensor = self.body.tensor if self._body else None
+        if isinstance(self._payload, DevicePayload):
+            return read_placed(self._payload, tensor, device)
         value = decode_value(self._content, tensor, self._payload)
         return value if device is None else devices.to_device(value, device)
 
@@ -237,8 +241,8 @@ class Message:
 
     @property
     def payload(self) -> Buffer:
-        """The payload as it travelled."""
-        return self._payload
+        """The payload as it travelled; what lies in a device's memory is copied to the host for it."""
+        return self._payload.to_host().data if isinstance(self._payload, DevicePayload) else self._payload
 
     @property
     def is_request(self) -> bool:

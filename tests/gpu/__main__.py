@@ -16,6 +16,6 @@ if __name__ == "__main__":
     if devices.problem():
         print(f"there is no GPU to test with: {devices.problem()}")
         sys.exit(0)
-    status = int(pytest.main([str(FOLDER), "-q", "-p", "no:cacheprovider"]))
+    status = int(pytest.main([str(FOLDER), "-q", "-s", "-p", "no:cacheprovider"]))
     show()
     sys.exit(status)

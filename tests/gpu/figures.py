@@ -41,23 +41,27 @@ def show() -> None:
     line("device to device, no tensorbus", copied)
     line("to pinned host memory", best(lambda: devices.to_host(source)))
     line("from pinned host memory", best(lambda: devices.write_back(target, host)))
+    memory = {"TENSORBUS_DEVICE_MEMORY_BYTES": "1GiB"}
     with (
         tempfile.TemporaryDirectory() as folder,
         Daemon(listen=("tcp://127.0.0.1:0", f"unix://{folder}/bus")) as daemon,
+        Daemon(listen=(f"unix://{folder}/device",), environment=memory) as in_place,
     ):
-        for url, shared in ((daemon.urls[0], False), (daemon.urls[1], True)):
-            name = "unix, shared memory" if shared else "tcp"
+        for url, shared, name in (
+            (daemon.urls[0], False, "tcp"),
+            (daemon.urls[1], True, "unix, shared memory"),
+            (in_place.url, True, "unix, device memory"),
+        ):
             before = devices.copies()
             taken = published(url, source, shared=shared)
             after = devices.copies()
             line(f"publisher to subscriber, one GPU, {name}", taken)
             rounds = REPEATS + 1
             counts = (after.to_host - before.to_host) / rounds, (after.to_device - before.to_device) / rounds
-            print(
-                f"    {copied / taken:.1%} of device to device; copies of each message: {counts[0]:g} to the host, ",
-                end="",
-            )
-            print(f"{counts[1]:g} to the device, {after.pageable - before.pageable} buffers not pinned")
+            print(f"    {copied / taken:.1%} of one copy device to device; of each message, copies", end="")
+            print(f" to the host: {counts[0]:g}, to the device: {counts[1]:g}", end="")
+            print(f", within it: {(after.within - before.within) / rounds:g}", end="")
+            print(f"; detours: {after.detours - before.detours}, not pinned: {after.pageable - before.pageable}")
         line(f"all_reduce, {RANKS} ranks on one GPU, staged, reduced on the host", reduced(daemon.urls[1], source))
         line(f"all_reduce, {RANKS} ranks, of host arrays", reduced(daemon.urls[1], host))
 

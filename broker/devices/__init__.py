@@ -3,9 +3,10 @@
     device array --to_host--> pinned host memory --> payload ... payload --> host memory --to_device--> device array
                  one copy                                                                 one copy
 
-Nothing that moves messages knows of devices: what is published from one is staged in pinned host memory, and what is
-received for one is copied there when its value is read. Everything that is known of devices is in this module; cupy is
-imported when the first device array, or the first name of a device, is seen.
+What is published from a device is staged in pinned host memory, and what is received for one is copied there when its
+value is read; but where publisher and readers are on one host it may pass in memory of the device (memory.py, over the
+driver in driver.py). Everything that is known of devices is in this package; cupy is imported when the first device
+array, or the first name of a device, is seen.
 
 Streams. A device computes in the order of its streams, behind the back of the program. `to_host` begins behind what the
 producer has queued: as `stream` of `__cuda_array_interface__` version 3 says, or as DLPack's exchange arranges, or for
@@ -62,7 +63,7 @@ class Device:
 
 
 class Copies(NamedTuple):
-    """Copies between host and devices of this process, since it began.
+    """Copies between host and devices, and within devices, of this process since it began.
 
     Attributes:
         to_host: how many; likewise those that follow.
@@ -70,6 +71,9 @@ class Copies(NamedTuple):
         to_device: the other way.
         to_device_bytes: their bytes.
         pageable: staging buffers that could not be pinned.
+        within: from device memory to device memory, into and out of what processes share.
+        within_bytes: their bytes.
+        detours: arrays that went through host memory although this client shares device memory; why is warned of.
     """
 
     to_host: int = 0
@@ -77,6 +81,9 @@ class Copies(NamedTuple):
     to_device: int = 0
     to_device_bytes: int = 0
     pageable: int = 0
+    within: int = 0
+    within_bytes: int = 0
+    detours: int = 0
 
 
 class _Flags(Protocol):
@@ -138,11 +145,19 @@ class _Counter:
 
     def warn_not_pinned(self, what: str, cause: object) -> None:
         """Warns that copies are slower than they could be, once of each thing."""
+        if self._is_new(what):
+            log.warning("device.not_pinned what=%r cause=%s", what, cause)
+
+    def warn_of_detour(self, why: str, cause: object) -> None:
+        """Warns that an array takes the way through the host, once of each reason."""
+        if self._is_new(why):
+            log.warning("device.detour why=%r cause=%s", why, cause)
+
+    def _is_new(self, what: str) -> bool:
         with self._lock:
             known = what in self._warned
             self._warned.add(what)
-        if not known:
-            log.warning("device.not_pinned what=%r cause=%s", what, cause)
+        return not known
 
 
 _counter: Final = _Counter()
@@ -256,6 +271,43 @@ def is_read_only(value: object) -> bool:
     return bool(interface and interface["data"][1])
 
 
+class Form(NamedTuple):
+    """What a device array is like.
+
+    Attributes:
+        device: where it is.
+        size_bytes: of its elements.
+        like: has its dtype, shape and flags.
+    """
+
+    device: Device
+    size_bytes: int
+    like: Array
+
+
+def form_of(value: object) -> Form:
+    """What a device array is like; a strided one as it is when it was packed.
+
+    Raises:
+        InvalidValue: it cannot be read.
+    """
+    with _failing("is not readable"):
+        view = _view(value)
+        # Zeros that nobody has touched take no memory.
+        like = np.zeros(view.shape, view.dtype, order="F" if _order(view) == "F" else "C")
+        return Form(Device(int(view.device.id)), view.nbytes, like)  # type: ignore[attr-defined]
+
+
+def size_of(value: object) -> int:
+    """Bytes of a device array's elements.
+
+    Raises:
+        InvalidValue: it cannot be read.
+    """
+    known = getattr(value, "nbytes", None)
+    return known if isinstance(known, int) else form_of(value).size_bytes
+
+
 def device_of(value: object) -> Device:
     """Where a device array is."""
     with _failing("is not readable"):
@@ -335,6 +387,23 @@ def to_host(value: object) -> Array:
                 _counter.add(Copies(to_host=1, to_host_bytes=source.nbytes))
         order = "F" if _order(source) == "F" else "C"
         return host.view(source.dtype).reshape(source.shape, order=order)  # type: ignore[call-overload, no-any-return]
+
+
+def copied_within(size_bytes: int) -> None:
+    """Something was copied from device memory to device memory."""
+    _counter.add(Copies(within=1, within_bytes=size_bytes))
+
+
+def detour(why: str = "", cause: object = "") -> None:
+    """An array goes through host memory although it might not have to; without a reason, for the last one's."""
+    if why:
+        _counter.warn_of_detour(why, cause)
+    _counter.add(Copies(detours=1))
+
+
+def warn_of_detour(why: str, cause: object) -> None:
+    """Warns that arrays are going to take the way through the host, once of each reason."""
+    _counter.warn_of_detour(why, cause)
 
 
 def copied_otherwise(size_bytes: int, why: str) -> None:

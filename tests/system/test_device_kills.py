@@ -1,0 +1,140 @@
+"""Publishers, readers and brokers are killed while arrays pass in memory of a device, which is a stand-in's."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clients
+from broker import devices
+from broker.limits import MIB
+from clients.publishing import device_out
+from tests import device_stand_in
+from tests.clients.serving import ServingThread
+from tests.daemon import PATIENCE_S, Daemon, Process
+from tests.device_stand_in import StandInDriver
+from tests.system.device_part import NUMBERS, TOPIC, is_torn
+
+KILLS = 4
+LIMIT = 8 * MIB
+PART = "tests.system.device_part"
+
+
+@pytest.fixture(autouse=True)
+def gpus(monkeypatch: pytest.MonkeyPatch) -> StandInDriver:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(devices.driver, "_drivers", [])
+    monkeypatch.setattr(devices, "_counter", devices._Counter())
+    # However busy the machine is, each reader is waited for.
+    monkeypatch.setattr(device_out, "DEVICE_ANSWER_S", PATIENCE_S)
+    monkeypatch.setattr(device_out, "DEVICE_PATIENCE_S", PATIENCE_S)
+    return device_stand_in.install()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[ServingThread]:
+    with ServingThread(
+        f"unix://{tmp_path}/bus", device_memory_bytes=LIMIT, ring_messages=1, ring_bytes=1000
+    ) as serving:
+        yield serving
+
+
+def array(number: int) -> object:
+    return device_stand_in.cupy().array(np.full(NUMBERS, number))
+
+
+def until_alone(broker: ServingThread, bus: clients.Client, sessions: int) -> None:
+    """Returns when the broker has dealt with the end of every other session."""
+    while broker.call(lambda: len(broker.server.state.sessions)) > sessions:
+        bus.flush(PATIENCE_S)
+
+
+def test_publishers_that_are_killed_leave_whole_arrays_and_no_memory(
+    broker: ServingThread, gpus: StandInDriver
+) -> None:
+    with clients.connect(broker.url) as bus, bus.subscribe(TOPIC, device="cuda:0", queue_messages=4) as subscription:
+        for _ in range(KILLS):
+            with Process(broker.url, "publish", module=PART) as part:
+                for _ in range(8):
+                    assert not is_torn(subscription.next(PATIENCE_S))
+                assert part.read_line() == "going"
+                unread = subscription.next(PATIENCE_S)
+                part.kill()
+            until_alone(broker, bus, 1)
+            assert not is_torn(unread)
+            del unread
+        bus.publish(TOPIC, array(-1))
+        last = subscription.next(PATIENCE_S)
+        while last.value.peek()[0] != -1:
+            assert not is_torn(last)
+            last = subscription.next(PATIENCE_S)
+        del last
+    assert devices.copies().to_host == 0
+    broker.wait_until_idle()
+    gc.collect()
+    assert gpus.mappings == {}
+
+
+def test_readers_that_are_killed_give_all_back(broker: ServingThread, caplog: pytest.LogCaptureFixture) -> None:
+    over = threading.Event()
+    with clients.connect(broker.url) as bus:
+
+        def publish() -> None:
+            number = 0
+            while not over.is_set():
+                number += 1
+                bus.publish(TOPIC, array(number))
+
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        try:
+            for _ in range(KILLS):
+                with Process(broker.url, "read", module=PART) as part:
+                    assert part.read_line() == "subscribed"
+                    assert part.read_line() == "going"
+                    part.kill()
+        finally:
+            over.set()
+            publisher.join(PATIENCE_S)
+        until_alone(broker, bus, 1)
+        with bus.subscribe(TOPIC, device="cuda:0") as subscription:
+            bus.publish(TOPIC, array(1))
+            assert not is_torn(subscription.next(PATIENCE_S))
+            before = devices.copies()
+            # More than all memory would hold, if somebody dead still had some.
+            for number in range(2 * LIMIT // (NUMBERS * 8)):
+                bus.publish(TOPIC, array(number))
+                assert subscription.next(PATIENCE_S).value.peek()[0] == number
+            assert devices.copies().within > before.within
+    assert "no device memory to share is left" not in caplog.text
+
+
+def test_what_was_received_outlives_the_broker_and_the_next_one_takes_the_same_way(tmp_path: Path) -> None:
+    back = threading.Semaphore(0)
+    settings = {"TENSORBUS_DEVICE_MEMORY_BYTES": str(LIMIT), "TENSORBUS_RING_BYTES": "1000"}
+    with Daemon(listen=(f"unix://{tmp_path}/bus",), admin="off", environment=settings) as daemon:
+        with (
+            clients.connect(daemon.url, on_reconnect=lambda told: back.release()) as bus,
+            clients.connect(daemon.url, on_reconnect=lambda told: back.release()) as other,
+            other.subscribe(TOPIC, device="cuda:0") as subscription,
+        ):
+            for number in range(3):
+                bus.publish(TOPIC, array(number))
+            unread = [subscription.next(PATIENCE_S) for _ in range(3)]
+            daemon.kill()
+            daemon.start()
+            assert back.acquire(timeout=PATIENCE_S)
+            assert back.acquire(timeout=PATIENCE_S)
+            other.flush()
+            bus.publish(TOPIC, array(3))
+            messages = [*unread, subscription.next(PATIENCE_S)]
+            assert [message.value.peek()[0] for message in messages] == [0, 1, 2, 3]
+            assert not any(map(is_torn, messages))
+        assert daemon.errors == "" or "Traceback" not in daemon.errors
+    assert devices.copies().to_host == 0
