@@ -1,14 +1,15 @@
 """How much memory the broker uses, and how much there is for it.
 
 Used is what is its own: resident pages (/proc/self/statm) without shared ones, which are those of publishers on this
-host. What there is is what it uses and what the machine could still give, or the control groups that it is in, whatever
-is least; or what the configuration says, if that is less.
+host. What there is is what it uses and what the machine could still give, or the control groups that it is in, or its
+own limits (ulimit -v and -d), whatever is least; or what the configuration says, if that is less.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,10 @@ _FILES: Final = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """The limit, the use, and what of that can be given back at once: of control groups of version 2 and 1."""
+
+
+_LIMITS: Final = ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5))
+"""Of a process, and which number in statm counts against it: all that is mapped, and what of that is data."""
 
 
 class MemoryGauge:
@@ -46,6 +51,11 @@ class MemoryGauge:
             OSError: the system does not say; the process may be out of descriptors.
         """
         available = [_available_bytes(), *(_left_of(folder, names) for folder, names in self._groups)]
+        sizes = os.pread(self._statm, 256, 0).split()
+        for limit, place in _LIMITS:
+            most_bytes, _ = resource.getrlimit(limit)
+            if most_bytes != resource.RLIM_INFINITY:
+                available.append(most_bytes - int(sizes[place]) * PAGE_BYTES)
         return min(self._configured_bytes, used_bytes + max(0, min(available)))
 
     def close(self) -> None:

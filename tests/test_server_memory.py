@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import resource
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,24 @@ def test_what_there_is_is_what_is_used_and_what_is_left(monkeypatch: pytest.Monk
     monkeypatch.setattr(server_memory, "_available_bytes", lambda: 100)
     monkeypatch.setattr(gauge, "_groups", [])
     assert gauge.limit_bytes(50) == 150
+    gauge.close()
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_DATA], ids=["ulimit -v", "ulimit -d"])
+def test_limits_of_the_process_itself_count(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    gauge = MemoryGauge(MEMORY_BYTES_MAX)
+    sizes = Path("/proc/self/statm").read_text().split()
+    mapped_bytes = int(sizes[0 if limit == resource.RLIMIT_AS else 5]) * PAGE_BYTES
+    limits = {limit: mapped_bytes + 10 * MIB}
+    monkeypatch.setattr(server_memory, "_available_bytes", lambda: 1 << 50)
+    monkeypatch.setattr(gauge, "_groups", [])
+    monkeypatch.setattr(
+        server_memory.resource, "getrlimit", lambda asked: (limits.get(asked, resource.RLIM_INFINITY), 0)
+    )
+    # What has been mapped since is less than that, and what there is is what is left.
+    assert 5 < gauge.limit_bytes(5) <= 5 + 11 * MIB
+    limits[limit] = mapped_bytes // 2
+    assert gauge.limit_bytes(5) == 5
     gauge.close()
 
 

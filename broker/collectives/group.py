@@ -303,7 +303,8 @@ class Group:
 
     def _refusal(self, session: SessionId, rank: int | None, world_size: int) -> Refused | None:
         if session in self._seats or session in self._newcomers:
-            return Refused(session, RefusalKind.ALREADY_MEMBER, "this session has joined already")
+            text = "this session has joined already: use the Group that it got, or leave() that first"
+            return Refused(session, RefusalKind.ALREADY_MEMBER, text)
         if self._finished:
             return _finished(session)
         if world_size != self.world_size:

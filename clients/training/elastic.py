@@ -89,16 +89,24 @@ class Elastic:
         self._behind = True
         self._finished = False
 
-    def steps(self, count: int) -> Iterator[Step]:
+    def steps(self, count: int, *, made: int = 0) -> Iterator[Step]:
         """The steps that are left until `count` of them are made; each has to be run in a `with` block.
 
+        Args:
+            count: of all steps.
+            made: how many the state has already, as that of a checkpoint. Where ranks differ, all go on with the state
+                of the one that has most.
+
         Raises:
+            InvalidValue: `made` is below 0, or a number is no whole one.
             RankTimeoutError: `missing_ranks` did not come after a change, or at the end.
             ConnectionClosed: the connection was lost, and there is no `rejoin`.
             StateMismatchError: the state of another rank does not fit.
             GroupFinishedError: the others have made all steps before this rank could join them; its state is its own.
         """
-        count, number = whole_number("count", count), 0
+        count, number = whole_number("count", count), whole_number("made", made)
+        if number < 0:
+            raise InvalidValue("made", made, "must be 0 or more: the steps that the state has already")
         if self._finished:
             self.group.reopen(timeout_s=self._timeout_s)
             self._finished = False

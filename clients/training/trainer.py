@@ -245,6 +245,8 @@ class Trainer:
             InvalidValue: there is no such device here, or cupy is missing.
             TimeoutError: no reply in time.
             ConnectionClosed: the client is closed, or no broker was found in time.
+            RankTimeoutError: the connection had been lost, and by the time it was back all others had left the group.
+            GroupFinishedError: likewise, and they had said that the training is over (`finish`).
         """
         place = read_device(device)
         layout = self._server_layout()
@@ -273,6 +275,7 @@ class Trainer:
             RequestFailed: the server refuses them; its text says why.
             TimeoutError: no reply in time: the server, or a rank that it waits for, is slow.
             ConnectionClosed: the client is closed, or no broker was found in time.
+            RankTimeoutError, GroupFinishedError: as `pull`.
         """
         flat = self._server_layout().pack(gradients)
         reply = self._ask("push", flat, {"rank": str(self.rank), "step": str(step), "samples": str(samples)})

@@ -112,14 +112,18 @@ def test_a_job_keeps_its_subscription_until_it_is_settled(connect: Connect) -> N
     other = bus.subscribe("jobs", queue_group="workers")
     job.ack()
     bus.publish("jobs", 2, ack="accepted")
-    again = other.next(PATIENCE_S)
-    assert (again.value, again.redelivered) == (2, False)
+    # The first one, if it had come back, would come before it.
+    assert other.next(PATIENCE_S).value == 2
 
 
 def test_a_job_that_is_dropped_with_its_subscription_goes_to_another_member(connect: Connect) -> None:
     bus, reader = connect("publisher"), connect("reader")
     bus.declare("jobs", acknowledge=True, lease_s=3600.0)
     bus.publish("jobs", 1, ack="accepted")
-    assert reader.subscribe("jobs", queue_group="workers").next(PATIENCE_S).value == 1
+    _take_and_drop(reader)
     gc.collect()
     assert bus.subscribe("jobs", queue_group="workers").next(PATIENCE_S).value == 1
+
+
+def _take_and_drop(reader: clients.Client) -> None:
+    reader.subscribe("jobs", queue_group="workers").next(PATIENCE_S)

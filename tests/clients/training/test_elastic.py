@@ -33,11 +33,11 @@ class Rank:
         self.numbers: list[int] = []
         self.counts: dict[int, int] = {}
 
-    def train(self, count: int, hook: Hook = nothing, **options: object) -> Rank:
+    def train(self, count: int, hook: Hook = nothing, made: int = 0, **options: object) -> Rank:
         elastic = clients.Elastic(
             self._join(), self.state, on_change=self.changes.append, timeout_s=PATIENCE_S, **options
         )
-        for step in elastic.steps(count):
+        for step in elastic.steps(count, made=made):
             with step:
                 self.numbers.append(step.number)
                 # The state changes before and after each collective: only a step that is undone whole adds up.
@@ -77,6 +77,30 @@ def test_without_changes_every_step_is_made_once(url: str) -> None:
     for rank in ranks:
         check(rank, 5)
         assert (rank.numbers, rank.changes) == (list(range(5)), [])
+
+
+def test_ranks_that_were_all_restarted_go_on_with_the_newest_of_their_checkpoints(url: str) -> None:
+    def resume(number: int, made: int) -> Rank:
+        rank = Rank(url, number, 3)
+        rank.total += made
+        rank.state["made"].extend(range(made))
+        return rank.train(7, made=made)
+
+    ranks = all_together(*(lambda rank=rank, made=made: resume(rank, made) for rank, made in enumerate([2, 4, 0])))
+    for rank in ranks:
+        check(rank, 7)
+        assert rank.numbers == [4, 5, 6]
+
+
+def test_a_checkpoint_of_all_steps_leaves_none_and_one_before_the_first_is_refused(url: str) -> None:
+    def resume(number: int) -> Rank:
+        return Rank(url, number, 2).train(3, made=3)
+
+    assert [rank.numbers for rank in all_together(lambda: resume(0), lambda: resume(1))] == [[], []]
+    with clients.connect(url) as bus:
+        elastic = clients.Elastic(bus.group("alone", world_size=1), {"total": np.zeros(1)})
+        with pytest.raises(clients.InvalidValue, match="0 or more"):
+            next(elastic.steps(3, made=-1))
 
 
 def test_a_step_in_which_a_rank_is_lost_is_undone_and_made_again(url: str) -> None:
