@@ -11,7 +11,6 @@ the number is its own.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Final
 
 from broker.limits import ENDING_THREADS_MAX
@@ -20,6 +19,9 @@ _EXITING: Final = 0x4
 """PF_EXITING of the kernel's include/linux/sched.h."""
 _FLAGS, _THREADS = 6, 17
 """Where flags and the number of threads are in the line, after the name, which may hold spaces and brackets."""
+
+_LINE_BYTES_MAX: Final = 4096
+"""Some 50 numbers."""
 
 
 def sees_processes() -> bool:
@@ -59,8 +61,13 @@ def _threads(folder: str) -> set[int]:
 
 
 def _line(folder: str, thread: int) -> list[bytes]:
-    """What the system tells of a thread, from its state on."""
-    return Path(f"{folder}/{thread}/stat").read_bytes().rpartition(b")")[2].split()
+    """What the system tells of a thread, from its state on; as Path.read_bytes, which takes twice as long."""
+    descriptor = os.open(f"{folder}/{thread}/stat", os.O_RDONLY)
+    try:
+        told = os.read(descriptor, _LINE_BYTES_MAX)
+    finally:
+        os.close(descriptor)
+    return told.rpartition(b")")[2].split(None, _THREADS + 1)
 
 
 def _is_exiting(line: list[bytes]) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import clients
+from broker.collectives import ring
 from tests.daemon import PATIENCE_S, ROOT, Daemon
 
 NEVER_S = "3600"
@@ -42,7 +43,10 @@ def says_nothing_more(started: subprocess.Popen[bytes]) -> bool:
     return bool(poll.poll(0))
 
 
-@pytest.mark.parametrize("schedule", ["auto", "star", "ring"])
+COMPILED = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine is not compiled")
+
+
+@pytest.mark.parametrize("schedule", ["auto", "star", pytest.param("ring", marks=COMPILED)])
 def test_a_killed_rank_is_named_before_its_connections_are_closed(tmp_path: Path, schedule: str) -> None:
     listen = [f"unix://{tmp_path}/broker.sock"]
     with (
