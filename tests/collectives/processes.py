@@ -12,6 +12,8 @@ from tests.daemon import has_stopped
 from tests.forks import Fork
 
 PATIENCE_S = 60.0
+ATTEMPTS = 10
+"""So often something is tried that a busy machine may spoil, but not each time."""
 
 
 class Process:

@@ -32,7 +32,9 @@ SHARES: Final[Mapping[str, int]] = {"broker": 10}
 """Which get fewer inputs than the others, one in so many: for each a broker and three clients are made."""
 MEASURED_EVERY: Final = 64
 HANG_S: Final = 30
-"""So long may HANG_INPUTS take, thousands of times as long as they do."""
+"""So long may HANG_INPUTS take of the processor, thousands of times as long as they do."""
+WAIT_S: Final = 600
+"""So long may they take where others have the processor: what waits for something takes none."""
 HANG_INPUTS: Final = 1024
 
 
@@ -115,7 +117,8 @@ def run(parser: str, inputs: int, *, seed: int, faults_max: int = 1) -> Report:
     with _no_hang():
         for number, data in enumerate(_inputs(seeds, inputs, Random(seed))):
             if number % HANG_INPUTS == 0:
-                signal.alarm(HANG_S)
+                signal.setitimer(signal.ITIMER_PROF, HANG_S)
+                signal.alarm(WAIT_S)
             measured = number < len(seeds) or number % MEASURED_EVERY == 0
             try:
                 if measured:
@@ -161,14 +164,17 @@ def _no_hang() -> Iterator[None]:
     """An alarm that nobody puts off raises Hang."""
 
     def ring(number: int, frame: FrameType | None) -> None:
-        raise Hang(f"{HANG_INPUTS} inputs have taken more than {HANG_S} s")
+        seconds = f"{HANG_S} s of the processor" if number == signal.SIGPROF else f"{WAIT_S} s"
+        raise Hang(f"{HANG_INPUTS} inputs have taken more than {seconds}")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = {number: signal.signal(number, ring) for number in (signal.SIGPROF, signal.SIGALRM)}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def shares_of(inputs: int, jobs: int) -> list[int]:

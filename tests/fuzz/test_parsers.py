@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from tests.fuzz import running
@@ -61,4 +63,10 @@ def test_a_parser_that_does_not_come_back_is_found(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(running, "PARSERS", {"frame": endless})
     monkeypatch.setattr(running, "HANG_S", 1)
-    assert "Hang" in run("frame", 10, seed=1).faults[0][1]
+    assert "more than 1 s of the processor" in run("frame", 10, seed=1).faults[0][1]
+
+
+def test_a_parser_that_waits_for_what_never_comes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "PARSERS", {"frame": lambda data: threading.Event().wait()})
+    monkeypatch.setattr(running, "WAIT_S", 1)
+    assert "Hang: 1024 inputs have taken more than 1 s" in run("frame", 10, seed=1).faults[0][1]

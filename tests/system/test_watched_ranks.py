@@ -6,11 +6,13 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from broker.collectives import ring
 from tests.admin.test_http import ask
+from tests.collectives.processes import ATTEMPTS
 from tests.daemon import PATIENCE_S, Daemon, Process, run
 
 pytestmark = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")
@@ -21,9 +23,13 @@ LATE_MS = 200
 """Much more than ranks that are not late come behind one another, on a busy machine too."""
 
 
+def watching() -> Daemon:
+    return Daemon("--heartbeat-interval-s", "1", "--heartbeat-timeout-s", "20")
+
+
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    with Daemon("--heartbeat-interval-s", "1", "--heartbeat-timeout-s", "20") as serving:
+    with watching() as serving:
         yield serving
 
 
@@ -137,22 +143,32 @@ def test_a_late_rank_is_first_among_the_stragglers_within_20_steps(daemon: Daemo
         assert last["duration_s"] > 0.04
 
 
-def test_a_mismatch_is_explained_alike_in_the_error_and_everywhere_else(daemon: Daemon) -> None:
-    with Ranks(daemon, (1000, 1000, 999, 1000)) as ranks:
-        sentences = {rank.read_line() for rank in ranks}
-        assert len(sentences) == 1
-        sentence = sentences.pop()
+@contextmanager
+def mismatched(then: str = "") -> Iterator[tuple[Daemon, list[Process], str]]:
+    """Ranks that have raised the same sentence over a mismatch, which names them all."""
+    for left in reversed(range(ATTEMPTS)):
+        with watching() as daemon, Ranks(daemon, (1000, 1000, 999, 1000), then=then) as ranks:
+            sentences = {rank.read_line() for rank in ranks}
+            # Who is late by more than a moment, on a busy machine, is not named. That is not so each time.
+            if left and not all(f"rank {rank}: " in sentence for rank in range(4) for sentence in sentences):
+                continue
+            (sentence,) = sentences
+            yield daemon, ranks, sentence
+            return
+
+
+def test_a_mismatch_is_explained_alike_in_the_error_and_everywhere_else() -> None:
+    with mismatched() as (daemon, _, sentence):
         assert "rank 2: all_reduce mean float32 (999,); rank 3: all_reduce mean float32 (1000,)" in sentence
         group = group_of(daemon, lambda group: group["last_failure"] is not None)
         assert (group["last_failure"]["failure"], group["last_failure"]["outcome"]) == (sentence, "mismatch")
         assert sentence in run("stuck", daemon.url)[1]
 
 
-def test_a_mismatch_is_explained_also_when_all_ranks_end_over_it_at_once(daemon: Daemon) -> None:
-    with Ranks(daemon, (1000, 1000, 999, 1000), then="ends") as ranks:
-        (sentence,) = {rank.read_line() for rank in ranks}
+def test_a_mismatch_is_explained_also_when_all_ranks_end_over_it_at_once() -> None:
+    with mismatched(then="ends") as (daemon, ranks, sentence):
         assert [rank.wait() for rank in ranks] == [0, 0, 0, 0]
-    assert sentence in run("stuck", daemon.url)[1]
+        assert sentence in run("stuck", daemon.url)[1]
 
 
 def test_a_rank_that_does_not_come_is_named_in_the_words_that_the_others_raise(daemon: Daemon) -> None:

@@ -27,7 +27,8 @@ MESSAGE_BYTES = 1 << 20
 
 @pytest.fixture(params=["zmq+tcp", pytest.param("ucx", marks=NEEDS_UCXX)])
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    with Daemon(listen=[f"{request.param}://{own_host()}:0"], admin="off") as serving:
+    host = "127.0.0.1" if request.param == "ucx" else own_host()
+    with Daemon(listen=[f"{request.param}://{host}:0"], admin="off") as serving:
         yield serving
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from broker.transport import Connection, Listener, embedding, listen
+from tests.loopback import own_host
 from tests.ucxx import need_ucxx
 
 from .driving import PATIENCE_S, accept, connect, open_both
@@ -41,7 +42,9 @@ def listen_address(request: pytest.FixtureRequest) -> str:
         return f"{scheme}://{request.getfixturevalue('tmp_path')}/bus.sock"
     if scheme == "ucx":
         need_ucxx()
-    return "inproc://conformance" if scheme == "inproc" else f"{scheme}://127.0.0.1:0"
+        return "ucx://127.0.0.1:0"
+    # At an address where nobody else listens when the test does no more. (Certificates name 127.0.0.1.)
+    return "inproc://conformance" if scheme == "inproc" else f"{scheme}://{own_host()}:0"
 
 
 @pytest.fixture

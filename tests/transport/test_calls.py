@@ -159,7 +159,7 @@ def patience() -> Iterator[None]:
         raise TimeoutError("it blocks")
 
     previous = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(10)
+    signal.alarm(60)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, previous)

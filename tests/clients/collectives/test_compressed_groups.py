@@ -8,6 +8,7 @@ import pytest
 import clients
 from tests.clients.conftest import Connect
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks
+from tests.collectives.processes import ATTEMPTS
 
 SIZES = [7, 5000, 540_000]
 """Within a claim, within a stage, and beyond."""
@@ -82,8 +83,12 @@ def test_ranks_that_compress_differently_are_told(connect: Connect) -> None:
         assert array.tolist() == [3, 6, 9, 12]
         return caught.value.claims
 
-    claims = on_all_ranks(connect, 3, work)[0]
-    assert isinstance(claims, dict)
+    for number in range(ATTEMPTS):
+        claims = on_all_ranks(connect, 3, work, f"dp-{number}")[0]
+        assert isinstance(claims, dict)
+        # Who is late by more than a moment, on a busy machine, is not among them. That is not so each time.
+        if len(claims) == 3:
+            break
     assert "as int8" in claims[0]
     assert "as float16" in claims[1]
 

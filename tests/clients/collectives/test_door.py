@@ -24,7 +24,7 @@ from broker.protocol.links import (
 from clients.collectives import door as door_module
 from clients.collectives.door import Door, Meeting
 from clients.collectives.ports import listen, listen_nearby
-from tests.loopback import refusing
+from tests.loopback import own_host, refusing
 
 PATIENCE_S = 60.0
 SECRET = bytes(range(32))
@@ -36,7 +36,8 @@ class Member:
 
     def __init__(self, rank: int, sock: socket.socket | None = None) -> None:
         self.rank = rank
-        sock = sock or listen("127.0.0.1", [0])
+        # At an address where nobody else listens when its door is closed.
+        sock = sock or listen(own_host(), [0])
         assert sock is not None
         self.door = Door(sock)
         self._done = threading.Event()
