@@ -28,7 +28,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
@@ -270,6 +271,26 @@ def keep_for_good(modules: Mapping[str, ModuleType]) -> None:
             names = ctypes.c_void_p.from_address(definition + object.__basicsize__ + 2 * ctypes.sizeof(ctypes.c_void_p))
             if names:
                 keep(names)
+
+
+def beside(command: Callable[[], object]) -> None:
+    """Runs a command whose processes are forks of what its own has imported: beside it is a template, and then each."""
+    global template
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if process := os.fork():
+        theirs.close()
+        template = lambda: ours  # type: ignore[assignment]  # noqa: E731
+        try:
+            command()
+        finally:
+            ours.close()
+            os.waitpid(process, 0)
+        return
+    ours.close()
+    module, sys.argv[1:] = serve(theirs)
+    # That is what it is for.
+    warnings.filterwarnings("ignore", ".* found in sys.modules after import of package", RuntimeWarning)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def main() -> None:

@@ -9,10 +9,7 @@ new interpreter, which takes as much processor time as all that a trainer does i
 from __future__ import annotations
 
 import os
-import runpy
-import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import IO
@@ -39,22 +36,11 @@ class Child(forks.Fork):
 
 
 def main() -> None:
-    """Is the example, then the template of its processes, and then each of these."""
+    """Is the example, the template of its processes, and each of these."""
     # All trainers and servers need it, which read it from a file else.
     data.table()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if template := os.fork():
-        theirs.close()
-        forks.template = lambda: ours  # type: ignore[assignment]
-        processes.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Child})  # type: ignore[assignment]
-        try:
-            command.main(prog_name="python -m tests.examples.forked")
-        finally:
-            ours.close()
-            os.waitpid(template, 0)
-    ours.close()
-    module, sys.argv[1:] = forks.serve(theirs)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    processes.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Child})  # type: ignore[assignment]
+    forks.beside(lambda: command.main(prog_name="python -m tests.examples.forked"))
 
 
 if __name__ == "__main__":
