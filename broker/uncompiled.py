@@ -20,6 +20,12 @@ def no_gc(made: T) -> T:
     return made
 
 
+def trashcan(guarded: bool) -> Callable[[T], T]:
+    """Compiled, objects of a class may refer to each other in a chain of any length, which ends without a call within a
+    call for each of them."""
+    return cclass
+
+
 def cclass(made: T) -> T:
     """Compiled, a class has the types of its .pxd file; what it is to be beside that is asked for above this."""
     return made

@@ -163,7 +163,7 @@ class Tap(Subscription):
             return
         while large.chunk.following is not None:
             large.chunk = large.chunk.following
-            large.sampler.feed(large.chunk.payload)
+            large.sampler.feed(large.chunk.data())
         if large.stream.aborted is not None:
             self._large = None
             self.wants = True

@@ -33,6 +33,12 @@ _KNOWN: Final = {
     for order in ("<", ">")
 }
 """Name and byte order of each dtype: numpy makes a name anew whenever it is asked for one, which takes long."""
+_READ: Final = {
+    (name, order): dtype if dtype.itemsize == 1 else dtype.newbyteorder(order)
+    for name, dtype in DTYPES.items()
+    for order in ("<", ">")
+}
+"""The other way round."""
 BFLOAT16: Final = "bfloat16"
 DIMENSIONS_MAX: Final = 32
 """numpy 1 has no more."""
@@ -87,6 +93,10 @@ class TensorMeta(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ProtocolError(f"tensor in unknown order {self.order!r} or byte order {self.byte_order!r}")
 
 
+_checked = (TensorMeta("uint8", (0,)), 0)
+"""The description that was read last, and its bytes: most are like the one before."""
+
+
 def describe(array: Array) -> TensorMeta:
     """The TensorMeta of a numpy array as it would travel.
 
@@ -112,9 +122,10 @@ def _refusal(dtype: np.dtype[np.generic]) -> str:
 
 def flat_bytes(array: Array) -> memoryview:
     """The elements of an array in memory order, without a copy when it is contiguous in C or Fortran order."""
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+    flags = array.flags
+    if not (flags.c_contiguous or flags.f_contiguous):
         array = np.ascontiguousarray(array)
-    flat = array.reshape(-1, order="A")
+    flat = array if array.ndim == 1 else array.reshape(-1, order="A")
     return flat.view(np.uint8).data if flat.size else memoryview(b"")
 
 
@@ -125,10 +136,14 @@ def read_tensor(meta: TensorMeta, payload: Buffer) -> Array:
         ProtocolError: the payload does not fit the description.
         InvalidValue: a bfloat16 tensor, and the package ml_dtypes is not installed.
     """
-    meta.check()
+    global _checked
+    known = _checked
+    if meta != known[0]:
+        meta.check()
+        known = _checked = (meta, meta.nbytes)
     flat = np.frombuffer(payload, np.uint8)
-    if meta.nbytes != flat.nbytes:
-        raise ProtocolError(f"tensor {meta.dtype}{list(meta.shape)} has {meta.nbytes} bytes, its payload {flat.nbytes}")
+    if known[1] != flat.nbytes:
+        raise ProtocolError(f"tensor {meta.dtype}{list(meta.shape)} has {known[1]} bytes, its payload {flat.nbytes}")
     return view_tensor(meta, flat)
 
 
@@ -137,8 +152,8 @@ def view_tensor(meta: TensorMeta, flat: npt.NDArray[np.uint8]) -> Array:
     if meta.dtype == BFLOAT16:
         typed: Array = flat.view(_bfloat16())
     else:
-        typed = flat.view(DTYPES[meta.dtype].newbyteorder(">" if meta.byte_order == ">" else "<"))
-    return typed.reshape(meta.shape, order="F" if meta.order == "F" else "C")
+        typed = flat.view(_READ[meta.dtype, ">" if meta.byte_order == ">" else "<"])
+    return typed.reshape(meta.shape, order="F") if meta.order == "F" else typed.reshape(meta.shape)
 
 
 def _bfloat16() -> np.dtype[np.generic]:

@@ -6,7 +6,7 @@ from broker.protocol.frames cimport encode, pack_header, payload_bytes
 from broker.protocol.session cimport Session
 from broker.state.losses cimport DropNotice, tell_gap
 from broker.state.records cimport Ready, SessionRecord
-from broker.topics.messages cimport Assignment, Message
+from broker.topics.messages cimport Assignment, Chunk, Message, Stream
 from broker.topics.queues cimport Queue
 
 
@@ -29,7 +29,7 @@ cdef class Subscription:
     cdef Ready _ready
     cdef public long long delivered, evicted
 
-    @cython.locals(source=LaneSource, session=Session, queue=Queue, arriving=bint)
+    @cython.locals(source=LaneSource, session=Session, queue=Queue, arriving=bint, short=bint, stream=Stream)
     cpdef offer(self, Message message)
     @cython.locals(queue=Queue)
     cpdef passed(self, Message message)
@@ -45,7 +45,7 @@ cdef class LaneSource:
     cdef public int lane
     cdef public bint attached
     cdef public Message message
-    cdef object _chunk
+    cdef Chunk _chunk
     cdef long long _chunk_sent_bytes, _sent_bytes
     cdef unsigned int _stream_number, _publication
     cdef bint _given_up
@@ -53,6 +53,7 @@ cdef class LaneSource:
     cdef long long _renumbered
 
     cpdef attach(self)
+    cpdef resume(self)
     cpdef Py_ssize_t pull(self, list buffers) except -1
     @cython.locals(subscription=Subscription, queue=Queue, message=Message, size=Py_ssize_t)
     cdef Py_ssize_t _next_message(self, list buffers) except -1
@@ -62,6 +63,8 @@ cdef class LaneSource:
         payload_size=Py_ssize_t, assignment=Assignment, publication='unsigned int',
     )
     cpdef Py_ssize_t send(self, Message message, list buffers) except -1
-    @cython.locals(size=Py_ssize_t, start='long long', last=bint, flags=int)
+    @cython.locals(
+        size=Py_ssize_t, start='long long', last=bint, flags=int, stream=Stream, chunk=Chunk, following=Chunk
+    )
     cdef Py_ssize_t _next_chunk(self, Message message, list buffers) except -1
     cdef Py_ssize_t _abort(self, Message message, str reason, list buffers) except -1

@@ -447,7 +447,7 @@ class LaneSource:
             return 0
         if self.lane != CONTROL and self.subscription.queue.credit_bytes <= 0:
             return 0
-        payload, start = following.payload, self._chunk_sent_bytes
+        payload, start = following.data(), self._chunk_sent_bytes
         if len(payload) - start > FRAME_PAYLOAD_BYTES_MAX:
             # The whole of a message that lies in shared memory.
             payload = memoryview(payload)[start : start + CHUNK_BYTES]

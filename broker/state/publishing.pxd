@@ -6,10 +6,11 @@ from broker.protocol.frames cimport Frame, payload_bytes
 from broker.state.records cimport SessionRecord
 from broker.state.requests cimport Requests
 from broker.state.topics cimport Publisher, Router, TopicRecord
-from broker.topics.messages cimport Message
+from broker.topics.messages cimport Chunk, Message, Stream
 
 
 cdef int _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED, _CONTROL, _DEFAULT, _ONE_BY_ONE
+cdef Py_ssize_t _PLACED_BYTES_MIN
 
 
 cdef class Publishing:
@@ -25,14 +26,18 @@ cdef class Publishing:
 
     @cython.locals(
         publisher=Publisher, topic=TopicRecord, message=Message, flags=int, lane=int, count=cython.longlong,
-        total_bytes=cython.longlong, taken_bytes=cython.longlong, body=bytes,
+        total_bytes=cython.longlong, taken_bytes=cython.longlong, body=bytes, stream=Stream, first=Chunk,
     )
     cpdef publish(self, SessionRecord session, Frame frame)
-    @cython.locals(topic=TopicRecord)
+    @cython.locals(topic=TopicRecord, stream=Stream)
     cdef bint _follow_flags(
         self, SessionRecord session, Publisher publisher, Frame frame, Message message, int flags
     ) except -1
-    @cython.locals(publisher=Publisher, message=Message, arrived=cython.longlong, expected=cython.longlong)
+    @cython.locals(
+        publisher=Publisher, message=Message, arrived=cython.longlong, expected=cython.longlong, size=Py_ssize_t,
+        stream=Stream, complete=bint,
+    )
     cpdef chunk(self, SessionRecord session, Frame frame)
+    cdef Stream _open(self, SessionRecord session, Publisher publisher, Frame frame)
     cdef _half_used(self, SessionRecord session, Publisher publisher)
     cpdef top_up(self, SessionRecord session, Publisher publisher)

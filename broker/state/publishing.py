@@ -44,6 +44,7 @@ _BATCH, _CHUNKED, _REQUEST, _ACKNOWLEDGE, _LAST, _SHARED, _TRACED = (
 )
 
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
+_PLACED_BYTES_MIN = PLACED_BYTES_MIN
 _ONE_BY_ONE = _REQUEST | _LAST
 """A message, a request or a last reply, that came alone."""
 _LANES: Final = {lane.name.lower(): int(lane) for lane in Lane}
@@ -375,27 +376,26 @@ class Publishing:
         message = publisher.message if publisher is not None else None
         if publisher is None or message is None or message.stream is None:
             raise ProtocolError(f"CHUNK of stream {frame.stream}, which no PUBLISH has opened")
-        stream = message.stream
+        stream, size = message.stream, len(frame.payload)
         complete = frame.flags & _LAST != 0
         expected = message.size_bytes - len(message.body)
-        arrived = stream.received_bytes + len(frame.payload)
-        if not complete and len(frame.payload) < PLACED_BYTES_MIN:
+        arrived = stream.received_bytes + size
+        if not complete and size < _PLACED_BYTES_MIN:
             # Each chunk costs more than its bytes, which are all that its publisher's credit counts.
-            raise ProtocolError(
-                f"chunk of {len(frame.payload)} bytes: all but the last have at least {PLACED_BYTES_MIN} bytes"
-            )
+            raise ProtocolError(f"chunk of {size} bytes: all but the last have at least {PLACED_BYTES_MIN} bytes")
         if arrived > expected or complete != (arrived == expected):
             raise ProtocolError(f"stream {frame.stream} announced {expected} bytes and has {arrived}, last={complete}")
         if complete:
             publisher.message = None
             del session.streams[frame.stream]
-        stream.append(frame.payload, complete=complete)
+        stream.append(frame.payload, complete)
         if complete:
             self.router.complete(publisher.topic, message)
-        stream.watchers = [watcher for watcher in stream.watchers if watcher.watch(message)]
+        if stream.watchers:
+            stream.watchers = [watcher for watcher in stream.watchers if watcher.watch(message)]
         # Of the lane in which it was sent, which a policy may have changed for its readers.
         if frame.lane != _CONTROL:
-            publisher.used_bytes += len(frame.payload)
+            publisher.used_bytes += size
             if publisher.used_bytes >= self._half_bytes:
                 self._half_used(session, publisher)
         if complete and publisher.acknowledge:

@@ -51,6 +51,7 @@ cdef class Router:
     cdef Routes _find_routes(self, TopicRecord topic)
     @cython.locals(routes=Routes, subscription=Subscription)
     cpdef route(self, TopicRecord topic, Message message)
+    cpdef complete(self, TopicRecord topic, Message message)
     @cython.locals(routes=Routes, subscription=Subscription)
     cpdef list responders(self, TopicRecord topic)
 

@@ -25,40 +25,35 @@ except ModuleNotFoundError:
     from broker import uncompiled as cython
 
 
+@cython.trashcan(True)
+@cython.cclass
 class Chunk:
     """A piece of a large message."""
 
-    __slots__ = ("following", "payload")
+    __slots__ = ("_bytes", "_view", "following")
 
-    def __init__(self, payload: Buffer) -> None:
-        self.payload = payload
+    def __init__(self, payload: Buffer, view: Callable[[], Buffer] | None = None) -> None:
+        """Args:
+        payload: its bytes.
+        view: in place of them, makes the bytes of a message in shared memory, and keeps them where they are. Most
+            are passed on as they lie there, and nobody here looks at them.
+        """
+        self._bytes = payload
+        self._view = view
         self.following: Chunk | None = None
 
-
-_NOTHING: Final = Chunk(b"")
-
-
-class LentChunk(Chunk):
-    """The whole of a message in shared memory. Most are passed on as they lie there, and nobody here looks at them."""
-
-    __slots__ = ("_bytes", "_view")
-
-    def __init__(self, view: Callable[[], Buffer]) -> None:
-        """`view`: makes the bytes, and keeps them where they are."""
-        self._view: Callable[[], Buffer] | None = view
-        self._bytes: Buffer = b""
-        self.following = None
-
-    @property
-    def payload(self) -> Buffer:
+    def data(self) -> Buffer:
         """The bytes."""
         if self._view is not None:
             self._bytes, self._view = self._view(), None
         return self._bytes
 
-    @payload.setter
-    def payload(self, payload: Buffer) -> None:
-        self._bytes, self._view = payload, None
+    def own(self) -> None:
+        """Copies the bytes, which lie in its own memory from here on."""
+        self._bytes = bytes(self.data())
+
+
+_NOTHING: Final = Chunk(b"")
 
 
 class Waiter(Protocol):
@@ -121,7 +116,7 @@ class Stream:
         stream = cls()
         first = stream.last
         stream.loan = loan
-        stream.last = first.following = LentChunk(view)
+        stream.last = first.following = Chunk(b"", view)
         stream.received_bytes = size_bytes
         stream.complete = True
         return stream, first
@@ -129,10 +124,10 @@ class Stream:
     def own(self) -> None:
         """Copies what lies in shared memory, which it needs no more from here on."""
         if self.loan is not None:
-            self.last.payload = bytes(self.last.payload)
+            self.last.own()
             self.loan = None
 
-    def append(self, payload: Buffer, *, complete: bool) -> None:
+    def append(self, payload: Buffer, complete: bool) -> None:
         """Adds the next chunk and wakes the readers."""
         chunk = Chunk(payload)
         self.last.following = chunk

@@ -182,15 +182,8 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
         if signal is SENT or signal is BATCHED or signal is BATCH_OPENED:
             follow_up(driver, signal)
             return
-        what = f"room on topic {message.topic!r}: a subscriber with overflow='block' does not keep up, or the broker"
-        if isinstance(signal, StreamSource):
-            what = leaving(message)
-        if message.place is not None and signal is message.place.block.arena.answered:
-            what = "the broker to map shared memory"
-        if signal is core.online:
-            what = "a connection to the broker"
         try:
-            await wait_for(driver, signal, deadline, what)
+            await wait_for(driver, signal, deadline, awaited(core, message, signal))
         except BaseException as error:
             if isinstance(signal, StreamSource):
                 core.outgoing.give_up(signal, f"the publisher gave it up: {type(error).__name__}")
@@ -202,12 +195,18 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
             return
 
 
-def leaving(message: Outbound) -> str:
-    """What whoever waits for a large message to leave waits for, in words."""
-    return (
-        f"a message of {len(message.payload)} bytes on topic {message.topic!r} to leave: the broker, or a subscriber "
-        "with overflow='block', does not keep up"
-    )
+def awaited(core: Core, message: Outbound, signal: Signal) -> str:
+    """What whoever publishes a message waits for, in words."""
+    if isinstance(signal, StreamSource):
+        return (
+            f"a message of {len(message.payload)} bytes on topic {message.topic!r} to leave: the broker, or a "
+            "subscriber with overflow='block', does not keep up"
+        )
+    if message.place is not None and signal is message.place.block.arena.answered:
+        return "the broker to map shared memory"
+    if signal is core.online:
+        return "a connection to the broker"
+    return f"room on topic {message.topic!r}: a subscriber with overflow='block' does not keep up, or the broker"
 
 
 def follow_up(driver: Driver, done: Signal) -> None:

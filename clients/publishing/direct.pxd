@@ -23,5 +23,8 @@ cdef Py_ssize_t _PLACED_BYTES_MIN
 cpdef bint publish(Driver driver, topic, name, int content, bytes payload, bint urgent) except -1
 
 
-@cython.locals(signal=Signal, stream=StreamSource, message=Outbound, size_bytes=Py_ssize_t)
+@cython.locals(
+    signal=Signal, stream=StreamSource, message=Outbound, size_bytes=Py_ssize_t, began_ns='long long', now_ns='long long'
+)
 cpdef bint publish_large(Driver driver, topic, name, encoded, timeout_s) except -1
+cdef _wait(Driver driver, Outbound message, Signal signal, left_s, timeout_s)

@@ -1,7 +1,8 @@
-"""The shortest way of a message in the synchronous client, when nothing has to wait before it begins.
+"""The shortest way of a message in the synchronous client.
 
-It says to the broker what operations.publish says, without its coroutine. Whatever is not as usual (headers of a small
-message, no room, no connection) goes that way from its start.
+It says to the broker what operations.publish says, without its coroutine. A small message that has to wait before it
+begins (no room, no connection), and whatever is not as usual, such as headers, goes that way from its start. A large
+one waits here: who sends one after the other waits for credit before most of them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from typing import Final
 
 from broker.clock import monotonic_ns, wall_ns
+from broker.errors import TimeoutError
 from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.values import Encoded
 from clients.connection.core import try_publish
 from clients.connection.driver import Driver
-from clients.connection.operations import leaving
+from clients.connection.operations import awaited
+from clients.connection.signals import Signal
 from clients.publishing.filling import UNBROKEN, add
 from clients.publishing.outbound import Outbound
 from clients.publishing.outgoing import BATCH_OPENED, SENT
@@ -71,14 +74,14 @@ def publish(driver: Driver, topic: str, name: str | None, content: int, payload:
 
 
 def publish_large(driver: Driver, topic: str, name: str | None, encoded: Encoded, timeout_s: float | None) -> bool:
-    """Publishes a value without options in chunks, if it can begin at once; says whether it has, and then it has left.
+    """Publishes a value without options in chunks; says whether it has, and then it has left.
 
     Args:
         driver: of the client.
         topic: as the application has given it.
         name: of the lane in which it goes, as the application has given it.
         encoded: the value; short ones, and such as are to be shared, do not go this way.
-        timeout_s: how long it may take to leave.
+        timeout_s: how long it may take to begin, and then to leave.
 
     Raises:
         TimeoutError, ConnectionClosed: as operations.publish.
@@ -92,23 +95,38 @@ def publish_large(driver: Driver, topic: str, name: str | None, encoded: Encoded
     message = Outbound(topic, None if name is None else _LANES[name], content, tensor, payload)
     driver.lock.acquire()
     try:
-        signal = try_publish(driver.core, message, monotonic_ns(), wall_ns())
-        if not isinstance(signal, StreamSource):
+        began_ns = monotonic_ns()
+        signal, left_s = try_publish(driver.core, message, began_ns, wall_ns()), timeout_s
+        while not isinstance(signal, StreamSource):
             # Nothing of it has been said yet.
-            return False
+            _wait(driver, message, signal, left_s, timeout_s)
+            now_ns = monotonic_ns()
+            if timeout_s is not None:
+                left_s = max(0.0, timeout_s - (now_ns - began_ns) / 1e9)
+            signal = try_publish(driver.core, message, now_ns, wall_ns())
         stream = signal
         try:
             driver.flush(True)
             if not stream.ready:
-                driver.block(stream, timeout_s, leaving(message))
+                _wait(driver, message, stream, left_s, timeout_s)
         except BaseException as error:
             driver.core.outgoing.give_up(stream, f"the publisher gave it up: {type(error).__name__}")
             driver.flush()
-            driver.wake_waiters()
             raise
         if stream.error is not None:
-            driver.wake_waiters()
             raise stream.error
+    except BaseException:
+        # What was given up may be what somebody else waits for.
+        driver.wake_waiters()
+        raise
     finally:
         driver.lock.release()
     return True
+
+
+def _wait(driver: Driver, message: Outbound, signal: Signal, left_s: float | None, timeout_s: float | None) -> None:
+    """Waits until a signal is ready; what for is put into words only when it does not come in time."""
+    try:
+        driver.block(signal, left_s, "")
+    except TimeoutError as error:
+        raise TimeoutError(awaited(driver.core, message, signal), timeout_s or 0.0) from error

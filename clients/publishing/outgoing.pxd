@@ -60,3 +60,12 @@ cdef class Outgoing:
     )
     @cython.locals(batch=Batch)
     cpdef send_batch(self, OutgoingTopic topic)
+    @cython.locals(session=Session, stream=StreamSource)
+    cpdef StreamSource start_stream(self, OutgoingTopic topic, Frame opening, payload)
+    @cython.locals(finishing=list, stream=StreamSource)
+    cpdef link_drained(self)
+    @cython.locals(topic=OutgoingTopic)
+    cpdef stream_ended(self, StreamSource stream, error)
+
+
+cdef _come(Signal signal)

@@ -177,6 +177,17 @@ def test_any_description_is_an_array_or_refused(
         assert (array.nbytes, array.shape) == (size, tuple(shape))
 
 
+def test_a_description_that_was_read_before_is_held_against_each_payload_and_the_next_one_is_checked() -> None:
+    meta = TensorMeta("int16", (3,))
+    assert read_tensor(meta, np.arange(3, dtype=np.int16).tobytes()).tolist() == [0, 1, 2]
+    with pytest.raises(ProtocolError, match="has 6 bytes, its payload 4"):
+        read_tensor(TensorMeta("int16", (3,)), bytes(4))
+    assert read_tensor(TensorMeta("int16", (3,), byte_order=">"), b"\0\1\0\2\0\3").tolist() == [1, 2, 3]
+    with pytest.raises(ProtocolError, match="unknown dtype"):
+        read_tensor(TensorMeta("int17", (3,)), bytes(6))
+    assert read_tensor(meta, bytes(6)).tolist() == [0, 0, 0]
+
+
 def test_itemsize_and_nbytes_are_those_of_the_elements() -> None:
     for name, dtype in DTYPES.items():
         assert TensorMeta(name, (3, 2)).nbytes == 6 * dtype.itemsize

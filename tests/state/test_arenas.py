@@ -11,7 +11,6 @@ from broker.limits import ARENAS_MAX, MESSAGE_BYTES_MAX, SHARED_BYTES_MAX
 from broker.protocol.bodies import Declare, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.sharing import PLACE, Release
-from broker.topics.messages import Stream
 from tests.state.harness import Talk
 from tests.state.sharers import SIZE, FakeMemory, Sharer, failure_of
 
@@ -239,14 +238,18 @@ def test_the_broker_keeps_nothing_of_sessions_that_are_gone(talk: Talk, publishe
 def test_without_memory_for_a_copy_what_is_retained_stays_where_it_is(
     talk: Talk, publisher: Sharer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    memory, failures = publisher.memory, [MemoryError()]
+
+    def view(offset: int, size_bytes: int, holder: object) -> memoryview:
+        if failures:
+            raise failures.pop()
+        return FakeMemory.view(memory, offset, size_bytes, holder)
+
+    monkeypatch.setattr(memory, "view", view)
     publisher.peer.put(Kind.DECLARE, body=Declare("kept", ring_messages=1, ring_bytes=2 * SIZE), target=1)
     publisher.publish("kept", b"here")
-
-    def own(stream: Stream) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(Stream, "own", own)
     publisher.peer.die()
+    assert not failures
     late = Sharer(talk, "late")
     late.peer.subscribe("kept", replay="all")
     assert late.peer.large() == [b"here"]

@@ -70,7 +70,7 @@ def test_a_reader_walks_from_the_first_chunk_to_the_last() -> None:
         stream.append(payload, complete=payload == b"c")
     chunk, found = its.first, []
     while chunk is not None and (chunk := chunk.following) is not None:
-        found.append(chunk.payload)
+        found.append(chunk.data())
     assert found == [b"a", b"b", b"c"]
 
 
@@ -95,6 +95,19 @@ def test_only_the_last_holder_lets_the_chunks_go() -> None:
     assert its.first is not None
     its.release()
     assert its.first is None
+
+
+def test_a_chain_of_ever_so_many_chunks_ends_with_its_first_one() -> None:
+    stream = Stream()
+    its = message(stream)
+    for _ in range(300_000):
+        stream.append(b"x", False)
+    payload = Payload(b"last")
+    watched = weakref.ref(payload)
+    stream.append(payload, True)
+    del payload
+    its.release()
+    assert watched() is None
 
 
 def test_repr_is_a_line_for_the_log() -> None:
