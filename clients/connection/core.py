@@ -339,6 +339,10 @@ class Core(Receiver):
             raise ConnectionClosed("there is no connection to the broker at the moment")
         self.session.put(frame)
 
+    def take_back(self) -> None:
+        """Has back what it has published in shared memory and nobody needs any more, as far as that is known here."""
+        self.arenas.take_back(self.outgoing.lines.take_back())
+
     def declare(self, wishes: Declare) -> Pending:
         """Asks for a policy of topics; once the broker has agreed, it is asked again after each reconnect."""
 

@@ -26,10 +26,11 @@ def publish_shared(driver: Driver, message: Outbound, timeout_s: float, *, ackno
         timeout_s: for all waits together.
         acknowledge: whether to wait for the broker.
     """
-    core, size_bytes = driver.core, len(message.payload)
-    if not core.arenas.has_room(size_bytes):
-        driver.run(operations.room(driver, size_bytes))
-    place = message.place = core.arenas.place(message.payload, message.value)
+    core, payload = driver.core, message.payload
+    place = message.place = core.arenas.found(payload, message.value)
+    if place is None:
+        _make_room(driver, len(payload))
+        place = message.place = core.arenas.copied(payload)
     if place is not None and not acknowledge:
         # The shortest way, if there is nothing to wait for.
         with driver.lock:
@@ -48,6 +49,15 @@ def empty_shared(driver: Driver, shape: int | Sequence[int], dtype: npt.DTypeLik
     if not arenas.suits(size_bytes):
         with driver.lock:
             return ordinary_array(driver.core.incoming.pool, lengths, kind, size_bytes)
-    if not arenas.has_room(size_bytes):
-        driver.run(operations.room(driver, size_bytes))
+    _make_room(driver, size_bytes)
     return arenas.array(lengths, kind, size_bytes)
+
+
+def _make_room(driver: Driver, size_bytes: int) -> None:
+    """Takes back what nobody needs any more, used last and so in the cache, and waits a moment if much is in use."""
+    core = driver.core
+    if core.outgoing.lines.takes_back:
+        with driver.lock:
+            core.take_back()
+    if not core.arenas.has_room(size_bytes):
+        driver.run(operations.room(driver, size_bytes))
