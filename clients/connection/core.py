@@ -46,7 +46,8 @@ _DELIVER, _CHUNK, _PUBLISH = int(Kind.DELIVER), int(Kind.CHUNK), int(Kind.PUBLIS
 _TOPIC, _CREDIT, _RESULT = int(Kind.TOPIC), int(Kind.CREDIT), int(Kind.RESULT)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _REQUEST, _ACKNOWLEDGE, _TRACED = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE), int(Flag.TRACED)
-_CHUNKED = int(Flag.CHUNKED)
+# Plain numbers: an operation with a flag runs the interpreter, which takes longer than all the rest of a message.
+_CHUNKED, _SHARED = int(Flag.CHUNKED), int(Flag.SHARED)
 
 
 class Bell(Protocol):
@@ -458,7 +459,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         shared = core.arenas.share(message.place)
         if shared is not None:
             frame = Frame(
-                Kind.PUBLISH, message.flags | Flag.SHARED, lane, message.content,
+                _PUBLISH, message.flags | _SHARED, lane, message.content,
                 number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),
                 sequence=message.request, time_ns=wall_ns, body=body, payload=shared,
             )  # fmt: skip

@@ -39,3 +39,12 @@ cdef class LineOut:
     cpdef bint tells(self, bint soon, bint low) except -1
     @cython.locals(reader=int)
     cdef _wake(self, int sleepers)
+
+
+cdef class LinesOut:
+    cdef public bint lends, takes_back
+    cdef list _taking
+    cdef object _bells, _lines
+
+    @cython.locals(line=LineOut, found=list, ended=bint)
+    cpdef list take_back(self)

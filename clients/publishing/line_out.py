@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from typing import Final
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import LINE_DATA_BYTES, SHARED_AHEAD_BYTES
@@ -206,6 +206,7 @@ class LinesOut:
     def __init__(self) -> None:
         self.lends = False
         self.takes_back = False
+        self._taking: list[ref[LineOut]] = []
         self._bells: WeakValueDictionary[int, HasDescriptor] = WeakValueDictionary()
         self._lines: WeakValueDictionary[int, LineOut] = WeakValueDictionary()
 
@@ -230,14 +231,17 @@ class LinesOut:
 
     def take_back(self) -> list[int]:
         """The loans of messages on lines that nobody needs any more, of which this has not told yet."""
-        if not self.takes_back:
-            return []
         found: list[int] = []
-        self.takes_back = False
-        for line in list(self._lines.values()):
-            if line.keeps_messages >= 0:
-                self.takes_back = True
+        ended = False
+        for reference in self._taking:
+            line = reference()
+            if line is None:
+                ended = True
+            else:
                 found += line.take_back()
+        if ended:
+            self._taking = [reference for reference in self._taking if reference() is not None]
+            self.takes_back = bool(self._taking)
         return found
 
     def wait_for_memory(self, session: Session | None) -> None:
@@ -264,7 +268,9 @@ class LinesOut:
         line.arenas, line.shared_bytes_max = frozenset(told.arenas), told.shared_bytes_max
         line.keeps_messages, line.keeps_bytes = told.keeps_messages, told.keeps_bytes
         self.lends = self.lends or bool(told.arenas)
-        self.takes_back = self.takes_back or told.keeps_messages >= 0
+        if told.keeps_messages >= 0:
+            self.takes_back = True
+            self._taking.append(ref(line))
         return line
 
     def _bell(self, passage: Passage, identity: int) -> HasDescriptor | None:

@@ -91,11 +91,12 @@ def test_who_comes_later_finds_what_the_topic_keeps_as_it_was(
     subscription = other.subscribe("a", queue_messages=1000)
     last = begin(bus)
     firsts(subscription, last)
-    for _ in range(20):
-        for number in range(last, last + 50):
+    for _ in range(8):
+        # So many that the line has lasted, and the next one comes soon.
+        for number in range(last, last + 80):
             bus.publish("a", array_of(number), timeout_s=PATIENCE_S)
             firsts(subscription, 1)
-        last += 50
+        last += 80
         with other.subscribe("a", replay="all") as late:
             assert firsts(late, 5) == list(range(last - 5, last))
         while not has_line(bus):
