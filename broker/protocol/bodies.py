@@ -147,6 +147,11 @@ class Line(msgspec.Struct):
     """In which messages may lie, by the numbers by which readers know them: all of them have mapped these."""
     shared_bytes_max: int = 0
     """And how long such a message may be."""
+    keeps_messages: int = -1
+    """How many messages the topic keeps, its newest aside: of older ones that no reader has any more, the publisher
+    takes the memory back by itself. -1 from a broker that does not let it."""
+    keeps_bytes: int = -1
+    """And how many bytes."""
 
 
 class Attach(msgspec.Struct):

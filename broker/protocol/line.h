@@ -356,6 +356,27 @@ static inline int tb_want(tb_releases *releases, uint64_t more)
     return tb_released(releases) - releases->count >= more;
 }
 
+/* The publisher's look at what a reader has let go of, beside the broker's: the next entry behind the `*count` that it has
+   seen, or 0. Of entries that the reader may have written over meanwhile it hears from the broker. */
+static inline uint64_t tb_see_let_go(tb_end *end, int reader, uint64_t *count)
+{
+    tb_place *place = end->places[reader];
+    for (;;) {
+        uint64_t released = atomic_load_explicit(&place->released, memory_order_acquire);
+        if (*count == released)
+            return 0;
+        if (released - *count >= TB_DIRECT_RELEASES)
+            *count = released - TB_DIRECT_RELEASES + 1;
+        uint64_t position = atomic_load_explicit(&place->let_go[*count % TB_DIRECT_RELEASES], memory_order_relaxed);
+        atomic_thread_fence(memory_order_acquire);
+        released = atomic_load_explicit(&place->released, memory_order_relaxed);
+        if (released - *count < TB_DIRECT_RELEASES) {
+            ++*count;
+            return position;
+        }
+    }
+}
+
 /* How many entries all readers have let go of that the broker does not know of, as they say. */
 static inline uint64_t tb_collectable(tb_end *end)
 {

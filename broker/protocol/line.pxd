@@ -57,6 +57,7 @@ cdef extern from "broker/protocol/line.h" nogil:
     void tb_collected(tb_releases *releases)
     int tb_want(tb_releases *releases, uint64_t more)
     uint64_t tb_collectable(tb_end *end)
+    uint64_t tb_see_let_go(tb_end *end, int reader, uint64_t *count)
 
 
 cdef inline void *_pointer(uintptr_t address):
@@ -78,8 +79,10 @@ cdef class End:
 
 
 cdef class Writer(End):
+    cdef uint64_t _seen[8]
     cpdef int write(self, bytes header, bytes body, bytes payload) except? -3
     cpdef long long collectable(self) except -1
+    cpdef unsigned long long let_go(self, int reader) except? 7
 
 
 cdef class Reader(End):

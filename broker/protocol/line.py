@@ -105,6 +105,13 @@ class Writer(End):
         """How many messages in shared memory all readers have let go of without the broker's knowing, as they say."""
         return tb_collectable(cython.address(self._end))
 
+    def let_go(self, reader: int) -> int:
+        """An entry that a reader has let go of, as it says, by the position behind it; each once, and 0 when there is
+        no other one. Some it may be the broker alone that hears of."""
+        if not 0 <= reader < self._end.readers:
+            raise InvalidValue("reader", reader, "is none of this line")
+        return tb_see_let_go(cython.address(self._end), reader, cython.address(self._seen[reader]))
+
 
 class Reader(End):
     """A reader's end, with its place. One thread at a time may call."""

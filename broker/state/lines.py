@@ -361,7 +361,7 @@ class Lines:
             passage.give(handle)
         body = Line(
             [reader.place.identity for reader in whole], [reader.session.bell_identity for reader in whole],
-            list(arenas), _shared_bytes_max(readers),
+            list(arenas), _shared_bytes_max(readers), *line.keeps,
         )  # fmt: skip
         frame = Frame(
             Kind.LINE, Flag.REQUEST if asks else 0, Lane.CONTROL,

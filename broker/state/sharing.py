@@ -460,6 +460,9 @@ class Sharing:
         """ARENA."""
         shares, passage = self.shares(record, frame), record.session.passage
         assert passage is not None
+        if frame.flags & Flag.LAST:
+            # Its publisher need not wait until what lies there was drained.
+            record.tenant.lines.take_in()
         self._last_arena = self._last_arena % 0xFFFFFFFF + 1
         arena = shares.arena(frame, self._last_arena, passage)
         if arena is not None and arena.device:

@@ -29,6 +29,7 @@ cdef class TopicLine:
     cdef public bint draining
     cdef public long long offered_ns
     cdef public object ring
+    cdef public tuple keeps
     cdef public dict arenas
     cdef public object _lines
     cdef public Drain _end

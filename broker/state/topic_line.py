@@ -70,6 +70,8 @@ class TopicLine:
         asks: the flag that its messages may have because they are followed: of requests, or of last replies; or 0.
         arenas: in which messages may lie, as all readers have mapped them: the publisher's own numbers, by those by
             which readers know them.
+        keeps: how many messages, and how many of their bytes, the topic keeps. Its publisher writes again where older
+            ones lay that all readers have let go of, which the broker may not have drained by then.
         offered_ns: when the broker has first seen that its publisher has not begun it yet; 0 for not yet.
     """
 
@@ -90,6 +92,7 @@ class TopicLine:
         self.publisher = publisher
         self.readers = readers
         self.ring = ring
+        self.keeps = publisher.topic.ring.messages_max, publisher.topic.ring.bytes_max
         self.draining = False
         self.offered_ns = 0
         self._lines = lines
@@ -227,7 +230,8 @@ class TopicLine:
         readers = lines.readers_of(self.publisher)
         same = [(reader.session, reader.subscriptions) for reader in self.readers]
         behind = any(not _is_caught_up(each) for reader in self.readers for each in reader.subscriptions)
-        if self._end.closed or topic.line is not None or readers != same or behind:
+        keeps = topic.ring.messages_max, topic.ring.bytes_max
+        if self._end.closed or topic.line is not None or readers != same or behind or keeps != self.keeps:
             self.refuse()
             return False
         try:

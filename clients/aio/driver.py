@@ -108,6 +108,10 @@ class AsyncDriver:
         self.core.bell = self._bell = bell
         self._loop.add_reader(bell.descriptor, self._rung)
 
+    async def pause(self, seconds: float) -> bool:
+        """The loop counts in milliseconds."""
+        return False
+
     def _rung(self) -> None:
         """Something has come on a line."""
         if self._bell is not None:

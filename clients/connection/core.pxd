@@ -15,7 +15,7 @@ from clients.connection.signals cimport Signal
 
 
 cdef int _DELIVER, _CHUNK, _PUBLISH, _TOPIC, _CREDIT, _RESULT
-cdef int _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE, _TRACED, _CHUNKED
+cdef int _CONTROL, _DEFAULT, _REQUEST, _ACKNOWLEDGE, _TRACED, _CHUNKED, _SHARED
 
 
 cdef class Core(Receiver):

@@ -49,7 +49,8 @@ _DELIVER, _CHUNK, _PUBLISH = int(Kind.DELIVER), int(Kind.CHUNK), int(Kind.PUBLIS
 _TOPIC, _CREDIT, _RESULT = int(Kind.TOPIC), int(Kind.CREDIT), int(Kind.RESULT)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _REQUEST, _ACKNOWLEDGE, _TRACED = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE), int(Flag.TRACED)
-_CHUNKED = int(Flag.CHUNKED)
+# Plain numbers: an operation with a flag runs the interpreter, which takes longer than all the rest of a message.
+_CHUNKED, _SHARED = int(Flag.CHUNKED), int(Flag.SHARED)
 
 
 class Bell(Protocol):
@@ -358,6 +359,10 @@ class Core(Receiver):
             raise ConnectionClosed("there is no connection to the broker at the moment")
         self.session.put(frame)
 
+    def take_back(self) -> None:
+        """Has back what it has published in shared memory and nobody needs any more, as far as that is known here."""
+        self.arenas.take_back(self.outgoing.lines.take_back())
+
     def declare(self, wishes: Declare) -> Pending:
         """Asks for a policy of topics; once the broker has agreed, it is asked again after each reconnect."""
 
@@ -475,7 +480,7 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
         shared = core.arenas.share(message.place)
         if shared is not None:
             frame = Frame(
-                Kind.PUBLISH, message.flags | Flag.SHARED, lane, message.content,
+                _PUBLISH, message.flags | _SHARED, lane, message.content,
                 number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),
                 sequence=message.request, time_ns=wall_ns, body=body, payload=shared,
             )  # fmt: skip

@@ -26,11 +26,18 @@ from clients.reading.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN_S = 0.00005
+"""So long a publisher sleeps until it looks again what readers of its lines, who have some to read, let go of."""
+
 
 class Driver(Protocol):
     """What an operation needs of its client."""
 
     core: Core
+
+    async def pause(self, seconds: float) -> bool:
+        """Lets less than a millisecond pass, where so short a wait can be had; says whether it has."""
+        ...
 
     async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
         """Waits until a signal is ready.
@@ -132,15 +139,24 @@ async def publish(
 
 async def room(driver: Driver, size_bytes: int) -> None:
     """Waits a moment for readers to be done with shared memory, if much of it is in use."""
-    arenas = driver.core.arenas
+    core, arenas = driver.core, driver.core.arenas
     if arenas.has_room(size_bytes):
         return
     driver.read_arrived()
-    deadline = Deadline(SHARED_PATIENCE_S + size_bytes / 1e9)
-    while not arenas.has_room(size_bytes):
-        driver.core.outgoing.lines.wait_for_memory(driver.core.session)
-        arenas.came_back.clear()
+    patience_s = SHARED_PATIENCE_S + size_bytes / 1e9
+    deadline, pauses_s = Deadline(patience_s), patience_s / 2
+    while True:
+        core.take_back()
+        if arenas.has_room(size_bytes):
+            return
         began = time.monotonic()
+        if core.outgoing.lines.takes_back and pauses_s > 0 and await driver.pause(LOOK_AGAIN_S):
+            # Readers of lines are still busy with others: nobody needs to wake anybody.
+            pauses_s -= time.monotonic() - began
+            arenas.waited(time.monotonic() - began)
+            continue
+        core.outgoing.lines.wait_for_memory(core.session)
+        arenas.came_back.clear()
         try:
             await driver.wait(arenas.came_back, deadline.remaining_s, "shared memory to come back")
         except TimeoutError:

@@ -106,6 +106,15 @@ class Pump:
         """Waits, under the lock, until a signal is ready; see operations.Driver."""
         self.block(signal, timeout_s, what)
 
+    async def pause(self, seconds: float) -> bool:
+        """Sleeps under the lock, which is given up meanwhile; see operations.Driver."""
+        self.lock.release()
+        try:
+            time.sleep(seconds)
+        finally:
+            self.lock.acquire()
+        return True
+
     def block(self, signal: Signal, timeout_s: float | None, what: str) -> None:
         """As `wait`. The lock is held by the caller and is given up meanwhile."""
         self.core.before_waiting()

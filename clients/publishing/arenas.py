@@ -6,7 +6,7 @@
     +-------+-------+-------+- - -+-------+     a block is free when its Block object is gone
 
 A Block is held by the array that was lent over it, by the call that publishes it, and by each message in it until the
-broker says RELEASE, which it does when no reader uses it any more.
+broker says RELEASE, which it does when no reader uses it any more, or until its line tells sooner (line_out.py).
 
 Where there is no block to be had, because readers hold them all or the message is longer than what may be shared, the
 message goes through the socket, under its topic's credit: nobody waits for a reader that keeps what it got. So it does
@@ -146,6 +146,7 @@ class Arenas:
         self._ahead_bytes = SHARED_AHEAD_BYTES
         self._waited_s = 0.0
         self._look_ns = 0
+        self._last_given: tuple[ref[Block], ref[npt.NDArray[np.generic]]] | None = None
         self._full = False
         """Whether another arena was not to be had of late."""
 
@@ -213,8 +214,10 @@ class Arenas:
         block = self.lend(size_bytes) if self.suits(size_bytes) and not dtype.hasobject else None
         if block is None:
             return np.empty(shape, dtype)
-        array = np.frombuffer(block.view(size_bytes), dtype.base).reshape(shape + dtype.shape)
-        block.arena.given[block.offset] = ref(block), ref(array)
+        array = np.frombuffer(block.view(size_bytes), dtype.base)
+        if dtype.shape or array.shape != shape:
+            array = array.reshape(shape + dtype.shape)
+        block.arena.given[block.offset] = self._last_given = ref(block), ref(array)
         return array
 
     def place(self, payload: Payload, value: object) -> Place | None:
@@ -227,12 +230,26 @@ class Arenas:
         Returns:
             None when there is no block for a copy.
         """
-        size_bytes = len(payload)
+        return self.found(payload, value) or self.copied(payload)
+
+    def found(self, payload: Payload, value: object) -> Place | None:
+        """Where a payload lies that the application was lent the memory for and gives away, or None; as `place`."""
+        if not isinstance(value, np.ndarray) or isinstance(payload, Gathered) or not len(payload):
+            return None
+        last = self._last_given
+        if last is not None and last[1]() is value and value.flags.c_contiguous and value.nbytes == len(payload):
+            # Most are given away as soon as they are filled.
+            block = last[0]()
+            if block is not None and not block.arena.gone:
+                value.flags.writeable = False
+                return Place(block, block.offset)
+        return self._find(np.frombuffer(payload, np.uint8), value)
+
+    def copied(self, payload: Payload) -> Place | None:
+        """Copies a payload into a block; None when there is none."""
         parts = payload.parts if isinstance(payload, Gathered) else (payload,)
         arrays = [np.frombuffer(part, np.uint8) for part in parts if len(part)]
-        found = self._find(arrays[0], value) if len(arrays) == 1 and isinstance(value, np.ndarray) else None
-        if found is not None:
-            return found
+        size_bytes = len(payload)
         block = self.lend(size_bytes)
         if block is None:
             return None
@@ -395,9 +412,13 @@ class Arenas:
 
     def released(self, frame: Frame) -> None:
         """RELEASE: nobody reads some messages any more."""
-        for number in released(frame):
-            self._lent.pop(number, None)
+        self.take_back(released(frame))
         self.came_back.set()
+
+    def take_back(self, loans: list[int]) -> None:
+        """Nobody needs some messages any more, of which others may be known already."""
+        for number in loans:
+            self._lent.pop(number, None)
 
 
 def _rounded(size_bytes: int) -> int:

@@ -3,21 +3,30 @@ the bells that it rings.
 
 The broker offers a line and drains it; see broker/state/lines.py. Whatever does not fit on it, or cannot travel on it,
 goes by the socket, and with that the line is over: the broker takes in what is on it first, so nothing is overtaken.
+
+    blocks of a topic's messages, oldest first         | used again when
+    +------+------+------+------+------+------+------+ |   all readers have said in their places that they have let go,
+    | free | read | free | read | kept | kept | kept | |   and the topic keeps so many newer messages that it has this
+    +------+------+------+------+------+------+------+ |   one no more as soon as the broker has drained those
+
+So a publisher need not wait for the broker to have memory back. The broker hears of all that too, and tells: what is
+not seen here, because a reader has said too much at a time, comes back with that.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import Final
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import LINE_DATA_BYTES, SHARED_AHEAD_BYTES
 from broker.protocol.bodies import Line, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.line import PLACE_BYTES, READERS_MAX, VERSION, Writer
+from broker.protocol.line import PLACE_BYTES, READERS_MAX, RELEASES, VERSION, Writer
 from broker.protocol.session import Session
-from broker.protocol.sharing import HasDescriptor, Passage
+from broker.protocol.sharing import HasDescriptor, Passage, place_of
 from broker.transport.calls import ring
 
 log = logging.getLogger(__name__)
@@ -26,6 +35,28 @@ _HALF_BYTES: Final = LINE_DATA_BYTES // 2
 _DEFAULT: Final = int(Lane.DEFAULT)
 _MAY_HAVE: Final = int(Flag.SHARED | Flag.ACKNOWLEDGE)
 _GIVEN_BACK_BYTES: Final = SHARED_AHEAD_BYTES // 2
+_UNCOLLECTED: Final = RELEASES // 2
+_KNOWN_MAX: Final = 4 * RELEASES
+"""Messages of a line whose memory may come back without the broker; of older ones it is left to the broker."""
+
+
+class _Lent:
+    """A message in shared memory that was written to a line.
+
+    Attributes:
+        loan: its number.
+        size_bytes: its length.
+        readers: who may still read it, a bit for each.
+        kept: whether the topic keeps it.
+    """
+
+    __slots__ = ("kept", "loan", "readers", "size_bytes")
+
+    def __init__(self, loan: int, size_bytes: int, readers: int) -> None:
+        self.loan = loan
+        self.size_bytes = size_bytes
+        self.readers = readers
+        self.kept = True
 
 
 class LineOut:
@@ -36,10 +67,13 @@ class LineOut:
         asks: the flag of requests or of last replies, if such can travel on it; else 0.
         arenas: in which messages may lie, by the numbers by which others know them.
         shared_bytes_max: how long such a message may be.
+        keeps_messages: how many messages the topic keeps; -1 when only the broker gives memory back.
+        keeps_bytes: and how many bytes.
     """
 
     __slots__ = (
-        "__weakref__", "_bells", "_told", "_writer", "arenas", "asks", "number", "shared_bytes_max",
+        "__weakref__", "_back", "_bells", "_kept", "_kept_bytes", "_known", "_told", "_writer", "arenas", "asks",
+        "keeps_bytes", "keeps_messages", "number", "shared_bytes_max",
     )  # fmt: skip
 
     def __init__(self, number: int, writer: Writer, bells: list[HasDescriptor], asks: int) -> None:
@@ -47,16 +81,25 @@ class LineOut:
         self.asks = asks
         self.arenas: frozenset[int] = frozenset()
         self.shared_bytes_max = 0
+        self.keeps_messages = self.keeps_bytes = -1
+        # Messages in shared memory by the positions behind them, and those that the topic keeps, oldest first.
+        self._known: dict[int, _Lent] = {}
+        self._kept: deque[_Lent] = deque()
+        self._kept_bytes = 0
+        self._back: list[int] = []
         self._writer = writer
         self._bells = bells
         # The broker has been told of what is before it, and may not have looked yet.
         self._told = 0
 
-    def write(self, header: bytes, body: bytes, payload: bytes) -> bool:
-        """Publishes a message and wakes its readers; says whether it has, else the line is over."""
+    def write(self, header: bytes, body: bytes, payload: bytes, shared_bytes: int = 0) -> bool:
+        """Publishes a message, or the place of so many bytes, and wakes its readers; says whether it has, else the line
+        is over."""
         sleepers = self._writer.write(header, body, payload)
         if sleepers < 0:
             return False
+        if shared_bytes and self.keeps_messages >= 0:
+            self._lend(payload, shared_bytes)
         if sleepers:
             self._wake(sleepers)
         return True
@@ -68,6 +111,43 @@ class LineOut:
                 ring(self._bells[reader].descriptor)
             sleepers >>= 1
             reader += 1
+
+    def _lend(self, place: bytes, size_bytes: int) -> None:
+        """A message in shared memory was written: older ones are kept no more."""
+        known, kept = self._known, self._kept
+        lent = _Lent(place_of(place)[1], size_bytes, (1 << self._writer.readers) - 1)
+        known[self._writer.position] = lent
+        if len(known) > _KNOWN_MAX:
+            del known[next(iter(known))]
+        kept.append(lent)
+        self._kept_bytes += size_bytes
+        # The newest one stays, whatever the topic keeps.
+        while len(kept) > 1 and (len(kept) > self.keeps_messages or self._kept_bytes > self.keeps_bytes):
+            oldest = kept.popleft()
+            self._kept_bytes -= oldest.size_bytes
+            oldest.kept = False
+            if not oldest.readers:
+                self._back.append(oldest.loan)
+
+    def take_back(self) -> list[int]:
+        """The loans of messages that nobody needs any more, of which this has not told yet."""
+        writer, known = self._writer, self._known
+        if known:
+            for reader in range(writer.readers):
+                # Not more than were written: a place is its reader's to write to.
+                for _ in range(len(known)):
+                    position = writer.let_go(reader)
+                    if not position:
+                        break
+                    lent = known.get(position)
+                    if lent is not None:
+                        lent.readers &= ~(1 << reader)
+                        if not lent.readers:
+                            del known[position]
+                            if not lent.kept:
+                                self._back.append(lent.loan)
+        back, self._back = self._back, []
+        return back
 
     def carries(self, frame: Frame, name: int) -> bool:
         """Whether a message in shared memory can travel on it.
@@ -91,7 +171,11 @@ class LineOut:
         Args:
             size_bytes: of each message there.
         """
-        return self._writer.collectable() * size_bytes >= _GIVEN_BACK_BYTES
+        collectable = self._writer.collectable()
+        if self.keeps_messages >= 0:
+            # It has that back already, and the readers need only have room to say more.
+            return collectable >= _UNCOLLECTED
+        return collectable * size_bytes >= _GIVEN_BACK_BYTES
 
     def tells(self, soon: bool, low: bool) -> bool:
         """Whether the broker is to be told that there is something on the line; then it counts as told.
@@ -116,10 +200,13 @@ class LinesOut:
 
     Attributes:
         lends: whether some memory may have to be given back on a line, in this session.
+        takes_back: whether some of that may be without the broker.
     """
 
     def __init__(self) -> None:
         self.lends = False
+        self.takes_back = False
+        self._taking: list[ref[LineOut]] = []
         self._bells: WeakValueDictionary[int, HasDescriptor] = WeakValueDictionary()
         self._lines: WeakValueDictionary[int, LineOut] = WeakValueDictionary()
 
@@ -141,6 +228,21 @@ class LinesOut:
         if line is not None:
             line.arenas |= {frame.target}
             self.lends = True
+
+    def take_back(self) -> list[int]:
+        """The loans of messages on lines that nobody needs any more, of which this has not told yet."""
+        found: list[int] = []
+        ended = False
+        for reference in self._taking:
+            line = reference()
+            if line is None:
+                ended = True
+            else:
+                found += line.take_back()
+        if ended:
+            self._taking = [reference for reference in self._taking if reference() is not None]
+            self.takes_back = bool(self._taking)
+        return found
 
     def wait_for_memory(self, session: Session | None) -> None:
         """Tells the broker that this client waits for readers to let go of what they have from its lines."""
@@ -164,7 +266,11 @@ class LinesOut:
             return None
         line = self._lines[frame.stream] = LineOut(frame.stream, writer, found, asks)
         line.arenas, line.shared_bytes_max = frozenset(told.arenas), told.shared_bytes_max
+        line.keeps_messages, line.keeps_bytes = told.keeps_messages, told.keeps_bytes
         self.lends = self.lends or bool(told.arenas)
+        if told.keeps_messages >= 0:
+            self.takes_back = True
+            self._taking.append(ref(line))
         return line
 
     def _bell(self, passage: Passage, identity: int) -> HasDescriptor | None:

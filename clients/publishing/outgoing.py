@@ -245,7 +245,7 @@ class Outgoing:
     ) -> bool:
         """Writes a message, or the place of so many bytes, on a topic's line, which is over if it says no."""
         line = topic.line
-        if line is None or not line.write(header, body, payload):
+        if line is None or not line.write(header, body, payload, shared_bytes):
             topic.line = None
             return False
         low = topic.credit_messages < self._window_messages // 2 or topic.credit_bytes < self._window_bytes // 2

@@ -86,6 +86,10 @@ class Lines:
     def attach(self, session: Session, frame: Frame, now_ns: int) -> None:
         """ATTACH: a line is to be read, from its first message on; or one has ended."""
         if frame.flags & Flag.LAST:
+            for line in self._lines:
+                if line.number == frame.target:
+                    for subscription in line.subscriptions:
+                        subscription.lined(lined=False)
             self._lines = [line for line in self._lines if line.number != frame.target]
             self.count = len(self._lines)
             return
@@ -108,6 +112,8 @@ class Lines:
             _leave(session, frame.target)
             return
         line = LineIn(frame.target, reader, releases, publication, subscriptions, frame.sequence)
+        for subscription in subscriptions:
+            subscription.lined(lined=True)
         self._lines = [*self._lines, line]
         self.count = len(self._lines)
         self.read(now_ns)
@@ -190,6 +196,9 @@ class Lines:
 
     def forget(self) -> None:
         """What comes on the lines is none of this process's business any more."""
+        for line in self._lines:
+            for subscription in line.subscriptions:
+                subscription.lined(lined=False)
         self._lines = []
         self.count = 0
 

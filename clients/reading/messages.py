@@ -28,6 +28,10 @@ except ModuleNotFoundError:
 NO_BODY: Final = MessageBody()
 _UNREAD: Final = object()
 _BYTES: Final = int(Content.BYTES)
+_KNOWN_BODY_BYTES_MAX: Final = 128
+_KNOWN_BODIES_MAX: Final = 64
+_known_bodies: dict[bytes, MessageBody] = {}
+"""Bodies that say nothing but what an array is: those of a topic are mostly the same, and are decoded once."""
 LANE_NAMES: Final = tuple(lane.name.lower() for lane in Lane)
 
 
@@ -223,7 +227,7 @@ class Message:
     def body(self) -> MessageBody:
         """The decoded body of the message's frame."""
         if self._decoded is None:
-            self._decoded = decode_body(self._body, MessageBody) if self._body else NO_BODY
+            self._decoded = _decoded(self._body) if self._body else NO_BODY
         return self._decoded
 
     @property
@@ -341,6 +345,18 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message {self.topic} sequence={self.sequence} from {self.sender!r} {self.size_bytes} bytes>"
+
+
+def _decoded(body: bytes) -> MessageBody:
+    known = _known_bodies.get(body)
+    if known is not None:
+        return known
+    decoded = decode_body(body, MessageBody)
+    if len(body) <= _KNOWN_BODY_BYTES_MAX and decoded == MessageBody(tensor=decoded.tensor):
+        if len(_known_bodies) >= _KNOWN_BODIES_MAX:
+            _known_bodies.clear()
+        _known_bodies[body] = decoded
+    return decoded
 
 
 def unpack_batch(

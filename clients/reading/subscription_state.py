@@ -24,6 +24,10 @@ from clients.reading.messages import Delivery, Message
 from clients.reading.readers import Reader
 from clients.reading.seen import Seen
 
+CREDIT_PARTS: Final = 8
+LINE_CREDIT_PARTS: Final = 4
+"""Credit is due when such a part of queue_bytes was taken; of what comes on a line, where the broker has to drain for
+it, a fourth."""
 NEVER_NS: Final = (1 << 63) - 1
 
 
@@ -81,12 +85,16 @@ class SubscriptionState(Signal):
         self._gaps_skipped: dict[str, int] = {}
         self._gaps_evicted: dict[str, int] = {}
         self.drops_untold: dict[str, int] = {}
-        self._bytes_threshold = wishes.queue_bytes // 8
+        self._bytes_threshold = wishes.queue_bytes // CREDIT_PARTS
         self._follow(wishes.overflow or "block")
         self.credit_due = False
         self.reader: ref[Reader] | None = None
         self.readers = 0
         self.began_ns = NEVER_NS
+
+    def lined(self, *, lined: bool) -> None:
+        """Its messages come on a line, or not any more: the broker drains that for each credit, and need not often."""
+        self._bytes_threshold = self.wishes.queue_bytes // (LINE_CREDIT_PARTS if lined else CREDIT_PARTS)
 
     def decided(self, frame: Frame) -> None:
         """DONE, where the broker was to decide about the overflow: it stays so for the subscription's life."""

@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from broker.limits import LEASES_MAX
-from broker.protocol.bodies import Declare
+from broker.protocol.bodies import Declare, Line, decode_body
 from broker.protocol.frames import Flag, Kind, Lane
 from broker.protocol.line import AVAILABLE, FULL, NOTED, RELEASES, WAITED_FOR
 from broker.protocol.sharing import PLACE, Release
@@ -215,6 +215,56 @@ def test_what_the_topic_keeps_is_lent_until_it_lets_go(publisher: Placer, reader
     reader.let_go()
     publisher.drain("a")
     assert publisher.back()[-3:] == loans[:3]
+
+
+def test_the_publisher_is_told_what_its_topic_keeps(publisher: Placer, reader: Placer) -> None:
+    reader.peer.put(Kind.DECLARE, body=Declare("a", ring_messages=7, ring_bytes=12345), target=77, lane=Lane.CONTROL)
+    begin(publisher, reader)
+    told = decode_body(publisher.offers()[-1].body, Line)
+    assert (told.keeps_messages, told.keeps_bytes) == (7, 12345)
+
+
+def test_a_topic_that_keeps_nothing_says_so(publisher: Placer, reader: Placer) -> None:
+    reader.peer.put(Kind.DECLARE, body=Declare("a", retain=False), target=77, lane=Lane.CONTROL)
+    begin(publisher, reader)
+    told = decode_body(publisher.offers()[-1].body, Line)
+    assert (told.keeps_messages, told.keeps_bytes) == (0, 0)
+
+
+def test_a_line_does_not_begin_whose_topic_keeps_something_else_by_then(
+    talk: Talk, publisher: Placer, reader: Placer
+) -> None:
+    for _ in range(8):
+        publisher.place_by_socket("a")
+    publisher.accept()
+    reader.peer.put(Kind.DECLARE, body=Declare("a", ring_messages=9), target=77, lane=Lane.CONTROL)
+    publisher.start("a")
+    assert lines(talk) == 0
+    assert not reader.attached()
+
+
+def test_a_topic_that_is_to_keep_more_ends_its_line_first(talk: Talk, publisher: Placer, reader: Placer) -> None:
+    begin(publisher, reader)
+    loans = [publisher.place("a") for _ in range(3)]
+    reader.take()
+    reader.let_go()
+    reader.peer.put(Kind.DECLARE, body=Declare("a", ring_messages=9), target=77, lane=Lane.CONTROL)
+    assert lines(talk) == 0
+    # Until then it has kept nothing.
+    assert publisher.back() == loans
+
+
+def test_an_arena_ends_behind_what_lies_there_and_was_not_drained(
+    talk: Talk, publisher: Placer, reader: Placer
+) -> None:
+    begin(publisher, reader)
+    loans = [publisher.place("a") for _ in range(3)]
+    reader.take()
+    reader.let_go()
+    publisher.peer.put(Kind.ARENA, Flag.LAST, number=1, lane=Lane.CONTROL)
+    assert publisher.back() == loans
+    assert lines(talk) == 1
+    assert publisher.peer.session.failure is None
 
 
 def test_a_full_place_is_looked_at_when_its_reader_says_so(publisher: Placer, reader: Placer) -> None:

@@ -84,6 +84,47 @@ def test_arrays_come_in_order_and_whole_and_their_memory_goes_round(
     assert bus._core.arenas._held_bytes < 2000 * array.nbytes
 
 
+def test_who_comes_later_finds_what_the_topic_keeps_as_it_was(
+    broker: ServingThread, bus: clients.Client, other: clients.Client
+) -> None:
+    other.declare("a", ring_messages=5, ring_bytes=64 * MIB)
+    subscription = other.subscribe("a", queue_messages=1000)
+    last = begin(bus)
+    firsts(subscription, last)
+    for _ in range(8):
+        # So many that the line has lasted, and the next one comes soon.
+        for number in range(last, last + 80):
+            bus.publish("a", array_of(number), timeout_s=PATIENCE_S)
+            firsts(subscription, 1)
+        last += 80
+        with other.subscribe("a", replay="all") as late:
+            assert firsts(late, 5) == list(range(last - 5, last))
+        while not has_line(bus):
+            bus.publish("a", array_of(last), timeout_s=PATIENCE_S)
+            bus.flush(PATIENCE_S)
+            firsts(subscription, 1)
+            last += 1
+
+
+def test_memory_comes_back_from_a_line_without_a_word_of_the_brokers(
+    broker: ServingThread, bus: clients.Client, other: clients.Client
+) -> None:
+    other.declare("a", ring_messages=2)
+    subscription = other.subscribe("a", queue_messages=1000)
+    first = begin(bus)
+    firsts(subscription, first)
+    bus.flush(PATIENCE_S)
+    with bus._driver.lock:
+        before = bus._core.arenas._last_loan
+    for number in range(first, first + 10):
+        bus.publish("a", array_of(number), timeout_s=PATIENCE_S)
+        firsts(subscription, 1)
+    gc.collect()
+    with bus._driver.lock:
+        bus._core.take_back()
+        assert len([loan for loan in bus._core.arenas._lent if loan > before]) == 2
+
+
 def test_a_reader_that_keeps_arrays_finds_them_as_they_were(
     broker: ServingThread, bus: clients.Client, other: clients.Client
 ) -> None:
