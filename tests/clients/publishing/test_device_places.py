@@ -184,6 +184,7 @@ def test_a_subscription_that_begins_between_two_messages(
 def test_when_nobody_needs_bytes_any_more_it_is_asked_again(
     bus: clients.Client, other: clients.Client, cupy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(device_arenas, "DEVICE_AGAIN_NS", 1 << 60)
     with bus.subscribe("a", device="cuda:0") as subscription:
         with other.subscribe("a"):
             bus.publish("a", cupy.array(numbers(0)))
