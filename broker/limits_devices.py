@@ -17,6 +17,8 @@ DEVICE_BLOCKS_MIN: Final = 2
 DEVICE_ARENA_BYTES: Final = 64 * MIB
 """Blocks of one size are made together, as many as fit into this. Device memory is dear, and all of it is there from
 the beginning, unlike that of files."""
+DEVICE_LOANS_MAX: Final = 4096
+"""Messages in the memory of devices that one publisher has lent, beside those in host memory."""
 DEVICES_NAMED_MAX: Final = 64
 """Devices of which one subscription may say that it takes arrays there."""
 DEVICE_NAME_BYTES_MAX: Final = 64

@@ -10,8 +10,8 @@ This is the driver's virtual memory management (CUDA Driver API, section Virtual
 The memory is there as long as any process has a handle, a mapping or a descriptor of it (cuMemRelease), so it outlives
 whoever made it; with cudaIpcMemHandle it would not.
 
-By ctypes, because it is a dozen functions of a library that is there wherever cupy can do anything, and their
-structures have been the same since they came. The sizes in tests/test_device_driver.py are those of cuda.h 13.0.
+By ctypes, because it is fourteen functions of a library that is there wherever cupy can do anything, and their
+structures have been the same since they came. The sizes in tests/test_device_memory.py are those of cuda.h 13.0.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ cdef class Publishing:
     cdef public object pressure, flush, authority, flow, consider_line, traced
     cdef public long long shared_bytes
     cdef public long long window_messages, window_bytes
-    cdef public bint pushing_back
+    cdef public bint places, pushing_back
     cdef public object refusal
     cdef object _room
     cdef long long _half_messages, _half_bytes

@@ -75,6 +75,8 @@ class Publishing:
         self.window_bytes = window_bytes
         self.pushing_back = False
         """Nobody gets more credit, because memory runs short (broker/state/watermark.py)."""
+        self.places = False
+        """Messages may lie in the memory of devices."""
         self.refusal: LimitExceeded | None = None
         """Why no message is taken, if memory has run so short."""
         self._half_messages = window_messages - window_messages // 2
@@ -159,7 +161,7 @@ class Publishing:
                 lane = _LANES[topic.policy.lane]
         body = frame.body
         if stream is not None:
-            if stays(self, session, publisher, frame, stream):
+            if self.places and stays(self, session, publisher, frame, stream):
                 return
             # To all but those who can share it, it is a large message that has arrived at once.
             total_bytes, taken_bytes = frame.total_bytes, charge(frame.total_bytes)

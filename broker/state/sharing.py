@@ -25,6 +25,7 @@ from weakref import ref
 from broker.buffers import Buffer
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
 from broker.limits import ARENA_SPARSE, ARENAS_MAX, LEASES_MAX, LOANS_MAX, SHARED_BYTES_MAX
+from broker.limits_devices import DEVICE_LOANS_MAX
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, encode
 from broker.protocol.sharing import (
@@ -262,8 +263,9 @@ class Shares:
         arena, size_bytes = self._arenas.get(number), frame.total_bytes
         if arena is None or offset + size_bytes > arena.size_bytes or not size_bytes:
             raise ProtocolError(f"{size_bytes} bytes at {offset} of arena {number}, which has no such place")
-        if loan_number in self._lent or len(self._lent) >= LOANS_MAX:
-            raise ProtocolError(f"loan {loan_number} is in use, or {LOANS_MAX} are", Code.LIMIT)
+        loans_max = LOANS_MAX + (DEVICE_LOANS_MAX if self._device_bytes_max else 0)
+        if loan_number in self._lent or len(self._lent) >= loans_max:
+            raise ProtocolError(f"loan {loan_number} is in use, or {loans_max} are", Code.LIMIT)
         loan = Loan(arena, loan_number, offset, size_bytes)
         memory = arena.memory
         assert memory is not None

@@ -97,6 +97,7 @@ class Tenant:
             self.router, self.requests, self.pressure,
             settings.publish_window_messages, settings.publish_window_bytes, flush, authority, self.flow,
         )  # fmt: skip
+        self.publishing.places = settings.device_memory_bytes > 0
         self.subscribing = Subscribing(
             self.router, self.publishing, self.pressure, authority, self.check_subscriptions,
             settings.subscriptions_per_session_max, flush, refuse,

@@ -17,13 +17,14 @@ from broker import devices
 from broker.devices import Device
 from broker.devices.memory import DeviceMemory, names
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import ARENAS_MAX, LOANS_MAX, SHARED_PAGE_BYTES
+from broker.limits import ARENAS_MAX, SHARED_PAGE_BYTES
 from broker.limits_devices import (
     DEVICE_AGAIN_NS,
     DEVICE_ARENA_BYTES,
     DEVICE_BLOCKS_MIN,
     DEVICE_BYTES_MIN,
     DEVICE_HEADER_BYTES,
+    DEVICE_LOANS_MAX,
     DEVICE_UNUSED_NS,
 )
 from broker.protocol.frames import Frame
@@ -135,7 +136,7 @@ class DeviceArenas:
 
     def put_off(self, topic: str) -> None:
         """The broker has said no."""
-        if len(self._not_before) >= LOANS_MAX:
+        if len(self._not_before) >= DEVICE_LOANS_MAX:
             self._not_before.clear()
         self._not_before[topic] = time.monotonic_ns() + DEVICE_AGAIN_NS
         self._idle = True
@@ -268,7 +269,7 @@ class DeviceArenas:
     def share(self, block: DeviceBlock) -> bytes | None:
         """The frame's payload for a message that is published now; None when its arena cannot be used."""
         arena = block.arena
-        if not arena.mapped or arena.gone or len(self._lent) >= LOANS_MAX // 2:
+        if not arena.mapped or arena.gone or len(self._lent) >= DEVICE_LOANS_MAX:
             return None
         number = self._last_loan + 1 if self._last_loan < 0xFFFFFFFF else FIRST_NUMBER
         while number in self._lent:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from broker import devices
 from broker.devices import Device
-from broker.errors import ConnectionClosed, TimeoutError
+from broker.errors import ConnectionClosed, InvalidValue, TimeoutError
 from broker.limits import CONTROL_QUEUE_BYTES_MAX
 from broker.limits_devices import DEVICE_ANSWER_S, DEVICE_PATIENCE_S
 from broker.protocol.codes import NotInPlace
@@ -104,10 +104,15 @@ def _prepare(
     """What is to be known of a message before its array is copied; None when it is to be sent as bytes.
 
     Raises:
-        InvalidValue: the topic, the array or an option cannot be used.
+        InvalidValue: the topic or an option cannot be used.
     """
-    form = devices.form_of(value)
-    encoded = int(Content.TENSOR), describe(form.like), b""
+    try:
+        form = devices.form_of(value)
+        encoded = int(Content.TENSOR), describe(form.like), b""
+    except InvalidValue:
+        # What can be staged after all, as a conjugate tensor of torch, is; the rest is refused there.
+        devices.detour("an array of a kind that has no place in device memory", type(value).__name__)
+        return None
     message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=False, priority=priority, encoded=encoded)
     arenas = core.devices
     if message.flags or core.session is None or arenas is None:

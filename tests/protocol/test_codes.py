@@ -6,14 +6,14 @@ import pytest
 
 from broker import errors
 from broker.protocol.bodies import Failure
-from broker.protocol.codes import Code, error_for
+from broker.protocol.codes import Code, NotInPlace, error_for
 
 
 def test_the_numbers_of_the_wire_are_fixed() -> None:
     assert {code.name: int(code) for code in Code} == {
         "NORMAL": 1, "PROTOCOL": 2, "VERSION": 3, "NOT_OURS": 4, "HEARTBEAT": 5, "LIMIT": 6, "DENIED": 7, "SHUTDOWN": 8,
         "INVALID": 9, "NO_RESPONDERS": 10, "NOT_FOUND": 11, "PUBLISHER_GONE": 12, "DROPPED": 13,
-        "COLLECTIVE": 15, "INTERNAL": 16, "RESPONDER_LOST": 17, "MOVED": 18,
+        "COLLECTIVE": 15, "INTERNAL": 16, "RESPONDER_LOST": 17, "MOVED": 18, "STAGED": 19,
     }  # fmt: skip
 
 
@@ -35,6 +35,13 @@ def test_a_code_becomes_its_error_with_the_words_of_the_broker(code: int, kind: 
     error = error_for(Failure(code, "the reason"), "topic/x")
     assert type(error) is kind
     assert "topic/x" in str(error) or "the reason" in str(error)
+
+
+def test_a_publisher_that_is_to_send_the_bytes_hears_whether_a_reader_is_new() -> None:
+    for value in (0, 1):
+        error = error_for(Failure(Code.STAGED, "why", value=value), "topic/x")
+        assert isinstance(error, NotInPlace)
+        assert (str(error), error.is_new) == ("why", bool(value))
 
 
 def test_a_limit_keeps_its_numbers() -> None:

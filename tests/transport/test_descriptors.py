@@ -175,6 +175,37 @@ def test_what_is_no_shared_memory_is_refused(ends: tuple[LocalConnection, LocalC
             receiver.passage.adopt(os.fstat(null.fileno()).st_ino, SIZE)
 
 
+def test_descriptors_of_one_device_are_kept_in_the_order_of_their_arrival(
+    ends: tuple[LocalConnection, LocalConnection],
+) -> None:
+    passage = ends[1].passage
+    with open("/dev/null") as null, open("/dev/zero") as zero:
+        many = [os.dup(null.fileno()) for _ in range(3)]
+        identities = [os.fstat(file.fileno()).st_ino for file in (null, zero)]
+        passage.arrived([many[0], os.dup(zero.fileno()), *many[1:]])
+    taken = [passage.take_device(identities[0]) for _ in range(2)]
+    assert [handle.descriptor for handle in taken if handle is not None] == many[:2]
+    assert passage.take_device(identities[1]) is not None
+    assert passage.take_device(identities[1]) is None
+    passage.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(many[2])
+
+
+def test_of_those_that_nobody_takes_no_more_are_kept_than_of_others(
+    ends: tuple[LocalConnection, LocalConnection],
+) -> None:
+    passage = ends[1].passage
+    with open("/dev/null") as null:
+        many = [os.dup(null.fileno()) for _ in range(DESCRIPTORS_WAITING_MAX + 1)]
+        passage.arrived(many)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(many[-1])
+        identity = os.fstat(null.fileno()).st_ino
+        kept = [handle for _ in many if (handle := passage.take_device(identity)) is not None]
+        assert len(kept) == DESCRIPTORS_WAITING_MAX
+
+
 def test_without_a_free_descriptor_the_bytes_still_come(ends: tuple[LocalConnection, LocalConnection]) -> None:
     sender, receiver = ends
     memory = SharedMemory.create(SIZE)

@@ -19,6 +19,7 @@ import pytest
 import clients
 from broker import devices
 from broker.devices import Copies
+from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import MIB
 from broker.limits_devices import DEVICE_BYTES_MIN
 from clients.publishing import device_arenas, device_out
@@ -183,6 +184,7 @@ def test_a_subscription_that_begins_between_two_messages(
 def test_when_nobody_needs_bytes_any_more_it_is_asked_again(
     bus: clients.Client, other: clients.Client, cupy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(device_arenas, "DEVICE_AGAIN_NS", 1 << 60)
     with bus.subscribe("a", device="cuda:0") as subscription:
         with other.subscribe("a"):
             bus.publish("a", cupy.array(numbers(0)))
@@ -244,6 +246,49 @@ def test_short_arrays_and_those_in_lists_are_staged(
         assert subscription.next(PATIENCE_S).value.shape == (DEVICE_BYTES_MIN // 8 - 1,)
         assert np.array_equal(subscription.next(PATIENCE_S).value[0].peek(), numbers(5))
     assert devices.copies()[4:] == Copies()[4:]
+
+
+def test_what_cannot_be_read_as_it_lies_is_staged_or_refused_there(
+    bus: clients.Client, other: clients.Client, cupy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(value: object) -> object:
+        raise InvalidValue("device array", "BufferError", "is not readable: a conjugate")
+
+    monkeypatch.setattr(devices, "form_of", fails)
+    with other.subscribe("a", device="cuda:0") as subscription:
+        bus.publish("a", cupy.array(numbers(5)))
+        assert np.array_equal(subscription.next(PATIENCE_S).value.peek(), numbers(5))
+    assert devices.copies().detours == 1
+
+
+def test_arguments_are_checked_as_ever(bus: clients.Client, cupy: ModuleType) -> None:
+    array = cupy.array(numbers(5))
+    for wrong in ({"lane": "fast"}, {"ack": "durable"}, {"priority": 10}, {"headers": {"a": 1}}, {"timeout_s": -1}):
+        with pytest.raises(InvalidValue):
+            bus.publish("a", array, **wrong)
+    with pytest.raises(InvalidValue):
+        bus.publish("a/#", array)
+    assert bus._core.devices._lent == {}
+
+
+def test_a_policys_bound_holds(bus: clients.Client, other: clients.Client, cupy: ModuleType) -> None:
+    bus.declare("a", max_message_bytes=SIZE - 1)
+    with other.subscribe("a", device="cuda:0") as subscription:
+        with pytest.raises(LimitExceeded, match="max_message_bytes"):
+            bus.publish("a", cupy.array(numbers(4)))
+        bus.declare("a", max_message_bytes=SIZE, lane="bulk")
+        bus.publish("a", cupy.array(numbers(5)))
+        message = subscription.next(PATIENCE_S)
+        assert (message.lane, message.value.peek()[0]) == ("bulk", 5)
+        assert devices.copies() == Copies(within=3, within_bytes=3 * SIZE)
+
+
+def test_a_traced_message_is_staged(bus: clients.Client, other: clients.Client, cupy: ModuleType) -> None:
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    with other.subscribe("a", device="cuda:0") as subscription:
+        bus.publish("a", cupy.array(numbers(5)), headers=headers)
+        assert np.array_equal(subscription.next(PATIENCE_S).value.peek(), numbers(5))
+    assert devices.copies().within == 0
 
 
 def test_all_memory_in_use_means_bytes(
