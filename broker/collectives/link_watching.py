@@ -35,7 +35,7 @@ from broker.collectives.recorder import Outcome, Progress, Recorded, Recorder
 from broker.collectives.snapshots import OperationSnapshot
 from broker.collectives.watching import SLACK_NS, claim_in_full, claim_words, decoded_claim, failure_words
 from broker.ids import Rank
-from broker.limits import LINK_CLOCK_NS, LINK_WORDS_MAX
+from broker.limits_links import LINK_CLOCK_NS, LINK_WORDS_MAX
 from broker.schedules import AUTO, HIERARCHICAL, RING
 
 LINK_SILENT_NS: Final = 400_000_000

@@ -23,7 +23,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker.errors import InvalidValue
-from broker.limits import LINK_ADDRESS_BYTES_MAX, LINK_ADDRESSES_MAX, NAME_BYTES_MAX
+from broker.limits import NAME_BYTES_MAX
+from broker.limits_links import LINK_ADDRESS_BYTES_MAX, LINK_ADDRESSES_MAX
 from broker.schedules import AUTO, LINKED
 
 VERSION: Final = 1

@@ -13,7 +13,7 @@ from broker.collectives.group import Group
 from broker.collectives.link_watching import LinkWatch, Standing, Word
 from broker.collectives.snapshots import GroupSnapshot
 from broker.ids import GroupNumber, Rank, SessionId
-from broker.limits import LINK_REPORT_LAST_S
+from broker.limits_links import LINK_REPORT_LAST_S
 from broker.protocol.bodies import decode_body
 from broker.protocol.frames import Frame
 from broker.protocol.operations import TOLD_MAX, Operations

@@ -29,7 +29,7 @@ from typing import NamedTuple
 from broker.collectives.group import Group
 from broker.errors import InvalidValue
 from broker.ids import Generation, GroupNumber, Rank, SessionId
-from broker.limits import (
+from broker.limits_links import (
     LINK_BREAKS_MAX,
     LINK_GRACE_S,
     LINK_MEETING_S,

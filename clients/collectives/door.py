@@ -29,7 +29,7 @@ from contextlib import suppress
 from typing import Final
 
 from broker.errors import InvalidValue
-from broker.limits import LINK_DIAL_S, LINK_HALF_OPEN_MAX, LINK_HELLO_S, LINK_LANES
+from broker.limits_links import LINK_DIAL_S, LINK_HALF_OPEN_MAX, LINK_HELLO_S, LINK_LANES
 from broker.protocol.links import (
     HELLO_BYTES,
     MAGIC,

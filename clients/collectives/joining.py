@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.errors import CollectiveError, ConnectionClosed, InvalidValue
-from broker.limits import LINK_MEETING_S
+from broker.limits_links import LINK_MEETING_S
 from broker.protocol.bodies import Join, encode_body
 from broker.protocol.frames import Frame, Kind, Lane
 from broker.schedules import AUTO

@@ -6,7 +6,7 @@ import logging
 import socket
 from typing import Final
 
-from broker.limits import LINK_USER_TIMEOUT_MS
+from broker.limits_links import LINK_USER_TIMEOUT_MS
 from clients.connection import environment
 
 log = logging.getLogger(__name__)

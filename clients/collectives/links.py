@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 from broker.collectives import costs, ring
 from broker.collectives.claims import INT8_BLOCKS, Claim, CollectiveKind
 from broker.errors import BrokerError, TimeoutError
-from broker.limits import LINK_VERDICT_S
+from broker.limits_links import LINK_VERDICT_S
 from broker.protocol.bodies import Membership
 from broker.protocol.links import Decision, host_name
 from broker.schedules import AUTO, HALVING, HIERARCHICAL, RING

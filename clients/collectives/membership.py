@@ -26,7 +26,7 @@ from broker.errors import (
     RankTimeoutError,
 )
 from broker.ids import Generation, Rank
-from broker.limits import LINK_REPORTS_QUEUED_BYTES_MAX
+from broker.limits_links import LINK_REPORTS_QUEUED_BYTES_MAX
 from broker.protocol.bodies import CollectiveFailure, Membership, TookPart, decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, encode
 from broker.protocol.links import Decision, LinkState, Trouble

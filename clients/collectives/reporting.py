@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from broker.collectives.ring import Entry, Glance, Outcome
-from broker.limits import LINK_REPORT_GROUP_OPERATIONS, LINK_REPORT_OPERATIONS
+from broker.limits_links import LINK_REPORT_GROUP_OPERATIONS, LINK_REPORT_OPERATIONS
 from broker.protocol.operations import Operations, Told
 
 _PENDING: Final = (int(Outcome.PENDING), int(Outcome.UNDECIDED))

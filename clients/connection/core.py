@@ -15,14 +15,7 @@ from broker.devices import Device
 from broker.devices.memory import names
 from broker.errors import BrokerError, ConnectionClosed
 from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
-from broker.protocol.bodies import (
-    Declare,
-    Failure,
-    Subscribe,
-    Welcome,
-    decode_body,
-    encode_body,
-)
+from broker.protocol.bodies import Declare, Failure, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.receiver import Received, Receiver
@@ -49,7 +42,6 @@ _DELIVER, _CHUNK, _PUBLISH = int(Kind.DELIVER), int(Kind.CHUNK), int(Kind.PUBLIS
 _TOPIC, _CREDIT, _RESULT = int(Kind.TOPIC), int(Kind.CREDIT), int(Kind.RESULT)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _REQUEST, _ACKNOWLEDGE, _TRACED = int(Flag.REQUEST), int(Flag.ACKNOWLEDGE), int(Flag.TRACED)
-# Plain numbers: an operation with a flag runs the interpreter, which takes longer than all the rest of a message.
 _CHUNKED, _SHARED = int(Flag.CHUNKED), int(Flag.SHARED)
 
 

@@ -3,3 +3,6 @@
 cdef class Signal:
     cdef public bint ready
     cdef public list callbacks
+
+    cpdef set(self)
+    cpdef clear(self)

@@ -15,7 +15,7 @@ from broker.collectives.recorder import Outcome, Recorded, Recorder
 from broker.collectives.snapshots import OperationSnapshot
 from broker.errors import RankTimeoutError
 from broker.ids import Rank
-from broker.limits import LINK_CLOCK_NS, LINK_REPORT_S, LINK_WORDS_MAX
+from broker.limits_links import LINK_CLOCK_NS, LINK_REPORT_S, LINK_WORDS_MAX
 
 MS = 1_000_000
 SECOND_NS = 1_000 * MS

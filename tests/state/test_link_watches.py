@@ -11,7 +11,7 @@ from broker.collectives.claims import Claim, CollectiveKind, ReduceOp
 from broker.collectives.recorder import Outcome, Recorded
 from broker.collectives.snapshots import GroupSnapshot
 from broker.ids import GroupNumber
-from broker.limits import LINK_REPORT_LAST_S, LINK_REPORT_S
+from broker.limits_links import LINK_REPORT_LAST_S, LINK_REPORT_S
 from broker.protocol.bodies import decode_body
 from broker.protocol.frames import Kind, Lane
 from broker.protocol.links import Decision, LinkState

@@ -6,7 +6,13 @@ import msgspec
 import pytest
 
 from broker.collectives.claims import Claim
-from broker.limits import LINK_BREAKS_MAX, LINK_GRACE_S, LINK_MEETING_S, LINK_REPORTS_OWED_MAX, LINKED_RANKS_MAX
+from broker.limits_links import (
+    LINK_BREAKS_MAX,
+    LINK_GRACE_S,
+    LINK_MEETING_S,
+    LINK_REPORTS_OWED_MAX,
+    LINKED_RANKS_MAX,
+)
 from broker.protocol.bodies import Join, Membership, decode_body
 from broker.protocol.frames import Kind, Lane
 from broker.protocol.links import SECRET_BYTES, Decision, LinkState, Reach, Trouble

@@ -15,7 +15,7 @@ import pytest
 
 import clients
 from broker.collectives.ring import Outcome
-from broker.limits import LINK_HALF_OPEN_MAX
+from broker.limits_links import LINK_HALF_OPEN_MAX
 from broker.protocol.links import HELLO_BYTES, Greeting, Reach, address_of, greet
 from clients.collectives import door as door_module
 from clients.collectives import entrance

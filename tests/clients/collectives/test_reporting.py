@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.collectives.ring import LOG_ENTRIES, Entry, Glance, Outcome
-from broker.limits import LINK_REPORT_OPERATIONS
+from broker.limits_links import LINK_REPORT_OPERATIONS
 from broker.protocol.operations import TOLD_MAX, Operations, Told
 from clients.collectives.reporting import Reporter
 
