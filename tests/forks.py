@@ -219,7 +219,7 @@ def leave_alone(modules: Mapping[str, ModuleType], statuses: Sequence[int]) -> N
 
     def end() -> None:
         # Only what is behind what the template has imported: to look at a module copies the memory that it lies in.
-        last_imported = next(reversed(modules))
+        last_imported = next(reversed(modules), None)
         names = list(itertools.takewhile(lambda name: name != last_imported, reversed(sys.modules)))
         later = {name: sys.modules[name] for name in (*NEEDED, *reversed(names))}
         loaders = [getattr(module, "__loader__", None) for module in later.values()]
