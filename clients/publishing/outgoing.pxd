@@ -64,8 +64,4 @@ cdef class Outgoing:
     cpdef StreamSource start_stream(self, OutgoingTopic topic, Frame opening, payload)
     @cython.locals(finishing=list, stream=StreamSource)
     cpdef link_drained(self)
-    @cython.locals(topic=OutgoingTopic)
     cpdef stream_ended(self, StreamSource stream, error)
-
-
-cdef _come(Signal signal)

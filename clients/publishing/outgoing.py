@@ -165,7 +165,7 @@ class Outgoing:
         if stream is not None and not stream.attached and not stream.ready and self.session is not None:
             stream.attached = True
             self.session.attach(stream, stream.lane)
-        _come(topic.credit)
+        topic.credit.set()
 
     def _named(self, frame: Frame) -> OutgoingTopic:
         if not 0 < frame.number <= len(self._by_number):
@@ -459,7 +459,7 @@ class Outgoing:
         self.unconfirmed += 1
         opening.stream = session.next_stream()
         stream = self._streams[opening.stream] = topic.stream = StreamSource(self, topic, opening, payload)
-        topic.stream_over.ready = False
+        topic.stream_over.clear()
         session.attach(stream, opening.lane)
         return stream
 
@@ -483,7 +483,7 @@ class Outgoing:
 
     def link_drained(self) -> None:
         """The link has taken all that it was given: the memory of finished messages is the callers' again."""
-        _come(self.link_room)
+        self.link_room.set()
         if self.finishing:
             finishing, self.finishing = self.finishing, []
             for stream in finishing:
@@ -492,17 +492,9 @@ class Outgoing:
     def stream_ended(self, stream: StreamSource, error: BrokerError | None) -> None:
         """A large message has left, or never will."""
         self._streams.pop(stream.number, None)
-        _come(self.streams_room)
+        self.streams_room.set()
         stream.error = error
-        _come(stream)
-        topic = stream.topic
-        if topic.stream is stream:
-            topic.stream = None
-            _come(topic.stream_over)
-
-
-def _come(signal: Signal) -> None:
-    """As `set`, without a call where nobody is to be told."""
-    signal.ready = True
-    if signal.callbacks:
-        signal.set()
+        stream.set()
+        if stream.topic.stream is stream:
+            stream.topic.stream = None
+            stream.topic.stream_over.set()
