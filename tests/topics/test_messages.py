@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 import pytest
@@ -106,7 +107,13 @@ def test_a_chain_of_ever_so_many_chunks_ends_with_its_first_one() -> None:
     watched = weakref.ref(payload)
     stream.append(payload, True)
     del payload
-    its.release()
+    stack_bytes = threading.stack_size(1 << 20)
+    try:
+        ending = threading.Thread(target=its.release)
+        ending.start()
+    finally:
+        threading.stack_size(stack_bytes)
+    ending.join()
     assert watched() is None
 
 
