@@ -26,8 +26,9 @@ from clients.reading.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 0.00005
-"""So long a publisher sleeps until it looks again what readers of its lines, who have some to read, let go of."""
+LOOK_AGAIN_S = 0.0003
+"""So long a publisher sleeps until it looks again what readers of its lines have let go of: they read half of what is
+under way in that time, at 20 GB/s."""
 
 
 class Driver(Protocol):
@@ -144,7 +145,7 @@ async def room(driver: Driver, size_bytes: int) -> None:
         return
     driver.read_arrived()
     patience_s = SHARED_PATIENCE_S + size_bytes / 1e9
-    deadline, pauses_s = Deadline(patience_s), patience_s / 2
+    deadline, pauses_s = None, patience_s / 2
     while True:
         core.take_back()
         if arenas.has_room(size_bytes):
@@ -155,6 +156,8 @@ async def room(driver: Driver, size_bytes: int) -> None:
             pauses_s -= time.monotonic() - began
             arenas.waited(time.monotonic() - began)
             continue
+        # Only now: who has slept for longer than was meant, on a busy machine, still waits for his answer.
+        deadline = deadline or Deadline(patience_s)
         core.outgoing.lines.wait_for_memory(core.session)
         arenas.came_back.clear()
         try:
