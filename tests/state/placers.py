@@ -130,3 +130,32 @@ class Placer(Liner):
     def look(self) -> None:
         """Has the broker look in its places."""
         self.peer.put(Kind.RELEASE, lane=Lane.CONTROL)
+
+
+def reader_of(talk: Talk, publisher: Placer, name: str) -> Placer:
+    """A reader of `a` that has mapped the publisher's arena."""
+    reader = Placer(talk, name)
+    reader.peer.subscribe("a", queue_messages=1000)
+    publisher.place_by_socket("a")
+    reader.map_arenas()
+    reader.let_go_of_socket()
+    return reader
+
+
+def begin(publisher: Placer, *readers: Placer) -> None:
+    """The publisher has a line to its readers, and all that it has published before is its own again."""
+    publisher.go_on_line("a", 8 - len(readers))
+    for reader in readers:
+        assert reader.attached()
+        reader.let_go_of_socket()
+    publisher.back()
+
+
+def lines(talk: Talk) -> int:
+    return len(talk.state.router.lines)
+
+
+def leases(reader: Placer) -> int:
+    shares = reader.peer.record.shares
+    assert shares is not None
+    return len(shares.leases)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 
 import pytest
@@ -14,7 +13,7 @@ from broker.protocol.line import AVAILABLE, FULL, NOTED, RELEASES, WAITED_FOR
 from broker.protocol.sharing import PLACE, Release
 from tests.state.harness import Talk
 from tests.state.liners import line_memory
-from tests.state.placers import ARENA_BYTES, BLOCK_BYTES, Placer
+from tests.state.placers import BLOCK_BYTES, Placer, begin, leases, lines, reader_of
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
 
@@ -33,35 +32,6 @@ def publisher(talk: Talk) -> Placer:
 @pytest.fixture
 def reader(talk: Talk, publisher: Placer) -> Placer:
     return reader_of(talk, publisher, "reader")
-
-
-def reader_of(talk: Talk, publisher: Placer, name: str) -> Placer:
-    """A reader of `a` that has mapped the publisher's arena."""
-    reader = Placer(talk, name)
-    reader.peer.subscribe("a", queue_messages=1000)
-    publisher.place_by_socket("a")
-    reader.map_arenas()
-    reader.let_go_of_socket()
-    return reader
-
-
-def begin(publisher: Placer, *readers: Placer) -> None:
-    """The publisher has a line to its readers, and all that it has published before is its own again."""
-    publisher.go_on_line("a", 8 - len(readers))
-    for reader in readers:
-        assert reader.attached()
-        reader.let_go_of_socket()
-    publisher.back()
-
-
-def lines(talk: Talk) -> int:
-    return len(talk.state.router.lines)
-
-
-def leases(reader: Placer) -> int:
-    shares = reader.peer.record.shares
-    assert shares is not None
-    return len(shares.leases)
 
 
 # Who gets such a line.
@@ -428,80 +398,6 @@ def test_a_reader_without_credit_holds_its_publisher_back_and_the_line_stays(pub
     assert publisher.peer.topic_credit("a")[0] > credit[0]
     assert not publisher.peer.record.publishers[1].held_back
     assert lines(talk) == 1
-
-
-# Who lies.
-
-
-@pytest.mark.parametrize(
-    ("lie", "words"),
-    [
-        ({"name": 77}, "not all of its readers have"),
-        ({"offset": ARENA_BYTES - BLOCK_BYTES + 1}, "no such place"),
-        ({"offset": 1 << 63}, "no such place"),
-        ({"total_bytes": 0}, "no such place"),
-        ({"total_bytes": ARENA_BYTES + 1}, "no such place"),
-        ({"flags": Flag.BATCH, "count": 1}, "batch"),
-        ({"flags": Flag.CHUNKED}, "on a line"),
-    ],
-)
-def test_a_publisher_that_names_no_place_ends_its_session(
-    talk: Talk, publisher: Placer, reader: Placer, lie: dict[str, int], words: str
-) -> None:
-    begin(publisher, reader)
-    publisher.place("a", **lie)
-    talk.tick(0.1)
-    assert not publisher.peer.is_open
-    assert words in str(publisher.peer.record.session.failure)
-    assert reader.peer.is_open
-    assert leases(reader) == 0
-
-
-def test_a_loan_that_is_in_use_ends_its_publishers_session(talk: Talk, publisher: Placer, reader: Placer) -> None:
-    begin(publisher, reader)
-    loan = publisher.place("a")
-    publisher.place("a", loan=loan)
-    talk.tick(0.1)
-    assert "is in use" in str(publisher.peer.record.session.failure)
-
-
-def test_an_arena_that_has_ended_is_no_place(talk: Talk, publisher: Placer, reader: Placer) -> None:
-    begin(publisher, reader)
-    publisher.peer.put(Kind.ARENA, Flag.LAST, number=1, lane=Lane.CONTROL)
-    publisher.place("a")
-    talk.tick(0.1)
-    assert "no such place" in str(publisher.peer.record.session.failure)
-
-
-def test_a_reader_that_lets_go_of_what_it_does_not_have_harms_nobody(
-    talk: Talk, publisher: Placer, reader: Placer
-) -> None:
-    begin(publisher, reader)
-    loan = publisher.place("a")
-    reader.take()
-    for position in (8, 1 << 40, *reader.taken, *reader.taken):
-        reader.releases().release(position)
-    publisher.drain("a")
-    assert publisher.back() == [loan]
-    assert reader.peer.is_open
-    assert lines(talk) == 1
-
-
-def test_a_reader_that_writes_a_count_that_cannot_be_keeps_what_it_has_to_its_end(
-    talk: Talk, publisher: Placer, reader: Placer
-) -> None:
-    begin(publisher, reader)
-    loan = publisher.place("a")
-    reader.take()
-    publisher.drain("a")
-    place = reader._places[reader.attached()[-1].target]
-    ctypes.memmove(place.address + 256, (1 << 40).to_bytes(8, "little"), 8)
-    publisher.wait_for_memory()
-    publisher.wait_for_memory()
-    assert publisher.back() == []
-    assert lines(talk) == 1
-    reader.peer.die()
-    assert publisher.back() == [loan]
 
 
 def test_a_word_of_a_lease_by_the_socket_counts_as_well(publisher: Placer, reader: Placer) -> None:

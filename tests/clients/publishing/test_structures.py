@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+
 import numpy as np
 import pytest
 
@@ -102,10 +105,15 @@ def test_a_reader_keeps_an_old_version_until_it_lets_go_of_it(bus: clients.Clien
 
 def test_versions_that_nobody_keeps_share_memory(bus: clients.Client, other: clients.Client) -> None:
     subscription = other.subscribe("weights")
-    places = set()
+    places, gone = set(), threading.Semaphore(0)
     for version in range(8):
         bus.publish("weights", weights(version))
-        places.add(subscription.next(PATIENCE_S).value["layer.0"]["weight"].ctypes.data)
+        weight = subscription.next(PATIENCE_S).value["layer.0"]["weight"]
+        places.add(weight.ctypes.data)
+        weakref.finalize(weight, gone.release)
+        del weight
+        # The thread that has handed the message over may be the last to let go of it.
+        assert gone.acquire(timeout=PATIENCE_S)
     assert len(places) <= 2
 
 
