@@ -10,6 +10,7 @@ from broker.limits import MIB
 from broker.protocol.bodies import Declare, Failure, Line, Subscribe, decode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
+from broker.protocol.line import AVAILABLE
 from broker.protocol.sharing import PLACE, DeviceArena, charge
 from tests.state.harness import Talk
 from tests.state.liners import line_memory
@@ -17,6 +18,7 @@ from tests.state.placers import Placer, reader_of
 from tests.state.sharers import SIZE, FakeMemory, FakePassage, Sharer, failure_of
 
 GPU, OTHER = "gpu-1", "gpu-2"
+LINED = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
 TOKEN = b"t" * 16
 FLAGS = Flag.SHARED | Flag.ACKNOWLEDGE
 
@@ -251,6 +253,7 @@ def test_a_session_that_has_ended_all_that_it_took_there_is_asked_for_nothing(pl
     assert placing.answers() == ["'taking' reads 'a' in host memory, or on another host"]
 
 
+@LINED
 def test_who_has_not_named_the_device_is_told_of_none_of_its_memory_also_by_a_line() -> None:
     talk = Talk(line_memory=line_memory, ring_messages=0, device_memory_bytes=2 * SIZE)
     publisher = Placer(talk, "publisher", arena=True, bell=False)
@@ -264,6 +267,7 @@ def test_who_has_not_named_the_device_is_told_of_none_of_its_memory_also_by_a_li
     assert publisher.known() == {1}
 
 
+@LINED
 def test_memory_of_a_device_is_none_of_what_may_lie_on_a_line() -> None:
     talk = Talk(line_memory=line_memory, ring_messages=0, device_memory_bytes=2 * SIZE)
     publisher = Placer(talk, "publisher", bell=False)
