@@ -7,7 +7,6 @@ import gc
 import operator
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
@@ -18,7 +17,7 @@ import clients
 from broker.protocol.bodies import Subscribe
 from clients.connection import operations
 from clients.publishing.filling import UNBROKEN
-from tests.clients.conftest import Connect
+from tests.clients.conftest import Connect, Interrupted
 from tests.clients.serving import ServingThread
 
 PATIENCE_S = 60.0
@@ -42,22 +41,6 @@ def test_a_name_that_is_given_to_another_subscription_leaves_none_behind(connect
     publish_more_than_a_window(bus, "losses")
     assert [each.policy for each in bus.pressure("losses").subscriptions] == ["drop_oldest"]
     assert subscription.next(PATIENCE_S).topic == "losses"
-
-
-class Interrupted(BaseException):
-    """What a signal's handler raises, as that of Ctrl-C does."""
-
-
-@pytest.fixture
-def interrupting() -> Iterator[None]:
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.usefixtures("interrupting")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from weakref import ref
 
@@ -15,6 +14,7 @@ import pytest
 import clients
 from broker.limits import KIB, MIB, PUBLISH_WINDOW_BYTES
 from clients.connection import operations
+from tests.clients.conftest import Interrupted
 from tests.clients.ranks import PATIENCE_S
 from tests.clients.serving import ServingThread
 
@@ -88,22 +88,6 @@ def test_who_waits_for_room_for_a_large_message_is_told_when_the_client_is_close
             bus.close()
             with pytest.raises(clients.ConnectionClosed):
                 waiting.result(PATIENCE_S)
-
-
-class Interrupted(BaseException):
-    """What a signal's handler raises, as that of Ctrl-C does."""
-
-
-@pytest.fixture
-def interrupting() -> Iterator[None]:
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.usefixtures("interrupting")
