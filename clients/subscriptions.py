@@ -14,7 +14,6 @@ from clients.connection.driver import Driver
 from clients.connection.operations import take
 from clients.publishing.filling import UNBROKEN
 from clients.reading.messages import Message
-from clients.reading.readers import Reader
 from clients.reading.subscription_state import SubscriptionState
 
 _UNBROKEN = UNBROKEN
@@ -32,7 +31,7 @@ class Subscription:
         """Made by `Client.subscribe`; `read` where no handler takes its messages, so that it ends with this object."""
         self._driver = driver
         self._state = state
-        self._reader = Reader(state, driver.core.unread) if read else None
+        self._reader = state.keep(driver.core.unread) if read else None
         self._hold = driver.holding.hold()
 
     @property

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
+from broker.limits_devices import DEVICE_NAME_BYTES_MAX, DEVICE_TOKEN_BYTES
 from broker.protocol.bodies import Failure, decode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame
@@ -96,6 +97,12 @@ def adopt(passage: Passage, frame: Frame, held: Iterable[Arena], bytes_max: int)
             "arena of version", frame.count, "is in the memory of a device, and device_memory_bytes is 0"
         )
     told = decode_body(frame.body, DeviceArena)
+    if not 0 < len(told.device) <= DEVICE_NAME_BYTES_MAX or len(told.token) != DEVICE_TOKEN_BYTES:
+        # One without a device would pass for host memory, of which the broker has the bytes.
+        raise ProtocolError(
+            f"arena of a device named in {len(told.device)} characters, 1 to {DEVICE_NAME_BYTES_MAX}, "
+            f"with a token of {len(told.token)} bytes, {DEVICE_TOKEN_BYTES}"
+        )
     handle = passage.take_device(frame.sequence)
     size_bytes = frame.total_bytes + sum([arena.size_bytes for arena in held if arena.device])
     if size_bytes > bytes_max:
@@ -113,7 +120,7 @@ class Introduced:
         shares: its publisher's.
         arena: the arena.
         number: its publisher's for it.
-        readers: who is to map it.
+        readers: who is to map it; those that have not answered are kept.
         """
         self._shares = shares
         self._arena = arena
@@ -128,9 +135,9 @@ class Introduced:
 
     def answered(self) -> None:
         """A reader has said whether it can map it."""
-        # Each of them is asked, and not up to the first one that has not answered.
-        known = [reader.knows(self._arena, self) for reader in self._readers]
-        if all(known) and not self._told:
+        # Who has answered may be gone by the time the others do, and is not to be asked again.
+        self._readers = [reader for reader in self._readers if not reader.knows(self._arena, self)]
+        if not self._readers and not self._told:
             self._told = True
             self._shares.tell(mapped_frame(self._number, mapped=True, name=self._arena.number))
 

@@ -294,7 +294,7 @@ class Lines:
         shares = publisher.session.shares
         if stream is not None and line is not None and line.publisher is publisher and shares is not None:
             for number, arena in list(shares.arenas.items()):
-                if arena.number not in arenas:
+                if arena.number not in arenas and not arena.device:
                     self._introduce(Introduction(self, line, arena, number, lambda: None))
 
     def readers_of(self, publisher: Publisher) -> list[tuple[SessionRecord, list[Subscription]]] | None:
@@ -426,11 +426,15 @@ def _all_who_read(routes: Routes) -> list[Subscription]:
 
 
 def _common_arenas(publisher: Publisher, readers: list[SessionRecord]) -> dict[int, int]:
-    """The arenas in which messages may lie on a line: all readers have mapped them."""
+    """The arenas in which messages may lie on a line: all readers have mapped them, and none is a device's."""
     shares = publisher.session.shares
     assert shares is not None
     mapped = [reader.shares.maps for reader in readers if reader.shares is not None]
-    return {arena.number: own for own, arena in shares.arenas.items() if all(maps(arena) for maps in mapped)}
+    return {
+        arena.number: own
+        for own, arena in shares.arenas.items()
+        if not arena.device and all(maps(arena) for maps in mapped)
+    }
 
 
 def _shared_bytes_max(readers: list[tuple[SessionRecord, list[Subscription]]]) -> int:

@@ -12,7 +12,6 @@ from clients.aio.driver import AsyncDriver
 from clients.connection import operations
 from clients.connection.checks import stays_here
 from clients.reading.messages import Message
-from clients.reading.readers import Reader
 from clients.reading.subscription_state import SubscriptionState
 
 
@@ -23,7 +22,7 @@ class Subscription:
         """Made by `Client.subscribe`; `read` where its messages are taken of this object, so that it ends with it."""
         self._driver = driver
         self._state = state
-        self._reader = Reader(state, driver.core.unread) if read else None
+        self._reader = state.keep(driver.core.unread) if read else None
 
     @property
     def filter(self) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,7 +105,7 @@ class Core(Receiver):
         """Policies that this client has declared, by filter: a broker that was restarted is told again."""
         self.lost: Reconnected | None = None
         """What the last connection's end may have cost, until the next one is open."""
-        self.unread: deque[SubscriptionState] = deque()
+        self.unread: dict[SubscriptionState, object] = {}
         """Subscriptions that nobody can read any more: the next tick ends them."""
         self._bell_told = False
         self._pendings: dict[int, Pending] = {}
@@ -206,7 +205,7 @@ class Core(Receiver):
         """Time passes: heartbeats, batches that are due, memory that is not needed any more."""
         self.requests.end_abandoned(self.session)
         while self.unread:
-            self.unsubscribe(self.unread.popleft())
+            self.unsubscribe(self.unread.popitem()[0])
         self.incoming.pool.tick(now_ns)
         if self.session is not None:
             self.session.tick(now_ns)

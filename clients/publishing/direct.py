@@ -128,5 +128,5 @@ def _wait(driver: Driver, message: Outbound, signal: Signal, left_s: float | Non
     """Waits until a signal is ready; what for is put into words only when it does not come in time."""
     try:
         driver.block(signal, left_s, "")
-    except TimeoutError as error:
-        raise TimeoutError(awaited(driver.core, message, signal), timeout_s or 0.0) from error
+    except TimeoutError:
+        raise TimeoutError(awaited(driver.core, message, signal), timeout_s or 0.0) from None

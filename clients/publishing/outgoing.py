@@ -111,6 +111,8 @@ class Outgoing:
         self.lines.lends = False
         for stream in list(self._streams.values()):
             self.stream_ended(stream, error)
+        # What was queued is gone with the session; and there may be no other one to empty it.
+        self.link_room.set()
         lost, self.unconfirmed = self.unconfirmed, 0
         return lost
 
@@ -135,10 +137,7 @@ class Outgoing:
             oldest = next((known for known in self.topics if known.startswith("$inbox/")), None)
             if oldest is None or self.topics[oldest].stream is not None:
                 raise LimitExceeded(
-                    "topics_per_session_max",
-                    number,
-                    TOPICS_PER_SESSION_MAX,
-                    "put what varies into the value",
+                    "topics_per_session_max", number, TOPICS_PER_SESSION_MAX, "put what varies into the value"
                 )
             number = self.topics.pop(oldest).number
             self.last_sent = None

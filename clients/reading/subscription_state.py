@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 from weakref import ref
 
@@ -91,6 +92,13 @@ class SubscriptionState(Signal):
         self.reader: ref[Reader] | None = None
         self.readers = 0
         self.began_ns = NEVER_NS
+
+    def keep(self, unread: dict[SubscriptionState, object]) -> Reader:
+        """What the program is to have as long as it reads: when it goes, this is put into `unread`, where the client
+        looks on its tick."""
+        reader = Reader()
+        self.reader = ref(reader, partial(unread.__setitem__, self))
+        return reader
 
     def lined(self, *, lined: bool) -> None:
         """Its messages come on a line, or not any more: the broker drains that for each credit, and need not often."""

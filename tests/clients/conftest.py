@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -206,3 +207,21 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the stand-in in place of the engine of links."""
     for name in ("Engine", "Plan", "Task"):
         monkeypatch.setattr(ring, name, getattr(link_engine, name))
+
+
+class Interrupted(BaseException):
+    """What a signal's handler raises, as that of Ctrl-C does."""
+
+
+@pytest.fixture
+def interrupting() -> Iterator[None]:
+    """SIGUSR1 raises Interrupted on the main thread."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)

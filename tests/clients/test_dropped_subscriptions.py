@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import operator
 import signal
 import threading
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 
 import pytest
 
 import clients
-from tests.clients.conftest import Connect
+from broker.protocol.bodies import Subscribe
+from clients.connection import operations
+from clients.publishing.filling import UNBROKEN
+from tests.clients.conftest import Connect, Interrupted
 from tests.clients.serving import ServingThread
 
 PATIENCE_S = 60.0
@@ -35,22 +41,6 @@ def test_a_name_that_is_given_to_another_subscription_leaves_none_behind(connect
     publish_more_than_a_window(bus, "losses")
     assert [each.policy for each in bus.pressure("losses").subscriptions] == ["drop_oldest"]
     assert subscription.next(PATIENCE_S).topic == "losses"
-
-
-class Interrupted(BaseException):
-    """What a signal's handler raises, as that of Ctrl-C does."""
-
-
-@pytest.fixture
-def interrupting() -> Iterator[None]:
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.usefixtures("interrupting")
@@ -85,6 +75,49 @@ def _subscribe_and_be_interrupted(bus: clients.Client) -> None:
     signal.raise_signal(signal.SIGUSR1)
     with subscription:
         raise AssertionError("the signal came too late")
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_a_signal_while_the_subscription_is_made_leaves_none_open(tcp_broker: ServingThread) -> None:
+    if not UNBROKEN:
+        pytest.skip("nothing is compiled, so a signal's exception may come between any two steps")
+    trip = partial(ctypes.pythonapi.PyErr_SetInterruptEx, int(signal.SIGUSR1))
+    with clients.connect(tcp_broker.url, name="reader") as bus:
+        driver = bus._driver
+        wishes = Subscribe("losses", "block", queue_messages=10)
+        state = driver.run(operations.subscribe(driver, wishes, PATIENCE_S))
+        with pytest.raises(Interrupted):
+            # Without a step of Python's own between the signal and what is compiled.
+            list(map(operator.call, (trip, partial(clients.Subscription, driver, state, read=True))))
+        publish_more_than_a_window(bus, "losses")
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_a_signal_while_the_subscription_goes_is_heard_and_leaves_none_open(tcp_broker: ServingThread) -> None:
+    trip = partial(ctypes.pythonapi.PyErr_SetInterruptEx, int(signal.SIGUSR1))
+    with clients.connect(tcp_broker.url, name="reader") as bus:
+        subscriptions = [bus.subscribe("losses", queue_messages=10)]
+        with pytest.raises(Interrupted):
+            list(map(operator.call, (trip, subscriptions.clear)))
+        publish_more_than_a_window(bus, "losses")
+
+
+def test_a_thread_that_waits_and_a_generator_keep_their_subscriptions_as_long_as_they_read(connect: Connect) -> None:
+    bus, reader = connect("publisher"), connect("reader")
+    values = (message.value for message in reader.subscribe("generated", queue_messages=10))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reader.subscribe("awaited").next, PATIENCE_S)
+        reader.subscribe("read/by/nobody", queue_messages=10)
+        gc.collect()
+        # When that one has ended, they would have, too.
+        publish_more_than_a_window(bus, "read/by/nobody")
+        bus.publish("awaited", 1)
+        assert waiting.result(PATIENCE_S).value == 1
+    bus.publish("generated", 2)
+    assert next(values) == 2
+    del values
+    gc.collect()
+    publish_more_than_a_window(bus, "generated")
 
 
 def test_handlers_and_responders_go_on_without_their_subscription(connect: Connect) -> None:

@@ -7,14 +7,18 @@ import gc
 import pytest
 
 from broker.limits import MIB
-from broker.protocol.bodies import Declare, Failure, Subscribe, decode_body
+from broker.protocol.bodies import Declare, Failure, Line, Subscribe, decode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
+from broker.protocol.line import AVAILABLE
 from broker.protocol.sharing import PLACE, DeviceArena, charge
 from tests.state.harness import Talk
+from tests.state.liners import line_memory
+from tests.state.placers import Placer, reader_of
 from tests.state.sharers import SIZE, FakeMemory, FakePassage, Sharer, failure_of
 
 GPU, OTHER = "gpu-1", "gpu-2"
+LINED = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
 TOKEN = b"t" * 16
 FLAGS = Flag.SHARED | Flag.ACKNOWLEDGE
 
@@ -124,6 +128,25 @@ def test_a_reader_that_dies_before_it_has_answered_is_not_waited_for(talk: Talk)
     assert placing.mapped() == [1]
 
 
+def test_a_reader_that_dies_after_it_has_answered_is_not_asked_again(talk: Talk) -> None:
+    one, two = Taking(talk, "one"), Taking(talk, "two")
+    placing = Placing(talk)
+    one.answer()
+    one.peer.die()
+    two.answer()
+    assert placing.mapped() == [1]
+    assert len(one.passage.given) == 1
+
+
+@pytest.mark.parametrize(
+    "told", [DeviceArena("", TOKEN, "a"), DeviceArena("x" * 65, TOKEN, "a"), DeviceArena(GPU, b"t", "a")]
+)
+def test_memory_that_is_of_no_device_or_has_no_token_ends_the_session(placing: Placing, told: DeviceArena) -> None:
+    placing.passage.arrived[55] = FakeMemory(55)
+    placing.announce(told, number=10)
+    assert "arena of a device named in" in failure_of(placing.peer)
+
+
 def test_without_readers_there_it_is_mapped_at_once(talk: Talk) -> None:
     assert Placing(talk).mapped() == [1]
 
@@ -228,6 +251,37 @@ def test_a_session_that_has_ended_all_that_it_took_there_is_asked_for_nothing(pl
     taking.subscribe(1, "a", "")
     placing.place()
     assert placing.answers() == ["'taking' reads 'a' in host memory, or on another host"]
+
+
+@LINED
+def test_who_has_not_named_the_device_is_told_of_none_of_its_memory_also_by_a_line() -> None:
+    talk = Talk(line_memory=line_memory, ring_messages=0, device_memory_bytes=2 * SIZE)
+    publisher = Placer(talk, "publisher", arena=True, bell=False)
+    publisher.passage.take_device = lambda identity: FakeMemory(identity)  # type: ignore[attr-defined]
+    told = DeviceArena(GPU, TOKEN, "b")
+    publisher.peer.put(Kind.ARENA, number=9, count=2, total_bytes=SIZE, sequence=55, body=told, lane=Lane.CONTROL)
+    assert sorted(publisher.names) == [1, 9]
+    reader = reader_of(talk, publisher, "reader")
+    publisher.go_on_line("a", 7)
+    assert [frame for frame in reader.peer.all_of(Kind.ARENA) if not frame.flags & Flag.LAST] == []
+    assert publisher.known() == {1}
+
+
+@LINED
+def test_memory_of_a_device_is_none_of_what_may_lie_on_a_line() -> None:
+    talk = Talk(line_memory=line_memory, ring_messages=0, device_memory_bytes=2 * SIZE)
+    publisher = Placer(talk, "publisher", bell=False)
+    publisher.passage.take_device = lambda identity: FakeMemory(identity)  # type: ignore[attr-defined]
+    reader = Placer(talk, "reader")
+    reader.peer.put(Kind.SUBSCRIBE, number=1, target=1, body=Subscribe("a", "block", devices=[GPU]), lane=Lane.CONTROL)
+    publisher.peer.topic("a")
+    told = DeviceArena(GPU, TOKEN, "a")
+    publisher.peer.put(Kind.ARENA, number=9, count=2, total_bytes=SIZE, sequence=55, body=told, lane=Lane.CONTROL)
+    reader.map_arenas()
+    assert sorted(publisher.names) == [9]
+    for _ in range(64):
+        publisher.peer.publish("a", b"small")
+    assert decode_body(publisher.offers()[-1].body, Line).arenas == []
 
 
 def test_what_was_taken_is_delivered_when_the_publisher_is_gone(talk: Talk, placing: Placing, taking: Taking) -> None:

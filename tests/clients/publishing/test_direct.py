@@ -1,8 +1,12 @@
-"""Large messages of the synchronous client that need not wait before they begin."""
+"""Large messages of the synchronous client, which go without coroutines, also where they wait before they begin."""
 
 from __future__ import annotations
 
+import gc
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import pytest
 import clients
 from broker.limits import KIB, MIB, PUBLISH_WINDOW_BYTES
 from clients.connection import operations
+from tests.clients.conftest import Interrupted
 from tests.clients.ranks import PATIENCE_S
 from tests.clients.serving import ServingThread
 
@@ -83,3 +88,58 @@ def test_who_waits_for_room_for_a_large_message_is_told_when_the_client_is_close
             bus.close()
             with pytest.raises(clients.ConnectionClosed):
                 waiting.result(PATIENCE_S)
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_who_is_interrupted_while_a_large_message_waits_for_room_has_published_and_kept_nothing_of_it(
+    tcp_broker: ServingThread,
+) -> None:
+    half, main = PUBLISH_WINDOW_BYTES // 2, threading.main_thread().ident or 0
+    with clients.connect(tcp_broker.url) as bus, clients.connect(tcp_broker.url) as other:
+        unread = other.subscribe("large", queue_messages=1)
+        other.subscribe("interrupt", handler=lambda message: signal.pthread_kill(main, signal.SIGUSR1))
+        for letter in (b"1", b"2", b"3"):
+            bus.publish("large", half * letter)
+        array = np.full(half, ord("4"), np.uint8)
+        gone = ref(array)
+        assert _is_interrupted(bus, array)
+        del array
+        gc.collect()
+        assert gone() is None
+        assert [unread.next(timeout_s=PATIENCE_S).value[:1] for _ in range(3)] == [b"1", b"2", b"3"]
+        bus.publish("large", half * b"5")
+        assert unread.next(timeout_s=PATIENCE_S).value == half * b"5"
+
+
+def _is_interrupted(bus: clients.Client, array: np.ndarray) -> bool:
+    try:
+        bus.publish("interrupt", True)
+        bus.publish("large", array, timeout_s=PATIENCE_S)
+    except Interrupted:
+        return True
+    return False
+
+
+def test_large_messages_of_two_threads_on_a_topic_wait_for_room_each_until_its_own_has_left(
+    tcp_broker: ServingThread,
+) -> None:
+    half, count = PUBLISH_WINDOW_BYTES // 2, 8
+    with clients.connect(tcp_broker.url) as bus, clients.connect(tcp_broker.url) as other:
+        subscription = other.subscribe("large", queue_messages=1)
+
+        def publish(thread: int) -> None:
+            for number in range(count):
+                bus.publish("large", np.full(half, thread * count + number, np.uint8), timeout_s=PATIENCE_S)
+
+        with ThreadPoolExecutor(2) as pool:
+            publishing = [pool.submit(publish, thread) for thread in range(2)]
+            values = [subscription.next(timeout_s=PATIENCE_S).value for _ in range(2 * count)]
+            for each in publishing:
+                each.result(PATIENCE_S)
+        assert all((value == value[0]).all() for value in values)
+        numbers = [int(value[0]) for value in values]
+        assert sorted(numbers) == list(range(2 * count))
+        for first in (0, count):
+            assert [number for number in numbers if first <= number < first + count] == list(
+                range(first, first + count)
+            )

@@ -190,6 +190,19 @@ def test_control_messages_wait_when_the_link_takes_none(monkeypatch: pytest.Monk
     assert core.outgoing.link_room.ready
 
 
+def test_who_waits_for_a_link_that_takes_none_is_told_when_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clients.connection.core.CONTROL_QUEUE_BYTES_MAX", 1000)
+    core, _ = connected_core()
+    small = Outbound.of("t", b"x" * 600, "control")
+    room = [try_publish(core, small, 0, 0) for _ in range(4)][-1]
+    assert room is core.outgoing.link_room
+    assert not room.ready
+    core.close(ConnectionClosed("closed"))
+    assert room.ready
+    with pytest.raises(ConnectionClosed):
+        try_publish(core, small, 0, 0)
+
+
 def test_messages_that_may_be_lost_add_up_until_they_are_told() -> None:
     core, _ = connected_core()
     for number in range(5):
