@@ -26,9 +26,9 @@ from clients.reading.subscription_state import SubscriptionState
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 0.0003
-"""So long a publisher sleeps until it looks again what readers of its lines have let go of: they read half of what is
-under way in that time, at 20 GB/s."""
+LOOK_AGAIN_S = 0.0001
+"""So long a publisher sleeps until it looks again what readers of its lines have let go of: longer than it takes to
+wake up, and a part of what a reader takes for one of two messages of 16 MiB that go round."""
 
 
 class Driver(Protocol):
