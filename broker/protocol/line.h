@@ -357,11 +357,12 @@ static inline int tb_want(tb_releases *releases, uint64_t more)
 }
 
 /* The publisher's look at what a reader has let go of, beside the broker's: the next entry behind the `*count` that it has
-   seen, or 0. Of entries that the reader may have written over meanwhile it hears from the broker. */
+   seen, or 0. Of entries that the reader may have written over meanwhile it hears from the broker. One that goes on and on
+   writing there does not keep the publisher here. */
 static inline uint64_t tb_see_let_go(tb_end *end, int reader, uint64_t *count)
 {
     tb_place *place = end->places[reader];
-    for (;;) {
+    for (int tries = 0; tries < 8; tries++) {
         uint64_t released = atomic_load_explicit(&place->released, memory_order_acquire);
         if (*count == released)
             return 0;
@@ -375,6 +376,7 @@ static inline uint64_t tb_see_let_go(tb_end *end, int reader, uint64_t *count)
             return position;
         }
     }
+    return 0;
 }
 
 /* How many entries all readers have let go of that the broker does not know of, as they say. */

@@ -239,6 +239,12 @@ class Lines:
         for line in list(self._live.values()) if self._live else ():
             line.take_in()
 
+    def take_in_all(self) -> None:
+        """As `take_in`, and what was let go of that came on lines that have ended."""
+        self.take_in()
+        if self._leases:
+            self._collect()
+
     def end_all(self) -> None:
         """What all lines depend on is about to change."""
         for line in list(self._live.values()):

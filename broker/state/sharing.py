@@ -463,8 +463,8 @@ class Sharing:
         shares, passage = self.shares(record, frame), record.session.passage
         assert passage is not None
         if frame.flags & Flag.LAST:
-            # Its publisher need not wait until what lies there was drained.
-            record.tenant.lines.take_in()
+            # Its publisher need not wait until what lies there was drained, or until it was looked what was let go of.
+            record.tenant.lines.take_in_all()
         self._last_arena = self._last_arena % 0xFFFFFFFF + 1
         arena = shares.arena(frame, self._last_arena, passage)
         if arena is not None and arena.device:

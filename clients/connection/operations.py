@@ -37,7 +37,8 @@ class Driver(Protocol):
     core: Core
 
     async def pause(self, seconds: float) -> bool:
-        """Lets less than a millisecond pass, where so short a wait can be had; says whether it has."""
+        """Lets less than a millisecond pass, where so short a wait can be had, and has read what has come by then; says
+        whether it has."""
         ...
 
     async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
@@ -151,7 +152,7 @@ async def room(driver: Driver, size_bytes: int) -> None:
         if arenas.has_room(size_bytes):
             return
         began = time.monotonic()
-        if core.outgoing.lines.takes_back and pauses_s > 0 and await driver.pause(LOOK_AGAIN_S):
+        if core.outgoing.lines.awaits and pauses_s > 0 and await driver.pause(LOOK_AGAIN_S):
             # Readers of lines are still busy with others: nobody needs to wake anybody.
             pauses_s -= time.monotonic() - began
             arenas.waited(time.monotonic() - began)

@@ -108,11 +108,17 @@ class Pump:
 
     async def pause(self, seconds: float) -> bool:
         """Sleeps under the lock, which is given up meanwhile; see operations.Driver."""
+        self.core.before_waiting()
+        self.flush()
         self.lock.release()
         try:
             time.sleep(seconds)
         finally:
             self.lock.acquire()
+        # What is waited for may have come by the socket as well, from readers without a line.
+        self._read_all()
+        if self._followers:
+            self._condition.notify_all()
         return True
 
     def block(self, signal: Signal, timeout_s: float | None, what: str) -> None:

@@ -28,6 +28,7 @@ cdef class Arenas:
     cdef public Signal came_back
     cdef public object _lock, _last_arena, _last_loan, _last_given
     cdef public dict _arenas, _free, _lent
+    cdef public set _untold
     cdef public object _over, _left
     cdef public double _waited_s
     cdef public long long _look_ns

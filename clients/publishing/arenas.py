@@ -141,6 +141,8 @@ class Arenas:
         self._over: deque[tuple[Arena, int]] = deque()
         self._last_arena = self._last_loan = 0
         self._lent: dict[int, Block] = {}
+        # Loans whose memory came back before the broker has said so: to it they are in use until then.
+        self._untold: set[int] = set()
         self._left: deque[int] = deque()
         self._held_bytes = 0
         self._ahead_bytes = SHARED_AHEAD_BYTES
@@ -175,6 +177,7 @@ class Arenas:
         self._arenas = {}
         self._free = {}
         self._lent = {}
+        self._untold = set()
         self._left.clear()
         self._held_bytes = self.lent_bytes = 0
         self._full = False
@@ -379,7 +382,7 @@ class Arenas:
     def can_share(self, place: Place) -> bool:
         """Whether a message can be published that lies there."""
         arena = place.block.arena
-        return bool(arena.mapped) and not arena.gone and len(self._lent) < LOANS_MAX
+        return bool(arena.mapped) and not arena.gone and len(self._lent) + len(self._untold) < LOANS_MAX
 
     def share(self, place: Place) -> bytes | None:
         """The frame's payload for a message that is published now; None when the broker cannot use its arena."""
@@ -387,7 +390,7 @@ class Arenas:
         if not self.can_share(place):
             return None
         number = self._last_loan % 0xFFFFFFFF + 1
-        while number in self._lent:
+        while number in self._lent or number in self._untold:
             number = number % 0xFFFFFFFF + 1
         self._last_loan = number
         self._lent[number] = block
@@ -412,13 +415,16 @@ class Arenas:
 
     def released(self, frame: Frame) -> None:
         """RELEASE: nobody reads some messages any more."""
-        self.take_back(released(frame))
+        for number in released(frame):
+            if self._lent.pop(number, None) is None:
+                self._untold.discard(number)
         self.came_back.set()
 
     def take_back(self, loans: list[int]) -> None:
-        """Nobody needs some messages any more, of which others may be known already."""
+        """Nobody needs some messages any more, of which the broker may have told already, or tells later."""
         for number in loans:
-            self._lent.pop(number, None)
+            if self._lent.pop(number, None) is not None:
+                self._untold.add(number)
 
 
 def _rounded(size_bytes: int) -> int:

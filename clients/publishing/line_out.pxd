@@ -42,9 +42,9 @@ cdef class LineOut:
 
 
 cdef class LinesOut:
-    cdef public bint lends, takes_back
+    cdef public bint lends, takes_back, awaits
     cdef list _taking
     cdef object _bells, _lines
 
-    @cython.locals(line=LineOut, found=list, ended=bint)
+    @cython.locals(line=LineOut, found=list, ended=bint, awaits=bint)
     cpdef list take_back(self)

@@ -201,11 +201,12 @@ class LinesOut:
     Attributes:
         lends: whether some memory may have to be given back on a line, in this session.
         takes_back: whether some of that may be without the broker.
+        awaits: whether readers had some of that when it was taken back last.
     """
 
     def __init__(self) -> None:
         self.lends = False
-        self.takes_back = False
+        self.takes_back = self.awaits = False
         self._taking: list[ref[LineOut]] = []
         self._bells: WeakValueDictionary[int, HasDescriptor] = WeakValueDictionary()
         self._lines: WeakValueDictionary[int, LineOut] = WeakValueDictionary()
@@ -232,13 +233,15 @@ class LinesOut:
     def take_back(self) -> list[int]:
         """The loans of messages on lines that nobody needs any more, of which this has not told yet."""
         found: list[int] = []
-        ended = False
+        ended = awaits = False
         for reference in self._taking:
             line = reference()
             if line is None:
                 ended = True
             else:
                 found += line.take_back()
+                awaits = awaits or len(line._known) > 0
+        self.awaits = awaits
         if ended:
             self._taking = [reference for reference in self._taking if reference() is not None]
             self.takes_back = bool(self._taking)
@@ -270,6 +273,8 @@ class LinesOut:
         self.lends = self.lends or bool(told.arenas)
         if told.keeps_messages >= 0:
             self.takes_back = True
+            # A topic may have one line after the other, and nobody who ever takes something back.
+            self._taking = [reference for reference in self._taking if reference() is not None]
             self._taking.append(ref(line))
         return line
 

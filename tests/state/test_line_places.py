@@ -237,6 +237,21 @@ def test_an_arena_ends_behind_what_lies_there_and_was_not_drained(
     assert publisher.peer.session.failure is None
 
 
+def test_an_arena_ends_behind_what_was_let_go_of_after_the_line_had_ended(
+    talk: Talk, publisher: Placer, reader: Placer
+) -> None:
+    begin(publisher, reader)
+    loans = [publisher.place("a") for _ in range(3)]
+    reader.take()
+    publisher.peer.publish("a", b"by the socket")
+    assert lines(talk) == 0
+    reader.let_go()
+    # Its publisher saw that, and thinks that nobody reads there any more.
+    publisher.peer.put(Kind.ARENA, Flag.LAST, number=1, lane=Lane.CONTROL)
+    assert publisher.back() == loans
+    assert [frame.number for frame in reader.peer.all_of(Kind.ARENA) if frame.flags & Flag.LAST] == [publisher.names[1]]
+
+
 def test_a_full_place_is_looked_at_when_its_reader_says_so(publisher: Placer, reader: Placer) -> None:
     begin(publisher, reader)
     loans = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -30,3 +32,28 @@ def test_who_waits_gets_a_large_message_before_the_next_one_is_read_and_that_get
             places.add(array.ctypes.data)
             del array
         assert len(places) == 1
+
+
+def test_who_pauses_says_what_others_wait_for_and_has_read_what_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.connection.driver.IDLE_S", 10 * PATIENCE_S)
+    with (
+        ServingThread(f"unix://{tmp_path}/broker.sock") as broker,
+        clients.connect(broker.url) as bus,
+        clients.connect(broker.url) as other,
+    ):
+        bus.declare("a", retain=False)
+        subscription = other.subscribe("a")
+        bus.publish("a", np.zeros(NUMBERS), timeout_s=PATIENCE_S)
+        array = subscription.next(PATIENCE_S).value
+        bus.flush(PATIENCE_S)
+        del array
+        assert other._driver.run(other._driver.pause(0.0))
+        assert not other._core.incoming.leases._over
+        other.flush(PATIENCE_S)
+        # What the broker has to say of that is in the socket when it does something else.
+        broker.call(lambda: None)
+        assert bus._core.arenas._lent
+        assert bus._driver.run(bus._driver.pause(0.0))
+        assert not bus._core.arenas._lent
