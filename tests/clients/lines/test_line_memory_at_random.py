@@ -17,6 +17,7 @@ from clients.publishing.line_out import LineOut
 from tests.state.harness import Peer, Talk
 from tests.state.liners import line_memory
 from tests.state.placers import BLOCK_BYTES, Placer
+from tests.thorough import rounds
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
 
@@ -230,7 +231,7 @@ def _check_far(far: Peer) -> None:
             assert NUMBER.unpack_from(frame.payload, 0)[0] == begun[frame.stream]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(rounds(30)))
 def test_what_somebody_may_read_is_not_written_to_and_all_of_it_comes_back(seed: int) -> None:
     gc.collect()
     gc.disable()
