@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 import clients
+from broker.collectives import ring
 from broker.errors import InvalidValue
 from clients.collectives import door, ports
 from clients.collectives.entrance import Entrance
 from clients.collectives.ports import host_identity, listen, read_link_address
 from clients.collectives.ways import Schedule
 from tests.clients.serving import ServingThread
+
+LINKS = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")
 
 
 def no_descriptor(*arguments: object) -> NoReturn:
@@ -56,6 +59,7 @@ def test_without_a_free_port_there_is_none_and_the_log_says_so(caplog: pytest.Lo
     assert "door.closed" in caplog.text
 
 
+@LINKS
 def test_without_a_descriptor_a_group_is_joined_all_the_same_and_the_log_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -69,6 +73,7 @@ def test_without_a_descriptor_a_group_is_joined_all_the_same_and_the_log_says_wh
         assert group.all_reduce(np.ones(3)).tolist() == [1.0, 1.0, 1.0]
 
 
+@LINKS
 def test_a_door_that_lacks_a_descriptor_is_none_and_gives_back_its_socket(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
