@@ -14,14 +14,19 @@ import os
 import sys
 import uuid
 from types import ModuleType, SimpleNamespace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from broker import devices
 from broker.devices import driver
 from broker.devices.driver import DriverError
+from clients.publishing import device_out
 from tests import cupy_stand_in as stand_in
 from tests.cupy_stand_in import Array, CUDARuntimeError
+
+if TYPE_CHECKING:
+    import pytest
 
 STEP_BYTES = 64 * 1024
 NAMES = tuple(str(uuid.UUID(int=number + 1)) for number in range(stand_in.DEVICES))
@@ -144,6 +149,16 @@ def install(*, refuses: bool = False) -> StandInDriver:
     sys.modules["cupy"] = module
     driver.use(made)
     return made
+
+
+def installed_for_a_test(monkeypatch: pytest.MonkeyPatch, patience_s: float) -> StandInDriver:
+    """As `install`, until the test ends; however busy the machine is, each reader is waited for so long."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(driver, "_drivers", [])
+    monkeypatch.setattr(devices, "_counter", devices._Counter())
+    monkeypatch.setattr(device_out, "DEVICE_ANSWER_S", patience_s)
+    monkeypatch.setattr(device_out, "DEVICE_PATIENCE_S", patience_s)
+    return install()
 
 
 def cupy() -> ModuleType:

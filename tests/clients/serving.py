@@ -9,6 +9,7 @@ from typing import Self
 
 import uvloop
 
+import clients
 from broker.config import ADMIN_OFF, Config
 from broker.server import Server
 from broker.server_seat import Seat
@@ -75,6 +76,11 @@ class ServingThread:
     def wait_until_idle(self) -> None:
         """Waits until the server has closed its side of every session."""
         asyncio.run_coroutine_threadsafe(self.server.idle.wait(), self._loop).result(PATIENCE_S)
+
+    def wait_until_alone(self, bus: clients.Client, sessions: int) -> None:
+        """Returns when the server has dealt with the end of all but so many sessions, of which `bus` has one."""
+        while self.call(lambda: len(self.server.state.sessions)) > sessions:
+            bus.flush(PATIENCE_S)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -175,7 +175,9 @@ def test_told_whether_a_reader_can_write() -> None:
         except RuntimeError as error:
             print("is read-only:", error)"""
     with child(code) as process:
-        print(f"\n    a reader's mapping {process.stdout.readline().strip() or 'ended the process'}")
+        said = process.stdout.readline().strip()
+    print(f"\n    a reader's mapping {said or 'ended the process'}")
+    assert said
 
 
 # The way.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import clients
 from broker import devices
 from broker.limits import MIB
-from clients.publishing import device_out
 from tests import device_stand_in
 from tests.clients.serving import ServingThread
 from tests.daemon import PATIENCE_S, Daemon, Process
@@ -28,13 +26,7 @@ PART = "tests.system.device_part"
 
 @pytest.fixture(autouse=True)
 def gpus(monkeypatch: pytest.MonkeyPatch) -> StandInDriver:
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr(devices.driver, "_drivers", [])
-    monkeypatch.setattr(devices, "_counter", devices._Counter())
-    # However busy the machine is, each reader is waited for.
-    monkeypatch.setattr(device_out, "DEVICE_ANSWER_S", PATIENCE_S)
-    monkeypatch.setattr(device_out, "DEVICE_PATIENCE_S", PATIENCE_S)
-    return device_stand_in.install()
+    return device_stand_in.installed_for_a_test(monkeypatch, PATIENCE_S)
 
 
 @pytest.fixture
@@ -49,12 +41,6 @@ def array(number: int) -> object:
     return device_stand_in.cupy().array(np.full(NUMBERS, number))
 
 
-def until_alone(broker: ServingThread, bus: clients.Client, sessions: int) -> None:
-    """Returns when the broker has dealt with the end of every other session."""
-    while broker.call(lambda: len(broker.server.state.sessions)) > sessions:
-        bus.flush(PATIENCE_S)
-
-
 def test_publishers_that_are_killed_leave_whole_arrays_and_no_memory(
     broker: ServingThread, gpus: StandInDriver
 ) -> None:
@@ -66,7 +52,7 @@ def test_publishers_that_are_killed_leave_whole_arrays_and_no_memory(
                 assert part.read_line() == "going"
                 unread = subscription.next(PATIENCE_S)
                 part.kill()
-            until_alone(broker, bus, 1)
+            broker.wait_until_alone(bus, 1)
             assert not is_torn(unread)
             del unread
         bus.publish(TOPIC, array(-1))
@@ -102,7 +88,7 @@ def test_readers_that_are_killed_give_all_back(broker: ServingThread, caplog: py
         finally:
             over.set()
             publisher.join(PATIENCE_S)
-        until_alone(broker, bus, 1)
+        broker.wait_until_alone(bus, 1)
         with bus.subscribe(TOPIC, device="cuda:0") as subscription:
             bus.publish(TOPIC, array(1))
             assert not is_torn(subscription.next(PATIENCE_S))

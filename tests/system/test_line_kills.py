@@ -52,17 +52,11 @@ def mappings() -> list[str]:
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:tensorbus" in line]
 
 
-def wait_until_alone(broker: ServingThread, bus: clients.Client, sessions: int) -> None:
-    """Returns when the broker has dealt with the end of every other session."""
-    while broker.call(lambda: len(broker.server.state.sessions)) > sessions:
-        bus.flush(PATIENCE_S)
-
-
 def test_killed_publishers_leave_nothing_torn_and_nothing_behind(broker: ServingThread) -> None:
     with clients.connect(broker.url, name="reader") as bus, clients.connect(broker.url, name="other") as other:
         reader = ArrayReader(bus, 64)
         kill(broker.url, "share-lined", seed=5)
-        wait_until_alone(broker, other, 2)
+        broker.wait_until_alone(other, 2)
         other.publish(TOPIC, STOP, ack="accepted")
         reader.join(PATIENCE_S)
         assert reader.torn == []

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,13 +33,7 @@ SIZE = NUMBERS * 8
 
 @pytest.fixture(autouse=True)
 def gpus(monkeypatch: pytest.MonkeyPatch) -> StandInDriver:
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr(devices.driver, "_drivers", [])
-    monkeypatch.setattr(devices, "_counter", devices._Counter())
-    # However busy the machine is, each reader is waited for.
-    monkeypatch.setattr(device_out, "DEVICE_ANSWER_S", PATIENCE_S)
-    monkeypatch.setattr(device_out, "DEVICE_PATIENCE_S", PATIENCE_S)
-    return device_stand_in.install()
+    return device_stand_in.installed_for_a_test(monkeypatch, PATIENCE_S)
 
 
 @pytest.fixture
