@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from clients.asking.requesting import Gathering
@@ -37,9 +36,7 @@ class Replies:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *details: object) -> None:
         self._gathering.close()
 
     def __del__(self) -> None:
