@@ -18,7 +18,7 @@ def collectives(state: BrokerState, now_ns: int) -> Iterator[Metric]:
         for group in list(tenant.groups.by_number.values()):
             tenant.groups.look(group, now_ns)
     # Of all tenants together.
-    observing = state.groups.observing
+    observing = state.observing
     done, failed, generations = observing.totals(groups)
     outcomes = CounterMetricFamily(
         "tensorbus_collectives", "Collective operations that the broker has seen end.", labels=["outcome"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SERVICE: Final = "tensorbus"
 EXPORT_TIMEOUT_MS: Final = 2000
 """How long the end of a broker waits for spans to be exported."""
-PRODUCER, CONSUMER, CLIENT, INTERNAL = "PRODUCER", "CONSUMER", "CLIENT", "INTERNAL"
+PRODUCER, CONSUMER, CLIENT = "PRODUCER", "CONSUMER", "CLIENT"
 _INSTALL: Final = "needs OpenTelemetry: pip install 'tensorbus[otel]'"
 
 
@@ -86,7 +86,7 @@ class Tracer:
 
         Args:
             name: of the span.
-            kind: PRODUCER, CONSUMER, CLIENT or INTERNAL.
+            kind: PRODUCER, CONSUMER or CLIENT.
             attributes: by the names of broker/conventions.py.
             carrier: headers that may have the parent's context; without one the parent is the current span.
             current: whether spans that begin in it are its children.

@@ -62,7 +62,7 @@ class Traces:
         for tenant in state.tenants.values():
             self._follow(tenant)
         state.on_tenant = self._follow
-        state.groups.observing.told = self._collective
+        state.observing.told = self._collective
 
     def _follow(self, tenant: Tenant) -> None:
         tenant.publishing.traced = partial(self._route, tenant.router)

@@ -284,7 +284,7 @@ class Group:
             missing_ranks=self._missing_ranks(),
             sessions=self.sessions,
             newcomers=tuple(
-                NewcomerSnapshot(each.session, each.rank, each.deadline_ns - each.timeout_ns, each.deadline_ns)
+                NewcomerSnapshot(each.session, each.rank, each.deadline_ns - each.timeout_ns)
                 for each in self._newcomers.values()
             ),
             operations=(

@@ -58,7 +58,6 @@ class NewcomerSnapshot:
     session: SessionId
     rank: Rank | None
     since_ns: int
-    deadline_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ cdef object _OPEN, _AWAIT_HELLO
 
 
 cdef class BrokerState:
-    cdef public object arrivals, watermark, settings, local_path, addresses, sessions_opened, requests, pressure, subscribing, sharing, groups, viewer
-    cdef public object authority, own, ended, wake, quotas, latencies, on_tenant, _group_numbers, _observing
+    cdef public object arrivals, watermark, settings, local_path, addresses, sessions_opened, sharing, viewer
+    cdef public object authority, own, ended, wake, quotas, latencies, on_tenant, observing, _group_numbers
     cdef public long long now_ns
     cdef public dict sessions, tenants
     cdef public Ready ready
@@ -29,7 +29,7 @@ cdef class BrokerState:
     cdef dict _handlers
     cdef object __weakref__
 
-    @cython.locals(frame=Frame, kind=int)
+    @cython.locals(frame=Frame, kind=int, publishing=Publishing)
     cpdef receive(self, SessionRecord record, received, long long now_ns)
     cpdef bint has_more(self) except -1
     cpdef list take_ready(self)

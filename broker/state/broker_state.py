@@ -97,13 +97,11 @@ class BrokerState:
         self.tenants: dict[str, Tenant] = {}
         self.watermark = Watermark(self.tenants)
         self._group_numbers = count(1)
-        self._observing = Observing()
+        self.observing = Observing()
         own = self.own = self._tenant("")
-        # Of the sessions that belong to no tenant.
-        self.router, self.requests, self.pressure, self.publishing = (
-            own.router, own.requests, own.pressure, own.publishing,
-        )  # fmt: skip
-        self.subscribing, self.following, self.groups = own.subscribing, own.following, own.groups
+        """Of the sessions that belong to no tenant."""
+        # Typed, as they are asked for at every turn.
+        self.router, self.publishing, self.following = own.router, own.publishing, own.following
         self.viewer: Viewer | None = None
         """Whoever runs the state sets it."""
         self.latencies = Latencies()
@@ -134,7 +132,7 @@ class BrokerState:
                 self._forget_tenant()
             tenant = self.tenants[name] = Tenant(
                 name, self.settings, self.authority, quotas_of(self.quotas, name),
-                self._group_numbers, self._observing,
+                self._group_numbers, self.observing,
                 clock=lambda: self.now_ns, flush=self.ready, refuse=self._answer_error,
             )  # fmt: skip
             tenant.groups.wake = lambda at_ns: self.wake(at_ns)
@@ -194,29 +192,19 @@ class BrokerState:
         try:
             if isinstance(received, Frame):
                 frame = received
-                kind = frame.kind
-                if record.tenant is not self.own:
-                    self._receive_for(record.tenant, record, frame, now_ns)
-                elif kind == _PUBLISH:
-                    self.publishing.publish(record, frame)
+                kind, tenant = frame.kind, record.tenant
+                publishing = self.publishing if tenant is self.own else tenant.publishing
+                if kind == _PUBLISH:
+                    publishing.publish(record, frame)
                 elif kind == _CHUNK:
-                    self.publishing.chunk(record, frame)
+                    publishing.chunk(record, frame)
                 else:
-                    self._handle(self.own, record, frame, now_ns)
+                    self._handle(tenant, record, frame, now_ns)
             elif isinstance(received, Hello):
                 self._hello(record, received)
         except ProtocolError as error:
             record.session.fail(error)
             self.ready.add(record)
-
-    def _receive_for(self, tenant: Tenant, record: SessionRecord, frame: Frame, now_ns: int) -> None:
-        kind = frame.kind
-        if kind == _PUBLISH:
-            tenant.publishing.publish(record, frame)
-        elif kind == _CHUNK:
-            tenant.publishing.chunk(record, frame)
-        else:
-            self._handle(tenant, record, frame, now_ns)
 
     def _handle(self, tenant: Tenant, record: SessionRecord, frame: Frame, now_ns: int) -> None:
         handler = tenant.handlers.get(frame.kind) or self._handlers.get(frame.kind)
@@ -344,10 +332,6 @@ class BrokerState:
         for tenant in self.tenants.values():
             totals.add(tenant.totals(census))
         return totals
-
-    def announce(self, topic: str, *values: object) -> None:
-        """Publishes what the broker itself has to say to those that belong to no tenant."""
-        self.own.announce(topic, *values)
 
     # What clients ask.
 

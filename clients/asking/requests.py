@@ -72,11 +72,6 @@ class PendingRequest(Signal):
             return self.ended > 0 or isinstance(self.error, NoResponders)
         return isinstance(self.error, NoResponders) or (self.asked is not None and self.ended >= self.asked)
 
-    @property
-    def over(self) -> bool:
-        """Whether no more replies will come."""
-        return self.error is not None or self._settled()
-
     def fail(self, error: BrokerError) -> None:
         """There will be no more replies."""
         self.error = self.error or error

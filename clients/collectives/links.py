@@ -137,7 +137,7 @@ class Links(Way):
 
     def lost(self, place: Place) -> None:
         """See Way."""
-        place.links_broke(self, "an operation found its links broken")
+        place.links_broke(self)
 
     async def settle(self, driver: Driver, task: Task) -> int:
         """See Way."""

@@ -177,10 +177,10 @@ class Place:
         if meeting is not None and self._entrance is not None:
             self._entrance.cancel(meeting)
 
-    def links_broke(self, links: Links, cause: str) -> None:
-        """Links have broken: the broker is to begin another generation, unless it has."""
+    def links_broke(self, links: Links) -> None:
+        """An operation has found links broken: the broker is to begin another generation, unless it has."""
         if self.closed is None and links is self.way:
-            self._tell_links(links.generation, LinkState.BROKEN, Trouble(-1, cause))
+            self._tell_links(links.generation, LinkState.BROKEN, Trouble(-1, "an operation found its links broken"))
 
     def report(self) -> None:
         """Says what was finished over links that are ended, as soon as that is certain."""

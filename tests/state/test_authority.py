@@ -159,7 +159,7 @@ def test_a_group_is_refused_and_nobody_hears_of_it() -> None:
     heard = ada.subscribe("$sys/groups/#")
     some.put(Kind.JOIN, body=Join("dp", 1), target=5)
     assert len(denials(some, 5)) == 1
-    assert talk.state.groups.by_number == {}
+    assert talk.state.own.groups.by_number == {}
     assert ada.delivered(heard) == []
     some.put(Kind.JOIN, body=Join("mine", 1), target=6)
     assert [frame.target for frame in some.all_of(Kind.JOINED)] == [6]

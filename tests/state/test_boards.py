@@ -186,7 +186,7 @@ def test_what_is_in_progress_on_a_board_is_shown_and_announced_once_it_does_not_
     member, _ = world.member(0), world.member(1)
     listener = world.talk.peer("listener")
     number = listener.subscribe("$sys/groups/#")
-    group = next(iter(world.talk.state.groups.by_number.values()))
+    group = next(iter(world.talk.state.own.groups.by_number.values()))
     reader = world.boards[0].reader
     reader.begin(1, 7, world.talk.now_ns)
     world.talk.state.tick(world.talk.now_ns)
@@ -194,7 +194,7 @@ def test_what_is_in_progress_on_a_board_is_shown_and_announced_once_it_does_not_
         world.talk.now_ns += SECOND_NS // 20
         world.talk.state.tick(world.talk.now_ns)
     world.talk.settle()
-    shown = world.talk.state.groups.snapshot(group, world.talk.now_ns)
+    shown = world.talk.state.own.groups.snapshot(group, world.talk.now_ns)
     (operation,) = shown.operations
     assert (shown.schedule, operation.schedule, operation.sequence) == ("shm", "shm", 7)
     assert (list(operation.arrived_ns), operation.missing_ranks) == ([1], (0,))
@@ -211,7 +211,7 @@ def test_what_is_recorded_at_the_end_of_a_board_has_the_times_of_its_members(wor
     world.talk.now_ns = 3600 * SECOND_NS
     world.member(0)
     lost = world.member(1)
-    group = next(iter(world.talk.state.groups.by_number.values()))
+    group = next(iter(world.talk.state.own.groups.by_number.values()))
     reader = world.boards[0].reader
     if ticked:
         world.talk.state.tick(world.talk.now_ns)
@@ -225,7 +225,7 @@ def test_what_is_recorded_at_the_end_of_a_board_has_the_times_of_its_members(wor
 
 def test_members_stand_still_while_an_operation_on_their_board_does_not_move(world: World) -> None:
     members = [world.member(0), world.member(1)]
-    groups, reader = world.talk.state.groups, world.boards[0].reader
+    groups, reader = world.talk.state.own.groups, world.boards[0].reader
 
     def standing_still() -> list[int]:
         world.talk.tick(0.1)

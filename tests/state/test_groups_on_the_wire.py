@@ -131,7 +131,7 @@ def test_a_member_that_leaves_is_answered_and_the_others_are_told() -> None:
     assert [frame.target for frame in peers[1].all_of(Kind.DONE)] == [55]
     assert memberships(peers[0], Kind.CHANGED) == [Membership(2, [0], -1, [1])]
     peers[0].put(Kind.LEAVE, number=number, target=56)
-    assert talk.state.groups.by_number == {}
+    assert talk.state.own.groups.by_number == {}
 
 
 def test_a_newcomer_takes_the_free_rank() -> None:
@@ -152,7 +152,7 @@ def test_a_join_that_waits_too_long_names_the_missing_ranks() -> None:
     (failure,) = failed(peer)
     assert (failure.missing_ranks, failure.timeout_s) == ([0, 2], 2.0)
     assert [frame.target for frame in peer.all_of(Kind.FAILED)] == [5]
-    assert talk.state.groups.by_number == {}
+    assert talk.state.own.groups.by_number == {}
     assert peer.record.groups == set()
 
 
@@ -191,7 +191,7 @@ def test_a_session_that_left_before_the_group_formed_can_join_again() -> None:
     talk = Talk()
     first, second = talk.peer(), talk.peer()
     join(first, 1)
-    number = next(iter(talk.state.groups.by_number))
+    number = next(iter(talk.state.own.groups.by_number))
     first.put(Kind.LEAVE, number=number, target=2)
     join(first, 3)
     join(second, 4)
@@ -203,7 +203,7 @@ def test_a_waiting_session_that_dies_is_forgotten() -> None:
     first = talk.peer()
     join(first, 1)
     first.die()
-    assert talk.state.groups.by_number == {}
+    assert talk.state.own.groups.by_number == {}
     assert joined(talk)[0].all_of(Kind.JOINED)
 
 

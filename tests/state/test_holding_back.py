@@ -52,7 +52,7 @@ def test_who_holds_publishers_back_is_announced_and_when_they_go_on() -> None:
         | {"event": "unblocked", "waiting_messages": 0, "waiting_bytes": 0, "unread_messages": 0}
         | {"blocked_publishers": 0}
     ]
-    assert talk.state.pressure.waits == 1
+    assert talk.state.own.pressure.waits == 1
 
 
 def test_a_publisher_that_waits_again_and_again_is_announced_once() -> None:
@@ -64,7 +64,7 @@ def test_a_publisher_that_waits_again_and_again_is_announced_once() -> None:
         take(reader, number)
         told += watcher.told()
     assert pairs(told, "event") == [("blocked",)]
-    assert talk.state.pressure.waits == 10
+    assert talk.state.own.pressure.waits == 10
     assert pairs(watcher.told(1.0), "event") == [("unblocked",)]
 
 
@@ -81,7 +81,7 @@ def test_the_end_of_a_subscriber_or_publisher_ends_the_waiting(end: str) -> None
     else:
         reader.put(Kind.UNSUBSCRIBE, number=number, target=REFERENCE)
     assert pairs(watcher.told(1.0), "event", "subscriber", "blocked_publishers") == [("unblocked", "reader", 0)]
-    assert talk.state.pressure._blocked == talk.state.pressure._touched == {}
+    assert talk.state.own.pressure._blocked == talk.state.own.pressure._touched == {}
 
 
 def test_of_two_that_hold_a_topic_back_each_is_told_for_itself() -> None:
@@ -108,7 +108,7 @@ def test_many_that_hold_topics_back_are_told_in_bounded_steps() -> None:
     reader.die()
     events = [event for _ in range(8) for event in watcher.told()]
     assert pairs(events, "event") == [("unblocked",)] * topics
-    assert talk.state.pressure._blocked == talk.state.pressure._touched == {}
+    assert talk.state.own.pressure._blocked == talk.state.own.pressure._touched == {}
 
 
 def test_losses_are_told_beside_many_that_hold_topics_back() -> None:

@@ -245,7 +245,7 @@ def test_nothing_is_left_of_sessions_that_are_gone() -> None:
     assert len(state.router._trie) == 0
     assert state.router._inboxes == {}
     assert all(topic.publishers == 0 for topic in state.router.topics.values())
-    assert state.groups.by_number == {}
-    assert state.groups._references == {}
-    assert state.groups._sessions == {}
+    assert state.own.groups.by_number == {}
+    assert state.own.groups._references == {}
+    assert state.own.groups._sessions == {}
     assert all(topic.held_back == () for topic in state.router.topics.values())

@@ -43,7 +43,7 @@ class Watched(World):
 
     @property
     def shown(self) -> GroupSnapshot:
-        groups = self.talk.state.groups
+        groups = self.talk.state.own.groups
         return groups.snapshot(groups.by_number[GroupNumber(self.number)], self.talk.now_ns)
 
     @property
@@ -157,7 +157,7 @@ def test_nothing_is_kept_of_a_group_that_is_gone(watched: Watched) -> None:
         watched.tell(peer, Told(1, 50 * MS, 0, 0, 0))
     for peer in watched.peers:
         peer.die()
-    watches = watched.talk.state.groups._watches
+    watches = watched.talk.state.own.groups._watches
     assert (watches._present, watches._ended) == ({}, {})
 
 
@@ -177,7 +177,7 @@ def test_the_schedule_that_members_of_such_hosts_take_is_shown(hosts: str, sched
 
 
 def test_members_stand_still_while_what_they_tell_of_does_not_move(watched: Watched) -> None:
-    groups = watched.talk.state.groups
+    groups = watched.talk.state.own.groups
     watched.tick()
     assert groups.standing_still(watched.talk.now_ns) == []
     for _ in range(3):

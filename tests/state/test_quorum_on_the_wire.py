@@ -40,7 +40,7 @@ def test_the_broker_asks_to_be_called_at_the_deadline_and_then_says_who_took_par
     talk = Talk()
     peers = joined(talk, 3)
     wakes: list[int] = []
-    talk.state.groups.wake = wakes.append
+    talk.state.own.groups.wake = wakes.append
     for peer in peers[:2]:
         contribute(peer, ones(), quorum())
     assert wakes == [talk.now_ns + DEADLINE_NS]
@@ -72,8 +72,8 @@ def test_a_rank_that_misses_is_announced_with_the_groups_totals_and_these_outliv
     assert [(event["rank"], event["late"]) for event in events] == [(2, totals)]
     for peer in peers:
         peer.die()
-    assert talk.state.groups.by_number == {}
-    assert talk.state.groups.late_totals.missed == 1
+    assert talk.state.own.groups.by_number == {}
+    assert talk.state.own.groups.late_totals.missed == 1
 
 
 def test_a_rank_that_is_too_far_behind_is_told_how_far(monkeypatch: pytest.MonkeyPatch) -> None:

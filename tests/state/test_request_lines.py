@@ -55,7 +55,7 @@ class Pair:
 
     @property
     def followed(self) -> int:
-        return len(self.talk.state.requests)
+        return len(self.talk.state.own.requests)
 
     @property
     def cancelled(self) -> list[int]:

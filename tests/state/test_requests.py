@@ -174,7 +174,7 @@ def test_the_first_last_reply_to_a_plain_request_stops_the_other_responders() ->
     ask(asker)
     reply(talk, one, asker, 99)
     assert (cancels(one), cancels(two)) == ([], [(asker.record.id, 99)])
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
 
 
 def test_a_request_to_all_is_over_when_each_has_said_the_last_reply() -> None:
@@ -183,9 +183,9 @@ def test_a_request_to_all_is_over_when_each_has_said_the_last_reply() -> None:
     reply(talk, one, asker, 99, 0)
     reply(talk, one, asker, 99)
     reply(talk, one, asker, 99)
-    assert len(talk.state.requests) == 1
+    assert len(talk.state.own.requests) == 1
     reply(talk, two, asker, 99)
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
     assert cancels(one) == cancels(two) == lost(asker) == []
 
 
@@ -196,7 +196,7 @@ def test_a_cancelled_request_is_cancelled_at_all_that_have_not_replied() -> None
     asker.put(Kind.CANCEL, sequence=99)
     asker.put(Kind.CANCEL, sequence=99)
     assert (cancels(one), cancels(two)) == ([], [(asker.record.id, 99)])
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
 
 
 def test_nobody_can_cancel_anothers_request() -> None:
@@ -204,7 +204,7 @@ def test_nobody_can_cancel_anothers_request() -> None:
     ask(asker)
     two.put(Kind.CANCEL, sequence=99)
     assert cancels(one) == []
-    assert len(talk.state.requests) == 1
+    assert len(talk.state.own.requests) == 1
 
 
 def test_a_requester_that_dies_is_cancelled_by_the_broker() -> None:
@@ -213,7 +213,7 @@ def test_a_requester_that_dies_is_cancelled_by_the_broker() -> None:
     ask(asker, number=100)
     asker.die()
     assert cancels(one) == cancels(two) == [(asker.record.id, 99), (asker.record.id, 100)]
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
 
 
 def test_a_requester_is_told_of_each_responder_that_dies() -> None:
@@ -222,7 +222,7 @@ def test_a_requester_is_told_of_each_responder_that_dies() -> None:
     one.die()
     two.die()
     assert lost(asker) == [(7, 1), (7, 0)]
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
     assert "'one'" in asker.failures()[0].reason
 
 
@@ -260,11 +260,11 @@ def test_a_retry_to_another_member_is_one_request_with_both() -> None:
     ask(asker)
     ask(asker)
     assert (len(one.delivered()), len(two.delivered())) == (1, 1)
-    assert len(talk.state.requests) == 1
+    assert len(talk.state.own.requests) == 1
     one.die()
     assert lost(asker) == [(7, 1)]
     reply(talk, two, asker, 99)
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
 
 
 def test_a_request_that_waits_for_a_member_that_dies_moves_to_another() -> None:
@@ -279,7 +279,7 @@ def test_a_request_that_waits_for_a_member_that_dies_moves_to_another() -> None:
     assert len(two.delivered()) == 3
     two.die()
     assert len(lost(asker)) == 4
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
 
 
 def test_a_responder_that_unsubscribes_still_owes_what_it_has_and_not_what_waits() -> None:
@@ -290,9 +290,9 @@ def test_a_responder_that_unsubscribes_still_owes_what_it_has_and_not_what_waits
     ask(asker, number=2)
     one.put(Kind.UNSUBSCRIBE, number=1, target=50)
     assert lost(asker) == [(7, 0)]
-    assert len(talk.state.requests) == 1
+    assert len(talk.state.own.requests) == 1
     reply(talk, one, asker, 1)
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
 
 
 def test_a_session_with_two_responders_for_a_topic_owes_two_last_replies() -> None:
@@ -303,7 +303,7 @@ def test_a_session_with_two_responders_for_a_topic_owes_two_last_replies() -> No
     ask(asker, flags=Flag.ACKNOWLEDGE)
     assert asker.all_of(Kind.DONE)[0].count == 2
     reply(talk, one, asker, 99)
-    assert len(talk.state.requests) == 1
+    assert len(talk.state.own.requests) == 1
     one.die()
     assert lost(asker) == [(7, 0)]
 
@@ -325,7 +325,7 @@ def test_credit_for_replies_goes_to_the_responder_that_it_names() -> None:
 def test_a_request_without_a_number_is_not_followed() -> None:
     talk, asker, one, _ = trio()
     ask(asker, number=0)
-    assert len(talk.state.requests) == 0
+    assert len(talk.state.own.requests) == 0
     one.die()
     assert asker.failures() == []
 
@@ -337,10 +337,10 @@ def test_the_broker_follows_so_many_requests_of_a_session_and_forgets_the_oldest
     talk, asker, one, _ = trio()
     for number in range(1, 10):
         ask(asker, number=number)
-    assert len(talk.state.requests) == 3
+    assert len(talk.state.own.requests) == 3
     asker.die()
     assert [number for _, number in cancels(one)] == [7, 8, 9]
-    assert not talk.state.requests.busy
+    assert not talk.state.own.requests.busy
 
 
 def test_a_last_reply_that_fits_no_request_does_nothing() -> None:
@@ -349,7 +349,7 @@ def test_a_last_reply_that_fits_no_request_does_nothing() -> None:
     reply(talk, one, two, 99)
     reply(talk, one, asker, 1)
     one.publish("elsewhere", b"", Flag.LAST, sequence=99)
-    assert len(talk.state.requests) == 1
+    assert len(talk.state.own.requests) == 1
     assert one.is_open
 
 
@@ -360,7 +360,7 @@ def test_a_session_that_asks_itself_can_end() -> None:
     for number in range(1, 4):
         ask(both, number=number)
     both.die()
-    assert not talk.state.requests.busy
+    assert not talk.state.own.requests.busy
     assert talk.state.take_ready() == []
 
 
@@ -371,9 +371,9 @@ def test_a_number_that_is_used_at_two_topics_leaves_nothing_behind() -> None:
     ask(asker, "u")
     ask(asker, "t")
     asker.put(Kind.CANCEL, sequence=99)
-    assert not talk.state.requests.busy
+    assert not talk.state.own.requests.busy
     ask(asker, "u")
     ask(asker, "t")
     two.die()
     one.die()
-    assert not talk.state.requests.busy
+    assert not talk.state.own.requests.busy

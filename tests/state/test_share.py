@@ -49,7 +49,7 @@ def test_what_else_is_said_about_anothers_topics_and_groups_is_answered_so(talk:
     assert f"topic {OTHER!r}: {TOLD}" in refused(peer, Kind.DECLARE, Declare(OTHER, retain=True))
     assert f"group {OTHER!r}: {TOLD}" in refused(peer, Kind.JOIN, Join(OTHER, 1))
     assert "is worker 0's" in refused(peer, Kind.SUBSCRIBE, Subscribe("$sys/sessions"), number=2)
-    assert not talk.state.groups._by_name
+    assert not talk.state.own.groups._by_name
 
 
 def test_what_is_its_own_or_everybodys_is_not(talk: Talk) -> None:

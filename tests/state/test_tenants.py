@@ -376,7 +376,7 @@ def test_groups_of_all_tenants_have_numbers_of_their_own() -> None:
     for peer in (blue, red):
         peer.put(Kind.JOIN, body=Join("dp", 1), target=5)
     assert blue.all_of(Kind.JOINED)[0].number != red.all_of(Kind.JOINED)[0].number
-    assert blue.record.tenant.groups.observing is red.record.tenant.groups.observing is talk.state.groups.observing
+    assert blue.record.tenant.groups.observing is red.record.tenant.groups.observing is talk.state.observing
 
 
 def test_sessions_that_have_not_said_hello_are_nobodys() -> None:

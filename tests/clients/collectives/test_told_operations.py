@@ -32,7 +32,7 @@ def until(broker: ServingThread) -> Until:
     """Waits until what the broker shows of its group fits."""
 
     def shown() -> GroupSnapshot | None:
-        groups = broker.server.state.groups
+        groups = broker.server.state.own.groups
         found = [groups.snapshot(group, time.monotonic_ns()) for group in groups.by_number.values()]
         return found[0] if found else None
 
@@ -165,7 +165,7 @@ def test_a_rank_that_goes_at_once_has_told_of_its_last_operation(
 ) -> None:
     # What comes after the end is waited for until the test says otherwise: who stays tells when it gets a processor.
     monkeypatch.setattr("broker.state.link_watches.LINK_REPORT_LAST_S", 10 * PATIENCE_S)
-    groups = broker.server.state.groups
+    groups = broker.server.state.own.groups
 
     def told_by() -> int:
         """How many have said something of the first operation."""

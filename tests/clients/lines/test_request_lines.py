@@ -40,7 +40,7 @@ def test_requests_and_replies_do_not_pass_the_sockets(
     assert (bus._core.session.sent_bytes, other._core.session.sent_bytes) == before
     assert lines_of(broker) == 2
     broker.call(broker.server.state.drain_lines)
-    assert not broker.call(lambda: broker.server.state.requests.busy)
+    assert not broker.call(lambda: broker.server.state.own.requests.busy)
 
 
 def test_an_asynchronous_client_asks_and_responds_on_lines(broker: ServingThread) -> None:
@@ -196,7 +196,7 @@ def test_several_requesters_ask_by_their_sockets_and_have_their_replies_on_lines
     assert got == {number: [[number, each] for each in range(200)] for number in range(4)}
     assert lines == [False] * 4
     broker.call(broker.server.state.drain_lines)
-    assert not broker.call(lambda: broker.server.state.requests.busy)
+    assert not broker.call(lambda: broker.server.state.own.requests.busy)
 
 
 def test_a_client_that_asks_itself_reads_the_lines_that_it_writes(bus: clients.Client) -> None:
