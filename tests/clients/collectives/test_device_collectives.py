@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +17,7 @@ import pytest
 import clients
 from broker import devices
 from broker.collectives import shm
+from broker.devices import windows
 from broker.limits import MIB
 from clients.collectives import device_handover
 from tests import device_stand_in
@@ -225,34 +228,59 @@ def test_a_rank_that_does_not_come_is_named(cupy: ModuleType, connect: Connect) 
     assert np.array_equal(array.peek(), values(0))
 
 
-def test_a_device_that_fails_while_it_reduces_fails_the_call_on_all_ranks(
-    cupy: ModuleType, connect: Connect, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [RuntimeError("cudaErrorLaunchFailure"), KeyboardInterrupt()])
+def test_a_rank_that_fails_while_it_reduces_fails_the_call_on_all(
+    cupy: ModuleType, connect: Connect, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    arrays = [cupy.array(values(rank)) for rank in range(2)]
-    reduce = devices.reducing.reduce
-    failing = [False]
+    arrays, told, reduce = [cupy.array(values(rank)) for rank in range(2)], [], windows.DeviceWindow.reduce
 
-    def fail(op: str, dtype: str, sources: object, count: int, offset: int, *others: object) -> None:
-        if failing[0] and offset > device_stand_in.START:
-            raise RuntimeError("cudaErrorLaunchFailure: unspecified launch failure")
-        reduce(op, dtype, sources, count, offset, *others)
+    def fail(window: windows.DeviceWindow, *arguments: object) -> None:
+        if window.position == 1 and not told:
+            told.append(window)
+            raise error
+        reduce(window, *arguments)
 
-    monkeypatch.setattr(devices.reducing, "reduce", fail)
+    monkeypatch.setattr(windows.DeviceWindow, "reduce", fail)
 
     def work(group: clients.Group, bus: clients.Client) -> None:
-        for failing[0] in (True, False):
-            group.barrier()
-            if failing[0]:
-                error = clients.InvalidValue if group.rank == 1 else clients.CollectiveError
-                with pytest.raises(error, match="unspecified launch failure|the device of rank 1 has failed"):
-                    group.all_reduce(arrays[group.rank])
-                assert np.array_equal(arrays[group.rank].peek(), values(group.rank))
-            else:
-                group.all_reduce(arrays[group.rank])
-            group.barrier()
+        mine = clients.InvalidValue if isinstance(error, RuntimeError) else KeyboardInterrupt
+        expected, text = (mine, ".*") if group.rank else (clients.CollectiveError, "the device of rank 1 has failed")
+        with pytest.raises(expected, match=text):
+            group.all_reduce(arrays[group.rank])
+        assert np.array_equal(arrays[group.rank].peek(), values(group.rank))
+        group.all_reduce(arrays[group.rank])
 
     check_none_raised(on_all_ranks(connect, 2, work))
     assert np.array_equal(arrays[0].peek(), values(0) + values(1))
+
+
+def test_a_rank_that_was_given_up_while_it_reduced_spoils_nothing_when_it_goes_on(
+    cupy: ModuleType, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays, gone_on = [cupy.array(values(rank)) for rank in range(2)], threading.Event()
+    reduce, stopped = windows.DeviceWindow.reduce, []
+
+    def stop(window: windows.DeviceWindow, *arguments: object) -> None:
+        if window.position == 1 and not stopped:
+            stopped.append(window)
+            assert gone_on.wait(PATIENCE_S)
+        reduce(window, *arguments)
+
+    monkeypatch.setattr(windows.DeviceWindow, "reduce", stop)
+
+    def work(group: clients.Group, bus: clients.Client) -> None:
+        with pytest.raises(clients.RankTimeoutError) as told:
+            group.all_reduce(arrays[group.rank], timeout_s=0.3)
+        assert told.value.missing_ranks == [1]
+        assert np.array_equal(arrays[group.rank].peek(), values(group.rank))
+        if group.rank == 0:
+            gone_on.set()
+        group.all_reduce(arrays[group.rank], "max")
+
+    check_none_raised(on_all_ranks(connect, 2, work))
+    for array in arrays:
+        assert np.array_equal(array.peek(), np.maximum(values(0), values(1)))
+    assert nothing_staged()
 
 
 @pytest.mark.parametrize("why", ["map", "make", "hand", "compile", "device"])
@@ -309,3 +337,25 @@ def test_what_is_queued_on_a_stream_is_waited_for(cupy: ModuleType, connect: Con
             assert np.array_equal(array.peek(), values(0) + values(1))
 
     check_none_raised(on_all_ranks(connect, 2, work))
+
+
+def test_tasks_of_an_asynchronous_client_have_their_turns(cupy: ModuleType, broker: ServingThread) -> None:
+    async def rank(number: int) -> None:
+        async with await clients.aio.connect(broker.url) as bus:
+            group = await bus.group("dp", world_size=2, rank=number)
+            arrays = [cupy.array(values(number) + each) for each in range(3)]
+            await asyncio.gather(*(group.all_reduce(array, "max") for array in arrays))
+            for each, array in enumerate(arrays):
+                assert np.array_equal(array.peek(), np.maximum(values(0) + each, values(1) + each))
+            share = await group.reduce_scatter(cupy.array(values(number)))
+            assert np.array_equal(share.peek(), (values(0) + values(1))[number * 500 :][:500])
+            assert len(await group.all_gather(share)) == 2
+            await group.broadcast(share)
+            assert np.array_equal(share.peek(), (values(0) + values(1))[:500])
+            await group.leave()
+
+    async def both() -> None:
+        await asyncio.wait_for(asyncio.gather(rank(0), rank(1)), PATIENCE_S)
+
+    asyncio.run(both())
+    assert nothing_staged()
