@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -13,9 +18,8 @@ from tests import kernel_stand_in as kernels
 DTYPES = [dtype for dtype in ITEM_BYTES if not dtype.endswith("blocks")]
 PAIRS = [(op, dtype) for op in ReduceOp for dtype in DTYPES if op_problem(op, dtype) is None]
 ELEMENTS = 1001
+NVCC = shutil.which("nvcc")
 OFFSET = 16
-
-pytestmark = pytest.mark.skipif(kernels.COMPILER is None, reason="there is no gcc to compile kernels with")
 
 
 def launch_of(op: str, dtype: str) -> kernels.Launch:
@@ -56,6 +60,7 @@ def without_nan_bits(data: np.ndarray, dtype: str) -> np.ndarray:
     return wide.view(np.uint8)
 
 
+@pytest.mark.skipif(kernels.COMPILER is None, reason="there is no gcc to compile kernels with")
 @pytest.mark.parametrize(("op", "dtype"), PAIRS)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_device_reduces_to_the_bits_of_the_host(op: ReduceOp, dtype: str, count: int) -> None:
@@ -75,3 +80,16 @@ def test_a_device_reduces_to_the_bits_of_the_host(op: ReduceOp, dtype: str, coun
 
 def test_what_the_host_cannot_reduce_neither_can_a_device() -> None:
     assert {(op, dtype) for op in ReduceOp for dtype in DTYPES if reducing.reducible(op, dtype)} == set(PAIRS)
+
+
+@pytest.mark.skipif(NVCC is None, reason="there is no nvcc to compile kernels with")
+def test_cudas_compiler_takes_them_and_fuses_and_flushes_nothing() -> None:
+    code = reducing.CONVERSIONS + reducing.COMMON + "".join(reducing.kernel_source(*pair) for pair in PAIRS)
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder) / "kernels.cu", Path(folder) / "kernels.ptx"
+        source.write_text(code)
+        assert NVCC is not None
+        subprocess.run([NVCC, "-w", "-ptx", *reducing.OPTIONS, source, "-o", made], check=True)
+        instructions = made.read_text()
+    assert instructions.count(".entry") == len(PAIRS)
+    assert not any(word in instructions for word in ("fma.", ".ftz", ".approx", ".full"))

@@ -13,7 +13,6 @@ what is wrong with it, if something is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -141,18 +140,9 @@ def all_reduce(place: Place, value: object, op: str, timeout_s: float, out: obje
                     start += view.nbytes
         return value if out is None else out
 
-    staged = partial(_staged, collective_lists.all_reduce if collective_lists.is_list(value) else collective.all_reduce)
-    return _steps(
-        place,
-        f"all_reduce {op}",
-        given,
-        given.views,
-        parts,
-        work,
-        partial(staged, place, value, op, timeout_s, out),
-        timeout_s,
-        op,
-    )
+    prepare = collective_lists.all_reduce if collective_lists.is_list(value) else collective.all_reduce
+    staged = _staged(prepare, place, value, op, timeout_s, out)
+    return _steps(place, f"all_reduce {op}", given, parts, work, staged, timeout_s, op=op)
 
 
 def reduce_scatter(place: Place, value: object, op: str, timeout_s: float, out: object = None) -> Steps | None:
@@ -178,8 +168,8 @@ def reduce_scatter(place: Place, value: object, op: str, timeout_s: float, out: 
             window.reduce(op, part.dtype, start, part.elements // count, share)
         return lambda: share if out is None else _written(window, into.views, [share], out)
 
-    staged = partial(_staged, collective.reduce_scatter, place, value, op, timeout_s, out)
-    return _steps(place, f"reduce_scatter {op}", given, given.views, [part], work, staged, timeout_s, op)
+    staged = _staged(collective.reduce_scatter, place, value, op, timeout_s, out)
+    return _steps(place, f"reduce_scatter {op}", given, [part], work, staged, timeout_s, op=op)
 
 
 def all_gather(place: Place, value: object, timeout_s: float, out: object = None) -> Steps | None:
@@ -205,8 +195,8 @@ def all_gather(place: Place, value: object, timeout_s: float, out: object = None
         targets = into.views if many else [into.views[0][position] for position in range(count)]
         return lambda: _written(window, targets, found, out)
 
-    staged = partial(_staged, collective.all_gather, place, value, timeout_s, out)
-    return _steps(place, "all_gather", given, given.views, [part], work, staged, timeout_s)
+    staged = _staged(collective.all_gather, place, value, timeout_s, out)
+    return _steps(place, "all_gather", given, [part], work, staged, timeout_s)
 
 
 def broadcast(place: Place, value: object, root: int, timeout_s: float, out: object = None) -> Steps | None:
@@ -238,18 +228,9 @@ def broadcast(place: Place, value: object, root: int, timeout_s: float, out: obj
         return lambda: _written(window, into.views, [found[index] for index in range(len(found))], returned)
 
     listed = collective_lists.is_list(value) or collective_lists.is_list(out)
-    staged = partial(_staged, collective_lists.broadcast if listed else collective.broadcast)
-    contributed = given.views if sends else []
-    return _steps(
-        place,
-        f"broadcast from rank {root}",
-        given,
-        contributed,
-        parts,
-        work,
-        partial(staged, place, value, root, timeout_s, out),
-        timeout_s,
-    )
+    prepare = collective_lists.broadcast if listed else collective.broadcast
+    staged = _staged(prepare, place, value, root, timeout_s, out)
+    return _steps(place, f"broadcast from rank {root}", given, parts, work, staged, timeout_s, contributes=sends)
 
 
 def _given(place: Place, value: object) -> _Arrays | None:
@@ -258,8 +239,7 @@ def _given(place: Place, value: object) -> _Arrays | None:
     Raises:
         InvalidValue: one cannot be read.
     """
-    windows = place.device_windows
-    if windows is None:
+    if place.device_windows is None:
         return None
     values = _values(value)
     if not values or not all(map(devices.is_device_array, values)):
@@ -267,8 +247,6 @@ def _given(place: Place, value: object) -> _Arrays | None:
     views = [view_of(each) for each in values]
     device = device_of(views[0])
     if any(device_of(view) != device for view in views) or not any(view.nbytes for view in views):
-        return None
-    if windows.name_of(device) is None:
         return None
     dtypes = [
         BFLOAT16 if str(getattr(each, "dtype", "")) == "torch.bfloat16" else describe(np.empty(0, view.dtype)).dtype
@@ -321,14 +299,27 @@ def _steps(
     place: Place,
     what: str,
     given: _Arrays,
-    contributed: Sequence[DeviceArray],
     parts: Sequence[_Part],
     work: Callable[[DeviceWindow], Callable[[], object]],
-    staged: Callable[[], Steps],
+    staged: Steps,
     timeout_s: float,
+    *,
     op: str | None = None,
+    contributes: bool = True,
 ) -> Steps | None:
-    """What is to be carried out, if the memory that it takes may be had."""
+    """What is to be carried out, if the memory that it takes may be had; see OnDevice.
+
+    Args:
+        place: of this rank.
+        what: is done, in words.
+        given: this rank's arrays, or those that are like what it gets.
+        parts: how they lie in each rank's memory.
+        work: see OnDevice.
+        staged: see OnDevice.
+        timeout_s: how long the ranks may take to arrive.
+        op: how they are reduced, if they are.
+        contributes: whether this rank's arrays are read.
+    """
     windows, size_bytes = place.device_windows, parts[-1].end - DEVICE_HEADER_BYTES
     if windows is None:
         return None
@@ -341,8 +332,8 @@ def _steps(
             for part in parts:
                 if op is not None:
                     reducing.compile_kernel(op, part.dtype)
-                if contributed:
-                    put(memory, part.offset, [contributed[index] for index in part.chosen])
+                if contributes:
+                    put(memory, part.offset, [given.views[index] for index in part.chosen])
 
     operation = OnDevice(f"{what} {given.words} on devices", given.device, size_bytes, lay, work, staged)
     return carry_out(place, windows, operation, timeout_s)
@@ -358,10 +349,9 @@ def _written(window: DeviceWindow, targets: Sequence[DeviceArray], found: Sequen
 
 def _staged(prepare: Callable[..., object], place: Place, *arguments: object) -> Steps:
     """The same through the host."""
-    what = prepare.__name__
     prepared = prepare(place.member, *arguments)
     if isinstance(prepared, collective_lists.PreparedList):
-        note_detour(prepared, what, place.device_bytes)
+        note_detour(prepared, prepare.__name__, place.device_bytes)
         results = []
         for each in prepared.operations:
             results.append((yield each))

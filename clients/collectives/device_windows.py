@@ -84,7 +84,7 @@ class OnDevice(NamedTuple):
         put: copies this rank's contribution there, and makes ready what may fail.
         work: does what is to be done while the others hold still, and returns what writes the result and returns what
             the caller gets.
-        staged: the same through the host, as what _call_each carries out.
+        staged: the same through the host.
     """
 
     words: str
@@ -92,21 +92,20 @@ class OnDevice(NamedTuple):
     size_bytes: int
     put: Callable[[DeviceMemory], None]
     work: Callable[[DeviceWindow], Callable[[], object]]
-    staged: Callable[[], Steps]
+    staged: Steps
 
 
 class DeviceWindows:
     """The memory of devices that the members of a generation share, as one of them has it.
 
     Attributes:
-        window: all ranks have it, as each of them knows; None until there is one.
-        off: why there is to be none any more, as all ranks know.
+        window: all ranks had it when it was last spoken of; None until there is one.
     """
 
     def __init__(self) -> None:
         self.window: DeviceWindow | None = None
-        self.off = ""
         self._number = 0
+        self._refused_bytes: int | None = None
         self._names: dict[Device, str] | None = None
 
     def name_of(self, device: Device) -> str | None:
@@ -121,15 +120,29 @@ class DeviceWindows:
         fits = window is not None and window.device == device and window.own.size_bytes >= size_bytes
         return self._number if fits else 0
 
+    def offer(self, device: Device, size_bytes: int) -> tuple[DeviceMemory, str]:
+        """New memory for an operation, and the name of its device.
+
+        Raises:
+            LimitExceeded: there is none, or the ranks could not share as much before.
+            InvalidValue: it cannot be shared.
+        """
+        name = self.name_of(device)
+        if name is None:
+            raise InvalidValue("memory of", device, "cannot be passed to other processes")
+        if self._refused_bytes is not None and size_bytes >= self._refused_bytes:
+            raise LimitExceeded("device memory", size_bytes, self._refused_bytes, "could not be shared before")
+        return DeviceMemory.create(device, name, _rounded(size_bytes)), name
+
     def begin(self, window: DeviceWindow) -> None:
         """All ranks have mapped it."""
         self.window = window
         self._number += 1
 
-    def end(self, why: str) -> None:
-        """There will be none any more."""
-        self.window = None
-        self.off = why
+    def refused(self, size_bytes: int, why: str) -> None:
+        """The ranks cannot share memory for an operation. What they have they keep; for more it is not tried again."""
+        known = size_bytes if self._refused_bytes is None else min(size_bytes, self._refused_bytes)
+        self._refused_bytes = 0 if self.window is None else known
         devices.warn_of_detour("the ranks of a group cannot share the memory of their devices", why)
 
 
@@ -142,7 +155,7 @@ def carry_out(place: Place, windows: DeviceWindows, operation: OnDevice, timeout
     """
     window = yield from _arrive(place, windows, operation, timeout_s)
     if window is None:
-        return (yield from operation.staged())
+        return (yield from operation.staged)
     problem: BaseException | None = None
     try:
         finish = operation.work(window)
@@ -169,9 +182,8 @@ def _arrive(
     row = Row(number, 0)
     try:
         if memory is None:
+            memory, name = windows.offer(operation.device, operation.size_bytes)
             handover = Handover(len(place.member.ranks))
-            name = windows.name_of(operation.device) or ""
-            memory = DeviceMemory.create(operation.device, name, _rounded(operation.size_bytes))
             row = Row(0, memory.size_bytes, memory.token, handover.name, name.encode())
         operation.put(memory)
     except (InvalidValue, LimitExceeded, OSError) as error:
@@ -191,7 +203,7 @@ def _arrive(
         if memory is not None:
             memory.close_descriptor()
     if window is None:
-        windows.end(why or "another rank has none, or has it elsewhere")
+        windows.refused(operation.size_bytes, why or "another rank has none, or has it elsewhere")
     else:
         windows.begin(window)
     return window

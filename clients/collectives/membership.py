@@ -233,8 +233,7 @@ class Place:
     @property
     def device_windows(self) -> DeviceWindows | None:
         """The memory of devices that the members share, if they can."""
-        found = self.way.device_windows if self.device_bytes and isinstance(self.way, Board) else None
-        return None if found is None or found.off else found
+        return self.way.device_windows if self.device_bytes and isinstance(self.way, Board) else None
 
     @property
     def used_schedule(self) -> str:

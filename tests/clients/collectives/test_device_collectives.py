@@ -314,6 +314,26 @@ def test_where_there_is_no_way_all_go_through_the_host_and_that_is_said_once(
     assert bool(said) == bool(staged)
 
 
+def test_what_the_ranks_have_they_keep_when_there_is_no_more(
+    cupy: ModuleType, gpus: StandInDriver, connect: Connect
+) -> None:
+    def work(group: clients.Group, bus: clients.Client) -> list[int]:
+        counts = []
+        for elements in (1000, 60_000, 60_000, 1000):
+            array = cupy.array(values(group.rank, "float32", elements))
+            group.all_reduce(array)
+            assert np.array_equal(array.peek(), values(0, "float32", elements) + values(1, "float32", elements))
+            group.barrier()
+            counts.append(devices.copies().detours)
+            gpus.left_bytes = device_stand_in.STEP_BYTES
+            group.barrier()
+        return counts
+
+    outcomes = on_all_ranks(connect, 2, work)
+    check_none_raised(outcomes)
+    assert outcomes == [[0, 2, 4, 4]] * 2
+
+
 def test_what_stays_with_the_host_is_counted(cupy: ModuleType, connect: Connect) -> None:
     def work(group: clients.Group, bus: clients.Client) -> None:
         array = cupy.array(values(group.rank))
