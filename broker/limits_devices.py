@@ -32,3 +32,5 @@ DEVICE_AGAIN_NS: Final = 1_000_000_000
 before it is asked again."""
 DEVICE_UNUSED_NS: Final = 30_000_000_000
 """How often arenas go that were not used since the last time, and memory is tried for that was not to be had."""
+DEVICE_STRANGERS_MAX: Final = 64
+"""Connections of strangers that a rank bears where the others of its group give it their device memory."""

@@ -9,7 +9,7 @@ from broker.collectives import shm
 from broker.errors import InvalidValue
 from broker.limits import COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
-from clients.collectives import collective, collective_lists, shared_operation
+from clients.collectives import collective, collective_lists, device_operations, shared_operation
 from clients.collectives.meetings import Meetings
 from clients.collectives.partial import AUTO, Partial, Terms
 from clients.collectives.shared_operation import SharedOperation
@@ -153,6 +153,9 @@ class Group(Meetings):
             if way.run(task) != shm.Outcome.COMMITTED:
                 self._driver.run(shared_operation.finish(self._driver, place, SharedOperation.plain(way, task)))
             return array if out is None else out
+        steps = None if async_op else device_operations.all_reduce(place, array, op, timeout_s, out)
+        if steps is not None:
+            return self._on_devices(steps, timeout_s)
         if collective_lists.is_list(array):
             many = collective_lists.all_reduce(place.member, array, op, timeout_s, out)
             return self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -217,6 +220,9 @@ class Group(Meetings):
             priority: see all_reduce.
         """
         member = self._place.member
+        steps = None if async_op else device_operations.broadcast(self._place, array, root, timeout_s, out)
+        if steps is not None:
+            return self._on_devices(steps, timeout_s)  # type: ignore[return-value]
         if collective_lists.is_list(array) or collective_lists.is_list(out):
             many = collective_lists.broadcast(member, array, root, timeout_s, out)
             return self._call_list(many, timeout_s, async_op=async_op, priority=priority)  # type: ignore[return-value]
@@ -261,6 +267,10 @@ class Group(Meetings):
         Returns:
             A list with an array, or a list or dict of arrays, for each rank; or `out`; or a Work.
         """
+        with self._driver.lock:
+            steps = None if async_op else device_operations.all_gather(self._place, array, timeout_s, out)
+        if steps is not None:
+            return self._on_devices(steps, timeout_s)
         if collective_lists.is_list(array):
             if out is not None:
                 raise InvalidValue("out", type(out).__name__, "is for one array, not for a list of them")
@@ -360,6 +370,10 @@ class Group(Meetings):
             priority: see all_reduce.
         """
         # Locked, as it may be what tells the caller of a change.
+        with self._driver.lock:
+            steps = None if async_op else device_operations.reduce_scatter(self._place, array, op, timeout_s, out)
+        if steps is not None:
+            return self._on_devices(steps, timeout_s)
         with self._driver.lock:
             prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s, out)
         return self._call(prepared, timeout_s, async_op=async_op, priority=priority)

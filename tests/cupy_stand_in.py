@@ -154,6 +154,10 @@ class Array:
         return self._hidden.nbytes
 
     @property
+    def size(self) -> int:
+        return self._hidden.size
+
+    @property
     def flags(self) -> object:
         return self._hidden.flags
 
@@ -173,6 +177,9 @@ class Array:
 
     def reshape(self, *shape: int) -> Array:
         return Array(self._hidden.reshape(*shape), self.device.id)
+
+    def view(self, dtype: object) -> Array:
+        return Array(self._hidden.view(dtype), self.device.id)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:

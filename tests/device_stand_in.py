@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from broker import devices
-from broker.devices import driver
+from broker.devices import driver, reducing
 from broker.devices.driver import DriverError
+from broker.limits_devices import DEVICE_HEADER_BYTES
 from clients.publishing import device_out
 from tests import cupy_stand_in as stand_in
+from tests import kernel_stand_in as kernels
 from tests.cupy_stand_in import Array, CUDARuntimeError
 
 if TYPE_CHECKING:
     import pytest
 
+START = DEVICE_HEADER_BYTES
 STEP_BYTES = 64 * 1024
 NAMES = tuple(str(uuid.UUID(int=number + 1)) for number in range(stand_in.DEVICES))
 
@@ -110,6 +113,33 @@ class StandInDriver:
         os.close(self._handles.pop(handle))
 
 
+def _raw_kernel(mappings: dict[int, _Mapping]) -> type:
+    """What stands for cupy.RawKernel: the same lines, compiled for the host (kernel_stand_in.py).
+
+    The first argument of a kernel is an array of addresses.
+    """
+
+    class RawKernel:
+        def __init__(self, code: str, name: str, options: tuple[str, ...] = ()) -> None:
+            self._code, self._name = code, name
+
+        def compile(self) -> None:
+            self._launch = kernels.compiled(self._code, self._name)
+
+        def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[object, ...]) -> None:
+            sources, *others = arguments
+            assert isinstance(sources, Array)
+
+            def run() -> None:
+                where = np.array([mappings[int(each)].bytes.ctypes.data for each in sources._hidden], np.uint64)
+                hidden = [each._hidden if isinstance(each, Array) else each for each in others]
+                self._launch(grid[0], block[0], where, *hidden)
+
+            stand_in.current_stream().queued.append(run)
+
+    return RawKernel
+
+
 class _AnyArray(type):
     """All arrays of the stand-in are cupy's."""
 
@@ -144,10 +174,12 @@ def install(*, refuses: bool = False) -> StandInDriver:
 
     module.ndarray = _Placed  # type: ignore[attr-defined]
     module.cuda.UnownedMemory = unowned
+    module.RawKernel = _raw_kernel(made.mappings)  # type: ignore[attr-defined]
     module.cuda.MemoryPointer = lambda memory, offset: SimpleNamespace(memory=memory, offset=offset)
     module.cuda.runtime.free = lambda address: None
     sys.modules["cupy"] = module
     driver.use(made)
+    reducing._kernel.cache_clear()
     return made
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, cast
@@ -28,6 +27,7 @@ import numpy as np
 from broker import devices
 from broker.devices import Bytes, Device
 from broker.devices.driver import Driver, DriverError, driver
+from broker.devices.locks import OwnedLock
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits_devices import DEVICE_HEADER_BYTES, DEVICE_TOKEN_BYTES
 
@@ -61,8 +61,8 @@ class DeviceMemory:
     """An arena in the memory of a device, which this process has made or maps to read.
 
     Attributes:
-        device: whose memory it is.
-        name: of the device, in all processes.
+        device: who uses it here.
+        name: of the device whose memory it is, in all processes.
         size_bytes: its length.
         token: how it begins.
         descriptor: of the memory; -1 once it was closed.
@@ -117,16 +117,26 @@ class DeviceMemory:
         return memory
 
     @classmethod
-    def adopt(cls, descriptor: int, name: str, size_bytes: int, token: bytes) -> DeviceMemory:
+    def adopt(
+        cls, descriptor: int, name: str, size_bytes: int, token: bytes, reader: Device | None = None
+    ) -> DeviceMemory:
         """Maps what another process has made, to read; the descriptor stays its caller's.
+
+        Args:
+            descriptor: of the memory.
+            name: of the device whose memory it is.
+            size_bytes: its length.
+            token: how it begins.
+            reader: the device that is to read it, if not the same.
 
         Raises:
             InvalidValue: it is of a device that is not here, or is not the memory that was announced.
             LimitExceeded: it cannot be mapped.
         """
-        device = names().get(name)
-        if device is None:
+        owner = names().get(name)
+        if owner is None:
             raise InvalidValue("device memory of", name, "is none of this process's devices")
+        device = owner if reader is None else reader
         maker, library = driver(), devices._cupy(name)
         try:
             with library.cuda.Device(device.index):
@@ -144,6 +154,11 @@ class DeviceMemory:
         if found.tobytes() != token:
             raise InvalidValue("device memory with token", found.tobytes().hex(), "is not the one that was announced")
         return memory
+
+    @property
+    def address(self) -> int:
+        """Where it begins, for kernels of its device."""
+        return self._address
 
     def _over(self, library: ModuleType, offset: int, size_bytes: int) -> _Array:
         """An array over some of the bytes. It keeps the memory."""
@@ -210,7 +225,7 @@ class DevicePayload:
         self._size_bytes = size_bytes
         self._holder: object = holder
         self._own: _Array | None = None
-        self._lock = threading.Lock()
+        self._lock = OwnedLock()
 
     def __len__(self) -> int:
         return self._size_bytes

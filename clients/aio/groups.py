@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Self, TypeVar
@@ -18,6 +19,7 @@ from clients.collectives import (
     channels,
     collective,
     collective_lists,
+    device_operations,
     joining,
     partial,
     shared_operation,
@@ -27,9 +29,11 @@ from clients.collectives import (
 from clients.collectives.collective import GRACE_S, Prepared
 from clients.collectives.collective_lists import PreparedList
 from clients.collectives.compression import Compression
+from clients.collectives.device_windows import Steps
 from clients.collectives.group_base import GroupBase
 from clients.collectives.membership import Place
 from clients.collectives.partial import AUTO, Terms
+from clients.collectives.staging import note_detour
 from clients.collectives.state_sync import Synced
 from clients.connection.checks import check_priority
 
@@ -43,6 +47,7 @@ class Group(GroupBase):
         """Made by `Client.group`."""
         super().__init__(place, compression)
         self._driver = driver
+        self._device_turn = asyncio.Lock()
 
     async def all_reduce(
         self,
@@ -71,6 +76,9 @@ class Group(GroupBase):
             encoded = self._compression.all_reduce(place.member, array, op, timeout_s, out, compression, feedback)
             if encoded is not None:
                 return await self._call(encoded, timeout_s, async_op=async_op, priority=priority)
+        steps = None if async_op else device_operations.all_reduce(place, array, op, timeout_s, out)
+        if steps is not None:
+            return await self._on_devices(steps, timeout_s)
         if collective_lists.is_list(array):
             many = collective_lists.all_reduce(self._place.member, array, op, timeout_s, out)
             return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -109,6 +117,9 @@ class Group(GroupBase):
         priority: int = 0,
     ) -> object:
         """Copies the root's array, or list of arrays, into every rank's; returns the array, `out`, or a Work."""
+        steps = None if async_op else device_operations.broadcast(self._place, array, root, timeout_s, out)
+        if steps is not None:
+            return await self._on_devices(steps, timeout_s)
         if collective_lists.is_list(array) or collective_lists.is_list(out):
             many = collective_lists.broadcast(self._place.member, array, root, timeout_s, out)
             return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -125,6 +136,9 @@ class Group(GroupBase):
         priority: int = 0,
     ) -> object:
         """The arrays, or lists of arrays, of all present ranks, in the order of their ranks."""
+        steps = None if async_op else device_operations.all_gather(self._place, array, timeout_s, out)
+        if steps is not None:
+            return await self._on_devices(steps, timeout_s)
         if collective_lists.is_list(array):
             if out is not None:
                 raise InvalidValue("out", type(out).__name__, "is for one array, not for a list of them")
@@ -172,6 +186,9 @@ class Group(GroupBase):
         priority: int = 0,
     ) -> object:
         """This rank's share, along the first axis, of the reduced array."""
+        steps = None if async_op else device_operations.reduce_scatter(self._place, array, op, timeout_s, out)
+        if steps is not None:
+            return await self._on_devices(steps, timeout_s)
         prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s, out)
         return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
@@ -248,6 +265,11 @@ class Group(GroupBase):
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
 
+    async def _on_devices(self, steps: Steps, timeout_s: float) -> object:
+        """As _call_each, of what takes place on devices: one after the other, whichever tasks call."""
+        async with self._device_turn:
+            return await self._call_each(steps, timeout_s)
+
     async def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError."""
         begun = self._place.regroup()
@@ -289,6 +311,7 @@ class Group(GroupBase):
     def _start_point(self, point: tuple[int, int, Prepared], timeout_s: float, priority: int) -> Work:
         place = self._place
         channel, peer, prepared = point
+        note_detour(prepared, "send or receive", place.device_bytes)
         check_priority(priority)
         if place.closed is not None:
             raise place.closed.again()
@@ -310,6 +333,7 @@ class Group(GroupBase):
             raise
 
     async def _call_list(self, many: PreparedList, timeout_s: float, *, async_op: bool, priority: int) -> object:
+        note_detour(many, "a list of arrays", self._place.device_bytes)
         await joining.decided(self._driver, self._place)
         works = [self._start(prepared, timeout_s, priority) for prepared in many.operations]
         work = ManyWork(works, many.complete)

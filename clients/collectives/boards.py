@@ -16,6 +16,7 @@ from broker.protocol.bodies import Membership
 from broker.protocol.sharing import Memory, Passage
 from broker.schedules import SHM
 from clients.collectives import windows
+from clients.collectives.device_windows import DeviceWindows
 from clients.collectives.ways import Engine, Plan, Task, Way
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Board(Way):
         engine = shm.Engine(memory.descriptor, memory.size_bytes, positions, position, descriptor)
         self.engine = cast("Engine", engine)
         self.windows = windows.Windows()
+        self.device_windows = DeviceWindows()
 
     def make_plan(self, claim: Claim, words: bytes, root: int, *, impossible: bool) -> Plan:
         """See Way."""

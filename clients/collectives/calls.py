@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.devices.locks import OwnedLock
 from clients.collectives import channels, joining, partial, shared_operation
 from clients.collectives.collective import GRACE_S, Prepared
 from clients.collectives.collective_lists import PreparedList
@@ -9,6 +10,7 @@ from clients.collectives.compression import Compression
 from clients.collectives.group_base import GroupBase
 from clients.collectives.membership import Place
 from clients.collectives.partial import Terms
+from clients.collectives.staging import note_detour
 from clients.connection.checks import check_priority
 from clients.connection.driver import Driver
 from clients.work import ManyWork, SharedWork, Work
@@ -22,6 +24,7 @@ class Calls(GroupBase):
         super().__init__(place, compression)
         self._driver = driver
         self._hold = driver.holding.hold()
+        self._device_turn = OwnedLock()
 
     def _start(self, prepared: Prepared, timeout_s: float, priority: int) -> Work:
         place = self._place
@@ -80,6 +83,7 @@ class Calls(GroupBase):
             return prepared.finish(operation.finish)
 
     def _call_list(self, many: PreparedList, timeout_s: float, *, async_op: bool, priority: int) -> object:
+        note_detour(many, "a list of arrays", self._place.device_bytes)
         if len(many.operations) == 1 and not async_op:
             return many.complete([self._call(many.operations[0], timeout_s, priority=priority)])
         check_priority(priority)
@@ -97,6 +101,7 @@ class Calls(GroupBase):
     ) -> object:
         driver, place = self._driver, self._place
         channel, peer, prepared = point
+        note_detour(prepared, "send or receive", place.device_bytes)
         check_priority(priority)
         with driver.lock:
             if place.closed is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -44,6 +44,7 @@ class Prepared:
         complete: takes the bytes of the result and returns what the caller gets.
         scratch: whether the target is memory of the operation's own, which nobody looks at after a failure.
         abandon: to be called when the operation has failed or could not begin; more than once does not matter.
+        staged: whether its arrays stand for arrays of devices.
     """
 
     claim: Claim
@@ -52,6 +53,7 @@ class Prepared:
     complete: Callable[[memoryview], object]
     scratch: bool = False
     abandon: Callable[[], None] = lambda: None
+    staged: bool = False
 
     def take(self, take: Callable[[], memoryview]) -> memoryview:
         """The result of the operation, which has ended.
@@ -102,7 +104,13 @@ class Prepared:
 
         assert contribution is None or isinstance(contribution, memoryview)
         assert room is None or isinstance(room, memoryview)
-        return Prepared(self.claim, contribution, target if room is None else room, complete, abandon=self.abandon)
+        return replace(
+            self,
+            contribution=contribution,
+            target=target if room is None else room,
+            complete=complete,
+            scratch=False,
+        )
 
 
 def claim_of(

@@ -32,10 +32,12 @@ class PreparedList:
     Attributes:
         operations: to be started, in this order.
         complete: called once all have succeeded, with what each has returned; returns what the caller gets.
+        staged: see Prepared.
     """
 
     operations: list[Prepared]
     complete: Callable[[Sequence[object]], object]
+    staged: bool = False
 
 
 def is_list(value: object) -> bool:

@@ -125,7 +125,7 @@ class ArrayList:
             raise InvalidValue(what, value, "is empty; pass at least one array")
         if writable:
             _check_disjoint(self.arrays, what)
-        self.parts = _parts(tuple((each.dtype.newbyteorder("="), each.shape) for each in self.arrays), names)
+        self.parts = parts_of(tuple((each.dtype.newbyteorder("="), each.shape) for each in self.arrays), names)
 
     @property
     def dtypes(self) -> list[np.dtype[np.generic]]:
@@ -148,7 +148,8 @@ def _check_disjoint(arrays: Sequence[Array], what: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _parts(shapes: tuple[tuple[np.dtype[np.generic], tuple[int, ...]], ...], names: tuple[str, ...]) -> str:
+def parts_of(shapes: tuple[tuple[np.dtype[np.generic] | str, tuple[int, ...]], ...], names: tuple[str, ...]) -> str:
+    """In short, how many arrays there are, and of which dtypes, shapes and names."""
     words = [f"{dtype}{list(shape)}" for dtype, shape in shapes]
     digest = hashlib.blake2b("\n".join([*words, *names]).encode(), digest_size=6).hexdigest()
     return f"{len(shapes)} arrays {digest}"

@@ -42,6 +42,7 @@ async def join(
         core.places.tidy()
     place = pending.place
     assert place is not None
+    place.device_bytes = 0 if core.devices is None else core.devices.bytes_max
     try:
         await _linked(driver, place)
         if place.refused is not None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
 from clients.collectives import joining, state_sync, windows
 from clients.collectives.collective import Prepared
+from clients.collectives.device_windows import Steps
 from clients.collectives.points import Points
 from clients.collectives.state_sync import Synced
 
@@ -78,6 +79,11 @@ class Meetings(Points):
                     prepared = calls.send(self._call(prepared, timeout_s))
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
+
+    def _on_devices(self, steps: Steps, timeout_s: float) -> object:
+        """As _call_each, of what takes place on devices: one after the other, whichever threads call."""
+        with self._device_turn:
+            return self._call_each(steps, timeout_s)
 
     def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Makes all ranks meet: the members stay, and each of them gets GenerationChangedError.

@@ -35,6 +35,7 @@ from broker.protocol.session import Session
 from broker.schedules import STAR
 from clients.collectives.boards import Board, adopt, discard
 from clients.collectives.channels import Channels
+from clients.collectives.device_windows import DeviceWindows
 from clients.collectives.door import Meeting
 from clients.collectives.entrance import Entrance
 from clients.collectives.links import Links
@@ -62,6 +63,7 @@ class Place:
         refused: why its first generation, or the first with links, does not go as the application asks. Members that
             leave for this reason change the generation, for those that look later.
         plain: the way, if there is nothing to be told before the next operation.
+        device_bytes: how much memory of a device the member may share with the others.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Place:
         )
         self.channels = Channels(self.member)
         self.closed: BrokerError | None = None
+        self.device_bytes = 0
         self.signals: dict[int, Signal] = {}
         self.schedule = schedule
         self._descriptor = descriptor
@@ -226,6 +229,11 @@ class Place:
     def windows(self) -> Windows | None:
         """The arrays that the members share, if they have a board."""
         return self.way.windows if isinstance(self.way, Board) else None
+
+    @property
+    def device_windows(self) -> DeviceWindows | None:
+        """The memory of devices that the members share, if they can."""
+        return self.way.device_windows if self.device_bytes and isinstance(self.way, Board) else None
 
     @property
     def used_schedule(self) -> str:

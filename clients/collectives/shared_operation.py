@@ -19,6 +19,7 @@ from broker.errors import (
     TimeoutError,
 )
 from clients.collectives.collective import GRACE_S, FlatMemory, Prepared
+from clients.collectives.staging import note_detour
 from clients.collectives.ways import Plan, Task, Way
 from clients.connection.signals import Signal
 
@@ -102,6 +103,7 @@ def begin(place: Place, prepared: Prepared, priority: int = 0) -> tuple[Prepared
     """
     if place.closed is not None:
         raise place.closed.again()
+    note_detour(prepared, prepared.claim.describe() if prepared.staged else "", place.device_bytes)
     way = place.way
     if way is None or not way.carries(prepared.claim):
         place.check_schedule()

@@ -4,7 +4,8 @@
 
 What prepares an operation (collective.py) is given the stand-ins; what completes it gives each device array its
 new elements, on the thread that waits for the result. So a failed operation changes no device array either, and one
-copy is made in each direction, of what is read and of what is written. Nothing is reduced on a device.
+copy is made in each direction, of what is read and of what is written. Nothing is reduced on a device; where ranks
+share the memory of theirs, device_operations.py does that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Final, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -121,7 +122,20 @@ class _Staging:
         if prepared is None:
             return None
         complete: Callable[[object], object] = prepared.complete  # type: ignore[attr-defined]
-        return dataclasses.replace(prepared, complete=lambda result: self.result(complete(result)))  # type: ignore[type-var]
+        return dataclasses.replace(  # type: ignore[type-var]
+            prepared, complete=lambda result: self.result(complete(result)), staged=True
+        )
+
+
+class _Prepared(Protocol):
+    @property
+    def staged(self) -> bool: ...
+
+
+def note_detour(prepared: _Prepared, what: str, device_bytes: int) -> None:
+    """Counts an operation whose arrays are staged although their devices' memory may be shared."""
+    if device_bytes and prepared.staged:
+        devices.detour("a collective of device arrays goes through the host", what)
 
 
 def broadcast_use(member: Member, value: object, root: int, *_: object, **__: object) -> Use:

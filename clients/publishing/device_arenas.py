@@ -8,13 +8,13 @@ come back: the array goes through host memory then, as it does where not all rea
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from typing import Final
 
 from broker import devices
 from broker.devices import Device
+from broker.devices.locks import OwnedLock
 from broker.devices.memory import DeviceMemory, names
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import ARENAS_MAX, SHARED_PAGE_BYTES
@@ -81,14 +81,15 @@ class DeviceArenas:
     """All arenas of one session. Any thread may call `suits` and `lend`; the others under the client's lock.
 
     Attributes:
+        bytes_max: how long all arenas may be together.
         came_back: ready when the broker has said that messages are not read any more.
     """
 
     def __init__(self, bytes_max: int) -> None:
         """`bytes_max`: how long all arenas may be together, as the broker says."""
         self.came_back = Signal()
-        self._bytes_max = bytes_max
-        self._lock = threading.Lock()
+        self.bytes_max = bytes_max
+        self._lock = OwnedLock()
         self._process = os.getpid()
         self._arenas: dict[int, DeviceArena] = {}
         self._free: dict[tuple[Device, int], list[tuple[DeviceArena, int]]] = {}
@@ -107,7 +108,7 @@ class DeviceArenas:
         """The session is over. Its readers may still use what was lent there: it is left to them."""
         if os.getpid() != self._process:
             # A forked child: whichever thread of its parent held the lock is not here to give it up.
-            self._lock = threading.Lock()
+            self._lock = OwnedLock()
         with self._lock:
             for arena in self._arenas.values():
                 arena.gone = True
@@ -198,7 +199,7 @@ class DeviceArenas:
             devices.warn_of_detour("there is no device memory to share", error)
             self._failed_ns = time.monotonic_ns()
             return None
-        if memory.size_bytes + self._held_bytes() > self._bytes_max:
+        if memory.size_bytes + self._held_bytes() > self.bytes_max:
             # The last page of it is too much.
             return None
         self._last_arena += 1
@@ -212,7 +213,7 @@ class DeviceArenas:
 
     def _has_room(self, size_bytes: int) -> bool:
         held = self._held_bytes() + size_bytes + DEVICE_HEADER_BYTES
-        return held <= self._bytes_max and len(self._arenas) < ARENAS_MAX // 2
+        return held <= self.bytes_max and len(self._arenas) < ARENAS_MAX // 2
 
     def leave(self, arena: DeviceArena) -> None:
         """Uses an arena no more."""

@@ -64,6 +64,10 @@ def show() -> None:
             print(f"; detours: {after.detours - before.detours}, not pinned: {after.pageable - before.pageable}")
         line(f"all_reduce, {RANKS} ranks on one GPU, staged, reduced on the host", reduced(daemon.urls[1], source))
         line(f"all_reduce, {RANKS} ranks, of host arrays", reduced(daemon.urls[1], host))
+        detours = devices.copies().detours
+        taken = reduced(in_place.url, source)
+        line(f"all_reduce, {RANKS} ranks on one GPU, reduced there", taken)
+        print(f"    {copied / taken:.1%} of one copy device to device; detours: {devices.copies().detours - detours}")
 
 
 def best(function: Callable[[], object]) -> float:

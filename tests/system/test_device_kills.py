@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import pytest
 
 import clients
 from broker import devices
+from broker.collectives import shm
 from broker.limits import MIB
 from tests import device_stand_in
+from tests import kernel_stand_in as kernels
 from tests.clients.serving import ServingThread
 from tests.daemon import PATIENCE_S, Daemon, Process
 from tests.device_stand_in import StandInDriver
+from tests.system import device_rank
 from tests.system.device_part import NUMBERS, TOPIC, is_torn
 
 KILLS = 4
@@ -124,3 +128,37 @@ def test_what_was_received_outlives_the_broker_and_the_next_one_takes_the_same_w
             assert not any(map(is_torn, messages))
         assert daemon.errors == "" or "Traceback" not in daemon.errors
     assert devices.copies().to_host == 0
+
+
+@pytest.mark.skipif(kernels.COMPILER is None, reason="there is no gcc to compile kernels with")
+@pytest.mark.skipif(not shm.AVAILABLE, reason="boards take the compiled modules")
+@pytest.mark.parametrize("step", device_rank.STEPS)
+def test_a_rank_that_is_killed_while_devices_reduce_leaves_the_others_arrays_whole_and_no_memory(
+    broker: ServingThread, gpus: StandInDriver, step: str
+) -> None:
+    with (
+        Process(broker.url, step, module="tests.system.device_rank") as other,
+        clients.connect(broker.url) as bus,
+        bus.group(device_rank.GROUP, world_size=2, rank=0, timeout_s=PATIENCE_S) as group,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        if step not in device_rank.AT_FIRST:
+            assert group.all_reduce(device_rank.array(0)).peek().tolist() == [3.0] * device_rank.NUMBERS
+        array = device_rank.array(0)
+        reducing = pool.submit(group.all_reduce, array)
+        assert other.read_line() == "there"
+        if step == "writing the result":
+            reducing.result(PATIENCE_S)
+            assert array.peek().tolist() == [3.0] * device_rank.NUMBERS
+            reducing = pool.submit(group.all_reduce, device_rank.array(0))
+        other.kill()
+        with pytest.raises(clients.GenerationChangedError) as told:
+            reducing.result(PATIENCE_S)
+        assert told.value.lost_ranks == [1]
+        assert array.peek().tolist() == [3.0 if step == "writing the result" else 1.0] * device_rank.NUMBERS
+        # Alone, and on the device all the same.
+        group.all_reduce(array, "mean")
+    assert devices.copies().to_host == 0
+    del reducing, told
+    gc.collect()
+    assert gpus.mappings == {}

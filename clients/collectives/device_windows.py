@@ -1,0 +1,267 @@
+"""How the ranks of a generation agree on collectives of device arrays, and on the memory in which they take place.
+
+    arrive    each rank has its contribution in its own memory, and says what it asks for, and of which memory it is
+    (give, map: where that memory is new, they hand it to one another first: device_handover.py)
+    ready     each rank has read what it needs of the others', and reduced its share of it
+    done      each rank writes its result to where the program wants it
+
+Each agreement is an all_gather of a few bytes on the generation's board. So ranks that ask for different things, come
+too late, are killed or give up have the errors of every other collective; and what was agreed on is the same on all
+ranks, also that something has failed. No result is written before all are ready, and no memory that others may still
+read before they have arrived at the next operation. What a rank that was stopped and given up goes on to write is its
+own memory, and nobody reads that before it has arrived again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+import msgspec
+import numpy as np
+
+from broker import devices
+from broker.devices import Device
+from broker.devices.memory import DeviceMemory, names
+from broker.devices.windows import DeviceWindow
+from broker.errors import CollectiveError, InvalidValue, LimitExceeded
+from broker.limits_devices import DEVICE_HEADER_BYTES, DEVICE_NAME_BYTES_MAX, DEVICE_TOKEN_BYTES
+from broker.protocol.tensors import Array
+from clients.collectives import collective
+from clients.collectives.collective import Prepared
+from clients.collectives.device_handover import NAME_BYTES, Handover
+
+if TYPE_CHECKING:
+    from clients.collectives.membership import Place
+
+_ROW: Final = struct.Struct(f"<QQ{DEVICE_TOKEN_BYTES}s{NAME_BYTES}s{DEVICE_NAME_BYTES_MAX}s")
+_STEPS_PER_DOUBLING: Final = 4
+"""Memory is made in so many lengths between each power of two and the next, so that arrays a little longer fit."""
+
+
+Steps = Generator[Prepared, object, object]
+"""Collectives to carry out one after the other; it is sent what each has given, and returns what the caller gets."""
+
+
+class Row(NamedTuple):
+    """What a rank says as it arrives.
+
+    Attributes:
+        number: of the window in which its contribution lies; 0 for none that the others have.
+        size_bytes: of memory that it offers in place of one; 0 when it can have none.
+        token: how that memory begins.
+        socket: where to hand it memory.
+        device: whose memory it is.
+    """
+
+    number: int
+    size_bytes: int
+    token: bytes = b""
+    socket: bytes = b""
+    device: bytes = b""
+
+    def packed(self) -> Array:
+        """As it travels."""
+        return np.frombuffer(_ROW.pack(*self), np.uint8)
+
+    @classmethod
+    def of(cls, packed: Array) -> Row:
+        """As it has come."""
+        number, size_bytes, token, socket, device = _ROW.unpack(packed.tobytes())
+        return cls(number, size_bytes, token, socket, device.rstrip(b"\0"))
+
+
+class OnDevice(NamedTuple):
+    """A collective that can take place on the device.
+
+    Attributes:
+        words: what all ranks have to agree on.
+        device: where this rank's arrays are.
+        size_bytes: of memory that each rank needs, besides the header; the same on all.
+        put: copies this rank's contribution there, and makes ready what may fail.
+        work: does what is to be done while the others hold still, and returns what writes the result and returns what
+            the caller gets.
+        staged: the same through the host.
+    """
+
+    words: str
+    device: Device
+    size_bytes: int
+    put: Callable[[DeviceMemory], None]
+    work: Callable[[DeviceWindow], Callable[[], object]]
+    staged: Steps
+
+
+class DeviceWindows:
+    """The memory of devices that the members of a generation share, as one of them has it.
+
+    Attributes:
+        window: all ranks had it when it was last spoken of; None until there is one.
+    """
+
+    def __init__(self) -> None:
+        self.window: DeviceWindow | None = None
+        self._number = 0
+        self._refused_bytes: int | None = None
+        self._names: dict[Device, str] | None = None
+
+    def name_of(self, device: Device) -> str | None:
+        """What a device is called in all processes; None if its memory cannot be shared."""
+        if self._names is None:
+            self._names = {each: name for name, each in names().items()}
+        return self._names.get(device)
+
+    def number_for(self, device: Device, size_bytes: int) -> int:
+        """The window that will do for an operation, or 0."""
+        window = self.window
+        fits = window is not None and window.device == device and window.own.size_bytes >= size_bytes
+        return self._number if fits else 0
+
+    def offer(self, device: Device, size_bytes: int) -> tuple[DeviceMemory, str]:
+        """New memory for an operation, and the name of its device.
+
+        Raises:
+            LimitExceeded: there is none, or the ranks could not share as much before.
+            InvalidValue: it cannot be shared.
+        """
+        name = self.name_of(device)
+        if name is None:
+            raise InvalidValue("memory of", device, "cannot be passed to other processes")
+        if self._refused_bytes is not None and size_bytes >= self._refused_bytes:
+            raise LimitExceeded("device memory", size_bytes, self._refused_bytes, "could not be shared before")
+        return DeviceMemory.create(device, name, _rounded(size_bytes)), name
+
+    def begin(self, window: DeviceWindow) -> None:
+        """All ranks have mapped it."""
+        self.window = window
+        self._number += 1
+
+    def refused(self, size_bytes: int, why: str) -> None:
+        """The ranks cannot share memory for an operation. What they have they keep; for more it is not tried again."""
+        known = size_bytes if self._refused_bytes is None else min(size_bytes, self._refused_bytes)
+        self._refused_bytes = 0 if self.window is None else known
+        devices.warn_of_detour("the ranks of a group cannot share the memory of their devices", why)
+
+
+def carry_out(place: Place, windows: DeviceWindows, operation: OnDevice, timeout_s: float) -> Steps:
+    """The agreements of an operation, with what is done between them.
+
+    Raises:
+        CollectiveError: another rank's device has failed; no array was changed.
+        InvalidValue: this rank's has.
+    """
+    window = yield from _arrive(place, windows, operation, timeout_s)
+    if window is None:
+        return (yield from operation.staged)
+    problem: BaseException | None = None
+    try:
+        finish = operation.work(window)
+    except BaseException as error:  # noqa: BLE001
+        # The others wait for this rank, and are told.
+        problem = error
+    failed = yield from _agree(place, operation.words, "ready", problem is None, timeout_s)
+    if problem is not None:
+        raise problem
+    if failed:
+        raise CollectiveError(
+            place.name, f"{operation.words}: the device of rank {failed[0]} has failed, or its program"
+        )
+    return finish()
+
+
+def _arrive(
+    place: Place, windows: DeviceWindows, operation: OnDevice, timeout_s: float
+) -> Generator[Prepared, object, DeviceWindow | None]:
+    """Puts this rank's contribution in place, and waits for all; None when they cannot have a window."""
+    number = windows.number_for(operation.device, operation.size_bytes + DEVICE_HEADER_BYTES)
+    window = windows.window if number else None
+    memory, handover, why = None if window is None else window.own, None, ""
+    row = Row(number, 0)
+    try:
+        if memory is None:
+            memory, name = windows.offer(operation.device, operation.size_bytes)
+            handover = Handover(len(place.member.ranks))
+            row = Row(0, memory.size_bytes, memory.token, handover.name, name.encode())
+        operation.put(memory)
+    except (InvalidValue, LimitExceeded, OSError) as error:
+        row, why = Row(0, 0), str(error)
+    try:
+        told = yield from _told(place, row.packed(), operation.words, "", timeout_s)
+        rows = [Row.of(each) for each in told]
+        if window is not None and all(each.number == number for each in rows):
+            return window
+        if memory is not None and handover is not None and all(each.size_bytes for each in rows):
+            window = yield from _swap(place, operation, memory, handover, rows, timeout_s)
+        else:
+            window = None
+    finally:
+        if handover is not None:
+            handover.close()
+        if memory is not None:
+            memory.close_descriptor()
+    if window is None:
+        windows.refused(operation.size_bytes, why or "another rank has none, or has it elsewhere")
+    else:
+        windows.begin(window)
+    return window
+
+
+def _swap(
+    place: Place, operation: OnDevice, own: DeviceMemory, handover: Handover, rows: Sequence[Row], timeout_s: float
+) -> Generator[Prepared, object, DeviceWindow | None]:
+    """Hands this rank's memory to all and maps what they have; None on all ranks when one of them cannot."""
+    position = place.member.position
+    others = {each.token: at for at, each in enumerate(rows) if at != position}
+    given = False
+    try:
+        handover.give([each.socket for at, each in enumerate(rows) if at != position], own.token, own.descriptor)
+        given = True
+    except OSError as error:
+        devices.warn_of_detour("a rank cannot be handed memory", error)
+    window = None
+    if not (yield from _agree(place, operation.words, "memory given", given, timeout_s)):
+        found = handover.take(others)
+        try:
+            window = _mapped(rows, own, position, found)
+        except (InvalidValue, LimitExceeded) as error:
+            devices.warn_of_detour("memory of another rank's device cannot be mapped", error)
+        finally:
+            for descriptor in found.values():
+                os.close(descriptor)
+        if (yield from _agree(place, operation.words, "memory mapped", window is not None, timeout_s)):
+            window = None
+    return window
+
+
+def _mapped(rows: Sequence[Row], own: DeviceMemory, position: int, found: dict[int, int]) -> DeviceWindow | None:
+    if len(found) != len(rows) - 1:
+        return None
+    memories = [
+        own if at == position
+        else DeviceMemory.adopt(found[at], each.device.decode(), each.size_bytes, each.token, own.device)
+        for at, each in enumerate(rows)
+    ]  # fmt: skip
+    return DeviceWindow(memories, position)
+
+
+def _agree(place: Place, words: str, step: str, fine: bool, timeout_s: float) -> Generator[Prepared, object, list[int]]:
+    """Waits for all ranks; returns those that are not fine."""
+    told = yield from _told(place, np.array([fine], np.uint8), words, f", {step}", timeout_s)
+    return [rank for rank, each in zip(place.member.ranks, told, strict=True) if not each[0]]
+
+
+def _told(
+    place: Place, array: Array, words: str, step: str, timeout_s: float
+) -> Generator[Prepared, object, list[Array]]:
+    """An all_gather in words by which ranks that ask for different things find that out."""
+    prepared = collective.all_gather(place.member, array, timeout_s)
+    claim = msgspec.structs.replace(prepared.claim, stands_for=words + step)
+    return cast("list[Array]", (yield dataclasses.replace(prepared, claim=claim)))
+
+
+def _rounded(size_bytes: int) -> int:
+    step = max(1, (1 << (size_bytes - 1).bit_length()) // (2 * _STEPS_PER_DOUBLING))
+    return -(-size_bytes // step) * step
