@@ -28,7 +28,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -241,8 +240,6 @@ def main() -> None:
     asked = parser.parse_args()
     if be_a_rank(asked):
         return
-    # Who is ended takes its network and its processes along.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for name, reason in missing().items():
         print(f"{name} is missing: {reason}")
     try:
@@ -253,6 +250,8 @@ def main() -> None:
                     measure(int(hosts), asked.per_host, rate, int(size), asked.repeats, schedules, asked.rounds)
     except Unavailable as problem:
         sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
       |        |        |               both ends of a cable send no faster than its rate (tc-tbf(8))
     --+--------+--------+--   switch    a namespace with a bridge
 
-They need root and `ip`. They are removed at the end, and with them their cables.
+They need root and `ip`. They are removed at the end, and with them their cables; also when a signal ends the process.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
-from types import TracebackType
+import threading
+from types import FrameType, TracebackType
 from typing import Final, Self
 
 _COMMAND_S: Final = 20.0
+_ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that would end a process where it stands."""
 
 
 class Unavailable(Exception):
@@ -35,6 +39,12 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    # `timeout` sends it twice, to the process and to its group; the second one would come in the middle of the end.
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
 class Network:
     """So many hosts."""
 
@@ -48,6 +58,7 @@ class Network:
         # Not the process's number: containers share namespaces' names and not those numbers.
         self._name = f"tensorbus-{secrets.token_hex(4)}"
         self._made: list[str] = []
+        self._heeded: list[signal.Signals] = []
 
     def address(self, host: int) -> str:
         """Of a host."""
@@ -62,13 +73,15 @@ class Network:
         return ["ip", "netns", "exec", self.namespace(host), *command]
 
     def _add(self, namespace: str) -> None:
-        run("ip", "netns", "add", namespace)
+        # First, as a signal may come when it is there and nobody has said so.
         self._made.append(namespace)
+        run("ip", "netns", "add", namespace)
         run("ip", "-n", namespace, "link", "set", "lo", "up")
 
     def __enter__(self) -> Self:
         if os.geteuid() or not shutil.which("ip") or not shutil.which("tc"):
             raise Unavailable("network namespaces need root, ip and tc (iproute2)")
+        self._heed()
         try:
             self._lay()
         except BaseException:
@@ -92,9 +105,23 @@ class Network:
                 limit = ("rate", self.rate, "burst", "1mb", "latency", "20ms")
                 run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", *limit)
 
+    def _heed(self) -> None:
+        """From here on these signals end the process as Ctrl-C does, and what is open is closed."""
+        if threading.current_thread() is threading.main_thread():
+            self._heeded = [each for each in _ENDS if signal.getsignal(each) == signal.SIG_DFL]
+        for each in self._heeded:
+            signal.signal(each, _end)
+
     def _remove(self) -> None:
+        for each in self._heeded:
+            signal.signal(each, signal.SIG_IGN)
         while self._made:
-            subprocess.run(["ip", "netns", "del", self._made.pop()], timeout=_COMMAND_S, check=False)
+            command = ["ip", "netns", "del", self._made[-1]]
+            # In a session of its own, where no signal to this one's group reaches it.
+            subprocess.run(command, timeout=_COMMAND_S, check=False, capture_output=True, start_new_session=True)
+            self._made.pop()
+        while self._heeded:
+            signal.signal(self._heeded.pop(), signal.SIG_DFL)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

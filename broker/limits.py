@@ -23,6 +23,10 @@ each: thousands that have come at once are over at once."""
 STRANGER_BYTES_MAX: Final = 4 * KIB
 """What may lie in the kernel of a hello, or of the opening of TLS, before a session reads it. It is longer than nearly
 all of them, and shorter than any receive buffer, or the rest would never come."""
+WORKER_HELLO_BYTES_MAX: Final = 16 * KIB
+"""As STRANGER_BYTES_MAX, where there are several workers: a longer hello stays where it does not say to whom it wants.
+TLS's has 1,700 bytes with a post-quantum key; this has room for the keys of several groups, is one record of TLS, and
+shorter than a receive buffer that no setting has made smaller."""
 STRANGER_RECORDS_MAX: Final = 16
 """In which TLS's first message may come where there are several workers: they look for the name of one in it each time
 that more has come. Libraries put it into one or two."""

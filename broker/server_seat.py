@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from broker.errors import ConnectionClosed, ProtocolError
-from broker.limits import STRANGER_BYTES_MAX
+from broker.limits import WORKER_HELLO_BYTES_MAX
 from broker.protocol.bodies import Hello
 from broker.protocol.handshake import decode_greeting
 from broker.transport.sockets import SocketListener, in_plain_words
@@ -105,8 +105,8 @@ class Seat:
         if hello.worker != self.number:
             return (
                 f"this is worker {self.number} of {self.count}, and the hello for worker {hello.worker} cannot be "
-                f"passed on: there is no such worker, the hello is longer than {STRANGER_BYTES_MAX} bytes, or over TLS "
-                "ALPN does not name the worker, as the client library of the broker's version does"
+                f"passed on: there is no such worker, the hello is longer than {WORKER_HELLO_BYTES_MAX} bytes, or over "
+                "TLS ALPN does not name the worker, as the client library of the broker's version does"
             )
         return ""
 

@@ -29,7 +29,7 @@ from typing import Final
 
 from broker.errors import BrokerError, ConnectionClosed, LimitExceeded, ProtocolError
 from broker.ids import SessionId
-from broker.limits import KIB, STRANGER_BYTES_MAX
+from broker.limits import KIB, STRANGER_BYTES_MAX, WORKER_HELLO_BYTES_MAX
 from broker.protocol.bodies import Refusal
 from broker.protocol.codes import Code
 from broker.protocol.handshake import answer_to, decode_greeting, encode_greeting
@@ -136,6 +136,7 @@ class Strangers:
         self._let_in = let_in
         self._seat = seat
         self._is_whole = _IS_WHOLE if seat is None else _IS_WHOLE_TO_ONE_OF_SEVERAL
+        self._bytes_max = STRANGER_BYTES_MAX if seat is None else WORKER_HELLO_BYTES_MAX
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, _Waiting] = {}
         """By their descriptors."""
@@ -229,8 +230,8 @@ class Strangers:
     def _look_at(self, stranger: _Waiting, *, ended: bool) -> None:
         scheme = stranger.listener.address.scheme
         try:
-            start = stranger.socket.recv(STRANGER_BYTES_MAX, _PEEK)
-            whole = len(start) == STRANGER_BYTES_MAX or self._is_whole[scheme](start)
+            start = stranger.socket.recv(self._bytes_max, _PEEK)
+            whole = len(start) == self._bytes_max or self._is_whole[scheme](start)
         except BlockingIOError:
             return
         except OSError as error:

@@ -34,7 +34,7 @@ from clients.client import Client
 from clients.collectives.partial import Partial
 from clients.collectives.state_sync import Synced
 from clients.connection.connecting import connect
-from clients.connection.core import Reconnected
+from clients.connection.reconnected import Reconnected
 from clients.digests import Digests
 from clients.groups import Group
 from clients.processing import processing

@@ -23,7 +23,7 @@ from clients.collectives import joining
 from clients.collectives.compression import Compression
 from clients.connection import link, operations
 from clients.connection.checks import check_callable, check_connect, stays_here
-from clients.connection.core import Core, Reconnected
+from clients.connection.core import Core
 from clients.connection.driver import Driver
 from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
@@ -35,6 +35,7 @@ from clients.connection.options import (
 )
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.pump import seconds
+from clients.connection.reconnected import Reconnected
 from clients.connection.securing import Folder, secured
 from clients.groups import Group
 from clients.publishing.device_out import publish_placed

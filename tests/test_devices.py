@@ -150,10 +150,13 @@ def test_memory_that_cannot_be_pinned_is_warned_of_once_and_counted(
 
 def test_what_was_counted_is_told_once(cupy: ModuleType) -> None:
     devices.to_host(cupy.array([2.0]))
-    assert devices.untold_copies() == Copies(1, 8)
-    assert devices.untold_copies() == Copies()
+    assert devices.untold_copies(within=True) == Copies(1, 8)
+    assert devices.untold_copies(within=True) == Copies()
     devices.to_device(np.ones(2), Device(0))
-    assert devices.untold_copies() == Copies(to_device=1, to_device_bytes=16)
+    devices.copied_within(24)
+    assert devices.untold_copies(within=False) == Copies(to_device=1, to_device_bytes=16)
+    assert devices.untold_copies(within=False) == Copies()
+    assert devices.untold_copies(within=True) == Copies(within=1, within_bytes=24)
 
 
 def test_threads_count_together(cupy: ModuleType) -> None:

@@ -10,12 +10,17 @@ import pytest
 
 import clients
 import clients.aio
+from broker.protocol.codes import Code
 
 ROOT = Path(__file__).parents[1]
 BROKER = ROOT / "broker"
 FOLDERS = [ROOT, BROKER, ROOT / "clients", *(folder for folder in sorted(BROKER.iterdir()) if folder.is_dir())]
 FILE = re.compile(r"[\w./-]+\.(?:py|c|h)\b")
 PUBLIC = re.compile(r"\bclients(?:\.aio)?\.[A-Za-z]\w*")
+
+
+def document(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def missing_files(document: str) -> list[str]:
@@ -43,7 +48,7 @@ def missing_names(document: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md", "docs/recording.md"])
 def test_each_file_that_a_document_names_is_there(name: str) -> None:
-    assert missing_files((ROOT / name).read_text(encoding="utf-8")) == []
+    assert missing_files(document(name)) == []
 
 
 def test_a_file_that_is_gone_or_lies_elsewhere_is_found_out() -> None:
@@ -51,9 +56,30 @@ def test_a_file_that_is_gone_or_lies_elsewhere_is_found_out() -> None:
     assert missing_files("security/audit.py, journal.py; collectives/journal.py") == ["collectives/journal.py"]
 
 
+def test_each_public_error_is_explained_with_all_its_attributes() -> None:
+    told = dict(re.findall(r"^\| (\w+)(?: \((.*)\))? \| .+ \| .+ \|$", document("docs/api.md"), re.MULTILINE))
+    errors = {name: value for name in clients.__all__ if is_error(value := getattr(clients, name))}
+    assert len(errors) > 15
+    assert {name for name in told if name in errors} == errors.keys() - {"BrokerError"}
+    for name, error in errors.items():
+        attributes = re.findall(r"^ {8}(\w+): ", (error.__doc__ or "").partition("Attributes:")[2], re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", told.get(name, ""))) == set(attributes), name
+
+
+def is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, clients.BrokerError)
+
+
+def test_the_codes_of_the_protocol_are_those_of_the_document() -> None:
+    section = document("docs/wire.md").partition("## 7. Codes")[2].partition("## 8.")[0]
+    assert {name: int(number) for number, name in re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", section, re.MULTILINE)} == {
+        code.name: code.value for code in Code
+    }
+
+
 @pytest.mark.parametrize("name", ["README.md", "docs/api.md", "docs/operations.md"])
 def test_each_public_name_that_a_document_uses_is_there(name: str) -> None:
-    assert missing_names((ROOT / name).read_text(encoding="utf-8")) == []
+    assert missing_names(document(name)) == []
 
 
 def test_a_public_name_that_is_gone_is_found_out() -> None:

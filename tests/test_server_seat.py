@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.limits import STRANGER_BYTES_MAX
+from broker.limits import STRANGER_BYTES_MAX, WORKER_HELLO_BYTES_MAX
 from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.handshake import encode_greeting
 from broker.server_seat import Doors, Seat
@@ -63,7 +63,7 @@ def test_over_tls_what_stands_in_the_clear_says_whose_it_is(seats: list[Seat], w
     [
         encode_greeting(Hello("old")),
         encode_greeting(Hello("beyond", worker=3)),
-        encode_greeting(Hello("long", token="t" * STRANGER_BYTES_MAX, worker=1))[:STRANGER_BYTES_MAX],
+        encode_greeting(Hello("long", token="t" * WORKER_HELLO_BYTES_MAX, worker=1))[:WORKER_HELLO_BYTES_MAX],
         encode_greeting(Welcome(1, "b", 2, 3, 4, 5, 6)),
         b"rubbish",
     ],
@@ -163,6 +163,26 @@ def test_a_server_keeps_for_another_worker_whom_that_has_no_room_for(
                     assert arrived.recv(4096) == hello
                 assert broker.call(lambda: len(broker.server.state.arrivals.half_open)) == 0
                 assert not broker.call(lambda: broker.server.state.arrivals._by_address)
+
+
+def test_a_server_waits_for_the_rest_of_a_long_hello_before_it_passes_it_on(
+    seats: list[Seat], listeners: list[SocketListener]
+) -> None:
+    hello = encode_greeting(Hello("long", token="t" * (WORKER_HELLO_BYTES_MAX - 200), worker=1))
+    assert STRANGER_BYTES_MAX < len(hello) < WORKER_HELLO_BYTES_MAX
+    place = listeners[0].address.host, listeners[0].address.port
+    with (
+        ServingThread("tcp://127.0.0.1:0", seat=seats[0], hello_timeout_s=3600.0) as broker,
+        socket.create_connection(place, PATIENCE_S) as sock,
+    ):
+        sock.sendall(hello[:-1])
+        wait_until(lambda: bool(broker.call(lambda: len(broker.server._strangers))))
+        sock.sendall(hello[-1:])
+        wait_until(lambda: not broker.call(lambda: len(broker.server._strangers)))
+        taken = seats[1].take()
+        assert taken is not None
+        with taken[1] as arrived:
+            assert arrived.recv(WORKER_HELLO_BYTES_MAX) == hello
 
 
 def test_whom_their_worker_has_no_room_for_in_time_is_told_so(

@@ -137,10 +137,14 @@ class _Counter:
         with self._lock:
             self._total = Copies(*map(operator.add, self._total, counted))
 
-    def untold(self) -> Copies:
-        """What was copied since the last call."""
+    def untold(self, *, within: bool) -> Copies:
+        """What was copied since the last call; what has to do with shared device memory only if `within`."""
         with self._lock:
             told, self._told = self._told, self._total
+            if not within:
+                self._told = self._total._replace(
+                    within=told.within, within_bytes=told.within_bytes, detours=told.detours
+                )
             return Copies(*map(operator.sub, self._told, told))
 
     def warn_not_pinned(self, what: str, cause: object) -> None:
@@ -168,9 +172,10 @@ def copies() -> Copies:
     return _counter.total
 
 
-def untold_copies() -> Copies:
-    """As `copies`, since the last call: for whoever reports it."""
-    return _counter.untold()
+def untold_copies(*, within: bool) -> Copies:
+    """As `copies`, since the last call: for whoever reports it. Of what has to do with shared device memory, which not
+    every broker knows of, only if `within`; the rest waits for a call that asks for it."""
+    return _counter.untold(within=within)
 
 
 def _cupy(what: str) -> ModuleType:

@@ -200,6 +200,7 @@ class _Publishing(Protocol):
     """What is used of Publishing."""
 
     router: Router
+    shared_bytes: int
 
     def answer(self, session: SessionRecord, publisher: Publisher, frame: Frame, failure: Failure) -> None: ...
 
@@ -217,6 +218,8 @@ def stays(publishing: _Publishing, session: SessionRecord, publisher: Publisher,
     if failure is not None:
         publishing.answer(session, publisher, frame, failure)
         publishing.use(session, publisher, frame, 1, len(frame.body) + charge(frame.total_bytes))
+        # They come by the socket after all, and count there.
+        publishing.shared_bytes -= frame.total_bytes
     return failure is not None
 
 

@@ -28,7 +28,7 @@ from clients.collectives import joining
 from clients.collectives.compression import Compression
 from clients.connection import environment, link, operations
 from clients.connection.checks import array_form, check_callable, check_connect, stays_here
-from clients.connection.core import Core, Reconnected
+from clients.connection.core import Core
 from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
     declaration,
@@ -38,6 +38,7 @@ from clients.connection.options import (
     subscribe_wishes,
 )
 from clients.connection.pressure import pressure as ask_pressure
+from clients.connection.reconnected import Reconnected
 from clients.connection.securing import Folder, secured
 from clients.publishing import device_out
 from clients.publishing.arenas import ordinary_array

@@ -23,8 +23,9 @@ from broker.protocol.session import Phase, Session
 from broker.transport.addresses import Address
 from broker.transport.hangups import Hangups
 from clients.collectives.shared_operation import SharedOperation
-from clients.connection.core import Core, Reconnected
+from clients.connection.core import Core
 from clients.connection.link import Link, dial, read
+from clients.connection.reconnected import Reconnected
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
 from clients.publishing.outgoing_topic import OutgoingTopic

@@ -166,8 +166,13 @@ class Callbacks:
             self._waiting.append(function)
             if self._running:
                 return
+            try:
+                threading.Thread(target=self._run, name="tensorbus-cancelled", daemon=True).start()
+            except RuntimeError as error:
+                # With the next one; the requester has gone, and whoever reads for everybody is not to fail for that.
+                log.error("on_cancel.late cause=%s", error)
+                return
             self._running = True
-        threading.Thread(target=self._run, name="tensorbus-cancelled", daemon=True).start()
 
     def _run(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from broker.limits import CONNECT_TIMEOUT_S
 from broker.topics.owners import HOME
 from clients.client import Client
 from clients.connection import environment
-from clients.connection.core import Reconnected
+from clients.connection.reconnected import Reconnected
 from clients.connection.securing import Folder
 from clients.workers.client import WorkersClient
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 from broker.devices import Device
@@ -24,6 +24,7 @@ from clients.asking.exchanges import Responders
 from clients.asking.requests import PendingRequest, Requests
 from clients.collectives.membership import PendingJoin, failure_error, turn_down
 from clients.collectives.places import Places
+from clients.connection.reconnected import Reconnected
 from clients.connection.signals import Pending, Signal
 from clients.publishing.arenas import Arenas
 from clients.publishing.device_arenas import DeviceArenas
@@ -49,23 +50,6 @@ class Bell(Protocol):
 
     descriptor: int
     identity: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reconnected:
-    """What a client says after it has found a broker again.
-
-    Attributes:
-        lost_messages_max: published messages of which the old connection had not confirmed the arrival: at most so many
-            are lost. Call flush, or publish with ack="accepted", to know more closely.
-        cause: why the old connection ended.
-        subscriptions: filters that were subscribed again. They get what was published meanwhile as far as the broker
-            has kept it, and `message.gap` says what it has not; those of queue groups and responders do not.
-    """
-
-    lost_messages_max: int
-    cause: str
-    subscriptions: tuple[str, ...]
 
 
 class Core(Receiver):
@@ -117,6 +101,7 @@ class Core(Receiver):
 
     def connected(self, session: Session, welcome: Welcome) -> None:
         """A session is open: topics and subscriptions move to it."""
+        self._end_unread()
         self.session = session
         self.session_number = welcome.session
         session.set_heartbeat(welcome.heartbeat_interval_ms / 1000, welcome.heartbeat_timeout_ms / 1000)
@@ -129,12 +114,15 @@ class Core(Receiver):
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
         self.incoming.connected(session, welcome.life)
         self._bell_told = not welcome.shared
-        self.incoming.latencies.connected(welcome.report_ms)
+        self.incoming.latencies.connected(welcome.report_ms, devices=welcome.device_bytes > 0)
         for subscription in self.incoming.subscriptions.values():
             self._send_subscribe(subscription, 0, again=True)
             ask = subscription.ask() if asked.get(subscription.number) else None
             if ask is not None:
                 self.send(ask)
+        if self.lost is not None:
+            filters = tuple(subscription.wishes.filter for subscription in self.incoming.subscriptions.values())
+            self.lost = replace(self.lost, subscriptions=filters)
         self.online.set()
 
     def disconnected(self, error: ConnectionClosed) -> None:
@@ -150,8 +138,7 @@ class Core(Receiver):
         lost = self.outgoing.disconnected(error)
         if self.lost is not None:
             lost += self.lost.lost_messages_max
-        filters = tuple(subscription.wishes.filter for subscription in self.incoming.subscriptions.values())
-        self.lost = Reconnected(lost, str(error), filters)
+        self.lost = Reconnected(lost, str(error), ())
         self.places.disconnected(error)
         pendings, self._pendings = self._pendings, {}
         for pending in pendings.values():
@@ -204,8 +191,7 @@ class Core(Receiver):
     def tick(self, now_ns: int) -> None:
         """Time passes: heartbeats, batches that are due, memory that is not needed any more."""
         self.requests.end_abandoned(self.session)
-        while self.unread:
-            self.unsubscribe(self.unread.popitem()[0])
+        self._end_unread()
         self.incoming.pool.tick(now_ns)
         if self.session is not None:
             self.session.tick(now_ns)
@@ -397,6 +383,10 @@ class Core(Receiver):
             return
         session.passage.give(bell)
         self.send(Frame(Kind.BELL, lane=Lane.CONTROL, sequence=bell.identity))
+
+    def _end_unread(self) -> None:
+        while self.unread:
+            self.unsubscribe(self.unread.popitem()[0])
 
     def unsubscribe(self, subscription: SubscriptionState) -> Pending | None:
         """Ends a subscription; None when there is nobody to tell."""

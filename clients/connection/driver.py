@@ -20,10 +20,11 @@ from broker.protocol.codes import Code
 from broker.protocol.session import Phase
 from broker.transport.addresses import Address
 from clients.connection import lifetimes
-from clients.connection.core import Core, Reconnected
+from clients.connection.core import Core
 from clients.connection.holding import Holding
 from clients.connection.link import dial
 from clients.connection.pump import Pump
+from clients.connection.reconnected import Reconnected
 from clients.connection.signals import Signal
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,17 @@ class Driver(Pump):
             self._adopt(link)
         self._keeper = threading.Thread(target=self._keep, name=f"tensorbus-keeper-{core.name}", daemon=True)
         lifetimes.open_drivers.add(self)
-        self._keeper.start()
+        try:
+            self._keeper.start()
+        except RuntimeError as error:
+            lifetimes.open_drivers.discard(self)
+            with self.lock:
+                self._shut(ConnectionClosed(str(error)))
+                self._close_wakes()
+            where = ", ".join(str(address) for address in addresses)
+            raise ConnectError(
+                where, f"{error}: raise RLIMIT_NPROC (ulimit -u), or pids.max of the container"
+            ) from error
 
     def expect_results(self, *, more: bool) -> None:
         """While results of asynchronous work are due, the keeper reads whenever nobody else does."""
@@ -200,7 +211,9 @@ class Driver(Pump):
         """Tries until a broker answers, or the time is over. Called by the keeper, without the lock."""
         deadline = time.monotonic() + self._reconnect_timeout_s
         delay_s = RECONNECT_DELAY_FIRST_S
-        while not self._closing:
+        while not (self._closing or self.holding.gone):
+            with self.lock:
+                self.core.tick(time.monotonic_ns())
             try:
                 attempt_s = min(self._connect_timeout_s, max(0.1, deadline - time.monotonic()))
                 link = dial(self._addresses, self._greeting, attempt_s, self.core.allocate)
@@ -222,8 +235,15 @@ class Driver(Pump):
                 self._condition.notify_all()
             if told is not None:
                 log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
-                if self._on_reconnect is not None:
-                    # On a thread of its own, as the keeper has to go on.
-                    name = "tensorbus-reconnected"
-                    threading.Thread(target=self._on_reconnect, args=(told,), name=name, daemon=True).start()
+                self._tell(told)
             return
+
+    def _tell(self, told: Reconnected) -> None:
+        """Calls `on_reconnect`, on a thread of its own, as the keeper has to go on."""
+        if self._on_reconnect is None:
+            return
+        name = "tensorbus-reconnected"
+        try:
+            threading.Thread(target=self._on_reconnect, args=(told,), name=name, daemon=True).start()
+        except RuntimeError as error:
+            log.error("connection.not_told name=%r cause=%s", self.core.name, error)

@@ -69,8 +69,20 @@ class Handlers:
         """From the first handler on: what refers to nothing of the client can be called by it."""
 
     def add(self, subscription: SubscriptionState, handler: Handler) -> None:
-        """From now on a handler gets the subscription's messages."""
+        """From now on a handler gets the subscription's messages.
+
+        Raises:
+            LimitExceeded: there can be no thread for it; the subscription is closed.
+        """
         with self.driver.lock:
+            if not self._threads:
+                try:
+                    self._start_thread()
+                except BaseException:
+                    # Nobody would take its messages, and a `block` one would hold its topics back.
+                    self.driver.core.unsubscribe(subscription)
+                    self.driver.flush()
+                    raise
             self._hold = self._hold or self.driver.holding.hold()
             self._handlers[subscription] = handler
             if not subscription.wishes.responder:
@@ -83,8 +95,6 @@ class Handlers:
             subscription.on_message = due
             # What is replayed may be here before its handler. A `latest` subscription has to ask for its first message.
             due()
-            if not self._threads:
-                self._start_thread()
         # The thread may be waiting at the connection, where nothing that is here already would wake it.
         self.driver.notify()
 
@@ -109,7 +119,12 @@ class Handlers:
         name = f"tensorbus-handlers-{self.driver.core.name}"
         thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._threads.discard(thread)
+            advice = f"{error}: raise RLIMIT_NPROC (ulimit -u), or pids.max of the container"
+            raise LimitExceeded("threads", threading.active_count() + 1, threading.active_count(), advice) from error
 
     def stop(self) -> None:
         """The threads end when their current handlers have returned."""
@@ -135,7 +150,7 @@ class Handlers:
         """While its context is open, other handlers run. Does nothing on any other thread than a handler's.
 
         Raises:
-            LimitExceeded: as many handlers wait for each other as there may be.
+            LimitExceeded: as many handlers wait for each other as there may be, or there can be no thread for others.
         """
         if not self.run_this_thread:
             yield
@@ -145,10 +160,10 @@ class Handlers:
             if self._aside >= HANDLERS_WAITING_MAX:
                 advice = "a responder asks itself without end, or handlers wait for each other"
                 raise LimitExceeded("handlers_waiting_max", self._aside + 1, HANDLERS_WAITING_MAX, advice)
+            if len(self._threads) == self._aside + 1:
+                self._start_thread()
             self._aside += 1
             self._turn.set()
-            if len(self._threads) == self._aside:
-                self._start_thread()
         driver.notify()
         try:
             yield

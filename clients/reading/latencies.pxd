@@ -14,6 +14,7 @@ cdef class Latencies:
     cdef public long long wall_ns, interval_ns
     cdef long long _offset_ns, _next_ns, _early
     cdef list _histograms
+    cdef bint _devices
 
     cpdef read_at(self, long long now_ns)
     cpdef arrived(self, int lane, long long published_ns, long long began_ns)

@@ -49,7 +49,7 @@ class Latencies:
         interval_ns: between two reports; 0 when the broker wants none, and nothing is measured.
     """
 
-    __slots__ = ("_early", "_histograms", "_next_ns", "_offset_ns", "interval_ns", "wall_ns")
+    __slots__ = ("_devices", "_early", "_histograms", "_next_ns", "_offset_ns", "interval_ns", "wall_ns")
 
     def __init__(self) -> None:
         self.wall_ns = 0
@@ -57,10 +57,17 @@ class Latencies:
         self._offset_ns = 0
         self._next_ns = 0
         self._early = 0
+        self._devices = False
         self._histograms = [Histogram() for _ in range(LANES)]
 
-    def connected(self, report_ms: int) -> None:
-        """A session is open, and its broker wants reports so often; 0 is never."""
+    def connected(self, report_ms: int, *, devices: bool = False) -> None:
+        """A session is open.
+
+        Args:
+            report_ms: how often its broker wants reports; 0 is never.
+            devices: whether it takes messages in the memory of devices, and so knows of what is copied within them.
+        """
+        self._devices = devices
         self.interval_ns = report_ms * 1_000_000
         self._offset_ns = wall_offset_ns()
 
@@ -114,7 +121,7 @@ class Latencies:
         """Tells the broker what was measured, if anything was."""
         if not self.interval_ns:
             return
-        copied = untold_copies()
+        copied = untold_copies(within=self._devices)
         if not any(copied) and not any(histogram.total for histogram in self._histograms):
             return
         taken = [histogram.take() for histogram in self._histograms]

@@ -88,6 +88,7 @@ class Elastic:
         self._timeout_s = timeout_s
         self._behind = True
         self._finished = False
+        self._made = 0
 
     def steps(self, count: int, *, made: int = 0) -> Iterator[Step]:
         """The steps that are left until `count` of them are made; each has to be run in a `with` block.
@@ -95,7 +96,7 @@ class Elastic:
         Args:
             count: of all steps.
             made: how many the state has already, as that of a checkpoint. Where ranks differ, all go on with the state
-                of the one that has most.
+                of the one that has most, also where this is not the first call and some of them are in a step.
 
         Raises:
             InvalidValue: `made` is below 0, or a number is no whole one.
@@ -104,15 +105,15 @@ class Elastic:
             StateMismatchError: the state of another rank does not fit.
             GroupFinishedError: the others have made all steps before this rank could join them; its state is its own.
         """
-        count, number = whole_number("count", count), whole_number("made", made)
-        if number < 0:
+        count, made = whole_number("count", count), whole_number("made", made)
+        if made < 0:
             raise InvalidValue("made", made, "must be 0 or more: the steps that the state has already")
-        if self._finished:
-            self.group.reopen(timeout_s=self._timeout_s)
-            self._finished = False
+        self._begin(made)
         while True:
-            if self._behind:
-                number = self._sync(number)
+            while self._behind:
+                self._behind = False
+                self._attempt(self._meet)
+            number = self._made
             if number >= count:
                 if self._end():
                     return
@@ -121,19 +122,21 @@ class Elastic:
             yield step
             if not step.entered:
                 raise InvalidValue("step", number, "was not run: write `with step:` around what it does")
-            number += step.done
 
-    def _sync(self, number: int) -> int:
-        """Meets the others; gives the number of the next step."""
-        while True:
+    def _begin(self, made: int) -> None:
+        """Sees to it that all meet, unless this rank goes on where it has stopped, where others may wait for it."""
+        if self._finished:
+            self.group.reopen(timeout_s=self._timeout_s)
+            self._finished = False
+            # All have come to the same end, and so do to this.
+            self._behind = True
+        elif made != self._made and not self._behind:
+            self._attempt(lambda: self.group.regroup(timeout_s=self._timeout_s))
+            self._behind = True
+        self._made = made
 
-            def meet() -> None:
-                nonlocal number
-                number, self.state, _ = self.group.sync_state(self.state, number, timeout_s=self._timeout_s)
-
-            self._behind = False
-            if self._attempt(meet):
-                return number
+    def _meet(self) -> None:
+        self._made, self.state, _ = self.group.sync_state(self.state, self._made, timeout_s=self._timeout_s)
 
     def _end(self) -> bool:
         """Whether all have come to the end."""
@@ -214,6 +217,7 @@ class Step:
         before, self._before = self._before, None
         self.done = error is None
         if error is None:
+            self._elastic._made = self.number + 1
             return False
         if self._elastic._rollback:
             self._elastic.state = fill(self._elastic.state, before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from bench import hosts
@@ -53,6 +56,28 @@ def test_hosts_are_there_and_are_gone_afterwards() -> None:
     except Unavailable as problem:
         pytest.skip(str(problem))
     assert network.namespace(1) not in run("ip", "netns", "list")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_process_leaves_no_host_behind(number: int) -> None:
+    network = Network(1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _be_ended_in(network, number)
+    except Unavailable as problem:
+        pytest.skip(str(problem))
+    assert network.namespace(0) not in run("ip", "netns", "list")
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def _be_ended_in(network: Network, number: int) -> None:
+    with network:
+        assert network.namespace(0) in run("ip", "netns", "list")
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            # `timeout` sends it to the process, and once more to its group.
+            os.kill(os.getpid(), number)
 
 
 @pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")

@@ -7,6 +7,7 @@ import gc
 import operator
 import signal
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
@@ -15,7 +16,7 @@ import pytest
 
 import clients
 from broker.protocol.bodies import Subscribe
-from clients.connection import operations
+from clients.connection import driver, operations
 from clients.publishing.filling import UNBROKEN
 from tests.clients.conftest import Connect, Interrupted
 from tests.clients.serving import ServingThread
@@ -83,12 +84,12 @@ def test_a_signal_while_the_subscription_is_made_leaves_none_open(tcp_broker: Se
         pytest.skip("nothing is compiled, so a signal's exception may come between any two steps")
     trip = partial(ctypes.pythonapi.PyErr_SetInterruptEx, int(signal.SIGUSR1))
     with clients.connect(tcp_broker.url, name="reader") as bus:
-        driver = bus._driver
+        mine = bus._driver
         wishes = Subscribe("losses", "block", queue_messages=10)
-        state = driver.run(operations.subscribe(driver, wishes, PATIENCE_S))
+        state = mine.run(operations.subscribe(mine, wishes, PATIENCE_S))
         with pytest.raises(Interrupted):
             # Without a step of Python's own between the signal and what is compiled.
-            list(map(operator.call, (trip, partial(clients.Subscription, driver, state, read=True))))
+            list(map(operator.call, (trip, partial(clients.Subscription, mine, state, read=True))))
         publish_more_than_a_window(bus, "losses")
 
 
@@ -160,3 +161,49 @@ def test_a_job_that_is_dropped_with_its_subscription_goes_to_another_member(conn
 
 def _take_and_drop(reader: clients.Client) -> None:
     reader.subscribe("jobs", queue_group="workers").next(PATIENCE_S)
+
+
+def test_one_that_is_dropped_while_there_is_no_connection_ends_there_and_is_not_made_again(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: SimpleQueue[clients.Reconnected] = SimpleQueue()
+    reachable, closed = threading.Event(), threading.Event()
+    dial = driver.dial
+
+    def dial_once_reachable(*arguments: object) -> object:
+        if not reachable.is_set():
+            raise clients.ConnectError(tcp_broker.url, "it cannot be reached yet")
+        return dial(*arguments)
+
+    with clients.connect(tcp_broker.url, name="reader", on_reconnect=told.put) as reader:
+        monkeypatch.setattr(driver, "dial", dial_once_reachable)
+        kept, dropped = reader.subscribe("kept"), reader.subscribe("losses", queue_messages=10)
+        dropped._state.on_message = closed.set
+        tcp_broker.cut_off("reader")
+        del dropped
+        gc.collect()
+        assert closed.wait(PATIENCE_S)
+        reachable.set()
+        assert told.get(timeout=PATIENCE_S).subscriptions == ("kept",)
+        assert kept.filter == "kept"
+
+
+def test_a_client_that_is_dropped_while_there_is_no_connection_does_not_look_for_one(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = threading.Event()
+
+    def dial_in_vain(*arguments: object) -> object:
+        cut.set()
+        raise clients.ConnectError(tcp_broker.url, "it cannot be reached any more")
+
+    reader = clients.connect(tcp_broker.url, name="reader", reconnect_timeout_s=1e6)
+    monkeypatch.setattr(driver, "dial", dial_in_vain)
+    tcp_broker.cut_off("reader")
+    assert cut.wait(PATIENCE_S)
+    (keeper,) = [each for each in threading.enumerate() if each.name == "tensorbus-keeper-reader"]
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        del reader
+        gc.collect()
+    keeper.join(PATIENCE_S)
+    assert not keeper.is_alive()

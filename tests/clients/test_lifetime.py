@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -251,3 +252,68 @@ def test_what_is_published_last_arrives_though_the_broker_is_just_writing_to_who
         for turn in range(rounds):
             all_together(lambda turn=turn: rank(0, turn), lambda turn=turn: rank(1, turn))
             assert sorted(subscription.next(PATIENCE_S).value for _ in range(2)) == [[turn, 0], [turn, 1]]
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """As on a machine that can have no more of them, for those of one name."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(prefix):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_a_handler_for_which_there_can_be_no_thread_leaves_no_subscription(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = threading.Event()
+    with clients.connect(tcp_broker.url) as bus:
+        with monkeypatch.context() as patch:
+            refuse_threads(patch, "tensorbus-handlers")
+            with pytest.raises(clients.LimitExceeded, match="can't start new thread: raise RLIMIT_NPROC"):
+                bus.subscribe("losses", handler=lambda message: None)
+            with pytest.raises(clients.LimitExceeded, match="can't start new thread"):
+                bus.respond("add", lambda request: request.value + 1)
+        assert bus.pressure("losses").subscriptions == ()
+        with pytest.raises(clients.NoResponders):
+            bus.request("add", 1)
+        bus.subscribe("losses", handler=lambda message: taken.set())
+        bus.publish("losses", 0.5)
+        assert taken.wait(PATIENCE_S)
+
+
+def test_a_handler_that_waits_where_there_can_be_no_other_thread_fails_and_later_ones_do_not(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: SimpleQueue[object] = SimpleQueue()
+    with clients.connect(tcp_broker.url) as bus:
+
+        def ask(message: clients.Message) -> None:
+            try:
+                outcomes.put(bus.request("add", message.value, timeout_s=PATIENCE_S).value)
+            except clients.LimitExceeded as error:
+                outcomes.put(error.limit)
+
+        bus.respond("add", lambda request: request.value + 1)
+        bus.subscribe("ask", handler=ask)
+        with monkeypatch.context() as patch:
+            refuse_threads(patch, "tensorbus-handlers")
+            bus.publish("ask", 1)
+            assert outcomes.get(timeout=PATIENCE_S) == "threads"
+        bus.publish("ask", 1)
+        assert outcomes.get(timeout=PATIENCE_S) == 2
+
+
+def test_a_client_for_which_there_can_be_no_thread_is_refused_and_leaves_nothing(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with clients.connect(tcp_broker.url) as bus:
+        before = opened()
+        refuse_threads(monkeypatch, "tensorbus-keeper")
+        with pytest.raises(clients.ConnectError, match="can't start new thread: raise RLIMIT_NPROC"):
+            clients.connect(tcp_broker.url)
+        tcp_broker.wait_until_alone(bus, 1)
+        assert opened() == before

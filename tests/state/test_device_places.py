@@ -362,3 +362,14 @@ def test_too_many_devices_are_refused(talk: Talk) -> None:
     peer.put(Kind.SUBSCRIBE, number=1, target=1, body=Subscribe("a", devices=["x"] * 65), lane=Lane.CONTROL)
     peer.put(Kind.SUBSCRIBE, number=1, target=1, body=Subscribe("a", devices=["x" * 65]), lane=Lane.CONTROL)
     assert [decode_body(frame.body, Failure).code for frame in peer.all_of(Kind.ERROR)] == [Code.INVALID] * 2
+
+
+def test_what_is_refused_comes_again_and_counts_then(talk: Talk, placing: Placing) -> None:
+    publishing = talk.state.publishing
+    placing.place()
+    assert publishing.shared_bytes == MIB
+    Taking(talk, "host", device="")
+    placing.place()
+    assert placing.answers()[0] == "taken"
+    assert "reads 'a' in host memory" in placing.answers()[1]
+    assert publishing.shared_bytes == MIB

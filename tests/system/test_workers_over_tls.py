@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import clients
+from broker.limits import STRANGER_BYTES_MAX, WORKER_HELLO_BYTES_MAX
 from broker.protocol.bodies import Hello, Refusal, Welcome
 from broker.protocol.handshake import decode_greeting, encode_greeting
 from broker.transport import registry
@@ -78,11 +79,12 @@ def greet(
     hello: Hello,
     named: int | None,
     cut: Callable[[bytes], list[bytes]] = lambda said: [said],
+    others: Sequence[str] = (),
 ) -> Hello | Welcome | Refusal:
     """Says hello, naming a worker in the clear, with a ClientHello that is sent in pieces."""
     context = dialler_context(str(certificates))
     if named is not None:
-        context.set_alpn_protocols([protocol_of(named)])
+        context.set_alpn_protocols([*others, protocol_of(named)])
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
     host, _, port = url.removeprefix("tls://").rpartition(":")
@@ -190,6 +192,11 @@ def in_bytes(said: bytes) -> list[bytes]:
     return [said[place : place + 1] for place in range(len(said))]
 
 
+def in_halves(said: bytes) -> list[bytes]:
+    assert STRANGER_BYTES_MAX < len(said) < WORKER_HELLO_BYTES_MAX
+    return [said[: len(said) // 2], said[len(said) // 2 :]]
+
+
 def in_short_records(said: bytes) -> list[bytes]:
     return [in_records(said[5:], [1, 2, 1, 40, 100])]
 
@@ -205,6 +212,14 @@ def test_what_is_said_in_pieces_reaches_the_worker_that_it_names(
         lives.setdefault(worker, set()).add(welcome.life)
     assert [len(each) for each in lives.values()] == [1] * WORKERS
     assert len(set.union(*lives.values())) == WORKERS
+
+
+def test_a_long_client_hello_reaches_the_worker_that_it_names_at_its_end(daemon: Daemon, trusted: Path) -> None:
+    # As one with keys of several post-quantum groups would be.
+    others = [f"{number:0200}" for number in range(60)]
+    for worker in 2 * list(range(WORKERS)):
+        hello = Hello("long", worker=worker)
+        assert isinstance(greet(daemon.url, trusted, hello, worker, in_halves, others), Welcome)
 
 
 def test_who_names_no_worker_in_the_clear_comes_to_the_first_and_is_told_so(daemon: Daemon, trusted: Path) -> None:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 import clients
+from broker import devices
 from broker.histograms import Histogram
 from broker.limits import BATCH_SAMPLES, LATENCY_NS_MAX
 from broker.protocol.bodies import decode_body
@@ -187,3 +188,16 @@ def test_a_daemon_that_is_told_not_to_measures_nothing() -> None:
         found = scrape(daemon)
         assert found["tensorbus_publish_to_receive_seconds_count", "default"] == 0
         assert found["tensorbus_turn_seconds_count",] == 0
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_what_was_copied_within_devices_is_told_to_whom_that_means_something(
+    monkeypatch: pytest.MonkeyPatch, *, knows: bool
+) -> None:
+    monkeypatch.setattr("broker.devices._counter", devices._Counter())
+    devices.copied_otherwise(8, "the test says so")
+    devices.copied_within(24)
+    link = Link()
+    # A broker of before there was such memory ends the session over numbers that it does not expect.
+    link.latencies.connected(1000, devices=knows)
+    assert link.told().copied == [1, 8, 0, 0, 1, *([1, 24, 0] if knows else [])]
