@@ -272,6 +272,10 @@ UCX_LINGER_S: Final = 60.0
 # Shared memory (docs/wire.md section 13).
 SHARED_PAGE_BYTES: Final = 4096
 """Arenas and the blocks in them are multiples of this, the processor's page."""
+LARGE_PAGE_BYTES: Final = 2 * MIB
+"""What the processor maps by one entry of its tables instead of 512."""
+LARGE_PAGE_BLOCK_BYTES_MIN: Final = MIB
+"""Blocks from this length on are made of large pages: of shorter ones few may be used of the many that lie in one."""
 SHARED_BYTES_MIN: Final = 32 * KIB
 """Shorter payloads go through the socket: a copy or two more cost less than what keeps account of a block."""
 ARENA_BYTES: Final = 64 * MIB

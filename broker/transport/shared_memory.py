@@ -14,6 +14,10 @@ A board (docs/wire.md section 14) is such a file too, but for F_SEAL_FUTURE_WRIT
 Whoever adopts a file from somebody else checks length and seals before mapping it, so a peer that lies can neither
 crash the process nor let third ones change what was sent. What its maker writes, and when, is up to the maker.
 
+Pages of 4 KiB cost their maker and each reader a fault apiece, which takes longer than to fill and to read them. So a
+long file is mapped where large pages fit (2 MiB, a power of two), and `prepare` has the system make a part of such
+pages at once, which it does whatever it says of huge pages for shared memory. See madvise(2), MADV_COLLAPSE.
+
 A view holds whatever object it is told to, so that the end of the last view is the end of that object, and a mapping
 lives as long as anything in it is used. Who has to give memory back before all views are gone puts memory of its own in
 the place of the file, under the views. See memfd_create(2), fcntl(2), File Sealing, and mremap(2).
@@ -35,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import ARENA_BYTES_MAX, SHARED_PAGE_BYTES
+from broker.limits import ARENA_BYTES_MAX, LARGE_PAGE_BYTES, SHARED_PAGE_BYTES
 
 VERSION: Final = 1
 """Of the layout above."""
@@ -51,6 +55,10 @@ _NO_RESERVE: Final = 0x4000
 """MAP_NORESERVE of <linux/mman.h>."""
 _MOVE_TO: Final = 1 | 2
 """MREMAP_MAYMOVE and MREMAP_FIXED of <linux/mman.h>."""
+_FIXED: Final = 0x10
+"""MAP_FIXED of <linux/mman.h>."""
+_COLLAPSE: Final = 25
+"""MADV_COLLAPSE of <linux/mman.h>, since Linux 6.1."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 # Python's mmap keeps a descriptor of its own for each mapping, and many mappings would use up a process's descriptors.
@@ -101,11 +109,8 @@ class SharedMemory:
     def __init__(self, descriptor: int, size_bytes: int, protection: int) -> None:
         """Maps a file; `create` and `adopt` do that."""
         self.descriptor = -1
-        self._address = _mmap(None, size_bytes, protection, mmap.MAP_SHARED, descriptor, 0)
-        if self._address == _FAILED:
-            self._address = None
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
+        self._address = None
+        self._address = _mapped(descriptor, size_bytes, protection)
         self.descriptor = descriptor
         self.size_bytes = size_bytes
         self.identity = os.fstat(descriptor).st_ino
@@ -122,7 +127,7 @@ class SharedMemory:
             LimitExceeded: it is too long, or the system has no memory or no descriptor for it.
             InvalidValue: the system cannot seal memory so.
         """
-        size_bytes = -(-size_bytes // SHARED_PAGE_BYTES) * SHARED_PAGE_BYTES
+        size_bytes = _whole(size_bytes, SHARED_PAGE_BYTES)
         if size_bytes > ARENA_BYTES_MAX:
             raise LimitExceeded("arena_bytes_max", size_bytes, ARENA_BYTES_MAX)
         descriptor = -1
@@ -165,6 +170,21 @@ class SharedMemory:
         except InvalidValue:
             _close(descriptor)
             raise
+
+    def prepare(self, offset: int, size_bytes: int) -> bool:
+        """Has the system make a part of large pages, if it can; says whether it has.
+
+        Args:
+            offset: of the part, a multiple of LARGE_PAGE_BYTES; where each page begins a byte is set to zero.
+            size_bytes: of the part; what is left of the last page comes with it, if the file has all of that.
+        """
+        end = min(_whole(offset + size_bytes, LARGE_PAGE_BYTES), self.size_bytes // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES)
+        if self._address is None or end <= offset:
+            return False
+        # The system collapses what has a page already.
+        for start in range(offset, end, LARGE_PAGE_BYTES):
+            self._bytes[start] = 0
+        return _madvise(self._address + offset, end - offset, _COLLAPSE) == 0
 
     def view(self, offset: int, size_bytes: int, holder: object) -> memoryview:
         """Some of the bytes; they, and whatever is made of them without a copy, keep `holder` alive.
@@ -241,6 +261,43 @@ class SharedMemory:
 
     def __repr__(self) -> str:
         return f"<SharedMemory {self.size_bytes} bytes identity={self.identity} fd={self.descriptor}>"
+
+
+def _mapped(descriptor: int, size_bytes: int, protection: int) -> int:
+    """Maps a file, where large pages fit if it is as long as one; returns the address.
+
+    Raises:
+        OSError: it cannot be mapped.
+    """
+    if size_bytes < LARGE_PAGE_BYTES:
+        return _map_at(None, size_bytes, protection, mmap.MAP_SHARED, descriptor)
+    # Addresses for as much again as the beginning may be off; what is not needed of them is given back.
+    room_bytes = _whole(size_bytes, SHARED_PAGE_BYTES) + LARGE_PAGE_BYTES
+    room = _map_at(None, room_bytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE, -1)
+    address = _whole(room, LARGE_PAGE_BYTES)
+    try:
+        _map_at(address, size_bytes, protection, mmap.MAP_SHARED | _FIXED, descriptor)
+    except OSError:
+        _munmap(room, room_bytes)
+        raise
+    behind = address + room_bytes - LARGE_PAGE_BYTES
+    for start, end in ((room, address), (behind, room + room_bytes)):
+        if end > start:
+            _munmap(start, end - start)
+    return address
+
+
+def _map_at(address: int | None, size_bytes: int, protection: int, flags: int, descriptor: int) -> int:
+    found: int = _mmap(address, size_bytes, protection, flags, descriptor, 0)
+    if found == _FAILED:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return found
+
+
+def _whole(size_bytes: int, page_bytes: int) -> int:
+    """As much in whole pages."""
+    return -(-size_bytes // page_bytes) * page_bytes
 
 
 def _anonymous_file() -> int:

@@ -142,6 +142,9 @@ async def publish(
 async def room(driver: Driver, size_bytes: int) -> None:
     """Waits a moment for readers to be done with shared memory, if much of it is in use."""
     core, arenas = driver.core, driver.core.arenas
+    if core.outgoing.lines.takes_back:
+        # Before each new block, and not when there are none left: as few go round as are needed.
+        core.take_back()
     if arenas.has_room(size_bytes):
         return
     driver.read_arrived()

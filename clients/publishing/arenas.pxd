@@ -7,7 +7,7 @@ from clients.connection.signals cimport Signal
 
 cdef class Arena:
     cdef public object number, memory, mapped, name
-    cdef public Py_ssize_t block_bytes, blocks, lent
+    cdef public Py_ssize_t block_bytes, blocks, lent, made_bytes
     cdef public Signal answered
     cdef public bint used, gone
     cdef public dict given
@@ -23,7 +23,7 @@ cdef class Block:
 
 
 cdef class Arenas:
-    cdef public bint enabled, _full
+    cdef public bint enabled, _full, _in_vain
     cdef public Py_ssize_t lent_bytes, _held_bytes, _ahead_bytes
     cdef public Signal came_back
     cdef public object _lock, _last_arena, _last_loan, _last_given
@@ -39,7 +39,7 @@ cdef class Arenas:
     cpdef array(self, tuple shape, dtype, Py_ssize_t size_bytes)
     cpdef found(self, payload, value)
     cpdef copied(self, payload)
-    @cython.locals(arena=Arena)
+    @cython.locals(arena=Arena, fresh=Py_ssize_t, made=Py_ssize_t, block=Block)
     cpdef lend(self, Py_ssize_t size_bytes)
     @cython.locals(arena=Arena)
     cdef _collect(self)
@@ -48,4 +48,5 @@ cdef class Arenas:
     cpdef take_back(self, list loans)
 
 
+cdef Py_ssize_t _large(Py_ssize_t size_bytes) except -1
 cdef Py_ssize_t _rounded(Py_ssize_t size_bytes) except -1

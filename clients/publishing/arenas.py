@@ -29,6 +29,8 @@ from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import (
     ARENA_BYTES,
     ARENAS_MAX,
+    LARGE_PAGE_BLOCK_BYTES_MIN,
+    LARGE_PAGE_BYTES,
     LOANS_MAX,
     REUSED_BYTES_MIN,
     SHARED_AHEAD_BYTES,
@@ -63,6 +65,8 @@ class Arena:
         used: whether a block of it was lent since unused arenas last went.
         lent: blocks that are not free.
         gone: whether its blocks are not to be lent any more.
+        made_bytes: how much of it the system was asked to make of large pages. Blocks are lent in their order the first
+            time, so what is behind was never written to.
         name: by which number the broker and the readers know it, once the broker does.
         given: blocks that the application has, by their offsets, each with the array that was made over it.
     """
@@ -74,6 +78,7 @@ class Arena:
         "given",
         "gone",
         "lent",
+        "made_bytes",
         "mapped",
         "memory",
         "name",
@@ -91,6 +96,9 @@ class Arena:
         self.used = True
         self.lent = 0
         self.gone = False
+        # Of what is shorter than a large page, and of short blocks, the system makes a page at a time.
+        large = block_bytes >= LARGE_PAGE_BLOCK_BYTES_MIN
+        self.made_bytes = 0 if large else self.memory.size_bytes
         self.name = 0
         self.given: dict[int, tuple[ref[Block], ref[npt.NDArray[np.generic]]]] = {}
 
@@ -151,6 +159,8 @@ class Arenas:
         self._last_given: tuple[ref[Block], ref[npt.NDArray[np.generic]]] | None = None
         self._full = False
         """Whether another arena was not to be had of late."""
+        self._in_vain = False
+        """Whether readers were waited for in vain, and nothing has come back since: they keep what they get."""
 
     def connected(self, *, enabled: bool) -> None:
         """A session is open. Readers of an earlier one may still use what was lent there: it is left to them."""
@@ -180,7 +190,7 @@ class Arenas:
         self._untold = set()
         self._left.clear()
         self._held_bytes = self.lent_bytes = 0
-        self._full = False
+        self._full = self._in_vain = False
 
     # Blocks.
 
@@ -196,7 +206,7 @@ class Arenas:
             with self._lock:
                 self._collect()
         # What only the application holds, the broker does not give back.
-        if not self._lent:
+        if not self._lent or self._in_vain:
             return True
         if size_bytes > ARENA_BYTES and not self._free.get(_rounded(size_bytes)):
             # An arena of its own, whose pages the system has to make first: that takes as long as several messages.
@@ -208,7 +218,8 @@ class Arenas:
         self._waited_s += seconds
 
     def widen(self, size_bytes: int) -> None:
-        """Readers take longer with what they have than is to be waited for."""
+        """Readers take longer with what they have than is to be waited for, and are not before something comes back."""
+        self._in_vain = True
         self._ahead_bytes = min(self.lent_bytes + size_bytes, SHARED_BYTES_MAX)
         self._waited_s += size_bytes / FRESH_BYTES_PER_S
 
@@ -293,7 +304,13 @@ class Arenas:
             arena.lent += 1
             self.lent_bytes += block_bytes
             arena.used = True
-            return Block(arena, offset, self._over)
+            block = Block(arena, offset, self._over)
+            fresh = arena.made_bytes
+            made = arena.made_bytes = max(fresh, _large(offset + block_bytes))
+        if fresh < made:
+            # Without the lock, as this takes as long as to fill it. Where it fails, pages come as they are written to.
+            arena.memory.prepare(fresh, made - fresh)
+        return block
 
     def _collect(self) -> None:
         """Takes blocks back that nobody refers to any more."""
@@ -302,6 +319,10 @@ class Arenas:
             arena, offset = over.popleft()
             if arena.gone:
                 continue
+            if self._in_vain:
+                # So much they have, and there is a bound again.
+                self._in_vain = False
+                self._ahead_bytes = max(self._ahead_bytes, min(self.lent_bytes, SHARED_BYTES_MAX))
             arena.lent -= 1
             self.lent_bytes -= arena.block_bytes
             arena.given.pop(offset, None)
@@ -425,6 +446,11 @@ class Arenas:
         for number in loans:
             if self._lent.pop(number, None) is not None:
                 self._untold.add(number)
+
+
+def _large(size_bytes: int) -> int:
+    """As much in whole large pages."""
+    return -(-size_bytes // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
 
 
 def _rounded(size_bytes: int) -> int:

@@ -14,7 +14,7 @@ from clients.publishing.streaming cimport StreamSource
 cdef Py_ssize_t _HEADER_BYTES, _BATCHED_BYTES_MAX, _ENTRY_BODY_BYTES_MAX
 cdef long long _BATCH_GAP_NS
 cdef object _SENT
-cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE
+cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE, _LOW_PARTS, _LOW_PARTS_SHARED
 
 
 cdef class Outgoing:
@@ -33,7 +33,7 @@ cdef class Outgoing:
     cpdef publish_plain(
         self, name, int lane, int content, bytes payload, long long now_ns, long long wall_ns, bint urgent
     )
-    @cython.locals(line=LineOut, low=bint)
+    @cython.locals(line=LineOut, low=bint, parts=int)
     cdef bint _on_line(
         self, OutgoingTopic topic, bytes header, bytes body, bytes payload, bint acknowledge, long long shared_bytes=*
     ) except -1

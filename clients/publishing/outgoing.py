@@ -48,6 +48,9 @@ _PUBLISH = int(Kind.PUBLISH)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
 _BATCH, _ACKNOWLEDGE = int(Flag.BATCH), int(Flag.ACKNOWLEDGE)
 _BATCHED_BYTES_MAX, _ENTRY_BODY_BYTES_MAX, _BATCH_GAP_NS = BATCHED_BYTES_MAX, ENTRY_BODY_BYTES_MAX, BATCH_GAP_NS
+_LOW_PARTS, _LOW_PARTS_SHARED = 2, 4
+"""The broker is told to look at a line when less of a topic's credit than this part is left: a half, or a fourth where
+messages lie in shared memory, as the broker gives credit by itself when their readers do."""
 SENT: Final = Signal(ready=True)
 """What publishing returns when a frame is queued and the link is to be given what waits."""
 _SENT = SENT
@@ -247,11 +250,20 @@ class Outgoing:
         if line is None or not line.write(header, body, payload, shared_bytes):
             topic.line = None
             return False
-        low = topic.credit_messages < self._window_messages // 2 or topic.credit_bytes < self._window_bytes // 2
+        parts = _LOW_PARTS_SHARED if shared_bytes else _LOW_PARTS
+        low = topic.credit_messages < self._window_messages // parts or topic.credit_bytes < self._window_bytes // parts
         low = low or (shared_bytes > 0 and line.gives_back(shared_bytes))
         if line.tells(acknowledge, low) and self.session is not None:
             self.session.put(Frame(Kind.DRAIN, lane=Lane.CONTROL, number=topic.number, stream=line.number))
         return True
+
+    def is_low(self, name: str) -> bool:
+        """Whether the next message in shared memory on a topic's line would ask for credit, which may have come already."""
+        topic = self.topics.get(name)
+        if topic is None or topic.line is None:
+            return False
+        messages, size_bytes = self._window_messages // _LOW_PARTS_SHARED, self._window_bytes // _LOW_PARTS_SHARED
+        return topic.credit_messages < messages or topic.credit_bytes < size_bytes
 
     def offered(self, frame: Frame) -> None:
         """LINE: the broker offers a line for a topic, or has ended one."""

@@ -37,6 +37,9 @@ def publish_shared(driver: Driver, message: Outbound, timeout_s: float, *, ackno
     if place is not None and not acknowledge:
         # The shortest way, if there is nothing to wait for.
         with driver.lock:
+            if core.outgoing.is_low(message.topic):
+                # To read it costs less than to have the broker, which has given some, look once more.
+                driver.read_arrived()
             # Otherwise it could become a large message, which has begun when this returns.
             shares = core.arenas.can_share(place)
             if shares and try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
