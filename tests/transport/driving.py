@@ -99,7 +99,10 @@ def send_all(connection: Connection, buffers: Sequence[Buffer]) -> None:
 def send_for_ever(connection: Connection) -> None:
     """Sends until it raises: a peer that is gone may say so only after the first bytes have reached it."""
     while True:
-        if not connection.send([b"x"]):
+        if connection.send([b"x"]):
+            # What has room may stay ready: only an error or a hang-up counts.
+            is_ready(connection.fileno(), 0, 0.005)
+        else:
             wait_writable(connection)
 
 
