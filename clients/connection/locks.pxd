@@ -2,6 +2,7 @@
 
 import cython
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
     PyThread_type_lock,
@@ -21,6 +22,19 @@ cdef class Lock:
 
     cpdef bint acquire(self, bint blocking=*) except -1
     cpdef release(self)
+
+
+@cython.final
+cdef class Condition:
+    cdef Lock _lock
+    cdef list _waiting
+
+    cpdef wait(self, timeout_s=*)
+    cpdef notify_all(self)
+
+
+cdef inline int _heed_signals() except -1:
+    return PyErr_CheckSignals()
 
 
 cdef extern from "pthread.h":

@@ -11,6 +11,7 @@ One ring is under way at a time. Whoever it wakes may find the lock taken by som
 
 from __future__ import annotations
 
+import _thread
 import sys
 import threading
 from types import TracebackType
@@ -106,3 +107,38 @@ class Lock:
     def __dealloc__(self) -> None:
         if cython.compiled:
             _freed(self._bell, self._rung)  # type: ignore[name-defined]  # noqa: F821
+
+
+class Condition:
+    """As threading.Condition, over a Lock.
+
+    That one is written in Python, where a signal's exception may come when it has given the lock back, or before it
+    has taken it again: whoever has waited would leave without it, and give back what is somebody else's by then.
+    """
+
+    __slots__ = ("_lock", "_waiting")
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+        self._waiting: list[_thread.LockType] = []
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Gives the lock up until `notify_all`, or until the time is over. The lock is held, also afterwards, and also
+        when a signal's handler raises."""
+        if _UNBROKEN:
+            _heed_signals()  # type: ignore[name-defined]  # noqa: F821
+        waiter = _thread.allocate_lock()
+        waiter.acquire()
+        self._waiting.append(waiter)
+        self._lock.release()
+        try:
+            waiter.acquire(True, -1.0 if timeout_s is None else max(0.0, timeout_s))
+        finally:
+            self._lock.acquire()
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+    def notify_all(self) -> None:
+        """Wakes all who wait. The lock is held."""
+        while self._waiting:
+            self._waiting.pop().release()

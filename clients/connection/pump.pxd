@@ -7,7 +7,7 @@ from broker.protocol.session cimport Session
 from broker.transport.calls cimport wait_for_either
 from broker.wires cimport Wire
 from clients.connection.core cimport Core
-from clients.connection.locks cimport Lock
+from clients.connection.locks cimport Condition, Lock
 from clients.connection.signals cimport Signal
 from clients.connection.wakeup cimport Wakeup
 from clients.publishing.outgoing cimport Outgoing
@@ -27,7 +27,7 @@ cdef class Pump:
     cdef public Core core
     cdef public Lock lock
     cdef public object _link
-    cdef object _condition
+    cdef Condition _condition
     cdef bint _pumping, _closing, _keeper_watches, _returns
     cdef Py_ssize_t _followers
     cdef double _last_wait

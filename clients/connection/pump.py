@@ -15,7 +15,6 @@ The lock is held while state is touched and never while a thread sleeps or runs 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Final, TypeVar
@@ -31,7 +30,7 @@ from clients.connection import environment
 from clients.connection.checks import TIMEOUT_S_MAX, time_limit
 from clients.connection.core import Core
 from clients.connection.link import INTERRUPTED, UNLINKED, Link
-from clients.connection.locks import Lock
+from clients.connection.locks import Condition, Lock
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
 from clients.reading.looking import Looking
@@ -339,8 +338,7 @@ class Pump:
 
     def _lock_anew(self) -> None:
         self.lock = Lock()
-        # What it asks of a lock is what this one has.
-        self._condition = threading.Condition(self.lock)  # type: ignore[arg-type]
+        self._condition = Condition(self.lock)
 
     def _close_wakes(self) -> None:
         self._wake.close()

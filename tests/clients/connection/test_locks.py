@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import operator
+import signal
 import threading
+from functools import partial
 from types import ModuleType
 
 import pytest
 
 from clients.connection import locks
+from tests.clients.conftest import Interrupted
 from tests.test_compiled import plain
 
 PLAIN = plain("clients.connection.locks")
@@ -77,19 +82,54 @@ def test_who_waits_is_woken(module: ModuleType) -> None:
     thread.join(60.0)
 
 
-def test_a_condition_takes_it_for_a_lock(module: ModuleType) -> None:
-    lock = module.Lock()
-    condition, told = threading.Condition(lock), []
+def test_who_waits_for_something_gives_it_up_until_all_are_told(module: ModuleType) -> None:
+    lock, told, heard = module.Lock(), [], []
+    condition = module.Condition(lock)
 
-    def tell() -> None:
+    def wait() -> None:
         with lock:
-            told.append(True)
-            condition.notify_all()
+            while not told:
+                condition.wait(60.0)
+            heard.append(lock.acquire(False))
 
-    thread = threading.Thread(target=tell)
-    with lock:
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
         thread.start()
-        assert condition.wait_for(lambda: bool(told), 60.0)
+    with lock:
+        condition.wait(0.001)
+        assert not lock.acquire(False)
+        told.append(True)
+        condition.notify_all()
+    for thread in threads:
+        thread.join(60.0)
+    assert heard == [False] * 3
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_whose_wait_a_signal_ends_has_it_again() -> None:
+    if not locks.UNBROKEN:
+        pytest.skip("nothing is compiled, so a signal's exception may come between any two steps")
+    lock = locks.Lock()
+    condition = locks.Condition(lock)
+    trip = partial(ctypes.pythonapi.PyErr_SetInterruptEx, int(signal.SIGUSR1))
+    main = threading.main_thread().ident or 0
+
+    def interrupt() -> None:
+        with lock:
+            # So somebody has given it up, in the wait.
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    lock.acquire()
+    with pytest.raises(Interrupted):
+        # Without a step of Python's own between the signal and what is compiled.
+        list(map(operator.call, (trip, condition.wait)))
+    assert not lock.acquire(False)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Interrupted):
+        condition.wait(60.0)
+    assert not lock.acquire(False)
+    lock.release()
     thread.join(60.0)
 
 
