@@ -40,6 +40,7 @@ import numpy.typing as npt
 
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import ARENA_BYTES_MAX, LARGE_PAGE_BYTES, SHARED_PAGE_BYTES
+from broker.transport.held import AVAILABLE, hold
 
 VERSION: Final = 1
 """Of the layout above."""
@@ -90,7 +91,7 @@ class Handle:
 
 
 class _Held(npt.NDArray[np.uint8]):
-    """Bytes of a mapping that keep an object alive."""
+    """As held.Held, where that is not compiled."""
 
     holder: object
 
@@ -194,11 +195,23 @@ class SharedMemory:
             size_bytes: how many.
             holder: must keep this memory alive.
         """
+        if AVAILABLE:
+            return hold(holder, self._place(offset, size_bytes), size_bytes, self._writable)
         # Not a slice of another array: numpy would take that one as the base of what is made of the part.
         part = _Held(size_bytes, np.uint8, self._bytes, offset)  # type: ignore[arg-type]
         part.flags.writeable = self._writable
         part.holder = holder
         return part.data
+
+    def _place(self, offset: int, size_bytes: int) -> int:
+        """The address of some bytes.
+
+        Raises:
+            ValueError: they do not all lie here.
+        """
+        if self._address is None or offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
+            raise ValueError(f"{size_bytes} bytes at {offset} of {self!r}")
+        return self._address + offset
 
     def keep(self, parts: Iterable[tuple[int, int]], *, writable: bool = False) -> None:
         """Lets go of the file, of which some parts become memory of this process, and the others zeros.

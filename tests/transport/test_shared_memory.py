@@ -131,7 +131,7 @@ def test_a_view_and_all_that_is_made_of_it_keep_the_holder() -> None:
         lambda view: np.frombuffer(view, np.uint8),
         lambda view: np.ndarray(4096, np.uint8, view),
         lambda view: np.asarray(view.obj),
-        lambda view: view.obj.view(np.ndarray)[10:],
+        lambda view: np.asarray(view.obj).view(np.ndarray)[10:],
         lambda view: view[5:].cast("c"),
     ],
 )
