@@ -160,7 +160,8 @@ def read_tensor(meta: TensorMeta, payload: Buffer) -> Array:
         and type(payload) is memoryview
         and payload.nbytes == last[2]
     ):
-        return np.frombuffer(payload, last[1]).reshape(meta.shape)
+        array: Array = np.frombuffer(payload, last[1])
+        return array if array.shape == meta.shape else array.reshape(meta.shape)
     meta.check()
     flat = np.frombuffer(payload, np.uint8)
     if meta.nbytes != flat.nbytes:

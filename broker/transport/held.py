@@ -1,5 +1,5 @@
 # ruff: noqa: F821
-# mypy: disable-error-code="name-defined,no-any-return"
+# mypy: disable-error-code="name-defined,attr-defined,no-any-return,untyped-decorator"
 """Bytes at an address, which keep an object alive for as long as anybody looks at them.
 
 Only the compiled module can do this: it is the whole of what a view of shared memory takes beside Python's memoryview.

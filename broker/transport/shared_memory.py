@@ -185,7 +185,7 @@ class SharedMemory:
         # The system collapses what has a page already.
         for start in range(offset, end, LARGE_PAGE_BYTES):
             self._bytes[start] = 0
-        return _madvise(self._address + offset, end - offset, _COLLAPSE) == 0
+        return bool(_madvise(self._address + offset, end - offset, _COLLAPSE) == 0)
 
     def view(self, offset: int, size_bytes: int, holder: object) -> memoryview:
         """Some of the bytes; they, and whatever is made of them without a copy, keep `holder` alive.
@@ -194,24 +194,19 @@ class SharedMemory:
             offset: of the first byte.
             size_bytes: how many.
             holder: must keep this memory alive.
-        """
-        if AVAILABLE:
-            return hold(holder, self._place(offset, size_bytes), size_bytes, self._writable)
-        # Not a slice of another array: numpy would take that one as the base of what is made of the part.
-        part = _Held(size_bytes, np.uint8, self._bytes, offset)  # type: ignore[arg-type]
-        part.flags.writeable = self._writable
-        part.holder = holder
-        return part.data
-
-    def _place(self, offset: int, size_bytes: int) -> int:
-        """The address of some bytes.
 
         Raises:
             ValueError: they do not all lie here.
         """
         if self._address is None or offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
             raise ValueError(f"{size_bytes} bytes at {offset} of {self!r}")
-        return self._address + offset
+        if AVAILABLE:
+            return hold(holder, self._address + offset, size_bytes, self._writable)
+        # Not a slice of another array: numpy would take that one as the base of what is made of the part.
+        part = _Held(size_bytes, np.uint8, self._bytes, offset)  # type: ignore[arg-type]
+        part.flags.writeable = self._writable
+        part.holder = holder
+        return part.data
 
     def keep(self, parts: Iterable[tuple[int, int]], *, writable: bool = False) -> None:
         """Lets go of the file, of which some parts become memory of this process, and the others zeros.
