@@ -29,3 +29,8 @@ def trashcan(guarded: bool) -> Callable[[T], T]:
 def cclass(made: T) -> T:
     """Compiled, a class has the types of its .pxd file; what it is to be beside that is asked for above this."""
     return made
+
+
+def locals(**types: str) -> Callable[[T], T]:
+    """Compiled, arguments of a function have these types, which its caller does not see in a .pxd file."""
+    return cclass

@@ -99,7 +99,8 @@ class _Last:
     """The array that was described, and the description that was read, last: those that follow are mostly the same.
     Each is replaced as a whole, on whatever thread."""
 
-    described: tuple[np.dtype[np.generic], tuple[int, ...], TensorMeta] | None = None
+    described: tuple[np.dtype[np.generic], tuple[int, ...], TensorMeta, bool] | None = None
+    """With whether its elements are shown by a cast."""
     read: tuple[TensorMeta, np.dtype[np.generic], int] | None = None
 
 
@@ -114,8 +115,16 @@ def describe(array: Array) -> TensorMeta:
         return last[2]
     meta = _describe(array, dtype)
     if meta.order == "C":
-        _Last.described = dtype, array.shape, meta
+        _Last.described = dtype, array.shape, meta, dtype in _CAST and array.size > 0
     return meta
+
+
+def describe_flat(array: Array) -> tuple[TensorMeta, memoryview]:
+    """`describe` and `flat_bytes` at once, which most arrays are like the one before for."""
+    last = _Last.described
+    if last is not None and last[3] and last[0] is array.dtype and last[1] == array.shape and array.flags.c_contiguous:
+        return last[2], memoryview(array).cast("B")  # type: ignore[arg-type]
+    return describe(array), flat_bytes(array)
 
 
 def _describe(array: Array, dtype: np.dtype[np.generic]) -> TensorMeta:
@@ -160,7 +169,8 @@ def read_tensor(meta: TensorMeta, payload: Buffer) -> Array:
         and type(payload) is memoryview
         and payload.nbytes == last[2]
     ):
-        return np.frombuffer(payload, last[1]).reshape(meta.shape)
+        array: Array = np.frombuffer(payload, last[1])
+        return array if array.shape == meta.shape else array.reshape(meta.shape)
     meta.check()
     flat = np.frombuffer(payload, np.uint8)
     if meta.nbytes != flat.nbytes:

@@ -18,7 +18,7 @@ from broker.limits import VALUE_DEPTH_MAX
 from broker.protocol.frames import Content
 from broker.protocol.plain import FAILURES, HoldsTensor, can_be_key, decode_plain, encode_plain
 from broker.protocol.structures import decode_structure, encode_structure
-from broker.protocol.tensors import TensorMeta, as_array, describe, flat_bytes, read_tensor
+from broker.protocol.tensors import TensorMeta, as_array, describe, describe_flat, read_tensor
 
 Encoded = tuple[int, TensorMeta | None, Payload]
 """Content, description and payload of a message."""
@@ -46,7 +46,8 @@ def encode_value(value: object) -> Encoded:
             return _BYTES, None, bytes(value)
         array = as_array(value)
         if array is not None:
-            return _TENSOR, describe(array), flat_bytes(array)
+            meta, flat = describe_flat(array)
+            return _TENSOR, meta, flat
     try:
         # Most values are plain, and only the encoder can tell without a second walk through them.
         return _MESSAGEPACK, None, encode_plain(value)

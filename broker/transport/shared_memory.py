@@ -40,6 +40,7 @@ import numpy.typing as npt
 
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import ARENA_BYTES_MAX, LARGE_PAGE_BYTES, SHARED_PAGE_BYTES
+from broker.transport.held import AVAILABLE, hold
 
 VERSION: Final = 1
 """Of the layout above."""
@@ -90,7 +91,7 @@ class Handle:
 
 
 class _Held(npt.NDArray[np.uint8]):
-    """Bytes of a mapping that keep an object alive."""
+    """As held.Held, where that is not compiled."""
 
     holder: object
 
@@ -184,7 +185,7 @@ class SharedMemory:
         # The system collapses what has a page already.
         for start in range(offset, end, LARGE_PAGE_BYTES):
             self._bytes[start] = 0
-        return _madvise(self._address + offset, end - offset, _COLLAPSE) == 0
+        return bool(_madvise(self._address + offset, end - offset, _COLLAPSE) == 0)
 
     def view(self, offset: int, size_bytes: int, holder: object) -> memoryview:
         """Some of the bytes; they, and whatever is made of them without a copy, keep `holder` alive.
@@ -193,7 +194,14 @@ class SharedMemory:
             offset: of the first byte.
             size_bytes: how many.
             holder: must keep this memory alive.
+
+        Raises:
+            ValueError: they do not all lie here.
         """
+        if self._address is None or offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
+            raise ValueError(f"{size_bytes} bytes at {offset} of {self!r}")
+        if AVAILABLE:
+            return hold(holder, self._address + offset, size_bytes, self._writable)
         # Not a slice of another array: numpy would take that one as the base of what is made of the part.
         part = _Held(size_bytes, np.uint8, self._bytes, offset)  # type: ignore[arg-type]
         part.flags.writeable = self._writable

@@ -116,7 +116,7 @@ def outbound(
     Raises:
         InvalidValue: the value or an option cannot be used.
     """
-    if ack in RESERVED_ACKS:
+    if ack is not None and ack in RESERVED_ACKS:
         raise InvalidValue("ack", ack, "is not offered yet: brokers keep messages in memory, so 'accepted' is the most")
     if ack not in (None, "accepted"):
         raise InvalidValue("ack", ack, "is neither None nor 'accepted'")
@@ -126,9 +126,10 @@ def outbound(
         if is_recorded(message.headers):
             message.flags = Flag.TRACED
     message.urgent = urgent
-    if not 0 <= whole_number("priority", priority) <= PRIORITY_MAX:
-        raise InvalidValue("priority", priority, f"must be from 0 to {PRIORITY_MAX}; the highest goes first")
-    message.priority = whole_number("priority", priority)
+    if type(priority) is not int or priority:
+        message.priority = whole_number("priority", priority)
+        if not 0 <= message.priority <= PRIORITY_MAX:
+            raise InvalidValue("priority", priority, f"must be from 0 to {PRIORITY_MAX}; the highest goes first")
     return message, ack is not None
 
 

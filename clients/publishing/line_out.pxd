@@ -29,7 +29,7 @@ cdef class LineOut:
 
     @cython.locals(sleepers=int)
     cpdef bint write(self, bytes header, bytes body, bytes payload, long long shared_bytes=*) except -1
-    @cython.locals(known=dict, lent=_Lent, oldest=_Lent)
+    @cython.locals(known=dict, lent=_Lent, oldest=_Lent, loan='unsigned int')
     cdef _lend(self, bytes place, long long size_bytes)
     @cython.locals(writer=Writer, known=dict, lent=_Lent, back=list, reader=int, _=Py_ssize_t, position=cython.ulonglong)
     cpdef list take_back(self)

@@ -26,7 +26,7 @@ from broker.protocol.bodies import Line, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import PLACE_BYTES, READERS_MAX, RELEASES, VERSION, Writer
 from broker.protocol.session import Session
-from broker.protocol.sharing import HasDescriptor, Passage, place_of
+from broker.protocol.sharing import HasDescriptor, Passage
 from broker.transport.calls import ring
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,9 @@ class LineOut:
     def _lend(self, place: bytes, size_bytes: int) -> None:
         """A message in shared memory was written: older ones are kept no more."""
         known, kept = self._known, self._kept
-        lent = _Lent(place_of(place)[1], size_bytes, (1 << self._writer.readers) - 1)
+        # The loan of a place (broker/protocol/sharing.py), by its bytes: nothing is made for it.
+        loan = place[4] | place[5] << 8 | place[6] << 16 | place[7] << 24
+        lent = _Lent(loan, size_bytes, (1 << self._writer.readers) - 1)
         known[self._writer.position] = lent
         if len(known) > _KNOWN_MAX:
             del known[next(iter(known))]

@@ -258,7 +258,7 @@ class Outgoing:
         return True
 
     def is_low(self, name: str) -> bool:
-        """Whether the next message in shared memory on a topic's line would ask for credit, which may have come already."""
+        """Whether the next message in shared memory on a topic's line asks for credit, which may have come already."""
         topic = self.topics.get(name)
         if topic is None or topic.line is None:
             return False

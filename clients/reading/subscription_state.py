@@ -29,8 +29,8 @@ CREDIT_PARTS: Final = 8
 """Credit is due when such a part of queue_bytes was taken."""
 LINE_CREDIT_PARTS: Final = 4
 LINE_LEFT_BYTES: Final = 16 * MIB
-"""Of what comes on a line, where the broker is woken for it and has to drain, credit is due when there are so many
-bytes left, but not before a fourth of queue_bytes was taken: as much as the longest message on a line has by default."""
+"""Of what comes on a line, where the broker is woken for it and has to drain, credit is due when so many bytes are
+left, as long as the longest message there is by default, but not before a fourth of queue_bytes was taken."""
 NEVER_NS: Final = (1 << 63) - 1
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import ARENA_BYTES_MAX, SHARED_PAGE_BYTES
+from broker.limits import ARENA_BYTES_MAX, LARGE_PAGE_BYTES, SHARED_PAGE_BYTES
 from broker.transport.shared_memory import SharedMemory
 from tests.descriptors import opened
 
@@ -58,6 +58,56 @@ def test_what_its_maker_writes_others_read() -> None:
 
 def test_the_length_is_whole_pages() -> None:
     assert SharedMemory.create(1).size_bytes == SHARED_PAGE_BYTES
+
+
+def test_a_long_file_lies_where_large_pages_fit_and_takes_no_other_addresses() -> None:
+    before = mappings()
+    memory = SharedMemory.create(LARGE_PAGE_BYTES + SHARED_PAGE_BYTES)
+    other = adopted(memory)
+    assert [each.address % LARGE_PAGE_BYTES for each in (memory, other)] == [0, 0]
+    assert mappings() == before + 2
+    around = [
+        line.split()[0]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if " ---p 00000000 00:00 0 " in line
+    ]
+    for each in (memory, other):
+        ends = f"{each.address:x}", f"{each.address + each.size_bytes:x}"
+        assert not any(line.endswith(f"-{ends[0]}") or line.startswith(f"{ends[1]}-") for line in around)
+
+
+def test_what_is_prepared_holds_zeros_and_what_lies_before_it_stays() -> None:
+    memory = SharedMemory.create(3 * LARGE_PAGE_BYTES + SHARED_PAGE_BYTES)
+    other = adopted(memory)
+    memory.view(0, LARGE_PAGE_BYTES, memory)[:] = b"x" * LARGE_PAGE_BYTES
+    large = memory.prepare(LARGE_PAGE_BYTES, LARGE_PAGE_BYTES + 1)
+    assert bytes(other.view(0, LARGE_PAGE_BYTES, other)) == b"x" * LARGE_PAGE_BYTES
+    assert bytes(other.view(LARGE_PAGE_BYTES, 2 * LARGE_PAGE_BYTES, other)) == bytes(2 * LARGE_PAGE_BYTES)
+    memory.view(LARGE_PAGE_BYTES, 5, memory)[:] = b"hello"
+    assert bytes(other.view(LARGE_PAGE_BYTES, 5, other)) == b"hello"
+    assert (large_bytes(memory) == 2 * LARGE_PAGE_BYTES) is large
+
+
+def large_bytes(memory: SharedMemory) -> int:
+    """How much of a mapping lies in large pages."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.startswith(f"{memory.address:x}-"):
+            return next(int(each.split()[1]) * 1024 for each in lines if each.startswith("ShmemPmdMapped:"))
+    raise AssertionError("there is no such mapping")
+
+
+def test_where_no_large_page_fits_none_is_made() -> None:
+    memory = SharedMemory.create(LARGE_PAGE_BYTES + SHARED_PAGE_BYTES)
+    assert not memory.prepare(LARGE_PAGE_BYTES, SHARED_PAGE_BYTES)
+    assert not SharedMemory.create(SIZE).prepare(0, SIZE)
+
+
+@pytest.mark.parametrize(("offset", "size_bytes"), [(0, SIZE + 1), (SIZE, 1), (-1, 1), (1, -1)])
+def test_what_does_not_lie_in_it_is_no_view(offset: int, size_bytes: int) -> None:
+    memory = SharedMemory.create(SIZE)
+    with pytest.raises(ValueError, match=f"{size_bytes} bytes at {offset}"):
+        memory.view(offset, size_bytes, memory)
 
 
 def test_others_cannot_write_to_it_in_any_way() -> None:
@@ -131,7 +181,7 @@ def test_a_view_and_all_that_is_made_of_it_keep_the_holder() -> None:
         lambda view: np.frombuffer(view, np.uint8),
         lambda view: np.ndarray(4096, np.uint8, view),
         lambda view: np.asarray(view.obj),
-        lambda view: view.obj.view(np.ndarray)[10:],
+        lambda view: np.asarray(view.obj).view(np.ndarray)[10:],
         lambda view: view[5:].cast("c"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.limits import LINE_DATA_BYTES
+from broker.limits import LINE_DATA_BYTES, PUBLISH_WINDOW_BYTES
 from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.line import (
     AVAILABLE,
@@ -25,6 +25,7 @@ from broker.protocol.line import (
 from broker.protocol.sharing import PLACE
 from broker.transport.shared_memory import SharedMemory
 from clients.publishing.line_out import LineOut
+from tests.clients.publishing.test_outgoing import connected_core, drain
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="lines take the compiled module broker.protocol.line")
 
@@ -162,3 +163,27 @@ def test_whatever_one_reader_writes_what_the_other_reads_does_not_come_back(
         address = ring.places[0].address + (FIRST_AT + value % RELEASES * 8 if at else RELEASED_AT)
         ctypes.c_uint64.from_address(address).value = value if at else count
         assert ring.line.take_back() == []
+
+
+def test_the_broker_is_asked_for_credit_when_a_fourth_is_left_and_not_before() -> None:
+    core, session = connected_core()
+    topic, line = core.outgoing.topic("a"), Ring().line
+    drain(core, session)
+    topic.line, line.arenas, line.shared_bytes_max = line, frozenset({1}), SIZE
+    charged_bytes = PUBLISH_WINDOW_BYTES // 8
+    lows, kinds = [], []
+    for number in range(7):
+        lows.append(core.outgoing.is_low("a"))
+        frame = Frame(
+            Kind.PUBLISH, Flag.SHARED, Lane.DEFAULT, number=topic.number, total_bytes=SIZE,
+            payload=PLACE.pack(1, number + 1, 0),
+        )  # fmt: skip
+        core.outgoing.publish_shared(topic, frame, charged_bytes, 1)
+        kinds.append(drain(core, session))
+    # With what is written last, credit is below a fourth; before it, just at that.
+    assert kinds == [[]] * 6 + [[Kind.DRAIN]]
+    assert lows == [False] * 7
+    assert core.outgoing.is_low("a")
+    topic.line = None
+    assert not core.outgoing.is_low("a")
+    assert not core.outgoing.is_low("another")
