@@ -14,16 +14,16 @@ from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.frames import Content
 from broker.protocol.pressure import Pressure
 from broker.protocol.values import Encoded, encode_value
-from broker.topics.owners import HOME
 from clients.asking import direct, requesting
 from clients.asking.exchanges import Request
 from clients.asking.replies import Replies
 from clients.asking.responding import Callbacks, Responder
 from clients.collectives import joining
 from clients.collectives.compression import Compression
-from clients.connection import link, operations
-from clients.connection.checks import check_callable, check_connect, stays_here
+from clients.connection import operations
+from clients.connection.checks import check_callable, stays_here
 from clients.connection.core import Core
+from clients.connection.dialling import Dialling
 from clients.connection.driver import Driver
 from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
@@ -35,8 +35,6 @@ from clients.connection.options import (
 )
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.pump import seconds
-from clients.connection.reconnected import Reconnected
-from clients.connection.securing import Folder, secured
 from clients.groups import Group
 from clients.publishing.device_out import publish_placed
 from clients.publishing.direct import publish as publish_directly
@@ -59,23 +57,8 @@ class Client:
 
     _groups: type[Group] = Group
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        name: str,
-        token: str,
-        tls: Folder | None,
-        tenant: str,
-        connect_timeout_s: float,
-        reconnect_timeout_s: float,
-        on_reconnect: Callable[[Reconnected], None] | None,
-        shared_memory: bool,
-        worker: int = HOME,
-        workers: int = 0,
-    ) -> None:
-        """See `connect`; `worker` and `workers` are as of `link.hello`."""
-        check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
+    def __init__(self, dialling: Dialling) -> None:
+        """Made by `connect`."""
 
         # They know the driver and not the client, which would never be gone otherwise.
         def reply(request: Message, answer: Answer) -> Awaitable[None]:
@@ -87,17 +70,8 @@ class Client:
                 operations.settle(driver, delivery, refused=refused, delay_s=delay_s)
             return _SENT
 
-        self._core = Core(name, reply, settle)
-        greeting = link.hello(name, token, tenant, shared=shared_memory, worker=worker, workers=workers)
-        self._driver = driver = Driver(
-            self._core,
-            secured(url, tls),
-            greeting,
-            connect_timeout_s=connect_timeout_s,
-            reconnect_timeout_s=reconnect_timeout_s,
-            on_reconnect=on_reconnect,
-        )
-        self._workers = greeting.workers
+        self._core = Core(dialling.greeting.name, reply, settle)
+        self._driver = driver = Driver(self._core, dialling)
         self._handlers = Handlers(driver)
         self._callbacks = Callbacks()
         self._hold = driver.holding.hold()

@@ -16,7 +16,6 @@ from broker.devices import Device, read_device
 from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, CONNECT_TIMEOUT_S, QUEUE_BYTES, QUEUE_MESSAGES
 from broker.protocol.bodies import Declare, Subscribe
 from broker.protocol.pressure import Pressure
-from broker.topics.owners import HOME
 from clients.aio.driver import AsyncDriver
 from clients.aio.groups import Group
 from clients.aio.replies import Replies
@@ -26,9 +25,10 @@ from clients.asking import requesting
 from clients.asking.exchanges import Request
 from clients.collectives import joining
 from clients.collectives.compression import Compression
-from clients.connection import environment, link, operations
-from clients.connection.checks import array_form, check_callable, check_connect, stays_here
+from clients.connection import environment, operations
+from clients.connection.checks import array_form, check_callable, stays_here
 from clients.connection.core import Core
+from clients.connection.dialling import Dialling, asked
 from clients.connection.options import (
     PUBLISH_TIMEOUT_S,
     declaration,
@@ -39,7 +39,7 @@ from clients.connection.options import (
 )
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.reconnected import Reconnected
-from clients.connection.securing import Folder, secured
+from clients.connection.securing import Folder
 from clients.publishing import device_out
 from clients.publishing.arenas import ordinary_array
 from clients.reading.handlers import FAILED, settle_handled
@@ -65,7 +65,17 @@ async def connect(
     tracing: bool | None = None,
 ) -> Client:
     """Connects to a broker; arguments and errors as for `clients.connect`. The client belongs to the running loop."""
-    check_connect(url, name, connect_timeout_s, reconnect_timeout_s, on_reconnect, token, tls, tenant)
+    dialling = asked(
+        url,
+        name=name,
+        token=token,
+        tls=tls,
+        tenant=tenant,
+        connect_timeout_s=connect_timeout_s,
+        reconnect_timeout_s=reconnect_timeout_s,
+        on_reconnect=on_reconnect,
+        shared_memory=shared_memory,
+    )
     kind = Client
     if environment.tracing() if tracing is None else tracing:
         from clients.aio.traced import TracedClient
@@ -74,33 +84,23 @@ async def connect(
         # Without OpenTelemetry this says so, before anything is dialled.
         tracer()
         kind = TracedClient
-    addresses = secured(url or environment.broker_url(), tls)
-    proof = environment.token() if token is None else token
 
-    async def connected(worker: int, workers: int, called: str) -> tuple[Client, int]:
+    async def connected(dialling: Dialling) -> Client:
         def settle(delivery: Delivery, *, refused: bool, delay_s: float) -> Awaitable[None]:
             return client._settle(delivery, refused=refused, delay_s=delay_s)
 
-        core = Core(called, lambda *answer: client._reply(*answer), settle)
-        greeting = link.hello(called, proof, tenant, shared=shared_memory, worker=worker, workers=workers)
-        driver = AsyncDriver(
-            core,
-            addresses,
-            greeting,
-            connect_timeout_s=connect_timeout_s,
-            reconnect_timeout_s=reconnect_timeout_s,
-            on_reconnect=on_reconnect,
-        )
+        core = Core(dialling.greeting.name, lambda *answer: client._reply(*answer), settle)
+        driver = AsyncDriver(core, dialling)
         client = kind(core, driver)
         await driver.connect()
-        return client, greeting.workers
+        return client
 
-    client, workers = await connected(HOME, 0, name)
+    client, workers = await connected(dialling), dialling.greeting.workers
     if workers == 1:
         return client
     from clients.aio.workers import WorkersClient
 
-    return WorkersClient(client, workers, connected)
+    return WorkersClient(client, workers, lambda *worker: connected(dialling.of_worker(*worker)))
 
 
 class Client:

@@ -8,24 +8,21 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from broker.collectives import shm
 from broker.errors import BrokerError, ConnectError, ConnectionClosed, InvalidValue, PermissionDenied, TimeoutError
-from broker.limits import RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
 from broker.protocol.batches import Batch
-from broker.protocol.bodies import Hello
 from broker.protocol.codes import Code
 from broker.protocol.line import AVAILABLE
 from broker.protocol.session import Phase, Session
-from broker.transport.addresses import Address
 from broker.transport.hangups import Hangups
 from clients.collectives.shared_operation import SharedOperation
 from clients.connection.core import Core
-from clients.connection.link import Link, dial, read
-from clients.connection.reconnected import Reconnected
+from clients.connection.dialling import Dialling, Retries, reopened
+from clients.connection.link import Link, read
 from clients.connection.signals import Signal
 from clients.connection.wakeup import Wakeup
 from clients.publishing.outgoing_topic import OutgoingTopic
@@ -37,34 +34,21 @@ READS_MAX: Final = 64
 """Reads in a row outside the loop's own; the loop goes on with the rest."""
 
 
-def _hang_up(dialling: asyncio.Future[Link]) -> None:
-    if not dialling.cancelled() and dialling.exception() is None:
-        dialling.result().connection.close()
+def _hang_up(coming: asyncio.Future[Link]) -> None:
+    if not coming.cancelled() and coming.exception() is None:
+        coming.result().connection.close()
 
 
 class AsyncDriver:
     """One asynchronous client's link. Everything happens on the loop it was made in."""
 
-    def __init__(
-        self,
-        core: Core,
-        addresses: Sequence[Address],
-        greeting: Hello,
-        *,
-        connect_timeout_s: float,
-        reconnect_timeout_s: float,
-        on_reconnect: Callable[[Reconnected], None] | None,
-    ) -> None:
+    def __init__(self, core: Core, dialling: Dialling) -> None:
         # Before anything else, as it may end here: without a loop there is nothing to close.
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
         self.core = core
         self.tasks: set[asyncio.Task[None]] = set()
-        self._addresses = addresses
-        self._greeting = greeting
-        self._connect_timeout_s = connect_timeout_s
-        self._reconnect_timeout_s = reconnect_timeout_s
-        self._on_reconnect = on_reconnect
+        self._dialling = dialling
         self._hangups: Hangups[Link] = Hangups()
         self._writing = False
         self._closing = False
@@ -89,7 +73,7 @@ class AsyncDriver:
             ConnectError: no broker can be reached.
             PermissionDenied: the broker does not let this client in.
         """
-        link = await self._dial(self._connect_timeout_s)
+        link = await self._dial(self._dialling.connect_timeout_s)
         self.core.places.call = self.call
         if shm.AVAILABLE:
             self.core.completions = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -130,13 +114,11 @@ class AsyncDriver:
 
     async def _dial(self, timeout_s: float) -> Link:
         """Dials on a thread. When it is cancelled, what the thread still opens is closed again."""
-        dialling = self._loop.run_in_executor(
-            None, dial, self._addresses, self._greeting, timeout_s, self.core.allocate
-        )
+        coming = self._loop.run_in_executor(None, self._dialling.dial, timeout_s, self.core.allocate)
         try:
-            return await asyncio.shield(dialling)
+            return await asyncio.shield(coming)
         except asyncio.CancelledError:
-            dialling.add_done_callback(_hang_up)
+            coming.add_done_callback(_hang_up)
             raise
 
     async def wait(self, signal: Signal, timeout_s: float | None, what: str) -> None:
@@ -335,7 +317,7 @@ class AsyncDriver:
             return
         log.warning("connection.closed name=%r cause=%s", self.core.name, error)
         link.session.lost(error)
-        if self._closing or self._reconnect_timeout_s <= 0 or error.code == Code.DENIED:
+        if self._closing or self._dialling.reconnect_timeout_s <= 0 or error.code == Code.DENIED:
             self.core.close(error)
         else:
             self.core.disconnected(error)
@@ -363,23 +345,19 @@ class AsyncDriver:
             self._ticking.cancel()
 
     async def _reconnect(self) -> None:
-        deadline = time.monotonic() + self._reconnect_timeout_s
-        delay_s = RECONNECT_DELAY_FIRST_S
+        retries = Retries(self._dialling)
         while not self._closing:
             try:
-                attempt_s = min(self._connect_timeout_s, max(0.1, deadline - time.monotonic()))
-                link = await self._dial(attempt_s)
+                link = await self._dial(retries.timeout_s)
             except (ConnectError, PermissionDenied) as error:
-                if time.monotonic() + delay_s > deadline or isinstance(error, PermissionDenied):
-                    self._shut(ConnectionClosed(f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}"))
+                end = retries.end(error)
+                if end is not None:
+                    self._shut(end)
                     return
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
+                await asyncio.sleep(retries.pause_s())
                 continue
             self._adopt(link)
-            told, self.core.lost = self.core.lost, None
-            if told is not None:
-                log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
-                if self._on_reconnect is not None:
-                    self._loop.call_soon(self._on_reconnect, told)
+            told, on_reconnect = reopened(self.core), self._dialling.on_reconnect
+            if told is not None and on_reconnect is not None:
+                self._loop.call_soon(on_reconnect, told)
             return

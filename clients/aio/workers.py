@@ -31,9 +31,9 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 class Connect(Protocol):
-    """Connects with one worker; gives the client, and how many workers there are."""
+    """Connects with one worker."""
 
-    def __call__(self, worker: int, workers: int, called: str) -> Coroutine[object, None, tuple[Client, int]]: ...
+    def __call__(self, worker: int, workers: int, called: str) -> Coroutine[object, None, Client]: ...
 
 
 def _at_owner(method: F) -> F:
@@ -150,8 +150,7 @@ class WorkersClient(Client):
                 if self._closed:
                     raise ConnectionClosed("the client was closed", Code.NORMAL)
                 name = self.name or f"client-{self._core.session_number}"
-                client, _ = await self._connect(worker, self._clients.workers, name)
-                self._clients[worker] = client
+                client = self._clients[worker] = await self._connect(worker, self._clients.workers, name)
             return client
 
     async def _owner(self, name: str) -> Client:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.limits import CONNECT_TIMEOUT_S
-from broker.topics.owners import HOME
 from clients.client import Client
 from clients.connection import environment
+from clients.connection.dialling import asked
 from clients.connection.reconnected import Reconnected
 from clients.connection.securing import Folder
 from clients.workers.client import WorkersClient
@@ -52,6 +52,17 @@ def connect(
         ConnectError: no broker can be reached; the text has the reason for each address.
         PermissionDenied: the broker does not let this client in.
     """
+    dialling = asked(
+        url,
+        name=name,
+        token=token,
+        tls=tls,
+        tenant=tenant,
+        connect_timeout_s=connect_timeout_s,
+        reconnect_timeout_s=reconnect_timeout_s,
+        on_reconnect=on_reconnect,
+        shared_memory=shared_memory,
+    )
     kind = Client
     if environment.tracing() if tracing is None else tracing:
         from clients.processing import tracer
@@ -60,22 +71,7 @@ def connect(
         # Without OpenTelemetry this says so, before anything is dialled.
         tracer()
         kind = TracedClient
-    addresses, proof = url or environment.broker_url(), environment.token() if token is None else token
-
-    def connected(worker: int, workers: int, called: str) -> Client:
-        return kind(
-            addresses,
-            name=called,
-            token=proof,
-            tls=tls,
-            tenant=tenant,
-            connect_timeout_s=connect_timeout_s,
-            reconnect_timeout_s=reconnect_timeout_s,
-            on_reconnect=on_reconnect,
-            shared_memory=shared_memory,
-            worker=worker,
-            workers=workers,
-        )
-
-    client = connected(HOME, 0, name)
-    return client if client._workers == 1 else WorkersClient(client, connected)
+    client, workers = kind(dialling), dialling.greeting.workers
+    if workers == 1:
+        return client
+    return WorkersClient(client, workers, lambda *worker: kind(dialling.of_worker(*worker)))

@@ -4,6 +4,6 @@ from clients.connection.pump cimport Pump
 
 
 cdef class Driver(Pump):
-    cdef object _addresses, _greeting, _connect_timeout_s, _reconnect_timeout_s, _on_reconnect, _keeper
+    cdef object _dialling, _keeper
     cdef Py_ssize_t _eager
     cdef public object holding

@@ -10,19 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
 from typing import Final
 
 from broker.errors import ConnectError, ConnectionClosed, PermissionDenied, TimeoutError
-from broker.limits import ANSWER_TIMEOUT_S, RECONNECT_DELAY_FIRST_S, RECONNECT_DELAY_MAX_S
-from broker.protocol.bodies import Hello
+from broker.limits import ANSWER_TIMEOUT_S
 from broker.protocol.codes import Code
 from broker.protocol.session import Phase
-from broker.transport.addresses import Address
 from clients.connection import lifetimes
 from clients.connection.core import Core
+from clients.connection.dialling import Dialling, Retries, reopened
 from clients.connection.holding import Holding
-from clients.connection.link import dial
 from clients.connection.pump import Pump
 from clients.connection.reconnected import Reconnected
 from clients.connection.signals import Signal
@@ -42,16 +39,7 @@ NO_BATCH_S: Final = 60.0
 class Driver(Pump):
     """One synchronous client's links and threads."""
 
-    def __init__(
-        self,
-        core: Core,
-        addresses: Sequence[Address],
-        greeting: Hello,
-        *,
-        connect_timeout_s: float,
-        reconnect_timeout_s: float,
-        on_reconnect: Callable[[Reconnected], None] | None,
-    ) -> None:
+    def __init__(self, core: Core, dialling: Dialling) -> None:
         """Connects.
 
         Raises:
@@ -59,19 +47,15 @@ class Driver(Pump):
             PermissionDenied: the broker does not let this client in.
         """
         try:
-            super().__init__(core, returns=reconnect_timeout_s > 0)
+            super().__init__(core, returns=dialling.reconnect_timeout_s > 0)
         except OSError as error:
-            where = ", ".join(str(address) for address in addresses)
+            where = ", ".join(str(address) for address in dialling.addresses)
             raise ConnectError(where, f"{error.strerror}: raise RLIMIT_NOFILE (ulimit -n)") from error
         self.holding = Holding(core)
-        self._addresses = addresses
-        self._greeting = greeting
-        self._connect_timeout_s = connect_timeout_s
-        self._reconnect_timeout_s = reconnect_timeout_s
-        self._on_reconnect = on_reconnect
+        self._dialling = dialling
         self._eager = 0
         try:
-            link = dial(addresses, greeting, connect_timeout_s, core.allocate)
+            link = dialling.dial(dialling.connect_timeout_s, core.allocate)
         except BaseException:
             self._close_wakes()
             raise
@@ -87,7 +71,7 @@ class Driver(Pump):
             with self.lock:
                 self._shut(ConnectionClosed(str(error)))
                 self._close_wakes()
-            where = ", ".join(str(address) for address in addresses)
+            where = ", ".join(str(address) for address in dialling.addresses)
             raise ConnectError(
                 where, f"{error}: raise RLIMIT_NPROC (ulimit -u), or pids.max of the container"
             ) from error
@@ -209,41 +193,38 @@ class Driver(Pump):
 
     def _reconnect(self) -> None:
         """Tries until a broker answers, or the time is over. Called by the keeper, without the lock."""
-        deadline = time.monotonic() + self._reconnect_timeout_s
-        delay_s = RECONNECT_DELAY_FIRST_S
+        retries = Retries(self._dialling)
         while not (self._closing or self.holding.gone):
             with self.lock:
                 self.core.tick(time.monotonic_ns())
             try:
-                attempt_s = min(self._connect_timeout_s, max(0.1, deadline - time.monotonic()))
-                link = dial(self._addresses, self._greeting, attempt_s, self.core.allocate)
+                link = self._dialling.dial(retries.timeout_s, self.core.allocate)
             except (ConnectError, PermissionDenied) as error:
-                if time.monotonic() + delay_s > deadline or isinstance(error, PermissionDenied):
-                    reason = f"gave up reconnecting after {self._reconnect_timeout_s:g} s: {error}"
+                end = retries.end(error)
+                if end is not None:
                     with self.lock:
-                        self._shut(ConnectionClosed(reason))
+                        self._shut(end)
                     return
-                self._keeper_wake.wait(delay_s)
-                delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
+                self._keeper_wake.wait(retries.pause_s())
                 continue
             with self.lock:
                 if self._closing:
                     link.connection.close()
                     return
                 self._adopt(link)
-                told, self.core.lost = self.core.lost, None
+                told = reopened(self.core)
                 self._condition.notify_all()
             if told is not None:
-                log.warning("connection.reopened name=%r lost_messages_max=%d", self.core.name, told.lost_messages_max)
                 self._tell(told)
             return
 
     def _tell(self, told: Reconnected) -> None:
         """Calls `on_reconnect`, on a thread of its own, as the keeper has to go on."""
-        if self._on_reconnect is None:
+        on_reconnect = self._dialling.on_reconnect
+        if on_reconnect is None:
             return
         name = "tensorbus-reconnected"
         try:
-            threading.Thread(target=self._on_reconnect, args=(told,), name=name, daemon=True).start()
+            threading.Thread(target=on_reconnect, args=(told,), name=name, daemon=True).start()
         except RuntimeError as error:
             log.error("connection.not_told name=%r cause=%s", self.core.name, error)

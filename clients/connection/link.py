@@ -58,22 +58,18 @@ class Link:
     """Of a client that chose: the broker's addresses, and why it took none that is better."""
 
 
-def hello(name: str, token: str, tenant: str, *, shared: bool, worker: int = HOME, workers: int = 0) -> Hello:
-    """What a client says about itself.
+def hello(name: str, token: str, tenant: str, *, shared: bool) -> Hello:
+    """What a client says about itself; `dial` is to find out how many workers the broker has.
 
     Args:
         name: what it is called.
         token: proves who it is.
         tenant: whose topics it sees.
         shared: whether it shares memory with a broker on this host, where the transport can pass it.
-        worker: which of the broker's workers is meant.
-        workers: how many there are; 0 when that is not known yet, and `dial` is to find out.
     """
     lines = VERSION if AVAILABLE else 0
     host, library = socket.gethostname(), "tensorbus-python/0.1"
-    return Hello(
-        name, token, tenant, library, os.getpid(), host, shared, lines=lines, worker=worker, workers=workers
-    )  # fmt: skip
+    return Hello(name, token, tenant, library, os.getpid(), host, shared, lines=lines, worker=HOME)
 
 
 def _unlinked(buffers: Sequence[Buffer]) -> int:

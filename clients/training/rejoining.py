@@ -6,7 +6,7 @@ As in outer_loop.py, what waits is a generator that yields what a call has given
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Final, Protocol, TypeVar, cast
 
 from broker.errors import CollectiveError, GenerationChangedError, GroupFinishedError, RankTimeoutError
@@ -33,11 +33,18 @@ class Membership(Protocol):
 def join_again(
     rejoin: Callable[[], object], old: M, timeout_s: float, pause: Callable[[float], object]
 ) -> Generator[object, object, tuple[M, GenerationChangedError]]:
-    """The new membership, and how the members have changed by it.
+    """The new membership, and how the members have changed by it since the old one; see `join_when_free`."""
+    group = cast(M, (yield from join_when_free(rejoin, timeout_s, pause)))
+    return group, change_since(old.ranks, group)
+
+
+def join_when_free(
+    rejoin: Callable[[], object], timeout_s: float, pause: Callable[[float], object]
+) -> Generator[object, object, object]:
+    """What `rejoin` gives once the old place is free.
 
     Args:
         rejoin: joins the group once.
-        old: the membership that was lost.
         timeout_s: for how long it is tried, in seconds.
         pause: waits, for so many seconds.
 
@@ -48,17 +55,19 @@ def join_again(
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:
-            joined = yield rejoin()
-            break
+            return (yield rejoin())
         except (GroupFinishedError, RankTimeoutError):
             raise
         except CollectiveError:
             if time.monotonic() > deadline_s:
                 raise
             yield pause(REJOIN_DELAY_S)
-    group = cast(M, joined)
-    lost = sorted(set(old.ranks) - set(group.ranks))
-    return group, GenerationChangedError(group.name, group.generation, lost, group.ranks)
+
+
+def change_since(ranks: Sequence[int], group: Membership) -> GenerationChangedError:
+    """How the members of a group have changed since they were these ranks."""
+    lost = sorted(set(ranks) - set(group.ranks))
+    return GenerationChangedError(group.name, group.generation, lost, group.ranks)
 
 
 def carry_out(calls: Generator[object, object, T]) -> T:

@@ -29,19 +29,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self, cast
 
 import numpy as np
 
 from broker.devices import read_device, to_device
 from broker.errors import (
-    CollectiveError,
     ConnectionClosed,
     GenerationChangedError,
-    GroupFinishedError,
     NoResponders,
     ProtocolError,
-    RankTimeoutError,
     ResponderLost,
 )
 from broker.limits import COLLECTIVE_TIMEOUT_S
@@ -51,11 +49,12 @@ from clients.groups import Group
 from clients.reading.messages import Message
 from clients.training.layout import Layout
 from clients.training.optimizers import FloatArray
+from clients.training.rejoining import carry_out, change_since, join_when_free
 
 log = logging.getLogger(__name__)
 
 RETRY_DELAY_S: Final = 0.05
-"""Between two tries while a place in the group, or the parameter server, is not there yet."""
+"""Between two tries while the parameter server is not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,22 +340,11 @@ class Trainer:
 
     def _rejoin(self) -> GenerationChangedError:
         """Becomes a member again after the connection, and with it the place in the group, was lost."""
-        deadline_s = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                self._group = self._bus.group(
-                    self.group, world_size=self.world_size, rank=self.rank, timeout_s=self._timeout_s
-                )
-                break
-            except (GroupFinishedError, RankTimeoutError):
-                raise
-            except CollectiveError:
-                # The broker may not have noticed yet that the old connection, which holds the rank, is gone.
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(RETRY_DELAY_S)
-        lost = sorted(set(self.ranks) - set(self._group.ranks))
-        change = GenerationChangedError(self.group, self._group.generation, lost, self._group.ranks)
+        rejoin = partial(
+            self._bus.group, self.group, world_size=self.world_size, rank=self.rank, timeout_s=self._timeout_s
+        )
+        self._group = cast(Group, carry_out(join_when_free(rejoin, self._timeout_s, time.sleep)))
+        change = change_since(self.ranks, self._group)
         self._only_lost(change)
         return change
 
@@ -383,8 +371,6 @@ class Trainer:
 
     def _notice_members(self) -> None:
         """No collective call tells a rank that uses a parameter server of changes, so it looks."""
-        ranks = self._group.ranks
         # Not the ranks: one that was lost may have been replaced since.
         if self._group.generation != self.generation:
-            lost = sorted(set(self.ranks) - set(ranks))
-            self._only_lost(GenerationChangedError(self.group, self._group.generation, lost, ranks))
+            self._only_lost(change_since(self.ranks, self._group))

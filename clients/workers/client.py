@@ -180,18 +180,18 @@ def check_dead_letter(topic_filter: str, dead_letter: object) -> None:
 class WorkersClient(Client):
     """As Client, of all workers together; `clients.connect` returns one where a broker has several."""
 
-    def __init__(self, home: Client, connect: Connect) -> None:
+    def __init__(self, home: Client, workers: int, connect: Connect) -> None:
         """Args:
-        home: of the first worker, which has said how many there are.
+        home: of the first worker.
+        workers: how many there are, as it has said.
         connect: makes the clients of the others.
         """
         # As of any client, for whoever looks at its connection: that with the first worker.
         self._core, self._driver, self._handlers, self._callbacks = (
             home._core, home._driver, home._handlers, home._callbacks,
         )  # fmt: skip
-        self._workers = home._workers
         self._connect = connect
-        self._clients = Inners(home, home._workers)
+        self._clients = Inners(home, workers)
         self._publishers: dict[str, Callable[..., object]] = {}
         self._opening = threading.Lock()
         self._turns = Turns()
@@ -215,7 +215,7 @@ class WorkersClient(Client):
                     raise self._closed.again()
                 # The broker names who does not name themselves: the first worker has.
                 name = self.name or f"client-{self._core.session_number}"
-                client = self._clients[worker] = self._connect(worker, self._workers, name)
+                client = self._clients[worker] = self._connect(worker, self._clients.workers, name)
             return client
 
     def _owner(self, name: str) -> Client:
@@ -226,7 +226,7 @@ class WorkersClient(Client):
 
     def everywhere(self) -> list[Client]:
         """The clients of all workers, in the order of these."""
-        return [self._client(worker) for worker in range(self._workers)]
+        return [self._client(worker) for worker in range(self._clients.workers)]
 
     @property
     def connected(self) -> bool:

@@ -15,9 +15,12 @@ NEVER_S = 3600.0
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[ServingThread]:
-    # No heartbeat is among what passes the sockets, however long a test takes.
+    # No heartbeat and no report of latencies is among what passes the sockets, however long a test takes.
     with ServingThread(
-        f"unix://{tmp_path}/broker.sock", heartbeat_interval_s=NEVER_S, heartbeat_timeout_s=2 * NEVER_S
+        f"unix://{tmp_path}/broker.sock",
+        heartbeat_interval_s=NEVER_S,
+        heartbeat_timeout_s=2 * NEVER_S,
+        latency_metrics=False,
     ) as serving:
         yield serving
 
