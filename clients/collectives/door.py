@@ -227,7 +227,7 @@ class Door:
         """`sock` listens, does not block, and is the door's from now on.
 
         Raises:
-            OSError: this process may open no more files; the socket is not the door's.
+            OSError: this process may open no more files, or start no more threads; the socket is not the door's.
         """
         host, port = sock.getsockname()[:2]
         self.address = address_text(host, port)
@@ -242,7 +242,18 @@ class Door:
         self._closing = False
         self._paused_until = 0.0
         self._process = os.getpid()
-        threading.Thread(target=self._run, name="tensorbus-door", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="tensorbus-door", daemon=True).start()
+        except BaseException as error:
+            # Ctrl-C may come when it has started; then it ends by itself.
+            self._closing = True
+            self._rouse()
+            if not isinstance(error, RuntimeError):
+                raise
+            self._wake.close()
+            if nearby is not None:
+                nearby.close()
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def meet(self, meeting: Meeting) -> None:
         """Makes the links of a meeting."""

@@ -66,11 +66,14 @@ class Driver(Pump):
         lifetimes.open_drivers.add(self)
         try:
             self._keeper.start()
-        except RuntimeError as error:
+        except BaseException as error:
+            # Ctrl-C may come when it has started; then it ends by itself.
             lifetimes.open_drivers.discard(self)
             with self.lock:
                 self._shut(ConnectionClosed(str(error)))
-                self._close_wakes()
+            if not isinstance(error, RuntimeError):
+                raise
+            self._close_wakes()
             where = ", ".join(str(address) for address in dialling.addresses)
             raise ConnectError(
                 where, f"{error}: raise RLIMIT_NPROC (ulimit -u), or pids.max of the container"

@@ -16,6 +16,7 @@ import pytest
 import clients
 from clients import aio
 from clients.connection import lifetimes
+from tests.clients.conftest import Interrupted
 from tests.clients.ranks import all_together, embedded_url
 from tests.clients.serving import ServingThread
 from tests.daemon import Daemon, Process
@@ -317,3 +318,37 @@ def test_a_client_for_which_there_can_be_no_thread_is_refused_and_leaves_nothing
             clients.connect(tcp_broker.url)
         tcp_broker.wait_until_alone(bus, 1)
         assert opened() == before
+
+
+def test_a_client_without_a_thread_for_its_door_joins_without_one(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with clients.connect(tcp_broker.url) as bus:
+        before = opened()
+        refuse_threads(monkeypatch, "tensorbus-door")
+        with bus.group("dp", world_size=1) as group:
+            assert group.all_reduce(np.ones(1))[0] == 1.0
+        assert opened() == before
+
+
+@pytest.mark.usefixtures("interrupting")
+@pytest.mark.parametrize("name", ["tensorbus-door", "tensorbus-keeper"])
+def test_a_signal_while_a_thread_starts_leaves_none_behind(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start, started = threading.Thread.start, []
+
+    def start_and_be_interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith(name):
+            started.append(thread)
+            raise Interrupted
+
+    with clients.connect(tcp_broker.url) as bus, monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_and_be_interrupted)
+        with pytest.raises(Interrupted), clients.connect(tcp_broker.url) as other:
+            other.group("dp", world_size=1)
+        tcp_broker.wait_until_alone(bus, 1)
+        for thread in started:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
