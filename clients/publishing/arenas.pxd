@@ -48,4 +48,4 @@ cdef class Arenas:
     cpdef take_back(self, list loans)
 
 
-cdef Py_ssize_t _rounded(Py_ssize_t size_bytes) except -1
+cpdef Py_ssize_t rounded(Py_ssize_t size_bytes) except -1
