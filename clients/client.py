@@ -36,7 +36,7 @@ from clients.connection.options import (
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.pump import seconds
 from clients.groups import Group
-from clients.publishing.device_out import publish_placed
+from clients.publishing.device_out import AS_BYTES, prepare, publish_placed
 from clients.publishing.direct import publish as publish_directly
 from clients.publishing.direct import publish_large
 from clients.publishing.outgoing_topic import LANES
@@ -123,9 +123,10 @@ class Client:
         if timeout_s is not PUBLISH_TIMEOUT_S and timeout_s is not None:
             # Most messages wait for nothing, and would never find out.
             seconds(timeout_s)
-        if self._core.devices is not None and self._core.devices.suits(value):
-            placed = publish_placed(self._driver, topic, value, headers, lane, ack, priority, timeout_s)
-            if placed:
+        if self._core.devices is not None:
+            prepared = prepare(self._core, topic, value, headers, lane, ack, priority, timeout_s)
+            placed = AS_BYTES if prepared is None else publish_placed(self._driver, prepared)
+            if placed != AS_BYTES:
                 return None if ack is None else placed
         encoded: Encoded | None = None
         if headers is None and ack is None and not priority:

@@ -112,7 +112,7 @@ class Group(Meetings):
         """Reduces the arrays of all present ranks element by element; every rank's array becomes the result.
 
         Args:
-            array: numpy array, or torch tensor in host memory; the same dtype and shape on all ranks. Changed in place.
+            array: numpy array, torch tensor or device array; the same dtype and shape on all ranks. Changed in place.
                 Or a list, tuple or dict of such arrays, which all succeed or fail.
             op: sum, mean (over the present ranks), min, max or product.
             timeout_s: how long the ranks may take to arrive, in seconds.

@@ -136,10 +136,10 @@ class Client:
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> int | None:
         """Publishes a value. When this returns, the value may be changed; when it is cancelled, it may have arrived."""
-        devices = self._core.devices
-        if devices is not None and devices.suits(value):
-            placed = await device_out.publish(self._driver, topic, value, headers, lane, ack, priority, timeout_s)
-            if placed:
+        if self._core.devices is not None:
+            prepared = device_out.prepare(self._core, topic, value, headers, lane, ack, priority, timeout_s)
+            placed = device_out.AS_BYTES if prepared is None else await device_out.publish(self._driver, prepared)
+            if placed != device_out.AS_BYTES:
                 return None if ack is None else placed
         message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=urgent, priority=priority)
         return await operations.publish(self._driver, message, timeout_s, acknowledge=acknowledge)

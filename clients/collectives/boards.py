@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from broker.collectives import shm
 from broker.collectives.claims import Claim
-from broker.errors import InvalidValue, LimitExceeded
+from broker.errors import BrokerError, InvalidValue, LimitExceeded
 from broker.protocol.bodies import Membership
 from broker.protocol.sharing import Memory, Passage
 from broker.schedules import SHM
@@ -64,6 +64,11 @@ class Board(Way):
     def failed(self, task: Task) -> None:
         """See Way."""
         windows.failed(cast("shm.Task", task))
+
+    def end(self, error: BrokerError) -> None:
+        """See Way. An operation that is in progress keeps the memory that it uses."""
+        super().end(error)
+        self.device_windows.window = None
 
     def lost(self, place: Place) -> None:
         """See Way. It was the broker who has ended the board."""

@@ -26,12 +26,13 @@ from broker.limits_devices import DEVICE_HEADER_BYTES
 from broker.protocol.tensors import BFLOAT16, describe
 from clients.collectives import collective, collective_lists
 from clients.collectives.collective import Prepared
-from clients.collectives.device_windows import OnDevice, Steps, carry_out
+from clients.collectives.device_windows import Agreements, OnDevice, Steps, carry_out
 from clients.collectives.flats import parts_of
 from clients.collectives.staging import note_detour
 from clients.connection.checks import whole_number
 
 if TYPE_CHECKING:
+    from clients.collectives.boards import Board
     from clients.collectives.membership import Place
 
 _ALIGNED: Final = 256
@@ -115,13 +116,13 @@ class _Part(NamedTuple):
 
 def all_reduce(place: Place, value: object, op: str, timeout_s: float, out: object = None) -> Steps | None:
     """Reduces the arrays of all ranks."""
-    given = _given(place, value)
-    into = given if out is None else _given(place, out)
-    if given is None or into is None or not _reducible(op, given):
+    board, given = _given(place, value)
+    into = given if out is None else _given(place, out)[1]
+    if board is None or given is None or into is None or not _reducible(op, given):
         return None
     if not into.fits(given) or not _writable(value if out is None else out):
         return None
-    parts = _parts(given, len(place.member.ranks))
+    parts = _parts(given, len(board.ranks))
 
     def work(window: DeviceWindow) -> Callable[[], object]:
         with working(window.device):
@@ -142,18 +143,18 @@ def all_reduce(place: Place, value: object, op: str, timeout_s: float, out: obje
 
     prepare = collective_lists.all_reduce if collective_lists.is_list(value) else collective.all_reduce
     staged = _staged(prepare, place, value, op, timeout_s, out)
-    return _steps(place, f"all_reduce {op}", given, parts, work, staged, timeout_s, op=op)
+    return _steps(place, board, f"all_reduce {op}", given, parts, work, staged, timeout_s, op=op)
 
 
 def reduce_scatter(place: Place, value: object, op: str, timeout_s: float, out: object = None) -> Steps | None:
     """This rank's share, along the first axis, of the reduced array."""
-    given = _given(place, value)
-    into = given if out is None else _given(place, out)
-    if given is None or into is None or not given.is_one or not _reducible(op, given):
+    board, given = _given(place, value)
+    into = given if out is None else _given(place, out)[1]
+    if board is None or given is None or into is None or not given.is_one or not _reducible(op, given):
         return None
     # What the caller has is for the members of which it knows.
     place.member.raise_change()
-    count = len(place.member.ranks)
+    count = len(board.ranks)
     view, (part,) = given.views[0], _parts(given)
     if not view.shape or view.shape[0] % count:
         return None
@@ -169,18 +170,18 @@ def reduce_scatter(place: Place, value: object, op: str, timeout_s: float, out: 
         return lambda: share if out is None else _written(window, into.views, [share], out)
 
     staged = _staged(collective.reduce_scatter, place, value, op, timeout_s, out)
-    return _steps(place, f"reduce_scatter {op}", given, [part], work, staged, timeout_s, op=op)
+    return _steps(place, board, f"reduce_scatter {op}", given, [part], work, staged, timeout_s, op=op)
 
 
 def all_gather(place: Place, value: object, timeout_s: float, out: object = None) -> Steps | None:
     """The arrays of all ranks; of lists of arrays the usual way."""
-    given = _given(place, value)
-    into = given if out is None else _given(place, out)
-    if given is None or into is None or not given.is_one or collective_lists.is_list(value):
+    board, given = _given(place, value)
+    into = given if out is None else _given(place, out)[1]
+    if board is None or given is None or into is None or not given.is_one or collective_lists.is_list(value):
         return None
     if out is not None:
         place.member.raise_change()
-    view, count, (part,) = given.views[0], len(place.member.ranks), _parts(given)
+    view, count, (part,) = given.views[0], len(board.ranks), _parts(given)
     many = collective_lists.is_list(out)
     if out is not None and not _is_room(out, into, given, [view.shape] * count if many else [(count, *view.shape)]):
         return None
@@ -196,7 +197,7 @@ def all_gather(place: Place, value: object, timeout_s: float, out: object = None
         return lambda: _written(window, targets, found, out)
 
     staged = _staged(collective.all_gather, place, value, timeout_s, out)
-    return _steps(place, "all_gather", given, [part], work, staged, timeout_s)
+    return _steps(place, board, "all_gather", given, [part], work, staged, timeout_s)
 
 
 def broadcast(place: Place, value: object, root: int, timeout_s: float, out: object = None) -> Steps | None:
@@ -204,14 +205,14 @@ def broadcast(place: Place, value: object, root: int, timeout_s: float, out: obj
     root = whole_number("root", root)
     sends = place.member.rank == root
     returned = value if out is None else out
-    given = _given(place, out if value is None else value)
-    into = given if out is None else _given(place, out)
-    if given is None or into is None or root not in place.member.ranks:
+    board, given = _given(place, out if value is None else value)
+    into = given if out is None else _given(place, out)[1]
+    if board is None or given is None or into is None or root not in board.ranks:
         return None
     if not into.fits(given) or not (_writable(returned) or (sends and out is None)):
         return None
     parts = _parts(given)
-    position = place.member.ranks.index(root)
+    position = board.ranks.index(root)
 
     def work(window: DeviceWindow) -> Callable[[], object]:
         if sends and out is None:
@@ -230,17 +231,20 @@ def broadcast(place: Place, value: object, root: int, timeout_s: float, out: obj
     listed = collective_lists.is_list(value) or collective_lists.is_list(out)
     prepare = collective_lists.broadcast if listed else collective.broadcast
     staged = _staged(prepare, place, value, root, timeout_s, out)
-    return _steps(place, f"broadcast from rank {root}", given, parts, work, staged, timeout_s, contributes=sends)
+    return _steps(place, board, f"broadcast from rank {root}", given, parts, work, staged, timeout_s, contributes=sends)
 
 
-def _given(place: Place, value: object) -> _Arrays | None:
-    """The arrays of an argument; None if there is no way on the device for them.
+def _given(place: Place, value: object) -> tuple[Board | None, _Arrays | None]:
+    """The board and the arrays of an argument; None if there is no way on the device for them.
 
     Raises:
         InvalidValue: one cannot be read.
     """
-    if place.device_windows is None:
-        return None
+    board = place.device_board
+    return board, None if board is None else _arrays(value)
+
+
+def _arrays(value: object) -> _Arrays | None:
     values = _values(value)
     if not values or not all(map(devices.is_device_array, values)):
         return None
@@ -297,6 +301,7 @@ def _parts(given: _Arrays, shares: int = 0) -> list[_Part]:
 
 def _steps(
     place: Place,
+    board: Board,
     what: str,
     given: _Arrays,
     parts: Sequence[_Part],
@@ -311,6 +316,7 @@ def _steps(
 
     Args:
         place: of this rank.
+        board: of the generation for which it was planned.
         what: is done, in words.
         given: this rank's arrays, or those that are like what it gets.
         parts: how they lie in each rank's memory.
@@ -320,9 +326,7 @@ def _steps(
         op: how they are reduced, if they are.
         contributes: whether this rank's arrays are read.
     """
-    windows, size_bytes = place.device_windows, parts[-1].end - DEVICE_HEADER_BYTES
-    if windows is None:
-        return None
+    size_bytes = parts[-1].end - DEVICE_HEADER_BYTES
     if size_bytes > place.device_bytes:
         devices.warn_of_detour("device_memory_bytes is too small for a collective", f"{what} takes {size_bytes} bytes")
         return None
@@ -335,8 +339,8 @@ def _steps(
                 if contributes:
                     put(memory, part.offset, [given.views[index] for index in part.chosen])
 
-    operation = OnDevice(f"{what} {given.words} on devices", given.device, size_bytes, lay, work, staged)
-    return carry_out(place, windows, operation, timeout_s)
+    agreements = Agreements(place, board, f"{what} {given.words} on devices", timeout_s)
+    return carry_out(agreements, board.device_windows, OnDevice(given.device, size_bytes, lay, work, staged))
 
 
 def _written(window: DeviceWindow, targets: Sequence[DeviceArray], found: Sequence[DeviceArray], out: object) -> object:

@@ -33,13 +33,13 @@ from broker.protocol.tensors import Array
 from clients.collectives import collective
 from clients.collectives.collective import Prepared
 from clients.collectives.device_handover import NAME_BYTES, Handover
+from clients.publishing.arenas import rounded
 
 if TYPE_CHECKING:
+    from clients.collectives.boards import Board
     from clients.collectives.membership import Place
 
 _ROW: Final = struct.Struct(f"<QQ{DEVICE_TOKEN_BYTES}s{NAME_BYTES}s{DEVICE_NAME_BYTES_MAX}s")
-_STEPS_PER_DOUBLING: Final = 4
-"""Memory is made in so many lengths between each power of two and the next, so that arrays a little longer fit."""
 
 
 Steps = Generator[Prepared, object, object]
@@ -78,7 +78,6 @@ class OnDevice(NamedTuple):
     """A collective that can take place on the device.
 
     Attributes:
-        words: what all ranks have to agree on.
         device: where this rank's arrays are.
         size_bytes: of memory that each rank needs, besides the header; the same on all.
         put: copies this rank's contribution there, and makes ready what may fail.
@@ -87,12 +86,42 @@ class OnDevice(NamedTuple):
         staged: the same through the host.
     """
 
-    words: str
     device: Device
     size_bytes: int
     put: Callable[[DeviceMemory], None]
     work: Callable[[DeviceWindow], Callable[[], object]]
     staged: Steps
+
+
+class Agreements:
+    """What the ranks of a generation say to one another in the course of one operation.
+
+    Attributes:
+        ranks: of all, ascending.
+        position: of this one.
+    """
+
+    def __init__(self, place: Place, board: Board, words: str, timeout_s: float) -> None:
+        """`words` are what all ranks have to agree on."""
+        self.name = place.name
+        self.words = words
+        self.ranks = board.ranks
+        self.position = board.ranks.index(place.member.rank)
+        self._member, self._board, self._timeout_s = place.member, board, timeout_s
+
+    def gather(self, array: Array, step: str = "") -> Generator[Prepared, object, list[Array]]:
+        """Waits for all ranks to come to a step; returns what each says, by position."""
+        if self._board.error is not None:
+            # Another thread may have been told of it.
+            raise self._board.error.again()
+        prepared = collective.all_gather(self._member, array, self._timeout_s)
+        claim = msgspec.structs.replace(prepared.claim, stands_for=self.words + step)
+        return cast("list[Array]", (yield dataclasses.replace(prepared, claim=claim)))
+
+    def agree(self, step: str, *, fine: bool) -> Generator[Prepared, object, list[int]]:
+        """Waits for all ranks to come to a step; returns those that are not fine."""
+        told = yield from self.gather(np.array([fine], np.uint8), f", {step}")
+        return [rank for rank, each in zip(self.ranks, told, strict=True) if not each[0]]
 
 
 class DeviceWindows:
@@ -132,7 +161,7 @@ class DeviceWindows:
             raise InvalidValue("memory of", device, "cannot be passed to other processes")
         if self._refused_bytes is not None and size_bytes >= self._refused_bytes:
             raise LimitExceeded("device memory", size_bytes, self._refused_bytes, "could not be shared before")
-        return DeviceMemory.create(device, name, _rounded(size_bytes)), name
+        return DeviceMemory.create(device, name, rounded(size_bytes)), name
 
     def begin(self, window: DeviceWindow) -> None:
         """All ranks have mapped it."""
@@ -146,14 +175,14 @@ class DeviceWindows:
         devices.warn_of_detour("the ranks of a group cannot share the memory of their devices", why)
 
 
-def carry_out(place: Place, windows: DeviceWindows, operation: OnDevice, timeout_s: float) -> Steps:
+def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevice) -> Steps:
     """The agreements of an operation, with what is done between them.
 
     Raises:
         CollectiveError: another rank's device has failed; no array was changed.
         InvalidValue: this rank's has.
     """
-    window = yield from _arrive(place, windows, operation, timeout_s)
+    window = yield from _arrive(agreements, windows, operation)
     if window is None:
         return (yield from operation.staged)
     problem: BaseException | None = None
@@ -162,18 +191,17 @@ def carry_out(place: Place, windows: DeviceWindows, operation: OnDevice, timeout
     except BaseException as error:  # noqa: BLE001
         # The others wait for this rank, and are told.
         problem = error
-    failed = yield from _agree(place, operation.words, "ready", problem is None, timeout_s)
+    failed = yield from agreements.agree("ready", fine=problem is None)
     if problem is not None:
         raise problem
     if failed:
-        raise CollectiveError(
-            place.name, f"{operation.words}: the device of rank {failed[0]} has failed, or its program"
-        )
+        text = f"{agreements.words}: the device of rank {failed[0]} has failed, or its program"
+        raise CollectiveError(agreements.name, text)
     return finish()
 
 
 def _arrive(
-    place: Place, windows: DeviceWindows, operation: OnDevice, timeout_s: float
+    agreements: Agreements, windows: DeviceWindows, operation: OnDevice
 ) -> Generator[Prepared, object, DeviceWindow | None]:
     """Puts this rank's contribution in place, and waits for all; None when they cannot have a window."""
     number = windows.number_for(operation.device, operation.size_bytes + DEVICE_HEADER_BYTES)
@@ -183,20 +211,19 @@ def _arrive(
     try:
         if memory is None:
             memory, name = windows.offer(operation.device, operation.size_bytes)
-            handover = Handover(len(place.member.ranks))
+            handover = Handover(len(agreements.ranks))
             row = Row(0, memory.size_bytes, memory.token, handover.name, name.encode())
         operation.put(memory)
     except (InvalidValue, LimitExceeded, OSError) as error:
         row, why = Row(0, 0), str(error)
     try:
-        told = yield from _told(place, row.packed(), operation.words, "", timeout_s)
+        told = yield from agreements.gather(row.packed())
         rows = [Row.of(each) for each in told]
         if window is not None and all(each.number == number for each in rows):
             return window
+        window = None
         if memory is not None and handover is not None and all(each.size_bytes for each in rows):
-            window = yield from _swap(place, operation, memory, handover, rows, timeout_s)
-        else:
-            window = None
+            window = yield from _swap(agreements, memory, handover, rows)
     finally:
         if handover is not None:
             handover.close()
@@ -210,10 +237,10 @@ def _arrive(
 
 
 def _swap(
-    place: Place, operation: OnDevice, own: DeviceMemory, handover: Handover, rows: Sequence[Row], timeout_s: float
+    agreements: Agreements, own: DeviceMemory, handover: Handover, rows: Sequence[Row]
 ) -> Generator[Prepared, object, DeviceWindow | None]:
     """Hands this rank's memory to all and maps what they have; None on all ranks when one of them cannot."""
-    position = place.member.position
+    position = agreements.position
     others = {each.token: at for at, each in enumerate(rows) if at != position}
     given = False
     try:
@@ -221,47 +248,26 @@ def _swap(
         given = True
     except OSError as error:
         devices.warn_of_detour("a rank cannot be handed memory", error)
-    window = None
-    if not (yield from _agree(place, operation.words, "memory given", given, timeout_s)):
-        found = handover.take(others)
-        try:
-            window = _mapped(rows, own, position, found)
-        except (InvalidValue, LimitExceeded) as error:
-            devices.warn_of_detour("memory of another rank's device cannot be mapped", error)
-        finally:
-            for descriptor in found.values():
-                os.close(descriptor)
-        if (yield from _agree(place, operation.words, "memory mapped", window is not None, timeout_s)):
-            window = None
-    return window
+    if (yield from agreements.agree("memory given", fine=given)):
+        return None
+    window, found = None, handover.take(others)
+    try:
+        window = _mapped(rows, own, position, found)
+    except (InvalidValue, LimitExceeded) as error:
+        devices.warn_of_detour("memory of another rank's device cannot be mapped", error)
+    finally:
+        for descriptor in found.values():
+            os.close(descriptor)
+    failed = yield from agreements.agree("memory mapped", fine=window is not None)
+    return None if failed else window
 
 
 def _mapped(rows: Sequence[Row], own: DeviceMemory, position: int, found: dict[int, int]) -> DeviceWindow | None:
     if len(found) != len(rows) - 1:
         return None
-    memories = [
-        own if at == position
-        else DeviceMemory.adopt(found[at], each.device.decode(), each.size_bytes, each.token, own.device)
-        for at, each in enumerate(rows)
-    ]  # fmt: skip
+    memories = []
+    for at, row in enumerate(rows):
+        name = row.device.decode(errors="replace")
+        other = None if at == position else DeviceMemory.adopt(found[at], name, row.size_bytes, row.token, own.device)
+        memories.append(other or own)
     return DeviceWindow(memories, position)
-
-
-def _agree(place: Place, words: str, step: str, fine: bool, timeout_s: float) -> Generator[Prepared, object, list[int]]:
-    """Waits for all ranks; returns those that are not fine."""
-    told = yield from _told(place, np.array([fine], np.uint8), words, f", {step}", timeout_s)
-    return [rank for rank, each in zip(place.member.ranks, told, strict=True) if not each[0]]
-
-
-def _told(
-    place: Place, array: Array, words: str, step: str, timeout_s: float
-) -> Generator[Prepared, object, list[Array]]:
-    """An all_gather in words by which ranks that ask for different things find that out."""
-    prepared = collective.all_gather(place.member, array, timeout_s)
-    claim = msgspec.structs.replace(prepared.claim, stands_for=words + step)
-    return cast("list[Array]", (yield dataclasses.replace(prepared, claim=claim)))
-
-
-def _rounded(size_bytes: int) -> int:
-    step = max(1, (1 << (size_bytes - 1).bit_length()) // (2 * _STEPS_PER_DOUBLING))
-    return -(-size_bytes // step) * step

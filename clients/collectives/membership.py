@@ -35,7 +35,6 @@ from broker.protocol.session import Session
 from broker.schedules import STAR
 from clients.collectives.boards import Board, adopt, discard
 from clients.collectives.channels import Channels
-from clients.collectives.device_windows import DeviceWindows
 from clients.collectives.door import Meeting
 from clients.collectives.entrance import Entrance
 from clients.collectives.links import Links
@@ -231,9 +230,9 @@ class Place:
         return self.way.windows if isinstance(self.way, Board) else None
 
     @property
-    def device_windows(self) -> DeviceWindows | None:
-        """The memory of devices that the members share, if they can."""
-        return self.way.device_windows if self.device_bytes and isinstance(self.way, Board) else None
+    def device_board(self) -> Board | None:
+        """Where the members agree on what they do in the memory of devices, if they can."""
+        return self.way if self.device_bytes and isinstance(self.way, Board) else None
 
     @property
     def used_schedule(self) -> str:

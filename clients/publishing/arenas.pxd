@@ -49,4 +49,4 @@ cdef class Arenas:
 
 
 cdef Py_ssize_t _large(Py_ssize_t size_bytes) except -1
-cdef Py_ssize_t _rounded(Py_ssize_t size_bytes) except -1
+cpdef Py_ssize_t rounded(Py_ssize_t size_bytes) except -1

@@ -54,6 +54,8 @@ FRESH_BYTES_PER_S: Final = 1.5e9
 """How fast the system makes pages: 256 MiB took 0.17 s, in which as much was copied and summed four times."""
 UNUSED_NS: Final = 30_000_000_000
 """How often arenas go that were not used since the last time, and another one is tried where none was to be had."""
+LAST_LOAN: Final = (1 << 31) - 1
+"""Of the numbers of loans; the higher ones are for memory of devices (device_arenas.py)."""
 
 
 class Arena:
@@ -208,7 +210,7 @@ class Arenas:
         # What only the application holds, the broker does not give back.
         if not self._lent or self._in_vain:
             return True
-        if size_bytes > ARENA_BYTES and not self._free.get(_rounded(size_bytes)):
+        if size_bytes > ARENA_BYTES and not self._free.get(rounded(size_bytes)):
             # An arena of its own, whose pages the system has to make first: that takes as long as several messages.
             return self._waited_s * FRESH_BYTES_PER_S >= size_bytes
         return self.lent_bytes + size_bytes <= max(self._ahead_bytes, 2 * size_bytes)
@@ -294,7 +296,7 @@ class Arenas:
         """A free block of at least so many bytes; None when there is none to be had."""
         if not self.enabled:
             return None
-        block_bytes = _rounded(size_bytes)
+        block_bytes = rounded(size_bytes)
         with self._lock:
             self._collect()
             free = self._free.get(block_bytes) or self._more(block_bytes)
@@ -410,9 +412,9 @@ class Arenas:
         block, arena = place.block, place.block.arena
         if not self.can_share(place):
             return None
-        number = self._last_loan % 0xFFFFFFFF + 1
+        number = self._last_loan % LAST_LOAN + 1
         while number in self._lent or number in self._untold:
-            number = number % 0xFFFFFFFF + 1
+            number = number % LAST_LOAN + 1
         self._last_loan = number
         self._lent[number] = block
         return PLACE.pack(arena.number, number, place.offset)
@@ -453,7 +455,7 @@ def _large(size_bytes: int) -> int:
     return -(-size_bytes // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
 
 
-def _rounded(size_bytes: int) -> int:
+def rounded(size_bytes: int) -> int:
     """The size of the block for a message: one of four between each power of two and the next, in whole pages."""
     step = max(SHARED_PAGE_BYTES, 1 << max(0, (size_bytes - 1).bit_length() - 3))
     return -(-size_bytes // step) * step

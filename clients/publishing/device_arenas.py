@@ -17,7 +17,7 @@ from broker.devices import Device
 from broker.devices.locks import OwnedLock
 from broker.devices.memory import DeviceMemory, names
 from broker.errors import InvalidValue, LimitExceeded
-from broker.limits import ARENAS_MAX, SHARED_PAGE_BYTES
+from broker.limits import ARENAS_MAX
 from broker.limits_devices import (
     DEVICE_AGAIN_NS,
     DEVICE_ARENA_BYTES,
@@ -31,8 +31,9 @@ from broker.protocol.frames import Frame
 from broker.protocol.session import Session
 from broker.protocol.sharing import PLACE, arena_ends, device_arena_frame, released
 from clients.connection.signals import Signal
+from clients.publishing.arenas import LAST_LOAN, rounded
 
-FIRST_NUMBER: Final = 1 << 31
+FIRST_NUMBER: Final = LAST_LOAN + 1
 """Of arenas and of loans: those in host memory have the lower numbers."""
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, bytearray, list, tuple, dict))
 
@@ -150,7 +151,7 @@ class DeviceArenas:
 
     def lend(self, device: Device, size_bytes: int) -> DeviceBlock | None:
         """A free block of at least so many bytes; None when there is none to be had now, or never."""
-        key = device, _rounded(size_bytes)
+        key = device, rounded(size_bytes)
         with self._lock:
             self._collect()
             free = self._free.get(key) or self._more(device, key[1])
@@ -163,7 +164,7 @@ class DeviceArenas:
 
     def may_come_back(self, device: Device, size_bytes: int) -> bool:
         """Whether there are blocks of this size, so that waiting for one may help."""
-        key = device, _rounded(size_bytes)
+        key = device, rounded(size_bytes)
         with self._lock:
             return any((arena.memory.device, arena.block_bytes) == key for arena in self._arenas.values())
 
@@ -305,9 +306,3 @@ class DeviceArenas:
 
     def __repr__(self) -> str:
         return f"<DeviceArenas arenas={len(self._arenas)} lent={len(self._lent)} bytes={self._held_bytes()}>"
-
-
-def _rounded(size_bytes: int) -> int:
-    """The size of the block for an array: one of four between each power of two and the next, in whole pages."""
-    step = max(SHARED_PAGE_BYTES, 1 << max(0, (size_bytes - 1).bit_length() - 3))
-    return -(-size_bytes // step) * step

@@ -35,63 +35,32 @@ _IN_DOUBT: Final = -1
 """What it returns of a message whose connection was lost before the answer."""
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
+    """A message whose array may be published in place."""
+
+    arenas: DeviceArenas
+    value: object
     message: Outbound
     acknowledge: bool
     device: Device
     size_bytes: int
     deadline: Deadline
 
+    def lend(self) -> DeviceBlock | None:
+        """Memory for the array, if there is some free."""
+        return self.arenas.lend(self.device, self.size_bytes)
 
-def publish_placed(
-    driver: BlockingDriver,
-    topic: str,
-    value: object,
-    headers: Mapping[str, str] | None,
-    lane: str | None,
-    ack: str | None,
-    priority: int,
-    timeout_s: float,
-) -> int:
-    """As `publish`, with the synchronous client: without its lock while the device works."""
-    arenas = driver.core.devices
-    prepared = _prepare(driver.core, topic, value, headers, lane, ack, priority, timeout_s)
-    if prepared is None or arenas is None:
-        return AS_BYTES
-    block = arenas.lend(prepared.device, prepared.size_bytes) or driver.run(_room(driver, arenas, prepared))
-    if block is None:
-        return _full(arenas)
-    block.arena.memory.write(block.offset, value)
-    return driver.run(_hand_over(driver, arenas, prepared, block))
+    def lay(self, block: DeviceBlock | None) -> DeviceBlock | None:
+        """Copies the array to the memory, if there was some."""
+        if block is None:
+            why = "no device memory to share is left: readers keep all of it, or device_memory_bytes is too small"
+            devices.detour(why, self.arenas)
+        else:
+            block.arena.memory.write(block.offset, self.value)
+        return block
 
 
-async def publish(
-    driver: Driver,
-    topic: str,
-    value: object,
-    headers: Mapping[str, str] | None,
-    lane: str | None,
-    ack: str | None,
-    priority: int,
-    timeout_s: float,
-) -> int:
-    """Publishes an array of a device that suits; see `Client.publish`.
-
-    Returns:
-        Its sequence, or another number that is not 0; AS_BYTES when it is to be sent as bytes.
-    """
-    arenas = driver.core.devices
-    prepared = _prepare(driver.core, topic, value, headers, lane, ack, priority, timeout_s)
-    if prepared is None or arenas is None:
-        return AS_BYTES
-    block = arenas.lend(prepared.device, prepared.size_bytes) or await _room(driver, arenas, prepared)
-    if block is None:
-        return _full(arenas)
-    block.arena.memory.write(block.offset, value)
-    return await _hand_over(driver, arenas, prepared, block)
-
-
-def _prepare(
+def prepare(
     core: Core,
     topic: str,
     value: object,
@@ -100,12 +69,15 @@ def _prepare(
     ack: str | None,
     priority: int,
     timeout_s: float,
-) -> _Prepared | None:
-    """What is to be known of a message before its array is copied; None when it is to be sent as bytes.
+) -> Prepared | None:
+    """What is to be known of a message before its array is copied; None when it is to be sent as any other.
 
     Raises:
         InvalidValue: the topic or an option cannot be used.
     """
+    arenas = core.devices
+    if arenas is None or not arenas.suits(value):
+        return None
     try:
         form = devices.form_of(value)
         encoded = int(Content.TENSOR), describe(form.like), b""
@@ -114,24 +86,38 @@ def _prepare(
         devices.detour("an array of a kind that has no place in device memory", type(value).__name__)
         return None
     message, acknowledge = outbound(topic, value, headers, lane, ack, urgent=False, priority=priority, encoded=encoded)
-    arenas = core.devices
-    if message.flags or core.session is None or arenas is None:
+    if message.flags or core.session is None:
         # One that is traced is shown to others, and without a connection nobody knows of places.
         return None
     if not arenas.is_due(topic):
         devices.detour()
         return None
-    return _Prepared(message, acknowledge, form.device, form.size_bytes, Deadline(timeout_s))
+    return Prepared(arenas, value, message, acknowledge, form.device, form.size_bytes, Deadline(timeout_s))
 
 
-async def _room(driver: Driver, arenas: DeviceArenas, prepared: _Prepared) -> DeviceBlock | None:
+def publish_placed(driver: BlockingDriver, prepared: Prepared) -> int:
+    """As `publish`, with the synchronous client: without its lock while the device works."""
+    block = prepared.lay(prepared.lend() or driver.run(_room(driver, prepared)))
+    return AS_BYTES if block is None else driver.run(_hand_over(driver, prepared, block))
+
+
+async def publish(driver: Driver, prepared: Prepared) -> int:
+    """Publishes an array of a device; see `Client.publish`.
+
+    Returns:
+        Its sequence, or another number that is not 0; AS_BYTES when it is to be sent as bytes.
+    """
+    block = prepared.lay(prepared.lend() or await _room(driver, prepared))
+    return AS_BYTES if block is None else await _hand_over(driver, prepared, block)
+
+
+async def _room(driver: Driver, prepared: Prepared) -> DeviceBlock | None:
     """Waits a moment for a block to come back, if all are in use; None when none does."""
-    device, size_bytes = prepared.device, prepared.size_bytes
-    deadline = Deadline(DEVICE_PATIENCE_S)
+    arenas, deadline = prepared.arenas, Deadline(DEVICE_PATIENCE_S)
     driver.read_arrived()
-    while arenas.may_come_back(device, size_bytes):
+    while arenas.may_come_back(prepared.device, prepared.size_bytes):
         arenas.came_back.clear()
-        block = arenas.lend(device, size_bytes)
+        block = prepared.lend()
         if block is not None:
             return block
         try:
@@ -141,16 +127,9 @@ async def _room(driver: Driver, arenas: DeviceArenas, prepared: _Prepared) -> De
     return None
 
 
-def _full(arenas: DeviceArenas) -> int:
-    devices.detour(
-        "no device memory to share is left: readers keep all of it, or device_memory_bytes is too small", arenas
-    )
-    return AS_BYTES
-
-
-async def _hand_over(driver: Driver, arenas: DeviceArenas, prepared: _Prepared, block: DeviceBlock) -> int:
+async def _hand_over(driver: Driver, prepared: Prepared, block: DeviceBlock) -> int:
     """Publishes what lies in a block; see `publish`."""
-    core, message, deadline = driver.core, prepared.message, prepared.deadline
+    core, arenas, message, deadline = driver.core, prepared.arenas, prepared.message, prepared.deadline
     session = core.session
     if session is None or core.devices is not arenas or block.arena.gone:
         return AS_BYTES
@@ -198,7 +177,7 @@ def _refused(arenas: DeviceArenas, topic: str, why: str) -> int:
     return AS_BYTES
 
 
-async def _may_send(driver: Driver, topic: OutgoingTopic, prepared: _Prepared) -> int:
+async def _may_send(driver: Driver, topic: OutgoingTopic, prepared: Prepared) -> int:
     """Waits until a message may leave; returns the lane in which.
 
     Raises:

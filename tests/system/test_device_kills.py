@@ -156,9 +156,11 @@ def test_a_rank_that_is_killed_while_devices_reduce_leaves_the_others_arrays_who
             reducing.result(PATIENCE_S)
         assert told.value.lost_ranks == [1]
         assert array.peek().tolist() == [3.0 if step == "writing the result" else 1.0] * device_rank.NUMBERS
+        del reducing
+        gc.collect()
+        assert gpus.mappings == {}, "also while the error is kept"
         # Alone, and on the device all the same.
         group.all_reduce(array, "mean")
     assert devices.copies().to_host == 0
-    del reducing, told
     gc.collect()
     assert gpus.mappings == {}
