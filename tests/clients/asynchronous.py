@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from clients import aio
 
 T = TypeVar("T")
 PATIENCE_S = 60.0
+AT_ONCE = 100
+"""Calls that a loop's thread makes before the one that waits for it goes on."""
 
 
 class Call(Generic[T]):
@@ -89,6 +91,44 @@ class AsyncLoop:
         self._loop.close()
 
 
+class Method:
+    """A method of an object of the asynchronous client."""
+
+    def __init__(self, loop: AsyncLoop, method: Callable[..., object]) -> None:
+        self._loop = loop
+        self._method = method
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        if inspect.isasyncgenfunction(self._method):
+            return self._loop.iterate(self._method(*arguments, **options))
+
+        async def on_loop() -> object:
+            outcome = self._method(*arguments, **options)
+            return await outcome if inspect.isawaitable(outcome) else outcome
+
+        outcome = self._loop.run(on_loop())
+        return Blocking(self._loop, outcome) if type(outcome).__module__.startswith("clients.aio") else outcome
+
+    def for_each(self, calls: Sequence[Mapping[str, object]]) -> list[object]:
+        """See the function."""
+
+        async def on_loop(some: Sequence[Mapping[str, object]]) -> list[object]:
+            return [await self._method(**options) for options in some]
+
+        starts = range(0, len(calls), AT_ONCE)
+        return [each for start in starts for each in self._loop.run(on_loop(calls[start : start + AT_ONCE]))]
+
+
+def for_each(method: Callable[..., T], calls: Sequence[Mapping[str, object]]) -> list[T]:
+    """Calls a method of a client of either kind so often, and returns what each has given.
+
+    What is asynchronous does some calls at once, as to go to another thread for each takes longer than what it does.
+    """
+    if isinstance(method, Method):
+        return method.for_each(calls)
+    return [method(**options) for options in calls]
+
+
 class Blocking:
     """Any object of the asynchronous client; its coroutines run to their end."""
 
@@ -101,20 +141,7 @@ class Blocking:
         if not callable(attribute):
             return attribute
 
-        def call(*arguments: object, **options: object) -> object:
-            if inspect.isasyncgenfunction(attribute):
-                return self._loop.iterate(attribute(*arguments, **options))
-
-            async def on_loop() -> object:
-                outcome = attribute(*arguments, **options)
-                return await outcome if inspect.isawaitable(outcome) else outcome
-
-            return self._wrapped(self._loop.run(on_loop()))
-
-        return call
-
-    def _wrapped(self, value: object) -> object:
-        return Blocking(self._loop, value) if type(value).__module__.startswith("clients.aio") else value
+        return Method(self._loop, attribute)
 
     def __iter__(self) -> Iterator[object]:
         return self._loop.iterate(aiter(self._subject))
