@@ -12,7 +12,7 @@ import zmq.auth
 
 import clients
 from broker.limits import MIB
-from tests.clients.asynchronous import AsyncLoop
+from tests.clients.asynchronous import AsyncLoop, for_each
 from tests.clients.ranks import all_together
 from tests.clients.serving import ServingThread
 
@@ -50,9 +50,11 @@ def connect(request: pytest.FixtureRequest, broker: ServingThread) -> Iterator[C
 def test_messages_arrive_once_and_in_order(connect: Connect) -> None:
     bus, other = connect("first"), connect("second")
     subscription = other.subscribe("numbers/+", queue_messages=16)
-    sending = threading.Thread(target=lambda: [bus.publish("numbers/all", number) for number in range(5000)])
+    published = [{"topic": "numbers/all", "value": number} for number in range(5000)]
+    sending = threading.Thread(target=for_each, args=(bus.publish, published))
     sending.start()
-    assert [subscription.next(PATIENCE_S).value for _ in range(5000)] == list(range(5000))
+    messages = for_each(subscription.next, [{"timeout_s": PATIENCE_S}] * 5000)
+    assert [message.value for message in messages] == list(range(5000))
     sending.join(PATIENCE_S)
 
 

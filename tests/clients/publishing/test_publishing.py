@@ -9,6 +9,7 @@ import pytest
 
 import clients
 from broker.limits import SHARED_BYTES_MIN
+from tests.clients.asynchronous import for_each
 from tests.clients.conftest import Connect
 
 PATIENCE_S = 60.0
@@ -78,10 +79,11 @@ def test_messages_of_one_publisher_arrive_in_order_whether_batched_or_not(
     bus: clients.Client, other: clients.Client
 ) -> None:
     subscription = other.subscribe("numbers", queue_messages=5000)
-    for number in range(3000):
-        bus.publish("numbers", number, urgent=number % 700 == 0)
+    for_each(
+        bus.publish, [{"topic": "numbers", "value": number, "urgent": number % 700 == 0} for number in range(3000)]
+    )
     bus.flush(PATIENCE_S)
-    messages = [subscription.next(PATIENCE_S) for _ in range(3000)]
+    messages = for_each(subscription.next, [{"timeout_s": PATIENCE_S}] * 3000)
     assert [message.value for message in messages] == list(range(3000))
     assert [message.sequence for message in messages] == list(range(1, 3001))
 
