@@ -110,8 +110,12 @@ class Waiter:
             came_back=SimpleNamespace(clear=lambda: None),
         )  # fmt: skip
         self.core = SimpleNamespace(
-            arenas=arenas, outgoing=SimpleNamespace(lines=lines), session=None, take_back=lambda: None
+            arenas=arenas, outgoing=SimpleNamespace(lines=lines), session=None, take_back=self.take_back
         )
+        self.taken_back = 0
+
+    def take_back(self) -> None:
+        self.taken_back += 1
 
     async def pause(self, seconds: float) -> bool:
         self.done.append("pause")
@@ -140,6 +144,16 @@ def test_who_waits_for_readers_of_lines_looks_again_and_asks_nobody() -> None:
     waiter = Waiter(awaits=True)
     waiter.pauses = 3
     assert wait_for_room(waiter) == ["read", "pause", "pause", "pause"]
+
+
+def test_what_nobody_needs_is_taken_back_before_each_block_though_there_is_room() -> None:
+    waiter = Waiter(awaits=True)
+    waiter.room = True
+    assert wait_for_room(waiter) == []
+    assert waiter.taken_back == 1
+    waiter.core.outgoing.lines.takes_back = False
+    assert wait_for_room(waiter) == []
+    assert waiter.taken_back == 1
 
 
 class Lent:
