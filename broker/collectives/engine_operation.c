@@ -241,7 +241,7 @@ static int wait_briefly(tb_operation *operation, _Atomic uint64_t *counter, uint
         engine->sleepy--;
         return 0;
     }
-    uint64_t spin_ns = operation->gathering ? 0 : operation->task->bytes / SPIN_BYTES_A_NS;
+    uint64_t spin_ns = operation->task->bytes / SPIN_BYTES_A_NS;
     spin_ns = spin_ns < SPIN_LONG_MAX_NS ? spin_ns : SPIN_LONG_MAX_NS;
     spin_ns = spin_ns > engine->spin_ns ? spin_ns : engine->spin_ns;
     int came = !engine->crowded && spins(spin_ns, counter, value), wanted = 0, computing = 0;

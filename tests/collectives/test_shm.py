@@ -78,8 +78,8 @@ def test_a_board_of_another_kind_does_not_fit() -> None:
         shm.Engine(memory.descriptor, memory.size_bytes, 2, 0)
     with pytest.raises(LimitExceeded, match="mapped"):
         shm.Engine(-1, memory.size_bytes, 2, 0)
+    shorter = new_board(2, 1 << 20)
     with pytest.raises(InvalidValue, match="none of 2 positions"):
-        shorter = new_board(2, 1 << 20)
         shm.Engine(shorter.descriptor, shorter.size_bytes, 2, 0)
     assert shm.board_bytes(0) == shm.board_bytes(shm.POSITIONS_MAX + 1) == 0
 
