@@ -84,7 +84,7 @@ def run_engine(engine: Turns, rank: int, ranks: int, schedule: str) -> None:
 def on_board(ranks: int) -> Callable[[int], Turns]:
     """Makes the engine of a rank in shared memory."""
     memory = SharedMemory.create(shm.board_bytes(ranks), common=True)
-    shm.format_board(memory.address, ranks)
+    shm.format_board(memory.address, memory.size_bytes, ranks)
     return lambda rank: shm.Engine(memory.descriptor, memory.size_bytes, ranks, rank)
 
 

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="how many processes")
     ranks = parser.parse_args().ranks
     memory = SharedMemory.create(shm.board_bytes(ranks), common=True)
-    shm.format_board(memory.address, ranks)
+    shm.format_board(memory.address, memory.size_bytes, ranks)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=run_rank, args=(memory, rank, ranks)) for rank in range(ranks)]
     for process in processes:

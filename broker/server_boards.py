@@ -20,7 +20,7 @@ class Board:
         """`memory` is all zeros, and long enough."""
         self.memory = memory
         self._positions = positions
-        shm.format_board(memory.address, positions)
+        shm.format_board(memory.address, memory.size_bytes, positions)
         self.reader = Reader(memory, memory.address, positions)
 
     def end(self, *, draining: bool) -> None:

@@ -9,7 +9,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SLOTS_OFFSET = 16384, PAGE_BYTES = 4096 };
+enum {
+    SLOTS_OFFSET = 16384,
+    PAGE_BYTES = 4096,
+    BOARD_BYTES_MAX = 1 << 30, /* As limits.ARENA_BYTES_MAX. */
+};
 
 _Static_assert(sizeof(tb_board) <= SLOTS_OFFSET, "the verdicts reach into the slots");
 
@@ -18,26 +22,40 @@ static size_t slot_bytes(void)
     return (sizeof(tb_slot) + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
 }
 
-size_t tb_board_bytes(int positions)
+static size_t stages_offset(int positions)
+{
+    return SLOTS_OFFSET + positions * slot_bytes();
+}
+
+size_t tb_stage_bytes(size_t board_bytes, int positions)
+{
+    size_t offset = stages_offset(positions);
+    return board_bytes < offset ? 0 : (board_bytes - offset) / positions / TB_CHUNK_BYTES * TB_CHUNK_BYTES;
+}
+
+size_t tb_board_bytes(int positions, size_t stage_bytes)
 {
     if (positions < 1 || positions > TB_POSITIONS_MAX)
         return 0;
-    return SLOTS_OFFSET + positions * (slot_bytes() + TB_STAGE_BYTES);
+    if (!stage_bytes)
+        stage_bytes = tb_stage_bytes(BOARD_BYTES_MAX, positions);
+    return stages_offset(positions) + positions * stage_bytes;
 }
 
-void tb_board_format(void *memory, int positions)
+void tb_board_format(void *memory, size_t bytes, int positions)
 {
     tb_board *board = memory;
     board->version = TB_VERSION;
     board->positions = positions;
-    board->bytes = tb_board_bytes(positions);
+    board->bytes = bytes;
     board->magic = TB_MAGIC;
 }
 
 int tb_board_fits(const void *memory, size_t bytes, int positions)
 {
     const tb_board *board = memory;
-    return bytes >= sizeof(tb_board) && bytes == tb_board_bytes(positions) && board->magic == TB_MAGIC &&
+    return positions >= 1 && positions <= TB_POSITIONS_MAX &&
+           tb_stage_bytes(bytes, positions) >= TB_PLACES * TB_CHUNK_BYTES && board->magic == TB_MAGIC &&
            board->version == TB_VERSION && board->positions == (uint32_t)positions && board->bytes == bytes;
 }
 
@@ -46,9 +64,9 @@ tb_slot *tb_slot_of(tb_board *board, int position)
     return (tb_slot *)((unsigned char *)board + SLOTS_OFFSET + position * slot_bytes());
 }
 
-unsigned char *tb_stage_of(tb_board *board, int positions, int position)
+unsigned char *tb_stage_of(tb_board *board, int positions, int position, size_t stage_bytes)
 {
-    return (unsigned char *)board + SLOTS_OFFSET + positions * slot_bytes() + (size_t)position * TB_STAGE_BYTES;
+    return (unsigned char *)board + stages_offset(positions) + position * stage_bytes;
 }
 
 /* Not a private futex: the processes map the same file at different addresses. */

@@ -2,7 +2,7 @@
 
    The broker makes one for a generation whose members all share memory with it, and passes it to them. It writes the
    header, and later `state`. To tell people who is late it reads counters, logs, verdicts and records (board_log.c), and
-   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 5:
+   believes nothing of it: whatever members write there, nothing is followed that they could have written. Version 6:
 
      0          +------------------------------------------------------------------------+
                 | magic u64 | version u32 | positions u32 | bytes u64                    |
@@ -16,7 +16,6 @@
                 |   claimed u64: of its part of arrays that lie in memory which all map,   |
                 |   the pieces that somebody reduces; written by all (engine_direct.c)     |
                 |   bell u32, sleepers u32: the futex on which others wait for it         |
-                |   past_caches u32: of position 0, how all are to write to their stages  |
                 |   bound u32: which processor is the only one that it may use            |
                 |   places         of operations with s % 2: where in memory that all map its  |
                 |                   arrays lie; 0 is elsewhere (engine_direct.c)         |
@@ -27,18 +26,19 @@
                 |                  entry s % 32: for the broker, no member reads it       |
                 | slot of position 1 ...                                                 |
                 +------------------------------------------------------------------------+
-                | stage of position 0: 16 chunks of 128 KiB, chunk k of an operation in   |
-                |   k % 16 (or fewer), written by it alone and read by all                |
+                | stage of position 0: chunks of 512 KiB, written by it alone and read by  |
+                |   all, in pages that are there once they are written to                 |
                 | stage of position 1 ...                                                |
-                +------------------------------------------------------------------------+
+     1 GiB, or  +------------------------------------------------------------------------+
+     a little less
 
    Operations are numbered from 1, the same on all positions. Which call of the program each of them is, engine_turn.c
    says. A counter holds s << 24 | chunks, so that it only grows, also over operations that failed half-way; `claimed`
    holds s << 24 | pieces, `arrived` and `left` s alone. Who writes where, and when:
 
      row, places    from the moment in which all have left s - 2
-     stage          from the moment in which all have left s - 1, and a chunk's place again when all have collected
-                    what was in it
+     stage          from the moment in which all have left s - 1; of arrays that are longer than a stage a chunk's place
+                    again when all have collected what was in it
      claimed        by compare-and-swap, one piece more each time, once all have arrived
      verdict        once for each s, by compare-and-swap: COMMITTED by whoever sees that all there is to know is on the
                     board, something else by whoever sees a failure. Everybody obeys it, whatever it has seen itself,
@@ -52,19 +52,15 @@
 #include "turns.h"
 
 enum {
-    TB_VERSION = 5,
+    TB_VERSION = 6,
     TB_VERDICTS = 64,
     TB_ROWS = 2,
     TB_RECORDS = 4,
     TB_LOG_ENTRIES = 32,
     TB_LOG_CLAIM_BYTES = 228,
-#ifndef TB_CHUNK_KIB
-#define TB_CHUNK_KIB 128
-#endif
-    TB_CHUNK_BYTES = TB_CHUNK_KIB << 10,
-    TB_STAGE_CHUNKS = (2048 << 10) / TB_CHUNK_BYTES,
-    TB_STAGE_BYTES = TB_CHUNK_BYTES * TB_STAGE_CHUNKS,
+    TB_CHUNK_BYTES = 512 << 10,
     TB_CHUNK_BITS = 24,
+    TB_PLACES = 4, /* For chunks of an array that is longer than a stage: enough for the others to be behind or ahead. */
 };
 #define TB_MAGIC 0x0a314452414f4254ull /* "TBOARD1\n" */
 
@@ -100,8 +96,7 @@ typedef struct {
     _Alignas(TB_LINE_BYTES) _Atomic uint64_t claimed; /* On a line of its own: all write to it. */
     _Alignas(TB_LINE_BYTES) _Atomic uint32_t bell;
     _Atomic uint32_t sleepers;
-    _Atomic uint32_t past_caches; /* Of position 0: whether all write to their stages past the caches. */
-    _Atomic uint32_t bound;       /* The number of the only processor that it may use, and 1; 0 when there are more. */
+    _Atomic uint32_t bound;      /* The number of the only processor that it may use, and 1; 0 when there are more. */
     uint64_t places[TB_ROWS][2]; /* Of the source and the target. */
     tb_row rows[TB_ROWS];
     tb_record records[TB_RECORDS];
@@ -123,11 +118,14 @@ typedef struct {
 /* Which of a slot's counters. */
 typedef enum { TB_ARRIVED, TB_LEFT, TB_STAGED, TB_REDUCED, TB_COLLECTED } tb_counter;
 
-/* Bytes of a board, a multiple of the page; 0 for a number of positions that cannot be. */
-size_t tb_board_bytes(int positions);
+/* Bytes of a board with such stages, 0: as long as there is room for; 0 for a number of positions that cannot be. */
+size_t tb_board_bytes(int positions, size_t stage_bytes);
+
+/* And of the stages of a board; 0 for one without room. */
+size_t tb_stage_bytes(size_t board_bytes, int positions);
 
 /* Makes a board of memory that is all zeros. */
-void tb_board_format(void *memory, int positions);
+void tb_board_format(void *memory, size_t bytes, int positions);
 
 /* Whether memory of so many bytes holds a board of this version and so many positions. */
 int tb_board_fits(const void *memory, size_t bytes, int positions);
@@ -136,7 +134,7 @@ int tb_board_fits(const void *memory, size_t bytes, int positions);
 void tb_board_end(void *memory, int positions, int state);
 
 tb_slot *tb_slot_of(tb_board *board, int position);
-unsigned char *tb_stage_of(tb_board *board, int positions, int position);
+unsigned char *tb_stage_of(tb_board *board, int positions, int position, size_t stage_bytes);
 
 static inline _Atomic uint64_t *tb_counter_of(tb_slot *slot, tb_counter counter)
 {

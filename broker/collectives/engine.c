@@ -33,6 +33,7 @@ static void *map_board(int file, size_t bytes, int positions)
         return NULL;
     }
     madvise(board, bytes, MADV_HUGEPAGE);
+    madvise(board, bytes, MADV_DONTDUMP); /* That would fill the pages that are not there. */
     return board;
 }
 
@@ -57,6 +58,7 @@ tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, in
     }
     engine->board = board;
     engine->board_bytes = bytes;
+    engine->stage_bytes = tb_stage_bytes(bytes, positions);
     engine->positions = positions;
     engine->position = position;
     engine->spin_ns = SPIN_FIRST_NS;

@@ -6,23 +6,16 @@
 #include "board.h"
 #include "undo.h"
 
-/* How fast each way of writing to the stages is (engine_stores.c): 0 into the caches, 1 past them. */
-typedef struct {
-    uint64_t chunk_ns[2], tried_ns[2], since_ns;
-    int way;
-} tb_pace;
-
 typedef struct {
     tb_turns turns;
     tb_board *board;
-    size_t board_bytes;
+    size_t board_bytes, stage_bytes;
     int position, positions;
     uint64_t sequence; /* Of the last operation that was begun. */
     uint64_t spin_ns;
     int crowded; /* More positions than processors: to spin would only keep others from running. */
     int sleepy;  /* So many waits are to be slept through: another thread computes on this processor. */
     int sleep_waits; /* As many the next time that this shows. */
-    tb_pace pace;
     tb_undo undo;
 } tb_engine;
 

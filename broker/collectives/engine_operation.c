@@ -27,12 +27,15 @@ enum {
     SPIN_TURNS = 50,
     SPIN_STEP_NS = 2000,
     SPIN_MAX_NS = 50000,
+    SPIN_BYTES_A_NS = 32, /* For long arrays an eighth of the time that they take: to lose the processor costs more. */
+    SPIN_LONG_MAX_NS = 2000000,
     YIELD_NS = 20000,
     SWITCH_NS = 1500, /* A yield to nobody takes less. */
     COMPUTING_NS = 500000, /* A yield to another engine takes less. */
     SLEEP_WAITS_MIN = 32,
     SLEEP_WAITS_MAX = 4096,
-    LONG_PLACES = 4, /* Of the stage, for long arrays: so few stay in the processor's nearest cache. */
+    STAGES_PAST_CACHES_BYTES_MIN = 2 << 20,  /* More than the others read while it is still in a cache that they share. */
+    RESULT_PAST_CACHES_BYTES_MIN = 16 << 20, /* Less may still be in the caches when the program reads it. */
 };
 
 /* What the kernel makes of it is some 130 us, more than a moment: who wakes up goes before one that has run for longer. */
@@ -214,9 +217,9 @@ static inline void pause_a_moment(void)
 #endif
 }
 
-static int spins(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
+static int spins(uint64_t spin_ns, _Atomic uint64_t *counter, uint64_t value)
 {
-    uint64_t end = tb_now_ns() + engine->spin_ns;
+    uint64_t end = tb_now_ns() + spin_ns;
     do
         for (int turn = 0; turn < SPIN_TURNS; turn++) {
             pause_a_moment();
@@ -231,13 +234,17 @@ static int spins(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
    from others: from the one that it waits for, perhaps. That others wanted it shows when a yield takes long. When it takes
    very long, the other one computes and does not give the processor back: for a while only sleep helps, since who wakes up
    goes before who computes. Each time that this shows again the while is longer. */
-static int wait_briefly(tb_engine *engine, _Atomic uint64_t *counter, uint64_t value)
+static int wait_briefly(tb_operation *operation, _Atomic uint64_t *counter, uint64_t value)
 {
+    tb_engine *engine = operation->engine;
     if (engine->sleepy) {
         engine->sleepy--;
         return 0;
     }
-    int came = !engine->crowded && spins(engine, counter, value), wanted = 0, computing = 0;
+    uint64_t spin_ns = operation->task->bytes / SPIN_BYTES_A_NS;
+    spin_ns = spin_ns < SPIN_LONG_MAX_NS ? spin_ns : SPIN_LONG_MAX_NS;
+    spin_ns = spin_ns > engine->spin_ns ? spin_ns : engine->spin_ns;
+    int came = !engine->crowded && spins(spin_ns, counter, value), wanted = 0, computing = 0;
     uint64_t now = tb_now_ns(), end = now + YIELD_NS;
     while (!came && now < end) {
         sched_yield();
@@ -265,7 +272,7 @@ int tb_wait_for(tb_operation *operation, int position, tb_counter counter, uint6
     _Atomic uint64_t *own = tb_counter_of(slot, counter);
     if (atomic_load_explicit(own, memory_order_acquire) >= value)
         return 0;
-    if (!operation->naps && wait_briefly(operation->engine, own, value))
+    if (!operation->naps && wait_briefly(operation, own, value))
         return 0;
     while (atomic_load_explicit(own, memory_order_acquire) < value) {
         int ended = look(operation, counter, value);
@@ -336,13 +343,10 @@ static int gather(tb_operation *operation)
     return 0;
 }
 
-/* The memory of a stage is free again when everybody has left what was in it. */
 static int stage(tb_operation *operation, size_t chunk)
 {
     int ended = 0;
-    if (!chunk)
-        ended = wait_for_all(operation, TB_LEFT, operation->sequence - 1);
-    else if (chunk >= operation->places)
+    if (chunk >= operation->places)
         ended = wait_for_all(operation, TB_COLLECTED, tb_mark(operation, chunk - operation->places + 1));
     if (ended)
         return ended;
@@ -357,8 +361,6 @@ static int reduce(tb_operation *operation, size_t chunk)
         int ended = wait_for_all(operation, TB_STAGED, tb_mark(operation, chunk + 1));
         if (ended)
             return ended;
-        if (operation->task->kind == TB_REDUCE_SCATTER || tb_reduces_in_place(operation))
-            operation->touched = chunk + 1;
         tb_reduce_chunk(operation, chunk);
     }
     tb_publish(operation->own, TB_REDUCED, tb_mark(operation, chunk + 1));
@@ -370,8 +372,7 @@ static int collect(tb_operation *operation, size_t chunk)
     int ended = wait_for_all(operation, TB_REDUCED, tb_mark(operation, chunk + 1));
     if (ended)
         return ended;
-    if (operation->touched <= chunk)
-        operation->touched = chunk + 1;
+    operation->touched = chunk + 1;
     tb_collect(operation, chunk);
     tb_publish(operation->own, TB_COLLECTED, tb_mark(operation, chunk + 1));
     return 0;
@@ -393,36 +394,70 @@ static int move_rows(tb_operation *operation)
     return ended;
 }
 
-static int move_chunks(tb_operation *operation)
+static int commit_reduced(tb_operation *operation)
+{
+    int ended = wait_for_all(operation, TB_REDUCED, tb_mark(operation, operation->chunks));
+    return ended ? ended : tb_commit(operation);
+}
+
+/* Each position passes over all of its array, then over its part of all, and when that is decided over the result. So it
+   waits for the others three times and not for each chunk, and they may share processors. */
+static int move_held(tb_operation *operation)
 {
     size_t chunks = operation->chunks;
-    int held = chunks <= TB_STAGE_CHUNKS, remembers = tb_changes_early(operation), ended = 0;
-    operation->places = held ? TB_STAGE_CHUNKS : LONG_PLACES;
+    int ended = 0;
+    for (size_t chunk = 0; chunk < chunks && !ended; chunk++) {
+        ended = stage(operation, chunk);
+        if (!ended)
+            ended = tb_glance(operation, TB_ARRIVED, operation->sequence);
+    }
+    if (!ended)
+        ended = gather(operation);
+    for (size_t chunk = 0; chunk < chunks && !ended; chunk++) {
+        ended = reduce(operation, chunk);
+        if (!ended)
+            ended = tb_glance(operation, TB_REDUCED, tb_mark(operation, chunk));
+    }
+    if (!ended)
+        ended = commit_reduced(operation);
+    for (size_t chunk = 0; chunk < chunks && !ended; chunk++)
+        tb_collect(operation, chunk);
+    return ended;
+}
+
+/* Chunk after chunk, with few places: the array changes before the verdict, and is fetched back when that is none. */
+static int move_in_turn(tb_operation *operation)
+{
+    size_t chunks = operation->chunks;
+    int remembers = tb_changes_early(operation), ended = 0;
     for (size_t step = 0; step < chunks + 2 && !ended; step++) {
-        if (step < chunks) {
-            tb_choose_stores(operation, step);
+        if (step < chunks)
             ended = stage(operation, step);
-        }
         if (!ended && step < chunks && remembers)
             tb_remember(operation, step);
         if (!ended && !step)
             ended = gather(operation);
         if (!ended && step >= 1 && step <= chunks)
             ended = reduce(operation, step - 1);
-        if (!ended && step >= 2 && !held)
+        if (!ended && step >= 2)
             ended = collect(operation, step - 2);
         if (!ended && step)
             ended = tb_glance(operation, TB_REDUCED, tb_mark(operation, step <= chunks ? step - 1 : chunks));
     }
     if (!ended)
-        ended = wait_for_all(operation, TB_REDUCED, tb_mark(operation, chunks));
-    if (!ended)
-        ended = tb_commit(operation);
-    for (size_t chunk = 0; held && !ended && chunk < chunks; chunk++)
-        tb_collect(operation, chunk);
+        ended = commit_reduced(operation);
     if (ended && remembers)
         tb_restore(operation);
     return ended;
+}
+
+/* The memory of a stage is free again when everybody has left what was in it. */
+static int move_chunks(tb_operation *operation)
+{
+    int ended = wait_for_all(operation, TB_LEFT, operation->sequence - 1);
+    if (ended)
+        return ended;
+    return operation->held ? move_held(operation) : move_in_turn(operation);
 }
 
 static int move_array(tb_operation *operation)
@@ -448,6 +483,10 @@ int tb_carry_out(void *of, tb_task *task)
     };
     operation.pulse_ns = task->deadline_ns - task->timeout_ns + SLICE_NS;
     operation.chunks = tb_chunks(&operation);
+    operation.held = operation.chunks <= engine->stage_bytes / TB_CHUNK_BYTES;
+    operation.places = operation.held ? operation.chunks : TB_PLACES;
+    operation.stages_past_caches = task->bytes >= STAGES_PAST_CACHES_BYTES_MIN;
+    operation.result_past_caches = task->bytes >= RESULT_PAST_CACHES_BYTES_MIN;
     atomic_store(&task->sequence, operation.sequence);
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
     /* Before the first wait, so that the broker sees also who waits for others to leave what has failed. */

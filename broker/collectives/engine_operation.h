@@ -17,8 +17,9 @@ typedef struct {
     size_t chunks;     /* Of the array. */
     size_t places;     /* Of the stage, that are used in turn. */
     size_t touched;    /* Chunks of the target that may have changed. */
-    uint64_t in_place; /* Of the chunks that were reduced last, a bit each, whether they were so in place. */
-    int past_caches;   /* The present chunk goes to the stage past the processor's caches. */
+    int held;          /* All of the array fits into the stages: nothing changes before the verdict. */
+    int stages_past_caches; /* The stages are written past the processor's caches, */
+    int result_past_caches; /* and the targets. */
     int naps;          /* So many waits are short sleeps that nobody has to end; see engine_direct.c. */
 } tb_operation;
 
@@ -40,9 +41,6 @@ int tb_commit(tb_operation *operation);
 /* The number of chunks that an operation moves in, and where its data lie in them. */
 size_t tb_chunks(const tb_operation *operation);
 
-/* Chooses how a chunk is to be written to the stage (engine_stores.c). */
-void tb_choose_stores(tb_operation *operation, size_t chunk);
-
 /* Copies what the others need of a chunk of the own array into the own stage. */
 void tb_stage(tb_operation *operation, size_t chunk);
 
@@ -55,14 +53,6 @@ void tb_collect(tb_operation *operation, size_t chunk);
 /* Copies what a chunk changes of the target to where it can be fetched back from, and all that may have changed back. */
 void tb_remember(tb_operation *operation, size_t chunk);
 void tb_restore(tb_operation *operation);
-
-/* Past the caches, the own part of a long array is reduced where it belongs, and copied to the stage from there. */
-static inline int tb_reduces_in_place(const tb_operation *operation)
-{
-    const tb_task *task = operation->task;
-    return operation->past_caches && operation->chunks > TB_STAGE_CHUNKS && task->kind != TB_REDUCE_SCATTER &&
-           task->target_bytes && !task->targets;
-}
 
 /* Whether the arrays of all positions lie at the same place of memory that all map; once all have come (engine_direct.c). */
 int tb_is_direct(const tb_operation *operation);
@@ -86,13 +76,10 @@ tb_task *tb_choose_turn(void *engine);
 /* Says which call the operation of a turn was, before its verdict fails it. */
 void tb_settle_turn(tb_engine *engine, uint64_t sequence, uint64_t call);
 
-/* Whether an array of the caller's changes before the verdict, so that it must be fetched back after a failure. What fits
-   into the stages is collected after it; but the parts of a reduce_scatter are reduced where they belong. */
+/* Whether an array of the caller's changes before the verdict, so that it must be fetched back after a failure. */
 static inline int tb_changes_early(const tb_operation *operation)
 {
-    const tb_task *task = operation->task;
-    int collected_late = operation->chunks <= TB_STAGE_CHUNKS && task->kind != TB_REDUCE_SCATTER;
-    return task->target_bytes && !task->scratch && !collected_late;
+    return operation->task->target_bytes && !operation->task->scratch && !operation->held;
 }
 
 #endif

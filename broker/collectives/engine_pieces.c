@@ -62,7 +62,7 @@ static stretch piece_of(const tb_operation *operation, size_t chunk)
 static unsigned char *place_of(const tb_operation *operation, int position, size_t chunk)
 {
     tb_engine *engine = operation->engine;
-    unsigned char *own = tb_stage_of(engine->board, engine->positions, position);
+    unsigned char *own = tb_stage_of(engine->board, engine->positions, position, engine->stage_bytes);
     return own + chunk % operation->places * TB_CHUNK_BYTES;
 }
 
@@ -128,16 +128,19 @@ static void read_source(const tb_task *task, stretch where, unsigned char *to)
 /* As read_source, to a stage. */
 static void write_stage(const tb_operation *operation, stretch where, unsigned char *to)
 {
-    if (operation->past_caches && !operation->task->sources)
+    if (operation->stages_past_caches && !operation->task->sources)
         streaming_copy(to, (const unsigned char *)operation->task->source + where.start, where.bytes);
     else
         read_source(operation->task, where, to);
 }
 
-static void write_target(const tb_task *task, stretch where, const unsigned char *from)
+static void write_target(const tb_operation *operation, stretch where, const unsigned char *from)
 {
+    const tb_task *task = operation->task;
     if (task->targets)
         move_pieces(task->targets, task->target_count, where, NULL, from);
+    else if (operation->result_past_caches)
+        streaming_copy((unsigned char *)task->target + where.start, from, where.bytes);
     else
         memcpy((unsigned char *)task->target + where.start, from, where.bytes);
 }
@@ -202,7 +205,7 @@ void tb_reduce_chunk(tb_operation *operation, size_t chunk)
         stretch piece = piece_of(operation, chunk);
         offset = own * piece_room(operation);
         bytes = piece.bytes;
-        out = (unsigned char *)task->target + piece.start;
+        out = place_of(operation, own, chunk) + offset;
         own_source = (const unsigned char *)task->source + own * (task->bytes / positions) + piece.start;
     } else {
         stretch whole = chunk_of(task, chunk), part = part_of(operation, whole.bytes, own);
@@ -213,19 +216,8 @@ void tb_reduce_chunk(tb_operation *operation, size_t chunk)
     }
     for (int position = 0; position < positions; position++)
         sources[position] = position == own ? own_source : place_of(operation, position, chunk) + offset;
-    int in_place = tb_reduces_in_place(operation);
-    unsigned char *result = in_place ? (unsigned char *)task->target + chunk_of(task, chunk).start + offset : out;
     if (bytes)
-        task->kernel(result, sources, positions, bytes / task->item_bytes, task->divisor, 0, NULL);
-    if (in_place)
-        streaming_copy(out, result, bytes);
-    operation->in_place = operation->in_place << 1 | (uint64_t)in_place;
-}
-
-/* A chunk is collected in the step after the next one was reduced, or when there is no next one. */
-static int was_in_place(const tb_operation *operation, size_t chunk)
-{
-    return operation->in_place >> (chunk + 1 < operation->chunks) & 1;
+        task->kernel(out, sources, positions, bytes / task->item_bytes, task->divisor, operation->stages_past_caches, NULL);
 }
 
 /* The parts of a chunk that all positions have reduced. */
@@ -234,10 +226,8 @@ static void collect_parts(tb_operation *operation, size_t chunk)
     const tb_task *task = operation->task;
     stretch whole = chunk_of(task, chunk);
     for (int position = 0; position < operation->engine->positions; position++) {
-        if (position == operation->engine->position && was_in_place(operation, chunk))
-            continue;
         stretch part = part_of(operation, whole.bytes, position);
-        write_target(task, (stretch){whole.start + part.start, part.bytes},
+        write_target(operation, (stretch){whole.start + part.start, part.bytes},
                      place_of(operation, position, chunk) + part.start);
     }
 }
@@ -257,16 +247,20 @@ static void collect_pieces(tb_operation *operation, size_t chunk)
         const unsigned char *from = place_of(operation, position, chunk) + room;
         if (position == own && !staged)
             from = (const unsigned char *)task->source + own_start;
-        write_target(task, found[each], from);
+        write_target(operation, found[each], from);
     }
 }
 
 void tb_collect(tb_operation *operation, size_t chunk)
 {
     const tb_task *task = operation->task;
-    if (task->kind == TB_REDUCE_SCATTER || !task->target_bytes)
+    if (!task->target_bytes)
         return;
-    if (task->kernel)
+    if (task->kind == TB_REDUCE_SCATTER) {
+        stretch piece = piece_of(operation, chunk);
+        size_t own = operation->engine->position;
+        write_target(operation, piece, place_of(operation, own, chunk) + own * piece_room(operation));
+    } else if (task->kernel)
         collect_parts(operation, chunk);
     else
         collect_pieces(operation, chunk);
@@ -290,7 +284,7 @@ void tb_restore(tb_operation *operation)
     stretch found[TB_POSITIONS_MAX];
     for (size_t chunk = 0; chunk < operation->touched; chunk++)
         for (int each = changes(operation, chunk, found) - 1; each >= 0; each--)
-            write_target(operation->task, found[each], operation->engine->undo.memory + found[each].start);
+            write_target(operation, found[each], operation->engine->undo.memory + found[each].start);
 }
 
 void tb_write_row(tb_operation *operation)
@@ -320,10 +314,10 @@ void tb_finish_rows(tb_operation *operation)
         task->kernel(task->targets ? total : task->target, payloads, engine->positions, bytes / task->item_bytes,
                      task->divisor, 0, NULL);
         if (task->targets)
-            write_target(task, (stretch){0, bytes}, total);
+            write_target(operation, (stretch){0, bytes}, total);
     } else if (task->kind == TB_BROADCAST || task->kind == TB_SCATTER)
-        write_target(task, (stretch){0, bytes}, payloads[task->root]);
+        write_target(operation, (stretch){0, bytes}, payloads[task->root]);
     else
         for (int position = 0; position < engine->positions; position++)
-            write_target(task, (stretch){position * bytes, bytes}, payloads[position]);
+            write_target(operation, (stretch){position * bytes, bytes}, payloads[position]);
 }

@@ -17,8 +17,8 @@ cdef extern from "broker/collectives/undo.h" nogil:
 
 
 cdef extern from "broker/collectives/board.h" nogil:
-    size_t tb_board_bytes(int positions)
-    void tb_board_format(void *memory, int positions)
+    size_t tb_board_bytes(int positions, size_t stage_bytes)
+    void tb_board_format(void *memory, size_t bytes, int positions)
     void tb_board_end(void *memory, int positions, int state)
 
 

@@ -50,18 +50,23 @@ __all__ = [
 
 AVAILABLE: Final = bool(cython.compiled)
 """Whether this module can do anything: it has to be compiled."""
-VERSION: Final = 5
+VERSION: Final = 6
 """Of the board's layout."""
 
 
-def board_bytes(positions: int) -> int:
-    """Bytes of a board; 0 for a number of positions for which there is none."""
-    return tb_board_bytes(positions) if cython.compiled else 0
+def board_bytes(positions: int, stage_bytes: int = 0) -> int:
+    """Bytes of a board; 0 for a number of positions for which there is none.
+
+    Args:
+        positions: on it.
+        stage_bytes: of each position, at least 2 MiB; 0 for as many as there can be. Longer arrays take a slower way.
+    """
+    return tb_board_bytes(positions, stage_bytes) if cython.compiled else 0
 
 
-def format_board(address: int, positions: int) -> None:
+def format_board(address: int, size_bytes: int, positions: int) -> None:
     """Makes a board of `board_bytes` zeros, which start at an address."""
-    tb_board_format(cython.cast("void *", cython.cast(uintptr_t, address)), positions)
+    tb_board_format(cython.cast("void *", cython.cast(uintptr_t, address)), size_bytes, positions)
 
 
 def end_board(address: int, positions: int, *, draining: bool) -> None:

@@ -117,6 +117,8 @@ class SharedMemory:
         self.identity = os.fstat(descriptor).st_ino
         # Fewer faults and look-ups where the system has huge pages for shared memory; it may refuse.
         _madvise(self._address, size_bytes, mmap.MADV_HUGEPAGE)
+        # A core dump would make all pages that nobody has written to.
+        _madvise(self._address, size_bytes, mmap.MADV_DONTDUMP)
         self._bytes = (ctypes.c_ubyte * size_bytes).from_address(self._address)
         self._writable = bool(protection & mmap.PROT_WRITE)
 

@@ -11,14 +11,16 @@ from broker.transport.shared_memory import SharedMemory
 from tests.collectives.processes import PATIENCE_S, Process
 
 SECOND_NS = 10**9
+STAGE_BYTES = 8 << 20
+"""Of the boards of tests, where arrays need not be as long as those that do not fit into a broker's."""
 
 T = TypeVar("T")
 
 
-def new_board(positions: int) -> SharedMemory:
+def new_board(positions: int, stage_bytes: int = STAGE_BYTES) -> SharedMemory:
     """The memory of a board."""
-    memory = SharedMemory.create(shm.board_bytes(positions), common=True)
-    shm.format_board(memory.address, positions)
+    memory = SharedMemory.create(shm.board_bytes(positions, stage_bytes), common=True)
+    shm.format_board(memory.address, memory.size_bytes, positions)
     return memory
 
 

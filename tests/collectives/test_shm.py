@@ -16,15 +16,18 @@ from broker.collectives import shm
 from broker.collectives.claims import CollectiveKind, ReduceOp
 from broker.collectives.shm import Outcome
 from broker.errors import InvalidValue, LimitExceeded
+from broker.limits import ARENA_BYTES_MAX
 from broker.transport.shared_memory import SharedMemory
-from tests.collectives.boards import SECOND_NS, end_board, new_board, new_process, on_threads
+from tests.collectives.boards import SECOND_NS, STAGE_BYTES, end_board, new_board, new_process, on_threads
 from tests.collectives.processes import PATIENCE_S, Process
 
 pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
 
 LONG = 3 << 20
 """Elements of float32 that do not fit into the stages, so that the array changes while others may still fail."""
-SLOTS_OFFSET, STAGE_BYTES, CLAIMED_OFFSET, CHUNK_BITS = 16384, 2 << 20, 128, 24
+HELD = 3 << 19
+"""And that do fit, past the processor's caches."""
+SLOTS_OFFSET, CLAIMED_OFFSET, CHUNK_BITS = 16384, 128, 24
 """Of the layout in board.h."""
 PIECE_BYTES = 128 << 10
 """What a position claims at a time of arrays in common memory."""
@@ -75,7 +78,15 @@ def test_a_board_of_another_kind_does_not_fit() -> None:
         shm.Engine(memory.descriptor, memory.size_bytes, 2, 0)
     with pytest.raises(LimitExceeded, match="mapped"):
         shm.Engine(-1, memory.size_bytes, 2, 0)
+    shorter = new_board(2, 1 << 20)
+    with pytest.raises(InvalidValue, match="none of 2 positions"):
+        shm.Engine(shorter.descriptor, shorter.size_bytes, 2, 0)
     assert shm.board_bytes(0) == shm.board_bytes(shm.POSITIONS_MAX + 1) == 0
+
+
+@pytest.mark.parametrize("positions", [1, 2, 7, shm.POSITIONS_MAX])
+def test_a_board_is_as_long_as_memory_that_is_passed_may_be(positions: int) -> None:
+    assert 0.95 * ARENA_BYTES_MAX < shm.board_bytes(positions) <= ARENA_BYTES_MAX
 
 
 def test_a_board_is_writable_for_all_and_keeps_its_length() -> None:
@@ -238,7 +249,18 @@ def test_a_window_has_a_number_and_a_size() -> None:
         shm.Window(0, [array.ctypes.data], 0, array.nbytes, array)
 
 
-@pytest.mark.parametrize("elements", [1, 500_000, LONG])
+def test_a_result_that_is_written_past_the_caches() -> None:
+    elements, started = (5 << 20) + 3, np.arange((5 << 20) + 3, dtype=np.float32) % 1000
+
+    def work(engine: shm.Engine, position: int) -> bool:
+        array = started + position
+        assert engine.run(shm.Task(all_reduce(elements, 2), array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+        return bool((array == 2 * started + 1).all())
+
+    assert on_threads(2, work, new_board(2, 32 << 20)) == [True] * 2
+
+
+@pytest.mark.parametrize("elements", [1, HELD, LONG])
 def test_processes_reduce_many_times(ranks: tuple[SharedMemory, list[Process]], elements: int) -> None:
     begin_all(ranks[1], elements=elements, timeout_s=20, count=5)
     for process in ranks[1]:
@@ -247,7 +269,7 @@ def test_processes_reduce_many_times(ranks: tuple[SharedMemory, list[Process]], 
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("elements", [1, 500_000, LONG])
+@pytest.mark.parametrize("elements", [1, HELD, LONG])
 def test_a_killed_process_hangs_nobody(ranks: tuple[SharedMemory, list[Process]], elements: int) -> None:
     memory, processes = ranks
     begin_all(processes, elements=elements, timeout_s=1000, count=1_000_000)

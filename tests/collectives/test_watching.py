@@ -20,8 +20,7 @@ from broker.collectives.recorder import Outcome, Recorder
 from broker.collectives.watching import BoardWatch
 from broker.errors import InvalidValue
 from broker.ids import Rank
-from broker.transport.shared_memory import SharedMemory
-from tests.collectives.boards import PATIENCE_S, SECOND_NS, end_board, new_board, new_process, on_threads
+from tests.collectives.boards import PATIENCE_S, SECOND_NS, STAGE_BYTES, end_board, new_board, new_process, on_threads
 from tests.collectives.processes import ATTEMPTS
 
 pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
@@ -290,7 +289,10 @@ def test_rubbish_on_the_board_does_no_harm() -> None:
     watched, chance = Watched(), random.Random(1)
     memory = (ctypes.c_ubyte * watched.memory.size_bytes).from_address(watched.memory.address)
     words = memoryview(memory).cast("B").cast("Q")
-    slots = range(16384 // 8, 16384 // 8 + 3 * (shm.board_bytes(2) - shm.board_bytes(1)) // 8)
+    slots = range(
+        16384 // 8,
+        16384 // 8 + 3 * (shm.board_bytes(2, STAGE_BYTES) - shm.board_bytes(1, STAGE_BYTES) - STAGE_BYTES) // 8,
+    )
     for _ in range(60):
         small = chance.random() < 0.5
         for _ in range(30_000):
@@ -328,7 +330,7 @@ def test_entries_that_are_rubbish_are_bounded() -> None:
 
 
 def test_a_reader_refuses_positions_that_are_not_there() -> None:
-    memory = SharedMemory.create(shm.board_bytes(2), common=True)
+    memory = new_board(2)
     reader = Reader(memory, memory.address, 2)
     for position in (-1, 2, 64):
         with pytest.raises(InvalidValue):

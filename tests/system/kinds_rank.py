@@ -20,7 +20,7 @@ class Step:
         self.chance = random.Random(f"{group.generation} {number}")
         self.ranks = list(group.ranks)
         self.root = self.chance.choice(self.ranks)
-        # In a row, on the stages, or longer than these.
+        # In a row, on the stages, or past the caches there.
         self.rows = self.chance.choice([1, 500, 40_000])
         self.own = self.filled(group.rank)
         self.out = np.zeros((len(self.ranks) * self.rows, 7), np.float32)

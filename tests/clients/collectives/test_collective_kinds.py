@@ -27,7 +27,7 @@ def broker(tmp_path: Path) -> Iterator[ServingThread]:
 RANKS = 3
 ROOT = 1
 ROWS = [RANKS, 50 * RANKS, 36_000 * RANKS]
-"""In a row of a board, on its stages, and longer than these."""
+"""In a row of a board, on its stages, and past the caches there."""
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

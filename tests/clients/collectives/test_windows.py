@@ -24,7 +24,7 @@ from tests.clients.test_groups import PATIENCE_S, on_all_ranks
 pytestmark = pytest.mark.skipif(not shm.AVAILABLE, reason="the engine is not compiled")
 
 LONG = 1 << 20
-"""Elements: with float32 longer than the stages of a board."""
+"""Elements: with float32 what is written past the caches where it is staged."""
 
 
 @pytest.fixture(params=["shm", "star"])
