@@ -1,4 +1,4 @@
-"""What a client dials, and when it gives up trying again; tests/clients/test_reconnecting.py has brokers that go."""
+"""What a client dials, and when it gives up trying again."""
 
 from __future__ import annotations
 
