@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self, TypeVar, overload
 
 from broker.collectives import shm
@@ -166,10 +166,14 @@ class Group(Meetings):
         return result
 
     def all_reduce_many(
-        self, arrays: Sequence[Array], op: str = "mean", *, timeout_s: float = COLLECTIVE_TIMEOUT_S
+        self,
+        arrays: Sequence[Array] | Mapping[str, Array],
+        op: str = "mean",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
     ) -> None:
-        """As `all_reduce` of the list of arrays, such as a model's gradients; the op is mean unless it is given."""
-        self.all_reduce(list(arrays), op, timeout_s=timeout_s)
+        """As `all_reduce` of a list or dict of arrays, such as gradients; the op is mean unless it is given."""
+        self.all_reduce(arrays if isinstance(arrays, dict) else list(arrays), op, timeout_s=timeout_s)
 
     def reduce(
         self,

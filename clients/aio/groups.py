@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Self, TypeVar
 
@@ -86,10 +86,14 @@ class Group(GroupBase):
         return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
     async def all_reduce_many(
-        self, arrays: Sequence[Array], op: str = "mean", *, timeout_s: float = COLLECTIVE_TIMEOUT_S
+        self,
+        arrays: Sequence[Array] | Mapping[str, Array],
+        op: str = "mean",
+        *,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
     ) -> None:
-        """As `all_reduce` of the list of arrays; the op is mean unless it is given."""
-        await self.all_reduce(list(arrays), op, timeout_s=timeout_s)
+        """As `all_reduce` of the list or dict of arrays; the op is mean unless it is given."""
+        await self.all_reduce(arrays if isinstance(arrays, dict) else list(arrays), op, timeout_s=timeout_s)
 
     async def reduce(
         self,

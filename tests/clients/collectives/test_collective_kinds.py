@@ -339,9 +339,12 @@ def test_lists_of_arrays_go_as_one(connect: Connect, scale: int, mixed: bool) ->
         expect(as_list[2][0], models[2]["weight"])
         many = [np.full(4, group.rank, np.float32), np.full((2, 2), group.rank, np.float32)]
         group.all_reduce_many(many)
-        return [float(each.mean()) for each in many]
+        # As optimizers take them.
+        named = {"bias": np.full(4, 2 * group.rank, np.float32)}
+        group.all_reduce_many(named)
+        return [float(each.mean()) for each in (*many, *named.values())]
 
-    assert on_all_ranks(connect, RANKS, work) == [[1.0, 1.0]] * RANKS
+    assert on_all_ranks(connect, RANKS, work) == [[1.0, 1.0, 2.0]] * RANKS
 
 
 def test_a_failed_list_has_changed_nothing(connect: Connect) -> None:
