@@ -287,11 +287,6 @@ class Peer:
         self.talk.settle()
 
 
-def _is_idle(session: Session) -> bool:
-    """Whether it would send nothing, nor move on if it were asked to."""
-    return session.phase is Phase.OPEN and not session.has_unsent()
-
-
 class Talk:
     """A broker and its clients.
 
@@ -324,12 +319,12 @@ class Talk:
         while moved:
             moved = False
             for peer in self.peers:
-                moved |= not _is_idle(peer.session) and peer.send_some() > 0
+                moved |= peer.send_some() > 0
             for record in self.state.take_ready():
                 peer = next((each for each in self.peers if each.record is record), None)
                 moved |= peer is not None and peer.reading and peer.receive_some() > 0
             for peer in self.peers:
-                moved |= peer.reading and not _is_idle(peer.record.session) and peer.receive_some() > 0
+                moved |= peer.reading and peer.receive_some() > 0
             self._close_sessions()
             if self.state.has_more():
                 self.state.go_on(self.now_ns)
