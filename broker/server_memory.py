@@ -11,18 +11,19 @@ import ctypes
 import os
 import resource
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _FILE_BYTES_MAX: Final = 1 << 16
 """More than any of these files has."""
-_GROUPS: Final = Path("/sys/fs/cgroup")
+_GROUPS: Final = "/sys/fs/cgroup"
 _FILES: Final = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """The limit, the use, and what of that can be given back at once: of control groups of version 2 and 1."""
+_UNLIMITED_BYTES: Final = 1 << 62
+"""More than there ever is. Where there is no limit, version 2 says max, and version 1 the most that it can count."""
 
 
 _LIMITS: Final = ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5))
@@ -65,7 +66,7 @@ class MemoryGauge:
             os.close(descriptor)
 
     def __repr__(self) -> str:
-        return f"<MemoryGauge groups={[str(folder) for folder, _ in self._groups]}>"
+        return f"<MemoryGauge groups={[folder for folder, _ in self._groups]}>"
 
 
 def give_back() -> None:
@@ -76,11 +77,11 @@ def give_back() -> None:
 
 
 def _available_bytes() -> int:
-    available = _number_of("MemAvailable:", _told_by(Path("/proc/meminfo")))
-    return 1 << 62 if available is None else available * 1024
+    available = _number_of("MemAvailable:", _told_by("/proc/meminfo"))
+    return _UNLIMITED_BYTES if available is None else available * 1024
 
 
-def _told_by(file: Path) -> str:
+def _told_by(file: str) -> str:
     """What the system tells in a file. Messages wait for each of these calls, and there are no others."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -95,28 +96,31 @@ def _number_of(name: str, text: str) -> int | None:
     return None if start < 0 else int(text[start + len(name) :].split(maxsplit=1)[0])
 
 
-def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+def _control_groups() -> Iterator[tuple[str, tuple[str, str, str]]]:
     """The folders of the groups whose limits hold for this process."""
-    membership = Path("/proc/self/cgroup")
-    for line in membership.read_text(encoding="utf-8").splitlines() if membership.exists() else ():
+    try:
+        memberships = _told_by("/proc/self/cgroup").splitlines()
+    except FileNotFoundError:
+        return
+    for line in memberships:
         _, controllers, place = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        root, names = (_GROUPS / "memory", _FILES[1]) if controllers else (_GROUPS, _FILES[0])
-        folder = root / place.strip("/")
+        root, names = (f"{_GROUPS}/memory", _FILES[1]) if controllers else (_GROUPS, _FILES[0])
+        levels = [level for level in place.split("/") if level]
         # In a container the path may be that of the host, where nothing is: then its own group is the root.
-        for each in (folder, *folder.parents):
-            if (each / names[0]).exists() and (each / names[1]).exists():
-                yield each, names
-            if each == root:
-                break
+        for depth in range(len(levels), -1, -1):
+            folder = "/".join((root, *levels[:depth]))
+            if os.path.exists(f"{folder}/{names[0]}") and os.path.exists(f"{folder}/{names[1]}"):
+                yield folder, names
 
 
-def _left_of(folder: Path, names: tuple[str, str, str]) -> int:
+def _left_of(folder: str, names: tuple[str, str, str]) -> int:
     """What a control group still gives; very much where it has no limit."""
     limit_file, use_file, cache = names
-    limit = _told_by(folder / limit_file).strip()
-    if limit == "max":
-        return 1 << 62
-    cached = _number_of(cache, _told_by(folder / "memory.stat"))
-    return int(limit) - int(_told_by(folder / use_file)) + (cached or 0)
+    told = _told_by(f"{folder}/{limit_file}").strip()
+    limit = _UNLIMITED_BYTES if told == "max" else int(told)
+    if limit >= _UNLIMITED_BYTES:
+        return _UNLIMITED_BYTES
+    cached = _number_of(cache, _told_by(f"{folder}/memory.stat"))
+    return limit - int(_told_by(f"{folder}/{use_file}")) + (cached or 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import re
 import threading
@@ -67,6 +68,27 @@ def pytest_collection(session: pytest.Session) -> None:
         session.stash[TRANSLATED] = rewriting.begin(session.config)
 
 
+LONG = (
+    "tests/examples/",
+    "tests/bench/",
+    "tests/system/",
+    "tests/test_dashboard_page.py",
+    "tests/test_monitoring.py",
+    "tests/test_setup.py",
+    "tests/test_side_by_side.py",
+    "tests/test_device_memory.py",
+)
+"""Whose tests take seconds, in which they wait for processes of their own: the longest first."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long begins at once: at the end there would be nothing left that needs the processors beside it."""
+    assert all((ROOT / path).exists() for path in LONG)
+    if config.option.processes > 1:
+        items.sort(key=lambda item: next((n for n, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG)))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     session.stash.get(TRANSLATED, lambda: None)()
     # What was collected stays to the end. To look through all of it takes a quarter of a second, and some tests collect
@@ -95,6 +117,20 @@ def pytest_runtest_teardown() -> Generator[None, object, object]:
             if thread.is_alive():
                 _left.add(thread)
     return result
+
+
+NAME_CHARACTERS_MAX = 30
+"""Of a folder's name: a socket in it has 107 for all of its path."""
+_folders = itertools.count()
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the test's own. For each one, pytest's looks through all that there are, and makes a link as well."""
+    name = re.sub(r"\W", "_", request.node.name)[:NAME_CHARACTERS_MAX]
+    folder = tmp_path_factory.getbasetemp() / f"{name}{next(_folders)}"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 @pytest.fixture(scope="session")

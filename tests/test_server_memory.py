@@ -73,4 +73,4 @@ def test_a_control_group_gives_its_limit_less_its_use_but_for_its_cache(
     (tmp_path / limit_file).write_text(f"{limit}\n")
     (tmp_path / use_file).write_text("700\n")
     (tmp_path / "memory.stat").write_text(f"anon 400\n{cache} 300\nfile 300\n")
-    assert server_memory._left_of(tmp_path, names) == left
+    assert server_memory._left_of(str(tmp_path), names) == left

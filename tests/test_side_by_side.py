@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, pytest_collection_modifyitems
 from tests.side_by_side import Shares
 
 PATIENCE_S = 60.0
@@ -180,3 +181,21 @@ def test_a_share_is_taken_in_order_and_half_of_the_rest_of_another() -> None:
     assert [shares.take(1) for _ in range(2)] == [10, 11]
     assert [shares.take(0) for _ in range(4)] == [16, 17, 18, 19]
     assert [shares.take(1) for _ in range(2)] == [12, 13]
+
+
+def test_what_takes_long_comes_first_and_the_rest_in_its_order() -> None:
+    names = [
+        f"tests/{path}.py::test_it" for path in ("bench2/test_a", "bench/test_b", "examples/test_c", "admin/test_d")
+    ]
+    for processes, order in ((1, [0, 1, 2, 3]), (2, [2, 1, 0, 3])):
+        items = [SimpleNamespace(nodeid=name) for name in names]
+        config = SimpleNamespace(option=SimpleNamespace(processes=processes))
+        pytest_collection_modifyitems(config, items)  # type: ignore[arg-type]
+        assert [item.nodeid for item in items] == [names[number] for number in order]
+
+
+@pytest.mark.parametrize("file", ["one", "another"])
+def test_each_test_has_a_folder_of_its_own_that_nobody_else_may_read(tmp_path: Path, file: str) -> None:
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / file).touch()

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -25,14 +26,21 @@ _PARTS_OF_A_HOST: Final = ("/proc/sys/kernel/random/boot_id", "/etc/machine-id")
 
 def host_identity() -> str:
     """The same for all processes of one host; two containers on one machine have networks of their own and differ."""
-    parts = []
-    for name in _PARTS_OF_A_HOST:
-        with suppress(OSError):
-            parts.append(Path(name).read_text(encoding="utf-8").strip())
+    parts = [*_machine()]
     with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/net"))
     parts.append(socket.gethostname())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+@cache
+def _machine() -> Sequence[str]:
+    """What its files say; none of them changes while a process runs."""
+    parts = []
+    for name in _PARTS_OF_A_HOST:
+        with suppress(OSError):
+            parts.append(Path(name).read_text(encoding="utf-8").strip())
+    return parts
 
 
 def read_link_address(text: str) -> tuple[str, Sequence[int]]:

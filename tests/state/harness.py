@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from functools import partial
 
 from broker.limits import CHUNK_BYTES
 from broker.protocol.batches import Batch
@@ -188,7 +189,9 @@ class Peer:
 
     def delivered(self, number: int | None = None) -> list[Frame]:
         """DELIVER frames, of one subscription or of all."""
-        return [frame for frame in self.all_of(Kind.DELIVER) if number in (None, frame.target)]
+        if number is None:
+            return self.all_of(Kind.DELIVER)
+        return [frame for frame in self.frames if frame.kind == Kind.DELIVER and frame.target == number]
 
     def payloads(self, number: int | None = None) -> list[bytes]:
         """What was delivered in single frames."""
@@ -259,10 +262,7 @@ class Peer:
         if record.id not in state.sessions or record.session.phase is Phase.CLOSED:
             return 0
 
-        def deliver(received: Received, now_ns: int) -> None:
-            state.receive(record, received, now_ns)
-
-        return transfer(self.session, record.session, deliver, self.talk.now_ns, most_bytes)
+        return transfer(self.session, record.session, partial(state.receive, record), self.talk.now_ns, most_bytes)
 
     def receive_some(self, most_bytes: int = 1 << 62) -> int:
         """Moves bytes from the broker to the client."""
@@ -274,10 +274,7 @@ class Peer:
         """Puts raw bytes on the link to the broker, as a faulty client would."""
         record, state = self.record, self.talk.state
 
-        def deliver(received: Received, now_ns: int) -> None:
-            state.receive(record, received, now_ns)
-
-        feed(record.session, data, deliver, self.talk.now_ns)
+        feed(record.session, data, partial(state.receive, record), self.talk.now_ns)
         self.talk.settle()
 
     def die(self) -> None:
