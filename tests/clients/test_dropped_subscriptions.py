@@ -16,7 +16,7 @@ import pytest
 
 import clients
 from broker.protocol.bodies import Subscribe
-from clients.connection import driver, operations
+from clients.connection import link, operations
 from clients.publishing.filling import UNBROKEN
 from tests.clients.conftest import Connect, Interrupted
 from tests.clients.serving import ServingThread
@@ -168,7 +168,7 @@ def test_one_that_is_dropped_while_there_is_no_connection_ends_there_and_is_not_
 ) -> None:
     told: SimpleQueue[clients.Reconnected] = SimpleQueue()
     reachable, closed = threading.Event(), threading.Event()
-    dial = driver.dial
+    dial = link.dial
 
     def dial_once_reachable(*arguments: object) -> object:
         if not reachable.is_set():
@@ -176,7 +176,7 @@ def test_one_that_is_dropped_while_there_is_no_connection_ends_there_and_is_not_
         return dial(*arguments)
 
     with clients.connect(tcp_broker.url, name="reader", on_reconnect=told.put) as reader:
-        monkeypatch.setattr(driver, "dial", dial_once_reachable)
+        monkeypatch.setattr(link, "dial", dial_once_reachable)
         kept, dropped = reader.subscribe("kept"), reader.subscribe("losses", queue_messages=10)
         dropped._state.on_message = closed.set
         tcp_broker.cut_off("reader")
@@ -198,7 +198,7 @@ def test_a_client_that_is_dropped_while_there_is_no_connection_does_not_look_for
         raise clients.ConnectError(tcp_broker.url, "it cannot be reached any more")
 
     reader = clients.connect(tcp_broker.url, name="reader", reconnect_timeout_s=1e6)
-    monkeypatch.setattr(driver, "dial", dial_in_vain)
+    monkeypatch.setattr(link, "dial", dial_in_vain)
     tcp_broker.cut_off("reader")
     assert cut.wait(PATIENCE_S)
     (keeper,) = [each for each in threading.enumerate() if each.name == "tensorbus-keeper-reader"]
