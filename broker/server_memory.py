@@ -85,7 +85,7 @@ def _told_by(file: str) -> str:
     """What the system tells in a file. Messages wait for each of these calls, and there are no others."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(descriptor, _FILE_BYTES_MAX).decode("ascii")
+        return os.fsdecode(os.read(descriptor, _FILE_BYTES_MAX))
     finally:
         os.close(descriptor)
 

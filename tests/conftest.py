@@ -128,7 +128,7 @@ _folders = itertools.count()
 def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of the test's own. For each one, pytest's looks through all that there are, and makes a link as well."""
     name = re.sub(r"\W", "_", request.node.name)[:NAME_CHARACTERS_MAX]
-    folder = tmp_path_factory.getbasetemp() / f"{name}{next(_folders)}"
+    folder = tmp_path_factory.getbasetemp() / f"{name}-{next(_folders)}"
     folder.mkdir(mode=0o700)
     return folder
 

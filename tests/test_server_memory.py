@@ -40,6 +40,19 @@ def test_what_there_is_is_what_is_used_and_what_is_left(monkeypatch: pytest.Monk
     gauge.close()
 
 
+def test_a_control_group_may_have_any_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = server_memory._told_by
+    (tmp_path / "cgroup").write_bytes("0::/machine/b\u00fcro".encode() + b"\xff\n")
+    monkeypatch.setattr(
+        server_memory,
+        "_told_by",
+        lambda file: told(str(tmp_path / "cgroup") if file == "/proc/self/cgroup" else file),
+    )
+    gauge = MemoryGauge(5)
+    assert gauge.limit_bytes(1) == 5
+    gauge.close()
+
+
 @pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_DATA], ids=["ulimit -v", "ulimit -d"])
 def test_limits_of_the_process_itself_count(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     gauge = MemoryGauge(MEMORY_BYTES_MAX)

@@ -71,9 +71,9 @@ class Driver(Pump):
             lifetimes.open_drivers.discard(self)
             with self.lock:
                 self._shut(ConnectionClosed(str(error)))
+                self._close_wakes()
             if not isinstance(error, RuntimeError):
                 raise
-            self._close_wakes()
             where = ", ".join(str(address) for address in dialling.addresses)
             raise ConnectError(
                 where, f"{error}: raise RLIMIT_NPROC (ulimit -u), or pids.max of the container"

@@ -141,4 +141,7 @@ class Condition:
     def notify_all(self) -> None:
         """Wakes all who wait. The lock is held."""
         while self._waiting:
-            self._waiting.pop().release()
+            # Released before it is taken out, or one that a signal's handler keeps from going on is never woken.
+            if self._waiting[-1].locked():
+                self._waiting[-1].release()
+            self._waiting.pop()

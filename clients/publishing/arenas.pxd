@@ -46,6 +46,7 @@ cdef class Arenas:
     @cython.locals(arena=Arena)
     cpdef bint can_share(self, place) except -1
     cpdef take_back(self, list loans)
+    cdef _bound_again(self)
 
 
 cdef Py_ssize_t _large(Py_ssize_t size_bytes) except -1

@@ -321,10 +321,6 @@ class Arenas:
             arena, offset = over.popleft()
             if arena.gone:
                 continue
-            if self._in_vain:
-                # So much they have, and there is a bound again.
-                self._in_vain = False
-                self._ahead_bytes = max(self._ahead_bytes, min(self.lent_bytes, SHARED_BYTES_MAX))
             arena.lent -= 1
             self.lent_bytes -= arena.block_bytes
             arena.given.pop(offset, None)
@@ -441,6 +437,8 @@ class Arenas:
         for number in released(frame):
             if self._lent.pop(number, None) is None:
                 self._untold.discard(number)
+            elif self._in_vain:
+                self._bound_again()
         self.came_back.set()
 
     def take_back(self, loans: list[int]) -> None:
@@ -448,6 +446,13 @@ class Arenas:
         for number in loans:
             if self._lent.pop(number, None) is not None:
                 self._untold.add(number)
+                if self._in_vain:
+                    self._bound_again()
+
+    def _bound_again(self) -> None:
+        """Readers give back what they have got: so much they had, and for more they are waited for."""
+        self._in_vain = False
+        self._ahead_bytes = max(self._ahead_bytes, min(self.lent_bytes, SHARED_BYTES_MAX))
 
 
 def _large(size_bytes: int) -> int:

@@ -121,8 +121,12 @@ class Handlers:
         self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError as error:
-            self._threads.discard(thread)
+        except BaseException as error:
+            # Ctrl-C may come when it has started; then it goes on, and `_run` has put it in.
+            if thread.ident is None:
+                self._threads.discard(thread)
+            if not isinstance(error, RuntimeError):
+                raise
             advice = f"{error}: raise RLIMIT_NPROC (ulimit -u), or pids.max of the container"
             raise LimitExceeded("threads", threading.active_count() + 1, threading.active_count(), advice) from error
 
@@ -177,6 +181,8 @@ class Handlers:
     def _run(self) -> None:
         driver = self.driver
         has_turn = False
+        with driver.lock:
+            self._threads.add(threading.current_thread())
         while True:
             with driver.lock:
                 if has_turn:

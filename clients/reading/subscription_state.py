@@ -17,7 +17,7 @@ from weakref import ref
 
 from broker.devices import Device
 from broker.errors import BrokerError
-from broker.limits import MIB, PLACED_BYTES_MIN
+from broker.limits import PLACED_BYTES_MIN
 from broker.protocol.bodies import Subscribe, Subscribed, decode_body
 from broker.protocol.frames import LANES, Frame, Kind, Lane
 from clients.connection.signals import Signal
@@ -27,10 +27,9 @@ from clients.reading.seen import Seen
 
 CREDIT_PARTS: Final = 8
 """Credit is due when such a part of queue_bytes was taken."""
-LINE_CREDIT_PARTS: Final = 4
-LINE_LEFT_BYTES: Final = 16 * MIB
-"""Of what comes on a line, where the broker is woken for it and has to drain, credit is due when so many bytes are
-left, as long as the longest message there is by default, but not before a fourth of queue_bytes was taken."""
+LINE_CREDIT_PARTS: Final = 2
+"""The same of what comes on a line, where the broker is woken for it and has to drain. Until then a burst finds as much
+less room, though nothing waits."""
 NEVER_NS: Final = (1 << 63) - 1
 
 
@@ -104,9 +103,7 @@ class SubscriptionState(Signal):
 
     def lined(self, *, lined: bool) -> None:
         """Its messages come on a line, or not any more: the broker drains that for each credit, and need not often."""
-        queue_bytes = self.wishes.queue_bytes
-        on_line = max(queue_bytes // LINE_CREDIT_PARTS, queue_bytes - LINE_LEFT_BYTES)
-        self._bytes_threshold = on_line if lined else queue_bytes // CREDIT_PARTS
+        self._bytes_threshold = self.wishes.queue_bytes // (LINE_CREDIT_PARTS if lined else CREDIT_PARTS)
 
     def decided(self, frame: Frame) -> None:
         """DONE, where the broker was to decide about the overflow: it stays so for the subscription's life."""

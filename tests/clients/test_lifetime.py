@@ -352,3 +352,29 @@ def test_a_signal_while_a_thread_starts_leaves_none_behind(
         for thread in started:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_a_signal_before_a_thread_starts_leaves_a_client_that_works_and_nothing_of_one_that_was_not_made(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, taken = threading.Thread.start, threading.Event()
+
+    def be_interrupted(thread: threading.Thread) -> None:
+        if thread.name.startswith("tensorbus-"):
+            raise Interrupted
+        start(thread)
+
+    with clients.connect(tcp_broker.url) as bus:
+        before = opened()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", be_interrupted)
+            with pytest.raises(Interrupted):
+                bus.subscribe("losses", handler=lambda message: None)
+            with pytest.raises(Interrupted):
+                clients.connect(tcp_broker.url)
+        tcp_broker.wait_until_alone(bus, 1)
+        assert opened() == before
+        bus.subscribe("losses", handler=lambda message: taken.set())
+        bus.publish("losses", 0.5)
+        assert taken.wait(PATIENCE_S)

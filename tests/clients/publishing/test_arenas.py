@@ -61,6 +61,15 @@ def test_who_was_waited_for_in_vain_is_not_waited_for_before_something_has_come_
     assert not arenas.has_room(MIB)
 
 
+def test_an_array_that_the_program_drops_is_nothing_that_its_readers_gave_back(arenas: Arenas) -> None:
+    loans = [share(arenas, MIB) for _ in range(SHARED_AHEAD_BYTES // MIB)]
+    arenas.widen(MIB)
+    for _ in range(4):
+        lend(arenas, MIB)
+        loans.append(share(arenas, MIB))
+        assert arenas.has_room(MIB)
+
+
 def test_a_new_session_waits_for_its_readers_again(arenas: Arenas) -> None:
     arenas.widen(MIB)
     arenas.connected(enabled=True)

@@ -7,7 +7,7 @@ import pytest
 from broker.limits import KIB, MIB, QUEUE_BYTES
 from broker.protocol.bodies import Subscribe
 from clients.reading.messages import Message, Publication
-from clients.reading.subscription_state import LINE_LEFT_BYTES, SubscriptionState
+from clients.reading.subscription_state import SubscriptionState
 
 PUBLICATION = Publication("a", "publisher")
 
@@ -24,16 +24,12 @@ def taken_until_due(state: SubscriptionState, size_bytes: int) -> int:
     raise AssertionError("credit never became due")
 
 
-@pytest.mark.parametrize(
-    ("queue_bytes", "due_bytes"), [(QUEUE_BYTES, QUEUE_BYTES - LINE_LEFT_BYTES), (MIB, MIB // 4), (20 * MIB, 5 * MIB)]
-)
-def test_on_a_line_credit_is_due_when_little_is_left_and_elsewhere_after_an_eighth(
-    queue_bytes: int, due_bytes: int
-) -> None:
+@pytest.mark.parametrize("queue_bytes", [QUEUE_BYTES, MIB, 20 * MIB])
+def test_on_a_line_credit_is_due_after_a_half_and_elsewhere_after_an_eighth(queue_bytes: int) -> None:
     state = SubscriptionState(1, Subscribe("a", queue_messages=1 << 20, queue_bytes=queue_bytes))
     size_bytes = 64 * KIB
     assert taken_until_due(state, size_bytes) == queue_bytes // 8
     state.lined(lined=True)
-    assert taken_until_due(state, size_bytes) == due_bytes
+    assert taken_until_due(state, size_bytes) == queue_bytes // 2
     state.lined(lined=False)
     assert taken_until_due(state, size_bytes) == queue_bytes // 8
