@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import clients
+from broker.collectives import ring
 from clients import aio
 from clients.connection import lifetimes
 from tests.clients.conftest import Interrupted
@@ -21,6 +22,8 @@ from tests.clients.ranks import all_together, embedded_url
 from tests.clients.serving import ServingThread
 from tests.daemon import Daemon, Process
 from tests.descriptors import opened
+
+LINKS = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")
 
 PATIENCE_S = 60.0
 
@@ -332,7 +335,7 @@ def test_a_client_without_a_thread_for_its_door_joins_without_one(
 
 
 @pytest.mark.usefixtures("interrupting")
-@pytest.mark.parametrize("name", ["tensorbus-door", "tensorbus-keeper"])
+@pytest.mark.parametrize("name", [pytest.param("tensorbus-door", marks=LINKS), "tensorbus-keeper"])
 def test_a_signal_while_a_thread_starts_leaves_none_behind(
     tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
