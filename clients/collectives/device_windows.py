@@ -10,6 +10,10 @@ too late, are killed or give up have the errors of every other collective; and w
 ranks, also that something has failed. No result is written before all are ready, and no memory that others may still
 read before they have arrived at the next operation. What a rank that was stopped and given up goes on to write is its
 own memory, and nobody reads that before it has arrived again.
+
+Results lie in a window where no contribution ever does, however long it is: a rank that has its result lays the next
+contribution while others still read its share of the last one. They have read it when they arrive, and only then is the
+next result written.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ if TYPE_CHECKING:
     from clients.collectives.membership import Place
 
 _ROW: Final = struct.Struct(f"<QQ{DEVICE_TOKEN_BYTES}s{NAME_BYTES}s{DEVICE_NAME_BYTES_MAX}s")
-
+_RESULTS_ALIGNED_BYTES: Final = 15 * 17 * 256
+"""What it takes to align shares: of each of 15 dtypes up to 256 elements of 16 bytes, and 256 bytes."""
 
 Steps = Generator[Prepared, object, object]
 """Collectives to carry out one after the other; it is sent what each has given, and returns what the caller gets."""
@@ -79,7 +84,7 @@ class OnDevice(NamedTuple):
 
     Attributes:
         device: where this rank's arrays are.
-        size_bytes: of memory that each rank needs, besides the header; the same on all.
+        size_bytes: of what each rank puts into its memory; the same on all.
         put: copies this rank's contribution there, and makes ready what may fail.
         work: does what is to be done while the others hold still, and returns what writes the result and returns what
             the caller gets.
@@ -112,7 +117,8 @@ class Agreements:
     def gather(self, array: Array, step: str = "") -> Generator[Prepared, object, list[Array]]:
         """Waits for all ranks to come to a step; returns what each says, by position."""
         if self._board.error is not None:
-            # Another thread may have been told of it.
+            self._member.raise_change()
+            # Another thread was told of it.
             raise self._board.error.again()
         prepared = collective.all_gather(self._member, array, self._timeout_s)
         claim = msgspec.structs.replace(prepared.claim, stands_for=self.words + step)
@@ -133,7 +139,7 @@ class DeviceWindows:
 
     def __init__(self) -> None:
         self.window: DeviceWindow | None = None
-        self._number = 0
+        self._number = self._put_bytes = 0
         self._refused_bytes: int | None = None
         self._names: dict[Device, str] | None = None
 
@@ -146,10 +152,10 @@ class DeviceWindows:
     def number_for(self, device: Device, size_bytes: int) -> int:
         """The window that will do for an operation, or 0."""
         window = self.window
-        fits = window is not None and window.device == device and window.own.size_bytes >= size_bytes
+        fits = window is not None and window.device == device and self._put_bytes >= size_bytes
         return self._number if fits else 0
 
-    def offer(self, device: Device, size_bytes: int) -> tuple[DeviceMemory, str]:
+    def offer(self, device: Device, size_bytes: int, ranks: int) -> tuple[DeviceMemory, str]:
         """New memory for an operation, and the name of its device.
 
         Raises:
@@ -161,11 +167,17 @@ class DeviceWindows:
             raise InvalidValue("memory of", device, "cannot be passed to other processes")
         if self._refused_bytes is not None and size_bytes >= self._refused_bytes:
             raise LimitExceeded("device memory", size_bytes, self._refused_bytes, "could not be shared before")
-        return DeviceMemory.create(device, name, rounded(size_bytes)), name
+        size_bytes = rounded(size_bytes)
+        return DeviceMemory.create(device, name, size_bytes + _results_bytes(size_bytes, ranks)), name
 
-    def begin(self, window: DeviceWindow) -> None:
-        """All ranks have mapped it."""
-        self.window = window
+    def begin(self, window: DeviceWindow, size_bytes: int) -> None:
+        """All ranks have mapped what they have made for an operation.
+
+        Results have a place that no contribution ever takes: a rank lays the next one, longer maybe, while
+        others still read them.
+        """
+        self.window, self._put_bytes = window, rounded(size_bytes)
+        window.results = DEVICE_HEADER_BYTES + self._put_bytes
         self._number += 1
 
     def refused(self, size_bytes: int, why: str) -> None:
@@ -173,6 +185,11 @@ class DeviceWindows:
         known = size_bytes if self._refused_bytes is None else min(size_bytes, self._refused_bytes)
         self._refused_bytes = 0 if self.window is None else known
         devices.warn_of_detour("the ranks of a group cannot share the memory of their devices", why)
+
+
+def _results_bytes(put_bytes: int, ranks: int) -> int:
+    """Room for a rank's share of the result of so much."""
+    return -(-put_bytes // ranks) + _RESULTS_ALIGNED_BYTES
 
 
 def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevice) -> Steps:
@@ -204,13 +221,13 @@ def _arrive(
     agreements: Agreements, windows: DeviceWindows, operation: OnDevice
 ) -> Generator[Prepared, object, DeviceWindow | None]:
     """Puts this rank's contribution in place, and waits for all; None when they cannot have a window."""
-    number = windows.number_for(operation.device, operation.size_bytes + DEVICE_HEADER_BYTES)
+    number = windows.number_for(operation.device, operation.size_bytes)
     window = windows.window if number else None
     memory, handover, why = None if window is None else window.own, None, ""
     row = Row(number, 0)
     try:
         if memory is None:
-            memory, name = windows.offer(operation.device, operation.size_bytes)
+            memory, name = windows.offer(operation.device, operation.size_bytes, len(agreements.ranks))
             handover = Handover(len(agreements.ranks))
             row = Row(0, memory.size_bytes, memory.token, handover.name, name.encode())
         operation.put(memory)
@@ -232,7 +249,7 @@ def _arrive(
     if window is None:
         windows.refused(operation.size_bytes, why or "another rank has none, or has it elsewhere")
     else:
-        windows.begin(window)
+        windows.begin(window, operation.size_bytes)
     return window
 
 

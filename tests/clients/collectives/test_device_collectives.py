@@ -18,8 +18,9 @@ import clients
 from broker import devices
 from broker.collectives import shm
 from broker.devices import windows
+from broker.devices.memory import DeviceMemory
 from broker.limits import MIB
-from clients.collectives import device_handover
+from clients.collectives import device_handover, device_operations
 from tests import device_stand_in
 from tests import kernel_stand_in as kernels
 from tests.clients.conftest import Connect
@@ -281,6 +282,38 @@ def test_a_rank_that_was_given_up_while_it_reduced_spoils_nothing_when_it_goes_o
     for array in arrays:
         assert np.array_equal(array.peek(), np.maximum(values(0), values(1)))
     assert nothing_staged()
+
+
+def test_the_next_contribution_leaves_results_alone_that_others_still_read(
+    cupy: ModuleType, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill, put, laid, results = windows.DeviceWindow.fill, device_operations.put, threading.Event(), {}
+    last = threading.local()
+
+    def fill_late(window: windows.DeviceWindow, target: windows.DeviceArray, pieces: list[windows.Piece]) -> None:
+        if window.position == 1 and target.size == 100:
+            assert laid.wait(PATIENCE_S)
+        fill(window, target, pieces)
+
+    def put_and_tell(memory: DeviceMemory, offset: int, views: list[windows.DeviceArray]) -> None:
+        put(memory, offset, views)
+        if getattr(last, "begun", False):
+            cupy.cuda.get_current_stream().synchronize()
+            laid.set()
+
+    monkeypatch.setattr(windows.DeviceWindow, "fill", fill_late)
+    monkeypatch.setattr(device_operations, "put", put_and_tell)
+
+    def work(group: clients.Group, bus: clients.Client) -> None:
+        long, short = (cupy.array(np.full(elements, group.rank + 1, "float32")) for elements in (20_000, 100))
+        group.all_reduce(long, "max")
+        group.all_reduce(short)
+        last.begun = group.rank == 0
+        group.all_reduce(long)
+        results[group.rank] = short
+
+    check_none_raised(on_all_ranks(connect, 2, work))
+    assert [(results[rank].peek() == 3).all() for rank in range(2)] == [True, True]
 
 
 @pytest.mark.parametrize("why", ["map", "make", "hand", "compile", "device"])
