@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from broker.errors import InvalidValue
+from broker.errors import BrokerError, InvalidValue
 from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
 from clients.aio.driver import AsyncDriver
@@ -259,13 +259,23 @@ class Group(GroupBase):
         return await self._call_each(windows.empty(self._place, shape, dtype, timeout_s), timeout_s)
 
     async def _call_each(self, calls: Generator[Prepared, object, T], timeout_s: float) -> T:
-        """Carries out what is yielded, one after the other, and gives what comes of all."""
+        """Carries out what is yielded, one after the other, and gives what comes of all.
+
+        What interrupts it is raised where that was yielded: the other ranks may wait for what comes next.
+        """
         # What they hold is let go with a call that fails, and not with the error that tells of it.
         with closing(calls):
             try:
                 prepared = next(calls)
                 while True:
-                    prepared = calls.send(await self._call(prepared, timeout_s, async_op=False, priority=0))
+                    try:
+                        value = await self._call(prepared, timeout_s, async_op=False, priority=0)
+                    except BrokerError:
+                        raise
+                    except BaseException as interruption:  # noqa: BLE001
+                        prepared = calls.throw(interruption)
+                    else:
+                        prepared = calls.send(value)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
 

@@ -22,7 +22,7 @@ import dataclasses
 import os
 import struct
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from clients.collectives.boards import Board
     from clients.collectives.membership import Place
 
-_ROW: Final = struct.Struct(f"<QQ{DEVICE_TOKEN_BYTES}s{NAME_BYTES}s{DEVICE_NAME_BYTES_MAX}s")
+_ROW: Final = struct.Struct(f"<?QQ{DEVICE_TOKEN_BYTES}s{NAME_BYTES}s{DEVICE_NAME_BYTES_MAX}s")
+_FINE: Final = 1
+_NOT_FINE: Final = 2
 _RESULTS_ALIGNED_BYTES: Final = 15 * 17 * 256
 """What it takes to align shares: of each of 15 dtypes up to 256 elements of 16 bytes, and 256 bytes."""
 
@@ -70,12 +72,12 @@ class Row(NamedTuple):
 
     def packed(self) -> Array:
         """As it travels."""
-        return np.frombuffer(_ROW.pack(*self), np.uint8)
+        return np.frombuffer(_ROW.pack(True, *self), np.uint8)
 
     @classmethod
     def of(cls, packed: Array) -> Row:
         """As it has come."""
-        number, size_bytes, token, socket, device = _ROW.unpack(packed.tobytes())
+        _, number, size_bytes, token, socket, device = _ROW.unpack(packed.tobytes())
         return cls(number, size_bytes, token, socket, device.rstrip(b"\0"))
 
 
@@ -104,6 +106,8 @@ class Agreements:
     Attributes:
         ranks: of all, ascending.
         position: of this one.
+        interruption: what has interrupted this rank, where the others do not know of it: to be raised when it has
+            said what they wait for.
     """
 
     def __init__(self, place: Place, board: Board, words: str, timeout_s: float) -> None:
@@ -111,23 +115,38 @@ class Agreements:
         self.name = place.name
         self.words = words
         self.ranks = board.ranks
+        self.interruption: BaseException | None = None
         self.position = board.ranks.index(place.member.rank)
         self._member, self._board, self._timeout_s = place.member, board, timeout_s
 
     def gather(self, array: Array, step: str = "") -> Generator[Prepared, object, list[Array]]:
-        """Waits for all ranks to come to a step; returns what each says, by position."""
+        """Waits for all ranks to come to a step; returns what each says, by position.
+
+        What interrupts this rank is thrown in here. If all have come all the same, it goes on with them: see
+        `interruption`. What an array has to say must not be 0 throughout.
+        """
         if self._board.error is not None:
             self._member.raise_change()
             # Another thread was told of it.
             raise self._board.error.again()
         prepared = collective.all_gather(self._member, array, self._timeout_s)
         claim = msgspec.structs.replace(prepared.claim, stands_for=self.words + step)
-        return cast("list[Array]", (yield dataclasses.replace(prepared, claim=claim)))
+        told = np.zeros((len(self.ranks), array.nbytes), np.uint8)
+        try:
+            yield dataclasses.replace(prepared, claim=claim, target=told.reshape(-1).data)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # An operation that fails leaves its arrays as they were.
+            if not told.any():
+                raise
+            self.interruption = error
+        return list(told)
 
     def agree(self, step: str, *, fine: bool) -> Generator[Prepared, object, list[int]]:
         """Waits for all ranks to come to a step; returns those that are not fine."""
-        told = yield from self.gather(np.array([fine], np.uint8), f", {step}")
-        return [rank for rank, each in zip(self.ranks, told, strict=True) if not each[0]]
+        told = yield from self.gather(np.array([_FINE if fine else _NOT_FINE], np.uint8), f", {step}")
+        return [rank for rank, each in zip(self.ranks, told, strict=True) if each[0] != _FINE]
 
 
 class DeviceWindows:
@@ -201,16 +220,22 @@ def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevic
     """
     window = yield from _arrive(agreements, windows, operation)
     if window is None:
-        return (yield from operation.staged)
-    problem: BaseException | None = None
+        result = yield from operation.staged
+        if agreements.interruption is not None:
+            raise agreements.interruption
+        return result
     try:
-        finish = operation.work(window)
+        if agreements.interruption is None:
+            finish = operation.work(window)
     except BaseException as error:  # noqa: BLE001
         # The others wait for this rank, and are told.
-        problem = error
-    failed = yield from agreements.agree("ready", fine=problem is None)
-    if problem is not None:
-        raise problem
+        agreements.interruption = error
+    try:
+        failed = yield from agreements.agree("ready", fine=agreements.interruption is None)
+    finally:
+        # Also when the others have not waited.
+        if agreements.interruption is not None:
+            raise agreements.interruption
     if failed:
         text = f"{agreements.words}: the device of rank {failed[0]} has failed, or its program"
         raise CollectiveError(agreements.name, text)
