@@ -93,7 +93,7 @@ class Meetings(Points):
 
     def _on_devices(self, steps: Steps, timeout_s: float) -> object:
         """As _call_each, of what takes place on devices: one after the other, whichever threads call."""
-        with self._device_turn:
+        with self._device_turn.taken():
             return self._call_each(steps, timeout_s)
 
     def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
