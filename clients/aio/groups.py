@@ -78,7 +78,7 @@ class Group(GroupBase):
                 return await self._call(encoded, timeout_s, async_op=async_op, priority=priority)
         steps = None if async_op else device_operations.all_reduce(place, array, op, timeout_s, out)
         if steps is not None:
-            return await self._on_devices(steps, timeout_s)
+            return await self._on_devices(steps, timeout_s, priority)
         if collective_lists.is_list(array):
             many = collective_lists.all_reduce(self._place.member, array, op, timeout_s, out)
             return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -123,7 +123,7 @@ class Group(GroupBase):
         """Copies the root's array, or list of arrays, into every rank's; returns the array, `out`, or a Work."""
         steps = None if async_op else device_operations.broadcast(self._place, array, root, timeout_s, out)
         if steps is not None:
-            return await self._on_devices(steps, timeout_s)
+            return await self._on_devices(steps, timeout_s, priority)
         if collective_lists.is_list(array) or collective_lists.is_list(out):
             many = collective_lists.broadcast(self._place.member, array, root, timeout_s, out)
             return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -142,7 +142,7 @@ class Group(GroupBase):
         """The arrays, or lists of arrays, of all present ranks, in the order of their ranks."""
         steps = None if async_op else device_operations.all_gather(self._place, array, timeout_s, out)
         if steps is not None:
-            return await self._on_devices(steps, timeout_s)
+            return await self._on_devices(steps, timeout_s, priority)
         if collective_lists.is_list(array):
             if out is not None:
                 raise InvalidValue("out", type(out).__name__, "is for one array, not for a list of them")
@@ -192,7 +192,7 @@ class Group(GroupBase):
         """This rank's share, along the first axis, of the reduced array."""
         steps = None if async_op else device_operations.reduce_scatter(self._place, array, op, timeout_s, out)
         if steps is not None:
-            return await self._on_devices(steps, timeout_s)
+            return await self._on_devices(steps, timeout_s, priority)
         prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s, out)
         return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
@@ -279,8 +279,9 @@ class Group(GroupBase):
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
 
-    async def _on_devices(self, steps: Steps, timeout_s: float) -> object:
+    async def _on_devices(self, steps: Steps, timeout_s: float, priority: int) -> object:
         """As _call_each, of what takes place on devices: one after the other, whichever tasks call."""
+        check_priority(priority)
         async with self._device_turn:
             return await self._call_each(steps, timeout_s)
 

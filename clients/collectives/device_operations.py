@@ -155,7 +155,9 @@ def reduce_scatter(place: Place, value: object, op: str, timeout_s: float, out: 
     """This rank's share, along the first axis, of the reduced array."""
     board, given = _given(place, value)
     into = given if out is None else _given(place, out)[1]
-    if board is None or given is None or into is None or not given.is_one or not _reducible(op, given):
+    if board is None or given is None or into is None or not given.is_one or collective_lists.is_list(value):
+        return None
+    if not _reducible(op, given):
         return None
     # What the caller has is for the members of which it knows.
     place.member.raise_change()
@@ -212,7 +214,7 @@ def broadcast(place: Place, value: object, root: int, timeout_s: float, out: obj
     returned = value if out is None else out
     board, given = _given(place, out if value is None else value)
     into = given if out is None else _given(place, out)[1]
-    if board is None or given is None or into is None or root not in board.ranks:
+    if board is None or given is None or into is None or root not in board.ranks or (sends and value is None):
         return None
     if not into.fits(given) or not (_writable(returned) or (sends and out is None)):
         return None
@@ -265,7 +267,7 @@ def _arrays(value: object) -> _Arrays | None:
 
 
 def _reducible(op: str, given: _Arrays) -> bool:
-    return op in _OPS and all(reducing.reducible(op, dtype) for dtype in given.dtypes)
+    return isinstance(op, str) and op in _OPS and all(reducing.reducible(op, dtype) for dtype in given.dtypes)
 
 
 def _values(value: object) -> Sequence[object]:

@@ -16,6 +16,7 @@ from clients.collectives.collective import Prepared
 from clients.collectives.device_windows import Steps
 from clients.collectives.points import Points
 from clients.collectives.state_sync import Synced
+from clients.connection.checks import check_priority
 
 T = TypeVar("T")
 
@@ -91,8 +92,9 @@ class Meetings(Points):
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
 
-    def _on_devices(self, steps: Steps, timeout_s: float) -> object:
+    def _on_devices(self, steps: Steps, timeout_s: float, priority: int) -> object:
         """As _call_each, of what takes place on devices: one after the other, whichever threads call."""
+        check_priority(priority)
         with self._device_turn.taken():
             return self._call_each(steps, timeout_s)
 

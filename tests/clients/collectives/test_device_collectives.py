@@ -215,6 +215,21 @@ def test_ranks_that_ask_for_different_things_are_told_each_others_claims(cupy: M
     assert np.array_equal(arrays[0].peek(), values(0) + values(1))
 
 
+def test_what_cannot_be_is_refused_as_on_the_host(cupy: ModuleType, connect: Connect) -> None:
+    def work(group: clients.Group, bus: clients.Client) -> None:
+        array = cupy.array(values(group.rank))
+        for refused in (
+            lambda: group.all_reduce(array, priority="high"),
+            lambda: group.all_reduce(array, ["sum"]),
+            lambda: group.reduce_scatter([array]),
+            lambda: group.broadcast(None, root=group.rank, out=array),
+        ):
+            with pytest.raises(clients.InvalidValue):
+                refused()
+
+    check_none_raised(on_all_ranks(connect, 2, work))
+
+
 def test_a_rank_that_does_not_come_is_named(cupy: ModuleType, connect: Connect) -> None:
     array = cupy.array(values(0))
 
