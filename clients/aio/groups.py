@@ -307,6 +307,7 @@ class Group(GroupBase):
         """Through the broker, whatever the schedule: it has to decide who is in time."""
         place = self._place
         prepared = partial.all_reduce(place.member, array, op, timeout_s, terms)
+        note_detour(prepared, "a quorum", place.device_bytes)
         operation, signal = place.start(*prepared.flat())
         self._driver.flush()
         prepared = partial.completed(prepared, operation, self.rank)
