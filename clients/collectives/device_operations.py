@@ -26,7 +26,7 @@ from broker.limits_devices import DEVICE_HEADER_BYTES
 from broker.protocol.tensors import BFLOAT16, describe
 from clients.collectives import collective, collective_lists
 from clients.collectives.collective import Prepared
-from clients.collectives.device_windows import Agreements, OnDevice, Steps, carry_out
+from clients.collectives.device_windows import Agreements, OnDevice, Steps, carry_out, window_bytes
 from clients.collectives.flats import parts_of
 from clients.collectives.staging import note_detour
 from clients.connection.checks import whole_number
@@ -333,7 +333,7 @@ def _steps(
         contributes: whether this rank's arrays are read.
     """
     put_bytes = parts[-1].end - DEVICE_HEADER_BYTES
-    size_bytes = put_bytes + parts[-1].results_end
+    size_bytes = window_bytes(put_bytes, len(board.ranks))
     if size_bytes > place.device_bytes:
         devices.warn_of_detour("device_memory_bytes is too small for a collective", f"{what} takes {size_bytes} bytes")
         return None

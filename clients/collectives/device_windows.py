@@ -186,8 +186,7 @@ class DeviceWindows:
             raise InvalidValue("memory of", device, "cannot be passed to other processes")
         if self._refused_bytes is not None and size_bytes >= self._refused_bytes:
             raise LimitExceeded("device memory", size_bytes, self._refused_bytes, "could not be shared before")
-        size_bytes = rounded(size_bytes)
-        return DeviceMemory.create(device, name, size_bytes + _results_bytes(size_bytes, ranks)), name
+        return DeviceMemory.create(device, name, window_bytes(size_bytes, ranks)), name
 
     def begin(self, window: DeviceWindow, size_bytes: int) -> None:
         """All ranks have mapped what they have made for an operation.
@@ -206,9 +205,10 @@ class DeviceWindows:
         devices.warn_of_detour("the ranks of a group cannot share the memory of their devices", why)
 
 
-def _results_bytes(put_bytes: int, ranks: int) -> int:
-    """Room for a rank's share of the result of so much."""
-    return -(-put_bytes // ranks) + _RESULTS_ALIGNED_BYTES
+def window_bytes(put_bytes: int, ranks: int) -> int:
+    """What each rank takes of its device for an operation that puts so much there: with a share of the result."""
+    put_bytes = rounded(put_bytes)
+    return put_bytes + -(-put_bytes // ranks) + _RESULTS_ALIGNED_BYTES
 
 
 def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevice) -> Steps:
