@@ -21,7 +21,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -108,6 +109,7 @@ class Agreements:
         position: of this one.
         interruption: what has interrupted this rank, where the others do not know of it: to be raised when it has
             said what they wait for.
+        given_up: whether it is to fail, unless all are ready.
     """
 
     def __init__(self, place: Place, board: Board, words: str, timeout_s: float) -> None:
@@ -116,6 +118,7 @@ class Agreements:
         self.words = words
         self.ranks = board.ranks
         self.interruption: BaseException | None = None
+        self.given_up = False
         self.position = board.ranks.index(place.member.rank)
         self._member, self._board, self._timeout_s = place.member, board, timeout_s
 
@@ -158,6 +161,7 @@ class DeviceWindows:
 
     def __init__(self) -> None:
         self.window: DeviceWindow | None = None
+        self._under_way: Agreements | None = None
         self._number = self._put_bytes = 0
         self._refused_bytes: int | None = None
         self._names: dict[Device, str] | None = None
@@ -204,6 +208,22 @@ class DeviceWindows:
         self._refused_bytes = 0 if self.window is None else known
         devices.warn_of_detour("the ranks of a group cannot share the memory of their devices", why)
 
+    @contextmanager
+    def under_way(self, agreements: Agreements) -> Iterator[None]:
+        """An operation is, until this ends; there is never more than one."""
+        self._under_way = agreements
+        try:
+            yield
+        finally:
+            self._under_way = None
+
+    def abort(self) -> bool:
+        """Has the operation fail on all ranks that is under way, unless all are ready; says whether there was one."""
+        agreements = self._under_way
+        if agreements is not None:
+            agreements.given_up = True
+        return agreements is not None
+
 
 def window_bytes(put_bytes: int, ranks: int) -> int:
     """What each rank takes of its device for an operation that puts so much there: with a share of the result."""
@@ -218,6 +238,11 @@ def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevic
         CollectiveError: another rank's device has failed; no array was changed.
         InvalidValue: this rank's has.
     """
+    with windows.under_way(agreements):
+        return (yield from _carried_out(agreements, windows, operation))
+
+
+def _carried_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevice) -> Steps:
     window = yield from _arrive(agreements, windows, operation)
     if window is None:
         result = yield from operation.staged
@@ -227,6 +252,8 @@ def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevic
     try:
         if agreements.interruption is None:
             finish = operation.work(window)
+            if agreements.given_up:
+                raise CollectiveError(agreements.name, f"{agreements.words}: this rank's program gave it up")
     except BaseException as error:  # noqa: BLE001
         # The others wait for this rank, and are told.
         agreements.interruption = error
@@ -237,7 +264,7 @@ def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevic
         if agreements.interruption is not None:
             raise agreements.interruption
     if failed:
-        text = f"{agreements.words}: the device of rank {failed[0]} has failed, or its program"
+        text = f"{agreements.words}: the device of rank {failed[0]} has failed, or its program gave it up"
         raise CollectiveError(agreements.name, text)
     return finish()
 

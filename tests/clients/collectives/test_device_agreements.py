@@ -82,6 +82,18 @@ def test_what_has_interrupted_the_work_is_raised_though_the_others_have_not_wait
         steps.close()
 
 
+def test_what_is_aborted_while_the_device_works_fails(agreements: Agreements, windows: DeviceWindows) -> None:
+    assert not windows.abort()
+    steps = begun(agreements, windows, lambda window: windows.abort())
+    say(next(steps))
+    ready = steps.send(None)
+    assert bytes(ready.contribution) != FINE
+    say(ready, FINE)
+    with pytest.raises(clients.CollectiveError, match="this rank's program gave it up"):
+        steps.send(None)
+    assert not windows.abort()
+
+
 def test_a_change_is_told_once(agreements: Agreements, member: Member) -> None:
     agreements._board.error = member.changed(2, [0], [1])
     with pytest.raises(clients.GenerationChangedError):
