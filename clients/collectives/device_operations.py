@@ -1,8 +1,8 @@
 """Collectives of device arrays whose ranks share the memory of their devices: reduced there, without the host.
 
-    all_reduce       each rank reduces its share of what all have contributed; done, each copies all shares out
+    all_reduce       each rank reduces its share of what all have contributed; then each copies all shares out
     reduce_scatter   the same, but the share is what the caller gets
-    all_gather       each rank copies all contributions to arrays of its own; done, they are the result
+    all_gather       each rank copies all contributions to arrays of its own; then they are the result
     broadcast        the same with the root's
 
 Each of these says what is to be carried out, or None: then the call goes the usual way, through the host (staging.py).

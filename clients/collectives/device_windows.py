@@ -3,7 +3,8 @@
     arrive    each rank has its contribution in its own memory, and says what it asks for, and of which memory it is
     (give, map: where that memory is new, they hand it to one another first: device_handover.py)
     ready     each rank has read what it needs of the others', and reduced its share of it
-    done      each rank writes its result to where the program wants it
+
+Then each rank writes its result to where the program wants it; nobody waits for that.
 
 Each agreement is an all_gather of a few bytes on the generation's board. So ranks that ask for different things, come
 too late, are killed or give up have the errors of every other collective; and what was agreed on is the same on all
