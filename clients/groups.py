@@ -155,7 +155,7 @@ class Group(Meetings):
             return array if out is None else out
         steps = None if async_op else device_operations.all_reduce(place, array, op, timeout_s, out)
         if steps is not None:
-            return self._on_devices(steps, timeout_s)
+            return self._on_devices(steps, timeout_s, priority)
         if collective_lists.is_list(array):
             many = collective_lists.all_reduce(place.member, array, op, timeout_s, out)
             return self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -226,7 +226,7 @@ class Group(Meetings):
         member = self._place.member
         steps = None if async_op else device_operations.broadcast(self._place, array, root, timeout_s, out)
         if steps is not None:
-            return self._on_devices(steps, timeout_s)  # type: ignore[return-value]
+            return self._on_devices(steps, timeout_s, priority)  # type: ignore[return-value]
         if collective_lists.is_list(array) or collective_lists.is_list(out):
             many = collective_lists.broadcast(member, array, root, timeout_s, out)
             return self._call_list(many, timeout_s, async_op=async_op, priority=priority)  # type: ignore[return-value]
@@ -274,7 +274,7 @@ class Group(Meetings):
         with self._driver.lock:
             steps = None if async_op else device_operations.all_gather(self._place, array, timeout_s, out)
         if steps is not None:
-            return self._on_devices(steps, timeout_s)
+            return self._on_devices(steps, timeout_s, priority)
         if collective_lists.is_list(array):
             if out is not None:
                 raise InvalidValue("out", type(out).__name__, "is for one array, not for a list of them")
@@ -377,7 +377,7 @@ class Group(Meetings):
         with self._driver.lock:
             steps = None if async_op else device_operations.reduce_scatter(self._place, array, op, timeout_s, out)
         if steps is not None:
-            return self._on_devices(steps, timeout_s)
+            return self._on_devices(steps, timeout_s, priority)
         with self._driver.lock:
             prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s, out)
         return self._call(prepared, timeout_s, async_op=async_op, priority=priority)

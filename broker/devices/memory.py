@@ -241,7 +241,7 @@ class DevicePayload:
             InvalidValue: the device has no memory for it, or fails.
         """
         library = devices._cupy(str(device))
-        with self._lock, devices._failing(f"cannot be made on {device}"), library.cuda.Device(device.index):
+        with self._lock.taken(), devices._failing(f"cannot be made on {device}"), library.cuda.Device(device.index):
             made = library.empty(shape, dtype, order=order)
             self._copy(library, cast(_Array, made))
             return cast(object, made)
@@ -259,7 +259,7 @@ class DevicePayload:
             InvalidValue: the device fails.
         """
         library = devices._cupy(str(self._memory.device))
-        with self._lock, library.cuda.Device(self._memory.device.index):
+        with self._lock.taken(), library.cuda.Device(self._memory.device.index):
             return devices.to_host(self._source(library)).view(np.uint8)
 
     def keep(self) -> None:
@@ -269,7 +269,7 @@ class DevicePayload:
             LimitExceeded: the device has none, or fails.
         """
         library, device = devices._cupy(str(self._memory.device)), self._memory.device
-        with self._lock:
+        with self._lock.taken():
             if self._own is not None:
                 return
             try:

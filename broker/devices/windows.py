@@ -1,7 +1,7 @@
 """Memory of devices that all ranks of one host have mapped, as one of them uses it.
 
-    rank 0   token | contribution | share of the result        each rank writes to its own memory only, and reads that
-    rank 1   token | contribution | share of the result        of all
+    rank 0   token | contribution      | share of the result   each rank writes to its own memory only, and reads that
+    rank 1   token | contribution      | share of the result   of all
 
 What is queued here runs on the current stream of the calling thread, and `working` waits for it: so it comes behind
 what the program has queued there, and other ranks may read what was written.
@@ -108,7 +108,11 @@ def put(memory: DeviceMemory, offset: int, views: Sequence[DeviceArray]) -> None
 
 
 class DeviceWindow:
-    """The memory of all ranks, by position, as one of them has mapped it; the one at `position` is its own."""
+    """The memory of all ranks, by position, as one of them has mapped it; the one at `position` is its own.
+
+    Attributes:
+        results: where in each of them the shares of results begin.
+    """
 
     def __init__(self, memories: Sequence[DeviceMemory], position: int) -> None:
         """Raises:
@@ -118,6 +122,7 @@ class DeviceWindow:
         self.position = position
         self.own = memories[position]
         self.device = self.own.device
+        self.results = 0
         addresses = np.array([memory.address for memory in memories], np.uint64)
         with working(self.device):
             self._addresses = new_array(addresses.shape, addresses.dtype)

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from broker.errors import InvalidValue
+from broker.errors import BrokerError, InvalidValue
 from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
 from broker.protocol.tensors import Array
 from clients.aio.driver import AsyncDriver
@@ -78,7 +78,7 @@ class Group(GroupBase):
                 return await self._call(encoded, timeout_s, async_op=async_op, priority=priority)
         steps = None if async_op else device_operations.all_reduce(place, array, op, timeout_s, out)
         if steps is not None:
-            return await self._on_devices(steps, timeout_s)
+            return await self._on_devices(steps, timeout_s, priority)
         if collective_lists.is_list(array):
             many = collective_lists.all_reduce(self._place.member, array, op, timeout_s, out)
             return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -123,7 +123,7 @@ class Group(GroupBase):
         """Copies the root's array, or list of arrays, into every rank's; returns the array, `out`, or a Work."""
         steps = None if async_op else device_operations.broadcast(self._place, array, root, timeout_s, out)
         if steps is not None:
-            return await self._on_devices(steps, timeout_s)
+            return await self._on_devices(steps, timeout_s, priority)
         if collective_lists.is_list(array) or collective_lists.is_list(out):
             many = collective_lists.broadcast(self._place.member, array, root, timeout_s, out)
             return await self._call_list(many, timeout_s, async_op=async_op, priority=priority)
@@ -142,7 +142,7 @@ class Group(GroupBase):
         """The arrays, or lists of arrays, of all present ranks, in the order of their ranks."""
         steps = None if async_op else device_operations.all_gather(self._place, array, timeout_s, out)
         if steps is not None:
-            return await self._on_devices(steps, timeout_s)
+            return await self._on_devices(steps, timeout_s, priority)
         if collective_lists.is_list(array):
             if out is not None:
                 raise InvalidValue("out", type(out).__name__, "is for one array, not for a list of them")
@@ -192,7 +192,7 @@ class Group(GroupBase):
         """This rank's share, along the first axis, of the reduced array."""
         steps = None if async_op else device_operations.reduce_scatter(self._place, array, op, timeout_s, out)
         if steps is not None:
-            return await self._on_devices(steps, timeout_s)
+            return await self._on_devices(steps, timeout_s, priority)
         prepared = collective.reduce_scatter(self._place.member, array, op, timeout_s, out)
         return await self._call(prepared, timeout_s, async_op=async_op, priority=priority)
 
@@ -243,7 +243,9 @@ class Group(GroupBase):
     def abort(self) -> bool:
         """Cancels all operations that this rank has in progress; says whether there was one."""
         place, way = self._place, self._place.way
-        found = way is not None and way.engine.cancel_all()
+        board = place.device_board
+        found = board is not None and board.device_windows.abort()
+        found = (way is not None and way.engine.cancel_all()) or found
         found = place.give_up([*place.member.pending, *place.channels.pending]) or found
         self._driver.flush()
         return found
@@ -259,18 +261,29 @@ class Group(GroupBase):
         return await self._call_each(windows.empty(self._place, shape, dtype, timeout_s), timeout_s)
 
     async def _call_each(self, calls: Generator[Prepared, object, T], timeout_s: float) -> T:
-        """Carries out what is yielded, one after the other, and gives what comes of all."""
+        """Carries out what is yielded, one after the other, and gives what comes of all.
+
+        What interrupts it is raised where that was yielded: the other ranks may wait for what comes next.
+        """
         # What they hold is let go with a call that fails, and not with the error that tells of it.
         with closing(calls):
             try:
                 prepared = next(calls)
                 while True:
-                    prepared = calls.send(await self._call(prepared, timeout_s, async_op=False, priority=0))
+                    try:
+                        value = await self._call(prepared, timeout_s, async_op=False, priority=0)
+                    except BrokerError:
+                        raise
+                    except BaseException as interruption:  # noqa: BLE001
+                        prepared = calls.throw(interruption)
+                    else:
+                        prepared = calls.send(value)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
 
-    async def _on_devices(self, steps: Steps, timeout_s: float) -> object:
+    async def _on_devices(self, steps: Steps, timeout_s: float, priority: int) -> object:
         """As _call_each, of what takes place on devices: one after the other, whichever tasks call."""
+        check_priority(priority)
         async with self._device_turn:
             return await self._call_each(steps, timeout_s)
 
@@ -296,6 +309,7 @@ class Group(GroupBase):
         """Through the broker, whatever the schedule: it has to decide who is in time."""
         place = self._place
         prepared = partial.all_reduce(place.member, array, op, timeout_s, terms)
+        note_detour(prepared, "a quorum", place.device_bytes)
         operation, signal = place.start(*prepared.flat())
         self._driver.flush()
         prepared = partial.completed(prepared, operation, self.rank)

@@ -73,6 +73,7 @@ class Calls(GroupBase):
         driver, place = self._driver, self._place
         with driver.lock:
             prepared = partial.all_reduce(place.member, array, op, timeout_s, terms)
+            note_detour(prepared, "a quorum", place.device_bytes)
             operation, signal = place.start(*prepared.flat())
             prepared = partial.completed(prepared, operation, place.member.rank)
             if async_op:

@@ -11,7 +11,8 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -19,6 +20,7 @@ from broker.limits_devices import DEVICE_STRANGERS_MAX, DEVICE_TOKEN_BYTES
 
 NAME_BYTES: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")
+_RIGHTS_BYTES: Final = socket.CMSG_SPACE(array("i").itemsize)
 
 
 class Handover:
@@ -69,9 +71,9 @@ class Handover:
                 sock.setblocking(False)
                 if not _is_same_user(sock):
                     continue
-                token, descriptors, _, _ = socket.recv_fds(sock, DEVICE_TOKEN_BYTES + 1, 1)
+                token, ancillary, _, _ = sock.recvmsg(DEVICE_TOKEN_BYTES + 1, _RIGHTS_BYTES, socket.MSG_CMSG_CLOEXEC)
                 position = positions.get(token)
-                for descriptor in descriptors:
+                for descriptor in _descriptors(ancillary):
                     if position is None or position in found:
                         os.close(descriptor)
                     else:
@@ -86,6 +88,15 @@ class Handover:
 def _address(name: bytes) -> bytes:
     """In the abstract namespace: there is no file to be left behind."""
     return b"\0tensorbus-" + name.hex().encode()
+
+
+def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> array[int]:
+    """What a message has brought."""
+    came = array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            came.frombytes(data[: len(data) - len(data) % came.itemsize])
+    return came
 
 
 def _is_same_user(sock: socket.socket) -> bool:

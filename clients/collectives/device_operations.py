@@ -1,8 +1,8 @@
 """Collectives of device arrays whose ranks share the memory of their devices: reduced there, without the host.
 
-    all_reduce       each rank reduces its share of what all have contributed; done, each copies all shares out
+    all_reduce       each rank reduces its share of what all have contributed; then each copies all shares out
     reduce_scatter   the same, but the share is what the caller gets
-    all_gather       each rank copies all contributions to arrays of its own; done, they are the result
+    all_gather       each rank copies all contributions to arrays of its own; then they are the result
     broadcast        the same with the root's
 
 Each of these says what is to be carried out, or None: then the call goes the usual way, through the host (staging.py).
@@ -26,7 +26,7 @@ from broker.limits_devices import DEVICE_HEADER_BYTES
 from broker.protocol.tensors import BFLOAT16, describe
 from clients.collectives import collective, collective_lists
 from clients.collectives.collective import Prepared
-from clients.collectives.device_windows import Agreements, OnDevice, Steps, carry_out
+from clients.collectives.device_windows import Agreements, OnDevice, Steps, carry_out, window_bytes
 from clients.collectives.flats import parts_of
 from clients.collectives.staging import note_detour
 from clients.connection.checks import whole_number
@@ -82,7 +82,7 @@ class _Part(NamedTuple):
         elements: of all.
         item_bytes: of an element.
         share: so many elements each rank reduces, but for the last ones.
-        result: where each rank has its share of the result.
+        result: where each rank has its share of the result, from where results begin in a window.
     """
 
     dtype: str
@@ -95,7 +95,12 @@ class _Part(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Of its memory."""
+        """Of the elements."""
+        return _aligned(self.offset + self.elements * self.item_bytes)
+
+    @property
+    def results_end(self) -> int:
+        """Of the share."""
         return _aligned(self.result + self.share * self.item_bytes)
 
     def share_of(self, position: int) -> tuple[int, int]:
@@ -103,13 +108,13 @@ class _Part(NamedTuple):
         first = min(self.elements, position * self.share)
         return first, min(self.share, self.elements - first)
 
-    def pieces(self, start: int, stop: int) -> list[Piece]:
-        """Where the bytes of the result are, from `start` to before `stop`."""
+    def pieces(self, results: int, start: int, stop: int) -> list[Piece]:
+        """Where the bytes of the result are, from `start` to before `stop`, if results begin at `results`."""
         found, length = [], self.share * self.item_bytes
         while start < stop:
             position, within = divmod(start, length)
             size = min(stop - start, length - within)
-            found.append(Piece(position, self.result + within, size))
+            found.append(Piece(position, results + self.result + within, size))
             start += size
         return found
 
@@ -128,7 +133,7 @@ def all_reduce(place: Place, value: object, op: str, timeout_s: float, out: obje
         with working(window.device):
             for part in parts:
                 first, count = part.share_of(window.position)
-                room = window.at(part.result, count * part.item_bytes)
+                room = window.at(window.results + part.result, count * part.item_bytes)
                 window.reduce(op, part.dtype, part.offset + first * part.item_bytes, count, room)
         return lambda: finish(window)
 
@@ -137,7 +142,7 @@ def all_reduce(place: Place, value: object, op: str, timeout_s: float, out: obje
             for part in parts:
                 start = 0
                 for view in [into.views[index] for index in part.chosen]:
-                    window.fill(view, part.pieces(start, start + view.nbytes))
+                    window.fill(view, part.pieces(window.results, start, start + view.nbytes))
                     start += view.nbytes
         return value if out is None else out
 
@@ -150,7 +155,9 @@ def reduce_scatter(place: Place, value: object, op: str, timeout_s: float, out: 
     """This rank's share, along the first axis, of the reduced array."""
     board, given = _given(place, value)
     into = given if out is None else _given(place, out)[1]
-    if board is None or given is None or into is None or not given.is_one or not _reducible(op, given):
+    if board is None or given is None or into is None or not given.is_one or collective_lists.is_list(value):
+        return None
+    if not _reducible(op, given):
         return None
     # What the caller has is for the members of which it knows.
     place.member.raise_change()
@@ -207,7 +214,7 @@ def broadcast(place: Place, value: object, root: int, timeout_s: float, out: obj
     returned = value if out is None else out
     board, given = _given(place, out if value is None else value)
     into = given if out is None else _given(place, out)[1]
-    if board is None or given is None or into is None or root not in board.ranks:
+    if board is None or given is None or into is None or root not in board.ranks or (sends and value is None):
         return None
     if not into.fits(given) or not (_writable(returned) or (sends and out is None)):
         return None
@@ -260,7 +267,7 @@ def _arrays(value: object) -> _Arrays | None:
 
 
 def _reducible(op: str, given: _Arrays) -> bool:
-    return op in _OPS and all(reducing.reducible(op, dtype) for dtype in given.dtypes)
+    return isinstance(op, str) and op in _OPS and all(reducing.reducible(op, dtype) for dtype in given.dtypes)
 
 
 def _values(value: object) -> Sequence[object]:
@@ -293,9 +300,8 @@ def _parts(given: _Arrays, shares: int = 0) -> list[_Part]:
         elements, item_bytes = sum(given.views[index].size for index in chosen), given.views[chosen[0]].dtype.itemsize
         offset = parts[-1].end if parts else DEVICE_HEADER_BYTES
         share = _aligned(-(-elements // shares)) if shares else 0
-        parts.append(
-            _Part(dtype, chosen, offset, elements, item_bytes, share, _aligned(offset + elements * item_bytes))
-        )
+        result = parts[-1].results_end if parts else 0
+        parts.append(_Part(dtype, chosen, offset, elements, item_bytes, share, result))
     return parts
 
 
@@ -326,7 +332,8 @@ def _steps(
         op: how they are reduced, if they are.
         contributes: whether this rank's arrays are read.
     """
-    size_bytes = parts[-1].end - DEVICE_HEADER_BYTES
+    put_bytes = parts[-1].end - DEVICE_HEADER_BYTES
+    size_bytes = window_bytes(put_bytes, len(board.ranks))
     if size_bytes > place.device_bytes:
         devices.warn_of_detour("device_memory_bytes is too small for a collective", f"{what} takes {size_bytes} bytes")
         return None
@@ -340,7 +347,7 @@ def _steps(
                     put(memory, part.offset, [given.views[index] for index in part.chosen])
 
     agreements = Agreements(place, board, f"{what} {given.words} on devices", timeout_s)
-    return carry_out(agreements, board.device_windows, OnDevice(given.device, size_bytes, lay, work, staged))
+    return carry_out(agreements, board.device_windows, OnDevice(given.device, put_bytes, lay, work, staged))
 
 
 def _written(window: DeviceWindow, targets: Sequence[DeviceArray], found: Sequence[DeviceArray], out: object) -> object:

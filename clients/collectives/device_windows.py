@@ -3,13 +3,18 @@
     arrive    each rank has its contribution in its own memory, and says what it asks for, and of which memory it is
     (give, map: where that memory is new, they hand it to one another first: device_handover.py)
     ready     each rank has read what it needs of the others', and reduced its share of it
-    done      each rank writes its result to where the program wants it
+
+Then each rank writes its result to where the program wants it; nobody waits for that.
 
 Each agreement is an all_gather of a few bytes on the generation's board. So ranks that ask for different things, come
 too late, are killed or give up have the errors of every other collective; and what was agreed on is the same on all
 ranks, also that something has failed. No result is written before all are ready, and no memory that others may still
 read before they have arrived at the next operation. What a rank that was stopped and given up goes on to write is its
 own memory, and nobody reads that before it has arrived again.
+
+Results lie in a window where no contribution ever does, however long it is: a rank that has its result lays the next
+contribution while others still read its share of the last one. They have read it when they arrive, and only then is the
+next result written.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -39,8 +45,11 @@ if TYPE_CHECKING:
     from clients.collectives.boards import Board
     from clients.collectives.membership import Place
 
-_ROW: Final = struct.Struct(f"<QQ{DEVICE_TOKEN_BYTES}s{NAME_BYTES}s{DEVICE_NAME_BYTES_MAX}s")
-
+_ROW: Final = struct.Struct(f"<?QQ{DEVICE_TOKEN_BYTES}s{NAME_BYTES}s{DEVICE_NAME_BYTES_MAX}s")
+_FINE: Final = 1
+_NOT_FINE: Final = 2
+_RESULTS_ALIGNED_BYTES: Final = 15 * 17 * 256
+"""What it takes to align shares: of each of 15 dtypes up to 256 elements of 16 bytes, and 256 bytes."""
 
 Steps = Generator[Prepared, object, object]
 """Collectives to carry out one after the other; it is sent what each has given, and returns what the caller gets."""
@@ -65,12 +74,12 @@ class Row(NamedTuple):
 
     def packed(self) -> Array:
         """As it travels."""
-        return np.frombuffer(_ROW.pack(*self), np.uint8)
+        return np.frombuffer(_ROW.pack(True, *self), np.uint8)
 
     @classmethod
     def of(cls, packed: Array) -> Row:
         """As it has come."""
-        number, size_bytes, token, socket, device = _ROW.unpack(packed.tobytes())
+        _, number, size_bytes, token, socket, device = _ROW.unpack(packed.tobytes())
         return cls(number, size_bytes, token, socket, device.rstrip(b"\0"))
 
 
@@ -79,7 +88,7 @@ class OnDevice(NamedTuple):
 
     Attributes:
         device: where this rank's arrays are.
-        size_bytes: of memory that each rank needs, besides the header; the same on all.
+        size_bytes: of what each rank puts into its memory; the same on all.
         put: copies this rank's contribution there, and makes ready what may fail.
         work: does what is to be done while the others hold still, and returns what writes the result and returns what
             the caller gets.
@@ -99,6 +108,9 @@ class Agreements:
     Attributes:
         ranks: of all, ascending.
         position: of this one.
+        interruption: what has interrupted this rank, where the others do not know of it: to be raised when it has
+            said what they wait for.
+        given_up: whether it is to fail, unless all are ready.
     """
 
     def __init__(self, place: Place, board: Board, words: str, timeout_s: float) -> None:
@@ -106,22 +118,39 @@ class Agreements:
         self.name = place.name
         self.words = words
         self.ranks = board.ranks
+        self.interruption: BaseException | None = None
+        self.given_up = False
         self.position = board.ranks.index(place.member.rank)
         self._member, self._board, self._timeout_s = place.member, board, timeout_s
 
     def gather(self, array: Array, step: str = "") -> Generator[Prepared, object, list[Array]]:
-        """Waits for all ranks to come to a step; returns what each says, by position."""
+        """Waits for all ranks to come to a step; returns what each says, by position.
+
+        What interrupts this rank is thrown in here. If all have come all the same, it goes on with them: see
+        `interruption`. What an array has to say must not be 0 throughout.
+        """
         if self._board.error is not None:
-            # Another thread may have been told of it.
+            self._member.raise_change()
+            # Another thread was told of it.
             raise self._board.error.again()
         prepared = collective.all_gather(self._member, array, self._timeout_s)
         claim = msgspec.structs.replace(prepared.claim, stands_for=self.words + step)
-        return cast("list[Array]", (yield dataclasses.replace(prepared, claim=claim)))
+        told = np.zeros((len(self.ranks), array.nbytes), np.uint8)
+        try:
+            yield dataclasses.replace(prepared, claim=claim, target=told.reshape(-1).data)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # An operation that fails leaves its arrays as they were.
+            if not told.any():
+                raise
+            self.interruption = error
+        return list(told)
 
     def agree(self, step: str, *, fine: bool) -> Generator[Prepared, object, list[int]]:
         """Waits for all ranks to come to a step; returns those that are not fine."""
-        told = yield from self.gather(np.array([fine], np.uint8), f", {step}")
-        return [rank for rank, each in zip(self.ranks, told, strict=True) if not each[0]]
+        told = yield from self.gather(np.array([_FINE if fine else _NOT_FINE], np.uint8), f", {step}")
+        return [rank for rank, each in zip(self.ranks, told, strict=True) if each[0] != _FINE]
 
 
 class DeviceWindows:
@@ -133,7 +162,8 @@ class DeviceWindows:
 
     def __init__(self) -> None:
         self.window: DeviceWindow | None = None
-        self._number = 0
+        self._under_way: Agreements | None = None
+        self._number = self._put_bytes = 0
         self._refused_bytes: int | None = None
         self._names: dict[Device, str] | None = None
 
@@ -146,10 +176,10 @@ class DeviceWindows:
     def number_for(self, device: Device, size_bytes: int) -> int:
         """The window that will do for an operation, or 0."""
         window = self.window
-        fits = window is not None and window.device == device and window.own.size_bytes >= size_bytes
+        fits = window is not None and window.device == device and self._put_bytes >= size_bytes
         return self._number if fits else 0
 
-    def offer(self, device: Device, size_bytes: int) -> tuple[DeviceMemory, str]:
+    def offer(self, device: Device, size_bytes: int, ranks: int) -> tuple[DeviceMemory, str]:
         """New memory for an operation, and the name of its device.
 
         Raises:
@@ -161,11 +191,16 @@ class DeviceWindows:
             raise InvalidValue("memory of", device, "cannot be passed to other processes")
         if self._refused_bytes is not None and size_bytes >= self._refused_bytes:
             raise LimitExceeded("device memory", size_bytes, self._refused_bytes, "could not be shared before")
-        return DeviceMemory.create(device, name, rounded(size_bytes)), name
+        return DeviceMemory.create(device, name, window_bytes(size_bytes, ranks)), name
 
-    def begin(self, window: DeviceWindow) -> None:
-        """All ranks have mapped it."""
-        self.window = window
+    def begin(self, window: DeviceWindow, size_bytes: int) -> None:
+        """All ranks have mapped what they have made for an operation.
+
+        Results have a place that no contribution ever takes: a rank lays the next one, longer maybe, while
+        others still read them.
+        """
+        self.window, self._put_bytes = window, rounded(size_bytes)
+        window.results = DEVICE_HEADER_BYTES + self._put_bytes
         self._number += 1
 
     def refused(self, size_bytes: int, why: str) -> None:
@@ -173,6 +208,28 @@ class DeviceWindows:
         known = size_bytes if self._refused_bytes is None else min(size_bytes, self._refused_bytes)
         self._refused_bytes = 0 if self.window is None else known
         devices.warn_of_detour("the ranks of a group cannot share the memory of their devices", why)
+
+    @contextmanager
+    def under_way(self, agreements: Agreements) -> Iterator[None]:
+        """An operation is, until this ends; there is never more than one."""
+        self._under_way = agreements
+        try:
+            yield
+        finally:
+            self._under_way = None
+
+    def abort(self) -> bool:
+        """Has the operation fail on all ranks that is under way, unless all are ready; says whether there was one."""
+        agreements = self._under_way
+        if agreements is not None:
+            agreements.given_up = True
+        return agreements is not None
+
+
+def window_bytes(put_bytes: int, ranks: int) -> int:
+    """What each rank takes of its device for an operation that puts so much there: with a share of the result."""
+    put_bytes = rounded(put_bytes)
+    return put_bytes + -(-put_bytes // ranks) + _RESULTS_ALIGNED_BYTES
 
 
 def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevice) -> Steps:
@@ -182,20 +239,33 @@ def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevic
         CollectiveError: another rank's device has failed; no array was changed.
         InvalidValue: this rank's has.
     """
+    with windows.under_way(agreements):
+        return (yield from _carried_out(agreements, windows, operation))
+
+
+def _carried_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevice) -> Steps:
     window = yield from _arrive(agreements, windows, operation)
     if window is None:
-        return (yield from operation.staged)
-    problem: BaseException | None = None
+        result = yield from operation.staged
+        if agreements.interruption is not None:
+            raise agreements.interruption
+        return result
     try:
-        finish = operation.work(window)
+        if agreements.interruption is None:
+            finish = operation.work(window)
+            if agreements.given_up:
+                raise CollectiveError(agreements.name, f"{agreements.words}: this rank's program gave it up")
     except BaseException as error:  # noqa: BLE001
         # The others wait for this rank, and are told.
-        problem = error
-    failed = yield from agreements.agree("ready", fine=problem is None)
-    if problem is not None:
-        raise problem
+        agreements.interruption = error
+    try:
+        failed = yield from agreements.agree("ready", fine=agreements.interruption is None)
+    finally:
+        # Also when the others have not waited.
+        if agreements.interruption is not None:
+            raise agreements.interruption
     if failed:
-        text = f"{agreements.words}: the device of rank {failed[0]} has failed, or its program"
+        text = f"{agreements.words}: the device of rank {failed[0]} has failed, or its program gave it up"
         raise CollectiveError(agreements.name, text)
     return finish()
 
@@ -204,13 +274,13 @@ def _arrive(
     agreements: Agreements, windows: DeviceWindows, operation: OnDevice
 ) -> Generator[Prepared, object, DeviceWindow | None]:
     """Puts this rank's contribution in place, and waits for all; None when they cannot have a window."""
-    number = windows.number_for(operation.device, operation.size_bytes + DEVICE_HEADER_BYTES)
+    number = windows.number_for(operation.device, operation.size_bytes)
     window = windows.window if number else None
     memory, handover, why = None if window is None else window.own, None, ""
     row = Row(number, 0)
     try:
         if memory is None:
-            memory, name = windows.offer(operation.device, operation.size_bytes)
+            memory, name = windows.offer(operation.device, operation.size_bytes, len(agreements.ranks))
             handover = Handover(len(agreements.ranks))
             row = Row(0, memory.size_bytes, memory.token, handover.name, name.encode())
         operation.put(memory)
@@ -232,7 +302,7 @@ def _arrive(
     if window is None:
         windows.refused(operation.size_bytes, why or "another rank has none, or has it elsewhere")
     else:
-        windows.begin(window)
+        windows.begin(window, operation.size_bytes)
     return window
 
 

@@ -9,12 +9,14 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from broker.errors import BrokerError
 from broker.limits import ANSWER_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
 from clients.collectives import joining, state_sync, windows
 from clients.collectives.collective import Prepared
 from clients.collectives.device_windows import Steps
 from clients.collectives.points import Points
 from clients.collectives.state_sync import Synced
+from clients.connection.checks import check_priority
 
 T = TypeVar("T")
 
@@ -70,19 +72,30 @@ class Meetings(Points):
         return self._call_each(windows.empty(self._place, shape, dtype, timeout_s), timeout_s)
 
     def _call_each(self, calls: Generator[Prepared, object, T], timeout_s: float) -> T:
-        """Carries out what is yielded, one after the other, and gives what comes of all."""
+        """Carries out what is yielded, one after the other, and gives what comes of all.
+
+        What interrupts it is raised where that was yielded: the other ranks may wait for what comes next.
+        """
         # What they hold is let go with a call that fails, and not with the error that tells of it.
         with closing(calls):
             try:
                 prepared = next(calls)
                 while True:
-                    prepared = calls.send(self._call(prepared, timeout_s))
+                    try:
+                        value = self._call(prepared, timeout_s)
+                    except BrokerError:
+                        raise
+                    except BaseException as interruption:  # noqa: BLE001
+                        prepared = calls.throw(interruption)
+                    else:
+                        prepared = calls.send(value)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
 
-    def _on_devices(self, steps: Steps, timeout_s: float) -> object:
+    def _on_devices(self, steps: Steps, timeout_s: float, priority: int) -> object:
         """As _call_each, of what takes place on devices: one after the other, whichever threads call."""
-        with self._device_turn:
+        check_priority(priority)
+        with self._device_turn.taken():
             return self._call_each(steps, timeout_s)
 
     def regroup(self, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:

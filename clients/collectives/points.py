@@ -67,13 +67,16 @@ class Points(Calls):
     def abort(self) -> bool:
         """Cancels all operations that this rank has in progress, also those that other threads wait for.
 
-        Each fails with CollectiveAbortedError on all ranks, unless it has ended before; see Work.cancel.
+        Each fails with CollectiveAbortedError on all ranks, unless it has ended before; see Work.cancel. One at which a
+        device works in that moment fails with CollectiveError.
 
         Returns:
             Whether there was one.
         """
         place, way = self._place, self._place.way
-        found = way is not None and way.engine.cancel_all()
+        board = place.device_board
+        found = board is not None and board.device_windows.abort()
+        found = (way is not None and way.engine.cancel_all()) or found
         with self._driver.lock:
             found = place.give_up([*place.member.pending, *place.channels.pending]) or found
             self._driver.flush()

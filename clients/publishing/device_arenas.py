@@ -110,7 +110,7 @@ class DeviceArenas:
         if os.getpid() != self._process:
             # A forked child: whichever thread of its parent held the lock is not here to give it up.
             self._lock = OwnedLock()
-        with self._lock:
+        with self._lock.taken():
             for arena in self._arenas.values():
                 arena.gone = True
                 arena.answered.set()
@@ -152,7 +152,7 @@ class DeviceArenas:
     def lend(self, device: Device, size_bytes: int) -> DeviceBlock | None:
         """A free block of at least so many bytes; None when there is none to be had now, or never."""
         key = device, rounded(size_bytes)
-        with self._lock:
+        with self._lock.taken():
             self._collect()
             free = self._free.get(key) or self._more(device, key[1])
             if not free:
@@ -165,7 +165,7 @@ class DeviceArenas:
     def may_come_back(self, device: Device, size_bytes: int) -> bool:
         """Whether there are blocks of this size, so that waiting for one may help."""
         key = device, rounded(size_bytes)
-        with self._lock:
+        with self._lock.taken():
             return any((arena.memory.device, arena.block_bytes) == key for arena in self._arenas.values())
 
     def _collect(self) -> None:
@@ -218,7 +218,7 @@ class DeviceArenas:
 
     def leave(self, arena: DeviceArena) -> None:
         """Uses an arena no more."""
-        with self._lock:
+        with self._lock.taken():
             if not arena.gone:
                 self._leave(arena)
 
@@ -233,7 +233,7 @@ class DeviceArenas:
 
     def _leave_free(self) -> None:
         """Lets arenas go in which nothing is lent."""
-        with self._lock:
+        with self._lock.taken():
             self._collect()
             for arena in list(self._arenas.values()):
                 if not arena.lent:
@@ -244,7 +244,7 @@ class DeviceArenas:
         if now_ns - self._look_ns > DEVICE_UNUSED_NS:
             self._look_ns = now_ns
             self._failed_ns = None
-            with self._lock:
+            with self._lock.taken():
                 self._collect()
                 for arena in list(self._arenas.values()):
                     if not arena.lent and not arena.used:

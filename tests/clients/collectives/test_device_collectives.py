@@ -18,8 +18,9 @@ import clients
 from broker import devices
 from broker.collectives import shm
 from broker.devices import windows
+from broker.devices.memory import DeviceMemory
 from broker.limits import MIB
-from clients.collectives import device_handover
+from clients.collectives import device_handover, device_operations
 from tests import device_stand_in
 from tests import kernel_stand_in as kernels
 from tests.clients.conftest import Connect
@@ -214,6 +215,21 @@ def test_ranks_that_ask_for_different_things_are_told_each_others_claims(cupy: M
     assert np.array_equal(arrays[0].peek(), values(0) + values(1))
 
 
+def test_what_cannot_be_is_refused_as_on_the_host(cupy: ModuleType, connect: Connect) -> None:
+    def work(group: clients.Group, bus: clients.Client) -> None:
+        array = cupy.array(values(group.rank))
+        for refused in (
+            lambda: group.all_reduce(array, priority="high"),
+            lambda: group.all_reduce(array, ["sum"]),
+            lambda: group.reduce_scatter([array]),
+            lambda: group.broadcast(None, root=group.rank, out=array),
+        ):
+            with pytest.raises(clients.InvalidValue):
+                refused()
+
+    check_none_raised(on_all_ranks(connect, 2, work))
+
+
 def test_a_rank_that_does_not_come_is_named(cupy: ModuleType, connect: Connect) -> None:
     array = cupy.array(values(0))
 
@@ -283,6 +299,38 @@ def test_a_rank_that_was_given_up_while_it_reduced_spoils_nothing_when_it_goes_o
     assert nothing_staged()
 
 
+def test_the_next_contribution_leaves_results_alone_that_others_still_read(
+    cupy: ModuleType, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill, put, laid, results = windows.DeviceWindow.fill, device_operations.put, threading.Event(), {}
+    last = threading.local()
+
+    def fill_late(window: windows.DeviceWindow, target: windows.DeviceArray, pieces: list[windows.Piece]) -> None:
+        if window.position == 1 and target.size == 100:
+            assert laid.wait(PATIENCE_S)
+        fill(window, target, pieces)
+
+    def put_and_tell(memory: DeviceMemory, offset: int, views: list[windows.DeviceArray]) -> None:
+        put(memory, offset, views)
+        if getattr(last, "begun", False):
+            cupy.cuda.get_current_stream().synchronize()
+            laid.set()
+
+    monkeypatch.setattr(windows.DeviceWindow, "fill", fill_late)
+    monkeypatch.setattr(device_operations, "put", put_and_tell)
+
+    def work(group: clients.Group, bus: clients.Client) -> None:
+        long, short = (cupy.array(np.full(elements, group.rank + 1, "float32")) for elements in (20_000, 100))
+        group.all_reduce(long, "max")
+        group.all_reduce(short)
+        last.begun = group.rank == 0
+        group.all_reduce(long)
+        results[group.rank] = short
+
+    check_none_raised(on_all_ranks(connect, 2, work))
+    assert [(results[rank].peek() == 3).all() for rank in range(2)] == [True, True]
+
+
 @pytest.mark.parametrize("why", ["map", "make", "hand", "compile", "device"])
 def test_where_there_is_no_way_all_go_through_the_host_and_that_is_said_once(
     why: str, cupy: ModuleType, gpus: StandInDriver, connect: Connect, monkeypatch: pytest.MonkeyPatch,
@@ -341,11 +389,12 @@ def test_what_stays_with_the_host_is_counted(cupy: ModuleType, connect: Connect)
         assert np.array_equal(array.peek(), values(0) + values(1))
         group.reduce(array)
         group.all_gather([array])
-        long = cupy.array(np.zeros(MIB, "float64"))
-        group.all_reduce(long)
+        # With their shares of the result they would be too long.
+        group.all_reduce(cupy.array(np.zeros(MIB // 4 * 2 // 3, "float32")))
+        group.all_reduce(array, quorum=1.0)
 
     check_none_raised(on_all_ranks(connect, 2, work))
-    assert devices.copies().detours == 8
+    assert devices.copies().detours == 10
 
 
 def test_what_is_queued_on_a_stream_is_waited_for(cupy: ModuleType, connect: Connect) -> None:

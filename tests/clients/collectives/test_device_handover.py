@@ -38,6 +38,7 @@ def ends() -> Iterator[list[Handover]]:
 def taken(end: Handover, positions: dict[bytes, int]) -> dict[int, int]:
     """What is in the files that have come, by positions."""
     found = end.take(positions)
+    assert not any(map(os.get_inheritable, found.values()))
     read = {position: os.pread(descriptor, 1, 0)[0] for position, descriptor in found.items()}
     for descriptor in found.values():
         os.close(descriptor)
