@@ -23,7 +23,7 @@ enum {
     AUTHOR_BITS = 8,
     SLICE_NS = 50000000,       /* Python looks at its signals at least as often as twice this. */
     GRACE_NS = 250000000,      /* For the claims of others once some differ; as limits.MISMATCH_GRACE_NS. */
-    BROKEN_NS = 1000000000,    /* A committed operation waits for nothing; so long after its deadline it is not one. */
+    BROKEN_NS = 1000000000,    /* In a committed operation nobody is waited for; so long after its deadline it is none. */
     SPIN_TURNS = 50,
     SPIN_STEP_NS = 2000,
     SPIN_MAX_NS = 50000,
@@ -167,9 +167,10 @@ static int look(tb_operation *operation, tb_counter counter, uint64_t value)
     if (is_decided(operation, word)) {
         if (!is_committed(operation, word))
             return obey(operation, word);
-        return now > operation->deadline_ns + BROKEN_NS ? TB_BROKEN : 0;
+        return now > operation->deadline_ns + BROKEN_NS && behind(operation, counter, value) ? TB_BROKEN : 0;
     }
-    if (state == TB_GONE || (state == TB_DRAINING && operation->gathering))
+    if (state == TB_GONE ||
+        (state == TB_DRAINING && operation->gathering && behind(operation, TB_ARRIVED, operation->sequence)))
         return decide(operation, TB_OVER, 0);
     if (operation->gathering && counter == TB_ARRIVED && !operation->mismatched &&
         (operation->task->impossible || claims_differ(operation))) {
