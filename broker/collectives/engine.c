@@ -62,6 +62,7 @@ tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, in
     engine->positions = positions;
     engine->position = position;
     engine->spin_ns = SPIN_FIRST_NS;
+    engine->patience_ns = TB_PATIENCE_MAX_NS;
     uint32_t only;
     engine->crowded = positions > processors(&only);
     atomic_store(&tb_slot_of(board, position)->bound, only);

@@ -12,7 +12,7 @@ typedef struct {
     uint64_t sequence;
     uint64_t deadline_ns;
     uint64_t pulse_ns; /* When to ask `interrupt` again. */
-    int gathering;     /* Not all have come, as far as is known here. */
+    int gathering;     /* Not all have come, as far as is known here; looked at when all of a held array is staged. */
     int mismatched;    /* The claims of those that have come differ: the deadline is soon. */
     size_t chunks;     /* Of the array. */
     size_t places;     /* Of the stage, that are used in turn. */
