@@ -24,12 +24,15 @@ static int processors(uint32_t *only)
 
 static void *map_board(int file, size_t bytes, int positions)
 {
-    void *board = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    void *board = mmap(NULL, bytes, PROT_NONE, MAP_SHARED, file, 0);
     if (board == MAP_FAILED)
         return NULL;
-    if (!tb_board_fits(board, bytes, positions)) {
+    /* A program that locks all that it maps (mlockall) would have all pages made, of a stage that it may never use. */
+    munlock(board, bytes);
+    int error = mprotect(board, bytes, PROT_READ | PROT_WRITE) ? errno : 0;
+    if (error || !tb_board_fits(board, bytes, positions)) {
         munmap(board, bytes);
-        errno = EINVAL;
+        errno = error ? error : EINVAL;
         return NULL;
     }
     madvise(board, bytes, MADV_HUGEPAGE);
