@@ -12,6 +12,7 @@ typedef struct {
     tb_turns turns;
     tb_board *board;
     size_t board_bytes, stage_bytes;
+    size_t reserved_bytes; /* Of the own stage: these pages are there. */
     int position, positions;
     uint64_t sequence; /* Of the last operation that was begun. */
     uint64_t spin_ns;

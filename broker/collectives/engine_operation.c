@@ -355,6 +355,12 @@ static int gather(tb_operation *operation)
     return 0;
 }
 
+static int fail_without_memory(tb_operation *operation)
+{
+    int ended = decide(operation, TB_INTERRUPTED, 1ull << operation->engine->position);
+    return ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
+}
+
 static int stage(tb_operation *operation, size_t chunk)
 {
     int ended = 0;
@@ -362,6 +368,8 @@ static int stage(tb_operation *operation, size_t chunk)
         ended = wait_for_all(operation, TB_COLLECTED, tb_mark(operation, chunk - operation->places + 1));
     if (ended)
         return ended;
+    if (!tb_reserve_stage(operation, chunk))
+        return fail_without_memory(operation);
     tb_stage(operation, chunk);
     tb_publish(operation->own, TB_STAGED, tb_mark(operation, chunk + 1));
     return 0;
@@ -503,10 +511,8 @@ int tb_carry_out(void *of, tb_task *task)
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
     /* Before the first wait, so that the broker sees also who waits for others to leave what has failed. */
     tb_log_begin(operation.own, operation.sequence, task->deadline_ns - task->timeout_ns, task->claim, task->claim_bytes);
-    if (!small && tb_changes_early(&operation) && !tb_undo_reserve(&engine->undo, task->target_bytes)) {
-        ended = decide(&operation, TB_INTERRUPTED, 1ull << engine->position);
-        ended = ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
-    }
+    if (!small && tb_changes_early(&operation) && !tb_undo_reserve(&engine->undo, task->target_bytes))
+        ended = fail_without_memory(&operation);
     if (!ended)
         ended = begin(&operation);
     if (!ended)

@@ -41,6 +41,10 @@ int tb_commit(tb_operation *operation);
 /* The number of chunks that an operation moves in, and where its data lie in them. */
 size_t tb_chunks(const tb_operation *operation);
 
+/* Has the system make the pages of a chunk's place on the own stage, if this position is to write there and they have not
+   been made; 0 if it has no memory. To write to one that it cannot make would end the process. */
+int tb_reserve_stage(tb_operation *operation, size_t chunk);
+
 /* Copies what the others need of a chunk of the own array into the own stage. */
 void tb_stage(tb_operation *operation, size_t chunk);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import threading
@@ -29,6 +30,8 @@ HELD = 3 << 19
 """And that do fit, past the processor's caches."""
 SLOTS_OFFSET, CLAIMED_OFFSET, CHUNK_BITS, VERDICT_1_OFFSET = 16384, 128, 24, 256 + 128
 """Of the layout in board.h."""
+POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE of <linux/mman.h>, which Python does not name."""
 PIECE_BYTES = 128 << 10
 """What a position claims at a time of arrays in common memory."""
 
@@ -94,6 +97,38 @@ def test_a_committed_operation_is_not_broken_because_its_deadline_is_over() -> N
     end_board(memory, 1)
     assert engine.wait(task, PATIENCE_S) == Outcome.COMMITTED
     engine.close()
+
+
+@pytest.mark.parametrize("elements", [HELD, LONG])
+def test_a_stage_for_which_there_is_no_memory_fails_the_operation(elements: int) -> None:
+    size_bytes, slots_bytes = shm.board_bytes(2, STAGE_BYTES), shm.board_bytes(2, STAGE_BYTES) - 2 * STAGE_BYTES
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        try:
+            page.madvise(POPULATE_WRITE)
+        except OSError:
+            pytest.skip("the system makes no pages ahead (before Linux 5.14)")
+    file = os.memfd_create("board")
+    try:
+        os.ftruncate(file, size_bytes)
+        with mmap.mmap(file, slots_bytes) as beginning:
+            in_it = ctypes.c_ubyte.from_buffer(beginning)
+            shm.format_board(ctypes.addressof(in_it), size_bytes, 2)
+            del in_it
+        # Pages behind the end of a file cannot be had: none of the stage of position 1.
+        os.ftruncate(file, slots_bytes + STAGE_BYTES)
+        engines = [shm.Engine(file, size_bytes, 2, position) for position in range(2)]
+    finally:
+        os.close(file)
+    arrays = [np.ones(elements, np.float32) for _ in engines]
+    tasks = [shm.Task(all_reduce(elements, 2), array, array, 20 * SECOND_NS) for array in arrays]
+    for engine, task in zip(engines, tasks, strict=True):
+        engine.submit(task)
+    outcomes = [engine.wait(task, PATIENCE_S) for engine, task in zip(engines, tasks, strict=True)]
+    assert outcomes == [Outcome.INTERRUPTED, Outcome.NO_MEMORY]
+    assert tasks[0].positions == [1]
+    assert all((array == 1).all() for array in arrays)
+    for engine in engines:
+        engine.close()
 
 
 def test_a_board_of_another_kind_does_not_fit() -> None:
