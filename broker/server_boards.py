@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from broker.collectives import shm
 from broker.collectives.reading import Reader
 from broker.errors import InvalidValue, LimitExceeded
 from broker.state.boards import BoardMaker
 from broker.transport.shared_memory import SharedMemory
+
+_STAGE_BYTES_MIN: Final = 2 << 20
+"""Of boards for which long ones are too much; longer arrays go through such stages in turn."""
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +33,18 @@ class Board:
 
 
 def _make(positions: int) -> Board | None:
-    size_bytes = shm.board_bytes(positions)
-    if not size_bytes:
+    least_bytes = shm.board_bytes(positions, _STAGE_BYTES_MIN)
+    if not least_bytes:
         return None
+    # The broker never looks at stages, and as addresses that it uses they would count against `ulimit -v`.
+    mapped_bytes = least_bytes - positions * _STAGE_BYTES_MIN
     try:
-        return Board(SharedMemory.create(size_bytes, common=True), positions)
+        try:
+            memory = SharedMemory.create(shm.board_bytes(positions), common=True, mapped_bytes=mapped_bytes)
+        except LimitExceeded:
+            # As `ulimit -f` forbids so long a file.
+            memory = SharedMemory.create(least_bytes, common=True, mapped_bytes=mapped_bytes)
+        return Board(memory, positions)
     except (InvalidValue, LimitExceeded) as error:
         log.warning("board.refused positions=%d cause=%s", positions, error)
         return None

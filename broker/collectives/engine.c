@@ -24,12 +24,15 @@ static int processors(uint32_t *only)
 
 static void *map_board(int file, size_t bytes, int positions)
 {
-    void *board = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    void *board = mmap(NULL, bytes, PROT_NONE, MAP_SHARED, file, 0);
     if (board == MAP_FAILED)
         return NULL;
-    if (!tb_board_fits(board, bytes, positions)) {
+    /* A program that locks all that it maps (mlockall) would have all pages made, of a stage that it may never use. */
+    munlock(board, bytes);
+    int error = mprotect(board, bytes, PROT_READ | PROT_WRITE) ? errno : 0;
+    if (error || !tb_board_fits(board, bytes, positions)) {
         munmap(board, bytes);
-        errno = EINVAL;
+        errno = error ? error : EINVAL;
         return NULL;
     }
     madvise(board, bytes, MADV_HUGEPAGE);
@@ -62,6 +65,7 @@ tb_engine *tb_engine_new(int file, size_t bytes, int positions, int position, in
     engine->positions = positions;
     engine->position = position;
     engine->spin_ns = SPIN_FIRST_NS;
+    engine->patience_ns = TB_PATIENCE_MAX_NS;
     uint32_t only;
     engine->crowded = positions > processors(&only);
     atomic_store(&tb_slot_of(board, position)->bound, only);

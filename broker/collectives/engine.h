@@ -6,13 +6,17 @@
 #include "board.h"
 #include "undo.h"
 
+enum { TB_PATIENCE_MAX_NS = 2000000 };
+
 typedef struct {
     tb_turns turns;
     tb_board *board;
     size_t board_bytes, stage_bytes;
+    size_t reserved_bytes; /* Of the own stage: these pages are there. */
     int position, positions;
     uint64_t sequence; /* Of the last operation that was begun. */
     uint64_t spin_ns;
+    uint64_t patience_ns; /* As spin_ns, in long operations. */
     int crowded; /* More positions than processors: to spin would only keep others from running. */
     int sleepy;  /* So many waits are to be slept through: another thread computes on this processor. */
     int sleep_waits; /* As many the next time that this shows. */

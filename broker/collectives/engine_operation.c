@@ -3,13 +3,13 @@
      begin     wait until the row may be written; write claim and small payload, `arrived`
      gather    wait until all have arrived; compare the claims
      small     commit; reduce or copy out of everybody's row
-     large     stage chunk k | reduce chunk k - 1 | collect chunk k - 2, each when the others are so far; commit when
-               all is reduced
+     held      an array that fits into the stages: stage all; gather; reduce the own parts; commit when all is reduced;
+               collect all, so that there is no copy to go back to
+     in turn   one that is longer: stage chunk k | reduce chunk k - 1 | collect chunk k - 2, each when the others are so
+               far; commit when all is reduced
      direct    in place of that, where all arrays lie in memory that all map: reduce what nobody has claimed yet; commit
                when all that was claimed is reduced (engine_direct.c)
-     end       `left`; after a failure the array is as it was
-
-   An array that fits into the stages is collected after the commit, and needs no copy to go back to. */
+     end       `left`; after a failure the array is as it was */
 #define _GNU_SOURCE
 #include "engine_operation.h"
 
@@ -23,12 +23,12 @@ enum {
     AUTHOR_BITS = 8,
     SLICE_NS = 50000000,       /* Python looks at its signals at least as often as twice this. */
     GRACE_NS = 250000000,      /* For the claims of others once some differ; as limits.MISMATCH_GRACE_NS. */
-    BROKEN_NS = 1000000000,    /* A committed operation waits for nothing; so long after its deadline it is not one. */
+    BROKEN_NS = 1000000000,    /* In a committed operation nobody is waited for; so long after its deadline it is none. */
     SPIN_TURNS = 50,
     SPIN_STEP_NS = 2000,
     SPIN_MAX_NS = 50000,
+    PATIENCE_MIN_NS = 2 * SPIN_MAX_NS, /* More than any other spin, so that it is tried again. */
     SPIN_BYTES_A_NS = 32, /* For long arrays an eighth of the time that they take: to lose the processor costs more. */
-    SPIN_LONG_MAX_NS = 2000000,
     YIELD_NS = 20000,
     SWITCH_NS = 1500, /* A yield to nobody takes less. */
     COMPUTING_NS = 500000, /* A yield to another engine takes less. */
@@ -167,9 +167,10 @@ static int look(tb_operation *operation, tb_counter counter, uint64_t value)
     if (is_decided(operation, word)) {
         if (!is_committed(operation, word))
             return obey(operation, word);
-        return now > operation->deadline_ns + BROKEN_NS ? TB_BROKEN : 0;
+        return now > operation->deadline_ns + BROKEN_NS && behind(operation, counter, value) ? TB_BROKEN : 0;
     }
-    if (state == TB_GONE || (state == TB_DRAINING && operation->gathering))
+    if (state == TB_GONE ||
+        (state == TB_DRAINING && operation->gathering && behind(operation, TB_ARRIVED, operation->sequence)))
         return decide(operation, TB_OVER, 0);
     if (operation->gathering && counter == TB_ARRIVED && !operation->mismatched &&
         (operation->task->impossible || claims_differ(operation))) {
@@ -230,10 +231,25 @@ static int spins(uint64_t spin_ns, _Atomic uint64_t *counter, uint64_t value)
     return 0;
 }
 
+static uint64_t least(uint64_t one, uint64_t other) { return one < other ? one : other; }
+
+/* How long to spin the next time. */
+static void learn(tb_engine *engine, int patient, int paid)
+{
+    if (patient)
+        engine->patience_ns = paid ? least(2 * engine->patience_ns, TB_PATIENCE_MAX_NS)
+                                   : engine->patience_ns / 2 + PATIENCE_MIN_NS / 2;
+    else
+        engine->spin_ns = paid ? least(engine->spin_ns + SPIN_STEP_NS, SPIN_MAX_NS) : engine->spin_ns / 2;
+}
+
 /* Waits in the ways that cost least when it is not for long; says whether that was enough. Who spins keeps its processor
    from others: from the one that it waits for, perhaps. That others wanted it shows when a yield takes long. When it takes
    very long, the other one computes and does not give the processor back: for a while only sleep helps, since who wakes up
-   goes before who computes. Each time that this shows again the while is longer. */
+   goes before who computes. Each time that this shows again the while is longer.
+
+   In a long operation the others are a part of it behind, however short the usual wait is: what such a wait teaches is
+   how patient to be in the next one, and nothing of others. */
 static int wait_briefly(tb_operation *operation, _Atomic uint64_t *counter, uint64_t value)
 {
     tb_engine *engine = operation->engine;
@@ -241,10 +257,9 @@ static int wait_briefly(tb_operation *operation, _Atomic uint64_t *counter, uint
         engine->sleepy--;
         return 0;
     }
-    uint64_t spin_ns = operation->task->bytes / SPIN_BYTES_A_NS;
-    spin_ns = spin_ns < SPIN_LONG_MAX_NS ? spin_ns : SPIN_LONG_MAX_NS;
-    spin_ns = spin_ns > engine->spin_ns ? spin_ns : engine->spin_ns;
-    int came = !engine->crowded && spins(spin_ns, counter, value), wanted = 0, computing = 0;
+    uint64_t long_ns = least(operation->task->bytes / SPIN_BYTES_A_NS, engine->patience_ns);
+    int patient = long_ns > engine->spin_ns, wanted = 0, computing = 0;
+    int came = !engine->crowded && spins(patient ? long_ns : engine->spin_ns, counter, value);
     uint64_t now = tb_now_ns(), end = now + YIELD_NS;
     while (!came && now < end) {
         sched_yield();
@@ -259,10 +274,7 @@ static int wait_briefly(tb_operation *operation, _Atomic uint64_t *counter, uint
         engine->sleep_waits = 4 * engine->sleep_waits < SLEEP_WAITS_MAX ? 4 * engine->sleep_waits : SLEEP_WAITS_MAX;
     } else
         engine->sleep_waits = SLEEP_WAITS_MIN;
-    if (came && !wanted)
-        engine->spin_ns = engine->spin_ns + SPIN_STEP_NS < SPIN_MAX_NS ? engine->spin_ns + SPIN_STEP_NS : SPIN_MAX_NS;
-    else
-        engine->spin_ns /= 2;
+    learn(engine, patient, came && !wanted);
     return came;
 }
 
@@ -343,6 +355,12 @@ static int gather(tb_operation *operation)
     return 0;
 }
 
+static int fail_without_memory(tb_operation *operation)
+{
+    int ended = decide(operation, TB_INTERRUPTED, 1ull << operation->engine->position);
+    return ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
+}
+
 static int stage(tb_operation *operation, size_t chunk)
 {
     int ended = 0;
@@ -350,6 +368,8 @@ static int stage(tb_operation *operation, size_t chunk)
         ended = wait_for_all(operation, TB_COLLECTED, tb_mark(operation, chunk - operation->places + 1));
     if (ended)
         return ended;
+    if (!tb_reserve_stage(operation, chunk))
+        return fail_without_memory(operation);
     tb_stage(operation, chunk);
     tb_publish(operation->own, TB_STAGED, tb_mark(operation, chunk + 1));
     return 0;
@@ -491,10 +511,8 @@ int tb_carry_out(void *of, tb_task *task)
     int small = task->bytes <= TB_INLINE_BYTES, ended = 0;
     /* Before the first wait, so that the broker sees also who waits for others to leave what has failed. */
     tb_log_begin(operation.own, operation.sequence, task->deadline_ns - task->timeout_ns, task->claim, task->claim_bytes);
-    if (!small && tb_changes_early(&operation) && !tb_undo_reserve(&engine->undo, task->target_bytes)) {
-        ended = decide(&operation, TB_INTERRUPTED, 1ull << engine->position);
-        ended = ended == TB_INTERRUPTED ? TB_NO_MEMORY : ended;
-    }
+    if (!small && tb_changes_early(&operation) && !tb_undo_reserve(&engine->undo, task->target_bytes))
+        ended = fail_without_memory(&operation);
     if (!ended)
         ended = begin(&operation);
     if (!ended)

@@ -12,7 +12,7 @@ typedef struct {
     uint64_t sequence;
     uint64_t deadline_ns;
     uint64_t pulse_ns; /* When to ask `interrupt` again. */
-    int gathering;     /* Not all have come, as far as is known here. */
+    int gathering;     /* Not all have come, as far as is known here; looked at when all of a held array is staged. */
     int mismatched;    /* The claims of those that have come differ: the deadline is soon. */
     size_t chunks;     /* Of the array. */
     size_t places;     /* Of the stage, that are used in turn. */
@@ -40,6 +40,10 @@ int tb_commit(tb_operation *operation);
 
 /* The number of chunks that an operation moves in, and where its data lie in them. */
 size_t tb_chunks(const tb_operation *operation);
+
+/* Has the system make the pages of a chunk's place on the own stage, if this position is to write there and they have not
+   been made; 0 if it has no memory. To write to one that it cannot make would end the process. */
+int tb_reserve_stage(tb_operation *operation, size_t chunk);
 
 /* Copies what the others need of a chunk of the own array into the own stage. */
 void tb_stage(tb_operation *operation, size_t chunk);

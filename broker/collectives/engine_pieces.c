@@ -19,11 +19,17 @@
 #define _GNU_SOURCE
 #include "engine_operation.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "broker/transport/streaming_copy.h"
 
 enum { PART_BYTES = 64 };
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 typedef struct {
     size_t start, bytes;
@@ -170,6 +176,30 @@ static void stage_pieces(tb_operation *operation, size_t chunk)
     for (int position = 0; position < positions; position++)
         if (position != own || task->sources || task->targets)
             write_stage(operation, (stretch){position * part + piece.start, piece.bytes}, place + position * room);
+}
+
+/* Whether this position writes to its stage: what it sends to others, or its part of a result. */
+static int writes_stage(const tb_operation *operation)
+{
+    const tb_task *task = operation->task;
+    int own = operation->engine->position;
+    if (task->kind == TB_SCATTER || task->kind == TB_BROADCAST)
+        return own == task->root;
+    return task->kind != TB_GATHER || own != task->root || task->sources || task->targets;
+}
+
+int tb_reserve_stage(tb_operation *operation, size_t chunk)
+{
+    tb_engine *engine = operation->engine;
+    size_t start = chunk % operation->places * TB_CHUNK_BYTES, end = start + TB_CHUNK_BYTES;
+    if (end <= engine->reserved_bytes || !writes_stage(operation))
+        return 1;
+    /* A system that does not know this (before Linux 5.14) makes the pages when they are written to. */
+    if (madvise(place_of(operation, engine->position, chunk), TB_CHUNK_BYTES, MADV_POPULATE_WRITE) &&
+        (errno == ENOMEM || errno == EFAULT || errno == EHWPOISON))
+        return 0;
+    engine->reserved_bytes = end;
+    return 1;
 }
 
 void tb_stage(tb_operation *operation, size_t chunk)

@@ -15,8 +15,9 @@ Whoever adopts a file from somebody else checks length and seals before mapping 
 crash the process nor let third ones change what was sent. What its maker writes, and when, is up to the maker.
 
 Pages of 4 KiB cost their maker and each reader a fault apiece, which takes longer than to fill and to read them. So a
-long file is mapped where large pages fit (2 MiB, a power of two), and `prepare` has the system make a part of such
-pages at once, which it does whatever it says of huge pages for shared memory. See madvise(2), MADV_COLLAPSE.
+long file is mapped here where large pages fit (2 MiB, a power of two), and `prepare` has the system make a part of such
+pages at once, which it does whatever it says of huge pages for shared memory. See madvise(2), MADV_COLLAPSE. Engines
+map boards by themselves, anywhere.
 
 A view holds whatever object it is told to, so that the end of the last view is the end of that object, and a mapping
 lives as long as anything in it is used. Who has to give memory back before all views are gone puts memory of its own in
@@ -68,6 +69,8 @@ _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _munmap: Final = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_munlock: Final = _libc.munlock
+_munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _mprotect: Final = _libc.mprotect
 _mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _mremap: Final = _libc.mremap
@@ -105,26 +108,32 @@ class SharedMemory:
         descriptor: of the file; -1 once it was closed.
     """
 
-    __slots__ = ("_address", "_bytes", "_writable", "descriptor", "identity", "size_bytes")
+    __slots__ = ("_address", "_bytes", "_mapped_bytes", "_writable", "descriptor", "identity", "size_bytes")
 
-    def __init__(self, descriptor: int, size_bytes: int, protection: int) -> None:
-        """Maps a file; `create` and `adopt` do that."""
+    def __init__(self, descriptor: int, size_bytes: int, protection: int, mapped_bytes: int = 0) -> None:
+        """Maps a file, or its beginning; `create` and `adopt` do that."""
         self.descriptor = -1
         self._address = None
-        self._address = _mapped(descriptor, size_bytes, protection)
+        self._mapped_bytes = mapped_bytes or size_bytes
+        self._address = _mapped(descriptor, self._mapped_bytes, protection)
         self.descriptor = descriptor
         self.size_bytes = size_bytes
         self.identity = os.fstat(descriptor).st_ino
         # Fewer faults and look-ups where the system has huge pages for shared memory; it may refuse.
-        _madvise(self._address, size_bytes, mmap.MADV_HUGEPAGE)
+        _madvise(self._address, self._mapped_bytes, mmap.MADV_HUGEPAGE)
         # A core dump would make all pages that nobody has written to.
-        _madvise(self._address, size_bytes, mmap.MADV_DONTDUMP)
-        self._bytes = (ctypes.c_ubyte * size_bytes).from_address(self._address)
+        _madvise(self._address, self._mapped_bytes, mmap.MADV_DONTDUMP)
+        self._bytes = (ctypes.c_ubyte * self._mapped_bytes).from_address(self._address)
         self._writable = bool(protection & mmap.PROT_WRITE)
 
     @classmethod
-    def create(cls, size_bytes: int, *, common: bool = False) -> SharedMemory:
+    def create(cls, size_bytes: int, *, common: bool = False, mapped_bytes: int = 0) -> SharedMemory:
         """New memory, which this process alone may write to; or, if it is common, whoever has it.
+
+        Args:
+            size_bytes: of the file; made whole pages.
+            common: whether others may write to it.
+            mapped_bytes: whole pages at its beginning, which is all that this process sees of it; 0 for all.
 
         Raises:
             LimitExceeded: it is too long, or the system has no memory or no descriptor for it.
@@ -139,7 +148,7 @@ class SharedMemory:
             # Who is given it for reading only must not open it again for writing through /proc: no other user may.
             os.fchmod(descriptor, stat.S_IRUSR)
             os.ftruncate(descriptor, size_bytes)
-            memory = cls(descriptor, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
+            memory = cls(descriptor, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mapped_bytes)
         except OSError as error:
             _close(descriptor)
             raise LimitExceeded("shared memory", size_bytes, 0, f"none to be had: {error.strerror}") from error
@@ -181,7 +190,8 @@ class SharedMemory:
             offset: of the part, a multiple of LARGE_PAGE_BYTES; where each page begins a byte is set to zero.
             size_bytes: of the part; what is left of the last page comes with it, if the file has all of that.
         """
-        end = min(_whole(offset + size_bytes, LARGE_PAGE_BYTES), self.size_bytes // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES)
+        whole_pages = self._mapped_bytes // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        end = min(_whole(offset + size_bytes, LARGE_PAGE_BYTES), whole_pages)
         if self._address is None or end <= offset:
             return False
         # The system collapses what has a page already.
@@ -200,7 +210,7 @@ class SharedMemory:
         Raises:
             ValueError: they do not all lie here.
         """
-        if self._address is None or offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
+        if self._address is None or offset < 0 or size_bytes < 0 or offset + size_bytes > self._mapped_bytes:
             raise ValueError(f"{size_bytes} bytes at {offset} of {self!r}")
         if AVAILABLE:
             return hold(holder, self._address + offset, size_bytes, self._writable)
@@ -223,7 +233,7 @@ class SharedMemory:
         Raises:
             LimitExceeded: there is no memory for them; everything is as it was.
         """
-        size_bytes, own = self.size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        size_bytes, own = self._mapped_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
         copy = _mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, own, -1, 0)
         if copy != _FAILED and self._address is not None:
             for offset, length in parts:
@@ -239,7 +249,7 @@ class SharedMemory:
 
     def holds(self, address: int) -> bool:
         """Whether an address lies in this mapping."""
-        return self._address is not None and 0 <= address - self._address < self.size_bytes
+        return self._address is not None and 0 <= address - self._address < self._mapped_bytes
 
     @property
     def address(self) -> int:
@@ -267,26 +277,26 @@ class SharedMemory:
     def __del__(self) -> None:
         self.close_descriptor()
         if self._address is not None:
-            _munmap(self._address, self.size_bytes)
+            _munmap(self._address, self._mapped_bytes)
 
     def __repr__(self) -> str:
         return f"<SharedMemory {self.size_bytes} bytes identity={self.identity} fd={self.descriptor}>"
 
 
 def _mapped(descriptor: int, size_bytes: int, protection: int) -> int:
-    """Maps a file, where large pages fit if it is as long as one; returns the address.
+    """Maps the beginning of a file, where large pages fit if that is as long as one; returns the address.
 
     Raises:
         OSError: it cannot be mapped.
     """
     if size_bytes < LARGE_PAGE_BYTES:
-        return _map_at(None, size_bytes, protection, mmap.MAP_SHARED, descriptor)
+        return _map_unlocked(None, size_bytes, protection, mmap.MAP_SHARED, descriptor)
     # Addresses for as much again as the beginning may be off; what is not needed of them is given back.
     room_bytes = _whole(size_bytes, SHARED_PAGE_BYTES) + LARGE_PAGE_BYTES
     room = _map_at(None, room_bytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE, -1)
     address = _whole(room, LARGE_PAGE_BYTES)
     try:
-        _map_at(address, size_bytes, protection, mmap.MAP_SHARED | _FIXED, descriptor)
+        _map_unlocked(address, size_bytes, protection, mmap.MAP_SHARED | _FIXED, descriptor)
     except OSError:
         _munmap(room, room_bytes)
         raise
@@ -295,6 +305,19 @@ def _mapped(descriptor: int, size_bytes: int, protection: int) -> int:
         if end > start:
             _munmap(start, end - start)
     return address
+
+
+def _map_unlocked(address: int | None, size_bytes: int, protection: int, flags: int, descriptor: int) -> int:
+    """As _map_at, of which the system makes no pages before they are used, also where the program has it lock all that
+    it maps (mlockall)."""
+    found = _map_at(address, size_bytes, 0, flags, descriptor)
+    _munlock(found, size_bytes)
+    if _mprotect(found, size_bytes, protection):
+        error = ctypes.get_errno()
+        if address is None:
+            _munmap(found, size_bytes)
+        raise OSError(error, os.strerror(error))
+    return found
 
 
 def _map_at(address: int | None, size_bytes: int, protection: int, flags: int, descriptor: int) -> int:

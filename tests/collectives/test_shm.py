@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import threading
@@ -27,8 +28,10 @@ LONG = 3 << 20
 """Elements of float32 that do not fit into the stages, so that the array changes while others may still fail."""
 HELD = 3 << 19
 """And that do fit, past the processor's caches."""
-SLOTS_OFFSET, CLAIMED_OFFSET, CHUNK_BITS = 16384, 128, 24
+SLOTS_OFFSET, CLAIMED_OFFSET, CHUNK_BITS, VERDICT_1_OFFSET = 16384, 128, 24, 256 + 128
 """Of the layout in board.h."""
+POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE of <linux/mman.h>, which Python does not name."""
 PIECE_BYTES = 128 << 10
 """What a position claims at a time of arrays in common memory."""
 
@@ -63,6 +66,69 @@ def test_the_end_of_a_board_ends_who_waits(draining: bool) -> None:
         return status
 
     assert on_threads(2, work, memory) == [Outcome.OVER] * 2
+
+
+def test_draining_lets_those_finish_that_have_all_come() -> None:
+    memory, elements = new_board(2, 32 << 20), 5 << 20
+    engines = [shm.Engine(memory.descriptor, memory.size_bytes, 2, position) for position in range(2)]
+    arrays = [np.ones(elements, np.float32) for _ in engines]
+    tasks = [shm.Task(all_reduce(elements, 2), array, array, 20 * SECOND_NS) for array in arrays]
+    for engine, task in zip(engines, tasks, strict=True):
+        engine.submit(task)
+    for position in range(2):
+        _wait_for_sequence(memory, position, 1, positions=2, stage_bytes=32 << 20, between_s=0)
+    # At this moment they still stage.
+    end_board(memory, 2, draining=True)
+    for engine, task, array in zip(engines, tasks, arrays, strict=True):
+        assert engine.wait(task, PATIENCE_S) == Outcome.COMMITTED
+        assert (array == 2).all()
+        engine.close()
+
+
+def test_a_committed_operation_is_not_broken_because_its_deadline_is_over() -> None:
+    memory, elements, over = new_board(1), 2 << 20, 2**64 - 2 * SECOND_NS
+    engine = shm.Engine(memory.descriptor, memory.size_bytes, 1, 0)
+    array = np.ones(elements, np.float32)
+    # As for one that was stopped: two seconds after the deadline it sees that others have committed it, and looks.
+    task = shm.Task(all_reduce(elements, 1), array, array, over)
+    engine.submit(task)
+    _wait_for_sequence(memory, 0, 1, positions=1, between_s=0)
+    ctypes.c_uint64.from_address(memory.address + VERDICT_1_OFFSET).value = 1 << 16 | Outcome.COMMITTED
+    end_board(memory, 1)
+    assert engine.wait(task, PATIENCE_S) == Outcome.COMMITTED
+    engine.close()
+
+
+@pytest.mark.parametrize("elements", [HELD, LONG])
+def test_a_stage_for_which_there_is_no_memory_fails_the_operation(elements: int) -> None:
+    size_bytes, slots_bytes = shm.board_bytes(2, STAGE_BYTES), shm.board_bytes(2, STAGE_BYTES) - 2 * STAGE_BYTES
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        try:
+            page.madvise(POPULATE_WRITE)
+        except OSError:
+            pytest.skip("the system makes no pages ahead (before Linux 5.14)")
+    file = os.memfd_create("board")
+    try:
+        os.ftruncate(file, size_bytes)
+        with mmap.mmap(file, slots_bytes) as beginning:
+            in_it = ctypes.c_ubyte.from_buffer(beginning)
+            shm.format_board(ctypes.addressof(in_it), size_bytes, 2)
+            del in_it
+        # Pages behind the end of a file cannot be had: none of the stage of position 1.
+        os.ftruncate(file, slots_bytes + STAGE_BYTES)
+        engines = [shm.Engine(file, size_bytes, 2, position) for position in range(2)]
+    finally:
+        os.close(file)
+    arrays = [np.ones(elements, np.float32) for _ in engines]
+    tasks = [shm.Task(all_reduce(elements, 2), array, array, 20 * SECOND_NS) for array in arrays]
+    for engine, task in zip(engines, tasks, strict=True):
+        engine.submit(task)
+    outcomes = [engine.wait(task, PATIENCE_S) for engine, task in zip(engines, tasks, strict=True)]
+    assert outcomes == [Outcome.INTERRUPTED, Outcome.NO_MEMORY]
+    assert tasks[0].positions == [1]
+    assert all((array == 1).all() for array in arrays)
+    for engine in engines:
+        engine.close()
 
 
 def test_a_board_of_another_kind_does_not_fit() -> None:
@@ -133,9 +199,9 @@ def _run_direct(engine: shm.Engine, position: int, sources: list[np.ndarray], ta
     return engine.run(task)
 
 
-def _slot(memory: SharedMemory, positions: int, position: int) -> int:
+def _slot(memory: SharedMemory, positions: int, position: int, stage_bytes: int = STAGE_BYTES) -> int:
     """The address of a position's slot (board.h)."""
-    slot_bytes = (memory.size_bytes - SLOTS_OFFSET) // positions - STAGE_BYTES
+    slot_bytes = (memory.size_bytes - SLOTS_OFFSET) // positions - stage_bytes
     return memory.address + SLOTS_OFFSET + position * slot_bytes
 
 
@@ -283,10 +349,10 @@ def test_a_killed_process_hangs_nobody(ranks: tuple[SharedMemory, list[Process]]
         assert told["intact"]
 
 
-@pytest.mark.parametrize("elements", [1, LONG])
+@pytest.mark.parametrize("elements", [1, HELD, LONG])
 def test_a_stopped_process_is_named_and_told(ranks: tuple[SharedMemory, list[Process]], elements: int) -> None:
     memory, processes = ranks
-    begin_all(processes, elements=elements, timeout_s=5, count=1_000_000)
+    begin_all(processes, elements=elements, timeout_s=3, count=1_000_000)
     _wait_for_sequence(memory, 1, 2)
     processes[1].send(signal.SIGSTOP)
     others = [processes[0].outcome(), processes[2].outcome()]
@@ -298,10 +364,11 @@ def test_a_stopped_process_is_named_and_told(ranks: tuple[SharedMemory, list[Pro
     assert others[0]["done"] == others[1]["done"]
 
 
-def test_ctrl_c_fails_the_operation_everywhere(ranks: tuple[SharedMemory, list[Process]]) -> None:
+@pytest.mark.parametrize("elements", [HELD, LONG])
+def test_ctrl_c_fails_the_operation_everywhere(ranks: tuple[SharedMemory, list[Process]], elements: int) -> None:
     memory, processes = ranks
     for process in processes[:2]:
-        process.begin(elements=LONG, timeout_s=1000)
+        process.begin(elements=elements, timeout_s=1000)
     _wait_for_sequence(memory, 0, 1)
     processes[0].send(signal.SIGINT)
     assert processes[0].outcome() == {"raised": "KeyboardInterrupt", "intact": True}
@@ -309,10 +376,13 @@ def test_ctrl_c_fails_the_operation_everywhere(ranks: tuple[SharedMemory, list[P
     assert (told["outcome"], told["positions"], told["intact"]) == ("INTERRUPTED", [0], True)
 
 
-def _wait_for_sequence(memory: SharedMemory, position: int, sequence: int, *, positions: int = 3) -> None:
+def _wait_for_sequence(
+    memory: SharedMemory, position: int, sequence: int, *,
+    positions: int = 3, stage_bytes: int = STAGE_BYTES, between_s: float = 0.001,
+) -> None:  # fmt: skip
     """Until a position has arrived at an operation; its slot begins with that counter."""
-    counter = ctypes.c_uint64.from_address(_slot(memory, positions, position))
+    counter = ctypes.c_uint64.from_address(_slot(memory, positions, position, stage_bytes))
     never, deadline = threading.Event(), time.monotonic() + PATIENCE_S
     while counter.value < sequence:
         assert time.monotonic() < deadline, f"position {position} has not arrived at operation {sequence}"
-        never.wait(0.001)
+        never.wait(between_s)
