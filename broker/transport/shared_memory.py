@@ -295,15 +295,14 @@ def _mapped(descriptor: int, size_bytes: int, protection: int) -> int:
     room_bytes = _whole(size_bytes, SHARED_PAGE_BYTES) + LARGE_PAGE_BYTES
     room = _map_at(None, room_bytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE, -1)
     address = _whole(room, LARGE_PAGE_BYTES)
+    behind = address + room_bytes - LARGE_PAGE_BYTES
     try:
         _map_unlocked(address, size_bytes, protection, mmap.MAP_SHARED | _FIXED, descriptor)
-    except OSError:
-        _munmap(room, room_bytes)
-        raise
-    behind = address + room_bytes - LARGE_PAGE_BYTES
-    for start, end in ((room, address), (behind, room + room_bytes)):
-        if end > start:
-            _munmap(start, end - start)
+    finally:
+        # And nothing between: where the file could not be mapped, that may be somebody else's by now.
+        for start, end in ((room, address), (behind, room + room_bytes)):
+            if end > start:
+                _munmap(start, end - start)
     return address
 
 

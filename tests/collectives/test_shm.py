@@ -326,7 +326,7 @@ def test_a_result_that_is_written_past_the_caches() -> None:
     assert on_threads(2, work, new_board(2, 32 << 20)) == [True] * 2
 
 
-@pytest.mark.parametrize("elements", [1, HELD, LONG])
+@pytest.mark.parametrize("elements", [1, 500_000, HELD, LONG])
 def test_processes_reduce_many_times(ranks: tuple[SharedMemory, list[Process]], elements: int) -> None:
     begin_all(ranks[1], elements=elements, timeout_s=20, count=5)
     for process in ranks[1]:
@@ -335,7 +335,7 @@ def test_processes_reduce_many_times(ranks: tuple[SharedMemory, list[Process]], 
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("elements", [1, HELD, LONG])
+@pytest.mark.parametrize("elements", [1, 500_000, HELD, LONG])
 def test_a_killed_process_hangs_nobody(ranks: tuple[SharedMemory, list[Process]], elements: int) -> None:
     memory, processes = ranks
     begin_all(processes, elements=elements, timeout_s=1000, count=1_000_000)
