@@ -161,6 +161,8 @@ def test_what_a_closed_client_had_goes_to_another_one(
     held = leaver.subscribe("jobs", queue_group="g")
     for index in range(3):
         bus.publish("jobs", index)
+    # All of them have been given to the one that leaves.
+    bus.flush()
     job = held.next(PATIENCE_S)
     assert job.value == 0
     leaver.close()
