@@ -70,6 +70,11 @@ class Board(Way):
         super().end(error)
         self.device_windows.window = None
 
+    def cancel_all(self) -> bool:
+        """See Way. Between the agreements of an operation on devices the engine has nothing."""
+        found = self.device_windows.abort()
+        return super().cancel_all() or found
+
     def lost(self, place: Place) -> None:
         """See Way. It was the broker who has ended the board."""
 

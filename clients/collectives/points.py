@@ -74,9 +74,7 @@ class Points(Calls):
             Whether there was one.
         """
         place, way = self._place, self._place.way
-        board = place.device_board
-        found = board is not None and board.device_windows.abort()
-        found = (way is not None and way.engine.cancel_all()) or found
+        found = way is not None and way.cancel_all()
         with self._driver.lock:
             found = place.give_up([*place.member.pending, *place.channels.pending]) or found
             self._driver.flush()

@@ -183,6 +183,10 @@ class Way(ABC):
         """Has a task carried out by the engine's own thread."""
         self.engine.submit(task)
 
+    def cancel_all(self) -> bool:
+        """Cancels all that this member has in progress on it; says whether there was anything."""
+        return self.engine.cancel_all()
+
     @abstractmethod
     def lost(self, place: Place) -> None:
         """An operation has ended because the way has; the broker may not know."""

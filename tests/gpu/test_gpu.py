@@ -26,12 +26,6 @@ DTYPES = [
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _there_is_a_gpu() -> None:
-    if devices.problem():
-        pytest.skip(f"there is no GPU to test with: {devices.problem()}")
-
-
 @pytest.fixture(params=["tcp", "unix"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingThread]:
     with ServingThread("tcp://127.0.0.1:0" if request.param == "tcp" else f"unix://{tmp_path}/bus") as serving:

@@ -35,12 +35,6 @@ LIMIT = 512 * MIB
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _there_is_a_gpu() -> None:
-    if devices.problem():
-        pytest.skip(f"there is no GPU to test with: {devices.problem()}")
-
-
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[ServingThread]:
     with ServingThread(f"unix://{tmp_path}/bus", device_memory_bytes=LIMIT) as serving:
