@@ -272,6 +272,10 @@ UCX_LINGER_S: Final = 60.0
 # Shared memory (docs/wire.md section 13).
 SHARED_PAGE_BYTES: Final = 4096
 """Arenas and the blocks in them are multiples of this, the processor's page."""
+SHARED_START_BYTES: Final = 64
+"""Where the first array in shared memory begins, and so each as far behind the beginning of a page. From the beginning
+itself programs would copy arrays of 2 to 512 KiB to numpy's, which begin 16 bytes behind one, a byte at a time on some
+processors (broker/copy_bytes.h)."""
 LARGE_PAGE_BYTES: Final = 2 * MIB
 """What the processor maps by one entry of its tables instead of 512."""
 LARGE_PAGE_BLOCK_BYTES_MIN: Final = MIB
@@ -286,8 +290,10 @@ ARENAS_MAX: Final = 64
 SHARED_BYTES_MAX: Final = 1024 * MIB
 """What all arenas of a publisher may be long; what has no place in them goes through the socket. Pages that are never
 written to cost nothing, but a process has addresses for 128 TiB, and a broker 4,096 publishers."""
-ARENA_BYTES_MAX: Final = SHARED_BYTES_MAX
-"""What a file may say of its length."""
+ARENA_BYTES_MAX: Final = SHARED_BYTES_MAX + SHARED_PAGE_BYTES
+"""What a file may say of its length: as much, and what is before the first block."""
+ARENAS_BYTES_MAX: Final = SHARED_BYTES_MAX + ARENAS_MAX * SHARED_PAGE_BYTES
+"""What the files of a publisher's arenas may be long together."""
 ARENA_SPARSE: Final = 4
 """When the messages in an arena whose publisher is gone are no more than this part of it, a fourth, the broker copies
 what topics retain and queues hold of them: so they cost at most four times what they are long."""

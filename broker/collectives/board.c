@@ -12,7 +12,7 @@
 enum {
     SLOTS_OFFSET = 16384,
     PAGE_BYTES = 4096,
-    BOARD_BYTES_MAX = 1 << 30, /* As limits.ARENA_BYTES_MAX. */
+    BOARD_BYTES_MAX = 1 << 30, /* As limits.SHARED_BYTES_MAX. */
 };
 
 _Static_assert(sizeof(tb_board) <= SLOTS_OFFSET, "the verdicts reach into the slots");

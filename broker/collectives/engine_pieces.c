@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "broker/copy_bytes.h"
 #include "broker/transport/streaming_copy.h"
 
 enum { PART_BYTES = 64 };
@@ -116,9 +117,9 @@ static void move_pieces(const tb_piece *pieces, int count, stretch where, unsign
         if (bytes > where.bytes - done)
             bytes = where.bytes - done;
         if (to)
-            memcpy(to + done, piece->data + skip, bytes);
+            copy_bytes(to + done, piece->data + skip, bytes);
         else
-            memcpy(piece->data + skip, from + done, bytes);
+            copy_bytes(piece->data + skip, from + done, bytes);
         done += bytes;
     }
 }
@@ -128,7 +129,7 @@ static void read_source(const tb_task *task, stretch where, unsigned char *to)
     if (task->sources)
         move_pieces(task->sources, task->source_count, where, to, NULL);
     else
-        memcpy(to, (const unsigned char *)task->source + where.start, where.bytes);
+        copy_bytes(to, (const unsigned char *)task->source + where.start, where.bytes);
 }
 
 /* As read_source, to a stage. */
@@ -148,7 +149,7 @@ static void write_target(const tb_operation *operation, stretch where, const uns
     else if (operation->result_past_caches)
         streaming_copy((unsigned char *)task->target + where.start, from, where.bytes);
     else
-        memcpy((unsigned char *)task->target + where.start, from, where.bytes);
+        copy_bytes((unsigned char *)task->target + where.start, from, where.bytes);
 }
 
 /* What a chunk changes of the target: so many stretches. */

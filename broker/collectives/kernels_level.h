@@ -17,6 +17,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "broker/copy_bytes.h"
+
 #define INLINE static inline __attribute__((always_inline))
 #define VECTOR(lane, name) typedef lane name __attribute__((vector_size(VECTOR_BYTES), may_alias))
 
@@ -171,7 +173,7 @@ INLINE int are_aligned(const unsigned char *out, int places, void *const *copies
 INLINE void copy_result(const unsigned char *out, int places, void *const *copies, size_t start, size_t stop)
 {
     for (int copy = 0; copy < places - 1; copy++)
-        memcpy((unsigned char *)copies[copy] + start, out + start, stop - start);
+        copy_bytes((unsigned char *)copies[copy] + start, out + start, stop - start);
 }
 
 /* The first and last bytes are taken by themselves, so that stores are aligned in between, if elements are. */

@@ -19,6 +19,8 @@
 
 #include <string.h>
 
+#include "broker/copy_bytes.h"
+
 static int has_one_root(const tb_task *task) { return task->kind == TB_BROADCAST || task->kind == TB_SCATTER; }
 
 static int is_for_root(const tb_task *task) { return task->kind == TB_REDUCE || task->kind == TB_GATHER; }
@@ -124,5 +126,5 @@ void tb_finish_steps(tb_exchange *x)
     else if (task->kind == TB_SCATTER && x->ring->position == task->root)
         memmove(target, source + part.start, part.bytes);
     else if (task->kind == TB_REDUCE_SCATTER && !task->scratch)
-        memcpy(target, x->base + part.start, part.bytes);
+        copy_bytes(target, x->base + part.start, part.bytes);
 }

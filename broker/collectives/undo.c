@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "broker/copy_bytes.h"
 #include "broker/transport/streaming_copy.h"
 
 enum { KEPT_BYTES = 256 << 20, SWAP_BYTES = 4096 };
@@ -30,7 +31,7 @@ void tb_undo_keep(tb_undo *undo, const void *array, size_t start, size_t bytes)
 
 void tb_undo_restore(const tb_undo *undo, void *array, size_t start, size_t bytes)
 {
-    memcpy((unsigned char *)array + start, undo->memory + start, bytes);
+    copy_bytes((unsigned char *)array + start, undo->memory + start, bytes);
 }
 
 void tb_undo_swap(tb_undo *undo, void *array, size_t start, size_t bytes)

@@ -50,6 +50,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "broker/copy_bytes.h"
+
 enum {
     TB_DIRECT_VERSION = 3,
     TB_DIRECT_DATA = 4096,     /* Where the data begins. */
@@ -184,7 +186,7 @@ static inline int tb_write(tb_end *end, const void *header, const void *body, ui
     if (body_bytes)
         memcpy(at, body, body_bytes);
     if (payload_bytes)
-        memcpy(at + body_bytes, payload, payload_bytes);
+        copy_bytes(at + body_bytes, payload, payload_bytes);
     uint64_t expected = end->position << 1;
     if (!atomic_compare_exchange_strong(&end->ring->head, &expected, behind << 1))
         return -2;

@@ -24,7 +24,7 @@ from weakref import ref
 
 from broker.buffers import Buffer
 from broker.errors import InvalidValue, LimitExceeded, ProtocolError
-from broker.limits import ARENA_SPARSE, ARENAS_MAX, LEASES_MAX, LOANS_MAX, SHARED_BYTES_MAX
+from broker.limits import ARENA_SPARSE, ARENAS_BYTES_MAX, ARENAS_MAX, LEASES_MAX, LOANS_MAX
 from broker.limits_devices import DEVICE_LOANS_MAX
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, encode
@@ -238,8 +238,8 @@ class Shares:
                 words = "the others are for connections: raise RLIMIT_NOFILE (ulimit -n)"
                 raise LimitExceeded("descriptors", memory.descriptor, self._descriptor_max, words)
             size_bytes = sum(arena.size_bytes for arena in self._living if not arena.device) + memory.size_bytes
-            if size_bytes > SHARED_BYTES_MAX and frame.count == VERSION:
-                raise LimitExceeded("shared_bytes_max", size_bytes, SHARED_BYTES_MAX)
+            if size_bytes > ARENAS_BYTES_MAX and frame.count == VERSION:
+                raise LimitExceeded("arenas_bytes_max", size_bytes, ARENAS_BYTES_MAX)
         except (InvalidValue, LimitExceeded) as error:
             log.warning("arena.refused session=%r cause=%s", self._record.name, error)
             self._send(mapped_frame(frame.number, mapped=False))

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from broker.collectives import shm
 from broker.errors import InvalidValue, LimitExceeded
+from broker.limits import SHARED_START_BYTES
 from broker.protocol.tensors import Array, describe
 from broker.transport.shared_memory import SharedMemory
 from clients.collectives import collective
@@ -156,7 +157,7 @@ def empty(
     if mapped is None or windows is None or not done[0]:
         return like
     room = windows.add(Mappings(mapped, position), position)
-    view = memory.view(0, like.nbytes, room) if memory is not None else like.data
+    view = memory.view(SHARED_START_BYTES, like.nbytes, room) if memory is not None else like.data
     return np.frombuffer(view, like.dtype).reshape(like.shape)
 
 
@@ -170,7 +171,7 @@ def _offered(size_bytes: int) -> SharedMemory | None:
     if not shm.AVAILABLE or size_bytes < SHARED_BYTES_MIN:
         return None
     try:
-        memory = SharedMemory.create(size_bytes, common=True)
+        memory = SharedMemory.create(SHARED_START_BYTES + size_bytes, common=True)
         os.fchmod(memory.descriptor, stat.S_IRUSR | stat.S_IWUSR)
     except (InvalidValue, LimitExceeded, OSError) as error:
         log.warning("window.none bytes=%d cause=%s", size_bytes, error)

@@ -37,6 +37,7 @@ from broker.limits import (
     SHARED_BYTES_MAX,
     SHARED_BYTES_MIN,
     SHARED_PAGE_BYTES,
+    SHARED_START_BYTES,
 )
 from broker.protocol.frames import Frame
 from broker.protocol.pool import BufferPool
@@ -92,7 +93,7 @@ class Arena:
         self.number = number
         self.block_bytes = block_bytes
         self.blocks = blocks
-        self.memory = SharedMemory.create(block_bytes * blocks)
+        self.memory = SharedMemory.create(SHARED_START_BYTES + block_bytes * blocks)
         self.mapped: bool | None = None
         self.answered = Signal()
         self.used = True
@@ -284,7 +285,7 @@ class Arenas:
         for arena in list(self._arenas.values()):
             if arena.given and arena.memory.holds(address):
                 offset = address - arena.memory.address
-                references = arena.given.get(offset - offset % arena.block_bytes)
+                references = arena.given.get(offset - (offset - SHARED_START_BYTES) % arena.block_bytes)
                 block, whole = (None, None) if references is None else (references[0](), references[1]())
                 if block is None or (whole is not None and whole is not value and whole.flags.writeable):
                     return None
@@ -353,7 +354,7 @@ class Arenas:
         self._arenas[arena.number] = arena
         self._held_bytes += size_bytes
         free = self._free.setdefault(block_bytes, [])
-        free.extend((arena, index * block_bytes) for index in reversed(range(blocks)))
+        free.extend((arena, SHARED_START_BYTES + index * block_bytes) for index in reversed(range(blocks)))
         return free
 
     def _has_room(self, size_bytes: int) -> bool:
@@ -364,7 +365,7 @@ class Arenas:
         arena.gone = True
         self.lent_bytes -= arena.lent * arena.block_bytes
         del self._arenas[arena.number]
-        self._held_bytes -= arena.memory.size_bytes
+        self._held_bytes -= arena.block_bytes * arena.blocks
         self._free[arena.block_bytes] = [free for free in self._free[arena.block_bytes] if free[0] is not arena]
         if arena.mapped is not None:
             self._left.append(arena.number)

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from broker.limits import ARENAS_MAX, MESSAGE_BYTES_MAX, SHARED_BYTES_MAX
+from broker.limits import ARENAS_BYTES_MAX, ARENAS_MAX, MESSAGE_BYTES_MAX
 from broker.protocol.bodies import Declare, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.sharing import PLACE, Release
@@ -167,7 +167,7 @@ def test_arenas_count_until_nothing_in_them_is_lent(publisher: Sharer, reader: S
 
 def test_arenas_of_a_publisher_are_bounded_in_bytes_together(talk: Talk) -> None:
     sharer = Sharer(talk)
-    for number, size_bytes in enumerate([SHARED_BYTES_MAX - SIZE, SIZE, 4096], start=1):
+    for number, size_bytes in enumerate([ARENAS_BYTES_MAX - SIZE, SIZE, 4096], start=1):
         sharer.passage.arrived[number] = memory = FakeMemory(number, 0)
         memory.size_bytes = size_bytes
         sharer.peer.put(Kind.ARENA, number=number, count=1, total_bytes=size_bytes, sequence=number)

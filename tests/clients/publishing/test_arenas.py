@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.limits import KIB, LARGE_PAGE_BYTES, MIB, SHARED_AHEAD_BYTES
+from broker.limits import KIB, LARGE_PAGE_BYTES, MIB, SHARED_AHEAD_BYTES, SHARED_START_BYTES
 from broker.protocol.sharing import PLACE, release_frames
 from broker.transport.shared_memory import SharedMemory
 from clients.publishing.arenas import Arenas, Block, Place
@@ -38,7 +38,7 @@ def test_blocks_are_made_of_large_pages_each_once(arenas: Arenas, monkeypatch: p
     size_bytes = 5 * MIB // 4
     blocks = [lend(arenas, size_bytes) for _ in range(3)]
     assert made == [(0, LARGE_PAGE_BYTES), (LARGE_PAGE_BYTES, LARGE_PAGE_BYTES)]
-    assert [block.offset for block in blocks] == [0, size_bytes, 2 * size_bytes]
+    assert [block.offset for block in blocks] == [SHARED_START_BYTES + index * size_bytes for index in range(3)]
     blocks.clear()
     blocks = [lend(arenas, size_bytes) for _ in range(3)]
     assert len(made) == 2

@@ -224,7 +224,8 @@ def test_memory_that_was_not_to_be_had_is_tried_again_later_and_not_before(
     assert not publish(2 * NUMBERS)
     assert publish(NUMBERS)
     # What was refused is kept nowhere.
-    assert arenas._held_bytes == held_bytes == sum(arena.memory.size_bytes for arena in arenas._arenas.values())
+    lengths = [arena.block_bytes * arena.blocks for arena in arenas._arenas.values()]
+    assert arenas._held_bytes == held_bytes == sum(lengths)
     wait_a_while(bus)
     assert publish(2 * NUMBERS)
 
