@@ -469,9 +469,9 @@ def try_publish(core: Core, message: Outbound, now_ns: int, wall_ns: int) -> Sig
     if len(payload) >= PLACED_BYTES_MIN:
         if topic.stream is not None:
             return topic.stream_over
-        if outgoing.full_of_streams:
-            outgoing.streams_room.clear()
-            return outgoing.streams_room
+        full = outgoing.streams.full()
+        if full is not None:
+            return full
         opening = Frame(
             _PUBLISH, message.flags | _CHUNKED, lane, message.content,
             number=topic.number, target=message.reference, count=message.priority, total_bytes=len(payload),

@@ -209,7 +209,7 @@ async def hand_over(driver: Driver, message: Outbound, deadline: Deadline, pendi
             await wait_for(driver, signal, deadline, awaited(core, message, signal))
         except BaseException as error:
             if isinstance(signal, StreamSource):
-                core.outgoing.give_up(signal, f"the publisher gave it up: {type(error).__name__}")
+                core.outgoing.streams.give_up(core.session, signal, f"the publisher gave it up: {type(error).__name__}")
                 driver.flush()
             raise
         if isinstance(signal, StreamSource):

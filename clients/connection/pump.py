@@ -156,7 +156,7 @@ class Pump:
             return
         try:
             if session.flush(self._wire):
-                if outgoing.finishing or not outgoing.link_room.ready:
+                if outgoing.streams.finishing or not outgoing.link_room.ready:
                     outgoing.link_drained()
             elif self._pumping:
                 # Whoever polls has to poll for writing as well.

@@ -24,7 +24,7 @@ cpdef bint publish(Driver driver, topic, name, int content, bytes payload, bint 
 
 
 @cython.locals(
-    signal=Signal, stream=StreamSource, message=Outbound, size_bytes=Py_ssize_t, began_ns='long long', now_ns='long long'
+    core=Core, signal=Signal, stream=StreamSource, message=Outbound, size_bytes=Py_ssize_t, began_ns='long long', now_ns='long long'
 )
 cpdef bint publish_large(Driver driver, topic, name, encoded, timeout_s) except -1
 cdef _wait(Driver driver, Outbound message, Signal signal, left_s, timeout_s)

@@ -86,9 +86,10 @@ def publish_large(driver: Driver, topic: str, name: str | None, encoded: Encoded
     Raises:
         TimeoutError, ConnectionClosed: as operations.publish.
     """
+    core = driver.core
     content, tensor, payload = encoded
     size_bytes = len(payload)
-    if size_bytes < _PLACED_BYTES_MIN or type(topic) is not str or driver.core.arenas.suits(size_bytes):
+    if size_bytes < _PLACED_BYTES_MIN or type(topic) is not str or core.arenas.suits(size_bytes):
         return False
     if name is not None and (type(name) is not str or name not in _LANES):
         return False
@@ -96,21 +97,21 @@ def publish_large(driver: Driver, topic: str, name: str | None, encoded: Encoded
     driver.lock.acquire()
     try:
         began_ns = monotonic_ns()
-        signal, left_s = try_publish(driver.core, message, began_ns, wall_ns()), timeout_s
+        signal, left_s = try_publish(core, message, began_ns, wall_ns()), timeout_s
         while not isinstance(signal, StreamSource):
             # Nothing of it has been said yet.
             _wait(driver, message, signal, left_s, timeout_s)
             now_ns = monotonic_ns()
             if timeout_s is not None:
                 left_s = max(0.0, timeout_s - (now_ns - began_ns) / 1e9)
-            signal = try_publish(driver.core, message, now_ns, wall_ns())
+            signal = try_publish(core, message, now_ns, wall_ns())
         stream = signal
         try:
             driver.flush(True)
             if not stream.ready:
                 _wait(driver, message, stream, left_s, timeout_s)
         except BaseException as error:
-            driver.core.outgoing.give_up(stream, f"the publisher gave it up: {type(error).__name__}")
+            core.outgoing.streams.give_up(core.session, stream, f"the publisher gave it up: {type(error).__name__}")
             driver.flush()
             raise
         if stream.error is not None:

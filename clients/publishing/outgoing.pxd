@@ -8,7 +8,7 @@ from broker.protocol.session cimport Session
 from clients.publishing.line_out cimport LineOut
 from clients.publishing.outgoing_topic cimport OutgoingTopic
 from clients.connection.signals cimport Signal
-from clients.publishing.streaming cimport StreamSource
+from clients.publishing.streaming cimport StreamSource, StreamsOut
 
 
 cdef Py_ssize_t _HEADER_BYTES, _BATCHED_BYTES_MAX, _ENTRY_BODY_BYTES_MAX
@@ -20,13 +20,13 @@ cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE, _LOW_PARTS, _LOW_PA
 cdef class Outgoing:
     cdef public Session session
     cdef public dict topics, filling
-    cdef public list open_batches, finishing
+    cdef public list open_batches
     cdef public OutgoingTopic last_sent
     cdef public long long shortest_window_ns, unconfirmed
-    cdef public Signal streams_room, link_room
+    cdef public Signal link_room
+    cdef public StreamsOut streams
     cdef public object lines
     cdef list _by_number
-    cdef dict _streams
     cdef long long _window_messages, _window_bytes
 
     @cython.locals(session=Session, topic=OutgoingTopic, size=Py_ssize_t)
@@ -60,8 +60,6 @@ cdef class Outgoing:
     )
     @cython.locals(batch=Batch)
     cpdef send_batch(self, OutgoingTopic topic)
-    @cython.locals(session=Session, stream=StreamSource)
+    @cython.locals(session=Session)
     cpdef StreamSource start_stream(self, OutgoingTopic topic, Frame opening, payload)
-    @cython.locals(finishing=list, stream=StreamSource)
     cpdef link_drained(self)
-    cpdef stream_ended(self, StreamSource stream, error)

@@ -21,19 +21,18 @@ from __future__ import annotations
 from typing import Final
 
 from broker.buffers import Payload
-from broker.errors import BrokerError, ConnectionClosed, LimitExceeded, ProtocolError
+from broker.errors import ConnectionClosed, LimitExceeded, ProtocolError
 from broker.limits import (
     BATCH_GAP_NS,
     BATCH_MESSAGES_MAX,
     BATCH_WINDOW_NS,
     BATCHED_BYTES_MAX,
     CONTROL_QUEUE_BYTES_MAX,
-    STREAMS_PER_SESSION_MAX,
     TOPICS_PER_SESSION_MAX,
 )
 from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
 from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
-from broker.protocol.codes import Code, error_for
+from broker.protocol.codes import error_for
 from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.session import Session
 from broker.protocol.sharing import renamed
@@ -41,7 +40,7 @@ from broker.topics.names import check_topic
 from clients.connection.signals import Signal
 from clients.publishing.line_out import LinesOut, decline
 from clients.publishing.outgoing_topic import OutgoingTopic
-from clients.publishing.streaming import StreamSource
+from clients.publishing.streaming import StreamSource, StreamsOut
 
 _HEADER_BYTES = HEADER_BYTES
 _PUBLISH = int(Kind.PUBLISH)
@@ -67,7 +66,7 @@ class Outgoing:
         session: where it goes; None while there is no connection.
         open_batches: topics with a batch that has not left.
         filling: of these, by name, the batches to which a message may be added without looking at anything else.
-        finishing: large messages whose last chunk is with the link, which still refers to their memory.
+        streams: large messages that are under way.
         last_sent: the topic of the last message that went alone.
         shortest_window_ns: no topic's batches leave sooner than this after they were opened.
         unconfirmed: messages that have left, or are about to, since the broker last confirmed that it has all.
@@ -78,14 +77,12 @@ class Outgoing:
         self.topics: dict[str, OutgoingTopic] = {}
         self.open_batches: list[OutgoingTopic] = []
         self.filling: dict[str, Batch] = {}
-        self.finishing: list[StreamSource] = []
         self.last_sent: OutgoingTopic | None = None
         self.shortest_window_ns = BATCH_WINDOW_NS
         self.unconfirmed = 0
         self.lines = LinesOut()
+        self.streams = StreamsOut()
         self._by_number: list[OutgoingTopic] = []
-        self._streams: dict[int, StreamSource] = {}
-        self.streams_room = Signal(ready=True)
         self.link_room = Signal(ready=True)
         self._window_messages = 0
         self._window_bytes = 0
@@ -108,12 +105,10 @@ class Outgoing:
             topic.batch = None
         self.open_batches.clear()
         self.filling.clear()
-        self.finishing.clear()
         for topic in self._by_number:
             topic.line = None
         self.lines.lends = False
-        for stream in list(self._streams.values()):
-            self.stream_ended(stream, error)
+        self.streams.disconnected(error)
         # What was queued is gone with the session; and there may be no other one to empty it.
         self.link_room.set()
         lost, self.unconfirmed = self.unconfirmed, 0
@@ -372,11 +367,6 @@ class Outgoing:
         session.unsent_bytes = _HEADER_BYTES + body_bytes + size
         return SENT
 
-    @property
-    def full_of_streams(self) -> bool:
-        """Whether as many large messages are under way as the broker takes at once."""
-        return len(self._streams) >= STREAMS_PER_SESSION_MAX
-
     def has_left(self, now_ns: int) -> None:
         """The last message has been handed to the link: how soon the next one follows is counted from here."""
         if self.last_sent is not None:
@@ -468,44 +458,9 @@ class Outgoing:
             self.send_batch(topic)
         topic.line = None
         self.unconfirmed += 1
-        opening.stream = session.next_stream()
-        stream = self._streams[opening.stream] = topic.stream = StreamSource(self, topic, opening, payload)
-        topic.stream_over.clear()
-        session.attach(stream, opening.lane)
-        return stream
-
-    def give_up(self, stream: StreamSource, reason: str) -> None:
-        """Aborts a large message whose caller does not wait any longer."""
-        if stream.ready:
-            return
-        session = self.session
-        if session is not None and stream.opening is None:
-            # The link may still have to take some of the caller's memory, which is the caller's again from here on.
-            session.own_unsent()
-            if stream in self.finishing:
-                # All of it is on its way: it arrives, and there is nothing left to abort.
-                self.finishing.remove(stream)
-            else:
-                body = encode_body(Failure(Code.PUBLISHER_GONE, reason))
-                # What was pulled of the message is ahead of every lane. In its own lane, the end could be overtaken by
-                # the next large message of the topic.
-                session.put(Frame(Kind.STREAM_ABORT, lane=Lane.CONTROL, stream=stream.number, body=body))
-        self.stream_ended(stream, ConnectionClosed(reason))
+        return self.streams.start(session, topic, opening, payload)
 
     def link_drained(self) -> None:
         """The link has taken all that it was given: the memory of finished messages is the callers' again."""
         self.link_room.set()
-        if self.finishing:
-            finishing, self.finishing = self.finishing, []
-            for stream in finishing:
-                self.stream_ended(stream, None)
-
-    def stream_ended(self, stream: StreamSource, error: BrokerError | None) -> None:
-        """A large message has left, or never will."""
-        self._streams.pop(stream.number, None)
-        self.streams_room.set()
-        stream.error = error
-        stream.set()
-        if stream.topic.stream is stream:
-            stream.topic.stream = None
-            stream.topic.stream_over.set()
+        self.streams.link_drained()

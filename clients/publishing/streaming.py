@@ -1,18 +1,16 @@
-"""A large message on its way out of a client. Pure."""
+"""Large messages on their way out of a client. Pure."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from broker.buffers import Buffer, Payload, Pieces
-from broker.errors import BrokerError
-from broker.limits import CHUNK_BYTES
+from broker.errors import BrokerError, ConnectionClosed
+from broker.limits import CHUNK_BYTES, STREAMS_PER_SESSION_MAX
+from broker.protocol.bodies import Failure, encode_body
+from broker.protocol.codes import Code
 from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, encode, pack_header
+from broker.protocol.session import Session
 from clients.connection.signals import Signal
 from clients.publishing.outgoing_topic import OutgoingTopic
-
-if TYPE_CHECKING:
-    from clients.publishing.outgoing import Outgoing
 
 _HEADER_BYTES = HEADER_BYTES
 _CHUNK, _CONTROL, _LAST = int(Kind.CHUNK), int(Lane.CONTROL), int(Flag.LAST)
@@ -27,25 +25,22 @@ class StreamSource(Signal):
     """
 
     __slots__ = (
-        "_outgoing",
-        "_pieces",
-        "_position",
-        "_rest",
-        "attached",
-        "error",
-        "lane",
-        "number",
-        "opening",
-        "topic",
-    )
+        "_finishing", "_pieces", "_position", "_rest", "attached", "error", "lane", "number", "opening", "topic",
+    )  # fmt: skip
 
-    def __init__(self, outgoing: Outgoing, topic: OutgoingTopic, opening: Frame, payload: Payload) -> None:
+    def __init__(self, topic: OutgoingTopic, opening: Frame, payload: Payload, finishing: list[StreamSource]) -> None:
+        """Args:
+        topic: to which it goes.
+        opening: its first frame.
+        payload: the caller's memory.
+        finishing: where it puts itself with its last chunk.
+        """
         super().__init__()
         self.topic = topic
         self.number = opening.stream
         self.attached = True
         self.error: BrokerError | None = None
-        self._outgoing = outgoing
+        self._finishing = finishing
         self.opening: Frame | None = opening
         self.lane = opening.lane
         self._pieces = Pieces(payload)
@@ -76,5 +71,75 @@ class StreamSource(Signal):
         if charged:
             topic.credit_bytes -= size
         if not self._rest:
-            self._outgoing.finishing.append(self)
+            self._finishing.append(self)
         return _HEADER_BYTES + size
+
+
+class StreamsOut:
+    """All large messages of one client that are under way.
+
+    Attributes:
+        finishing: those whose last chunk is with the link, which still refers to their memory.
+        room: ready while the broker takes another one.
+    """
+
+    def __init__(self) -> None:
+        self.finishing: list[StreamSource] = []
+        self.room = Signal(ready=True)
+        self._by_number: dict[int, StreamSource] = {}
+
+    def full(self) -> Signal | None:
+        """What to wait for while as many are under way as the broker takes at once; None while there are fewer."""
+        if len(self._by_number) < STREAMS_PER_SESSION_MAX:
+            return None
+        self.room.clear()
+        return self.room
+
+    def start(self, session: Session, topic: OutgoingTopic, opening: Frame, payload: Payload) -> StreamSource:
+        """Starts one; the caller has seen that no other one is under way on the topic."""
+        opening.stream = session.next_stream()
+        stream = topic.stream = StreamSource(topic, opening, payload, self.finishing)
+        self._by_number[stream.number] = stream
+        topic.stream_over.clear()
+        session.attach(stream, opening.lane)
+        return stream
+
+    def give_up(self, session: Session | None, stream: StreamSource, reason: str) -> None:
+        """Aborts one whose caller does not wait any longer."""
+        if stream.ready:
+            return
+        if session is not None and stream.opening is None:
+            # The link may still have to take some of the caller's memory, which is the caller's again from here on.
+            session.own_unsent()
+            if stream in self.finishing:
+                # All of it is on its way: it arrives, and there is nothing left to abort.
+                self.finishing.remove(stream)
+            else:
+                body = encode_body(Failure(Code.PUBLISHER_GONE, reason))
+                # What was pulled of the message is ahead of every lane. In its own lane, the end could be overtaken by
+                # the next large message of the topic.
+                session.put(Frame(Kind.STREAM_ABORT, lane=Lane.CONTROL, stream=stream.number, body=body))
+        self._end(stream, ConnectionClosed(reason))
+
+    def link_drained(self) -> None:
+        """The link has taken all that it was given: the memory of those that were finishing is the callers' again."""
+        finishing = self.finishing[:]
+        self.finishing.clear()
+        for stream in finishing:
+            self._end(stream, None)
+
+    def disconnected(self, error: ConnectionClosed) -> None:
+        """The session is over, and so is each of them."""
+        self.finishing.clear()
+        for stream in list(self._by_number.values()):
+            self._end(stream, error)
+
+    def _end(self, stream: StreamSource, error: BrokerError | None) -> None:
+        """It has left, or never will."""
+        self._by_number.pop(stream.number, None)
+        self.room.set()
+        stream.error = error
+        stream.set()
+        if stream.topic.stream is stream:
+            stream.topic.stream = None
+            stream.topic.stream_over.set()

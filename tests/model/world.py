@@ -174,7 +174,7 @@ class Client:
 
     def give_up(self, stream: StreamSource) -> None:
         """The caller of a large message does not wait any longer."""
-        self.core.outgoing.give_up(stream, "the publisher gave it up")
+        self.core.outgoing.streams.give_up(self.core.session, stream, "the publisher gave it up")
 
     def streams(self) -> list[StreamSource]:
         """Large messages that have not left."""

@@ -88,7 +88,7 @@ def test_a_large_message_is_charged_with_its_body_and_all_its_chunks() -> None:
 def test_a_large_message_that_is_given_up_before_it_began_is_never_heard_of() -> None:
     core, session = connected_core()
     stream = try_publish(core, large(), 0, 0)
-    core.outgoing.give_up(stream, "not wanted")
+    core.outgoing.streams.give_up(core.session, stream, "not wanted")
     assert drain(core, session) == [Kind.TOPIC]
     assert stream.ready
     assert isinstance(stream.error, ConnectionClosed)
@@ -98,7 +98,7 @@ def test_a_large_message_that_is_given_up_in_the_middle_is_aborted() -> None:
     core, session = connected_core()
     stream = try_publish(core, large(), 0, 0)
     session.to_send(budget_bytes=300_000)
-    core.outgoing.give_up(stream, "not wanted")
+    core.outgoing.streams.give_up(core.session, stream, "not wanted")
     assert drain(core, session)[-1] == Kind.STREAM_ABORT
 
 
@@ -106,7 +106,7 @@ def test_the_end_of_a_message_that_was_given_up_is_not_overtaken_by_the_next_one
     core, session = connected_core()
     stream = try_publish(core, Outbound.of("a", bytes(4 * CHUNK_BYTES), "bulk"), 0, 0)
     session.to_send()
-    core.outgoing.give_up(stream, "not wanted")
+    core.outgoing.streams.give_up(core.session, stream, "not wanted")
     try_publish(core, Outbound.of("a", bytes(CHUNK_BYTES), "control"), 0, 0)
     kinds = [kind for kind in drain(core, session) if kind != Kind.TOPIC]
     assert kinds[0] == Kind.PUBLISH
@@ -118,7 +118,7 @@ def test_a_large_message_that_is_given_up_with_its_last_chunk_on_the_link_arrive
     memory = bytearray(b"x" * 20_000)
     stream = try_publish(core, Outbound("t", Lane.DEFAULT, 1, None, memoryview(memory)), 0, 0)
     session.to_send()
-    core.outgoing.give_up(stream, "not wanted")
+    core.outgoing.streams.give_up(core.session, stream, "not wanted")
     memory[:] = b"y" * 20_000
     left = b"".join(bytes(buffer) for buffer in session.unsent)
     assert left.endswith(b"x" * 20_000)
@@ -154,15 +154,15 @@ def test_a_state_dict_leaves_in_full_chunks_from_the_memory_of_its_tensors() -> 
 
 
 def test_no_more_large_messages_are_under_way_than_a_broker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.publishing.outgoing.STREAMS_PER_SESSION_MAX", 2)
+    monkeypatch.setattr("clients.publishing.streaming.STREAMS_PER_SESSION_MAX", 2)
     core, session = connected_core()
     for topic in ("a", "b"):
         try_publish(core, Outbound.of(topic, b"x" * MIB, "default"), 0, 0)
     third = Outbound.of("c", b"x" * MIB, "default")
-    assert try_publish(core, third, 0, 0) is core.outgoing.streams_room
-    assert not core.outgoing.streams_room.ready
+    assert try_publish(core, third, 0, 0) is core.outgoing.streams.room
+    assert not core.outgoing.streams.room.ready
     drain(core, session)
-    assert core.outgoing.streams_room.ready
+    assert core.outgoing.streams.room.ready
     assert try_publish(core, third, 0, 0) is core.outgoing.topics["c"].stream
 
 
