@@ -271,14 +271,15 @@ class CollectiveAbortedError(CollectiveError):
     """The program of a rank gave the operation up; it failed on every rank and no array was changed.
 
     Attributes:
-        sequence: the number of the operation in the group's generation.
+        sequence: the number of the operation in the group's generation; 0 of one on devices.
         rank: who gave it up: by `cancel` or `abort`, or because a signal's handler raised.
     """
 
     def __init__(self, group: str, sequence: int, rank: int) -> None:
         self.sequence = sequence
         self.rank = rank
-        super().__init__(group, f"operation {sequence}: the program of rank {rank} gave it up")
+        which = f"operation {sequence}" if sequence else "an operation on devices"
+        super().__init__(group, f"{which}: the program of rank {rank} gave it up")
 
 
 class GenerationChangedError(CollectiveError):

@@ -21,7 +21,7 @@ from aiohttp import web
 from msgspec import structs
 
 from broker.admin.groups import GroupView, group_view, groups_of, shown_to
-from broker.admin.guard import VISITOR, Visitor
+from broker.admin.guard import Visitor, visitor
 from broker.admin.shapes import FailureView
 from broker.admin.streams import Streams
 from broker.admin.views import server_view, session_view, topic_view, topics_of
@@ -90,7 +90,7 @@ class Events:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Answers a request with events until its page is closed, or the broker ends."""
         try:
-            return await self._streams.serve(request, lambda response: self._tell(response, request[VISITOR]))
+            return await self._streams.serve(request, lambda response: self._tell(response, visitor(request)))
         finally:
             if not self._streams.open and self._looking is not None:
                 self._looking.cancel()

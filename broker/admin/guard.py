@@ -114,7 +114,6 @@ class Guard:
         problem = self._problem(identity, request.path)
         if problem:
             return self.refuse(request, problem)
-        request[VISITOR] = Visitor(self, request)
         return await handler(request)
 
     def rights(self, identity: Identity) -> Rights:
@@ -206,13 +205,18 @@ class Visitor:
         return self._guard.refuse(self._request, problem)
 
 
-VISITOR: Final = "visitor"
-"""Where a request that was let through has its Visitor."""
+GUARD: Final = web.AppKey("guard", Guard)
+"""Where the application has it."""
 _VIEWS: Final = {
     "/metrics": ("server",), "/api/v1/server": ("server",), "/api/v1/topics": ("topics",),
     "/api/v1/groups": ("groups",), "/api/v1/events": ("server", "sessions", "topics", "groups"),
 }  # fmt: skip
 """What one has to be allowed to see; elsewhere it is the sessions, with all else."""
+
+
+def visitor(request: web.Request) -> Visitor:
+    """Who has sent a request that was let through."""
+    return Visitor(request.app[GUARD], request)
 
 
 def _token_of(request: web.Request) -> str:

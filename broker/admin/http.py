@@ -27,7 +27,7 @@ from aiohttp import web
 from broker.admin import views
 from broker.admin.events import Events
 from broker.admin.groups import group_views
-from broker.admin.guard import VISITOR, Guard
+from broker.admin.guard import GUARD, Guard, visitor
 from broker.admin.hosts import names_of, only
 from broker.admin.listener import HttpListener
 from broker.admin.tap import Taps
@@ -106,6 +106,7 @@ class Admin:
     def _application(self, guard: Guard) -> web.Application:
         names = self._names | frozenset(name.lower() for name in self._server.config.admin_names)
         application = web.Application(middlewares=[self._note, _errors_as_json, only(names), guard.check])
+        application[GUARD] = guard
         application.on_shutdown.append(self._end_streams)
         handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             **dict.fromkeys(self._files, self._file),
@@ -167,7 +168,7 @@ class Admin:
             return _json({"error": str(error)}, status=400)
 
     async def _show_groups(self, request: web.Request) -> web.Response:
-        return _json({"groups": group_views(self._server, time.monotonic_ns(), request[VISITOR].may_read)})
+        return _json({"groups": group_views(self._server, time.monotonic_ns(), visitor(request).may_read)})
 
     def __repr__(self) -> str:
         return f"<Admin {self._listener!r}>"

@@ -21,7 +21,7 @@ import msgspec
 from aiohttp import web
 from msgspec import structs
 
-from broker.admin.guard import VISITOR, Visitor
+from broker.admin.guard import Visitor, visitor
 from broker.admin.samples import Sampler, TensorSample, shortened, text_of
 from broker.admin.streams import Streams
 from broker.errors import BrokerError, InvalidValue
@@ -217,10 +217,10 @@ class Taps:
                 raise InvalidValue("tenant", request.query["tenant"], "nobody of it is here")
         except InvalidValue as error:
             return web.json_response({"error": str(error)}, status=400)
-        visitor: Visitor = request[VISITOR]
-        if problem := visitor.unreadable(tenant.name, topic):
-            return visitor.refuse(problem)
-        return await self._streams.serve(request, lambda response: self._watch(response, visitor, tenant, topic))
+        reader = visitor(request)
+        if problem := reader.unreadable(tenant.name, topic):
+            return reader.refuse(problem)
+        return await self._streams.serve(request, lambda response: self._watch(response, reader, tenant, topic))
 
     async def _watch(self, response: web.StreamResponse, visitor: Visitor, tenant: Tenant, topic: str) -> None:
         router = tenant.router

@@ -63,6 +63,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     """How many workers the broker has, among which topics are spread; 0 where it is one."""
     device_bytes: int = 0
     """How much memory of devices the client may share as a publisher; 0 is none, and none comes either."""
+    takes_back: bool = False
+    """Whether LEAVE may name a JOIN for whose answer nobody waits any more."""
 
 
 class Refusal(msgspec.Struct, tag="refusal", omit_defaults=True):

@@ -151,7 +151,7 @@ class Groups:
             self._links.wished(group, session.id, wish.links)
         self._carry_out(group, group.join(session.id, wish.rank, wish.world_size, wish.timeout_ns, now_ns))
         if waiting is not None:
-            # The session's first JOIN still waits for the others; this second one was refused.
+            # The session has a place by its first JOIN, or waits for one; this second one was refused.
             self._references[key] = waiting
 
     def _create(self, wish: Join, now_ns: int) -> Group | str:
@@ -166,14 +166,21 @@ class Groups:
         return group
 
     def leave(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
-        """LEAVE: a member goes in order."""
-        group = self._member_of(session, frame)
+        """LEAVE: a member goes in order, or takes a JOIN back, whatever has come of that by now."""
+        group = self._member_of(session, frame) if frame.number else self._joined_by(session, frame.sequence)
+        session.session.put(Frame(Kind.DONE, target=frame.target))
+        self._flush(session)
+        if group is None:
+            return
         session.groups.discard(group.name)
         self._references.pop((group.number, session.id), None)
         self._left(group, session.id)
-        session.session.put(Frame(Kind.DONE, target=frame.target))
-        self._flush(session)
         self._carry_out(group, group.leave(session.id))
+
+    def _joined_by(self, session: SessionRecord, reference: int) -> Group | None:
+        """The group in which a JOIN has a place, or waits for one; None when it was refused."""
+        groups = (self._by_name[name] for name in session.groups)
+        return next((group for group in groups if self._references.get((group.number, session.id)) == reference), None)
 
     def board_refused(self, session: SessionRecord, frame: Frame, now_ns: int) -> None:
         """BOARD: a member cannot use its generation's board; there will be another generation, which has none."""
@@ -361,7 +368,7 @@ class Groups:
     ) -> None:
         number = group.number
         if isinstance(effect, Joined):
-            reference = self._references.pop((number, session.id), 0)
+            reference = self._references[number, session.id]
             told = self._give(group, session, Membership(effect.generation, list(effect.ranks), effect.rank))
             session.session.put(Frame(Kind.JOINED, number=number, target=reference, body=encode_body(told)))
             self._tell(group, "joined", effect.rank)

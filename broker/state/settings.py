@@ -89,4 +89,5 @@ class Settings:
             offers=offers,
             workers=self.workers,
             device_bytes=self.device_memory_bytes if shared else 0,
+            takes_back=True,
         )

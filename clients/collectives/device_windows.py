@@ -33,7 +33,7 @@ from broker import devices
 from broker.devices import Device
 from broker.devices.memory import DeviceMemory, names
 from broker.devices.windows import DeviceWindow
-from broker.errors import CollectiveError, InvalidValue, LimitExceeded
+from broker.errors import CollectiveAbortedError, CollectiveError, InvalidValue, LimitExceeded
 from broker.limits_devices import DEVICE_HEADER_BYTES, DEVICE_NAME_BYTES_MAX, DEVICE_TOKEN_BYTES
 from broker.protocol.tensors import Array
 from clients.collectives import collective
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _ROW: Final = struct.Struct(f"<?QQ{DEVICE_TOKEN_BYTES}s{NAME_BYTES}s{DEVICE_NAME_BYTES_MAX}s")
 _FINE: Final = 1
 _NOT_FINE: Final = 2
+_GAVE_UP: Final = 3
+"""Not fine either, by the program's wish."""
 _RESULTS_ALIGNED_BYTES: Final = 15 * 17 * 256
 """What it takes to align shares: of each of 15 dtypes up to 256 elements of 16 bytes, and 256 bytes."""
 
@@ -147,10 +149,22 @@ class Agreements:
             self.interruption = error
         return list(told)
 
-    def agree(self, step: str, *, fine: bool) -> Generator[Prepared, object, list[int]]:
-        """Waits for all ranks to come to a step; returns those that are not fine."""
-        told = yield from self.gather(np.array([_FINE if fine else _NOT_FINE], np.uint8), f", {step}")
-        return [rank for rank, each in zip(self.ranks, told, strict=True) if each[0] != _FINE]
+    def agree(self, step: str, said: int) -> Generator[Prepared, object, dict[int, int]]:
+        """Waits for all ranks to come to a step; returns what those say that are not fine."""
+        told = yield from self.gather(np.array([said], np.uint8), f", {step}")
+        return {rank: int(each[0]) for rank, each in zip(self.ranks, told, strict=True) if each[0] != _FINE}
+
+    @property
+    def state(self) -> int:
+        """What this rank says when it has done its share, or cannot."""
+        if self.interruption is None:
+            return _FINE
+        # A device's failure is an Exception; what stops a program or a task, as a rule, is none.
+        return _NOT_FINE if isinstance(self.interruption, Exception) and not self.given_up else _GAVE_UP
+
+    def aborted(self, rank: int) -> CollectiveAbortedError:
+        """The error of an operation that the program of a rank gave up; of its agreements none has its number."""
+        return CollectiveAbortedError(self.name, 0, rank)
 
 
 class DeviceWindows:
@@ -237,6 +251,7 @@ def carry_out(agreements: Agreements, windows: DeviceWindows, operation: OnDevic
 
     Raises:
         CollectiveError: another rank's device has failed; no array was changed.
+        CollectiveAbortedError: the program of a rank gave it up; likewise.
         InvalidValue: this rank's has.
     """
     with windows.under_way(agreements):
@@ -254,19 +269,20 @@ def _carried_out(agreements: Agreements, windows: DeviceWindows, operation: OnDe
         if agreements.interruption is None:
             finish = operation.work(window)
             if agreements.given_up:
-                raise CollectiveError(agreements.name, f"{agreements.words}: this rank's program gave it up")
+                raise agreements.aborted(agreements.ranks[agreements.position])
     except BaseException as error:  # noqa: BLE001
         # The others wait for this rank, and are told.
         agreements.interruption = error
     try:
-        failed = yield from agreements.agree("ready", fine=agreements.interruption is None)
+        failed = yield from agreements.agree("ready", agreements.state)
     finally:
         # Also when the others have not waited.
         if agreements.interruption is not None:
             raise agreements.interruption
-    if failed:
-        text = f"{agreements.words}: the device of rank {failed[0]} has failed, or its program gave it up"
-        raise CollectiveError(agreements.name, text)
+    for rank, said in failed.items():
+        if said == _GAVE_UP:
+            raise agreements.aborted(rank)
+        raise CollectiveError(agreements.name, f"{agreements.words}: the device of rank {rank} has failed")
     return finish()
 
 
@@ -318,7 +334,7 @@ def _swap(
         given = True
     except OSError as error:
         devices.warn_of_detour("a rank cannot be handed memory", error)
-    if (yield from agreements.agree("memory given", fine=given)):
+    if (yield from agreements.agree("memory given", _FINE if given else _NOT_FINE)):
         return None
     window, found = None, handover.take(others)
     try:
@@ -328,7 +344,7 @@ def _swap(
     finally:
         for descriptor in found.values():
             os.close(descriptor)
-    failed = yield from agreements.agree("memory mapped", fine=window is not None)
+    failed = yield from agreements.agree("memory mapped", _NOT_FINE if window is None else _FINE)
     return None if failed else window
 
 

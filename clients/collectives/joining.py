@@ -11,7 +11,9 @@ from clients.collectives.collective import GRACE_S
 from clients.collectives.membership import PendingJoin, Place
 from clients.collectives.ways import Schedule
 from clients.connection.checks import time_limit, whole_number
+from clients.connection.core import Core
 from clients.connection.operations import Deadline, Driver, answer, online
+from clients.connection.signals import Pending
 
 DECISION_S = LINK_MEETING_S + GRACE_S
 """The broker decides after LINK_MEETING_S; a client that has not heard even that by then raises itself."""
@@ -22,6 +24,8 @@ async def join(
 ) -> Place:
     """Becomes a member of a group; when this returns, the group has formed and it is decided how its operations go.
 
+    However else this ends, the client is no member, and may join at once again.
+
     Raises:
         RankTimeoutError: the group did not form in time; missing_ranks are the ones that nobody holds.
         CollectiveError: the rank is taken, the world size differs, there can be no board, no links, ...
@@ -31,25 +35,27 @@ async def join(
     deadline = Deadline(timeout_s + GRACE_S)
     await online(driver, deadline)
     core.places.joining += 1
+    pending = PendingJoin(group, world_size, wanted, core.completions)
     try:
         reach = core.places.reach(wanted)
-        pending = PendingJoin(group, world_size, wanted, core.completions)
         body = encode_body(Join(group, world_size, rank, int(timeout_s * 1e9), wanted.board_version, reach))
         core.send(Frame(Kind.JOIN, lane=Lane.CONTROL, target=core.pending(pending), body=body))
         await answer(driver, pending, deadline)
-    finally:
-        core.places.joining -= 1
-        core.places.tidy()
-    place = pending.place
-    assert place is not None
-    place.device_bytes = 0 if core.devices is None else core.devices.bytes_max
-    try:
+        place = pending.place
+        assert place is not None
+        place.device_bytes = 0 if core.devices is None else core.devices.bytes_max
         await _linked(driver, place)
         if place.refused is not None:
             raise place.refused
     except BaseException:
-        await leave(driver, place, timeout_s)
+        # The answer may have come in the moment in which whoever waits for it was interrupted.
+        if pending.place is not None:
+            _depart(core, pending.place)
+        driver.flush()
         raise
+    finally:
+        core.places.joining -= 1
+        core.places.tidy()
     return place
 
 
@@ -81,15 +87,21 @@ async def _decision(driver: Driver, place: Place) -> None:
 
 async def leave(driver: Driver, place: Place, timeout_s: float | None) -> None:
     """Leaves a group; pending operations fail with ConnectionClosed."""
-    core = driver.core
+    pending = _depart(driver.core, place)
+    if pending is not None:
+        await answer(driver, pending, Deadline(timeout_s))
+
+
+def _depart(core: Core, place: Place) -> Pending | None:
+    """Leaves a group, in the lane in which a later JOIN is behind it; None when there is no place to be left."""
     if place.closed is not None:
-        return
+        return None
     place.farewell()
     pending = core.ask(Kind.LEAVE, f"leave group {place.name!r}", number=place.number)
     place.close(ConnectionClosed(f"group {place.name!r} was left"))
     core.places.by_number.pop(place.number, None)
     core.places.tidy()
-    await answer(driver, pending, Deadline(timeout_s))
+    return pending
 
 
 async def finish(driver: Driver, place: Place, generation: int | None, timeout_s: float) -> None:

@@ -466,11 +466,17 @@ class PendingJoin(Pending):
         )
 
 
-def turn_down(session: Session, frame: Frame) -> None:
-    """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls."""
-    told = decode_body(frame.body, Membership)
-    discard(session.passage, told)
-    session.put(Frame(Kind.LEAVE, number=frame.number))
+def turn_down(session: Session, frame: Frame, *, told: bool) -> None:
+    """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls.
+
+    Args:
+        session: with the broker.
+        frame: that has come.
+        told: whether the broker was told when whoever asked gave up.
+    """
+    discard(session.passage, decode_body(frame.body, Membership))
+    if not told:
+        session.put(Frame(Kind.LEAVE, lane=Lane.CONTROL, number=frame.number))
 
 
 def agree(operation: MemberOperation, frame: Frame) -> None:

@@ -26,12 +26,14 @@ class Places:
         joining: how many it is about to join.
         entrance: by which it is linked with other members.
         call: calls a function as the driver's own threads would; the driver sets it.
+        told_of_joins: whether the broker hears of a JOIN that was given up before it is answered.
     """
 
     def __init__(self) -> None:
         self.by_number: dict[int, Place] = {}
         self.joining = 0
         self.call: Callable[[Callable[[], None]], None] = lambda function: function()
+        self.told_of_joins = False
         self._local_host = ""
         self._private = False
         self.entrance = Entrance(lambda function: self.call(function))

@@ -114,6 +114,7 @@ class Core(Receiver):
         asked = {number: subscription.asked for number, subscription in self.incoming.subscriptions.items()}
         self.incoming.connected(session, welcome.life)
         self._bell_told = not welcome.shared
+        self.places.told_of_joins = welcome.takes_back
         self.incoming.latencies.connected(welcome.report_ms, devices=welcome.device_bytes > 0)
         for subscription in self.incoming.subscriptions.values():
             self._send_subscribe(subscription, 0, again=True)
@@ -289,7 +290,7 @@ class Core(Receiver):
                 pending.on_answer(frame)
             pending.set()
         elif frame.kind == Kind.JOINED and self.session is not None:
-            turn_down(self.session, frame)
+            turn_down(self.session, frame, told=self.places.told_of_joins)
         else:
             self.requests.told(frame)
 
@@ -314,9 +315,11 @@ class Core(Receiver):
         return self._last_reference
 
     def forget(self, pending: Pending) -> None:
-        """Nobody waits for this answer any more."""
+        """Nobody waits for this answer any more; the broker is told where that matters to others."""
         for reference in [reference for reference, waiting in self._pendings.items() if waiting is pending]:
             del self._pendings[reference]
+            if isinstance(pending, PendingJoin) and self.places.told_of_joins and self.session is not None:
+                self.session.put(Frame(Kind.LEAVE, lane=Lane.CONTROL, sequence=reference))
 
     def ask(self, kind: Kind, what: str, *, number: int = 0, sequence: int = 0, body: bytes = b"") -> Pending:
         """Sends a frame that the broker answers."""

@@ -50,6 +50,8 @@ def ask_json(daemon: Daemon, path: str) -> dict[str, list[dict[str, object]]]:
 def daemon() -> Iterator[Daemon]:
     with Daemon("--name", "test-broker") as daemon:
         yield daemon
+        # Of what is asked for here by everybody: nobody is to find a library's advice in the log.
+        assert "Warning: " not in daemon.errors
 
 
 def test_health_is_plain_text(daemon: Daemon) -> None:

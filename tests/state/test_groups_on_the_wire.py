@@ -198,6 +198,26 @@ def test_a_session_that_left_before_the_group_formed_can_join_again() -> None:
     assert [frame.target for frame in first.all_of(Kind.JOINED)] == [3]
 
 
+def test_a_join_is_taken_back_whether_it_waits_was_refused_or_has_been_answered() -> None:
+    talk = Talk()
+    first, second = talk.peer(), talk.peer()
+    assert first.welcome.takes_back
+    join(first, 1, rank=0)
+    first.put(Kind.LEAVE, sequence=1)
+    assert talk.state.own.groups.by_number == {}
+    join(first, 2, rank=0)
+    join(first, 3, rank=0)
+    first.put(Kind.LEAVE, sequence=3)
+    join(second, 4, rank=1)
+    assert [frame.target for frame in first.all_of(Kind.ERROR)] == [3]
+    assert [frame.target for frame in first.all_of(Kind.JOINED)] == [2]
+    first.put(Kind.LEAVE, sequence=2)
+    join(first, 5, rank=0)
+    assert [frame.target for frame in first.all_of(Kind.JOINED)] == [2, 5]
+    assert memberships(second, Kind.CHANGED) == [Membership(2, [1], -1, [0]), Membership(3, [0, 1])]
+    assert first.is_open
+
+
 def test_a_waiting_session_that_dies_is_forgotten() -> None:
     talk = Talk()
     first = talk.peer()

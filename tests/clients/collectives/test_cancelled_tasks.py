@@ -146,6 +146,33 @@ def test_a_task_that_is_cancelled_at_any_moment_has_its_array_back_whole(url: st
     asyncio.run(asyncio.wait_for(scenario(), 2 * PATIENCE_S))
 
 
+def test_a_task_that_was_cancelled_while_it_joined_is_no_member_and_can_join_at_once(url: str) -> None:
+    async def scenario() -> None:
+        async with await aio.connect(url, name="a") as first, await aio.connect(url, name="b") as second:
+            for moment in range(40):
+                name = f"dp{moment}"
+                task = asyncio.ensure_future(first.group(name, world_size=2, rank=0, timeout_s=PATIENCE_S))
+                # It waits for the other one, or has heard of it, or is a member.
+                ahead, behind = (second.group(name, world_size=2, rank=1, timeout_s=PATIENCE_S) for _ in range(2))
+                other = asyncio.ensure_future(ahead) if moment % 2 else None
+                for _ in range(moment):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    await task.result().leave()
+                again = asyncio.ensure_future(first.group(name, world_size=2, rank=0, timeout_s=PATIENCE_S))
+                groups = await asyncio.gather(again, behind if other is None else other)
+                ahead.close()
+                behind.close()
+                assert groups[0].rank == 0
+                assert first._core.places.by_number.keys() == {groups[0]._place.number}
+                for group in groups:
+                    await group.leave()
+
+    asyncio.run(asyncio.wait_for(scenario(), 2 * PATIENCE_S))
+
+
 def test_what_an_array_held_when_its_task_was_cancelled_is_what_is_sent(url: str) -> None:
     """Operations that wait for their turn through the broker: their claims, and short arrays, are still to be sent."""
 

@@ -89,15 +89,50 @@ def test_what_is_aborted_while_the_device_works_fails(agreements: Agreements, wi
     ready = steps.send(None)
     assert bytes(ready.contribution) != FINE
     say(ready, FINE)
-    with pytest.raises(clients.CollectiveError, match="this rank's program gave it up"):
+    with pytest.raises(clients.CollectiveAbortedError) as caught:
         steps.send(None)
+    assert caught.value.rank == 1
     assert not windows.abort()
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        (b"\2", clients.CollectiveError, "the device of rank 0 has failed"),
+        (b"\3", clients.CollectiveAbortedError, "the program of rank 0 gave it up"),
+    ],
+)
+def test_why_another_rank_has_not_done_its_share_is_told(
+    agreements: Agreements, windows: DeviceWindows, said: bytes, error: type[Exception], words: str
+) -> None:
+    steps = begun(agreements, windows)
+    say(next(steps))
+    say(steps.send(None), said)
+    with pytest.raises(error, match=words) as caught:
+        steps.send(None)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, asyncio.CancelledError, ValueError])
+def test_a_rank_tells_a_device_that_fails_from_a_program_that_gives_up(
+    agreements: Agreements, windows: DeviceWindows, interruption: type[BaseException]
+) -> None:
+    def work(window: object) -> None:
+        raise interruption
+
+    steps = begun(agreements, windows, work)
+    say(next(steps))
+    ready = steps.send(None)
+    assert bytes(ready.contribution) == (b"\2" if interruption is ValueError else b"\3")
+    say(ready, FINE)
+    with pytest.raises(interruption):
+        steps.send(None)
 
 
 def test_a_change_is_told_once(agreements: Agreements, member: Member) -> None:
     agreements._board.error = member.changed(2, [0], [1])
     with pytest.raises(clients.GenerationChangedError):
-        next(agreements.agree("ready", fine=True))
+        next(agreements.agree("ready", 1))
     member.raise_change()
 
 
