@@ -85,6 +85,19 @@ def names_of(bus: clients.Client, source: str) -> dict[str, object]:
     }
 
 
+def torch_names() -> dict[str, object]:
+    """What a block about PyTorch takes for granted besides."""
+    torch = pytest.importorskip("torch", reason="the block takes PyTorch, which is not installed")
+    model = torch.nn.Linear(4, 2)
+    return {
+        "torch": torch,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "batches": [(torch.ones(3, 4), torch.zeros(3, 2))] * 2,
+        "loss_of": torch.nn.functional.mse_loss,
+    }
+
+
 def prepare(bus: clients.Client, source: str) -> None:
     """What somebody else does before a block."""
     bus.declare("activations", retain=True)
@@ -114,7 +127,7 @@ def test_each_block_of_python_runs_as_printed(name: str, number: int, capsys: py
     source = re.sub(r"steps\(\d+\)", "steps(2)", source.replace("tcp://127.0.0.1:4870", address))
     with clients.connect(address, name="documented") as bus:
         prepare(bus, source)
-        names = names_of(bus, source)
+        names = names_of(bus, source) | (torch_names() if "torch." in source else {})
         if "await " in source:
             asyncio.run(run_awaiting(source, names, address))
         else:
