@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from broker.collectives import shm
 from broker.collectives.member import MemberOperation
@@ -80,6 +81,17 @@ class Work(Started):
             asked = super().cancel()
             self._driver.flush()
         return asked
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Waits for the result; where the block has raised, gives the operation up and waits until it has ended."""
+        if kind is None:
+            self.wait()
+        else:
+            self.cancel()
+            self.exception()
 
 
 class SharedWork(StartedShared, Work):

@@ -159,7 +159,9 @@ def _show_config(described: Sequence[tuple[str, str, str]], *, as_json: bool) ->
 @main.command()
 @click.argument("topic")
 @click.argument("value", required=False)
-@click.option("--json", "as_json", is_flag=True, help="VALUE is JSON; with - each line of the input is.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="VALUE is JSON; with - each line of the input is. So is what --ack prints."
+)
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Publish each value N times.")
 @click.option(
     "--lane", type=click.Choice(LANES), help="What it may overtake; default: what is declared for TOPIC, else default."
@@ -175,7 +177,7 @@ def pub(
     """
     from broker.cli.messages import publish, values_of
 
-    publish(url, topic, values_of(value, as_json=as_json), count=count, lane=lane, ack=ack)
+    publish(url, topic, values_of(value, as_json=as_json), count=count, lane=lane, ack=ack, as_json=as_json)
 
 
 @main.command()

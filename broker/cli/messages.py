@@ -14,6 +14,7 @@ import click
 
 import clients
 from broker.cli import values as cli_values
+from broker.cli.options import echo_json
 from broker.cli.streams import discard_output
 from broker.errors import InvalidValue
 
@@ -54,13 +55,24 @@ def _parse_json(text: str | bytes, what: str) -> object:
         raise InvalidValue(what, text, f"is not JSON: {error}") from error
 
 
-def publish(url: str | None, topic: str, values: Iterable[object], *, count: int, lane: str | None, ack: bool) -> None:
+def publish(
+    url: str | None,
+    topic: str,
+    values: Iterable[object],
+    *,
+    count: int,
+    lane: str | None,
+    ack: bool,
+    as_json: bool = False,
+) -> None:
     """Publishes each value `count` times; returns when the broker has them all."""
     with clients.connect(url, name=_name("pub")) as bus:
         for value in values:
             for _ in range(count):
                 sequence = bus.publish(topic, value, lane=lane, ack="accepted" if ack else None)
-                if ack:
+                if ack and as_json:
+                    echo_json({"topic": topic, "sequence": sequence})
+                elif ack:
                     click.echo(sequence)
         bus.flush()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from broker.collectives.member import MemberOperation
 from broker.errors import BrokerError
@@ -55,6 +56,17 @@ class Work(Started):
         asked = super().cancel()
         self._driver.flush()
         return asked
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """See `clients.Work.__exit__`."""
+        if kind is None:
+            await self.wait()
+        else:
+            self.cancel()
+            await self.exception()
 
     def _let_go(self) -> bool:
         """Whether the operation, which is given up, still has its arrays."""

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Self, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from broker.errors import BrokerError, InvalidValue
 from clients.client import Client
@@ -65,6 +66,7 @@ class ParameterServer:
         *,
         group: str = "train",
         staleness: int | None = 0,
+        checkpoint: Mapping[str, npt.NDArray[np.generic]] | None = None,
     ) -> None:
         """Begins to serve.
 
@@ -74,9 +76,11 @@ class ParameterServer:
             optimizer: what makes a step of gradients; it sees all parameters as one vector.
             group: the group that the trainers join.
             staleness: see above.
+            checkpoint: what `checkpoint` gave to go on from, in place of the values of `parameters`; the optimizer is a
+                new one of the same kind.
 
         Raises:
-            InvalidValue: parameters or a staleness that cannot be.
+            InvalidValue: parameters or a staleness that cannot be, or a checkpoint of other parameters.
         """
         if staleness is not None and whole_number("staleness", staleness) < 0:
             raise InvalidValue("staleness", staleness, "must be 0 or more, or None for no bound")
@@ -91,6 +95,8 @@ class ParameterServer:
         """For each live rank how many steps it has completed."""
         self._pushed: dict[int, _Push] = {}
         self._unanswered: dict[int, Message] = {}
+        if checkpoint is not None:
+            self._restore(checkpoint)
         self._lock = threading.Lock()
         """Guards what the properties show; only the client's own thread changes it."""
         # The members come first: nobody pushes who has not been announced.
@@ -116,6 +122,35 @@ class ParameterServer:
         """A copy of the parameters as they are now."""
         with self._lock:
             return self._layout.views(self._flat.copy())
+
+    def checkpoint(self) -> dict[str, npt.NDArray[np.generic]]:
+        """A copy of all that another server needs to go on from here; `numpy.savez(file, **checkpoint)` keeps it.
+
+        A push of a later step than the checkpoint's is refused after that (RequestFailed): pull again then.
+        """
+        with self._lock:
+            kept = self._optimizer.state(self._flat)
+            return {
+                **{f"parameters.{name}": array for name, array in self._layout.views(self._flat.copy()).items()},
+                **{f"optimizer.{name}": array.copy() for name, array in kept.items()},
+                "version": np.array(self._version),
+                "step": np.array(self._step),
+            }
+
+    def _restore(self, checkpoint: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        flat, kept = self._flat, self._optimizer.state(self._flat)
+        targets = {f"parameters.{name}": array for name, array in self._layout.views(flat).items()}
+        targets |= {f"optimizer.{name}": array for name, array in kept.items()}
+        if checkpoint.keys() != targets.keys() | {"version", "step"}:
+            problem = f"are not those of a checkpoint of these parameters and {self._optimizer!r}"
+            raise InvalidValue("names of the checkpoint", sorted(checkpoint), problem)
+        for name, target in targets.items():
+            saved = checkpoint[name]
+            if saved.shape != target.shape or saved.dtype != target.dtype:
+                problem = f"is not {target.dtype}{list(target.shape)}"
+                raise InvalidValue(f"checkpoint {name!r}", f"{saved.dtype}{list(saved.shape)}", problem)
+            target[...] = saved
+        self._version, self._step = int(checkpoint["version"]), int(checkpoint["step"])
 
     def close(self) -> None:
         """Ends the serving; trainers that wait for a reply get RequestFailed."""

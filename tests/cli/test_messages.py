@@ -51,6 +51,15 @@ def test_pub_reads_bytes_from_its_input(daemon: Daemon) -> None:
     assert retained(daemon, "pub/bytes") == [b"\x00\xffline\n"]
 
 
+def test_pub_with_json_tells_each_sequence_in_an_object(daemon: Daemon) -> None:
+    code, told, _ = run("pub", "pub/told", "-", "--json", "--ack", "--url", daemon.url, stdin=b"1\n2")
+    assert [json.loads(line) for line in told.splitlines()] == [
+        {"topic": "pub/told", "sequence": 1},
+        {"topic": "pub/told", "sequence": 2},
+    ]
+    assert code == 0
+
+
 def test_pub_reads_a_json_value_from_each_line_of_its_input(daemon: Daemon) -> None:
     assert run("pub", "pub/lines", "-", "--json", "--url", daemon.url, stdin=b'1\n\n{"a": 2}\n"three"')[0] == 0
     assert retained(daemon, "pub/lines", 3) == [1, {"a": 2}, "three"]

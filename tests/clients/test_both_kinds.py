@@ -53,3 +53,25 @@ def test_the_error_of_work_that_was_given_up_is_returned(connect: Connect) -> No
         return given_up, errors
 
     assert on_all_ranks(connect, 2, work) == [((True, True), [clients.CollectiveAbortedError] * 2), True]
+
+
+def test_the_block_of_a_work_ends_with_it(connect: Connect) -> None:
+    over = threading.Event()
+
+    def work(group: clients.Group, bus: clients.Client) -> object:
+        array = np.ones(3)
+        with group.all_reduce(array, async_op=True) as under_way:
+            pass
+        outcome: list[object] = [array.tolist(), under_way.done]
+        if group.rank == 1:
+            over.wait(PATIENCE_S)
+            return outcome
+        with pytest.raises(ZeroDivisionError), group.all_reduce(array, async_op=True) as given_up:
+            raise ZeroDivisionError
+        over.set()
+        return [*outcome, type(given_up.exception(PATIENCE_S))]
+
+    assert on_all_ranks(connect, 2, work) == [
+        [[2.0] * 3, True, clients.CollectiveAbortedError],
+        [[2.0] * 3, True],
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,52 @@ def test_a_pull_gives_the_parameters_their_version_and_the_step_to_push() -> Non
         pulled = member.pull()
         assert (pulled.version, pulled.step) == (1, 1)
         assert pulled.parameters["bias"].tolist() == [-1.0, -1.0]
+
+
+def test_another_server_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    def optimizer() -> clients.Optimizer:
+        return clients.SGD(1.0, momentum=0.5)
+
+    url = embedded_url()
+    with job(1, 0, url=url, optimizer=optimizer()) as (server, (member,)):
+        for step in range(2):
+            member.push(gradients_of(1.0), step=step)
+        np.savez(tmp_path / "saved.npz", **server.checkpoint())
+        member.push(gradients_of(1.0), step=2)
+        expected = server.parameters()
+        server.close()
+        with (
+            np.load(tmp_path / "saved.npz") as saved,
+            clients.connect(url, name="another") as bus,
+            clients.ParameterServer(bus, start_parameters(), optimizer(), checkpoint=saved) as other,
+        ):
+            assert other.version == 2
+            with pytest.raises(clients.RequestFailed, match="must push step 2: pull first"):
+                member.push(gradients_of(1.0), step=3)
+            pulled = member.pull()
+            assert (pulled.version, pulled.step) == (2, 2)
+            assert member.push(gradients_of(1.0), step=2) == 3
+            assert [array.tolist() for array in other.parameters().values()] == [
+                array.tolist() for array in expected.values()
+            ]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "optimizer", "problem"),
+    [
+        ({"weight": np.zeros((2, 2))}, clients.SGD(1.0), "are not those of a checkpoint"),
+        (start_parameters(), clients.SGD(1.0, momentum=0.5), "are not those of a checkpoint"),
+        ({"weight": np.zeros((2, 2)), "bias": np.zeros(3)}, clients.SGD(1.0), r"'parameters.bias' 'float64\[2\]'"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(
+    parameters: dict[str, np.ndarray], optimizer: clients.Optimizer, problem: str
+) -> None:
+    with clients.connect(embedded_url(), name="server") as bus:
+        with clients.ParameterServer(bus, start_parameters(), clients.SGD(1.0)) as server:
+            saved = server.checkpoint()
+        with pytest.raises(clients.InvalidValue, match=problem):
+            clients.ParameterServer(bus, parameters, optimizer, checkpoint=saved)
 
 
 def test_pulled_arrays_are_the_callers_own() -> None:
