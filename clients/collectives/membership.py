@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,19 +32,16 @@ from broker.protocol.links import Decision, LinkState, Trouble
 from broker.protocol.operations import Operations
 from broker.protocol.session import Session
 from broker.schedules import STAR
-from clients.collectives.boards import Board, adopt, discard
+from clients.collectives.boards import Board, adopt
 from clients.collectives.channels import Channels
 from clients.collectives.door import Meeting
 from clients.collectives.entrance import Entrance
 from clients.collectives.links import Links
 from clients.collectives.ways import Schedule, Way
 from clients.collectives.windows import Windows
-from clients.connection.signals import Pending, Signal
+from clients.connection.signals import Signal
 
 log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from clients.collectives.places import Places
 
 
 class Place:
@@ -444,33 +440,6 @@ class Place:
                 signal = self.signals.pop(id(operation), None)
                 if signal is not None:
                     signal.set()
-
-
-class PendingJoin(Pending):
-    """A wish to be a member of a group; the place is taken in the moment in which the answer comes."""
-
-    __slots__ = ("_descriptor", "place", "schedule", "world_size")
-
-    def __init__(self, group: str, world_size: int, schedule: Schedule, descriptor: int) -> None:
-        super().__init__(group)
-        self.world_size = world_size
-        self.schedule = schedule
-        self._descriptor = descriptor
-        self.place: Place | None = None
-
-    def seat(self, session: Session, places: Places, frame: Frame) -> None:
-        """Takes the place that JOINED gives."""
-        told = decode_body(frame.body, Membership)
-        self.place = places.by_number[frame.number] = Place(
-            session, self.what, frame.number, self.world_size, told, self.schedule, self._descriptor, places.entrance
-        )
-
-
-def turn_down(session: Session, frame: Frame) -> None:
-    """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls."""
-    told = decode_body(frame.body, Membership)
-    discard(session.passage, told)
-    session.put(Frame(Kind.LEAVE, number=frame.number))
 
 
 def agree(operation: MemberOperation, frame: Frame) -> None:
