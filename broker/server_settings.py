@@ -7,11 +7,13 @@ import time
 
 from broker.config import Config
 from broker.limits import REPORT_INTERVAL_MS
+from broker.protocol import line
+from broker.protocol.sharing import CommonMemory
 from broker.security.audit import Audit
 from broker.server_boards import board_maker
-from broker.server_lines import line_memory
 from broker.server_seat import Seat
 from broker.state.settings import Settings
+from broker.transport.shared_memory import SharedMemory
 
 
 def settings_of(config: Config, audit: Audit, seat: Seat | None) -> Settings:
@@ -47,5 +49,9 @@ def settings_of(config: Config, audit: Audit, seat: Seat | None) -> Settings:
         worker=0 if seat is None else seat.number,
         workers=0 if seat is None else seat.count,
         boards=board_maker(enabled=config.shared_memory),
-        line_memory=line_memory(enabled=config.shared_memory),
+        line_memory=_line_memory if config.shared_memory and line.AVAILABLE else None,
     )
+
+
+def _line_memory(size_bytes: int) -> CommonMemory:
+    return SharedMemory.create(size_bytes, common=True)

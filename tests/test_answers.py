@@ -11,8 +11,8 @@ import pytest
 
 import clients
 from broker import answers
-from broker.admin.groups import GroupView, MemberView, OperationView, RecordedView
-from broker.admin.last import TEXT_MAX, LastMessage, last_message, line_of
+from broker.admin.last import TEXT_MAX, last_message, line_of
+from broker.admin.shapes import GroupView, LastMessage, MemberView, OperationView, RecordedView
 from broker.errors import InvalidValue, ProtocolError
 from broker.limits import FRAME_BODY_BYTES_MAX
 from broker.protocol.batches import Batch

@@ -20,13 +20,12 @@ import msgspec
 from aiohttp import web
 from msgspec import structs
 
-from broker.admin.groups import GroupView, group_view, groups_of, shown_to
+from broker.admin.groups import group_view, groups_of, shown_to
 from broker.admin.guard import Visitor, visitor
-from broker.admin.shapes import FailureView
+from broker.admin.rates import Look, Refresh, SessionRow, refresh
+from broker.admin.shapes import FailureView, GroupView
 from broker.admin.streams import Streams
 from broker.admin.views import server_view, session_view, topic_view, topics_of
-from broker.cli.top_data import Look, Refresh, Session, SessionRow, Topic, refresh
-from broker.cli.top_data import Server as ServerRow
 from broker.server import Server
 
 T = TypeVar("T")
@@ -160,15 +159,13 @@ class _Looking:
         server, now_ns = self._server, time.monotonic_ns()
         state = server.state
         shown = server_view(server, now_ns)
-        self.now = Look(now_ns / 1e9, msgspec.convert(shown, ServerRow, from_attributes=True), [], [], [], [])
+        self.now = Look(now_ns / 1e9, shown, {}, [], [], [])
         yield
         for records in _in_pieces(list(islice(state.sessions.values(), ITEMS_MAX))):
-            views = [session_view(record, time.monotonic_ns()) for record in records]
-            self.now.sessions += msgspec.convert(views, list[Session], from_attributes=True)
+            self.now.sessions |= {(0, record.id): session_view(record, time.monotonic_ns()) for record in records}
             yield
         for topics in _in_pieces(list(islice(topics_of(server), ITEMS_MAX))):
-            rows = [topic_view(tenant, topic, explained=False) for tenant, topic in topics]
-            self.now.topics += msgspec.convert(rows, list[Topic], from_attributes=True)
+            self.now.topics += [topic_view(tenant, topic, explained=False) for tenant, topic in topics]
             yield
         groups: list[GroupView] = []
         all_groups = groups_of(server)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from broker.admin import samples as admin_samples
+from broker.admin.shapes import LastMessage
 from broker.errors import ProtocolError
 from broker.protocol.batches import split_batch
 from broker.protocol.frames import Content, Flag
@@ -23,20 +22,6 @@ _BATCH_BYTES_MAX: Final = 8192
 """Longer batches are not opened."""
 _UNREADABLE: Final = "a value that cannot be read"
 _LARGE: Final[dict[int, str]] = {Content.TENSOR: "a tensor", Content.STRUCTURE: "arrays"}
-
-
-class LastMessage(msgspec.Struct, frozen=True):
-    """The newest message of a session that is still retained as the last one of its topic.
-
-    Attributes:
-        topic: where.
-        text: the value, shortened.
-        ago_s: since it was published, by the publisher's clock, in seconds.
-    """
-
-    topic: str
-    text: str
-    ago_s: float
 
 
 def last_message(record: SessionRecord, wall_ns: int) -> LastMessage | None:

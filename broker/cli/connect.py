@@ -32,7 +32,7 @@ def ask(bus: clients.Client, what: str, kind: type[T], items_max: int = ITEMS_MA
         ProtocolError: the broker tells something else, because it is of another version.
     """
     try:
-        return [(msgspec.convert(item, kind, str_keys=False), item) for item in view(bus, what, items_max=items_max)]
+        return [(msgspec.convert(item, kind, str_keys=True), item) for item in view(bus, what, items_max=items_max)]
     except msgspec.ValidationError as error:
         raise ProtocolError(f"the broker, of another version, tells something else of its {what}: {error}") from error
 

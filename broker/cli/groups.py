@@ -8,80 +8,21 @@ import click
 import msgspec
 
 import clients
-from broker.admin.shapes import FailureView
+from broker.admin.shapes import (
+    FailureView,
+    GroupView,
+    MemberView,
+    OperationView,
+    RecordedView,
+    ServerView,
+    StragglerView,
+)
 from broker.cli.connect import ask, connect, duration_text, of_tenant, ranks_text, table
 from broker.cli.terminal import printable
 
 FAILURE_TOLD_S: Final = 600.0
 """Failures that are older are told by `groups` alone."""
 STRAGGLERS_SHOWN: Final = 3
-
-
-class _Last(msgspec.Struct):
-    topic: str
-    text: str
-    ago_s: float
-
-
-class _Member(msgspec.Struct):
-    rank: int | None
-    session: int
-    name: str
-    host: str
-    process: int
-    silent_s: float
-    waiting_s: float
-    last_message: _Last | None
-
-
-class _Operation(msgspec.Struct):
-    sequence: int
-    schedule: str
-    state: str
-    claim: str
-    arrived_ranks: list[int]
-    missing_ranks: list[int]
-    waiting_s: float
-    unmoved_s: float
-
-
-class _Recorded(msgspec.Struct):
-    sequence: int
-    claim: str
-    outcome: str
-    failure: str
-    ago_s: float
-
-
-class _Straggler(msgspec.Struct):
-    rank: int
-    name: str
-    lateness_s: float
-    late_operations: int
-    operations: int
-
-
-class _Group(msgspec.Struct):
-    """What is shown of a group; broker/admin/groups.py has the meanings."""
-
-    name: str
-    generation: int
-    world_size: int
-    ranks: list[int]
-    missing_ranks: list[int]
-    schedule: str
-    operations: list[_Operation]
-    members: list[_Member]
-    newcomers: list[_Member]
-    stragglers: list[_Straggler]
-    last_outcome: str
-    last_failure: _Recorded | None
-    recent: list[_Recorded]
-    tenant: str = ""
-
-
-class _Server(msgspec.Struct):
-    failures: list[FailureView] = []
 
 
 class _Stuck(msgspec.Struct, omit_defaults=True):
@@ -109,7 +50,7 @@ class _Stuck(msgspec.Struct, omit_defaults=True):
     unmoved_s: float
     arrived_ranks: list[int]
     missing_ranks: list[int]
-    missing: list[_Member]
+    missing: list[MemberView]
     sequence: int = 0
     schedule: str = ""
     claim: str = ""
@@ -128,7 +69,7 @@ def show_stuck(url: str | None, after_s: float, *, as_json: bool) -> bool:
         ConnectError: no broker is there.
     """
     with connect(url, "stuck") as bus:
-        groups = [group for group, _ in ask(bus, "groups", _Group)]
+        groups = [group for group, _ in ask(bus, "groups", GroupView)]
         gone = _failures_of_gone(bus)
     found = [stuck for group in groups for stuck in _stuck_of(group) if stuck.unmoved_s >= after_s]
     if as_json:
@@ -150,11 +91,11 @@ def show_stuck(url: str | None, after_s: float, *, as_json: bool) -> bool:
 
 def _failures_of_gone(bus: clients.Client) -> list[FailureView]:
     """Of groups whose ranks have all left, as they do when a program ends over a failure."""
-    servers = [server for server, _ in ask(bus, "server", _Server)]
+    servers = [server for server, _ in ask(bus, "server", ServerView)]
     return [each for server in servers for each in server.failures if each.ago_s < FAILURE_TOLD_S]
 
 
-def _stuck_of(group: _Group) -> list[_Stuck]:
+def _stuck_of(group: GroupView) -> list[_Stuck]:
     members = {member.rank: member for member in group.members}
     found = [
         _Stuck(
@@ -203,7 +144,7 @@ def _who(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) != 1)} {ranks_text(ranks)}" if ranks else "nobody"
 
 
-def _about(member: _Member) -> str:
+def _about(member: MemberView) -> str:
     text = f"rank {member.rank}: {member.name}, process {member.process} on {member.host or 'an unknown host'}"
     text += f", last heard of {duration_text(member.silent_s)} ago"
     last = member.last_message
@@ -219,7 +160,7 @@ def show_groups(url: str | None, *, as_json: bool) -> None:
         ConnectError: no broker is there.
     """
     with connect(url, "groups") as bus:
-        groups = ask(bus, "groups", _Group)
+        groups = ask(bus, "groups", GroupView)
         gone = _failures_of_gone(bus)
     if as_json:
         for _, whole in groups:
@@ -237,17 +178,17 @@ def show_groups(url: str | None, *, as_json: bool) -> None:
             click.echo(_failed(group.last_failure, group.tenant))
 
 
-def _failed(failure: _Recorded | FailureView, tenant: str) -> str:
+def _failed(failure: RecordedView | FailureView, tenant: str) -> str:
     whose = f" (tenant {tenant})" if tenant else ""
     return printable(f"failed {duration_text(failure.ago_s)} ago{whose}: {failure.failure}")
 
 
 def group_row(group: dict[str, object]) -> tuple[str, ...]:
     """A group, as it comes without members and the last operations, as a row of the table."""
-    return _row(msgspec.convert({"members": [], "recent": [], **group}, _Group))
+    return _row(msgspec.convert({"members": [], "recent": [], **group}, GroupView, str_keys=True))
 
 
-def _row(group: _Group) -> tuple[str, ...]:
+def _row(group: GroupView) -> tuple[str, ...]:
     ranks = f"{ranks_text(group.ranks) or 'none'} of {group.world_size}"
     if group.missing_ranks:
         ranks += f", missing {ranks_text(group.missing_ranks)}"
@@ -266,7 +207,7 @@ def _row(group: _Group) -> tuple[str, ...]:
     )
 
 
-def late_text(stragglers: list[_Straggler]) -> str:
+def late_text(stragglers: list[StragglerView]) -> str:
     """Who is late, and by how much: `2 by 50.3 ms (20 of 20)`."""
     words = [
         f"{late.rank} by {duration_text(late.lateness_s)} ({late.late_operations} of {late.operations})"
@@ -276,6 +217,6 @@ def late_text(stragglers: list[_Straggler]) -> str:
     return ", ".join([*words, f"{more} more"] if more > 0 else words)
 
 
-def _in_progress(operation: _Operation) -> str:
+def _in_progress(operation: OperationView) -> str:
     words = operation.claim.split(" ", 1)[0] or "operation"
     return f"{words} {duration_text(operation.waiting_s)}, waits for {ranks_text(operation.missing_ranks) or 'nobody'}"

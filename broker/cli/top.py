@@ -10,16 +10,17 @@ import time
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import click
 from rich.console import Console
 from rich.live import Live
 
 import clients
+from broker.admin.rates import Look, Refresh, refresh, together
+from broker.admin.shapes import ServerView, SessionView, TopicView
 from broker.cli.connect import ask, connect
 from broker.cli.streams import discard_output
-from broker.cli.top_data import Look, Refresh, Server, Session, Topic, refresh, together
 from broker.cli.top_view import as_json, picture
 from broker.errors import BrokerError
 from clients.connection.views import view
@@ -78,12 +79,15 @@ def _look(bus: clients.Client) -> Look:
         before_ns = time.perf_counter_ns()
         bus.flush(PATIENCE_S)
         trips.append((time.perf_counter_ns() - before_ns) / 1e9)
-    servers = [server for server, _ in ask(bus, "server", Server)]
+    servers = [server for server, _ in ask(bus, "server", ServerView)]
     return Look(
         time.monotonic(),
         together(servers),
-        [session for session, _ in ask(bus, "sessions", Session, ITEMS_MAX)],
-        [topic for topic, _ in ask(bus, "topics", Topic, ITEMS_MAX)],
+        {
+            (cast("int", whole.get("worker", 0)), session.id): session
+            for session, whole in ask(bus, "sessions", SessionView, ITEMS_MAX)
+        },
+        [topic for topic, _ in ask(bus, "topics", TopicView, ITEMS_MAX)],
         view(bus, "groups"),
         sorted(trips),
     )

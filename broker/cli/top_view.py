@@ -11,10 +11,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from broker.admin.rates import Refresh
 from broker.cli.connect import duration_text, of_tenant
 from broker.cli.groups import group_row
 from broker.cli.terminal import printable
-from broker.cli.top_data import Refresh
 
 WIDE: Final = 100
 """Columns of a terminal from which on everything is shown."""

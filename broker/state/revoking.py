@@ -19,6 +19,7 @@ from broker.protocol.frames import Flag
 from broker.security.roles import Verb
 from broker.security.rules import Rules
 from broker.state.delivery import Subscription
+from broker.state.enlisting import enlist
 from broker.state.topics import Router
 
 if TYPE_CHECKING:
@@ -86,4 +87,4 @@ def restrict(router: Router, subscription: Subscription, rules: Rules | None) ->
     if queue.dropped != subscription.notice.told:
         subscription.tell_dropped()
     if subscription.queue_group:
-        router.join(subscription, None)
+        enlist(router, subscription, None)

@@ -15,6 +15,7 @@ from broker.protocol.frames import Frame, Kind, Lane
 from broker.security.roles import Verb
 from broker.state.authority import Authority
 from broker.state.delivery import Subscription
+from broker.state.enlisting import check_group, enlist
 from broker.state.pressure import Pressure
 from broker.state.publishing import Publishing
 from broker.state.records import SessionRecord
@@ -84,7 +85,7 @@ class Subscribing:
             )
         )  # fmt: skip
         if wishes.queue_group:
-            self._router.join(subscription, wishes.replay)
+            enlist(self._router, subscription, wishes.replay)
         if wishes.resume is not None:
             number, seen = record.resuming
             resume(self._router, subscription, wishes.resume, wishes.replay, seen if number == frame.number else {})
@@ -118,7 +119,7 @@ class Subscribing:
             raise LimitExceeded(limit, len(record.subscriptions), self._subscriptions_max)
         self._check_room()
         if wishes.queue_group:
-            self._router.check_group(wishes.queue_group, wishes.filter)
+            check_group(self._router, wishes.queue_group, wishes.filter)
 
     def _refuse(self, record: SessionRecord, frame: Frame, failure: Failure) -> None:
         if frame.target:

@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from broker.errors import LimitExceeded
-from broker.limits import LINE_AFTER_MESSAGES, RETAINED_BYTES_MAX, TOPICS_MAX, WORK_GROUPS_MAX
+from broker.limits import LINE_AFTER_MESSAGES, RETAINED_BYTES_MAX, TOPICS_MAX
 from broker.protocol.bodies import PublishPolicy
 from broker.protocol.frames import Flag
 from broker.state.dead_letters import dead_letter
 from broker.state.delivery import Subscription
 from broker.state.routes import Routes
-from broker.state.singles import opened, singles
+from broker.state.singles import singles
 from broker.state.totals import Totals
 from broker.state.works import Work, Works
 from broker.topics.declarations import Policies
@@ -271,55 +271,8 @@ class Router:
             self._trie.add(check_filter(subscription.filter), subscription)
             self._version = self._trie.version
 
-    def join(self, subscription: Subscription, replay: int | str | None) -> None:
-        """A subscription of a queue group begins to work on the jobs of acknowledged topics.
-
-        Where its group is new, the jobs begin with what the topic's ring still holds, or with what `replay` asks for.
-        """
-        if self.works.enlist(subscription):
-            for topic in self._acknowledged(subscription.filter):
-                is_new = subscription.queue_group not in topic.works
-                self.routes(topic)
-                if is_new:
-                    self._begin(topic, topic.works[subscription.queue_group], replay)
-        worker = subscription.worker
-        assert worker is not None
-        self.works.room(worker)
-
-    def check_group(self, group: str, topic_filter: str) -> None:
-        """Refuses a queue group that is one too many on an acknowledged topic; those that are over make room.
-
-        Raises:
-            LimitExceeded: it is.
-        """
-        for topic in self._acknowledged(topic_filter):
-            if group not in topic.works and len(topic.works) >= WORK_GROUPS_MAX:
-                over = [work for work in topic.works.values() if work.is_over]
-                topic.works = {name: work for name, work in topic.works.items() if not work.is_over}
-                for work in over:
-                    self.ended.add_work(work)
-                self.works.forget(over)
-                topic.routes = None
-                if len(topic.works) >= WORK_GROUPS_MAX:
-                    raise LimitExceeded("work_groups_max", len(topic.works) + 1, WORK_GROUPS_MAX)
-
-    def _acknowledged(self, topic_filter: str) -> list[TopicRecord]:
-        return [record for record in self.matching(topic_filter) if record.policy.acknowledge]
-
-    def _begin(self, topic: TopicRecord, work: Work, replay: int | str | None) -> None:
-        kept = topic.ring.last() if replay == "latest" else topic.ring.since(replay if isinstance(replay, int) else 0)
-        jobs = [single for message in kept for single in opened(message)]
-        if replay == "latest":
-            jobs = jobs[-1:]
-        for message in jobs:
-            if isinstance(replay, int) and message.sequence < replay:
-                continue
-            if message.stream is not None and not message.stream.complete:
-                self._await(topic, message)
-            else:
-                self.works.add(work, message)
-
-    def _await(self, topic: TopicRecord, message: Message) -> None:
+    def hold(self, topic: TopicRecord, message: Message) -> None:
+        """A large message is to become a job when it is complete."""
         if message not in topic.arriving:
             message.holders += 1
             topic.arriving += (message,)
@@ -452,7 +405,7 @@ class Router:
 
     def _make_jobs(self, topic: TopicRecord, works: Sequence[Work], message: Message) -> None:
         if message.stream is not None and not message.stream.complete:
-            self._await(topic, message)
+            self.hold(topic, message)
             return
         for single in singles(message):
             for work in works:

@@ -8,7 +8,8 @@ from broker.protocol.bodies import Join, encode_body
 from broker.protocol.frames import Frame, Kind, Lane
 from broker.schedules import AUTO
 from clients.collectives.collective import GRACE_S
-from clients.collectives.membership import PendingJoin, Place
+from clients.collectives.membership import Place
+from clients.collectives.places import PendingJoin
 from clients.collectives.ways import Schedule
 from clients.connection.checks import time_limit, whole_number
 from clients.connection.core import Core

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,19 +32,16 @@ from broker.protocol.links import Decision, LinkState, Trouble
 from broker.protocol.operations import Operations
 from broker.protocol.session import Session
 from broker.schedules import STAR
-from clients.collectives.boards import Board, adopt, discard
+from clients.collectives.boards import Board, adopt
 from clients.collectives.channels import Channels
 from clients.collectives.door import Meeting
 from clients.collectives.entrance import Entrance
 from clients.collectives.links import Links
 from clients.collectives.ways import Schedule, Way
 from clients.collectives.windows import Windows
-from clients.connection.signals import Pending, Signal
+from clients.connection.signals import Signal
 
 log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from clients.collectives.places import Places
 
 
 class Place:
@@ -446,6 +442,7 @@ class Place:
                     signal.set()
 
 
+<<<<<<< HEAD
 class PendingJoin(Pending):
     """A wish to be a member of a group; the place is taken in the moment in which the answer comes."""
 
@@ -479,6 +476,8 @@ def turn_down(session: Session, frame: Frame, *, told: bool) -> None:
         session.put(Frame(Kind.LEAVE, lane=Lane.CONTROL, number=frame.number))
 
 
+=======
+>>>>>>> wt-house
 def agree(operation: MemberOperation, frame: Frame) -> None:
     """RESULT with a body: what a receive that takes whatever comes will get."""
     try:

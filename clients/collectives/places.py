@@ -12,10 +12,11 @@ from broker.protocol.session import Session
 from clients.collectives.boards import discard
 from clients.collectives.entrance import Entrance
 from clients.collectives.membership import Place, agree
+from clients.collectives.ways import Schedule
+from clients.connection.signals import Pending
 
 if TYPE_CHECKING:
     from broker.protocol.links import Reach
-    from clients.collectives.ways import Schedule
 
 
 class Places:
@@ -114,3 +115,30 @@ class Places:
             place.close(error)
         self.by_number.clear()
         self.tidy()
+
+
+class PendingJoin(Pending):
+    """A wish to be a member of a group; the place is taken in the moment in which the answer comes."""
+
+    __slots__ = ("_descriptor", "place", "schedule", "world_size")
+
+    def __init__(self, group: str, world_size: int, schedule: Schedule, descriptor: int) -> None:
+        super().__init__(group)
+        self.world_size = world_size
+        self.schedule = schedule
+        self._descriptor = descriptor
+        self.place: Place | None = None
+
+    def seat(self, session: Session, places: Places, frame: Frame) -> None:
+        """Takes the place that JOINED gives."""
+        told = decode_body(frame.body, Membership)
+        self.place = places.by_number[frame.number] = Place(
+            session, self.what, frame.number, self.world_size, told, self.schedule, self._descriptor, places.entrance
+        )
+
+
+def turn_down(session: Session, frame: Frame) -> None:
+    """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls."""
+    told = decode_body(frame.body, Membership)
+    discard(session.passage, told)
+    session.put(Frame(Kind.LEAVE, number=frame.number))

@@ -22,8 +22,8 @@ from broker.protocol.session import Session
 from broker.protocol.sharing import charge
 from clients.asking.exchanges import Responders
 from clients.asking.requests import PendingRequest, Requests
-from clients.collectives.membership import PendingJoin, failure_error, turn_down
-from clients.collectives.places import Places
+from clients.collectives.membership import failure_error
+from clients.collectives.places import PendingJoin, Places, turn_down
 from clients.connection.reconnected import Reconnected
 from clients.connection.signals import Pending, Signal
 from clients.publishing.arenas import Arenas

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import clients
-from broker.admin.groups import GroupView
 from broker.admin.http import Admin
+from broker.admin.shapes import GroupView
 from broker.admin.views import ServerView, SessionView, TopicView
 from broker.config import Config
 from broker.errors import ListenError

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import clients
+from broker.admin.shapes import FailureView, MemberView
 from broker.cli.connect import duration_text, ranks_text
-from broker.cli.groups import _failed, _Member, _paragraph, _Recorded, _Stuck
+from broker.cli.groups import _failed, _paragraph, _Stuck
 from broker.cli.terminal import printable
 from broker.collectives import ring, shm
 from tests.clients.ranks import running
@@ -243,13 +244,13 @@ def test_names_of_strangers_play_no_tricks_on_a_terminal() -> None:
 
 
 def test_what_is_stuck_or_has_failed_is_told_with_its_tenant() -> None:
-    missing = _Member(1, 7, "rank-1", "here", 12, 0.5, 0.0, None)
+    missing = MemberView(1, 7, "rank-1", "here", 12, 0.5, 0.0, None)
     stuck = _Stuck(
         "dp", 2, "operation", 1.0, 1.0, [0], [1], [missing], 3, "star", "all_reduce sum float32 (4,)", "vision"
     )
     assert _paragraph(stuck)[0].startswith("group dp of vision, generation 2: operation 3, all_reduce ")
     stuck.waits_for = "members"
     assert _paragraph(stuck)[0] == "group dp of vision has not formed: it has waited 1.00 s for rank 1"
-    failure = _Recorded(1, "all_reduce", "mismatch", "ranks 0-1 differ", 2.0)
+    failure = FailureView("mismatch", "ranks 0-1 differ", 2.0)
     assert _failed(failure, "vision") == "failed 2.00 s ago (tenant vision): ranks 0-1 differ"
     assert _failed(failure, "") == "failed 2.00 s ago: ranks 0-1 differ"

@@ -1,4 +1,4 @@
-"""`tensorbus top`: what it works out of two looks, how it fits a terminal, and that it ends when it should only."""
+"""`tensorbus top`: how it fits a terminal, and that it ends when it should only."""
 
 from __future__ import annotations
 
@@ -17,87 +17,22 @@ import pytest
 from rich.console import Console
 
 import clients
-from broker.cli.top_data import Look, Refresh, Server, Session, Subscription, Topic, refresh, together
+from broker.admin.rates import Refresh, refresh
 from broker.cli.top_view import as_json, picture, rate_text
+from tests.admin.test_rates import look, session, topic
 from tests.daemon import PATIENCE_S, ROOT, Daemon, Process, run
 from tests.loopback import own_host
 
-
-def server(**changes: object) -> Server:
-    told: dict[str, object] = {
-        "name": "bus", "version": "1", "process": 7, "uptime_s": 10.0, "sessions": 2, "topics": 2, "groups": 0,
-        "published_messages": 0, "published_bytes": 0, "delivered_messages": 0, "dropped_messages": {"latest": 0},
-        "received_bytes": 0, "sent_bytes": 0,
-    }  # fmt: skip
-    return msgspec.convert({**told, **changes}, Server)
-
-
-def session(number: int, received_bytes: int = 0, dropped: int = 0, blocks: list[str] | None = None) -> Session:
-    subscriptions = [Subscription(5, blocks or [])]
-    return Session(number, f"rank-{number}", "vm", 100 + number, 0.5, received_bytes, 0, 3, dropped, subscriptions)
-
-
-def topic(name: str, messages: int = 0, size_bytes: int = 0) -> Topic:
-    return Topic(name, messages, size_bytes, 1, 0, [])
-
-
-def look(
-    at_s: float, sessions: list[Session] | None = None, topics: list[Topic] | None = None, **changes: object
-) -> Look:
-    return Look(at_s, server(uptime_s=at_s, **changes), sessions or [], topics or [], [], [1e-5, 2e-5, 3e-5])
-
-
-def test_totals_become_rates_and_what_has_most_traffic_comes_first() -> None:
-    before = look(10, [session(1, 100), session(2, 100)], [topic("a", 5), topic("b", 5, 50)])
-    now = look(
-        12, [session(1, 300), session(2, 1100, dropped=4), session(3, 20)], [topic("a", 6), topic("b", 25, 450)],
-        published_messages=21, published_bytes=400, delivered_messages=42, dropped_messages={"latest": 3, "block": 1},
-    )  # fmt: skip
-    told = refresh(before, now)
-    assert (told.interval_s, told.restarted) == (2.0, False)
-    assert (told.published_per_s, told.published_bytes_per_s) == (10.5, 200.0)
-    assert (told.delivered_per_s, told.dropped_per_s) == (21.0, 2.0)
-    assert [(row.session, row.received_bytes_per_s) for row in told.sessions] == [(2, 500.0), (1, 100.0), (3, 10.0)]
-    assert (told.sessions[0].dropped_per_s, told.sessions[0].unread_messages) == (2.0, 5)
-    assert [(row.name, row.messages_per_s, row.bytes_per_s) for row in told.topics] == [
-        ("b", 10.0, 200.0),
-        ("a", 0.5, 0.0),
-    ]
-    assert (told.round_trip_p50_s, told.round_trip_p99_s) == (2e-5, 3e-5)
-
-
-def test_what_workers_have_counted_is_added_up() -> None:
-    first = server(uptime_s=9.0, published_messages=5, dropped_messages={"latest": 1})
-    second = server(uptime_s=3.0, process=8, topics=5, published_messages=7, dropped_messages={"latest": 2, "block": 4})
-    told = together([first, second])
-    assert (told.uptime_s, told.process, told.topics, told.published_messages) == (3.0, 7, 7, 12)
-    assert told.dropped_messages == {"latest": 3, "block": 4}
-    assert together([server()]) == server()
-
-
-def test_sessions_of_several_workers_that_have_the_same_number_are_told_apart() -> None:
-    before = look(10, [session(1, 100), msgspec.structs.replace(session(1, 500), worker=1)])
-    now = look(11, [session(1, 150), msgspec.structs.replace(session(1, 520), worker=1)])
-    assert [row.received_bytes_per_s for row in refresh(before, now).sessions] == [50.0, 20.0]
-
-
-def test_the_first_refresh_has_no_rates() -> None:
-    told = refresh(None, look(10, [session(1, 100)], [topic("a", 5)], published_messages=5))
-    assert (told.interval_s, told.published_per_s, told.sessions[0].received_bytes_per_s) == (0.0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize("changes", [{"process": 8}, {}])
-def test_after_a_restart_of_the_broker_nothing_is_below_zero(changes: dict[str, object]) -> None:
-    before = look(100, [session(1, 9000)], published_messages=9000)
-    now = Look(101, server(uptime_s=0.5, published_messages=3, **changes), [session(1, 5)], [], [], [])
-    told = refresh(before, now)
-    assert (told.restarted, told.published_per_s, told.sessions[0].received_bytes_per_s) == (True, 0.0, 0.0)
-
-
 GROUP = {
-    "name": "dp", "generation": 1, "world_size": 4, "ranks": [0, 1, 3], "missing_ranks": [2], "schedule": "star",
-    "operations": [], "newcomers": [], "last_failure": None, "last_outcome": "done",
-    "stragglers": [{"rank": 3, "name": "t", "lateness_s": 0.05, "late_operations": 9, "operations": 20}],
+    "name": "dp", "number": 1, "generation": 1, "world_size": 4, "ranks": [0, 1, 3], "missing_ranks": [2],
+    "waiting": 0, "age_s": 1.0, "schedule": "star", "operations": [], "untold_failures": 0, "newcomers": [],
+    "stragglers": [
+        {
+            "rank": 3, "name": "t", "host": "vm", "process": 7, "lateness_s": 0.05, "late_operations": 9,
+            "operations": 20,
+        }
+    ],
+    "recorded_operations": 20, "failed_operations": 0, "last_outcome": "done", "last_failure": None,
 }  # fmt: skip
 
 

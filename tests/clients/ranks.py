@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import clients
@@ -49,6 +50,18 @@ def all_together(*functions: Callable[[], T]) -> list[T]:
     with running() as start:
         futures = [start(function) for function in functions]
         return [future.result(PATIENCE_S) for future in futures]
+
+
+def outcomes_of(*functions: Callable[[], object]) -> list[object]:
+    """As all_together, with the error of the broker's that a function raises in the place of what it returns."""
+
+    def outcome(function: Callable[[], object]) -> object:
+        try:
+            return function()
+        except clients.BrokerError as error:
+            return error
+
+    return all_together(*(partial(outcome, function) for function in functions))
 
 
 def trainers(

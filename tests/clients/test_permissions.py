@@ -17,13 +17,12 @@ from broker.security.permissions import Permissions
 from broker.security.quotas import Quotas
 from broker.security.roles import READY_MADE, Role, Verb
 from clients.connection.views import view
-from tests.clients.asynchronous import AsyncLoop
+from tests.clients.conftest import Connect
 from tests.clients.serving import ServingThread
 from tests.ucxx import need_ucxx
 
 PATIENCE_S = 60.0
 _names = itertools.count()
-Connect = Callable[..., clients.Client]
 Allow = Callable[..., None]
 
 
@@ -72,23 +71,6 @@ def allow(broker: ServingThread) -> Allow:
         broker.call(broker.server.replace_permissions, permissions(**filters))
 
     return replace
-
-
-@pytest.fixture(params=["synchronous", "asynchronous"])
-def connect(request: pytest.FixtureRequest, broker: ServingThread) -> Iterator[Connect]:
-    opened: list[clients.Client] = []
-    loop = AsyncLoop() if request.param == "asynchronous" else None
-    make: Callable[..., clients.Client] = clients.connect if loop is None else loop.connect
-
-    def connect_client(name: str, **options: object) -> clients.Client:
-        opened.append(make(broker.url, name=name, **options))
-        return opened[-1]
-
-    yield connect_client
-    for client in opened:
-        client.close()
-    if loop is not None:
-        loop.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from broker.collectives import shm
 from broker.errors import LimitExceeded
 from clients.collectives import boards
 from tests.clients.conftest import Connect
+from tests.clients.ranks import all_together, outcomes_of
 from tests.clients.serving import ServingThread
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks
 from tests.descriptors import opened
@@ -35,21 +37,13 @@ def has_board(group: clients.Group) -> bool:
 
 def join_all(*wishes: tuple[clients.Client, dict[str, object]]) -> list[object]:
     """The group of each rank, or what it raised."""
-    outcomes: list[object] = [None] * len(wishes)
-
-    def run(rank: int) -> None:
-        bus, options = wishes[rank]
-        try:
-            outcomes[rank] = bus.group("dp", world_size=len(wishes), rank=rank, timeout_s=PATIENCE_S, **options)
-        except clients.BrokerError as error:
-            outcomes[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(wishes))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60.0)
-    return outcomes
+    size = len(wishes)
+    return outcomes_of(
+        *(
+            partial(bus.group, "dp", world_size=size, rank=rank, timeout_s=PATIENCE_S, **options)
+            for rank, (bus, options) in enumerate(wishes)
+        )
+    )
 
 
 def test_ranks_over_a_unix_socket_have_a_board_in_every_generation(connect: Connect) -> None:
@@ -153,15 +147,11 @@ def test_no_descriptor_and_no_mapping_outlives_a_group(connect: Connect) -> None
     before = _boards()
     for _ in range(3):
         groups = join_all(*((bus, {}) for bus in buses))
-        threads = [threading.Thread(target=group.all_reduce, args=(np.ones(100_000, np.float32),)) for group in groups]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60.0)
+        all_together(*(partial(group.all_reduce, np.ones(100_000, np.float32)) for group in groups))
         assert _boards() != before
         for group in groups:
             group.leave()
-        del group, groups, threads, thread
+        del group, groups
     buses[0].flush()
     assert _boards() == before
 
@@ -172,11 +162,7 @@ def test_the_board_of_a_generation_goes_with_it_though_nothing_collects_garbage(
     board = weakref.ref(groups[0]._place.way)
     gc.disable()
     try:
-        threads = [threading.Thread(target=group.barrier) for group in groups]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60.0)
+        all_together(*(group.barrier for group in groups))
         groups[2].leave()
         # The first one is told by an operation in progress or by its next one, as it happens.
         with pytest.raises(clients.GenerationChangedError):

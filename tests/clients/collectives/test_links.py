@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -23,6 +24,7 @@ from clients.collectives.door import Door, Meeting
 from clients.collectives.entrance import Entrance
 from tests.clients.collectives.test_boards import join_all
 from tests.clients.conftest import Connect, stand_in
+from tests.clients.ranks import outcomes_of
 from tests.clients.serving import ServingThread
 from tests.clients.test_groups import PATIENCE_S, on_all_ranks
 from tests.collectives import link_engine
@@ -111,18 +113,14 @@ def misplaced(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 
 def in_turn(*wishes: tuple[clients.Client, dict[str, object]]) -> list[object]:
     """As join_all, but each joins when the one before has asked to."""
-    outcomes: list[object] = [None] * len(wishes)
     asked = [threading.Event() for _ in wishes]
     reach = Entrance.reach
 
-    def run(rank: int) -> None:
+    def join(rank: int) -> clients.Group:
         bus, options = wishes[rank]
         if rank:
             asked[rank - 1].wait(PATIENCE_S)
-        try:
-            outcomes[rank] = bus.group("dp", world_size=len(wishes), rank=rank, timeout_s=PATIENCE_S, **options)
-        except clients.BrokerError as error:
-            outcomes[rank] = error
+        return bus.group("dp", world_size=len(wishes), rank=rank, timeout_s=PATIENCE_S, **options)
 
     def reaching(self: Entrance, *arguments: object) -> Reach | None:
         found = reach(self, *arguments)
@@ -131,31 +129,16 @@ def in_turn(*wishes: tuple[clients.Client, dict[str, object]]) -> list[object]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Entrance, "reach", reaching)
-        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(wishes))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60.0)
-    return outcomes
+        return outcomes_of(*(partial(join, rank) for rank in range(len(wishes))))
 
 
 def totals(groups: list[clients.Group]) -> list[object]:
-    """What each rank gets of an all-reduce of its rank plus one."""
-    results: list[object] = [None] * len(groups)
+    """What each rank gets of an all-reduce of its rank plus one, as a list."""
 
-    def run(index: int) -> None:
-        try:
-            array = np.full(5, groups[index].rank + 1.0, np.float32)
-            results[index] = groups[index].all_reduce(array, timeout_s=PATIENCE_S).tolist()
-        except clients.BrokerError as error:
-            results[index] = error
+    def total(group: clients.Group) -> object:
+        return group.all_reduce(np.full(5, group.rank + 1.0, np.float32), timeout_s=PATIENCE_S).tolist()
 
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(groups))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60.0)
-    return results
+    return outcomes_of(*(partial(total, group) for group in groups))
 
 
 def test_ranks_over_a_network_are_linked_in_every_generation(connect: Connect) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,12 @@ import zmq.auth
 import clients
 from broker.limits import MIB
 from tests.clients.asynchronous import AsyncLoop, for_each
+from tests.clients.conftest import Connect
 from tests.clients.ranks import all_together
 from tests.clients.serving import ServingThread
 
 PATIENCE_S = 60.0
 MANY = 200
-
-Connect = Callable[[str], clients.Client]
 
 
 @pytest.fixture(params=["zmq+tcp", "zmq+ipc"])
@@ -27,24 +26,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingTh
     address = "zmq+tcp://127.0.0.1:0" if request.param == "zmq+tcp" else f"zmq+ipc://{tmp_path}/zmq.sock"
     with ServingThread(address) as serving:
         yield serving
-
-
-@pytest.fixture(params=["synchronous", "asynchronous"])
-def connect(request: pytest.FixtureRequest, broker: ServingThread) -> Iterator[Connect]:
-    opened: list[clients.Client] = []
-    loop = AsyncLoop() if request.param == "asynchronous" else None
-    make: Callable[..., clients.Client] = clients.connect if loop is None else loop.connect
-
-    def connect_client(name: str) -> clients.Client:
-        opened.append(make(broker.url, name=name))
-        return opened[-1]
-
-    yield connect_client
-    for client in opened:
-        client.close()
-    if loop is not None:
-        loop.close()
-    broker.wait_until_idle()
+        serving.wait_until_idle()
 
 
 def test_messages_arrive_once_and_in_order(connect: Connect) -> None:

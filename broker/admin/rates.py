@@ -1,4 +1,4 @@
-"""What `tensorbus top` shows, worked out of two looks at a broker: totals become rates. Pure."""
+"""What `tensorbus top` and the dashboard show, worked out of two looks at a broker: totals become rates. Pure."""
 
 from __future__ import annotations
 
@@ -6,63 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+from msgspec import structs
+
+from broker.admin.shapes import ServerView, SessionView, TopicView
 
 ROWS_MAX: Final = 200
 """Sessions and topics of a refresh: those with the most traffic."""
+_COUNTED: Final = (
+    "sessions", "topics", "groups", "published_messages", "published_bytes", "delivered_messages", "received_bytes",
+    "sent_bytes",
+)  # fmt: skip
+"""By each worker of a broker for itself."""
 
-
-class Server(msgspec.Struct):
-    """Of broker/admin/shapes.py, what is shown."""
-
-    name: str
-    version: str
-    process: int
-    uptime_s: float
-    sessions: int
-    topics: int
-    groups: int
-    published_messages: int
-    published_bytes: int
-    delivered_messages: int
-    dropped_messages: dict[str, int]
-    received_bytes: int
-    sent_bytes: int
-
-
-class Subscription(msgspec.Struct):
-    """Likewise."""
-
-    unread_messages: int
-    blocks_topics: list[str]
-
-
-class Session(msgspec.Struct):
-    """Likewise."""
-
-    id: int
-    name: str
-    host: str
-    process: int
-    silent_s: float
-    received_bytes: int
-    sent_bytes: int
-    waiting_messages: int
-    dropped_messages: int
-    subscriptions: list[Subscription]
-    tenant: str = ""
-    worker: int = 0
-
-
-class Topic(msgspec.Struct):
-    """Likewise."""
-
-    name: str
-    published_messages: int
-    published_bytes: int
-    subscriptions: int
-    held_back_publishers: int
-    held_back_by: list[str]
-    tenant: str = ""
+SessionKey = tuple[int, int]
+"""A worker and a session: workers number their sessions by themselves."""
 
 
 class Look(msgspec.Struct):
@@ -71,16 +28,16 @@ class Look(msgspec.Struct):
     Attributes:
         at_s: when, by this process's monotonic clock, in seconds.
         server: the broker as a whole.
-        sessions: all.
+        sessions: all, by their workers and numbers.
         topics: all.
         groups: all, as they come.
         round_trips_s: to the broker and back, ascending, in seconds.
     """
 
     at_s: float
-    server: Server
-    sessions: list[Session]
-    topics: list[Topic]
+    server: ServerView
+    sessions: dict[SessionKey, SessionView]
+    topics: list[TopicView]
     groups: list[dict[str, object]]
     round_trips_s: list[float]
 
@@ -167,7 +124,7 @@ def refresh(before: Look | None, now: Look, *, rows_max: int = ROWS_MAX) -> Refr
 
     dropped = sum(new.dropped_messages.values()) - (sum(old.dropped_messages.values()) if old is not None else 0)
     trips = now.round_trips_s or [0.0]
-    sessions = _session_rows({} if before is None else {_key(each): each for each in before.sessions}, now, interval_s)
+    sessions = _session_rows({} if before is None else before.sessions, now, interval_s)
     topics = _topic_rows(
         {} if before is None else {(each.tenant, each.name): each for each in before.topics}, now, interval_s
     )
@@ -190,24 +147,15 @@ def refresh(before: Look | None, now: Look, *, rows_max: int = ROWS_MAX) -> Refr
     )
 
 
-def together(workers: Sequence[Server]) -> Server:
+def together(workers: Sequence[ServerView]) -> ServerView:
     """What the workers of a broker have counted together; it runs for as long as the youngest one."""
-    first, *others = workers
-    for other in others:
-        for field in first.__struct_fields__:
-            mine, theirs = getattr(first, field), getattr(other, field)
-            if field == "uptime_s":
-                first.uptime_s = min(mine, theirs)
-            elif isinstance(mine, dict):
-                setattr(first, field, {key: mine.get(key, 0) + theirs.get(key, 0) for key in mine | theirs})
-            elif isinstance(mine, int) and field != "process":
-                setattr(first, field, mine + theirs)
-    return first
-
-
-def _key(session: Session) -> tuple[int, int]:
-    """Workers number their sessions by themselves."""
-    return session.worker, session.id
+    overflows = {overflow for each in workers for overflow in each.dropped_messages}
+    return structs.replace(
+        workers[0],
+        uptime_s=min(each.uptime_s for each in workers),
+        dropped_messages={key: sum(each.dropped_messages.get(key, 0) for each in workers) for key in overflows},
+        **{counted: sum(getattr(each, counted) for each in workers) for counted in _COUNTED},
+    )
 
 
 def _per_s(now: int, before: int | None, interval_s: float) -> float:
@@ -215,10 +163,10 @@ def _per_s(now: int, before: int | None, interval_s: float) -> float:
     return max(0, now - (before or 0)) / interval_s if interval_s else 0.0
 
 
-def _session_rows(before: Mapping[tuple[int, int], Session], now: Look, interval_s: float) -> list[SessionRow]:
+def _session_rows(before: Mapping[SessionKey, SessionView], now: Look, interval_s: float) -> list[SessionRow]:
     rows = []
-    for session in now.sessions:
-        old = before.get(_key(session))
+    for key, session in now.sessions.items():
+        old = before.get(key)
         rows.append(
             SessionRow(
                 name=session.name,
@@ -244,7 +192,7 @@ def _session_rows(before: Mapping[tuple[int, int], Session], now: Look, interval
     return rows
 
 
-def _topic_rows(before: Mapping[tuple[str, str], Topic], now: Look, interval_s: float) -> list[TopicRow]:
+def _topic_rows(before: Mapping[tuple[str, str], TopicView], now: Look, interval_s: float) -> list[TopicRow]:
     rows = []
     for topic in now.topics:
         old = before.get((topic.tenant, topic.name))
