@@ -157,7 +157,7 @@ def closed_by(error: ssl.SSLError, *, dialled: bool, opening: bool) -> Connectio
             return ConnectionClosed(f"the peer's certificate was refused: {problem}", DENIED)
         return ConnectionClosed(
             f"the certificate that the broker shows is not accepted: {problem}; dial a name that it is for (tensorbus "
-            "certs init --host NAME), with the ca.crt that has signed it"
+            "certs init --host NAME), with the ca.crt that has signed it in the folder of tls= or $TENSORBUS_TLS"
         )
     if dialled:
         words = next((words for part, words in _DIALLER_WORDS if part in reason), "")
