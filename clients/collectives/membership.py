@@ -442,42 +442,6 @@ class Place:
                     signal.set()
 
 
-<<<<<<< HEAD
-class PendingJoin(Pending):
-    """A wish to be a member of a group; the place is taken in the moment in which the answer comes."""
-
-    __slots__ = ("_descriptor", "place", "schedule", "world_size")
-
-    def __init__(self, group: str, world_size: int, schedule: Schedule, descriptor: int) -> None:
-        super().__init__(group)
-        self.world_size = world_size
-        self.schedule = schedule
-        self._descriptor = descriptor
-        self.place: Place | None = None
-
-    def seat(self, session: Session, places: Places, frame: Frame) -> None:
-        """Takes the place that JOINED gives."""
-        told = decode_body(frame.body, Membership)
-        self.place = places.by_number[frame.number] = Place(
-            session, self.what, frame.number, self.world_size, told, self.schedule, self._descriptor, places.entrance
-        )
-
-
-def turn_down(session: Session, frame: Frame, *, told: bool) -> None:
-    """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls.
-
-    Args:
-        session: with the broker.
-        frame: that has come.
-        told: whether the broker was told when whoever asked gave up.
-    """
-    discard(session.passage, decode_body(frame.body, Membership))
-    if not told:
-        session.put(Frame(Kind.LEAVE, lane=Lane.CONTROL, number=frame.number))
-
-
-=======
->>>>>>> wt-house
 def agree(operation: MemberOperation, frame: Frame) -> None:
     """RESULT with a body: what a receive that takes whatever comes will get."""
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from broker.errors import ConnectionClosed, ProtocolError
 from broker.protocol.bodies import Membership, decode_body
-from broker.protocol.frames import Frame, Kind, kind_name
+from broker.protocol.frames import Frame, Kind, Lane, kind_name
 from broker.protocol.session import Session
 from clients.collectives.boards import discard
 from clients.collectives.entrance import Entrance
@@ -137,8 +137,14 @@ class PendingJoin(Pending):
         )
 
 
-def turn_down(session: Session, frame: Frame) -> None:
-    """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls."""
-    told = decode_body(frame.body, Membership)
-    discard(session.passage, told)
-    session.put(Frame(Kind.LEAVE, number=frame.number))
+def turn_down(session: Session, frame: Frame, *, told: bool) -> None:
+    """JOINED has come, and whoever asked has given up: the group shall not wait for a member that never calls.
+
+    Args:
+        session: with the broker.
+        frame: that has come.
+        told: whether the broker was told when whoever asked gave up.
+    """
+    discard(session.passage, decode_body(frame.body, Membership))
+    if not told:
+        session.put(Frame(Kind.LEAVE, lane=Lane.CONTROL, number=frame.number))
