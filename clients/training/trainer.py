@@ -271,7 +271,7 @@ class Trainer:
 
         Raises:
             InvalidValue: names or shapes are not those of the parameters.
-            RequestFailed: the server refuses them; its text says why. One that was started anew may ask to `pull` first.
+            RequestFailed: the server refuses them; its text says why. A new one may ask to `pull` first.
             NoResponders, ResponderLost: as `pull`.
             TimeoutError: no reply in time: the server, or a rank that it waits for, is slow.
             ConnectionClosed: the client is closed, or no broker was found in time.
