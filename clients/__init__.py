@@ -6,7 +6,6 @@ bus = clients.connect("tcp://127.0.0.1:4870", name="trainer-0")
 bus.publish("metrics/trainer-0/loss", {"step": 1, "loss": 0.31})
 """
 
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -113,5 +112,7 @@ else:
     def __getattr__(name: str) -> ModuleType:
         """`clients.aio`, without an import of its own: who needs it not does not wait until asyncio is loaded."""
         if name == "aio":
-            return import_module("clients.aio")
+            import clients.aio
+
+            return clients.aio
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -242,6 +242,7 @@ class Trainer:
         Raises:
             InvalidValue: there is no such device here, or cupy is missing.
             TimeoutError: no reply in time.
+            NoResponders, ResponderLost: no server has come in time, or come again.
             ConnectionClosed: the client is closed, or no broker was found in time.
             RankTimeoutError: the connection had been lost, and by the time it was back all others had left the group.
             GroupFinishedError: likewise, and they had said that the training is over (`finish`).
@@ -270,7 +271,8 @@ class Trainer:
 
         Raises:
             InvalidValue: names or shapes are not those of the parameters.
-            RequestFailed: the server refuses them; its text says why.
+            RequestFailed: the server refuses them; its text says why. A new one may ask to `pull` first.
+            NoResponders, ResponderLost: as `pull`.
             TimeoutError: no reply in time: the server, or a rank that it waits for, is slow.
             ConnectionClosed: the client is closed, or no broker was found in time.
             RankTimeoutError, GroupFinishedError: as `pull`.
