@@ -275,9 +275,12 @@ class SharedMemory:
         _close(descriptor)
 
     def __del__(self) -> None:
-        self.close_descriptor()
-        if self._address is not None:
-            _munmap(self._address, self._mapped_bytes)
+        try:
+            self.close_descriptor()
+        finally:
+            # Ctrl-C may come in between.
+            if self._address is not None:
+                _munmap(self._address, self._mapped_bytes)
 
     def __repr__(self) -> str:
         return f"<SharedMemory {self.size_bytes} bytes identity={self.identity} fd={self.descriptor}>"

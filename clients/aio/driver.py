@@ -315,7 +315,6 @@ class AsyncDriver:
         link = self._take_link()
         if link is None:
             return
-        log.warning("connection.closed name=%r cause=%s", self.core.name, error)
         link.session.lost(error)
         if self._closing or self._dialling.reconnect_timeout_s <= 0 or error.code == Code.DENIED:
             self.core.close(error)
@@ -323,6 +322,7 @@ class AsyncDriver:
             self.core.disconnected(error)
             self.start(self._loop.create_task(self._reconnect()))
         link.connection.close()
+        log.warning("connection.closed name=%r cause=%s", self.core.name, error)
 
     def _shut(self, error: BrokerError) -> None:
         link = self._take_link()

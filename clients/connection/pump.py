@@ -313,17 +313,18 @@ class Pump:
         link = self._detach()
         if link is None:
             return
-        log.warning("connection.closed name=%r broker=%s cause=%s", self.core.name, link.connection.peer_address, error)
         link.session.lost(error)
         if self._closing or not self._returns or error.code == Code.DENIED:
             self.core.close(error)
         else:
             self.core.disconnected(error)
-        # Last: as long as it is open, nobody writes to the memory that arrays of this session lie in.
+        # Only now: as long as it is open, nobody writes to the memory that arrays of this session lie in.
         link.connection.close()
         self._condition.notify_all()
         self._wake.set()
         self._keeper_wake.set()
+        # Last: Ctrl-C may come while it is written, and everybody has heard of it by then.
+        log.warning("connection.closed name=%r broker=%s cause=%s", self.core.name, link.connection.peer_address, error)
 
     def _shut(self, error: BrokerError) -> None:
         """Ends for good. The lock is held."""

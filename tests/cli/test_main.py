@@ -63,6 +63,25 @@ def test_a_signal_drains_and_ends_with_0(number: signal.Signals, tmp_path: Path)
         assert not path.exists()
 
 
+PRESSED = """
+import os, signal, sys
+class Pressing:
+    def find_spec(name, *_):
+        if name == "broker.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Pressing)
+from broker.__main__ import main
+main()
+"""
+"""Ctrl-C while a command imports what it is made of."""
+
+
+def test_ctrl_c_before_a_command_begins_ends_it_without_a_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", PRESSED], cwd=ROOT, capture_output=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 def test_a_second_signal_ends_at_once() -> None:
     with Daemon() as daemon:
         process = daemon.process

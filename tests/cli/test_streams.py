@@ -59,6 +59,11 @@ def test_an_output_that_takes_nothing_is_one_line_and_status_1(
     assert (status, errors) == (1, f"tensorbus: the input or the output cannot be used: {problem}\n")
 
 
+def test_a_help_that_nobody_can_read_is_one_line_and_status_1() -> None:
+    problem = "the input or the output cannot be used: No space left on device"
+    assert shell(">/dev/full", "--help") == (1, b"", f"tensorbus: {problem}\n")
+
+
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_an_input_that_gives_nothing_is_one_line_and_status_1(daemon: Daemon, flags: Sequence[str]) -> None:
     status, output, errors = shell("<&-", "pub", "a", "-", *flags, "--url", daemon.url)

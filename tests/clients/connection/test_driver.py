@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,28 @@ def test_who_pauses_says_what_others_wait_for_and_has_read_what_came(
         assert bus._core.arenas._lent
         assert bus._driver.run(bus._driver.pause(0.0))
         assert not bus._core.arenas._lent
+
+
+def test_everybody_has_heard_of_a_lost_connection_when_who_tells_of_it_is_interrupted(
+    tcp_broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that it is this thread that finds out.
+    monkeypatch.setattr("clients.connection.driver.IDLE_S", 10 * PATIENCE_S)
+
+    def interrupt(record: logging.LogRecord) -> bool:
+        raise KeyboardInterrupt
+
+    told = logging.getLogger("clients.connection.pump")
+    with clients.connect(tcp_broker.url, name="interrupted") as bus:
+        group, subscription = bus.group("interrupted", world_size=1), bus.subscribe("interrupted")
+        told.addFilter(interrupt)
+        try:
+            tcp_broker.cut_off("interrupted")
+            with pytest.raises(KeyboardInterrupt):
+                subscription.next(PATIENCE_S)
+        finally:
+            told.removeFilter(interrupt)
+        with pytest.raises(clients.ConnectionClosed):
+            group.barrier(timeout_s=PATIENCE_S)
+        bus.publish("interrupted", 1, timeout_s=PATIENCE_S)
+        assert subscription.next(PATIENCE_S).value == 1
