@@ -170,12 +170,14 @@ class Crew:
     def _has_told(self, fork: Fork, told: Told) -> None:
         hook = self._config.hook
         item = self._session.items[fork.given.popleft()]
-        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        # An item reads files to find its own, which the fork has done.
+        location: tuple[str, int | None, str] = told.reports[0]["location"]  # type: ignore[assignment]
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=location)
         for data in told.reports:
             hook.pytest_runtest_logreport(report=hook.pytest_report_from_serializable(config=self._config, data=data))
         for warning in told.warnings:
             hook.pytest_warning_recorded.call_historic(kwargs=warning)
-        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=location)
         # One failure may have been enough.
         self._give(fork)
 

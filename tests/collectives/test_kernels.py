@@ -139,17 +139,18 @@ def check_reduced(op: str, dtype: str, shape: Shape) -> None:
     for level in HERE:
         # It may be one of the sources.
         out[:] = filling
-        assert reduced(level, op, dtype, sources, out, streaming=shape.streaming) == wanted, level
-        assert [source.tobytes() for source in others] == before, level
-        assert (around[:start].tobytes(), around[start + size :].tobytes()) == margins, level
+        assert reduced(level, op, dtype, sources, out, streaming=shape.streaming) == wanted, (op, dtype, level)
+        assert [source.tobytes() for source in others] == before, (op, dtype, level)
+        assert (around[:start].tobytes(), around[start + size :].tobytes()) == margins, (op, dtype, level)
 
 
-# For each case hypothesis reads the source of such a function twice, which takes as long as some examples: it is short.
-@pytest.mark.parametrize(("op", "dtype"), PAIRS)
+# Hypothesis has the same examples for each case of a function, and takes longer to find them than all kernels together
+# take to reduce them: so each example goes through all of them.
 @settings(max_examples=rounds(40))
 @given(shape=shapes())
-def test_a_kernel_gives_the_bits_of_numpy(op: str, dtype: str, shape: Shape) -> None:
-    check_reduced(op, dtype, shape)
+def test_a_kernel_gives_the_bits_of_numpy(shape: Shape) -> None:
+    for op, dtype in PAIRS:
+        check_reduced(op, dtype, shape)
 
 
 @pytest.mark.parametrize(("op", "dtype"), PAIRS)
@@ -197,11 +198,10 @@ def check_places(op: str, dtype: str, elements: int, offsets: list[int], togethe
         kernel(places[0].ctypes.data, addresses(sources), count, elements, divisor, len(places), copies)
         # Most often they are alike before that as well.
         contents = {place.tobytes() for place in places}
-        assert {one_nan(content, dtype) for content in contents} == {wanted}, level
-        assert [(left.tobytes(), right.tobytes()) for left, right in margins] == before, level
+        assert {one_nan(content, dtype) for content in contents} == {wanted}, (op, dtype, level)
+        assert [(left.tobytes(), right.tobytes()) for left, right in margins] == before, (op, dtype, level)
 
 
-@pytest.mark.parametrize(("op", "dtype"), PAIRS)
 @settings(max_examples=20)
 @given(
     elements=st.integers(0, 700),
@@ -210,9 +210,10 @@ def check_places(op: str, dtype: str, elements: int, offsets: list[int], togethe
     count=st.sampled_from([1, 2, 3, 9]),
 )
 def test_a_result_is_written_to_several_places_alike(
-    op: str, dtype: str, elements: int, offsets: list[int], together: bool, count: int
+    elements: int, offsets: list[int], together: bool, count: int
 ) -> None:
-    check_places(op, dtype, elements, offsets, together, count)
+    for op, dtype in PAIRS:
+        check_places(op, dtype, elements, offsets, together, count)
 
 
 @pytest.mark.parametrize("level", HERE)
