@@ -1,9 +1,13 @@
-/* What an operation knows while it is carried out: engine_operation.c takes it through its phases, engine_pieces.c moves
-   its chunks. */
+/* What an operation knows while it is carried out: engine_operation.c takes it through its phases, engine_waiting.c
+   waits for the others, engine_verdict.c says how it has ended, engine_pieces.c moves its chunks. */
 #ifndef TENSORBUS_OPERATION_H
 #define TENSORBUS_OPERATION_H
 
 #include "engine.h"
+
+enum {
+    TB_SLICE_NS = 50000000, /* Python looks at its signals at least as often as twice this. */
+};
 
 typedef struct {
     tb_engine *engine;
@@ -29,11 +33,20 @@ static inline uint64_t tb_mark(const tb_operation *operation, size_t chunks)
     return operation->sequence << TB_CHUNK_BITS | chunks;
 }
 
-/* Ends an operation to which something has happened, if something has: looked for at times (engine_operation.c). */
+/* Ends an operation to which something has happened, if something has: looked for at times (engine_waiting.c). */
 int tb_glance(tb_operation *operation, tb_counter counter, uint64_t value);
 
 /* Waits until a position's counter has a value; not 0 when the operation has ended before. */
 int tb_wait_for(tb_operation *operation, int position, tb_counter counter, uint64_t value);
+
+/* The same of all others. */
+int tb_wait_for_all(tb_operation *operation, tb_counter counter, uint64_t value);
+
+/* Whether one that has come asks for something else than this position. */
+int tb_claims_differ(const tb_operation *operation);
+
+/* A bit for each. */
+uint64_t tb_all_positions(const tb_operation *operation);
 
 /* Gives the verdict that it is done, if there is none; 0 if it is. */
 int tb_commit(tb_operation *operation);

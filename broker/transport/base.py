@@ -216,6 +216,18 @@ class Connection(_Closing):
         return f"<Connection {state} local={self._local_address} peer={self._peer_address} fd={self.fileno()}>"
 
 
+def flat(buffer: Buffer) -> memoryview:
+    """The bytes of a buffer, for a connection that takes them one by one.
+
+    Raises:
+        BufferError: it is not contiguous.
+    """
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        raise BufferError("a buffer that is not contiguous cannot be sent or filled")
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
 class Listener(_Closing):
     """An address at which connections arrive. One thread at a time may call it."""
 

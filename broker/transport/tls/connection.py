@@ -39,6 +39,7 @@ from broker.limits import (
     TLS_SILENT_BYTES_MAX,
     TLS_SILENT_BYTES_PER_S,
 )
+from broker.transport.base import flat
 from broker.transport.proofs import Certificate
 from broker.transport.sockets import SocketConnection, in_plain_words
 from broker.transport.tls.contexts import closed_by
@@ -240,7 +241,7 @@ class TlsConnection(SocketConnection):
     # Bytes in.
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int:
-        rooms = [room for room in map(_flat, buffers[:IOV_BUFFERS_MAX]) if room]
+        rooms = [room for room in map(flat, buffers[:IOV_BUFFERS_MAX]) if room]
         with self._lock:
             if self._closed:
                 raise ConnectionClosed(_CLOSED_HERE)
@@ -339,7 +340,7 @@ class TlsConnection(SocketConnection):
     # Bytes out.
 
     def send(self, buffers: Sequence[Buffer]) -> int:
-        views = [view for view in map(_flat, buffers[:IOV_BUFFERS_MAX]) if view]
+        views = [view for view in map(flat, buffers[:IOV_BUFFERS_MAX]) if view]
         with self._lock:
             if self._closed:
                 raise ConnectionClosed(_CLOSED_HERE)
@@ -446,18 +447,6 @@ class TlsConnection(SocketConnection):
             self._over(self)
         self._early.clear()
         self._readiness.close()
-
-
-def _flat(buffer: Buffer) -> memoryview:
-    """A buffer as flat bytes.
-
-    Raises:
-        BufferError: it is not contiguous.
-    """
-    view = memoryview(buffer)
-    if not view.c_contiguous:
-        raise BufferError("a buffer that is not contiguous cannot be sent or filled")
-    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def _records(views: Sequence[memoryview]) -> Iterator[Buffer]:

@@ -12,7 +12,7 @@ from typing import Final
 from broker.buffers import Buffer
 from broker.errors import ConnectionClosed
 from broker.limits import IOV_BUFFERS_MAX, UCX_RING_BYTES
-from broker.transport.base import Connection
+from broker.transport.base import Connection, flat
 from broker.transport.readiness import Readiness
 from broker.transport.sockets import in_plain_words
 from broker.transport.ucx.carriers import CarriersFailed, carriers
@@ -108,7 +108,7 @@ class UcxConnection(Connection):
         return self._read - begun
 
     def send(self, buffers: Sequence[Buffer]) -> int:
-        flat = [_flat(buffer) for buffer in buffers[:IOV_BUFFERS_MAX]]
+        flat = [flat(buffer) for buffer in buffers[:IOV_BUFFERS_MAX]]
         with self._lock:
             if self._closed:
                 raise ConnectionClosed(_CLOSED_HERE)
@@ -270,15 +270,3 @@ class UcxConnection(Connection):
                 sock.close()
         self._link = self._door = None
         self._out = self._into = memoryview(b"")
-
-
-def _flat(buffer: Buffer) -> memoryview:
-    """The bytes of a buffer.
-
-    Raises:
-        BufferError: it is not contiguous.
-    """
-    view = memoryview(buffer)
-    if not view.c_contiguous:
-        raise BufferError("a buffer that is not contiguous cannot be sent")
-    return view.cast("B") if view.nbytes else memoryview(b"")
