@@ -310,7 +310,9 @@ def test_a_rank_that_is_left_behind_by_a_quorum_makes_all_meet_and_gets_the_stat
                     if step.number == 8 and rank != 2 and not changes:
                         ahead.wait(PATIENCE_S)
                     array = np.full(1, step.number + 1.0)
-                    group.all_reduce(array, "mean", quorum=2, deadline=0.05, timeout_s=PATIENCE_S)
+                    # Nobody is late before the third step, however busy the machine is.
+                    deadline_s = PATIENCE_S if step.number < 2 else 0.05
+                    group.all_reduce(array, "mean", quorum=2, deadline=deadline_s, timeout_s=PATIENCE_S)
                     total += array
         return float(total[0]), numbers, changes
 
