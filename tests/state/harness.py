@@ -258,10 +258,11 @@ class Peer:
 
     def send_some(self, most_bytes: int = 1 << 62) -> int:
         """Moves bytes from the client to the broker; the broker does not answer yet."""
+        if self.session.phase is Phase.OPEN and not self.session.has_unsent():
+            return 0
         state, record = self.talk.state, self.record
         if record.id not in state.sessions or record.session.phase is Phase.CLOSED:
             return 0
-
         return transfer(self.session, record.session, partial(state.receive, record), self.talk.now_ns, most_bytes)
 
     def receive_some(self, most_bytes: int = 1 << 62) -> int:
