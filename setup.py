@@ -68,6 +68,9 @@ def linked(typed: Path) -> list[str]:
 def headers(typed: Path) -> list[str]:
     """What a .pxd file's module may depend on: all that lie beside one that it, or the C linked with it, includes."""
     folders = {header.parent for header in named_headers(typed)}
+    if folders:
+        # What lies there is for all of them.
+        folders.add(Path("broker"))
     for file in linked(typed):
         folders.update(Path(name).parent for name in re.findall(r'#include "(.+/.+)"', Path(file).read_text("utf-8")))
     return [str(path) for folder in sorted(folders) for path in sorted(folder.glob("*.h"))]

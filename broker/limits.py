@@ -272,10 +272,10 @@ UCX_LINGER_S: Final = 60.0
 # Shared memory (docs/wire.md section 13).
 SHARED_PAGE_BYTES: Final = 4096
 """Arenas and the blocks in them are multiples of this, the processor's page."""
-SHARED_START_BYTES: Final = 64
-"""Where the first array in shared memory begins, and so each as far behind the beginning of a page. From the beginning
-itself programs would copy arrays of 2 to 512 KiB to numpy's, which begin 16 bytes behind one, a byte at a time on some
-processors (broker/copy_bytes.h)."""
+SHARED_START_BYTES: Final = 128
+"""Where the first array in shared memory begins, and so each as far behind the beginning of a page: not a little before
+or behind what programs copy it to and from, numpy's arrays (16 bytes), `bytes` (48) and PyTorch's (64), which some
+processors would copy a byte at a time (broker/copy_bytes.h)."""
 LARGE_PAGE_BYTES: Final = 2 * MIB
 """What the processor maps by one entry of its tables instead of 512."""
 LARGE_PAGE_BLOCK_BYTES_MIN: Final = MIB

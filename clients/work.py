@@ -87,11 +87,14 @@ class Work(Started):
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         """Waits for the result; where the block has raised, gives the operation up and waits until it has ended."""
-        if kind is None:
-            self.wait()
-        else:
-            self.cancel()
-            self.exception()
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            # Also where that was interrupted: the arrays are the program's again.
+            if not self.done:
+                self.cancel()
+                self.exception()
 
 
 class SharedWork(StartedShared, Work):

@@ -47,7 +47,9 @@ def sources_of(source: Path) -> list[Path]:
     """Of what a compiled module is made: itself, its types, and the C files of the headers that these name."""
     typed = source.with_suffix(".pxd")
     headers = [ROOT / name for name in re.findall(r'extern from "(.+)\.h"', typed.read_text(encoding="utf-8"))]
-    return [source, typed, *(file for header in headers for file in header.parent.glob(f"{header.name}*.[ch]"))]
+    common = (ROOT / "broker").glob("*.h") if headers else ()
+    files = (file for header in headers for file in header.parent.glob(f"{header.name}*.[ch]"))
+    return [source, typed, *common, *files]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -20,9 +20,8 @@ from broker.config import load
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
-    *("README.md", "bench/README.md", "docs/api.md", "docs/operations.md", "docs/security.md", "docs/recording.md"),
-    "examples/training_loop/README.md",
-)
+    "README.md", "bench/README.md", "docs/api.md", "docs/operations.md", "docs/security.md", "docs/recording.md",
+)  # fmt: skip
 _names = itertools.count()
 
 
@@ -57,7 +56,7 @@ class Bus:
             yield itertools.islice(subscription, 1)
 
     def subscribe(self, topic_filter: str, **options: object) -> object:
-        if "handler" in options:
+        if "handler" in options or options.get("replay") == "latest":
             return self._bus.subscribe(topic_filter, **options)  # type: ignore[arg-type]
         # What a document shows of two processes is published here before somebody subscribes.
         return self._one(self._bus.subscribe(topic_filter, **{"replay": "all", **options}))  # type: ignore[arg-type]
@@ -154,7 +153,7 @@ COMMANDS = [(name, command) for name in DOCUMENTS for command in commands(name)]
 
 
 def parse(words: list[str]) -> str:
-    """Parses a command line without running it; returns the command's name."""
+    """Parses a command line without running it; returns the command's name. What cannot be parsed raises."""
     command, context = main, click.Context(main)
     while isinstance(command, click.Group):
         name = words.pop(0)
@@ -162,6 +161,7 @@ def parse(words: list[str]) -> str:
         assert found is not None, f"no command {name}"
         command, context = found, click.Context(found, parent=context, info_name=name)
         if not words:
+            # The document speaks of the command.
             return name
     command.make_context(name, words, parent=context.parent)
     return name
@@ -170,4 +170,4 @@ def parse(words: list[str]) -> str:
 @pytest.mark.parametrize(("name", "command"), COMMANDS)
 def test_each_command_is_one(name: str, command: str) -> None:
     words = shlex.split(command, comments=True)[1:]
-    assert parse(list(words)) in words
+    assert parse(list(words)) in words[:2]

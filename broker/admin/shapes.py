@@ -60,7 +60,6 @@ class ServerView(msgspec.Struct, frozen=True):
     version: str
     process: int
     uptime_s: float
-    clock_ns: int
     python: str
     compiled_modules: int
     shared_memory: bool
@@ -80,6 +79,7 @@ class ServerView(msgspec.Struct, frozen=True):
     received_bytes: int
     sent_bytes: int
     failures: list[FailureView] = []
+    clock_ns: int = 0
 
 
 class SubscriptionView(msgspec.Struct, frozen=True):

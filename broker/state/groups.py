@@ -248,9 +248,8 @@ class Groups:
             group = self._by_name[name]
             self._left(group, session.id)
             self._carry_out(group, group.lost(session.id))
+            self._references.pop((group.number, session.id), None)
         self._sessions.pop(session.id, None)
-        for key in [key for key in self._references if key[1] == session.id]:
-            del self._references[key]
 
     def tick(self, now_ns: int) -> None:
         """Time passes: deadlines."""

@@ -1,10 +1,10 @@
 """Memory that processes of one host share: an anonymous file that one of them writes and all map.
 
     memfd_create     a file without a name: nothing to clean up, it is gone with its last mapping and descriptor
-    0        block        2 * block                                   size_bytes
-    +--------+------------+--------------- - - ------------------------+
-    | bytes of a message  | bytes of another one ...                   |   version 1: nothing but payloads, no header:
-    +--------+------------+--------------- - - ------------------------+   what lies where is said in frames
+    0   128               128 + block                                  size_bytes
+    +---+-----------------+--------------- - - ------------------------+
+    |   | bytes of a message | bytes of another one ...                |   version 1: nothing but payloads, no header:
+    +---+-----------------+--------------- - - ------------------------+   what lies where is said in frames
     F_SEAL_SHRINK, F_SEAL_GROW    the file has this length for ever: no access to a mapping can fault
     F_SEAL_FUTURE_WRITE           only its maker's first mapping can write; all later ones are read-only
     F_SEAL_SEAL                   and so it stays

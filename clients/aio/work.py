@@ -63,10 +63,9 @@ class Work(Started):
     async def __aexit__(self, kind: type[BaseException] | None, *details: object) -> None:
         """See `clients.Work.__exit__`."""
         if kind is None:
-            await self.wait()
+            await take(self)
         else:
-            self.cancel()
-            await self.exception()
+            await _abandon(self)
 
     def _let_go(self) -> bool:
         """Whether the operation, which is given up, still has its arrays."""

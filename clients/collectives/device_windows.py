@@ -144,9 +144,12 @@ class Agreements:
             raise
         except BaseException as error:
             # An operation that fails leaves its arrays as they were.
-            if not told.any():
+            if told.any():
+                self.interruption, self.given_up = error, True
+            elif isinstance(error, CollectiveAbortedError):
+                raise self.aborted(error.rank) from error
+            else:
                 raise
-            self.interruption = error
         return list(told)
 
     def agree(self, step: str, said: int) -> Generator[Prepared, object, dict[int, int]]:

@@ -49,8 +49,10 @@ async def join(
         if place.refused is not None:
             raise place.refused
     except BaseException:
+        # Who was interrupted before it waited has told nobody.
+        core.forget(pending)
         # The answer may have come in the moment in which whoever waits for it was interrupted.
-        if pending.place is not None:
+        if pending.place is not None and core.session is not None:
             _depart(core, pending.place)
         driver.flush()
         raise

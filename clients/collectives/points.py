@@ -67,8 +67,7 @@ class Points(Calls):
     def abort(self) -> bool:
         """Cancels all operations that this rank has in progress, also those that other threads wait for.
 
-        Each fails with CollectiveAbortedError on all ranks, unless it has ended before; see Work.cancel. One at which a
-        device works in that moment fails with CollectiveError.
+        Each fails with CollectiveAbortedError on all ranks, unless it has ended before; see Work.cancel.
 
         Returns:
             Whether there was one.

@@ -1,9 +1,10 @@
 """The shared memory that a client publishes from.
 
     arena: blocks of one size, up to 64 MiB    free blocks of that size, the last used first: its pages are there and
-    +-------+-------+-------+- - -+-------+     its bytes may still be in the cache
-    | block | block | block |     | block |
-    +-------+-------+-------+- - -+-------+     a block is free when its Block object is gone
+    +---+-------+-------+-------+- - -+-------+     its bytes may still be in the cache
+    |   | block | block | block |     | block |
+    +---+-------+-------+-------+- - -+-------+     a block is free when its Block object is gone
+    SHARED_START_BYTES
 
 A Block is held by the array that was lent over it, by the call that publishes it, and by each message in it until the
 broker says RELEASE, which it does when no reader uses it any more, or until its line tells sooner (line_out.py).

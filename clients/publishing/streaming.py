@@ -123,10 +123,11 @@ class StreamsOut:
 
     def link_drained(self) -> None:
         """The link has taken all that it was given: the memory of those that were finishing is the callers' again."""
-        finishing = self.finishing[:]
-        self.finishing.clear()
-        for stream in finishing:
-            self._end(stream, None)
+        if self.finishing:
+            finishing = self.finishing[:]
+            self.finishing.clear()
+            for stream in finishing:
+                self._end(stream, None)
 
     def disconnected(self, error: ConnectionClosed) -> None:
         """The session is over, and so is each of them."""

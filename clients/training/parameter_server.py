@@ -126,7 +126,9 @@ class ParameterServer:
     def checkpoint(self) -> dict[str, npt.NDArray[np.generic]]:
         """A copy of all that another server needs to go on from here; `numpy.savez(file, **checkpoint)` keeps it.
 
-        A push of a later step than the checkpoint's is refused after that (RequestFailed): pull again then.
+        Its step is that of the slowest rank, so that no gradient that is still to come is taken for one that has come.
+        A push of a later step is refused after that (RequestFailed): pull again then, and go on from there. Settings
+        of the optimizer, as its learning rate, are not in it.
         """
         with self._lock:
             kept = self._optimizer.state(self._flat)
@@ -134,23 +136,29 @@ class ParameterServer:
                 **{f"parameters.{name}": array for name, array in self._layout.views(self._flat.copy()).items()},
                 **{f"optimizer.{name}": array.copy() for name, array in kept.items()},
                 "version": np.array(self._version),
-                "step": np.array(self._step),
+                "step": np.array(min(self._steps.values(), default=self._step)),
             }
 
     def _restore(self, checkpoint: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        if not isinstance(checkpoint, Mapping):
+            raise InvalidValue("checkpoint", checkpoint, "is not the arrays by their names, as numpy.load gives them")
         flat, kept = self._flat, self._optimizer.state(self._flat)
         targets = {f"parameters.{name}": array for name, array in self._layout.views(flat).items()}
         targets |= {f"optimizer.{name}": array for name, array in kept.items()}
-        if checkpoint.keys() != targets.keys() | {"version", "step"}:
+        numbers = {"version": np.array(0), "step": np.array(0)}
+        targets |= numbers
+        if checkpoint.keys() != targets.keys():
             problem = f"are not those of a checkpoint of these parameters and {self._optimizer!r}"
             raise InvalidValue("names of the checkpoint", sorted(checkpoint), problem)
+        found = {name: np.asarray(checkpoint[name]) for name in targets}
         for name, target in targets.items():
-            saved = checkpoint[name]
+            saved = found[name]
             if saved.shape != target.shape or saved.dtype != target.dtype:
                 problem = f"is not {target.dtype}{list(target.shape)}"
                 raise InvalidValue(f"checkpoint {name!r}", f"{saved.dtype}{list(saved.shape)}", problem)
-            target[...] = saved
-        self._version, self._step = int(checkpoint["version"]), int(checkpoint["step"])
+        for name, target in targets.items():
+            target[...] = found[name]
+        self._version, self._step = int(numbers["version"]), int(numbers["step"])
 
     def close(self) -> None:
         """Ends the serving; trainers that wait for a reply get RequestFailed."""

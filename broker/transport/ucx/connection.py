@@ -108,18 +108,18 @@ class UcxConnection(Connection):
         return self._read - begun
 
     def send(self, buffers: Sequence[Buffer]) -> int:
-        flat = [flat(buffer) for buffer in buffers[:IOV_BUFFERS_MAX]]
+        views = [flat(buffer) for buffer in buffers[:IOV_BUFFERS_MAX]]
         with self._lock:
             if self._closed:
                 raise ConnectionClosed(_CLOSED_HERE)
-            wanted = sum(map(len, flat))
+            wanted = sum(map(len, views))
             if self._written + wanted > self._free + UCX_RING_BYTES or self._lost is not None:
                 self._hear()
             self._blocked = self._may_send = False
             carried = self._lost is None and wanted > 0 and self._carry()
             if self._lost is not None:
                 raise ConnectionClosed(self._lost)
-            sent_bytes = self._put(flat) if carried and not self._wishes else 0
+            sent_bytes = self._put(views) if carried and not self._wishes else 0
             if sent_bytes:
                 self._written += sent_bytes
                 if not self._tell():

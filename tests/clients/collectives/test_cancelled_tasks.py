@@ -219,3 +219,27 @@ def test_what_was_kept_of_a_compressed_array_stays_when_its_task_is_cancelled(ur
                     )
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
+
+
+def test_a_task_that_is_cancelled_at_the_end_of_a_works_block_has_its_array_again(url: str, way: str) -> None:
+    async def run() -> None:
+        async with two_ranks(url, way) as (first, second):
+            array = np.ones(100_000, np.float32)
+            entered = asyncio.Event()
+
+            async def block() -> None:
+                async with await first.all_reduce(array, async_op=True):
+                    entered.set()
+
+            task = asyncio.create_task(block())
+            await entered.wait()
+            await begun(first, 1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            array[:] = 100
+            with pytest.raises(clients.CollectiveAbortedError):
+                await second.all_reduce(np.ones(100_000, np.float32), timeout_s=PATIENCE_S)
+            assert (array == 100).all()
+
+    asyncio.run(run())

@@ -129,3 +129,43 @@ def test_works_end_while_the_program_computes_and_never_waits(tmp_path: Path, el
         assert all((array == 3).all() for array in arrays)
         for bus in buses:
             bus.close()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_block_that_is_interrupted_at_its_end_has_its_arrays_again(
+    broker: ServingThread, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    with clients.connect(broker.url, name="a") as bus, clients.connect(broker.url, name="b") as other:
+        first, second = join_all((bus, {}), (other, {}))
+        arrays = [np.ones(100_000, np.float32), np.ones(100_000, np.int32)][: 2 if several else 1]
+        given = arrays if several else arrays[0]
+        work = first.all_reduce(given, async_op=True)
+        kind, wait = type(work), type(work).wait
+
+        def interrupted(*_: object) -> object:
+            monkeypatch.setattr(kind, "wait", wait)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(kind, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt), work:
+            pass
+        assert work.done
+        for array in arrays:
+            array[:] = 100
+        with pytest.raises(clients.CollectiveAbortedError):
+            second.all_reduce([array.copy() for array in arrays] if several else arrays[0].copy(), timeout_s=PATIENCE_S)
+        assert all((array == 100).all() for array in arrays)
+
+
+def test_who_is_interrupted_in_a_join_before_it_waits_is_no_member(
+    broker: ServingThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with clients.connect(broker.url, name="a") as bus:
+        with monkeypatch.context() as patch:
+            patch.setattr("clients.collectives.joining.answer", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                bus.group("dp", world_size=1, rank=0)
+        bus.group("dp", world_size=1, rank=0, timeout_s=PATIENCE_S).barrier()

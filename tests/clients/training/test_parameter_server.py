@@ -97,6 +97,29 @@ def test_another_server_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
             ]
 
 
+def test_a_checkpoint_takes_no_push_that_is_to_come_for_one_that_came() -> None:
+    url = embedded_url()
+    with job(2, None, url=url) as (server, (fast, slow)):
+        for step in range(3):
+            fast.push(gradients_of(1.0), step=step)
+        slow.push(gradients_of(1.0), step=0)
+        saved = server.checkpoint()
+        server.close()
+        with (
+            clients.connect(url, name="another") as bus,
+            clients.ParameterServer(bus, start_parameters(), clients.SGD(1.0), staleness=None, checkpoint=saved),
+        ):
+            assert slow.push(gradients_of(1.0), step=1) == 5
+            with pytest.raises(clients.RequestFailed, match="must push step 1: pull first"):
+                fast.push(gradients_of(1.0), step=3)
+
+
+@pytest.mark.parametrize("saved", ["saved.npz", {"version": 0}, [np.zeros(2)]])
+def test_what_is_no_checkpoint_is_refused(saved: object) -> None:
+    with clients.connect(embedded_url(), name="server") as bus, pytest.raises(clients.InvalidValue, match="checkpoint"):
+        clients.ParameterServer(bus, start_parameters(), clients.SGD(1.0), checkpoint=saved)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("parameters", "optimizer", "problem"),
     [
