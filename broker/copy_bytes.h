@@ -1,6 +1,6 @@
 /* memcpy(3) takes the processor's own instruction for copies (rep movsb) from some 2 KiB to some 512 KiB. On AMD's Zen 3 and
    4 that copies a byte at a time where the target lies 1 to 31 bytes after the source, whole pages aside. That is no rare
-   case: a stage or a block begins with a page, and a numpy array of 128 KiB or more 16 bytes after the beginning of one.
+   case: a stage begins with a page, and a numpy array of 128 KiB or more 16 bytes after the beginning of one.
    Shorter copies go without the instruction (docs/decisions/0067; glibc's bug 30994). */
 #ifndef TENSORBUS_COPY_BYTES_H
 #define TENSORBUS_COPY_BYTES_H
