@@ -26,6 +26,8 @@ from clients.reading.messages import Message
 
 COMPARED_NS: Final = 20_000
 """When two looks at a clock are further apart, something else has run between them."""
+COMPARISONS: Final = 20
+"""How often clocks are compared until nothing has run between the looks, when nothing is known yet."""
 _SAMPLES, _LONGEST_NS = BATCH_SAMPLES, LATENCY_NS_MAX
 
 
@@ -33,12 +35,17 @@ def wall_offset_ns(known_ns: int = 0) -> int:
     """Wall-clock time less monotonic time.
 
     Args:
-        known_ns: what it was, which is given when the clocks cannot be compared well at this moment; 0 is not known.
+        known_ns: what it was, which is given when the clocks cannot be compared well at this moment; 0 is not known,
+            and then the best of some comparisons is given.
     """
-    before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
-    if known_ns and after_ns - before_ns > COMPARED_NS:
-        return known_ns
-    return wall_ns - (before_ns + after_ns) // 2
+    apart_max_ns, found_ns = COMPARED_NS if known_ns else LATENCY_NS_MAX, known_ns
+    for _ in range(1 if known_ns else COMPARISONS):
+        before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        if after_ns - before_ns <= apart_max_ns:
+            apart_max_ns, found_ns = after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2
+        if apart_max_ns <= COMPARED_NS:
+            break
+    return found_ns
 
 
 class Latencies:

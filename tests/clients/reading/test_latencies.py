@@ -145,6 +145,24 @@ def test_clocks_that_cannot_be_compared_well_keep_their_offset(monkeypatch: pyte
     assert wall_offset_ns(77) == 10_000
 
 
+def test_clocks_are_compared_again_when_something_ran_in_between_and_nothing_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In the first comparison the wall clock is read late: half of the pause would be the error.
+    monotonic = iter([0, 50_000_000, 60_000_000, 60_000_200])
+    wall = iter([1_049_999_900, 1_060_000_100])
+    monkeypatch.setattr(time, "monotonic_ns", lambda: next(monotonic))
+    monkeypatch.setattr(time, "time_ns", lambda: next(wall))
+    assert wall_offset_ns() == 1_000_000_000
+
+
+def test_the_best_of_bad_comparisons_is_taken_when_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monotonic = iter([at_ns for start in range(20) for at_ns in (start * 10**9, start * 10**9 + 10**6 * (21 - start))])
+    monkeypatch.setattr(time, "monotonic_ns", lambda: next(monotonic))
+    monkeypatch.setattr(time, "time_ns", lambda: 20 * 10**9)
+    assert wall_offset_ns() == 10**9 - 10**6
+
+
 def received(daemon: Daemon, lane: str = "default") -> float:
     return scrape(daemon)["tensorbus_publish_to_receive_seconds_count", lane]
 
