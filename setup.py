@@ -96,7 +96,8 @@ def extensions() -> list[Extension]:
             )
         )
     # The types of the .pxd files count, not the annotations, which are meant for people and mypy.
-    directives = {"language_level": 3, "annotation_typing": False}
+    # Nothing compiled is pickled or copied: a second one of what owns memory would give it back a second time.
+    directives = {"language_level": 3, "annotation_typing": False, "auto_pickle": False}
     made = cythonize(modules, nthreads=AT_ONCE, compiler_directives=directives, quiet=True)
     for module in made:
         # Where it cannot be compiled, the rest is installed all the same. Said here, as cythonize forgets it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NoReturn, Self, SupportsIndex
+from typing import Final, NoReturn, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from clients.connection.options import (
 from clients.connection.pressure import pressure as ask_pressure
 from clients.connection.pump import seconds
 from clients.groups import Group
+from clients.publishing.alike import publish_alike
 from clients.publishing.device_out import AS_BYTES, prepare, publish_placed
 from clients.publishing.direct import publish as publish_directly
 from clients.publishing.direct import publish_large
@@ -45,6 +46,7 @@ from clients.reading.handlers import Handler, Handlers
 from clients.reading.messages import Answer, Delivery, Message, Sent
 from clients.subscriptions import Subscription
 
+_ARRAY: Final = np.ndarray
 _SENT, _BYTES = Sent(), int(Content.BYTES)
 
 
@@ -130,6 +132,8 @@ class Client:
                 return None if ack is None else placed
         encoded: Encoded | None = None
         if headers is None and ack is None and not priority:
+            if type(value) is _ARRAY and publish_alike(self._driver, topic, lane, value):
+                return None
             if type(value) is bytes:
                 if publish_directly(self._driver, topic, lane, _BYTES, value, urgent):
                     return None
@@ -157,7 +161,8 @@ class Client:
 
         It lies in memory that this client shares with its readers, if it has 32 KiB or more and there is such memory.
         To publish it gives it away: it becomes read-only, and may be published again. What is still written to it, by
-        way of an earlier view, its readers see. To publish another view of it, before that, copies and changes nothing.
+        way of an earlier view, its readers see. To publish another view of it, before that and while there is the array
+        itself, copies and changes nothing.
 
         Args:
             shape: lengths of the axes.

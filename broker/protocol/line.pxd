@@ -2,6 +2,7 @@
 
 import cython
 
+from libc.string cimport memcmp
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 from broker.protocol.frames cimport Frame, Header
@@ -64,12 +65,18 @@ cdef inline void *_pointer(uintptr_t address):
     return <void *> address
 
 
-cdef inline _fill(Frame frame, tb_found *found):
+cdef inline _fill(Frame frame, tb_found *found, bytes body):
+    """Fills a frame, with the body that is given where it is the same: most are like the one before."""
     cdef Header *header = <Header *> found.header
     frame.kind, frame.flags, frame.lane, frame.content = header.kind, header.flags, header.lane, header.content
     frame.number, frame.target, frame.stream, frame.count = header.number, header.target, header.stream, header.count
     frame.total_bytes, frame.sequence, frame.time_ns = header.total_bytes, header.sequence, header.time_ns
-    frame.body = (<const char *> found.body)[:found.body_bytes]
+    if (
+        body is None or len(body) != <Py_ssize_t> found.body_bytes
+        or memcmp(<const char *> body, found.body, found.body_bytes) != 0
+    ):
+        body = (<const char *> found.body)[:found.body_bytes]
+    frame.body = body
     frame.payload = (<const char *> found.payload)[:found.payload_bytes]
 
 
@@ -86,6 +93,7 @@ cdef class Writer(End):
 
 
 cdef class Reader(End):
+    cdef bytes _body
     @cython.locals(found=tb_found, start=uint64_t, look=int)
     cpdef int take(self, Frame frame) except -1
     cpdef bint has_more(self) except -1
@@ -93,6 +101,7 @@ cdef class Reader(End):
 
 
 cdef class Drain(End):
+    cdef bytes _body
     @cython.locals(found=tb_found, position=uint64_t, look=int)
     cpdef int take(self, Frame frame) except -1
     @cython.locals(word=uint64_t)
@@ -110,3 +119,11 @@ cdef class Releases:
     cpdef unsigned long long released(self) except? 7
     cpdef list collect(self, unsigned long long until)
     cpdef bint want(self, long long more) except -1
+
+
+cdef int _SHARED, _LANES
+cdef Py_ssize_t _BODY_BYTES_MAX
+
+
+@cython.locals(unshared_bytes='unsigned long long')
+cpdef check_entry(Frame frame)

@@ -31,6 +31,7 @@ NOTED, WAITED_FOR, FULL = 0, 1, -1
 """What `Releases.release` says."""
 NO_ROOM, CLOSED = -1, -2
 """What `Writer.write` says instead of which readers sleep."""
+_SHARED, _LANES, _BODY_BYTES_MAX = int(Flag.SHARED), LANES, FRAME_BODY_BYTES_MAX
 NOTHING, TAKEN, EJECTED = 0, 1, 2
 """What `take` says."""
 
@@ -116,6 +117,8 @@ class Writer(End):
 class Reader(End):
     """A reader's end, with its place. One thread at a time may call."""
 
+    _body: bytes | None
+
     def take(self, frame: Frame) -> int:
         """Takes the next frame, if there is one.
 
@@ -133,10 +136,11 @@ class Reader(End):
             if look == TB_RUBBISH:
                 raise ProtocolError("a line holds what is no frame")
             return look
-        _fill(frame, cython.address(found))
+        _fill(frame, cython.address(found), self._body)
         if not tb_reader_take(cython.address(self._end), start, found.behind):
             return EJECTED
         self._end.position = found.behind
+        self._body = frame.body
         return TAKEN
 
     def has_more(self) -> bool:
@@ -155,6 +159,8 @@ class Reader(End):
 class Drain(End):
     """The broker's end, with the places of all readers."""
 
+    _body: bytes | None
+
     def take(self, frame: Frame) -> int:
         """Fills a frame with the next one, and goes on behind it; says TAKEN or NOTHING.
 
@@ -167,8 +173,9 @@ class Drain(End):
             raise ProtocolError("a line holds what is no frame")
         if look != TB_FOUND:
             return NOTHING
-        _fill(frame, cython.address(found))
+        _fill(frame, cython.address(found), self._body)
         self._end.position = found.behind
+        self._body = frame.body
         return TAKEN
 
     def drained(self) -> None:
@@ -282,6 +289,6 @@ def check_entry(frame: Frame) -> None:
     Raises:
         ProtocolError: it cannot be a frame.
     """
-    total_bytes = 0 if frame.flags & Flag.SHARED else frame.total_bytes
-    if frame.lane >= LANES or len(frame.body) > FRAME_BODY_BYTES_MAX or total_bytes:
+    unshared_bytes = 0 if frame.flags & _SHARED else frame.total_bytes
+    if frame.lane >= _LANES or len(frame.body) > _BODY_BYTES_MAX or unshared_bytes:
         raise ProtocolError(f"{frame!r} in a line")

@@ -1,31 +1,19 @@
-"""Messages in shared memory: what their frames say (docs/wire.md section 13).
+"""What the ends of a session say of the memory that they share (docs/wire.md section 13).
 
-A PUBLISH or DELIVER with the flag SHARED has as its payload not the message's but where that lies:
-
-    0               4               8                              16
-    +---------------+---------------+-------------------------------+
-    | arena     u32 | loan      u32 | offset in the arena       u64 |
-    +---------------+---------------+-------------------------------+
-
-ARENA has told before which memory the arena is. Whoever has got such a frame says RELEASE with its loan when it needs
-the bytes no more.
+ARENA tells which memory one of them is about to speak of, RELEASE which messages in it are needed no more; in between,
+frames say where messages lie (places.py).
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from typing import Final, Protocol
 
 import msgspec
 
-from broker.buffers import Buffer
-from broker.errors import ProtocolError
-from broker.limits import FRAME_PAYLOAD_BYTES_MAX, SHARED_CHARGE_SHIFT
 from broker.protocol.bodies import decode_body, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 
-PLACE: Final = struct.Struct("<IIQ")
 VERSION: Final = 1
 """Of the layout of arenas, which is that of broker/transport/shared_memory.py."""
 DEVICE_VERSION: Final = 2
@@ -181,24 +169,3 @@ def released(frame: Frame) -> list[int]:
 def look_frame() -> Frame:
     """RELEASE without a body: what was let go of is said in the places of lines."""
     return Frame(Kind.RELEASE, lane=Lane.CONTROL)
-
-
-def renamed(place: bytes, name: int) -> bytes:
-    """A place with another number for its arena."""
-    return name.to_bytes(4, "little") + place[4:]
-
-
-def place_of(payload: Buffer) -> tuple[int, int, int]:
-    """Arena, loan and offset of a shared message.
-
-    Raises:
-        ProtocolError: the payload is not a place.
-    """
-    if len(payload) != PLACE.size:
-        raise ProtocolError(f"shared message whose place has {len(payload)} bytes; it has {PLACE.size}")
-    return PLACE.unpack(payload)
-
-
-def charge(size_bytes: int) -> int:
-    """What a shared message of so many bytes takes of its topic's credit, besides its body."""
-    return min(size_bytes >> SHARED_CHARGE_SHIFT, FRAME_PAYLOAD_BYTES_MAX)

@@ -21,7 +21,8 @@ from broker.limits_devices import DEVICE_NAME_BYTES_MAX, DEVICE_TOKEN_BYTES
 from broker.protocol.bodies import Failure, decode_body
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame
-from broker.protocol.sharing import DeviceArena, HasDescriptor, Passage, charge, mapped_frame
+from broker.protocol.places import charge
+from broker.protocol.sharing import DeviceArena, HasDescriptor, Passage, mapped_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -3,7 +3,9 @@
 import cython
 
 from broker.protocol.frames cimport Frame, payload_bytes
+from broker.protocol.places cimport charge
 from broker.state.records cimport SessionRecord
+from broker.state.sharing cimport borrowed
 from broker.state.requests cimport Requests
 from broker.state.topics cimport Publisher, Router, TopicRecord
 from broker.topics.messages cimport Chunk, Message, Stream

@@ -19,7 +19,7 @@ from broker.protocol.batches import ENTRY_BYTES, join_batch, split_batch
 from broker.protocol.bodies import Failure, Topic, decode_body, encode_body
 from broker.protocol.codes import Code, failure_of
 from broker.protocol.frames import Flag, Frame, Kind, Lane, payload_bytes
-from broker.protocol.sharing import charge
+from broker.protocol.places import charge
 from broker.security.roles import Verb
 from broker.state.authority import Authority
 from broker.state.delivery import Subscription

@@ -1,5 +1,11 @@
 """The types with which sharing.py is compiled."""
 
+import cython
+
+from broker.protocol.frames cimport Frame
+from broker.protocol.places cimport packed_place, place_of
+from broker.topics.messages cimport Stream, shared_stream
+
 
 cdef class Arena:
     cdef public object number, memory, owner
@@ -14,8 +20,14 @@ cdef class Arena:
 
 cdef class Loan:
     cdef public Arena arena
-    cdef public object number
-    cdef public long long offset, size_bytes
+    cdef public long long number, offset, size_bytes
+
+    cpdef fill(self, Arena arena, long long number, long long offset, long long size_bytes)
+
+
+cdef class LentBytes:
+    cdef Loan loan
+    cdef object memory
 
 
 cdef class Shares:
@@ -29,6 +41,15 @@ cdef class Shares:
     cdef bint _attached
     cdef public long long _last_lease
 
+    @cython.locals(arena=Arena, loan=Loan, stream=Stream, view=LentBytes)
+    cpdef borrow(self, Frame frame)
     cpdef bint maps(self, Arena arena) except -1
     cpdef hold(self, Loan loan)
     cpdef over(self, number)
+
+
+cdef int _IN_PARTS
+
+
+@cython.locals(shares=Shares)
+cpdef borrowed(session, Frame frame)

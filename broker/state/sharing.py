@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import ref
 
@@ -28,9 +27,9 @@ from broker.limits import ARENA_SPARSE, ARENAS_BYTES_MAX, ARENAS_MAX, LEASES_MAX
 from broker.limits_devices import DEVICE_LOANS_MAX
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Frame, encode
+from broker.protocol.places import packed_place, place_of
 from broker.protocol.sharing import (
     DEVICE_VERSION,
-    PLACE,
     VERSION,
     Memory,
     Passage,
@@ -38,13 +37,12 @@ from broker.protocol.sharing import (
     arena_frame,
     device_arena_frame,
     mapped_frame,
-    place_of,
     release_frames,
     released,
 )
 from broker.state import device_places
 from broker.state.device_places import Introduced, PassedOn
-from broker.topics.messages import Stream
+from broker.topics.messages import Stream, shared_stream
 
 if TYPE_CHECKING:
     from broker.state.records import SessionRecord
@@ -53,6 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CONTROL: Final = 0
+_IN_PARTS = int(Flag.BATCH | Flag.CHUNKED)
 
 
 class Resumed(Protocol):
@@ -141,6 +140,10 @@ class Loan:
     __slots__ = ("arena", "number", "offset", "size_bytes")
 
     def __init__(self, arena: Arena, number: int, offset: int, size_bytes: int) -> None:
+        self.fill(arena, number, offset, size_bytes)
+
+    def fill(self, arena: Arena, number: int, offset: int, size_bytes: int) -> None:
+        """What `__init__` does; compiled, the numbers come here as they are."""
         self.arena = arena
         self.number = number
         self.offset = offset
@@ -158,6 +161,19 @@ class Loan:
 
     def __repr__(self) -> str:
         return f"<Loan {self.number} of arena {self.arena.number}: {self.size_bytes} bytes at {self.offset}>"
+
+
+class LentBytes:
+    """Makes the bytes of a loan, and keeps them where they are."""
+
+    __slots__ = ("loan", "memory")
+
+    loan: Loan
+    memory: Memory
+
+    def __call__(self) -> memoryview:
+        """The bytes, which keep this."""
+        return self.memory.view(self.loan.offset, self.loan.size_bytes, self)
 
 
 class Shares:
@@ -266,11 +282,12 @@ class Shares:
         loans_max = LOANS_MAX + (DEVICE_LOANS_MAX if self._device_bytes_max else 0)
         if loan_number in self._lent or len(self._lent) >= loans_max:
             raise ProtocolError(f"loan {loan_number} is in use, or {loans_max} are", Code.LIMIT)
-        loan = Loan(arena, loan_number, offset, size_bytes)
-        memory = arena.memory
-        assert memory is not None
-        view = partial(memory.view, offset, size_bytes, (loan, memory))
-        stream, first = Stream.shared(loan, size_bytes, view)
+        loan = Loan.__new__(Loan)
+        loan.fill(arena, loan_number, offset, size_bytes)
+        view = LentBytes.__new__(LentBytes)
+        assert arena.memory is not None
+        view.loan, view.memory = loan, arena.memory
+        stream, first = shared_stream(loan, size_bytes, view)
         self._lent[loan_number] = ref(stream)
         return stream, first
 
@@ -315,10 +332,10 @@ class Shares:
         """The place of a message for this session to read, or None when it has to get the bytes."""
         if loan.arena.device:
             # It was taken only because this session maps the arena, and there is no other way for it.
-            return PLACE.pack(loan.arena.number, self.hold(loan), loan.offset)
+            return packed_place(loan.arena.number, self.hold(loan), loan.offset)
         if not self.maps(loan.arena) or len(self.leases) >= LEASES_MAX:
             return None
-        return PLACE.pack(loan.arena.number, self.hold(loan), loan.offset)
+        return packed_place(loan.arena.number, self.hold(loan), loan.offset)
 
     def maps(self, arena: Arena) -> bool:
         """Whether the session reads what lies in an arena by itself."""
@@ -421,9 +438,10 @@ def borrowed(session: SessionRecord, frame: Frame) -> tuple[Stream, Chunk]:
     Raises:
         ProtocolError: it cannot be there.
     """
-    if session.shares is None or frame.flags & (Flag.BATCH | Flag.CHUNKED):
+    shares = session.shares
+    if shares is None or frame.flags & _IN_PARTS:
         raise ProtocolError("a PUBLISH in shared memory that is also a batch or in chunks, or where none is shared")
-    return session.shares.borrow(frame)
+    return shares.borrow(frame)
 
 
 class Sharing:

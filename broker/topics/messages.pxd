@@ -25,6 +25,10 @@ cdef class Stream:
     cdef _wake(self)
 
 
+@cython.locals(stream=Stream, first=Chunk, last=Chunk)
+cpdef tuple shared_stream(loan, long long size_bytes, view)
+
+
 cdef class Message:
     cdef public str topic, sender
     cdef public unsigned long long time_ns

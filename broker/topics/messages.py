@@ -104,23 +104,6 @@ class Stream:
         self.watchers: list[Watcher] = []
         self.loan: object = None
 
-    @classmethod
-    def shared(cls, loan: object, size_bytes: int, view: Callable[[], Buffer]) -> tuple[Stream, Chunk]:
-        """The stream of a message that lies in shared memory, and the chunk from which readers start.
-
-        Args:
-            loan: what keeps it there.
-            size_bytes: how long it is.
-            view: makes its bytes, which keep the loan too.
-        """
-        stream = cls()
-        first = stream.last
-        stream.loan = loan
-        stream.last = first.following = Chunk(b"", view)
-        stream.received_bytes = size_bytes
-        stream.complete = True
-        return stream, first
-
     def own(self) -> None:
         """Copies what lies in shared memory, which it needs no more from here on."""
         if self.loan is not None:
@@ -151,6 +134,23 @@ class Stream:
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             waiter.resume()
+
+
+def shared_stream(loan: object, size_bytes: int, view: Callable[[], Buffer]) -> tuple[Stream, Chunk]:
+    """The stream of a message that lies in shared memory, and the chunk from which readers start.
+
+    Args:
+        loan: what keeps it there.
+        size_bytes: how long it is.
+        view: makes its bytes, which keep the loan too.
+    """
+    stream, first, last = Stream.__new__(Stream), Chunk.__new__(Chunk), Chunk.__new__(Chunk)
+    first._bytes, first._view, first.following = b"", None, last
+    last._bytes, last._view, last.following = b"", view, None
+    stream.last, stream.loan = last, loan
+    stream.received_bytes, stream.complete, stream.aborted = size_bytes, True, None
+    stream.waiters, stream.watchers = [], []
+    return stream, first
 
 
 @cython.freelist(8)

@@ -17,7 +17,12 @@ AVAILABLE = bool(cython.compiled)
 
 
 class Held:
-    """Whose buffer the bytes are; made by `hold`."""
+    """Whose buffer the bytes are; made by `hold`, or what is there for as long as they are looked at."""
+
+    _holder: object
+    _address: int
+    _size_bytes: int
+    _read_only: bool
 
     @cython.locals(buffer="Py_buffer *", flags="int")
     def __getbuffer__(self, buffer: object, flags: int) -> None:

@@ -3,11 +3,13 @@
 import cython
 
 from broker.protocol.frames cimport Frame
+from broker.protocol.places cimport charge
 from broker.protocol.receiver cimport Receiver
 from broker.protocol.session cimport Session
 from clients.reading.incoming cimport Incoming
 from clients.reading.lines cimport Lines
 from clients.publishing.outbound cimport Outbound as Leaving  # Under another name, or the module would not have its own.
+from clients.publishing.arenas cimport Arenas
 from clients.publishing.outgoing cimport Outgoing
 from clients.publishing.outgoing_topic cimport OutgoingTopic
 from clients.asking.requests cimport PendingRequest, Requests
@@ -22,7 +24,8 @@ cdef class Core(Receiver):
     cdef public str name
     cdef public Session session
     cdef public Requests requests
-    cdef public object session_number, closed, responders, places, arenas, devices, lost, unread
+    cdef public object session_number, closed, responders, places, devices, lost, unread
+    cdef public Arenas arenas
     cdef public Signal online
     cdef public Outgoing outgoing
     cdef public Incoming incoming
@@ -39,6 +42,7 @@ cdef class Core(Receiver):
     cpdef receive(self, received, long long now_ns)
     cpdef send(self, Frame frame)
     cpdef before_waiting(self)
+    cpdef take_back(self)
     cpdef address(self, Leaving message, PendingRequest pending)
 
 

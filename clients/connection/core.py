@@ -17,9 +17,9 @@ from broker.limits import CONTROL_QUEUE_BYTES_MAX, PLACED_BYTES_MIN
 from broker.protocol.bodies import Declare, Failure, Subscribe, Welcome, decode_body, encode_body
 from broker.protocol.codes import error_for
 from broker.protocol.frames import Flag, Frame, Kind, Lane
+from broker.protocol.places import charge
 from broker.protocol.receiver import Received, Receiver
 from broker.protocol.session import Session
-from broker.protocol.sharing import charge
 from clients.asking.exchanges import Responders
 from clients.asking.requests import PendingRequest, Requests
 from clients.collectives.membership import failure_error

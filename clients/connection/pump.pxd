@@ -40,6 +40,7 @@ cdef class Pump:
     cdef object __weakref__
 
     cpdef publishes(self)
+    cpdef read_arrived(self)
     cpdef block(self, Signal signal, timeout_s, what)
     @cython.locals(outgoing=Outgoing, session=Session)
     cpdef flush(self, bint waits=*)

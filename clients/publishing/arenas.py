@@ -17,20 +17,19 @@ when the system has no memory or no descriptor for another arena, or the broker 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
-from typing import Final, NamedTuple
-from weakref import ref
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from broker.buffers import Gathered, Payload
+from broker.buffers import Buffer, Gathered, Payload
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import (
     ARENA_BYTES,
     ARENAS_MAX,
-    LARGE_PAGE_BLOCK_BYTES_MIN,
     LARGE_PAGE_BYTES,
     LOANS_MAX,
     REUSED_BYTES_MIN,
@@ -41,12 +40,14 @@ from broker.limits import (
     SHARED_START_BYTES,
 )
 from broker.protocol.frames import Frame
+from broker.protocol.places import packed_place
 from broker.protocol.pool import BufferPool
 from broker.protocol.session import Session
-from broker.protocol.sharing import PLACE, arena_ends, arena_frame, released
-from broker.transport.copying import copy
-from broker.transport.shared_memory import SharedMemory
+from broker.protocol.sharing import arena_ends, arena_frame, released
+from broker.transport.copying import copy, copy_flat
+from clients.connection.locks import UNBROKEN, Lock
 from clients.connection.signals import Signal
+from clients.publishing.blocks import Arena, Block, Place, Slot, block_in, block_of
 
 log = logging.getLogger(__name__)
 
@@ -58,79 +59,7 @@ UNUSED_NS: Final = 30_000_000_000
 """How often arenas go that were not used since the last time, and another one is tried where none was to be had."""
 LAST_LOAN: Final = (1 << 31) - 1
 """Of the numbers of loans; the higher ones are for memory of devices (device_arenas.py)."""
-
-
-class Arena:
-    """Blocks of one size in one piece of memory.
-
-    Attributes:
-        mapped: whether the broker can use it; None until it was told of it.
-        answered: ready once it has said so, or never will.
-        used: whether a block of it was lent since unused arenas last went.
-        lent: blocks that are not free.
-        gone: whether its blocks are not to be lent any more.
-        made_bytes: how much of it the system was asked to make of large pages. Blocks are lent in their order the first
-            time, so what is behind was never written to.
-        name: by which number the broker and the readers know it, once the broker does.
-        given: blocks that the application has, by their offsets, each with the array that was made over it.
-    """
-
-    __slots__ = (
-        "answered",
-        "block_bytes",
-        "blocks",
-        "given",
-        "gone",
-        "lent",
-        "made_bytes",
-        "mapped",
-        "memory",
-        "name",
-        "number",
-        "used",
-    )
-
-    def __init__(self, number: int, block_bytes: int, blocks: int) -> None:
-        self.number = number
-        self.block_bytes = block_bytes
-        self.blocks = blocks
-        self.memory = SharedMemory.create(SHARED_START_BYTES + block_bytes * blocks)
-        self.mapped: bool | None = None
-        self.answered = Signal()
-        self.used = True
-        self.lent = 0
-        self.gone = False
-        # Of what is shorter than a large page, and of short blocks, the system makes a page at a time.
-        large = block_bytes >= LARGE_PAGE_BLOCK_BYTES_MIN
-        self.made_bytes = 0 if large else self.memory.size_bytes
-        self.name = 0
-        self.given: dict[int, tuple[ref[Block], ref[npt.NDArray[np.generic]]]] = {}
-
-
-class Block:
-    """Memory for one message, for as long as anything refers to this."""
-
-    __slots__ = ("__weakref__", "_over", "arena", "offset")
-
-    def __init__(self, arena: Arena, offset: int, over: deque[tuple[Arena, int]]) -> None:
-        self.arena = arena
-        self.offset = offset
-        self._over = over
-
-    def view(self, size_bytes: int) -> memoryview:
-        """Its first bytes, writable; they keep the block."""
-        return self.arena.memory.view(self.offset, size_bytes, self)
-
-    def __del__(self) -> None:
-        # On any thread and at any moment: it takes no lock.
-        self._over.append((self.arena, self.offset))
-
-
-class Place(NamedTuple):
-    """Where a message lies: in a block, at an offset of its arena."""
-
-    block: Block
-    offset: int
+_LAST_LOAN = LAST_LOAN
 
 
 class Arenas:
@@ -141,17 +70,21 @@ class Arenas:
         lent_bytes: of blocks that are not free.
         came_back: ready when the broker has said that messages are not read any more.
 
-    Any thread may call `empty`, `place` and `lend`; the others under the client's lock."""
+    Any thread may call what gives a block or asks for one: `array`, `found`, `copied`, `filled`, `place`, `whole`,
+    `lend`, `suits`, `has_room`. The others are called under the client's lock."""
 
     def __init__(self) -> None:
         self.enabled = False
         self.lent_bytes = 0
         self.came_back = Signal()
-        self._lock = threading.Lock()
+        self._lock = Lock() if UNBROKEN else threading.Lock()
         self._arenas: dict[int, Arena] = {}
-        self._free: dict[int, list[tuple[Arena, int]]] = {}
-        self._over: deque[tuple[Arena, int]] = deque()
+        self._free: dict[int, list[Slot]] = {}
+        self._over: deque[Slot] = deque()
         self._last_arena = self._last_loan = 0
+        # Of the message for which a block was lent last.
+        self._last_size = self._last_block_bytes = 0
+        self._free_of_last: list[Slot] | None = None
         self._lent: dict[int, Block] = {}
         # Loans whose memory came back before the broker has said so: to it they are in use until then.
         self._untold: set[int] = set()
@@ -160,7 +93,6 @@ class Arenas:
         self._ahead_bytes = SHARED_AHEAD_BYTES
         self._waited_s = 0.0
         self._look_ns = 0
-        self._last_given: tuple[ref[Block], ref[npt.NDArray[np.generic]]] | None = None
         self._full = False
         """Whether another arena was not to be had of late."""
         self._in_vain = False
@@ -180,7 +112,7 @@ class Arenas:
 
     def forked(self) -> None:
         """This is a forked child: whichever thread of its parent held the lock is not here to give it up."""
-        self._lock = threading.Lock()
+        self._lock = Lock() if UNBROKEN else threading.Lock()
 
     def _leave_all(self) -> None:
         # Blocks that are still referred to need not be told of any more, and with the last of them their arena goes.
@@ -188,8 +120,11 @@ class Arenas:
         for arena in self._arenas.values():
             arena.gone = True
             arena.answered.set()
+            # What is free refers to it, and would keep it until Python looks for such circles.
+            arena.free.clear()
         self._arenas = {}
         self._free = {}
+        self._free_of_last = None
         self._lent = {}
         self._untold = set()
         self._left.clear()
@@ -232,11 +167,7 @@ class Arenas:
         block = self.lend(size_bytes) if self.suits(size_bytes) and not dtype.hasobject else None
         if block is None:
             return np.empty(shape, dtype)
-        array = np.frombuffer(block.view(size_bytes), dtype.base)
-        if dtype.shape or array.shape != shape:
-            array = array.reshape(shape + dtype.shape)
-        block.arena.given[block.offset] = self._last_given = ref(block), ref(array)
-        return array
+        return block.array(shape, dtype)
 
     def place(self, payload: Payload, value: object) -> Place | None:
         """Where a payload lies that the application was lent the memory for and gives away, or a copy of another one.
@@ -254,14 +185,18 @@ class Arenas:
         """Where a payload lies that the application was lent the memory for and gives away, or None; as `place`."""
         if not isinstance(value, np.ndarray) or isinstance(payload, Gathered) or not len(payload):
             return None
-        last = self._last_given
-        if last is not None and last[1]() is value and value.flags.c_contiguous and value.nbytes == len(payload):
-            # Most are given away as soon as they are filled.
-            block = last[0]()
-            if block is not None and not block.arena.gone:
-                value.flags.writeable = False
-                return Place(block, block.offset)
-        return self._find(np.frombuffer(payload, np.uint8), value)
+        block = self.whole(value, len(payload))
+        if block is not None and value.flags.c_contiguous:
+            block.give_away(value)
+            return Place(block, block.offset)
+        return self._find(payload, value)
+
+    def whole(self, array: npt.NDArray[np.generic], size_bytes: int) -> Block | None:
+        """The block of an array of so many bytes, if that was lent and is not a part of one that was."""
+        block = block_of(array)
+        if block is None or block._size_bytes != size_bytes or block._over is not self._over or block.arena.gone:
+            return None
+        return block
 
     def copied(self, payload: Payload) -> Place | None:
         """Copies a payload into a block; None when there is none."""
@@ -277,38 +212,54 @@ class Arenas:
             start += array.nbytes
         return Place(block, block.offset)
 
-    def _find(self, flat: npt.NDArray[np.uint8], value: npt.NDArray[np.generic]) -> Place | None:
-        """Where an array lies that was lent, or is a view of one that was given away before or that is gone.
+    def filled(self, array: npt.NDArray[np.generic], size_bytes: int) -> Block | None:
+        """A block with a copy of a contiguous array of so many bytes; None when there is none.
+
+        Raises:
+            ValueError: Python knows no buffer of its dtype.
+        """
+        block = self.lend(size_bytes)
+        if block is not None:
+            copy_flat(block.arena.address + block.offset, array, size_bytes)
+        return block
+
+    def _find(self, payload: Buffer, view: npt.NDArray[np.generic]) -> Place | None:
+        """Where a view lies of an array that was lent, and was given away before or is gone.
 
         While the application has the whole array, and may go on to fill it, a view of it does not give it away.
         """
-        address: int = flat.__array_interface__["data"][0]
-        for arena in list(self._arenas.values()):
-            if arena.given and arena.memory.holds(address):
-                offset = address - arena.memory.address
-                references = arena.given.get(offset - (offset - SHARED_START_BYTES) % arena.block_bytes)
-                block, whole = (None, None) if references is None else (references[0](), references[1]())
-                if block is None or (whole is not None and whole is not value and whole.flags.writeable):
-                    return None
-                value.flags.writeable = False
-                return Place(block, offset)
-        return None
+        # First, as what follows refers to the whole array as well.
+        alone = _is_all_there_is(view, payload)
+        whole = view.base if type(view.base) is np.ndarray else view
+        block = self.whole(whole, whole.nbytes)
+        if block is None or not (block.given_away or whole is view or alone):
+            return None
+        address: int = np.frombuffer(payload, np.uint8).__array_interface__["data"][0]
+        offset = address - block.arena.address
+        if not block.offset <= offset <= block.offset + block.arena.block_bytes - len(payload):
+            # Of a view that is not contiguous, a copy.
+            return None
+        block.give_away(view)
+        return Place(block, offset)
 
     def lend(self, size_bytes: int) -> Block | None:
         """A free block of at least so many bytes; None when there is none to be had."""
         if not self.enabled:
             return None
-        block_bytes = rounded(size_bytes)
         with self._lock:
+            block_bytes = self._rounded(size_bytes)
             self._collect()
-            free = self._free.get(block_bytes) or self._more(block_bytes)
+            free = self._free_of_last
             if not free:
-                return None
-            arena, offset = free.pop()
+                free = self._free_of_last = self._free.get(block_bytes) or self._more(block_bytes)
+                if not free:
+                    return None
+            slot = free.pop()
+            arena, offset = slot
             arena.lent += 1
             self.lent_bytes += block_bytes
             arena.used = True
-            block = Block(arena, offset, self._over)
+            block = block_in(slot, size_bytes, self._over)
             fresh = arena.made_bytes
             made = arena.made_bytes = max(fresh, _large(offset + block_bytes))
         if fresh < made:
@@ -316,19 +267,25 @@ class Arenas:
             arena.memory.prepare(fresh, made - fresh)
         return block
 
+    def _rounded(self, size_bytes: int) -> int:
+        """The size of the block for a message: of most the one before's."""
+        if size_bytes != self._last_size:
+            self._last_size, self._last_block_bytes, self._free_of_last = size_bytes, rounded(size_bytes), None
+        return self._last_block_bytes
+
     def _collect(self) -> None:
         """Takes blocks back that nobody refers to any more."""
         over = self._over
         while over:
-            arena, offset = over.popleft()
+            slot = over.popleft()
+            arena = slot[0]
             if arena.gone:
                 continue
             arena.lent -= 1
             self.lent_bytes -= arena.block_bytes
-            arena.given.pop(offset, None)
-            self._free[arena.block_bytes].append((arena, offset))
+            arena.free.append(slot)
 
-    def _more(self, block_bytes: int) -> list[tuple[Arena, int]] | None:
+    def _more(self, block_bytes: int) -> list[Slot] | None:
         """Makes an arena, in the place of unused ones where they take up the room."""
         # Twice as many as there are, so that lengths that are rare take little of the room for others.
         there_are = sum(arena.blocks for arena in self._arenas.values() if arena.block_bytes == block_bytes)
@@ -354,7 +311,7 @@ class Arenas:
         self._waited_s = 0.0
         self._arenas[arena.number] = arena
         self._held_bytes += size_bytes
-        free = self._free.setdefault(block_bytes, [])
+        free = arena.free = self._free.setdefault(block_bytes, [])
         free.extend((arena, SHARED_START_BYTES + index * block_bytes) for index in reversed(range(blocks)))
         return free
 
@@ -367,7 +324,8 @@ class Arenas:
         self.lent_bytes -= arena.lent * arena.block_bytes
         del self._arenas[arena.number]
         self._held_bytes -= arena.block_bytes * arena.blocks
-        self._free[arena.block_bytes] = [free for free in self._free[arena.block_bytes] if free[0] is not arena]
+        arena.free[:] = [free for free in arena.free if free[0] is not arena]
+        arena.free = []
         if arena.mapped is not None:
             self._left.append(arena.number)
 
@@ -400,22 +358,29 @@ class Arenas:
             session.put(arena_frame(arena.number, arena.memory))
         return arena.answered
 
-    def can_share(self, place: Place) -> bool:
-        """Whether a message can be published that lies there."""
-        arena = place.block.arena
+    def can_share(self, block: Block) -> bool:
+        """Whether a message in a block can be published."""
+        arena = block.arena
         return bool(arena.mapped) and not arena.gone and len(self._lent) + len(self._untold) < LOANS_MAX
 
     def share(self, place: Place) -> bytes | None:
         """The frame's payload for a message that is published now; None when the broker cannot use its arena."""
-        block, arena = place.block, place.block.arena
-        if not self.can_share(place):
+        if not self.can_share(place.block):
             return None
-        number = self._last_loan % LAST_LOAN + 1
+        return packed_place(place.block.arena.number, self.loan(place.block), place.offset)
+
+    def loan(self, block: Block) -> int:
+        """The number of the loan for a message in a block that is published now and can be."""
+        number = self._last_loan % _LAST_LOAN + 1
         while number in self._lent or number in self._untold:
-            number = number % LAST_LOAN + 1
+            number = number % _LAST_LOAN + 1
         self._last_loan = number
         self._lent[number] = block
-        return PLACE.pack(arena.number, number, place.offset)
+        return number
+
+    def not_shared(self, number: int) -> None:
+        """A message was not published after all."""
+        del self._lent[number]
 
     def mapped(self, frame: Frame) -> None:
         """MAPPED: the broker can use an arena, or cannot."""
@@ -455,6 +420,19 @@ class Arenas:
         """Readers give back what they have got: so much they had, and for more they are waited for."""
         self._in_vain = False
         self._ahead_bytes = max(self._ahead_bytes, min(self.lent_bytes, SHARED_BYTES_MAX))
+
+
+def _is_all_there_is(view: npt.NDArray[np.generic], payload: Buffer) -> bool:
+    """Whether nothing but this view refers to the array that it is a view of, nor what its payload was made by."""
+    made = isinstance(payload, memoryview) and cast(object, payload.obj) is not view
+    return type(view.base) is np.ndarray and _references(view) == _REFERENCES_OF_ONE + made
+
+
+def _references(view: npt.NDArray[np.generic]) -> int:
+    return sys.getrefcount(view.base)
+
+
+_REFERENCES_OF_ONE: Final = _references(np.empty(1)[:])
 
 
 def _large(size_bytes: int) -> int:

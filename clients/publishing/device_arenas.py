@@ -28,8 +28,9 @@ from broker.limits_devices import (
     DEVICE_UNUSED_NS,
 )
 from broker.protocol.frames import Frame
+from broker.protocol.places import packed_place
 from broker.protocol.session import Session
-from broker.protocol.sharing import PLACE, arena_ends, device_arena_frame, released
+from broker.protocol.sharing import arena_ends, device_arena_frame, released
 from clients.connection.signals import Signal
 from clients.publishing.arenas import LAST_LOAN, rounded
 
@@ -278,7 +279,7 @@ class DeviceArenas:
             number = number + 1 if number < 0xFFFFFFFF else FIRST_NUMBER
         self._last_loan = number
         self._lent[number] = block
-        return PLACE.pack(arena.number, number, block.offset)
+        return packed_place(arena.number, number, block.offset)
 
     def mapped(self, frame: Frame) -> None:
         """MAPPED: the broker and those that it has asked have an arena, or the broker takes none."""

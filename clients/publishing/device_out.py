@@ -17,7 +17,7 @@ from broker.limits import CONTROL_QUEUE_BYTES_MAX
 from broker.limits_devices import DEVICE_ANSWER_S, DEVICE_PATIENCE_S
 from broker.protocol.codes import NotInPlace
 from broker.protocol.frames import Content, Flag, Frame, Kind, Lane
-from broker.protocol.sharing import charge
+from broker.protocol.places import charge
 from broker.protocol.tensors import describe
 from clients.connection import operations
 from clients.connection.core import Core

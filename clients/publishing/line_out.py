@@ -52,11 +52,10 @@ class _Lent:
 
     __slots__ = ("kept", "loan", "readers", "size_bytes")
 
-    def __init__(self, loan: int, size_bytes: int, readers: int) -> None:
-        self.loan = loan
-        self.size_bytes = size_bytes
-        self.readers = readers
-        self.kept = True
+    loan: int
+    size_bytes: int
+    readers: int
+    kept: bool
 
 
 class LineOut:
@@ -115,9 +114,10 @@ class LineOut:
     def _lend(self, place: bytes, size_bytes: int) -> None:
         """A message in shared memory was written: older ones are kept no more."""
         known, kept = self._known, self._kept
-        # The loan of a place (broker/protocol/sharing.py), by its bytes: nothing is made for it.
+        # The loan of a place (broker/protocol/places.py), by its bytes: nothing is made for it.
         loan = place[4] | place[5] << 8 | place[6] << 16 | place[7] << 24
-        lent = _Lent(loan, size_bytes, (1 << self._writer.readers) - 1)
+        lent = _Lent.__new__(_Lent)
+        lent.loan, lent.size_bytes, lent.readers, lent.kept = loan, size_bytes, (1 << self._writer.readers) - 1, True
         known[self._writer.position] = lent
         if len(known) > _KNOWN_MAX:
             del known[next(iter(known))]

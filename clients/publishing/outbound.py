@@ -8,7 +8,7 @@ from broker.protocol.bodies import MessageBody, encode_body
 from broker.protocol.tensors import TensorMeta
 from broker.protocol.values import Encoded, encode_value
 from broker.topics.names import check_topic
-from clients.publishing.arenas import Place
+from clients.publishing.blocks import Place
 from clients.publishing.outgoing_topic import LANES
 
 

@@ -4,8 +4,9 @@ import cython
 
 from broker.protocol.batches cimport Batch
 from broker.protocol.frames cimport Frame, pack_header
+from broker.protocol.places cimport renamed
 from broker.protocol.session cimport Session
-from clients.publishing.line_out cimport LineOut
+from clients.publishing.line_out cimport LineOut, LinesOut
 from clients.publishing.outgoing_topic cimport OutgoingTopic
 from clients.connection.signals cimport Signal
 from clients.publishing.streaming cimport StreamSource, StreamsOut
@@ -14,7 +15,7 @@ from clients.publishing.streaming cimport StreamSource, StreamsOut
 cdef Py_ssize_t _HEADER_BYTES, _BATCHED_BYTES_MAX, _ENTRY_BODY_BYTES_MAX
 cdef long long _BATCH_GAP_NS
 cdef object _SENT
-cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE, _LOW_PARTS, _LOW_PARTS_SHARED
+cdef int _PUBLISH, _CONTROL, _DEFAULT, _BATCH, _ACKNOWLEDGE, _SHARED, _LOW_PARTS, _LOW_PARTS_SHARED
 
 
 cdef class Outgoing:
@@ -25,7 +26,7 @@ cdef class Outgoing:
     cdef public long long shortest_window_ns, unconfirmed
     cdef public Signal link_room
     cdef public StreamsOut streams
-    cdef public object lines
+    cdef public LinesOut lines
     cdef list _by_number
     cdef long long _window_messages, _window_bytes
 
@@ -39,8 +40,16 @@ cdef class Outgoing:
     ) except -1
     @cython.locals(session=Session)
     cpdef publish_small(self, OutgoingTopic topic, Frame frame, charged_bytes=*)
-    @cython.locals(line=LineOut, flags=int, size_bytes='long long', body=bytes, header=bytes)
+    @cython.locals(line=LineOut)
     cpdef publish_shared(self, OutgoingTopic topic, Frame frame, long long charged_bytes, unsigned int name)
+    cpdef bint is_low(self, OutgoingTopic topic) except -1
+    @cython.locals(line=LineOut)
+    cdef bint can_place(self, OutgoingTopic topic, long long size_bytes) except -1
+    @cython.locals(taken_bytes='long long', header=bytes)
+    cdef bint publish_place(
+        self, OutgoingTopic topic, int flags, int content, unsigned int reference, bytes body, bytes place,
+        long long size_bytes, long long charged_bytes, long long time_ns
+    ) except -1
     @cython.locals(session=Session, size=Py_ssize_t, body_bytes=Py_ssize_t, header=bytes, line=LineOut)
     cpdef publish_one(
         self, OutgoingTopic topic, int flags, int lane, int content, unsigned int reference, int priority,

@@ -34,8 +34,8 @@ from broker.protocol.batches import ENTRY_BODY_BYTES_MAX, Batch
 from broker.protocol.bodies import Failure, PublishPolicy, Topic, decode_body, encode_body
 from broker.protocol.codes import error_for
 from broker.protocol.frames import HEADER_BYTES, Flag, Frame, Kind, Lane, pack_header
+from broker.protocol.places import renamed
 from broker.protocol.session import Session
-from broker.protocol.sharing import renamed
 from broker.topics.names import check_topic
 from clients.connection.signals import Signal
 from clients.publishing.line_out import LinesOut, decline
@@ -45,7 +45,7 @@ from clients.publishing.streaming import StreamSource, StreamsOut
 _HEADER_BYTES = HEADER_BYTES
 _PUBLISH = int(Kind.PUBLISH)
 _CONTROL, _DEFAULT = int(Lane.CONTROL), int(Lane.DEFAULT)
-_BATCH, _ACKNOWLEDGE = int(Flag.BATCH), int(Flag.ACKNOWLEDGE)
+_BATCH, _ACKNOWLEDGE, _SHARED = int(Flag.BATCH), int(Flag.ACKNOWLEDGE), int(Flag.SHARED)
 _BATCHED_BYTES_MAX, _ENTRY_BODY_BYTES_MAX, _BATCH_GAP_NS = BATCHED_BYTES_MAX, ENTRY_BODY_BYTES_MAX, BATCH_GAP_NS
 _LOW_PARTS, _LOW_PARTS_SHARED = 2, 4
 """The broker is told to look at a line when less of a topic's credit than this part is left: a half, or a fourth where
@@ -252,9 +252,8 @@ class Outgoing:
             self.session.put(Frame(Kind.DRAIN, lane=Lane.CONTROL, number=topic.number, stream=line.number))
         return True
 
-    def is_low(self, name: str) -> bool:
+    def is_low(self, topic: OutgoingTopic | None) -> bool:
         """Whether the next message in shared memory on a topic's line asks for credit, which may have come already."""
-        topic = self.topics.get(name)
         if topic is None or topic.line is None:
             return False
         messages, size_bytes = self._window_messages // _LOW_PARTS_SHARED, self._window_bytes // _LOW_PARTS_SHARED
@@ -303,25 +302,51 @@ class Outgoing:
 
     def publish_shared(self, topic: OutgoingTopic, frame: Frame, charged_bytes: int, name: int) -> Signal:
         """As `publish_small`, of a message in shared memory, in an arena that others know by this number."""
-        line, body, flags = topic.line, frame.body, frame.flags
+        line = topic.line
         if line is None or not line.carries(frame, name):
             return self.publish_small(topic, frame, charged_bytes)
         if topic.batch is not None:
             self.send_batch(topic)
-        place, size_bytes = renamed(bytes(frame.payload), name), frame.total_bytes
+        place = renamed(bytes(frame.payload), name)
+        if self.publish_place(
+            topic, frame.flags, frame.content, frame.target, frame.body, place, frame.total_bytes, charged_bytes,
+            frame.time_ns,
+        ):  # fmt: skip
+            return SENT
+        return self.publish_small(topic, frame, charged_bytes)
+
+    def can_place(self, topic: OutgoingTopic, size_bytes: int) -> bool:
+        """Whether a message of so many bytes in shared memory can be written to a topic's line now, in an arena that
+        its readers have, with nothing to be seen to before."""
+        line = topic.line
+        return (
+            line is not None
+            and not topic.special
+            and topic.batch is None
+            and topic.credit_messages > 0
+            and topic.credit_bytes > 0
+            and size_bytes <= line.shared_bytes_max
+        )
+
+    def publish_place(
+        self, topic: OutgoingTopic, flags: int, content: int, reference: int, body: bytes, place: bytes,
+        size_bytes: int, charged_bytes: int, time_ns: int,
+    ) -> bool:  # fmt: skip
+        """Writes where a message lies to its topic's line; says whether it has, else the line is over."""
+        taken_bytes = len(body) + charged_bytes
         topic.credit_messages -= 1
-        topic.credit_bytes -= len(body) + charged_bytes
+        topic.credit_bytes -= taken_bytes
         header = pack_header(
-            _PUBLISH, flags, _DEFAULT, frame.content, topic.number, frame.target, 0, 0, len(body), len(place),
-            size_bytes, 0, frame.time_ns,
+            _PUBLISH, flags | _SHARED, _DEFAULT, content, topic.number, reference, 0, 0, len(body), len(place),
+            size_bytes, 0, time_ns,
         )  # fmt: skip
         if self._on_line(topic, header, body, place, flags & _ACKNOWLEDGE != 0, size_bytes):
             self.unconfirmed += 1
             self.last_sent = topic
-            return SENT
+            return True
         topic.credit_messages += 1
-        topic.credit_bytes += len(body) + charged_bytes
-        return self.publish_small(topic, frame, charged_bytes)
+        topic.credit_bytes += taken_bytes
+        return False
 
     def publish_one(
         self, topic: OutgoingTopic, flags: int, lane: int, content: int, reference: int, priority: int, request: int,

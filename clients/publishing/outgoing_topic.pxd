@@ -10,7 +10,7 @@ cdef class OutgoingTopic:
     cdef public unsigned int number
     cdef public long long credit_messages, credit_bytes, last_ns, rapid, burst_messages, batch_bytes, batch_window_ns
     cdef public Signal credit, stream_over
-    cdef public object stream, refused, denied, max_message_bytes
+    cdef public object alike, stream, refused, denied, max_message_bytes
     cdef public Batch batch
     cdef public LineOut line
     cdef public int lane

@@ -13,6 +13,7 @@ from broker.protocol.frames import Lane
 from clients.connection.signals import Signal
 
 if TYPE_CHECKING:
+    from clients.publishing.alike import Alike
     from clients.publishing.line_out import LineOut
     from clients.publishing.streaming import StreamSource
 
@@ -36,14 +37,15 @@ class OutgoingTopic:
         line: on which messages go to their readers, if there is one.
         lane: of messages that name none.
         max_message_bytes: the longest payload; None is any.
+        alike: what is said of the arrays that it carries of late, if they are alike.
         refused: why the broker has refused a message, until somebody was told.
         denied: why it refuses all that is published, until it says otherwise.
     """
 
     __slots__ = (
-        "batch", "batch_bytes", "batch_window_ns", "burst_messages", "credit", "credit_bytes", "credit_messages",
-        "denied", "lane", "last_ns", "line", "max_message_bytes", "name", "number", "rapid", "refused", "special",
-        "stream", "stream_over",
+        "alike", "batch", "batch_bytes", "batch_window_ns", "burst_messages", "credit", "credit_bytes",
+        "credit_messages", "denied", "lane", "last_ns", "line", "max_message_bytes", "name", "number",
+        "rapid", "refused", "special", "stream", "stream_over",
     )  # fmt: skip
 
     def __init__(self, name: str, number: int) -> None:
@@ -56,6 +58,7 @@ class OutgoingTopic:
         self.stream_over = Signal(ready=True)
         self.batch: Batch | None = None
         self.line: LineOut | None = None
+        self.alike: Alike | None = None
         self.last_ns = 0
         self.rapid = 0
         self.refused: BrokerError | None = None

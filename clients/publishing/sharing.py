@@ -32,16 +32,16 @@ def publish_shared(driver: Driver, message: Outbound, timeout_s: float, *, ackno
     core, payload = driver.core, message.payload
     place = message.place = core.arenas.found(payload, message.value)
     if place is None:
-        _make_room(driver, len(payload))
+        make_room(driver, len(payload))
         place = message.place = core.arenas.copied(payload)
     if place is not None and not acknowledge:
         # The shortest way, if there is nothing to wait for.
         with driver.lock:
-            if core.outgoing.is_low(message.topic):
+            if core.outgoing.is_low(core.outgoing.topics.get(message.topic)):
                 # To read it costs less than to have the broker, which has given some, look once more.
                 driver.read_arrived()
             # Otherwise it could become a large message, which has begun when this returns.
-            shares = core.arenas.can_share(place)
+            shares = core.arenas.can_share(place.block)
             if shares and try_publish(core, message, monotonic_ns(), time_ns()) is SENT:
                 driver.flush()
                 driver.publishes()
@@ -62,11 +62,11 @@ def empty_shared(driver: Driver, shape: int | Sequence[int], dtype: npt.DTypeLik
     if not arenas.suits(size_bytes):
         with driver.lock:
             return ordinary_array(driver.core.incoming.pool, lengths, kind, size_bytes)
-    _make_room(driver, size_bytes)
+    make_room(driver, size_bytes)
     return arenas.array(lengths, kind, size_bytes)
 
 
-def _make_room(driver: Driver, size_bytes: int) -> None:
+def make_room(driver: Driver, size_bytes: int) -> None:
     """Takes back what nobody needs any more, used last and so in the cache, and waits a moment if much is in use."""
     core = driver.core
     if core.outgoing.lines.takes_back:

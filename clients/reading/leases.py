@@ -1,3 +1,5 @@
+# ruff: noqa: F821
+# mypy: disable-error-code="name-defined,attr-defined,no-any-return"
 """What a client reads in shared memory: the arenas that it has mapped, and the messages in them that it still uses.
 
 A message's bytes stay as they are until its Lease ends, and that ends with the last array or view over them, on
@@ -21,6 +23,7 @@ from broker.limits import RELEASE_BYTES
 from broker.protocol.bodies import decode_body
 from broker.protocol.frames import Flag, Frame
 from broker.protocol.line import Releases
+from broker.protocol.places import place_of
 from broker.protocol.session import Session
 from broker.protocol.sharing import (
     DEVICE_VERSION,
@@ -30,9 +33,9 @@ from broker.protocol.sharing import (
     Passage,
     look_frame,
     mapped_frame,
-    place_of,
     release_frames,
 )
+from broker.transport.held import Held
 
 log = logging.getLogger(__name__)
 
@@ -61,61 +64,86 @@ class _Told:
     """What the leases of lines say to those who keep account of them.
 
     Attributes:
-        over: those that have ended, by the line's releases and the position behind the entry.
         due: whether the broker is to look at the places.
         nobody: whether nobody is to be told any more: the session is over, or this is a forked child.
     """
 
-    __slots__ = ("due", "nobody", "over")
-
     def __init__(self) -> None:
-        self.over: deque[tuple[Releases, int]] = deque()
         self.due = False
         self.nobody = False
 
 
-class LineLease:
-    """As Lease, of a message that has come on a line: the broker reads in the place that it is over."""
+class LineLeases:
+    """What is still used of what has come on one line.
 
-    __slots__ = ("_entry", "_memory", "_passage", "_told")
+    Attributes:
+        releases: where it is said that it is not.
+        held: by the positions behind the entries, where their messages lie.
+        told: what is said of it, and to whom.
+        listed: whether it is among those that are looked at.
+    """
 
-    def __init__(self, memory: Memory, entry: tuple[Releases, int], told: _Told, passage: Passage | None) -> None:
-        self._memory = memory
-        self._passage = passage
-        self._entry = entry
-        self._told = told
+    def __init__(self, releases: Releases, told: _Told) -> None:
+        """Made by `Leases.line`."""
+        self.releases = releases
+        self.held: dict[int, tuple[_Mapped, int, int]] = {}
+        self.told = told
+        self.listed = False
+
+
+class LineLease(Held):
+    """As Lease, of a message that has come on a line, and its bytes: the broker reads in the place that it is over."""
+
+    _line: LineLeases
+    _passage: Passage | None
+    _position: int
 
     def __del__(self) -> None:
-        # As above: no lock, and a store that nothing comes between.
-        told, entry = self._told, self._entry
-        if not told.nobody:
-            releases, position = entry
-            if releases.release(position):
-                told.due = True
-            told.over.append(entry)
+        # As above: no lock, and nothing comes between.
+        line = self._line
+        if line is not None and not line.told.nobody:
+            if line.releases.release(self._position):
+                line.told.due = True
+            line.held.pop(self._position, None)
+
+
+class _Mapped:
+    """Memory that the broker has told of.
+
+    Attributes:
+        address: of its first byte, and `size_bytes` its length, as long as `memory` is there.
+        on_device: whether it is a device's.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.address = memory.address
+        self.size_bytes = memory.size_bytes
+        self.on_device = isinstance(memory, DeviceMemory)
 
 
 class Leases:
     """All that one session reads in shared memory."""
 
     def __init__(self) -> None:
-        self._arenas: dict[int, Memory] = {}
-        self._held: dict[int | tuple[Releases, int], tuple[Memory, int, int]] = {}
+        self._arenas: dict[int, _Mapped] = {}
+        self._held: dict[int, tuple[_Mapped, int, int]] = {}
         self._over: deque[tuple[int, int]] = deque()
         self._passage: Passage | None = None
         self._told = _Told()
-        # Of lines on which something has come, and how much of that is still used.
-        self._releases: dict[Releases, int] = {}
+        # Of lines on which something has come that is still used, or was when it was looked last.
+        self._lines: list[LineLeases] = []
 
     def disconnected(self) -> None:
         """The session is over, and its connection about to be closed: what is still read is made this process's own."""
         self._told.nobody = True
-        self._forget_over()
         for number, _ in list(self._over):
             self._held.pop(number, None)
         kept: dict[Memory, list[tuple[int, int]]] = {}
-        for memory, offset, size_bytes in self._held.values():
-            kept.setdefault(memory, []).append((offset, size_bytes))
+        for held in (self._held, *(line.held for line in self._lines)):
+            # A copy, which is made in one step: more may be over at any moment.
+            for mapped, offset, size_bytes in list(held.values()):
+                kept.setdefault(mapped.memory, []).append((offset, size_bytes))
         for memory, parts in kept.items():
             try:
                 memory.keep(parts)
@@ -131,7 +159,7 @@ class Leases:
         self._passage = None
         self._told.nobody = True
         self._told = _Told()
-        self._releases = {}
+        self._lines = []
 
     def arena(self, session: Session, frame: Frame) -> None:
         """ARENA: the broker will speak of some memory, or not any more."""
@@ -143,12 +171,13 @@ class Leases:
         self._passage = session.passage
         try:
             if frame.count == DEVICE_VERSION:
-                self._arenas[frame.number] = _on_device(session.passage, frame)
+                self._arenas[frame.number] = _Mapped(_on_device(session.passage, frame))
             elif frame.count != VERSION:
                 raise InvalidValue("arena of version", frame.count, f"is not of version {VERSION}")
             else:
-                memory = self._arenas[frame.number] = session.passage.adopt(frame.sequence, frame.total_bytes)
+                memory = session.passage.adopt(frame.sequence, frame.total_bytes)
                 memory.close_descriptor()
+                self._arenas[frame.number] = _Mapped(memory)
         except (InvalidValue, LimitExceeded) as error:
             log.warning("arena.refused bytes=%d cause=%s", frame.total_bytes, error)
         session.put(mapped_frame(frame.number, mapped=frame.number in self._arenas))
@@ -159,55 +188,61 @@ class Leases:
         Raises:
             ProtocolError: the broker has not told of that memory.
         """
-        memory, lease, offset = self._find(frame)
-        self._held[lease] = memory, offset, frame.total_bytes
-        holder = Lease(memory, lease, frame.total_bytes, self._over, self._passage)
-        return memory.view(offset, frame.total_bytes, holder)
+        number, lease, offset = place_of(frame.payload)
+        mapped = self._find(number, offset, frame.total_bytes)
+        self._held[lease] = mapped, offset, frame.total_bytes
+        holder = Lease(mapped.memory, lease, frame.total_bytes, self._over, self._passage)
+        return mapped.memory.view(offset, frame.total_bytes, holder)
 
-    def _find(self, frame: Frame) -> tuple[Memory, int, int]:
-        """Where a message lies, and the number that its sender has given to that."""
-        number, loan, offset = place_of(frame.payload)
-        memory, size_bytes = self._arenas.get(number), frame.total_bytes
-        if memory is None or offset + size_bytes > memory.size_bytes or not size_bytes:
+    def _find(self, number: int, offset: int, size_bytes: int) -> _Mapped:
+        """The memory in which a message lies."""
+        mapped = self._arenas.get(number)
+        if (
+            mapped is None
+            or not size_bytes
+            or size_bytes > mapped.size_bytes
+            or offset > mapped.size_bytes - size_bytes
+        ):
             raise ProtocolError(f"{size_bytes} bytes at {offset} of arena {number}, which has no such place")
-        return memory, loan, offset
+        return mapped
 
-    def lined(self, releases: Releases, position: int, frame: Frame) -> Buffer:
+    def line(self, releases: Releases) -> LineLeases:
+        """For what comes on a line, with the place where it is said that it is over."""
+        return LineLeases(releases, self._told)
+
+    def lined(self, line: LineLeases, position: int, frame: Frame) -> Buffer:
         """As `payload`, for a message that has come on a line.
 
         Args:
-            releases: where it is said that it is over.
-            position: behind its entry.
+            line: as `line` has given it.
+            position: behind the entry.
             frame: the entry; its publisher need not be trusted.
 
         Raises:
             ProtocolError: there is no such place. The broker, which looks at it too, has more to say to its publisher.
         """
+        size_bytes = frame.total_bytes
         try:
-            memory, _, offset = self._find(frame)
+            place = place_in(frame.payload)
+            if not place:
+                raise ProtocolError(f"{frame!r} on a line, whose payload is not a place")
+            mapped, offset = self._find(place.arena, place.offset, size_bytes), place.offset
+            if mapped.on_device:
+                raise ProtocolError(f"a place in {mapped.memory!r} on a line, which carries those in host memory alone")
         except ProtocolError:
-            releases.release(position)
+            line.releases.release(position)
             raise
-        if isinstance(memory, DeviceMemory):
-            releases.release(position)
-            raise ProtocolError(f"a place in {memory!r} on a line, which carries those in host memory alone")
-        entry = releases, position
-        self._held[entry] = memory, offset, frame.total_bytes
-        self._releases[releases] = self._releases.get(releases, 0) + 1
-        return memory.view(offset, frame.total_bytes, LineLease(memory, entry, self._told, self._passage))
-
-    def _forget_over(self) -> None:
-        """Forgets the messages of lines that are not used any more."""
-        over = self._told.over
-        while over:
-            entry = over.popleft()
-            if self._held.pop(entry, None) is not None:
-                self._releases[entry[0]] -= 1
+        lease = LineLease.__new__(LineLease)
+        lease._line, lease._position, lease._passage, lease._holder = line, position, self._passage, mapped.memory
+        lease._address, lease._size_bytes, lease._read_only = mapped.address + offset, size_bytes, True
+        line.held[position] = mapped, offset, size_bytes
+        if not line.listed:
+            line.listed = True
+            self._lines.append(line)
+        return memoryview(lease)  # type: ignore[arg-type]
 
     def due(self) -> bool:
         """Whether the broker is to be told now which messages are not used any more."""
-        if self._told.over:
-            self._forget_over()
         if self._told.due:
             return True
         # Of a copy, which is made in one step: more may be over at any moment.
@@ -215,7 +250,7 @@ class Leases:
 
     def give_back(self, session: Session) -> None:
         """Tells the broker which messages are not used any more, or that it is to look in the places of lines."""
-        if self._releases:
+        if self._lines:
             self._look(session)
         over = self._over
         if over:
@@ -229,14 +264,17 @@ class Leases:
         """Has the broker look in the places if it waits for that, or if there was no room in one."""
         told = self._told
         due, told.due = told.due, False
-        self._forget_over()
-        for releases, held in list(self._releases.items()):
+        ended = False
+        for line in self._lines:
+            releases = line.releases
             if releases.late and releases.again():
                 due = True
             if releases.due():
                 due = True
-            if not held and not releases.late:
-                del self._releases[releases]
+            if not line.held and not releases.late:
+                line.listed, ended = False, True
+        if ended:
+            self._lines = [line for line in self._lines if line.listed]
         if due:
             session.put(look_frame())
 

@@ -19,6 +19,7 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import PLACE_BYTES, TAKEN, Reader, Releases, check_entry
 from broker.protocol.session import Session
 from clients.reading.incoming import Incoming
+from clients.reading.leases import LineLeases
 from clients.reading.messages import Publication
 from clients.reading.subscription_state import SubscriptionState
 
@@ -39,7 +40,7 @@ class LineIn:
     Attributes:
         number: by which the broker knows it.
         reader: this end of it.
-        releases: where it is said which messages in shared memory are not used any more.
+        leases: its messages in shared memory that are used.
         publication: whose messages of which topic come on it.
         subscriptions: for which it is read.
         sequence: of the next message.
@@ -49,14 +50,14 @@ class LineIn:
         self,
         number: int,
         reader: Reader,
-        releases: Releases,
+        leases: LineLeases,
         publication: Publication,
         subscriptions: list[SubscriptionState],
         sequence: int,
     ) -> None:
         self.number = number
         self.reader = reader
-        self.releases = releases
+        self.leases = leases
         self.publication = publication
         self.subscriptions = subscriptions
         self.sequence = sequence
@@ -106,12 +107,12 @@ class Lines:
             place.close_descriptor()
             reader = Reader(ring, ring.address, ring.size_bytes)
             reader.add(place, place.address)
-            releases = Releases(place, place.address)
+            leases = self.incoming.leases.line(Releases(place, place.address))
         except (InvalidValue, LimitExceeded) as error:
             log.warning("line.refused topic=%r cause=%s", publication.topic, error)
             _leave(session, frame.target)
             return
-        line = LineIn(frame.target, reader, releases, publication, subscriptions, frame.sequence)
+        line = LineIn(frame.target, reader, leases, publication, subscriptions, frame.sequence)
         for subscription in subscriptions:
             subscription.lined(lined=True)
         self._lines = [*self._lines, line]
@@ -153,7 +154,7 @@ class Lines:
             raise ProtocolError(f"{frame!r} with flags {frame.flags} on a line")
         check_entry(frame)
         if frame.flags & _SHARED:
-            frame.payload = self.incoming.leases.lined(line.releases, line.reader.position, frame)
+            frame.payload = self.incoming.leases.lined(line.leases, line.reader.position, frame)
         frame.sequence = line.sequence
         line.sequence += count
         for subscription in line.subscriptions:

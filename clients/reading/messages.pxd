@@ -3,6 +3,9 @@
 import cython
 
 
+cdef int _BYTES, _TENSOR
+
+
 cdef class Publication:
     cdef public str topic, sender
 
@@ -19,6 +22,7 @@ cdef class Message:
         payload, reply
     )
     cdef Py_ssize_t _size(self) except -1
+    cdef _array(self)
 
 
 @cython.locals(

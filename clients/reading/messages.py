@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple, NoReturn, Protocol, SupportsIndex
 
+import numpy as np
+
 from broker import devices
 from broker.buffers import Buffer
 from broker.devices import Device
@@ -28,10 +30,13 @@ except ModuleNotFoundError:
 NO_BODY: Final = MessageBody()
 _UNREAD: Final = object()
 _BYTES: Final = int(Content.BYTES)
+_TENSOR: Final = int(Content.TENSOR)
 _KNOWN_BODY_BYTES_MAX: Final = 128
 _KNOWN_BODIES_MAX: Final = 64
 _known_bodies: dict[bytes, MessageBody] = {}
 """Bodies that say nothing but what an array is: those of a topic are mostly the same, and are decoded once."""
+_last_array: tuple[bytes, int, tuple[int, ...], np.dtype[np.generic]] = b"", -1, (), np.dtype(np.uint8)
+"""Body and payload's length of the array that was read last, and what that came to; replaced as a whole."""
 LANE_NAMES: Final = tuple(lane.name.lower() for lane in Lane)
 
 
@@ -196,8 +201,22 @@ class Message:
         if self._value is _UNREAD:
             if self._content == _BYTES and type(self._payload) is bytes:
                 return self._payload
-            self._value = self._read(self._device)
+            if self._content == _TENSOR and self._device is None and type(self._payload) is memoryview:
+                self._value = self._array()
+            else:
+                self._value = self._read(self._device)
         return self._value
+
+    def _array(self) -> object:
+        """An array in host memory, which mostly is like the one that was read before."""
+        global _last_array
+        payload, (body, size_bytes, shape, dtype) = self._payload, _last_array
+        if len(payload) == size_bytes and (self._body is body or self._body == body):
+            return np.ndarray(shape, dtype, payload)
+        array = self._read(None)
+        if type(array) is np.ndarray and array.size and array.flags.c_contiguous:
+            _last_array = self._body, len(payload), array.shape, array.dtype
+        return array
 
     def value_on(self, device: str) -> object:
         """The value with its arrays on a device, whatever the subscription has asked for; read anew with each call.

@@ -15,7 +15,7 @@ cdef class SubscriptionState(Signal):
     cdef public dict drops_untold
     cdef public long long held_bytes
     cdef public long long _owed_bytes, _owed_messages, began_ns
-    cdef long long _bytes_threshold, _threshold
+    cdef long long _bytes_threshold, _queue_bytes, _queue_messages, _threshold
     cdef long long _dropped_before, _dropped_here, _dropped_there, _gaps_told
     cdef dict _gaps_ahead, _gaps_evicted, _gaps_skipped, _recent
     cdef tuple _lanes

@@ -58,8 +58,8 @@ class SubscriptionState(Signal):
 
     __slots__ = (
         "_alone", "_bytes_threshold", "_dropped_before", "_dropped_here", "_dropped_there", "_gaps_ahead",
-        "_gaps_evicted", "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages", "_recent",
-        "_threshold", "asked",
+        "_gaps_evicted", "_gaps_skipped", "_gaps_told", "_lanes", "_owed_bytes", "_owed_messages",
+        "_queue_bytes", "_queue_messages", "_recent", "_threshold", "asked",
         "began_ns", "closed", "credit_due", "device", "drops_untold", "evicts", "has_max_lag", "held_bytes",
         "is_latest", "is_special", "number", "on_message", "pending", "reader", "readers", "seen", "what", "wishes",
     )  # fmt: skip
@@ -87,6 +87,7 @@ class SubscriptionState(Signal):
         self._gaps_skipped: dict[str, int] = {}
         self._gaps_evicted: dict[str, int] = {}
         self.drops_untold: dict[str, int] = {}
+        self._queue_bytes, self._queue_messages = wishes.queue_bytes, wishes.queue_messages
         self._bytes_threshold = wishes.queue_bytes // CREDIT_PARTS
         self._follow(wishes.overflow or "block")
         self.credit_due = False
@@ -228,9 +229,8 @@ class SubscriptionState(Signal):
             return True
         if not self.pending or self.held_bytes < 0:
             self.held_bytes = 0
-        wishes = self.wishes
-        return self.held_bytes < wishes.queue_bytes and (
-            self.evicts or self.pending + self._owed_messages < wishes.queue_messages
+        return self.held_bytes < self._queue_bytes and (
+            self.evicts or self.pending + self._owed_messages < self._queue_messages
         )
 
     def take_plain(self) -> Message | None:

@@ -8,7 +8,8 @@ from broker.limits import MIB
 from broker.protocol.bodies import Line, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.line import TAKEN, Releases
-from broker.protocol.sharing import PLACE, Release, released
+from broker.protocol.places import PLACE
+from broker.protocol.sharing import Release, released
 from broker.transport.shared_memory import SharedMemory
 from tests.state.harness import Talk
 from tests.state.liners import Liner

@@ -7,7 +7,8 @@ import gc
 from broker.errors import InvalidValue, LimitExceeded
 from broker.limits import MIB
 from broker.protocol.frames import Flag, Kind, Lane
-from broker.protocol.sharing import PLACE, Release, released
+from broker.protocol.places import PLACE
+from broker.protocol.sharing import Release, released
 from broker.security.identity import ANYBODY, Identity
 from tests.state.harness import Peer, Talk
 

@@ -10,7 +10,8 @@ import pytest
 from broker.limits import ARENAS_BYTES_MAX, ARENAS_MAX, MESSAGE_BYTES_MAX
 from broker.protocol.bodies import Declare, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
-from broker.protocol.sharing import PLACE, Release
+from broker.protocol.places import PLACE
+from broker.protocol.sharing import Release
 from tests.state.harness import Talk
 from tests.state.sharers import SIZE, FakeMemory, Sharer, failure_of
 

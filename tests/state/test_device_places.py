@@ -11,7 +11,8 @@ from broker.protocol.bodies import Declare, Failure, Line, Subscribe, decode_bod
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
 from broker.protocol.line import AVAILABLE
-from broker.protocol.sharing import PLACE, DeviceArena, charge
+from broker.protocol.places import PLACE, charge
+from broker.protocol.sharing import DeviceArena
 from tests.state.harness import Talk
 from tests.state.liners import line_memory
 from tests.state.placers import Placer, reader_of

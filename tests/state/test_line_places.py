@@ -10,7 +10,8 @@ from broker.limits import LEASES_MAX
 from broker.protocol.bodies import Declare, Line, decode_body
 from broker.protocol.frames import Flag, Kind, Lane
 from broker.protocol.line import AVAILABLE, FULL, NOTED, RELEASES, WAITED_FOR
-from broker.protocol.sharing import PLACE, Release
+from broker.protocol.places import PLACE
+from broker.protocol.sharing import Release
 from tests.state.harness import Talk
 from tests.state.liners import line_memory
 from tests.state.placers import BLOCK_BYTES, Placer, begin, leases, lines, reader_of

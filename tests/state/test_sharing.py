@@ -12,7 +12,8 @@ from broker.limits import MIB
 from broker.protocol.bodies import Declare, Settle
 from broker.protocol.codes import Code
 from broker.protocol.frames import Flag, Kind, Lane
-from broker.protocol.sharing import PLACE, charge, released
+from broker.protocol.places import PLACE, charge
+from broker.protocol.sharing import released
 from tests.state.harness import Talk
 from tests.state.sharers import SIZE, Sharer
 

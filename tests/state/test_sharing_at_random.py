@@ -10,7 +10,8 @@ import pytest
 
 from broker.protocol.bodies import Declare, Settle
 from broker.protocol.frames import Flag, Kind, Lane
-from broker.protocol.sharing import PLACE, released
+from broker.protocol.places import PLACE
+from broker.protocol.sharing import released
 from tests.state.harness import Peer, Talk
 from tests.state.sharers import SIZE, Sharer
 

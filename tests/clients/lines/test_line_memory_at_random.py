@@ -12,7 +12,8 @@ import pytest
 from broker.protocol.bodies import Declare, Line, decode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.line import AVAILABLE, TAKEN, Releases
-from broker.protocol.sharing import PLACE, Release
+from broker.protocol.places import PLACE
+from broker.protocol.sharing import Release
 from clients.publishing.line_out import LineOut
 from tests.state.harness import Talk
 from tests.state.liners import line_memory

@@ -22,7 +22,7 @@ from broker.protocol.line import (
     Writer,
     format_ring,
 )
-from broker.protocol.sharing import PLACE
+from broker.protocol.places import PLACE
 from broker.transport.shared_memory import SharedMemory
 from clients.publishing.line_out import LineOut
 from tests.clients.publishing.test_outgoing import connected_core, drain
@@ -173,7 +173,7 @@ def test_the_broker_is_asked_for_credit_when_a_fourth_is_left_and_not_before() -
     charged_bytes = PUBLISH_WINDOW_BYTES // 8
     lows, kinds = [], []
     for number in range(7):
-        lows.append(core.outgoing.is_low("a"))
+        lows.append(core.outgoing.is_low(core.outgoing.topics["a"]))
         frame = Frame(
             Kind.PUBLISH, Flag.SHARED, Lane.DEFAULT, number=topic.number, total_bytes=SIZE,
             payload=PLACE.pack(1, number + 1, 0),
@@ -183,7 +183,7 @@ def test_the_broker_is_asked_for_credit_when_a_fourth_is_left_and_not_before() -
     # With what is written last, credit is below a fourth; before it, just at that.
     assert kinds == [[]] * 6 + [[Kind.DRAIN]]
     assert lows == [False] * 7
-    assert core.outgoing.is_low("a")
+    assert core.outgoing.is_low(core.outgoing.topics["a"])
     topic.line = None
-    assert not core.outgoing.is_low("a")
-    assert not core.outgoing.is_low("another")
+    assert not core.outgoing.is_low(core.outgoing.topics["a"])
+    assert not core.outgoing.is_low(None)

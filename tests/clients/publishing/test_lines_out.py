@@ -14,10 +14,12 @@ from broker.limits import LINE_DATA_BYTES, LOANS_MAX, MIB
 from broker.protocol.bodies import Line, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane, pack_header
 from broker.protocol.line import AVAILABLE, DATA_OFFSET, PLACE_BYTES, VERSION, Releases, format_ring
-from broker.protocol.sharing import PLACE, release_frames
+from broker.protocol.places import PLACE
+from broker.protocol.sharing import release_frames
 from broker.transport.shared_memory import SharedMemory
 from clients.connection import operations
-from clients.publishing.arenas import Arenas, Place
+from clients.publishing.arenas import Arenas
+from clients.publishing.blocks import Place
 from clients.publishing.line_out import LineOut, LinesOut
 from tests.state.liners import BELL, LinePassage
 
@@ -203,14 +205,14 @@ def test_what_came_back_by_a_line_counts_as_lent_until_the_broker_tells(monkeypa
     lent = Lent()
     loans = [lent.share() for _ in range(3)]
     place = lent.place()
-    assert not lent.arenas.can_share(place)
+    assert not lent.arenas.can_share(place.block)
     lent.arenas.take_back(loans[:1])
-    assert not lent.arenas.can_share(place)
+    assert not lent.arenas.can_share(place.block)
     assert lent.arenas.share(place) is None
     lent.told(*loans[:2])
-    assert lent.arenas.can_share(place)
+    assert lent.arenas.can_share(place.block)
     lent.arenas.take_back(loans[1:])
-    assert lent.arenas.can_share(place)
+    assert lent.arenas.can_share(place.block)
 
 
 def test_of_an_earlier_session_no_loan_is_in_use() -> None:

@@ -10,8 +10,9 @@ from broker.errors import ProtocolError
 from broker.protocol.bodies import Hello
 from broker.protocol.frames import Flag, Frame, Kind
 from broker.protocol.line import AVAILABLE, PLACE_BYTES, RELEASES, Releases
+from broker.protocol.places import PLACE
 from broker.protocol.session import Session
-from broker.protocol.sharing import PLACE, arena_frame
+from broker.protocol.sharing import arena_frame
 from broker.transport.shared_memory import SharedMemory
 from clients.reading.leases import Leases
 
@@ -45,13 +46,13 @@ class Reading:
         self.leases = Leases()
         self.leases.arena(self.session, arena_frame(ARENA, self.memory))
         place = SharedMemory.create(PLACE_BYTES, common=True)
-        self.releases = Releases(place, place.address)
+        self.line = self.leases.line(Releases(place, place.address))
         self.broker = Releases(place, place.address)
         self.told()
 
     def lined(self, position: int, arena: int = ARENA, offset: int = 0, size_bytes: int = SIZE) -> memoryview:
         frame = Frame(Kind.PUBLISH, Flag.SHARED, total_bytes=size_bytes, payload=PLACE.pack(arena, 1, offset))
-        return self.leases.lined(self.releases, position, frame)
+        return self.leases.lined(self.line, position, frame)
 
     def let_go(self) -> list[int]:
         gc.collect()
