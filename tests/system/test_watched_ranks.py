@@ -77,6 +77,11 @@ def group_of(daemon: Daemon, fits: Callable[[dict], bool]) -> dict:
     raise AssertionError(f"the group is not as it should be: {group}")
 
 
+def names_only(rank: int, operations: list[dict]) -> bool:
+    """Whether operations wait for a rank, and for no other."""
+    return bool(operations) and all(each["missing_ranks"] == [rank] for each in operations)
+
+
 def stuck_at(daemon: Daemon, rank: int) -> dict:
     """What `stuck` tells first, once it names one rank and no other.
 
@@ -88,7 +93,7 @@ def stuck_at(daemon: Daemon, rank: int) -> dict:
         assert errors == ""
         told = [json.loads(line) for line in output.splitlines()]
         assert status == bool(told)
-        if told and all(each["missing_ranks"] == [rank] for each in told):
+        if names_only(rank, told):
             return told[0]
     raise AssertionError(f"rank {rank} is not named: {told}")
 
@@ -106,9 +111,8 @@ def test_a_rank_that_is_stopped_in_the_middle_is_named(daemon: Daemon, elements:
         assert set(told["arrived_ranks"]) >= {0, 1, 2, 3} - {stopped}
         (missing,) = told["missing"]
         assert (missing["rank"], missing["process"]) == (stopped, ranks[stopped].pid)
-        group = group_of(daemon, lambda group: bool(group["operations"]))
+        group = group_of(daemon, lambda group: names_only(stopped, group["operations"]))
         assert group["schedule"] == "ring"
-        assert all(each["missing_ranks"] == [stopped] for each in group["operations"])
         recorded = group["recorded_operations"]
         ranks[stopped].signal(signal.SIGCONT)
         group_of(daemon, lambda group: group["recorded_operations"] > recorded)
