@@ -421,13 +421,13 @@ def test_a_broker_of_another_kind_is_told_from_one_that_is_not_there() -> None:
 SENDS_AND_ENDS = """
 import sys
 from broker.transport import connect
-connection = connect(sys.argv[1], 10.0)
+connection = connect(sys.argv[1], 60.0)
 assert connection.send([bytes(3 << 20)]) == 3 << 20
 {end}
 """
 
 
-@pytest.mark.parametrize("end", ["connection.close()", "", "connection.close(); connect(sys.argv[1], 10.0)"])
+@pytest.mark.parametrize("end", ["connection.close()", "", "connection.close(); connect(sys.argv[1], 60.0)"])
 def test_a_process_ends_at_once_and_what_it_sent_before_arrives(listener: Listener, end: str) -> None:
     with subprocess.Popen([sys.executable, "-c", SENDS_AND_ENDS.format(end=end), str(listener.address)]) as process:
         ends: list[Connection] = [accept(listener)]
