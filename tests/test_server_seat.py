@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tests.clients.serving import PATIENCE_S, ServingThread
 from tests.descriptors import opened
 from tests.system.workers import answer, wait_until
 from tests.transport.hellos import spoken
+
+NEVER_S = 3600.0
 
 
 @pytest.fixture
@@ -194,10 +197,12 @@ def test_whom_their_worker_has_no_room_for_in_time_is_told_so(
             pass
         place = listeners[0].address.host, listeners[0].address.port
         with (
-            ServingThread("tcp://127.0.0.1:0", seat=seats[0], hello_timeout_s=0.2) as broker,
+            ServingThread("tcp://127.0.0.1:0", seat=seats[0], hello_timeout_s=NEVER_S) as broker,
             socket.create_connection(place, PATIENCE_S) as sock,
         ):
             sock.sendall(encode_greeting(Hello("hasty", worker=1)))
+            wait_until(lambda: broker.call(lambda: len(broker.server._strangers._delayed)) == 1)
+            broker.call(broker.server.state.arrivals.tick, time.monotonic_ns() + int(2 * NEVER_S * 1e9))
             refusal = answer(sock)
             assert isinstance(refusal, Refusal)
             assert "is away, or overloaded; try again" in refusal.reason

@@ -17,7 +17,7 @@ from broker.collectives import ring
 from tests.clients.asynchronous import AsyncLoop
 from tests.clients.covering import covering
 from tests.clients.ranks import close_ranks
-from tests.clients.serving import ServingThread
+from tests.clients.serving import PATIENCE_S, ServingThread
 from tests.collectives import link_engine
 from tests.thorough import THOROUGH
 
@@ -142,7 +142,7 @@ class Connect(Protocol):
 
 @pytest.fixture(params=["inproc", "tcp", "tls", "unix"])
 def broker(request: pytest.FixtureRequest) -> Iterator[ServingThread]:
-    with ServingThread(_address_of(request.param, request.getfixturevalue)) as serving:
+    with ServingThread(_address_of(request.param, request.getfixturevalue), hello_timeout_s=PATIENCE_S) as serving:
         yield serving
 
 
@@ -175,7 +175,7 @@ def connect(request: pytest.FixtureRequest, broker: ServingThread) -> Iterator[C
     make: Callable[..., clients.Client] = clients.connect if loop is None else loop.connect
 
     def connect_client(name: str, **options: object) -> clients.Client:
-        client = make(broker.url, name=name, **options)
+        client = make(broker.url, name=name, **{"connect_timeout_s": PATIENCE_S, **options})
         opened.append(client)
         return client
 

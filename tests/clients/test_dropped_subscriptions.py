@@ -137,7 +137,7 @@ def test_handlers_and_responders_go_on_without_their_subscription(connect: Conne
 
 def test_a_job_keeps_its_subscription_until_it_is_settled(connect: Connect) -> None:
     bus, reader = connect("publisher"), connect("reader")
-    bus.declare("jobs", acknowledge=True)
+    bus.declare("jobs", acknowledge=True, lease_s=3600.0)
     bus.publish("jobs", 1, ack="accepted")
     job = reader.subscribe("jobs", queue_group="workers", queue_messages=1).next(PATIENCE_S)
     reader.subscribe("read/by/nobody", queue_messages=10)

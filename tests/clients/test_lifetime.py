@@ -21,7 +21,7 @@ from tests.clients.conftest import Interrupted
 from tests.clients.ranks import all_together, embedded_url
 from tests.clients.serving import ServingThread
 from tests.daemon import Daemon, Process
-from tests.descriptors import opened
+from tests.descriptors import nothing_stays_opened, opened
 
 LINKS = pytest.mark.skipif(not ring.AVAILABLE, reason="the engine of links is not compiled")
 
@@ -320,7 +320,7 @@ def test_a_client_for_which_there_can_be_no_thread_is_refused_and_leaves_nothing
         with pytest.raises(clients.ConnectError, match="can't start new thread: raise RLIMIT_NPROC"):
             clients.connect(tcp_broker.url)
         tcp_broker.wait_until_alone(bus, 1)
-        assert opened() == before
+        assert nothing_stays_opened(before)
 
 
 def test_a_client_without_a_thread_for_its_door_joins_without_one(
@@ -331,7 +331,7 @@ def test_a_client_without_a_thread_for_its_door_joins_without_one(
         refuse_threads(monkeypatch, "tensorbus-door")
         with bus.group("dp", world_size=1) as group:
             assert group.all_reduce(np.ones(1))[0] == 1.0
-        assert opened() == before
+        assert nothing_stays_opened(before)
 
 
 @pytest.mark.usefixtures("interrupting")
@@ -377,7 +377,7 @@ def test_a_signal_before_a_thread_starts_leaves_a_client_that_works_and_nothing_
             with pytest.raises(Interrupted):
                 clients.connect(tcp_broker.url)
         tcp_broker.wait_until_alone(bus, 1)
-        assert opened() == before
+        assert nothing_stays_opened(before)
         bus.subscribe("losses", handler=lambda message: taken.set())
         bus.publish("losses", 0.5)
         assert taken.wait(PATIENCE_S)

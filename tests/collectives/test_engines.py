@@ -84,7 +84,7 @@ def small_numbers(dtype: str, positions: int, elements: int) -> list[bytes]:
 
 
 def run(engine: Turns, plan: Plan, source: object, target: object) -> None:
-    task = Task(plan, source, target, 20 * SECOND_NS)
+    task = Task(plan, source, target, 60 * SECOND_NS)
     assert engine.run(task) == Outcome.COMMITTED, Outcome(task.status).name
 
 
@@ -183,7 +183,7 @@ def test_submitted_operations_are_carried_out_in_their_order(world: Callable[...
 
     def work(engine: Turns, position: int) -> None:
         arrays = [np.full(plan.array_bytes // 4, position + 1, np.float32) for plan in plans]
-        tasks = [Task(plan, array, array, 20 * SECOND_NS) for plan, array in zip(plans, arrays, strict=True)]
+        tasks = [Task(plan, array, array, 60 * SECOND_NS) for plan, array in zip(plans, arrays, strict=True)]
         for task in tasks[:-1]:
             engine.submit(task)
         # A call waits behind what was submitted.
@@ -198,7 +198,7 @@ def test_submitted_operations_are_carried_out_in_their_order(world: Callable[...
 def test_a_mismatch_names_the_claims_and_changes_nothing(world: Callable[..., list[Any]]) -> None:
     def work(engine: Turns, position: int) -> dict[int, bytes]:
         array = np.full(2_000_000 + position, position, np.float32)
-        task = Task(all_reduce(array.size, 3), array, array, 20 * SECOND_NS)
+        task = Task(all_reduce(array.size, 3), array, array, 60 * SECOND_NS)
         assert engine.run(task) == Outcome.MISMATCH
         assert (array == position).all()
         claims = task.claims()
@@ -215,7 +215,7 @@ def test_a_mismatch_names_the_claims_and_changes_nothing(world: Callable[..., li
 def test_what_cannot_be_is_a_mismatch(world: Callable[..., list[Any]], elements: int) -> None:
     def work(engine: Turns, position: int) -> list[int]:
         array = np.full(elements, position, np.float32)
-        task = Task(all_reduce(elements, 3, impossible=True), array, array, 20 * SECOND_NS)
+        task = Task(all_reduce(elements, 3, impossible=True), array, array, 60 * SECOND_NS)
         assert engine.run(task) == Outcome.MISMATCH
         assert (array == position).all()
         return task.positions
@@ -309,7 +309,7 @@ def test_a_result_may_belong_elsewhere(
             source = np.full(elements, position + 1, np.float32)
             target = np.full(plan.result_bytes // 4, -1, np.float32)
             sent = source if kind is not CollectiveKind.BROADCAST or position == positions - 1 else None
-            task = Task(plan, sent, target, 20 * SECOND_NS, scratch=scratch)
+            task = Task(plan, sent, target, 60 * SECOND_NS, scratch=scratch)
             assert engine.run(task) == Outcome.COMMITTED
             assert np.array_equal(target, expected_of(kind, positions, elements))
             assert (source == position + 1).all()
@@ -330,7 +330,7 @@ def test_what_is_cancelled_at_any_moment_is_as_it_was_or_done_on_all(
             source = np.full(elements, position + 1, np.float32)
             target = np.full(done.size, -1, np.float32)
             sent = source if kind is not CollectiveKind.BROADCAST or position == 2 else None
-            task = Task(plan, sent, target, 20 * SECOND_NS)
+            task = Task(plan, sent, target, 60 * SECOND_NS)
             turns, who = chance.choice([0, 0, 100, 1000, 10_000]), chance.randrange(3)
             if who == position and each % 4 == 1:
                 engine.cancel(task)
@@ -410,7 +410,7 @@ def test_what_is_cancelled_before_another_one_comes_never_ends_well(world: Calla
     def work(engine: Turns, position: int) -> list[int]:
         outcomes = []
         for _ in range(rounds):
-            task = Task(all_reduce(0, 2), None, None, 20 * SECOND_NS)
+            task = Task(all_reduce(0, 2), None, None, 60 * SECOND_NS)
             if position == 1:
                 cancelled.wait()
             engine.submit(task)

@@ -71,7 +71,7 @@ def test_sums_have_the_same_bits_everywhere_and_always(positions: int, schedule:
         for elements in (1025, 50_001, 300_000):
             for _ in range(2):
                 array = np.random.default_rng(position).standard_normal(elements).astype(np.float32)
-                task = Task(all_reduce(elements, positions, schedule), array, array, 20 * SECOND_NS)
+                task = Task(all_reduce(elements, positions, schedule), array, array, 60 * SECOND_NS)
                 assert engine.run(task) == Outcome.COMMITTED
                 results.append(array.tobytes())
         return results
@@ -87,7 +87,7 @@ def test_sums_have_the_same_bits_everywhere_and_always(positions: int, schedule:
 def test_a_mean_is_divided_once(schedule: str) -> None:
     def work(engine: Engine, position: int) -> None:
         array = np.full(70_000, 0.1 * (position + 1), np.float32)
-        task = Task(all_reduce(70_000, 3, schedule, ReduceOp.MEAN), array, array, 20 * SECOND_NS)
+        task = Task(all_reduce(70_000, 3, schedule, ReduceOp.MEAN), array, array, 60 * SECOND_NS)
         assert engine.run(task) == Outcome.COMMITTED
         assert np.abs(array - np.float32(0.2)).max() < 1e-6
 
@@ -105,7 +105,7 @@ def test_pieces_that_come_in_parts_are_added_whole(dtype: str) -> None:
         )  # fmt: skip
         array = (np.arange(elements) % 100 + position).astype(dtype)
         expected = (np.arange(elements) % 100 * positions + 3).astype(dtype)
-        assert engine.run(Task(plan, array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+        assert engine.run(Task(plan, array, array, 60 * SECOND_NS)) == Outcome.COMMITTED
         assert np.array_equal(array, expected)
 
     def narrow() -> tuple[socket.socket, socket.socket]:
@@ -125,7 +125,7 @@ def test_many_operations_of_all_sizes_keep_the_links_in_step() -> None:
         for number, elements in enumerate(sizes):
             array = np.full(elements, position + number, np.float32)
             schedule = "halving" if number % 2 else "ring"
-            task = Task(all_reduce(elements, 4, schedule), array, array, 20 * SECOND_NS)
+            task = Task(all_reduce(elements, 4, schedule), array, array, 60 * SECOND_NS)
             assert engine.run(task) == Outcome.COMMITTED
             assert (array == 6 + 4 * number).all()
         assert engine.committed == len(sizes)

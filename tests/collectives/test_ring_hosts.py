@@ -53,7 +53,7 @@ def run(engine: Engine, case: Case, position: int, *, in_place: bool = False, sc
     begun = case.begun(position, scratch=scratch)
     if in_place:
         begun.target = begun.source
-        begun.task = Task(case.plan(), begun.source, begun.source, 20 * SECOND_NS)
+        begun.task = Task(case.plan(), begun.source, begun.source, 60 * SECOND_NS)
     assert engine.run(begun.task) == Outcome.COMMITTED
     assert begun.target is not None
     assert np.array_equal(begun.target, case.result(position))
@@ -90,7 +90,7 @@ def test_sums_have_the_same_bits_everywhere_and_always(hosts: str) -> None:
         for elements in (1025, 300_000, 300_000):
             array = np.random.default_rng(position).standard_normal(elements).astype(np.float32)
             plan = case_of(elements, hosts).plan()
-            assert engine.run(Task(plan, array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+            assert engine.run(Task(plan, array, array, 60 * SECOND_NS)) == Outcome.COMMITTED
             results.append(array.tobytes())
         return results
 
@@ -106,7 +106,7 @@ def test_a_mean_is_divided_once(hosts: str) -> None:
     def work(engine: Engine, position: int) -> None:
         array = np.full(70_000, 0.1 * (position + 1), np.float32)
         plan = case_of(70_000, hosts, op=ReduceOp.MEAN).plan()
-        assert engine.run(Task(plan, array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+        assert engine.run(Task(plan, array, array, 60 * SECOND_NS)) == Outcome.COMMITTED
         assert np.abs(array - np.float32(0.1 * (len(hosts) + 1) / 2)).max() < 1e-6
 
     on_threads(len(hosts), work, hosts=hosts)
@@ -119,7 +119,7 @@ def test_other_kinds_and_schedules_go_over_the_same_links() -> None:
             own = np.full(100_000, position, np.float32)
             whole = np.empty(400_000, np.float32)
             gather = Plan(CollectiveKind.ALL_GATHER, b"g", 4, array_bytes=400_000, schedule="hierarchical")
-            assert engine.run(Task(gather, own, whole, 20 * SECOND_NS)) == Outcome.COMMITTED
+            assert engine.run(Task(gather, own, whole, 60 * SECOND_NS)) == Outcome.COMMITTED
             assert np.array_equal(whole, np.repeat(np.arange(4, dtype=np.float32), 100_000))
             begun = Case(CollectiveKind.ALL_REDUCE, 300_007, 4, schedule="ring").begun(position)
             assert engine.run(begun.task) == Outcome.COMMITTED

@@ -73,7 +73,7 @@ def test_a_reduce_may_be_in_place_and_its_mean_is_divided_once(world: Callable[.
     def work(engine: Engine, position: int) -> None:
         array = np.full(elements, 0.1 * (position + 1), np.float32)
         its_plan = Case(CollectiveKind.REDUCE, elements, 4, 2, op=ReduceOp.MEAN).plan()
-        task = Task(its_plan, array, array if position == 2 else None, 20 * SECOND_NS)
+        task = Task(its_plan, array, array if position == 2 else None, 60 * SECOND_NS)
         assert engine.run(task) == Outcome.COMMITTED
         assert np.abs(array - np.float32(0.25 if position == 2 else 0.1 * (position + 1))).max() < 1e-6
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_is_a_mismatch(world: Callable[..., list[Any]], kind: Col
         missing = []
         for elements in (1, 70_001):
             case = Case(kind, elements, 3)
-            task = Task(case.plan(impossible=True), case.source(position), case.target(position), 20 * SECOND_NS)
+            task = Task(case.plan(impossible=True), case.source(position), case.target(position), 60 * SECOND_NS)
             assert engine.run(task) == Outcome.MISMATCH
             missing.append(task.positions)
         return missing

@@ -52,7 +52,7 @@ def test_what_was_done_is_remembered_with_its_moments_and_its_claim(elements: in
         assert engine.glance(0, 0).entries == []
         array = np.ones(elements, np.float32)
         for _ in range(3):
-            assert engine.run(Task(all_reduce(elements, 3), array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+            assert engine.run(Task(all_reduce(elements, 3), array, array, 60 * SECOND_NS)) == Outcome.COMMITTED
         assert [each.sequence for each in engine.glance(2, 0).entries] == [3]
         return engine.glance(0, 0)
 
@@ -132,7 +132,7 @@ def run_many(engine: Engine, count: int, thinning: int) -> list[int]:
     array, plan = np.ones(2, np.float32), all_reduce(2, 2)
     engine.glance(0, thinning)
     for _ in range(count):
-        assert engine.run(Task(plan, array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+        assert engine.run(Task(plan, array, array, 60 * SECOND_NS)) == Outcome.COMMITTED
     glance = engine.glance(0, thinning)
     assert glance.begun == count
     return [each.sequence for each in glance.entries]
@@ -179,7 +179,7 @@ def test_whoever_looks_sees_whole_entries_also_while_they_are_written() -> None:
     def work(engine: Engine) -> None:
         array = np.ones(2, np.float32)
         for number in range(1, 3001 if THOROUGH else 1001):
-            engine.run(Task(plans[number % 3], array, array, 20 * SECOND_NS))
+            engine.run(Task(plans[number % 3], array, array, 60 * SECOND_NS))
 
     threads = [threading.Thread(target=work, args=(engine,)) for engine in engines]
     looking = threading.Thread(target=look)

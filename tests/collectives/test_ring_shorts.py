@@ -59,7 +59,7 @@ def test_they_are_added_in_the_order_of_the_ranks_whatever_the_schedule(position
                 CollectiveKind.ALL_REDUCE, b"", positions,
                 op=ReduceOp.SUM, dtype=dtype, array_bytes=len(array), schedule=schedule,
             )  # fmt: skip
-            assert engine.run(Task(plan, array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+            assert engine.run(Task(plan, array, array, 60 * SECOND_NS)) == Outcome.COMMITTED
             assert array == expected
 
     on_threads(positions, work, lanes=2, make=tcp_pair)
@@ -98,12 +98,12 @@ def test_other_lengths_are_named_and_the_links_go_on(lengths: tuple[int, ...]) -
                 CollectiveKind.ALL_REDUCE, b"%d" % array.size, 3,
                 op=ReduceOp.SUM, dtype="float32", array_bytes=array.nbytes,
             )  # fmt: skip
-            task = Task(plan, array, array, 20 * SECOND_NS)
+            task = Task(plan, array, array, 60 * SECOND_NS)
             assert engine.run(task) == Outcome.MISMATCH
             assert (array == position).all()
             named.append(task.claims())
             again = np.ones(10_000, np.float32)
-            assert engine.run(Task(all_reduce(10_000, 3), again, again, 20 * SECOND_NS)) == Outcome.COMMITTED
+            assert engine.run(Task(all_reduce(10_000, 3), again, again, 60 * SECOND_NS)) == Outcome.COMMITTED
             assert (again == 3).all()
         return named
 

@@ -72,7 +72,7 @@ def test_draining_lets_those_finish_that_have_all_come() -> None:
     memory, elements = new_board(2, 32 << 20), 5 << 20
     engines = [shm.Engine(memory.descriptor, memory.size_bytes, 2, position) for position in range(2)]
     arrays = [np.ones(elements, np.float32) for _ in engines]
-    tasks = [shm.Task(all_reduce(elements, 2), array, array, 20 * SECOND_NS) for array in arrays]
+    tasks = [shm.Task(all_reduce(elements, 2), array, array, 60 * SECOND_NS) for array in arrays]
     for engine, task in zip(engines, tasks, strict=True):
         engine.submit(task)
     for position in range(2):
@@ -120,7 +120,7 @@ def test_a_stage_for_which_there_is_no_memory_fails_the_operation(elements: int)
     finally:
         os.close(file)
     arrays = [np.ones(elements, np.float32) for _ in engines]
-    tasks = [shm.Task(all_reduce(elements, 2), array, array, 20 * SECOND_NS) for array in arrays]
+    tasks = [shm.Task(all_reduce(elements, 2), array, array, 60 * SECOND_NS) for array in arrays]
     for engine, task in zip(engines, tasks, strict=True):
         engine.submit(task)
     outcomes = [engine.wait(task, PATIENCE_S) for engine, task in zip(engines, tasks, strict=True)]
@@ -194,7 +194,7 @@ def _window(number: int, arrays: list[np.ndarray], position: int) -> shm.Window:
 def _run_direct(engine: shm.Engine, position: int, sources: list[np.ndarray], targets: list[np.ndarray]) -> int:
     """A sum of arrays that all see, as this position sees them."""
     elements = sources[0].size
-    task = shm.Task(all_reduce(elements, len(sources)), sources[position], targets[position], 20 * SECOND_NS)
+    task = shm.Task(all_reduce(elements, len(sources)), sources[position], targets[position], 60 * SECOND_NS)
     task.share(_window(1, sources, position), _window(2, targets, position))
     return engine.run(task)
 
@@ -220,7 +220,7 @@ def test_of_common_memory_one_position_reduces_each_piece_to_where_all_want_it(e
         # Position 1 takes another array for the target of position 0, so that it shows who has written what.
         seen = [elsewhere, targets[1]] if position == 1 else targets
         target = _window(2, seen, position)
-        task = shm.Task(all_reduce(elements, 2), sources[position], targets[position], 20 * SECOND_NS)
+        task = shm.Task(all_reduce(elements, 2), sources[position], targets[position], 60 * SECOND_NS)
         task.share(_window(1, sources, position), target)
         assert target.busy
         status = engine.run(task)
@@ -320,7 +320,7 @@ def test_a_result_that_is_written_past_the_caches() -> None:
 
     def work(engine: shm.Engine, position: int) -> bool:
         array = started + position
-        assert engine.run(shm.Task(all_reduce(elements, 2), array, array, 20 * SECOND_NS)) == Outcome.COMMITTED
+        assert engine.run(shm.Task(all_reduce(elements, 2), array, array, 60 * SECOND_NS)) == Outcome.COMMITTED
         return bool((array == 2 * started + 1).all())
 
     assert on_threads(2, work, new_board(2, 32 << 20)) == [True] * 2

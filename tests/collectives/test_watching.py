@@ -126,7 +126,8 @@ def test_a_straggler_is_as_late_as_it_says_itself(elements: int) -> None:
 
     on_threads(3, work, watched.memory)
     watched.look()
-    (straggler,) = watched.recorder.stragglers()
+    # Others come later than they might when they get no processor, but not by so much.
+    straggler = watched.recorder.stragglers()[0]
     assert (straggler.rank, straggler.late_operations, straggler.operations) == (7, steps, steps)
     own = [came[1] - min(came[0], came[2]) for came in came_ns]
     assert straggler.lateness_ns == pytest.approx(statistics.median(own), rel=0.1)
@@ -148,7 +149,7 @@ def test_who_has_come_and_who_has_not_is_seen_while_they_wait() -> None:
     watched = Watched()
     engines = [shm.Engine(watched.memory.descriptor, watched.memory.size_bytes, 3, position) for position in range(3)]
     arrays = [np.ones(10, np.float32) for _ in range(3)]
-    tasks = [shm.Task(plan_of(10), array, array, 20 * SECOND_NS) for array in arrays]
+    tasks = [shm.Task(plan_of(10), array, array, 60 * SECOND_NS) for array in arrays]
     engines[2].submit(tasks[2])
     watched.wait_for(1)
     engines[0].submit(tasks[0])
@@ -238,7 +239,7 @@ def test_what_is_in_progress_when_the_generation_ends_is_void() -> None:
     watched = Watched()
     engine = shm.Engine(watched.memory.descriptor, watched.memory.size_bytes, 3, 0)
     array = np.ones(10, np.float32)
-    task = shm.Task(plan_of(10), array, array, 20 * SECOND_NS)
+    task = shm.Task(plan_of(10), array, array, 60 * SECOND_NS)
     engine.submit(task)
     watched.wait_for(1)
     watched.watch.end(watched.recorder, time.monotonic_ns())

@@ -284,7 +284,7 @@ def test_a_peer_that_dies_while_ucx_reads_its_memory_ends_one_connection(listene
 
 
 SENDS = """
-connection = connect(sys.argv[1], 10.0)
+connection = connect(sys.argv[1], 60.0)
 send_all(connection, [b"alive"])
 while True:
     connection.send([bytes(300_000)])
@@ -328,7 +328,7 @@ def test_a_carrier_that_is_killed_in_mid_transfer_ends_its_connection_at_both_en
 
 def test_a_stopped_peer_holds_a_window_and_goes_on_when_it_is_continued(listener: Listener) -> None:
     program = """
-connection = connect(sys.argv[1], 10.0)
+connection = connect(sys.argv[1], 60.0)
 send_all(connection, [b"alive"])
 print(len(receive_until_closed(connection)[0]), flush=True)
 """
@@ -384,7 +384,7 @@ def test_when_the_process_that_makes_carriers_is_killed_another_one_does(listene
 
 @pytest.mark.parametrize("end", ["connection.close()", "", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_a_process_ends_at_once_and_what_it_sent_before_arrives(listener: Listener, end: str) -> None:
-    program = f"connection = connect(sys.argv[1], 10.0)\nassert connection.send([bytes(999_999)]) == 999_999\n{end}"
+    program = f"connection = connect(sys.argv[1], 60.0)\nassert connection.send([bytes(999_999)]) == 999_999\n{end}"
     with process(program, str(listener.address)) as peer:
         peer.wait(PATIENCE_S)
         with accept(listener) as accepted:
@@ -406,14 +406,14 @@ def test_closed_connections_leave_no_process_and_no_memory(listener: Listener) -
 def test_a_forked_child_that_disowns_it_does_not_keep_it_open(listener: Listener) -> None:
     """The child lives on when its parent is killed, and the peer sees the parent's end all the same."""
     program = """
-connection = connect(sys.argv[1], 10.0)
+connection = connect(sys.argv[1], 60.0)
 send_all(connection, [b"first"])
 receive_exactly(connection, 2)
 child = os.fork()
 if not child:
     connection.disown()
     assert connection.closed
-    own = connect(sys.argv[1], 10.0)
+    own = connect(sys.argv[1], 60.0)
     send_all(own, [b"mine" + os.getpid().to_bytes(8, "little")])
 signal.pause()
 """

@@ -22,7 +22,9 @@ from broker.limits import MIB
 from broker.transport import Connection, Listener, connect, listen
 from broker.transport.zeromq.bounds import MESSAGE_BYTES_MAX, MESSAGE_CHARGE_BYTES, WINDOW_BYTES
 from broker.transport.zeromq.messages import HEADER, HEADER_BYTES, OPEN, Kind, reason_of
+from broker.transport.zeromq.sockets import end_of
 from broker.transport.zeromq.stream import put_parts
+from tests.descriptors import opened
 
 from .driving import PATIENCE_S, accept, fill, is_ready, receive_exactly, receive_until_closed, send_all, wait_readable
 
@@ -419,13 +421,13 @@ def test_a_broker_of_another_kind_is_told_from_one_that_is_not_there() -> None:
 SENDS_AND_ENDS = """
 import sys
 from broker.transport import connect
-connection = connect(sys.argv[1], 10.0)
+connection = connect(sys.argv[1], 60.0)
 assert connection.send([bytes(3 << 20)]) == 3 << 20
 {end}
 """
 
 
-@pytest.mark.parametrize("end", ["connection.close()", "", "connection.close(); connect(sys.argv[1], 10.0)"])
+@pytest.mark.parametrize("end", ["connection.close()", "", "connection.close(); connect(sys.argv[1], 60.0)"])
 def test_a_process_ends_at_once_and_what_it_sent_before_arrives(listener: Listener, end: str) -> None:
     with subprocess.Popen([sys.executable, "-c", SENDS_AND_ENDS.format(end=end), str(listener.address)]) as process:
         ends: list[Connection] = [accept(listener)]
@@ -440,3 +442,13 @@ def test_zeromq_is_not_imported_before_an_address_asks_for_it() -> None:
         "import sys, broker.cli.serve, clients, clients.aio; assert not [name for name in sys.modules if name == 'zmq']"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_number_of_a_link_that_was_given_to_another_file_names_no_end_and_leaks_no_descriptor() -> None:
+    other = os.eventfd(0)
+    try:
+        before = len(opened())
+        assert [end_of(other, "zmq+ipc", peer=peer) for peer in (True, False)] == ["zmq+ipc://gone"] * 2
+        assert len(opened()) <= before
+    finally:
+        os.close(other)

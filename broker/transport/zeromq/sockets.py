@@ -101,7 +101,7 @@ def end_of(descriptor: int, scheme: str, *, peer: bool) -> str:
         peer: the other end's, instead of this end's.
     """
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as link:
+        with _copy_of(descriptor) as link:
             if link.family == socket.AF_UNIX:
                 credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 return process_end(scheme, _CREDENTIALS.unpack(credentials)[0] if peer else os.getpid())
@@ -109,6 +109,18 @@ def end_of(descriptor: int, scheme: str, *, peer: bool) -> str:
             return str(Address(scheme, host=host, port=port))
     except OSError:
         return f"{scheme}://gone"
+
+
+def _copy_of(descriptor: int) -> socket.socket:
+    """Raises:
+    OSError: it is no socket; its number may have been given to another file by now.
+    """
+    copy = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
 
 
 def process_end(scheme: str, process_id: int) -> str:

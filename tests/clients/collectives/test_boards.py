@@ -153,7 +153,8 @@ def test_no_descriptor_and_no_mapping_outlives_a_group(connect: Connect) -> None
             group.leave()
         del group, groups
     buses[0].flush()
-    assert _boards() == before
+    # Threads of earlier tests may still be giving theirs back.
+    assert all(now <= earlier for now, earlier in zip(_boards(), before, strict=True))
 
 
 def test_the_board_of_a_generation_goes_with_it_though_nothing_collects_garbage(connect: Connect) -> None:

@@ -72,7 +72,7 @@ def test_strangers_are_dropped_and_hinder_nobody(ends: list[Handover], files: li
         ends[1].give([ends[0].name], TOKENS[1], files[1])
         ends[2].give([ends[0].name], TOKENS[1], files[2])
         assert taken(ends[0], {TOKENS[1]: 1, TOKENS[2]: 2}) == {1: 1}, "the first with a token is the one"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_nobody_is_there_any_more(ends: list[Handover], files: list[int]) -> None:
