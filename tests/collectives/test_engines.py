@@ -96,8 +96,9 @@ def test_all_positions_get_the_sum(world: Callable[..., list[Any]], positions: i
     plan = all_reduce(elements, positions)
 
     def work(engine: Turns, position: int) -> None:
+        array = np.empty_like(arrays[position])
         for _ in range(3):
-            array = arrays[position].copy()
+            array[:] = arrays[position]
             run(engine, plan, array, array)
             assert np.array_equal(array, expected)
 
@@ -153,7 +154,7 @@ def test_blocks_come_out_alike_everywhere_and_near_the_exact_result(
 def test_the_other_kinds(world: Callable[..., list[Any]], positions: int, rows: int) -> None:
     arrays = inputs(positions, rows * positions * 3)
     size = arrays[0].nbytes
-    reduced = sum(arrays) / np.float32(positions)
+    reduced, gathered = sum(arrays) / np.float32(positions), np.concatenate(arrays)
 
     def work(engine: Turns, position: int) -> None:
         own = arrays[position]
@@ -167,7 +168,7 @@ def test_the_other_kinds(world: Callable[..., list[Any]], positions: int, rows: 
         run(engine, Plan(CollectiveKind.BARRIER, b"b", positions), None, None)
         whole = np.empty(own.size * positions, np.float32)
         run(engine, Plan(CollectiveKind.ALL_GATHER, b"g", positions, array_bytes=size), own, whole)
-        assert np.array_equal(whole, np.concatenate(arrays))
+        assert np.array_equal(whole, gathered)
         assert np.array_equal(own, before)
         for root in range(positions):
             copy = own.copy()
@@ -301,17 +302,19 @@ def expected_of(kind: CollectiveKind, positions: int, elements: int) -> np.ndarr
 def test_a_result_may_belong_elsewhere(
     world: Callable[..., list[Any]], kind: CollectiveKind, schedule: str, positions: int, scratch: bool
 ) -> None:
-    sizes = [positions * each for each in (1, 3000, 200_000)]
+    # A position's own part of the whole is as long for all kinds: a chunk and more, and pieces.
+    whole = 1 if kind is CollectiveKind.ALL_GATHER else positions
+    plans = [out_of_place(kind, schedule, whole * part, positions) for part in (1, 3000, 200_000)]
+    due = [expected_of(kind, positions, plan.array_bytes // 4) for plan in plans]
 
     def work(engine: Turns, position: int) -> None:
-        for elements in sizes:
-            plan = out_of_place(kind, schedule, elements, positions)
-            source = np.full(elements, position + 1, np.float32)
+        for plan, expected in zip(plans, due, strict=True):
+            source = np.full(plan.array_bytes // 4, position + 1, np.float32)
             target = np.full(plan.result_bytes // 4, -1, np.float32)
             sent = source if kind is not CollectiveKind.BROADCAST or position == positions - 1 else None
             task = Task(plan, sent, target, 60 * SECOND_NS, scratch=scratch)
             assert engine.run(task) == Outcome.COMMITTED
-            assert np.array_equal(target, expected_of(kind, positions, elements))
+            assert np.array_equal(target, expected)
             assert (source == position + 1).all()
 
     world(positions, work)

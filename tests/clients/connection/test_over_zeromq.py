@@ -43,7 +43,7 @@ def test_messages_arrive_once_and_in_order(connect: Connect) -> None:
 def test_a_large_tensor_arrives_whole_and_a_control_message_is_not_kept_behind_it(connect: Connect) -> None:
     bus, other = connect("first"), connect("second")
     tensors, control = other.subscribe("tensors"), other.subscribe("control/#")
-    array = np.arange(12 * MIB, dtype=np.uint32)
+    array = np.arange(3 * MIB, dtype=np.uint32)
     for _ in range(2):
         bus.publish("tensors", array)
         bus.publish("control/stop", "now", lane="control")

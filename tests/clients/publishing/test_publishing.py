@@ -57,7 +57,7 @@ def test_the_publisher_may_change_its_array_when_publish_has_returned(
     bus: clients.Client, other: clients.Client
 ) -> None:
     subscription = other.subscribe("arrays/changed")
-    array = np.empty(2_000_000, np.int64)
+    array = np.empty(700_000, np.int64)
     for step in range(5):
         array[...] = step
         bus.publish("arrays/changed", array)
