@@ -82,6 +82,7 @@ cdef inline _fill(Frame frame, tb_found *found, bytes body):
 
 cdef class End:
     cdef tb_end _end
+    cdef bytes _body
     cdef list _kept
 
 
@@ -93,7 +94,6 @@ cdef class Writer(End):
 
 
 cdef class Reader(End):
-    cdef bytes _body
     @cython.locals(found=tb_found, start=uint64_t, look=int)
     cpdef int take(self, Frame frame) except -1
     cpdef bint has_more(self) except -1
@@ -101,7 +101,6 @@ cdef class Reader(End):
 
 
 cdef class Drain(End):
-    cdef bytes _body
     @cython.locals(found=tb_found, position=uint64_t, look=int)
     cpdef int take(self, Frame frame) except -1
     @cython.locals(word=uint64_t)

@@ -43,6 +43,8 @@ if cython.compiled:
 class End:
     """One end of a line, which keeps the memory that it lies in."""
 
+    _body: bytes | None
+
     def __init__(self, ring: object, address: int, size_bytes: int) -> None:
         """Args:
             ring: is kept.
@@ -117,8 +119,6 @@ class Writer(End):
 class Reader(End):
     """A reader's end, with its place. One thread at a time may call."""
 
-    _body: bytes | None
-
     def take(self, frame: Frame) -> int:
         """Takes the next frame, if there is one.
 
@@ -158,8 +158,6 @@ class Reader(End):
 
 class Drain(End):
     """The broker's end, with the places of all readers."""
-
-    _body: bytes | None
 
     def take(self, frame: Frame) -> int:
         """Fills a frame with the next one, and goes on behind it; says TAKEN or NOTHING.

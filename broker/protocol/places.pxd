@@ -1,4 +1,5 @@
-"""The types with which places.py is compiled, and a place as it lies in memory."""
+"""The types with which places.py is compiled, and a place as it lies in the memory of a
+little-endian machine."""
 
 import cython
 

@@ -4,7 +4,7 @@ import cython
 
 from broker.protocol.frames cimport Frame
 from broker.protocol.line cimport Drain, check_entry
-from broker.protocol.places cimport Place, packed_place, place_in
+from broker.protocol.places cimport packed_place, place_of
 from broker.state.delivery cimport Subscription
 from broker.state.line_leases cimport LineLeases
 from broker.state.topics cimport Publisher, TopicRecord
@@ -42,7 +42,6 @@ cdef class TopicLine:
     cdef _take_in(self)
     @cython.locals(end=Drain, publisher=Publisher, before='long long', frame=Frame)
     cdef _take_all(self)
-    @cython.locals(place='const Place *')
     cdef _find(self, Frame frame)
     @cython.locals(reader=LineReader, subscription=Subscription)
     cpdef passed(self, Message message)

@@ -1,5 +1,3 @@
-# ruff: noqa: F821
-# mypy: disable-error-code="name-defined"
 """One line, from its beginning to its end; see broker/state/lines.py."""
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from broker.limits import CHUNK_BYTES, LINE_LASTING_MESSAGES
 from broker.protocol.bodies import Attach, encode_body
 from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import DATA_OFFSET, Drain, check_entry
-from broker.protocol.places import packed_place
+from broker.protocol.places import packed_place, place_of
 from broker.protocol.session import Phase
 from broker.protocol.sharing import CommonMemory
 from broker.state.announcing import announced
@@ -169,11 +167,11 @@ class TopicLine:
 
     def _find(self, frame: Frame) -> None:
         """A message in shared memory: names the place as its publisher does to the broker."""
-        place = place_in(frame.payload)
-        own = self.arenas.get(place.arena) if place else None
+        name, loan, offset = place_of(frame.payload)
+        own = self.arenas.get(name)
         if own is None or self.publisher.session.shares is None:
-            raise ProtocolError(f"{frame!r} on a line, in an arena that not all of its readers have, or in none")
-        frame.payload = packed_place(own, place.loan, place.offset)
+            raise ProtocolError(f"{frame!r} on a line, in arena {name}, which not all of its readers have")
+        frame.payload = packed_place(own, loan, offset)
 
     def passed(self, message: Message) -> None:
         """A message was drained, which the readers have from the line."""

@@ -144,6 +144,7 @@ def shared_stream(loan: object, size_bytes: int, view: Callable[[], Buffer]) -> 
         size_bytes: how long it is.
         view: makes its bytes, which keep the loan too.
     """
+    # Without __init__, for which Python would make tuples: what is added there is to be added here.
     stream, first, last = Stream.__new__(Stream), Chunk.__new__(Chunk), Chunk.__new__(Chunk)
     first._bytes, first._view, first.following = b"", None, last
     last._bytes, last._view, last.following = b"", view, None

@@ -7,7 +7,7 @@ from broker.protocol.places cimport packed_place
 from clients.connection.core cimport Core
 from clients.connection.driver cimport Driver
 from clients.publishing.arenas cimport Arenas
-from clients.publishing.blocks cimport Block
+from clients.publishing.blocks cimport Block, block_of
 from clients.publishing.outgoing cimport Outgoing
 from clients.publishing.outgoing_topic cimport OutgoingTopic
 from clients.publishing.sharing cimport make_room

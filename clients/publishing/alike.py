@@ -19,6 +19,7 @@ from broker.protocol.frames import Content
 from broker.protocol.places import charge, packed_place
 from broker.protocol.tensors import DTYPES, describe
 from clients.connection.driver import Driver
+from clients.publishing.blocks import block_of
 from clients.publishing.sharing import make_room
 
 _TENSOR: Final = int(Content.TENSOR)
@@ -74,15 +75,20 @@ def publish_alike(driver: Driver, topic_name: str, lane: str | None, array: npt.
         return False
     alike = topic.alike
     if alike is None or not alike.fits(array):
+        if not arenas.suits(array.nbytes):
+            return False
         alike = topic.alike = _like(array)
     if alike is None or not arenas.suits(alike.size_bytes):
         return False
     block = arenas.whole(array, alike.size_bytes)
     given = block is not None
     if block is None:
-        # A view may be one of an array that was lent, which the long way finds out. And what cannot be written to the
-        # line, it would copy once more.
-        if array.base is not None or not alike.copies or not outgoing.can_place(topic, alike.size_bytes):
+        # A view of an array that was lent may be given away, which the long way finds out. And what cannot be written
+        # to the line, it would copy once more.
+        base = array.base
+        if type(base) is np.ndarray and block_of(base) is not None:
+            return False
+        if not alike.copies or not outgoing.can_place(topic, alike.size_bytes):
             return False
         make_room(driver, alike.size_bytes)
         block = arenas.filled(array, alike.size_bytes)
@@ -95,17 +101,18 @@ def publish_alike(driver: Driver, topic_name: str, lane: str | None, array: npt.
             driver.read_arrived()
         if not outgoing.can_place(topic, alike.size_bytes) or not arenas.can_share(block):
             return False
+        assert topic.line is not None
         name: int = block.arena.name
-        if topic.line is None or name not in topic.line.arenas:
+        if name not in topic.line.arenas:
             return False
-        loan = arenas.loan(block)
+        loan = arenas.open_loan(block)
         if given:
             block.give_away(array)
         place = packed_place(name, loan, block.offset)
         if not outgoing.publish_place(
             topic, 0, _TENSOR, 0, alike.body, place, alike.size_bytes, alike.charge, wall_ns()
         ):
-            arenas.not_shared(loan)
+            arenas.cancel_loan(loan)
             return False
         driver.flush()
         driver.publishes()

@@ -45,8 +45,8 @@ cdef class Arenas:
     cdef _collect(self)
     @cython.locals(arena=Arena)
     cpdef bint can_share(self, Block block) except -1
-    cpdef long long loan(self, Block block) except -1
-    cpdef not_shared(self, long long number)
+    cpdef long long open_loan(self, Block block) except -1
+    cpdef cancel_loan(self, long long number)
     @cython.locals(number='long long')
     cpdef take_back(self, list loans)
     cdef _bound_again(self)

@@ -77,6 +77,7 @@ class Arenas:
         self.enabled = False
         self.lent_bytes = 0
         self.came_back = Signal()
+        # Python's own where signals may come between two steps: its `with` is one.
         self._lock = Lock() if UNBROKEN else threading.Lock()
         self._arenas: dict[int, Arena] = {}
         self._free: dict[int, list[Slot]] = {}
@@ -224,7 +225,8 @@ class Arenas:
         return block
 
     def _find(self, payload: Buffer, view: npt.NDArray[np.generic]) -> Place | None:
-        """Where a view lies of an array that was lent, and was given away before or is gone.
+        """Where a view lies of an array that was lent, if that was given away before or is gone; or a whole one that is
+        not in C order.
 
         While the application has the whole array, and may go on to fill it, a view of it does not give it away.
         """
@@ -367,9 +369,9 @@ class Arenas:
         """The frame's payload for a message that is published now; None when the broker cannot use its arena."""
         if not self.can_share(place.block):
             return None
-        return packed_place(place.block.arena.number, self.loan(place.block), place.offset)
+        return packed_place(place.block.arena.number, self.open_loan(place.block), place.offset)
 
-    def loan(self, block: Block) -> int:
+    def open_loan(self, block: Block) -> int:
         """The number of the loan for a message in a block that is published now and can be."""
         number = self._last_loan % _LAST_LOAN + 1
         while number in self._lent or number in self._untold:
@@ -378,7 +380,7 @@ class Arenas:
         self._lent[number] = block
         return number
 
-    def not_shared(self, number: int) -> None:
+    def cancel_loan(self, number: int) -> None:
         """A message was not published after all."""
         del self._lent[number]
 

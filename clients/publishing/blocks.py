@@ -101,7 +101,8 @@ class Block(Held):
 
     def __del__(self) -> None:
         # On any thread and at any moment: it takes no lock.
-        self._over.append(self._slot)
+        if self._over is not None:
+            self._over.append(self._slot)
 
 
 def block_in(slot: Slot, size_bytes: int, over: deque[Slot]) -> Block:

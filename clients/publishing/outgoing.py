@@ -137,7 +137,9 @@ class Outgoing:
                 raise LimitExceeded(
                     "topics_per_session_max", number, TOPICS_PER_SESSION_MAX, "put what varies into the value"
                 )
-            number = self.topics.pop(oldest).number
+            forgotten = self.topics.pop(oldest)
+            # Its number is another one's from here on, whoever still has it.
+            forgotten.line, number = None, forgotten.number
             self.last_sent = None
             topic = self._by_number[number - 1] = OutgoingTopic(name, number)
         else:
@@ -316,8 +318,8 @@ class Outgoing:
         return self.publish_small(topic, frame, charged_bytes)
 
     def can_place(self, topic: OutgoingTopic, size_bytes: int) -> bool:
-        """Whether a message of so many bytes in shared memory can be written to a topic's line now, in an arena that
-        its readers have, with nothing to be seen to before."""
+        """Whether a message of so many bytes in shared memory can be written to a topic's line now, with nothing to be
+        seen to before, if its readers have the arena."""
         line = topic.line
         return (
             line is not None

@@ -15,7 +15,7 @@ cdef class _Told:
     cdef public bint due, nobody
 
 
-cdef class LineLeases:
+cdef class HeldOnLine:
     cdef public Releases releases
     cdef public dict held
     cdef public _Told told
@@ -23,7 +23,7 @@ cdef class LineLeases:
 
 
 cdef class LineLease(Held):
-    cdef LineLeases _line
+    cdef HeldOnLine _line
     cdef object _passage
     cdef unsigned long long _position
 
@@ -49,8 +49,8 @@ cdef class Leases:
     @cython.locals(
         mapped=_Mapped, lease=LineLease, size_bytes='unsigned long long', offset='unsigned long long', place='const Place *'
     )
-    cpdef lined(self, LineLeases line, unsigned long long position, Frame frame)
-    @cython.locals(due=bint, ended=bint, line=LineLeases, releases=Releases, told=_Told)
+    cpdef lined(self, HeldOnLine line, unsigned long long position, Frame frame)
+    @cython.locals(due=bint, ended=bint, line=HeldOnLine, releases=Releases, told=_Told)
     cdef _look(self, Session session)
     cpdef bint due(self) except -1
     cpdef give_back(self, Session session)

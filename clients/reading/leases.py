@@ -73,7 +73,7 @@ class _Told:
         self.nobody = False
 
 
-class LineLeases:
+class HeldOnLine:
     """What is still used of what has come on one line.
 
     Attributes:
@@ -94,7 +94,7 @@ class LineLeases:
 class LineLease(Held):
     """As Lease, of a message that has come on a line, and its bytes: the broker reads in the place that it is over."""
 
-    _line: LineLeases
+    _line: HeldOnLine
     _passage: Passage | None
     _position: int
 
@@ -132,7 +132,7 @@ class Leases:
         self._passage: Passage | None = None
         self._told = _Told()
         # Of lines on which something has come that is still used, or was when it was looked last.
-        self._lines: list[LineLeases] = []
+        self._lines: list[HeldOnLine] = []
 
     def disconnected(self) -> None:
         """The session is over, and its connection about to be closed: what is still read is made this process's own."""
@@ -206,11 +206,11 @@ class Leases:
             raise ProtocolError(f"{size_bytes} bytes at {offset} of arena {number}, which has no such place")
         return mapped
 
-    def line(self, releases: Releases) -> LineLeases:
+    def line(self, releases: Releases) -> HeldOnLine:
         """For what comes on a line, with the place where it is said that it is over."""
-        return LineLeases(releases, self._told)
+        return HeldOnLine(releases, self._told)
 
-    def lined(self, line: LineLeases, position: int, frame: Frame) -> Buffer:
+    def lined(self, line: HeldOnLine, position: int, frame: Frame) -> Buffer:
         """As `payload`, for a message that has come on a line.
 
         Args:

@@ -5,7 +5,7 @@ import cython
 from broker.protocol.frames cimport Frame
 from broker.protocol.line cimport Reader, check_entry
 from clients.reading.incoming cimport Incoming
-from clients.reading.leases cimport LineLeases
+from clients.reading.leases cimport HeldOnLine
 from clients.reading.subscription_state cimport SubscriptionState
 
 
@@ -15,7 +15,7 @@ cdef int _TAKEN, _PUBLISH, _DEFAULT, _BATCH, _SHARED, _ALLOWED, _BATCH_MESSAGES_
 cdef class LineIn:
     cdef public unsigned int number
     cdef public Reader reader
-    cdef public LineLeases leases
+    cdef public HeldOnLine leases
     cdef public object publication
     cdef public list subscriptions
     cdef public long long sequence

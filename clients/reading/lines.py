@@ -19,7 +19,7 @@ from broker.protocol.frames import Flag, Frame, Kind, Lane
 from broker.protocol.line import PLACE_BYTES, TAKEN, Reader, Releases, check_entry
 from broker.protocol.session import Session
 from clients.reading.incoming import Incoming
-from clients.reading.leases import LineLeases
+from clients.reading.leases import HeldOnLine
 from clients.reading.messages import Publication
 from clients.reading.subscription_state import SubscriptionState
 
@@ -50,7 +50,7 @@ class LineIn:
         self,
         number: int,
         reader: Reader,
-        leases: LineLeases,
+        leases: HeldOnLine,
         publication: Publication,
         subscriptions: list[SubscriptionState],
         sequence: int,

@@ -127,7 +127,8 @@ def test_a_straggler_is_as_late_as_it_says_itself(elements: int) -> None:
     on_threads(3, work, watched.memory)
     watched.look()
     # Others come later than they might when they get no processor, but not by so much.
-    straggler = watched.recorder.stragglers()[0]
+    straggler, *others = watched.recorder.stragglers()
+    assert all(2 * each.lateness_ns < straggler.lateness_ns for each in others)
     assert (straggler.rank, straggler.late_operations, straggler.operations) == (7, steps, steps)
     own = [came[1] - min(came[0], came[2]) for came in came_ns]
     assert straggler.lateness_ns == pytest.approx(statistics.median(own), rel=0.1)

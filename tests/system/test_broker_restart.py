@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -120,8 +121,14 @@ def test_a_broker_that_stops_answering_is_noticed_by_the_heartbeat() -> None:
         bus.close()
 
 
-def stays_alive() -> bool:
-    """Whether a client whose application computes for longer than its broker waits for it is there afterwards."""
+STOOD_STILL_S = 1.0
+"""A machine on which a wait takes so much longer than it should may have let the client have no processor either."""
+
+
+def stays_alive() -> bool | None:
+    """Whether a client whose application computes for longer than its broker waits for it is there afterwards; None
+    when it is not, and the machine stood still."""
+    longest_s = 0.0
     with (
         Daemon("--heartbeat-interval-s", "0.2", "--heartbeat-timeout-s", "2.0", admin="off") as daemon,
         clients.connect(daemon.url, name="busy", reconnect_timeout_s=0.0) as bus,
@@ -130,17 +137,20 @@ def stays_alive() -> bool:
         try:
             subscription, ticks = bus.subscribe("work"), clock.subscribe("nothing")
             for _ in range(5):
+                began_s = time.monotonic()
                 with pytest.raises(clients.TimeoutError):
                     ticks.next(0.5)
+                longest_s = max(longest_s, time.monotonic() - began_s - 0.5)
             bus.publish("work", "still here")
             return bool(subscription.next(PATIENCE_S).value == "still here")
         except clients.ConnectionClosed:
-            return False
+            return None if longest_s > STOOD_STILL_S else False
 
 
 def test_a_client_stays_alive_while_its_application_computes() -> None:
-    # Who gets no processor for as long is taken for gone, on a busy machine, but not each time.
-    assert any(stays_alive() for _ in range(ATTEMPTS))
+    # Who gets no processor for as long is taken for gone, on a busy machine: then it is tried again.
+    tried = (stays_alive() for _ in range(ATTEMPTS))
+    assert next((alive for alive in tried if alive is not None), False)
 
 
 def test_several_addresses_fail_over() -> None:
