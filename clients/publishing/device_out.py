@@ -158,8 +158,10 @@ async def _hand_over(driver: Driver, prepared: Prepared, block: DeviceBlock) -> 
     try:
         sequence = await operations.answer(driver, pending, deadline)
     except NotInPlace as error:
+        # Its traceback has this frame, and so the block: nobody is to keep it, as what is in this frame would.
+        pending.error = None
         if error.is_new:
-            devices.detour("a reader is new, and has only now been told of the memory", error)
+            devices.detour("a reader is new, and has only now been told of the memory", str(error))
             return AS_BYTES
         return _refused(arenas, message.topic, str(error))
     except ConnectionClosed:

@@ -174,6 +174,30 @@ def test_a_subscription_that_begins_between_two_messages(
         assert [first.next(PATIENCE_S).value.peek()[0] for _ in range(3)] == [0, 1, 2]
 
 
+def test_what_the_broker_refuses_gives_its_memory_back_at_once(
+    bus: clients.Client, other: clients.Client, cupy: ModuleType
+) -> None:
+    """And not when Python looks for circles: until then a publisher would wait for memory that nobody has."""
+    bus.publish("a", cupy.array(numbers(0)))
+    gc.disable()
+    try:
+        for number in range(1, 5):
+            with other.subscribe("a" if number % 2 else "#", device="cuda:0" if number == 1 else None) as subscription:
+                bus.publish("a", cupy.array(numbers(number)))
+                assert np.array_equal(np.asarray(read(subscription)), numbers(number))
+            bus.flush()
+            bus._core.devices._collect()
+            assert sum(arena.lent for arena in bus._core.devices._arenas.values()) == len(bus._core.devices._lent)
+    finally:
+        gc.enable()
+
+
+def read(subscription: clients.Subscription) -> np.ndarray:
+    """The next array, wherever it is."""
+    value = subscription.next(PATIENCE_S).value
+    return value if isinstance(value, np.ndarray) else value.peek()
+
+
 def test_when_nobody_needs_bytes_any_more_it_is_asked_again(
     bus: clients.Client, other: clients.Client, cupy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
